@@ -1,0 +1,36 @@
+# `make quickstart` and `make test` are the two commands; each makes the environment it needs.
+PYTHON ?= python3
+VENV ?= .venv
+RUN := $(VENV)/bin/python
+
+.PHONY: setup quickstart test test-full lint clean
+
+setup: $(VENV)/requirements.installed
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; v >= (3, 11) or sys.exit("Python %d.%d is too old: repvgg_jax needs 3.11 or later (make PYTHON=python3.12 ...)" % v)'
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/requirements.installed: requirements.txt | $(VENV)/bin/python
+	$(RUN) -m pip install --quiet -r requirements.txt
+	@touch $@
+
+$(VENV)/requirements-dev.installed: requirements-dev.txt $(VENV)/requirements.installed
+	$(RUN) -m pip install --quiet -r requirements-dev.txt
+	@touch $@
+
+quickstart: setup
+	$(RUN) main.py --config configs/quickstart.py --workdir runs/quickstart
+
+test: $(VENV)/requirements-dev.installed
+	$(RUN) -m pytest -m "not slow"
+
+test-full: $(VENV)/requirements-dev.installed
+	$(RUN) -m pytest
+
+lint: $(VENV)/requirements-dev.installed
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+
+clean:
+	rm -rf $(VENV) runs

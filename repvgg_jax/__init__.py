@@ -1,0 +1,21 @@
+"""Re-parameterized convolutional networks: train with many branches, deploy a plain net.
+
+The one currency is a pair `(net, variables)`: a Flax Module without arrays and its
+`{"params", "batch_stats"}`. `fuse` maps such a pair to another such pair.
+"""
+
+from repvgg_jax.checkpoint import load
+from repvgg_jax.errors import UsageError
+from repvgg_jax.fuse import FusionReport, fuse, verify
+from repvgg_jax.nets import create, init, list_models
+
+__all__ = [
+    "FusionReport",
+    "UsageError",
+    "create",
+    "fuse",
+    "init",
+    "list_models",
+    "load",
+    "verify",
+]

@@ -1,0 +1,41 @@
+"""The deploy form of every block: one convolution with a bias."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import jax.numpy as jnp
+from flax import linen as nn
+from jax import Array
+
+from repvgg_jax.affine import Affine
+from repvgg_jax.layers import Dtype, conv
+
+
+class FusedConv(nn.Module):
+    """conv(x, kernel) + bias: [batch, height, width, cin] -> [batch, height / strides, ...]."""
+
+    features: int
+    strides: int = 1
+    groups: int = 1
+    kernel_size: int = 3
+    dilation: int = 1
+    dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool = False) -> Array:
+        return conv(
+            self.features,
+            self.kernel_size,
+            strides=self.strides,
+            groups=self.groups,
+            dilation=self.dilation,
+            use_bias=True,
+            dtype=self.dtype,
+            name="conv",
+        )(x)
+
+
+def fuse_fused(block: FusedConv, params: Mapping, batch_stats: Mapping) -> Affine:
+    """A fused block fuses to itself."""
+    return Affine(params["conv"]["kernel"], params["conv"]["bias"])

@@ -1,0 +1,97 @@
+"""Convolution, BatchNorm, dense layer and squeeze-and-excite: the rules that all nets share.
+
+Padding, epsilon, momentum, initialisation and compute type are decided here and nowhere else.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax.numpy as jnp
+from flax import linen as nn
+from jax import Array, random
+
+Dtype = Any
+
+BN_EPSILON = 1e-5
+BN_MOMENTUM = 0.9  # the share of the old statistic that stays; PyTorch calls this 0.1
+
+# Uniform within +-1/sqrt(fan_in): PyTorch's default, which RepVGG was trained from.
+kernel_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+
+
+def accumulation_dtype(dtype: Dtype) -> Dtype:
+    """The type for sums and logits under compute type `dtype`: float32 or wider."""
+    return jnp.promote_types(dtype, jnp.float32)
+
+
+def conv(
+    features: int,
+    size: int | tuple[int, int],
+    *,
+    name: str,
+    strides: int = 1,
+    groups: int = 1,
+    dilation: int = 1,
+    use_bias: bool = False,
+    dtype: Dtype = jnp.float32,
+) -> nn.Conv:
+    """A convolution that keeps its centre on the pixel it stands on.
+
+    Every side is padded by `dilation * (size // 2)`. Never "SAME": at stride 2 that pads even
+    inputs on one side only, which moves a 3x3's centre off the pixel that the 1x1 beside it reads,
+    and the branches stop adding up to one kernel.
+    """
+    size = (size, size) if isinstance(size, int) else size
+    return nn.Conv(
+        features,
+        size,
+        strides,
+        padding=[(dilation * (side // 2),) * 2 for side in size],
+        kernel_dilation=dilation,
+        feature_group_count=groups,
+        use_bias=use_bias,
+        dtype=dtype,
+        kernel_init=kernel_init,
+        name=name,
+    )
+
+
+def batch_norm(train: bool, *, name: str, dtype: Dtype = jnp.float32) -> nn.BatchNorm:
+    """BatchNorm over batch and space; statistics in float32 whatever the compute type."""
+    return nn.BatchNorm(
+        use_running_average=not train,
+        momentum=BN_MOMENTUM,
+        epsilon=BN_EPSILON,
+        dtype=dtype,
+        name=name,
+    )
+
+
+def dense(features: int, fan_in: int, *, name: str, dtype: Dtype = jnp.float32) -> nn.Dense:
+    """A dense layer, kernel and bias both uniform within +-1/sqrt(fan_in)."""
+    bound = fan_in**-0.5
+
+    def bias_init(key: Array, shape: tuple[int, ...], dtype: Dtype = jnp.float32) -> Array:
+        return random.uniform(key, shape, dtype, -bound, bound)
+
+    return nn.Dense(features, dtype=dtype, kernel_init=kernel_init, bias_init=bias_init, name=name)
+
+
+class SqueezeExcite(nn.Module):
+    """x * sigmoid(W2 relu(W1 mean(x))), the mean over all of height and width.
+
+    [batch, height, width, channels] in and out, with `hidden` units between (arXiv 1709.01507,
+    section 3). It depends on the data, so fusing leaves it as it is.
+    """
+
+    hidden: int
+    dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        channels = x.shape[-1]
+        y = x.mean((1, 2), keepdims=True, dtype=accumulation_dtype(self.dtype))
+        y = nn.relu(dense(self.hidden, channels, name="squeeze", dtype=self.dtype)(y))
+        y = dense(channels, self.hidden, name="excite", dtype=self.dtype)(y)
+        return x * nn.sigmoid(y)

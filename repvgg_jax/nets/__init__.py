@@ -1,0 +1,101 @@
+"""Nets by name: `create("repvgg_b1", num_classes=10)`, `list_models("repvgg*")`, `init`."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import fnmatch
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jax import Array
+
+from repvgg_jax.blocks import BLOCKS, module_type
+from repvgg_jax.errors import UsageError
+from repvgg_jax.nets import repvgg
+
+NETS: dict[str, Callable[..., nn.Module]] = dict(sorted(repvgg.VARIANTS.items()))
+
+# What a net's plan says of a block, and what Flax adds to every Module: not for `create` to set.
+_PLANNED = {"features", "strides", "groups", "dtype", "parent", "name"}
+
+
+def list_models(pattern: str = "*") -> list[str]:
+    """Names that `create` takes, those that match the shell-style pattern."""
+    return fnmatch.filter(NETS, pattern)
+
+
+def create(name: str, *, block: str = "repvgg", **overrides: Any) -> nn.Module:
+    """A net by name, without arrays.
+
+    Args:
+      name: one of `list_models()`.
+      block: one of `BLOCKS`.
+      **overrides: fields of the net (`num_classes`, `widths`, `depths`, `strides`, `groups`,
+        `dtype`, ...) or of its block (`branches`, ...); None keeps the model's own.
+
+    Raises:
+      UsageError: for an unknown name, block or override, naming the right ones.
+    """
+    _check_known("model", name, NETS)
+    _check_known("block", block, BLOCKS)
+    make_block = BLOCKS[block].block
+    overrides = {
+        key: tuple(value) if isinstance(value, list) else value
+        for key, value in overrides.items()
+        if value is not None
+    }
+    if "dtype" in overrides:
+        overrides["dtype"] = _float_dtype(overrides["dtype"])
+    net_fields = _fields(NETS[name]) - {"block", "parent", "name"}
+    block_fields = _fields(make_block) - _PLANNED
+    for key in overrides:
+        _check_known("override", key, sorted(net_fields | block_fields))
+    of_block = {key: overrides.pop(key) for key in sorted(set(overrides) - net_fields)}
+    net = NETS[name](**overrides, block=partial(make_block, **of_block) if of_block else make_block)
+    net.plan()  # a plan that cannot be built says so here rather than in the middle of a trace
+    return net
+
+
+def init(
+    net: nn.Module, key: Array, image_size: int | tuple[int, int] = 224, channels: int = 3
+) -> dict[str, Any]:
+    """Fresh `{"params", "batch_stats"}` of a net, on the default device.
+
+    Args:
+      net: as `create` or `fuse` gives it.
+      key: a `jax.random.key`.
+      image_size: pixels, one number or (height, width); the parameters don't depend on it.
+      channels: of the images.
+    """
+    height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
+    images = jnp.zeros((1, height, width, channels))
+    return jax.jit(partial(net.init, train=False))(key, images)
+
+
+def _fields(make: Callable[..., nn.Module]) -> set[str]:
+    return {field.name for field in dataclasses.fields(module_type(make))}
+
+
+def _check_known(what: str, name: str, known: Any) -> None:
+    if name in known:
+        return
+    close = difflib.get_close_matches(name, known, n=3)
+    hint = f"did you mean {' or '.join(close)}?" if close else f"known are {', '.join(known)}"
+    raise UsageError(f"unknown {what} {name!r}: {hint}")
+
+
+def _float_dtype(dtype: Any) -> Any:
+    try:
+        if jnp.issubdtype(jnp.dtype(dtype), jnp.floating):
+            return jnp.dtype(dtype).type
+    except TypeError:
+        pass
+    raise UsageError(f"dtype={dtype!r}: choose float32, bfloat16, float16 or float64")
+
+
+__all__ = ["NETS", "create", "init", "list_models"]
