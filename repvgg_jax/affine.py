@@ -53,7 +53,9 @@ def fold_bn(
 
 def identity(like: Shaped) -> Affine:
     """x -> x as a kernel shaped as `like`: one at the centre, each channel to itself."""
-    return _diagonal(like, jnp.zeros(like.shape[:2]).at[like.shape[0] // 2, like.shape[1] // 2].set(1))
+    return _diagonal(
+        like, jnp.zeros(like.shape[:2]).at[like.shape[0] // 2, like.shape[1] // 2].set(1)
+    )
 
 
 def average(like: Shaped) -> Affine:

@@ -1,5 +1,13 @@
-"""The one exception that `main.py` turns into a single line and exit code 2."""
+"""The exceptions that `main.py` turns into a single line and an exit code."""
 
 
-class UsageError(ValueError):
+class RunError(Exception):
+    """A run cannot go on. The message is one line: what happened, and where the good part lies."""
+
+    exit_code = 3
+
+
+class UsageError(RunError, ValueError):
     """A mistake of the user's: the message says what was wrong, what would be right, and where."""
+
+    exit_code = 2

@@ -67,7 +67,9 @@ class RepVGGBlock(nn.Module):
 
     def _check(self) -> None:
         if self.kernel_size < 3 or self.kernel_size % 2 == 0:
-            raise UsageError(f"kernel_size={self.kernel_size}: an odd number from 3 on has a centre")
+            raise UsageError(
+                f"kernel_size={self.kernel_size}: an odd number from 3 on has a centre"
+            )
         if unknown := set(self.branches) - set(BRANCHES):
             raise UsageError(f"branches: {sorted(unknown)} unknown; choose from {BRANCHES}")
 
@@ -76,7 +78,9 @@ def fuse_repvgg(block: RepVGGBlock, params: Mapping, batch_stats: Mapping) -> Af
     """The sum of the branches' folded BatchNorms, each as a kxk kernel."""
     k = block.kernel_size
     branches = [
-        fold_bn(Affine(params[f"conv{size}"]["kernel"]), params[f"bn{size}"], batch_stats[f"bn{size}"])
+        fold_bn(
+            Affine(params[f"conv{size}"]["kernel"]), params[f"bn{size}"], batch_stats[f"bn{size}"]
+        )
         for size in (k, 1)
         if f"conv{size}" in params
     ]

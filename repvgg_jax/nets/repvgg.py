@@ -109,6 +109,4 @@ VARIANTS |= {
     for groups in (2, 4)
 }
 # Not in the paper: released by its authors with the code.
-VARIANTS["repvgg_d2se"] = partial(
-    RepVGG, depths=D_DEPTHS, widths=widths(2.5, 5), se_reduction=16
-)
+VARIANTS["repvgg_d2se"] = partial(RepVGG, depths=D_DEPTHS, widths=widths(2.5, 5), se_reduction=16)

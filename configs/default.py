@@ -1,0 +1,63 @@
+"""Every field there is, with its default. The other configs start from here and change a few.
+
+Fields whose default is a type in `placeholder(...)` are unset: the comment says what then holds.
+"""
+
+from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
+
+
+def get_config() -> ConfigDict:
+    config = ConfigDict()
+    config.seed = 0  # of initialisation, sampling and augmentation
+
+    config.model = model = ConfigDict()
+    model.name = "repvgg_a0"  # one of repvgg_jax.list_models()
+    model.block = "repvgg"  # the train-time block: repvgg, plain (conv and BatchNorm alone)
+    model.num_classes = 1000
+    model.depths = placeholder(tuple)  # blocks a stage, the stem being the first; the model's own
+    model.widths = placeholder(tuple)  # channels a stage; the model's own
+    model.strides = placeholder(tuple)  # of each stage's first block; 2 everywhere
+    model.groups = placeholder(int)  # of every second layer; the model's own
+    model.branches = placeholder(tuple)  # some of ("kxk", "1x1", "identity"); all
+    model.dtype = "float32"  # compute type; parameters and statistics are always float32
+
+    config.data = data = ConfigDict()
+    data.source = "tfds"  # tfds (prepared as array_record), folder (of class folders), digits
+    data.name = "imagenet2012"  # of the TFDS set, `name`, `name/config` or `name:version`
+    data.data_dir = placeholder(str)  # where it lies; TFDS's own default, ~/tensorflow_datasets
+    data.image_size = 224  # pixels, of the square that the net sees
+    data.augmentation = "resized_crop"  # resized_crop and flip, pad_crop (for small images), none
+    data.resize = 256  # evaluation: the shorter side, before the centre crop (resized_crop)
+    data.padding = 4  # training: zeros around the image before its crop (pad_crop)
+    data.flip = True  # training: mirror half of the images
+    data.mean = (0.485, 0.456, 0.406)  # of [0, 1] RGB, subtracted on the device
+    data.std = (0.229, 0.224, 0.225)
+    data.skip_corrupt = False  # count and skip images that cannot be decoded, or stop at the first
+    data.workers = 4  # threads that decode, a process
+
+    config.train = train = ConfigDict()
+    train.epochs = 120.0
+    train.steps = placeholder(int)  # in place of epochs
+    train.batch_size = 256  # over all devices, as is evaluation's
+    train.eval_batch_size = 256
+    train.eval_every = placeholder(int)  # steps; once an epoch
+    train.checkpoint_every = 1000  # steps; one is also written after each evaluation
+    train.keep = 2  # latest checkpoints; the one of the best top-1 is kept besides
+    train.log_every = 50  # steps
+
+    config.optim = optim = ConfigDict()
+    optim.learning_rate = 0.1  # for 256 images a step, scaled by train.batch_size / 256
+    optim.warmup_epochs = 0.0  # rising from 0; then half a cosine to 0, a value every step
+    optim.momentum = 0.9
+    optim.nesterov = False
+    optim.weight_decay = 1e-4
+    # Kernels decay, and the identity BatchNorm's scale, as in the released code (whose name rule
+    # spares "bn" and "bias" and misses that one). The first expression that matches wins.
+    optim.decay_rules = ((r".*/kernel", 1.0), (r".*/bn0/scale", 1.0))
+    optim.bias_rate_factor = 1.0  # the learning rate of biases over that of the rest
+    optim.label_smoothing = 0.0
+
+    config.fuse = fuse = ConfigDict()
+    fuse.verify_images = 256  # evaluation images that the two forms are compared on
+    return config

@@ -1,0 +1,25 @@
+"""The paper's 120-epoch recipe on ImageNet-2012, for any model.
+
+  python main.py --config configs/imagenet.py --config.model.name=repvgg_b0
+
+SGD with momentum 0.9 (no Nesterov), 0.1 for 256 images, cosine to zero, no warm-up, weight decay
+1e-4, biases at twice the rate; random resized crop and flip (arXiv 2101.03697, section 4.1, and the
+released training script). Data: `imagenet2012` prepared by TFDS as array_record, or class folders:
+
+  --config.data.source=folder --config.data.data_dir=/data/imagenet
+"""
+
+from ml_collections import ConfigDict
+
+from configs import default
+
+
+def get_config(model: str = "repvgg_a0") -> ConfigDict:
+    config = default.get_config()
+    config.model.name = model
+    config.model.dtype = "bfloat16"
+    config.optim.bias_rate_factor = 2.0
+    config.data.workers = 16
+    config.train.checkpoint_every = 1000
+    config.train.log_every = 100
+    return config

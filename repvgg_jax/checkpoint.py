@@ -1,0 +1,204 @@
+"""Orbax checkpoints: what is saved, which is kept, and how any host opens them.
+
+A step's folder holds three items: `variables` (params and batch_stats, all that a reader needs),
+`optimizer` (its state and the step) and `position` (of the data: seed and step).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from flax import linen as nn
+from flax.traverse_util import flatten_dict
+from jax.sharding import Sharding, SingleDeviceSharding
+
+from repvgg_jax.blocks import FusedConv
+from repvgg_jax.config import make_net, read_config
+from repvgg_jax.errors import UsageError
+from repvgg_jax.nets import init
+
+Variables = Mapping[str, Any]
+FUSED = "fused"  # the folder of a workdir that holds the fused pair's variables
+
+
+def open_manager(workdir: Path, keep: int) -> ocp.CheckpointManager:
+    """Asynchronous saves under `<workdir>/checkpoints`: the `keep` latest and the best top-1."""
+    policies = ocp.checkpoint_managers
+    preserve = [
+        policies.LatestN(keep),
+        policies.BestN(
+            get_metric_fn=lambda metrics: metrics["top1"],
+            n=1,
+            keep_checkpoints_without_metrics=False,
+        ),
+    ]
+    options = ocp.CheckpointManagerOptions(
+        preservation_policy=policies.AnyPreservationPolicy(preserve)
+    )
+    return ocp.CheckpointManager((Path(workdir) / "checkpoints").absolute(), options=options)
+
+
+def save(
+    manager: ocp.CheckpointManager,
+    variables: Variables,
+    optimizer: Mapping[str, Any],
+    position: Mapping[str, int],
+    metrics: Mapping[str, float] | None = None,
+) -> None:
+    """Start writing a checkpoint; the arrays are copied before this returns.
+
+    Args:
+      manager: of the workdir.
+      variables: `{"params", "batch_stats"}`.
+      optimizer: `{"step", "opt_state"}`.
+      position: `{"seed", "step"}`, the data stream's; its step names the checkpoint.
+      metrics: with a `top1`, where the net was just evaluated.
+
+    Raises:
+      whatever an earlier asynchronous save failed with.
+    """
+    manager.save(
+        position["step"],
+        args=ocp.args.Composite(
+            variables=ocp.args.StandardSave(variables),
+            optimizer=ocp.args.StandardSave(optimizer),
+            position=ocp.args.JsonSave(dict(position)),
+        ),
+        metrics=dict(metrics) if metrics else None,
+    )
+
+
+def restore(
+    manager: ocp.CheckpointManager,
+    variables: Variables,
+    optimizer: Mapping[str, Any],
+    step: int,
+) -> tuple[Variables, Mapping[str, Any], dict[str, int]]:
+    """The checkpoint of a step, laid out as the given trees.
+
+    Args:
+      manager: of the workdir.
+      variables, optimizer: trees of arrays or of `jax.ShapeDtypeStruct` with shardings; a
+        checkpoint of any number of devices is laid out anew.
+      step: one of `manager.all_steps()`.
+
+    Raises:
+      UsageError: where it is damaged, or another net's, listing names or shapes that differ.
+    """
+    where = f"{manager.directory}/{step}"
+    _check_same(where, variables, _read(where, lambda: manager.item_metadata(step).variables))
+    restored = _read(
+        where,
+        lambda: manager.restore(
+            step,
+            args=ocp.args.Composite(
+                variables=ocp.args.StandardRestore(variables),
+                optimizer=ocp.args.StandardRestore(optimizer),
+                position=ocp.args.JsonRestore(),
+            ),
+        ),
+    )
+    return restored.variables, restored.optimizer, restored.position
+
+
+def load(
+    workdir: str | Path, fused: bool = False, step: int | None = None
+) -> tuple[nn.Module, dict[str, Any]]:
+    """A run's `(net, variables)`, on this host's first device, wherever it was trained.
+
+    Args:
+      workdir: of a run.
+      fused: the fused pair, which `--mode=train` ends with and `--mode=fuse` writes.
+      step: of the checkpoint; the latest by default.
+
+    Raises:
+      UsageError: where there is no run, no such checkpoint, or a damaged one.
+    """
+    workdir = Path(workdir).absolute()
+    net = make_net(read_config(workdir))
+    if fused:
+        return _load_fused(workdir, net)
+    directory = workdir / "checkpoints"
+    steps = sorted(ocp.utils.checkpoint_steps(directory)) if directory.exists() else []
+    if not steps:
+        raise UsageError(f"no checkpoint under {directory}; `--mode=train` writes them")
+    step = steps[-1] if step is None else step
+    if step not in steps:
+        raise UsageError(f"no checkpoint of step {step} under {directory}; there are {steps}")
+    return net, _load_tree(directory / str(step) / "variables", _abstract(net))
+
+
+def save_fused(workdir: Path, variables: Variables) -> None:
+    """Write a fused net's variables where `load(workdir, fused=True)` finds them."""
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(Path(workdir).absolute() / FUSED, variables, force=True)
+
+
+def has_fused(workdir: Path) -> bool:
+    """Whether `save_fused` has written there."""
+    return (Path(workdir) / FUSED).exists()
+
+
+def _load_fused(workdir: Path, net: nn.Module) -> tuple[nn.Module, dict[str, Any]]:
+    if not has_fused(workdir):
+        raise UsageError(
+            f"no fused weights in {workdir / FUSED}; "
+            f"`python main.py --mode=fuse --workdir={workdir}` writes them"
+        )
+    plain = net.clone(block=FusedConv)
+    return plain, _load_tree(workdir / FUSED, _abstract(plain))
+
+
+def _abstract(net: nn.Module, sharding: Sharding | None = None) -> dict[str, Any]:
+    """Shapes and types of a net's variables, on this host's first device by default."""
+    sharding = sharding or SingleDeviceSharding(jax.local_devices()[0])
+    shapes = jax.eval_shape(lambda key: init(net, key), jax.random.key(0))
+    return jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), shapes
+    )
+
+
+def _load_tree(path: Path, abstract: dict[str, Any]) -> dict[str, Any]:
+    with ocp.StandardCheckpointer() as checkpointer:
+        _check_same(path, abstract, _read(path, lambda: checkpointer.metadata(path)))
+        return _read(path, lambda: checkpointer.restore(path, abstract))
+
+
+def _read(where: str | Path, read: Any) -> Any:
+    """What `read` gives; Orbax and TensorStore raise a dozen types for a damaged folder."""
+    try:
+        return read()
+    except Exception as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        raise UsageError(
+            f"the checkpoint {where} cannot be read ({reason}); remove it to use the one before"
+        ) from error
+
+
+def _check_same(where: str | Path, expected: Any, found: Any) -> None:
+    """Raises UsageError that lists which names or shapes of a checkpoint are not the net's."""
+    tree = getattr(getattr(found, "item_metadata", found), "tree", found)
+
+    def shapes(tree: Any) -> dict[str, tuple]:
+        return {"/".join(path): tuple(leaf.shape) for path, leaf in flatten_dict(tree).items()}
+
+    ours, theirs = shapes(expected), shapes(tree)
+    if ours == theirs:
+        return
+    missing = sorted(ours.keys() - theirs.keys())
+    extra = sorted(theirs.keys() - ours.keys())
+    reshaped = [
+        f"{k} {theirs[k]}, not {ours[k]}"
+        for k in sorted(ours.keys() & theirs)
+        if ours[k] != theirs[k]
+    ]
+    parts = [
+        f"{label} {', '.join(names[:3])}{f' and {len(names) - 3} more' if len(names) > 3 else ''}"
+        for label, names in (("lacks", missing), ("also holds", extra), ("has", reshaped))
+        if names
+    ]
+    raise UsageError(f"the checkpoint {where} is of another net: it {'; it '.join(parts)}")

@@ -1,0 +1,177 @@
+"""From a config to the values that the library takes, and what makes two configs the same run."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import optax
+from flax import linen as nn
+from ml_collections import ConfigDict
+
+from repvgg_jax import optim
+from repvgg_jax.data import Source, Transform, load_source
+from repvgg_jax.errors import UsageError
+from repvgg_jax.nets import create
+
+# Where a run's data lie, how often it speaks and what it keeps: not what it computes.
+_NOT_IDENTITY = {
+    "data.data_dir",
+    "data.workers",
+    "train.eval_batch_size",
+    "train.checkpoint_every",
+    "train.keep",
+    "train.log_every",
+    "fuse.verify_images",
+}
+
+
+def flat(tree: Mapping, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """`("optim.momentum", 0.9)` for every field of a config."""
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def plain(config: ConfigDict) -> dict[str, Any]:
+    """The config as JSON has it: dicts, lists, numbers, strings, None."""
+    return json.loads(json.dumps(config.to_dict()))
+
+
+def identity(config: Mapping) -> dict[str, Any]:
+    """The fields that decide what a run computes, of a config or its JSON."""
+    tree = plain(config) if isinstance(config, ConfigDict) else config
+    return {key: value for key, value in flat(tree) if key not in _NOT_IDENTITY}
+
+
+def config_hash(config: Mapping) -> str:
+    """Twelve hexadecimal digits that two configs share if they compute the same."""
+    text = json.dumps(identity(config), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def check_workdir(config: ConfigDict, workdir: Path) -> None:
+    """Raises UsageError unless the workdir is new, empty, or this very config's own."""
+    if workdir.exists() and not workdir.is_dir():
+        raise UsageError(f"--workdir={workdir} is a file; name a folder")
+    saved = workdir / "config.json"
+    if not saved.exists():
+        if workdir.exists() and any(workdir.iterdir()):
+            raise UsageError(
+                f"--workdir={workdir} is not empty and holds no config.json, so it is no run of "
+                "ours; name a new folder"
+            )
+        return
+    theirs, ours = identity(read_config(workdir)), identity(config)
+    differing = [key for key in ours | theirs if ours.get(key) != theirs.get(key)]
+    if differing:
+        changes = ", ".join(f"{k}: {theirs.get(k)} there, {ours.get(k)} here" for k in differing)
+        raise UsageError(
+            f"--workdir={workdir} holds a run of another config ({changes}); "
+            "name a new folder, or remove that one"
+        )
+
+
+def make_workdir(workdir: Path) -> None:
+    """Raises UsageError where the folder cannot be made or written to."""
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        writable = os.access(workdir, os.W_OK)
+    except OSError as error:
+        raise UsageError(f"--workdir={workdir} cannot be made: {error.strerror}") from None
+    if not writable:
+        raise UsageError(f"--workdir={workdir} cannot be written to; name another folder")
+
+
+def read_config(workdir: Path) -> ConfigDict:
+    """The config that a workdir's run was started with.
+
+    Raises:
+      UsageError: where the workdir holds no run, or its config.json cannot be read.
+    """
+    path = Path(workdir) / "config.json"
+    try:
+        return ConfigDict(json.loads(path.read_text()))
+    except FileNotFoundError:
+        raise UsageError(f"no run in {workdir}: {path} does not exist") from None
+    except json.JSONDecodeError as error:
+        raise UsageError(f"{path} is not a config: {error}") from None
+
+
+def unknown_field(config: ConfigDict, overrides: list[str]) -> str | None:
+    """What is wrong with the first of `a.b=value` that names no field, and what would be right."""
+    known = dict(flat(config))
+    for override in overrides:
+        name = override.split("=")[0]
+        if name not in known:
+            close = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
+            return f"--config.{name}: no such field; did you mean {', '.join(close) or 'another'}?"
+    return None
+
+
+def make_net(config: ConfigDict) -> nn.Module:
+    """The net that `config.model` describes."""
+    return create(**config.model.to_dict())
+
+
+def make_source(config: ConfigDict, split: str) -> Source:
+    """The data that `config.data` describes, for `train` or `test`."""
+    data = config.data
+    return load_source(
+        data.source,
+        data.name,
+        data.data_dir,
+        split,
+        num_classes=config.model.num_classes,
+        skip_corrupt=data.skip_corrupt,
+    )
+
+
+def make_transform(config: ConfigDict) -> Transform:
+    """What happens to an image between its source and the device."""
+    data = config.data
+    return Transform(data.augmentation, data.image_size, data.resize, data.padding, data.flip)
+
+
+def total_steps(config: ConfigDict, train_size: int) -> int:
+    """Steps of the run: `train.steps`, or as many as `train.epochs` of the data have."""
+    if config.train.steps is not None:
+        steps, field = config.train.steps, "train.steps"
+    else:
+        steps = round(config.train.epochs * train_size / config.train.batch_size)
+        field = "train.epochs"
+    if steps < 1:
+        raise UsageError(f"{field}={getattr(config.train, field[6:])} gives no step to train")
+    return steps
+
+
+def make_schedule(config: ConfigDict, train_size: int) -> optax.Schedule:
+    """Step -> learning rate."""
+    steps, batch_size = total_steps(config, train_size), config.train.batch_size
+    warmup = round(config.optim.warmup_epochs * train_size / batch_size)
+    if warmup >= steps:
+        raise UsageError(
+            f"optim.warmup_epochs={config.optim.warmup_epochs} lasts {warmup} of {steps} steps; "
+            "warm up for fewer"
+        )
+    return optim.cosine_schedule(config.optim.learning_rate, batch_size, steps, warmup)
+
+
+def make_optimizer(config: ConfigDict, schedule: optax.Schedule) -> optax.GradientTransformation:
+    """The optimizer that `config.optim` describes."""
+    values = config.optim
+    return optim.sgd(
+        schedule,
+        momentum=values.momentum,
+        nesterov=values.nesterov,
+        weight_decay=values.weight_decay,
+        decay_rules=values.decay_rules,
+        rate_rules=((r".*/bias", values.bias_rate_factor),),
+    )

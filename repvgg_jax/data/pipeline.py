@@ -1,0 +1,213 @@
+"""Batches: a pure function of (seed, step), cut over hosts, made ahead of time by threads."""
+
+from __future__ import annotations
+
+import itertools
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+
+from repvgg_jax.data.decode import LazyImage, from_array
+from repvgg_jax.data.pad_crop import pad_crop_flip
+from repvgg_jax.data.sampler import stream_indices
+from repvgg_jax.data.sources import ArraySource, EncodedSource, Example, Source
+from repvgg_jax.data.transforms import Transform, eval_image, train_image
+from repvgg_jax.errors import UsageError
+
+Batch = dict[str, np.ndarray]
+
+# Batches made ahead of the one in use.
+_AHEAD = 2
+
+
+def train_batches(
+    source: Source,
+    transform: Transform,
+    batch_size: int,
+    seed: int,
+    start_step: int = 0,
+    *,
+    process_index: int = 0,
+    process_count: int = 1,
+    workers: int = 4,
+) -> Iterator[Batch]:
+    """Endless training batches; `start_step=k` is the same as dropping the first k.
+
+    Step s holds positions s * batch_size .. (s + 1) * batch_size - 1 of the stream, whatever the
+    number of processes and workers. Where a corrupt image is skipped, the next index's image
+    stands in for it, so the mask is all ones.
+
+    Args:
+      source: what to read; in memory or streamed.
+      transform: whose training half is applied.
+      batch_size: over all processes.
+      seed: of the order and the augmentation, at least 0.
+      start_step: the first step to yield.
+      process_index, process_count: this process gets rows `[i * local : (i + 1) * local]` of every
+        batch, local = batch_size / process_count.
+      workers: threads that read and decode a streamed source.
+
+    Yields:
+      {"image": uint8 [local, image_size, image_size, 3], "label": int32 [local],
+      "mask": float32 [local]}.
+
+    Raises:
+      UsageError: at once where the sizes don't go together; from `next` whatever reading raises.
+    """
+    local = _check(source, batch_size, process_index, process_count, workers)
+    if seed < 0 or start_step < 0:
+        raise UsageError(f"seed={seed} and start_step={start_step} must not be negative")
+    first = process_index * local
+
+    if isinstance(source, ArraySource):
+
+        def batch_at(step: int) -> Batch:
+            positions = step * batch_size + first + np.arange(local)
+            indices = stream_indices(len(source), seed, int(positions[0]), local)
+            images = _train_images(source.images[indices], transform, seed, positions)
+            return _batch(images, source.labels[indices], np.ones(local, np.float32))
+
+        return _ahead(batch_at, itertools.count(start_step))
+
+    def row_at(row: int) -> Batch:
+        step, offset = divmod(row, local)
+        position = step * batch_size + first + offset
+        index = int(stream_indices(len(source), seed, position, 1)[0])
+        for tried in range(len(source)):
+            example = _read(
+                source,
+                (index + tried) % len(source),
+                lambda image: train_image(image, transform, seed, position),
+            )
+            if example is not None:
+                return _row(example)
+        raise UsageError(f"{source.name}: none of {len(source)} images can be decoded")
+
+    return _stream(row_at, start_step * local, None, local, workers)
+
+
+def eval_batches(
+    source: Source,
+    transform: Transform,
+    batch_size: int,
+    *,
+    process_index: int = 0,
+    process_count: int = 1,
+    workers: int = 4,
+) -> Iterator[Batch]:
+    """Every example once, in order: ceil(n / batch_size) batches, the same number on each process.
+
+    The last batch is padded with zeros whose mask is 0; so is a corrupt image that is skipped.
+    Arguments, shapes and errors are those of `train_batches`.
+    """
+    local = _check(source, batch_size, process_index, process_count, workers)
+    steps = -(-len(source) // batch_size)
+    first = process_index * local
+    empty = np.zeros((transform.image_size, transform.image_size, 3), np.uint8)
+
+    if isinstance(source, ArraySource):
+
+        def batch_at(step: int) -> Batch:
+            start = step * batch_size + first
+            images = _eval_images(source.images[start : start + local], transform)
+            labels = source.labels[start : start + local]
+            missing = local - len(labels)
+            return _batch(
+                np.concatenate([images, np.broadcast_to(empty, (missing, *empty.shape))]),
+                np.pad(labels, (0, missing)),
+                np.pad(np.ones(len(labels), np.float32), (0, missing)),
+            )
+
+        return _ahead(batch_at, range(steps))
+
+    def row_at(row: int) -> Batch:
+        step, offset = divmod(row, local)
+        index = step * batch_size + first + offset
+        example = None
+        if index < len(source):
+            example = _read(source, index, lambda image: eval_image(image, transform))
+        return _row(Example(empty, 0), mask=0.0) if example is None else _row(example)
+
+    return _stream(row_at, 0, steps * local, local, workers)
+
+
+def _check(
+    source: Source, batch_size: int, process_index: int, process_count: int, workers: int
+) -> int:
+    """Rows of a batch in this process."""
+    if not len(source):
+        raise UsageError(f"{source.name} is empty")
+    if batch_size < 1 or batch_size % process_count:
+        raise UsageError(
+            f"batch_size={batch_size} must be a positive multiple of the {process_count} processes"
+        )
+    if not 0 <= process_index < process_count:
+        raise UsageError(f"process_index={process_index} must be in [0, {process_count})")
+    if workers < 0:
+        raise UsageError(f"workers={workers} must not be negative")
+    return batch_size // process_count
+
+
+def _read(
+    source: Source, index: int, transform: Callable[[LazyImage], np.ndarray]
+) -> Example | None:
+    if isinstance(source, EncodedSource):
+        return source.decode(source.read([index])[0], transform)
+    image, label = source[index]
+    return Example(transform(from_array(image)), label)
+
+
+def _train_images(
+    images: np.ndarray, transform: Transform, seed: int, positions: np.ndarray
+) -> np.ndarray:
+    """`train_image` over a batch; one gather where the size is right already."""
+    if transform.augmentation == "resized_crop":
+        pairs = zip(images, positions.tolist(), strict=True)
+        return np.stack([train_image(from_array(x), transform, seed, p) for x, p in pairs])
+    images = _eval_images(images, transform)
+    if transform.augmentation == "pad_crop":
+        return pad_crop_flip(images, transform.padding, transform.flip, seed, positions)
+    return images
+
+
+def _eval_images(images: np.ndarray, transform: Transform) -> np.ndarray:
+    size = transform.image_size
+    right = images.shape[1:3] == (size, size) and transform.augmentation != "resized_crop"
+    if right or not len(images):
+        return images if right else np.zeros((0, size, size, 3), np.uint8)
+    return np.stack([eval_image(from_array(image), transform) for image in images])
+
+
+def _batch(images: np.ndarray, labels: np.ndarray, mask: np.ndarray) -> Batch:
+    return {"image": images, "label": labels, "mask": mask}
+
+
+def _row(example: Example, mask: float = 1.0) -> Batch:
+    return _batch(example.image, np.int32(example.label), np.float32(mask))
+
+
+def _ahead(batch_at: Callable[[int], Batch], steps) -> Iterator[Batch]:
+    """batch_at over `steps`, computed by one thread a little ahead of its consumer."""
+    with ThreadPoolExecutor(1, "batches") as pool:
+        pending = deque()
+        for step in steps:
+            pending.append(pool.submit(batch_at, step))
+            if len(pending) > _AHEAD:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+
+
+def _stream(
+    row_at: Callable[[int], Batch], start: int, stop: int | None, local: int, workers: int
+) -> Iterator[Batch]:
+    """Batches of row_at(start), row_at(start + 1), ... made by Grain's threads."""
+    import grain
+
+    rows = grain.MapDataset.range(start, 2**62 if stop is None else stop)
+    batches = rows.map(row_at).batch(local)
+    ahead = workers + _AHEAD if workers else 0
+    options = grain.ReadOptions(num_threads=workers, prefetch_buffer_size=ahead)
+    return iter(batches.to_iter_dataset(options))

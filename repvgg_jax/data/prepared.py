@@ -1,0 +1,169 @@
+"""Data sets prepared by TensorFlow Datasets as array_record, read without TensorFlow."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from repvgg_jax.data.sources import EncodedSource, Record
+from repvgg_jax.errors import UsageError
+
+_INFO = "dataset_info.json"
+_FORMAT = "array_record"
+
+# Sets that TFDS cannot fetch by itself, and what their user has to.
+_MANUAL = {"imagenet2012": "ILSVRC2012"}
+
+# ImageNet calls what has labels "validation"; its "test" has none.
+_SPLITS = {"train": ("train",), "test": ("validation", "test")}
+
+
+def load_prepared(
+    name: str,
+    data_dir: str | None,
+    split: str,
+    *,
+    num_classes: int | None = None,
+    skip_corrupt: bool = False,
+) -> tuple[EncodedSource, int | None]:
+    """Open `<data_dir>/<name>/<version>`, the newest version unless `name` ends in `:version`.
+
+    Returns:
+      The source, and the decoded bytes of an image (None where sizes differ).
+
+    Raises:
+      UsageError: where the set is missing (with the command that prepares it), in another file
+        format, incomplete, without such a split, or without `image` and `label` features.
+    """
+    default = os.environ.get("TFDS_DATA_DIR", os.path.join("~", "tensorflow_datasets"))
+    root = os.path.expanduser(data_dir or default)
+    directory = _find(name, root)
+    _check_format(directory, name, root)
+
+    # Imported here: this takes a second, which `import repvgg_jax` need not.
+    import tensorflow_datasets as tfds
+
+    builder = tfds.builder_from_directory(directory)
+    features, splits = builder.info.features, builder.info.splits
+    key = next((key for key in _SPLITS[split] if key in splits), None)
+    if key is None:
+        raise UsageError(
+            f"{directory} has no split for {split!r}: wanted {' or '.join(_SPLITS[split])}, "
+            f"it has {', '.join(splits) or 'none'}"
+        )
+    _check_files(splits[key])
+    class_names = _check_features(features, directory, num_classes)
+    records = builder.as_data_source(split=key, decoders={"image": tfds.decode.SkipDecoding()})
+
+    def read(indices: Sequence[int]) -> list[Record]:
+        return [
+            Record(row["image"], int(row["label"]), f"record {index} of {directory} ({key})")
+            for index, row in zip(indices, records.__getitems__(list(indices)), strict=True)
+        ]
+
+    source = EncodedSource(
+        name=f"{name} {key} in {directory}",
+        class_names=class_names,
+        size=len(records),
+        read=read,
+        label_range=min(num_classes or len(class_names), len(class_names)),
+        skip_corrupt=skip_corrupt,
+    )
+    height, width, _ = features["image"].shape
+    return source, height * width * 3 if height and width else None
+
+
+def _find(name: str, root: str) -> str:
+    """The version folder of a data set."""
+    from etils import epath  # also opens gs:// paths
+
+    dataset, _, wanted = name.partition(":")
+    folder = epath.Path(root) / dataset
+    if not re.fullmatch(r"\w[\w.+-]*(/\w[\w.+-]*)?(:\d+\.\d+\.\d+)?", name):
+        raise UsageError(
+            f"data.name={name!r} is no data set; expected name, name/config or name:version"
+        )
+    found = sorted(_versions(folder), key=lambda version: tuple(map(int, version.split("."))))
+    if wanted in found or (found and not wanted):
+        return os.fspath(folder / (wanted or found[-1]))
+    if found:
+        raise UsageError(f"{folder} has no version {wanted}, only {', '.join(found)}")
+    configs = sorted(sub.name for sub in _folders(folder) if _versions(sub))
+    if configs:
+        choices = ", ".join(f"{dataset}/{config}" for config in configs)
+        raise UsageError(f"{folder} holds configs: set data.name to one of {choices}")
+    raise UsageError(
+        f"no prepared {name} under {root}; prepare it once, in an environment that has "
+        f"tensorflow: `{_command(name, root)}`; "
+        "or point data.source=folder and data.data_dir at class folders"
+    )
+
+
+def _folders(folder: Any) -> list[Any]:
+    return [sub for sub in folder.iterdir() if sub.is_dir()] if folder.is_dir() else []
+
+
+def _versions(folder: Any) -> list[str]:
+    return [
+        sub.name
+        for sub in _folders(folder)
+        if re.fullmatch(r"\d+\.\d+\.\d+", sub.name) and (sub / _INFO).exists()
+    ]
+
+
+def _command(name: str, root: str) -> str:
+    archives = _MANUAL.get(name.partition(":")[0].partition("/")[0])
+    manual = f" --manual_dir=<folder with the {archives} archives>" if archives else ""
+    return (
+        f"pip install tensorflow tensorflow-datasets && "
+        f"tfds build {name} --file_format={_FORMAT} --data_dir={root}{manual}"
+    )
+
+
+def _check_format(directory: str, name: str, root: str) -> None:
+    from etils import epath
+
+    try:
+        info = json.loads((epath.Path(directory) / _INFO).read_text())
+    except ValueError as error:
+        raise UsageError(f"{directory}/{_INFO} is no JSON: {error}; prepare it anew") from error
+    formats = [info.get("fileFormat", "tfrecord"), *info.get("alternativeFileFormats", [])]
+    if _FORMAT not in formats:
+        raise UsageError(
+            f"{directory} is prepared as {formats[0]}, which needs tensorflow to read; prepare it "
+            f"as {_FORMAT}: `{_command(name, root)}` in an environment that has tensorflow"
+        )
+
+
+def _check_files(split: Any) -> None:
+    from etils import epath
+
+    for path in split.filepaths:
+        if not epath.Path(path).exists():
+            raise UsageError(f"{path} is missing: the data set is incomplete; prepare it anew")
+
+
+def _check_features(features: Any, directory: str, num_classes: int | None) -> tuple[str, ...]:
+    """The class names; plain numbers where labels are integers without names."""
+    import tensorflow_datasets as tfds
+
+    found = dict(features) if isinstance(features, tfds.features.FeaturesDict) else {}
+    if not isinstance(found.get("image"), tfds.features.Image):
+        raise UsageError(_no_feature(directory, "image", "an Image", found))
+    label = found.get("label")
+    if isinstance(label, tfds.features.ClassLabel) and label.num_classes:
+        return tuple(label.names)
+    if isinstance(label, tfds.features.Scalar) and num_classes is not None:
+        return tuple(str(index) for index in range(num_classes))
+    raise UsageError(_no_feature(directory, "label", "a ClassLabel", found))
+
+
+def _no_feature(directory: str, name: str, kind: str, found: dict[str, Any]) -> str:
+    listed = ", ".join(f"{key} ({type(value).__name__})" for key, value in found.items())
+    return (
+        f"{directory} has no feature {name!r} that is {kind}, only {listed or 'none'}; "
+        "use a classification data set"
+    )

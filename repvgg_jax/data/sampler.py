@@ -1,0 +1,55 @@
+"""Which example stands where in the endless training stream: pure functions of (seed, position).
+
+Nothing here knows of hosts, workers or batches, so any layout of them reads the same stream.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import numpy as np
+
+# Spawn keys, so that shuffling and augmentation never draw the same numbers.
+_SHUFFLE, _AUGMENT = 0, 1
+
+
+def stream_indices(size: int, seed: int, start: int, count: int) -> np.ndarray:
+    """Examples at positions start .. start + count - 1 of the stream.
+
+    Epoch e, positions e * size .. (e + 1) * size - 1, is a permutation of range(size) drawn from
+    (seed, e).
+
+    Args:
+      size: number of examples, at least 1.
+      seed: at least 0.
+      start, count: at least 0.
+
+    Returns:
+      Indices, int64 [count].
+    """
+    indices = np.empty(count, np.int64)
+    done = 0
+    while done < count:
+        epoch, offset = divmod(start + done, size)
+        taken = min(size - offset, count - done)
+        indices[done : done + taken] = _permutation(size, seed, epoch)[offset : offset + taken]
+        done += taken
+    return indices
+
+
+def example_rng(seed: int, position: int) -> np.random.Generator:
+    """The generator that augments the example at `position` of the stream."""
+    return _generator(seed, _AUGMENT, position)
+
+
+# Two epochs for each of a training and an evaluation stream; ImageNet's is 10 MB an epoch.
+@lru_cache(maxsize=4)
+def _permutation(size: int, seed: int, epoch: int) -> np.ndarray:
+    order = _generator(seed, _SHUFFLE, epoch).permutation(size)
+    order.flags.writeable = False  # the cache hands the same array to every caller
+    return order
+
+
+def _generator(seed: int, purpose: int, count: int) -> np.random.Generator:
+    sequence = np.random.SeedSequence(seed, spawn_key=(purpose, count))
+    return np.random.Generator(np.random.Philox(sequence))

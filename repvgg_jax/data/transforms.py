@@ -1,0 +1,176 @@
+"""The paper's transforms: uint8 in, uint8 out; `normalize` turns them into floats on the device.
+
+Training and evaluation each have one rule a name:
+
+| augmentation   | training                              | evaluation                             |
+|----------------|---------------------------------------|----------------------------------------|
+| "resized_crop" | random resized crop, flip             | shorter side to `resize`, centre crop  |
+| "pad_crop"     | `fit`, zero padding, random crop, flip| `fit`                                  |
+| "none"         | `fit`                                 | `fit`                                  |
+
+`fit` leaves images of `image_size` alone and brings others there: shorter side, then centre crop.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from repvgg_jax.data.decode import LazyImage
+from repvgg_jax.data.pad_crop import pad_crop_flip
+from repvgg_jax.data.sampler import example_rng
+from repvgg_jax.errors import UsageError
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+AUGMENTATIONS = ("resized_crop", "pad_crop", "none")
+
+
+@dataclasses.dataclass(frozen=True)
+class Transform:
+    """What happens to an image between decoding and the net.
+
+    Attributes:
+      augmentation: "resized_crop", "pad_crop" or "none".
+      image_size: side of the square that the net gets, pixels.
+      resize: shorter side before evaluation's centre crop; "resized_crop" only.
+      padding: zeros on each side before the random crop; "pad_crop" only.
+      flip: whether training mirrors half of the images.
+
+    Raises:
+      UsageError: an unknown augmentation, or sizes that leave nothing to crop.
+    """
+
+    augmentation: str
+    image_size: int
+    resize: int = 256
+    padding: int = 4
+    flip: bool = True
+
+    def __post_init__(self):
+        if self.augmentation not in AUGMENTATIONS:
+            raise UsageError(
+                f"unknown data.augmentation={self.augmentation!r}; "
+                f"one of: {', '.join(AUGMENTATIONS)}"
+            )
+        if self.image_size < 1 or self.padding < 0:
+            raise UsageError(
+                f"image_size={self.image_size} must be positive and "
+                f"padding={self.padding} not negative"
+            )
+        if self.augmentation == "resized_crop" and self.resize < self.image_size:
+            raise UsageError(
+                f"resize={self.resize} is less than image_size={self.image_size}: evaluation would "
+                "crop beyond the image; the paper has 256 for 224"
+            )
+
+
+def normalize(images: jax.Array, mean: Sequence[float], std: Sequence[float]) -> jax.Array:
+    """(images / 255 - mean) / std.
+
+    Args:
+      images: uint8 [..., 3].
+      mean, std: of the three channels, on the scale 0..1.
+
+    Returns:
+      float32, the shape of `images`.
+    """
+    scaled = jnp.asarray(images).astype(jnp.float32) / 255
+    return (scaled - jnp.asarray(mean, jnp.float32)) / jnp.asarray(std, jnp.float32)
+
+
+def train_image(image: LazyImage, transform: Transform, seed: int, position: int) -> np.ndarray:
+    """The training image at `position` of the stream: uint8 [image_size, image_size, 3].
+
+    Raises:
+      CorruptImageError: where it cannot be decoded.
+    """
+    if transform.augmentation == "resized_crop":
+        rng = example_rng(seed, position)
+        box = random_box(rng, *image.size)
+        pixels = resized_crop(image, box, transform.image_size)
+        return pixels[:, ::-1] if transform.flip and rng.random() < 0.5 else pixels
+    pixels = fit(image, transform.image_size)
+    if transform.augmentation == "pad_crop":
+        positions = np.array([position])
+        return pad_crop_flip(pixels[None], transform.padding, transform.flip, seed, positions)[0]
+    return pixels
+
+
+def eval_image(image: LazyImage, transform: Transform) -> np.ndarray:
+    """The evaluation image, uint8 [image_size, image_size, 3]; raises as `train_image`."""
+    if transform.augmentation == "resized_crop":
+        return resize_and_crop(image.rgb(), transform.resize, transform.image_size)
+    return fit(image, transform.image_size)
+
+
+def random_box(
+    rng: np.random.Generator,
+    width: int,
+    height: int,
+    scale: tuple[float, float] = (0.08, 1.0),
+    ratio: tuple[float, float] = (3 / 4, 4 / 3),
+) -> tuple[int, int, int, int]:
+    """A random part of an image (Szegedy et al., arXiv 1409.4842, section 6).
+
+    Its share of the area is uniform in `scale`, its width / height log-uniform in `ratio`. After
+    ten tries that don't fit: the largest central part whose ratio is within bounds.
+
+    Returns:
+      (left, top, right, bottom) in pixels.
+    """
+    low, high = math.log(ratio[0]), math.log(ratio[1])
+    for _ in range(10):
+        area = width * height * rng.uniform(*scale)
+        aspect = math.exp(rng.uniform(low, high))
+        w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+        if 0 < w <= width and 0 < h <= height:
+            left, top = int(rng.integers(width - w + 1)), int(rng.integers(height - h + 1))
+            return left, top, left + w, top + h
+    w = min(width, max(1, round(height * ratio[1])))
+    h = min(height, max(1, round(width / ratio[0])))
+    left, top = (width - w) // 2, (height - h) // 2
+    return left, top, left + w, top + h
+
+
+def resized_crop(image: LazyImage, box: tuple[int, int, int, int], size: int) -> np.ndarray:
+    """The part `box` of an image, resized (bilinear, antialiased): uint8 [size, size, 3]."""
+    from PIL import Image
+
+    width, height = image.size
+    left, top, right, bottom = box
+    # What the whole image must measure for the part to have at least `size` pixels a side.
+    needed = math.ceil(width * size / (right - left)), math.ceil(height * size / (bottom - top))
+    pixels = image.rgb(at_least=needed)
+    x, y = pixels.width / width, pixels.height / height
+    part = (left * x, top * y, right * x, bottom * y)
+    return np.asarray(pixels.resize((size, size), Image.Resampling.BILINEAR, box=part))
+
+
+def resize_and_crop(image: Image.Image, resize: int, crop: int) -> np.ndarray:
+    """Shorter side to `resize` (bilinear, antialiased), then the centre: uint8 [crop, crop, 3]."""
+    from PIL import Image
+
+    width, height = image.size
+    short, long = min(width, height), max(width, height)
+    if short != resize:
+        other = int(resize * long / short)
+        size = (resize, other) if width <= height else (other, resize)
+        image = image.resize(size, Image.Resampling.BILINEAR)
+    left, top = round((image.width - crop) / 2), round((image.height - crop) / 2)
+    return np.asarray(image)[top : top + crop, left : left + crop]
+
+
+def fit(image: LazyImage, size: int) -> np.ndarray:
+    """The image as it is where it has `size`, else shorter side and centre to `size`."""
+    return resize_and_crop(image.rgb(), size, size)

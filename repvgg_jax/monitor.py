@@ -1,0 +1,388 @@
+"""What a person sees of a run: progress, curves and the table at its end.
+
+`<workdir>/metrics.jsonl` is the record; the progress bar, TensorBoard and `curves.png` are views.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import sys
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TextIO
+
+import numpy as np
+
+from repvgg_jax.errors import UsageError
+
+METRICS_FILE = "metrics.jsonl"
+CURVES_FILE = "curves.png"
+TENSORBOARD_FOLDER = "tensorboard"
+
+# Okabe and Ito's palette: told apart with any of the common colour vision deficiencies.
+_BLUE, _VERMILLION = "#0072B2", "#D55E00"
+
+
+class Monitor:
+    """Shows and records the metrics of one run; a context manager that closes on the way out.
+
+    Rows are `{"step", "kind": "train" | "eval", "seconds", **metrics}`, one JSON object a line,
+    where `seconds` is wall time in the run, added up over resumes. Training rows also hold
+    `examples_per_second` once it is known. A value that is not finite is written as null.
+
+    On opening, what a dead run wrote after `start_step` is cut, so that no step shows twice.
+
+    Args:
+      workdir: folder for `metrics.jsonl`, `tensorboard/` and `curves.png`; made where missing.
+      total_steps: the step at which training ends.
+      batch_size: global images a step.
+      start_step: the step resumed from.
+      stream: where progress goes, standard error by default: a bar on a terminal, lines elsewhere.
+      primary: False on every host but process 0; nothing is then written or shown.
+
+    Raises:
+      UsageError: where an existing `metrics.jsonl` is damaged before its last line.
+    """
+
+    def __init__(
+        self,
+        workdir: str | os.PathLike[str],
+        total_steps: int,
+        batch_size: int,
+        start_step: int = 0,
+        stream: TextIO | None = None,
+        primary: bool = True,
+    ) -> None:
+        self._workdir = Path(workdir)
+        self._total_steps = total_steps
+        self._stream = sys.stderr if stream is None else stream
+        self._open = primary
+        self._seconds_before = 0.0
+        self._bar = None
+        if primary:
+            self._open_files(start_step)
+            if self._stream.isatty():
+                self._bar = _progress_bar(total_steps, start_step, self._stream)
+        self._started = time.monotonic()
+        self._pace = _Pace(start_step, batch_size, self._started)
+
+    def _open_files(self, start_step: int) -> None:
+        from tensorboardX import SummaryWriter
+
+        self._workdir.mkdir(parents=True, exist_ok=True)
+        path = self._workdir / METRICS_FILE
+        if path.exists():
+            rows = [row for row in read_metrics(path) if row["step"] <= start_step]
+            self._seconds_before = rows[-1]["seconds"] if rows else 0.0
+            _replace(path, "".join(json.dumps(row) + "\n" for row in rows))
+        self._file = path.open("a", encoding="utf-8")
+        # TensorBoard hides what older event files hold from purge_step on, itself included.
+        self._scalars = SummaryWriter(
+            str(self._workdir / TENSORBOARD_FOLDER),
+            purge_step=start_step + 1,
+            # File names hold whole seconds: a quick restart must not write over the last file.
+            filename_suffix=f".{time.monotonic_ns()}",
+        )
+
+    @property
+    def examples_per_second(self) -> float:
+        """Training images a second, without evaluation and, where possible, compilation.
+
+        The interval up to the first call holds the compilation: it counts only while there is no
+        other. 0.0 before any interval.
+        """
+        return self._pace.overall()
+
+    def train(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Records and shows a training step's metrics; `step` steps are done."""
+        step, metrics = int(step), _floats(metrics)
+        recent = self._pace.advance(step, time.monotonic())
+        if not self._open:
+            return
+        rate = {} if recent is None else {"examples_per_second": recent}
+        self._record(step, "train", metrics | rate)
+        left = f"{_clock(self._pace.seconds_for(self._total_steps - step))} left"
+        speed = [] if recent is None else [f"{recent:,.0f} images/s"]
+        if self._bar is None:
+            self._say("  ".join([self._place(step), *_words(metrics), *speed, left]))
+        else:
+            loss = _words({"loss": metrics["loss"]}) if "loss" in metrics else []
+            self._bar.n = step
+            self._bar.set_description_str("  ".join([*loss, *speed, left]), refresh=False)
+            self._bar.refresh()
+
+    def evaluate(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Records and shows an evaluation made after `step` steps.
+
+        The time since the last call is left out of `examples_per_second`: call `train` right before
+        an evaluation to have the steps before it counted.
+        """
+        step, metrics = int(step), _floats(metrics)
+        if self._open:
+            self._record(step, "eval", metrics)
+            self._say("  ".join([self._place(step), "evaluation", *_words(metrics)]))
+        self._pace.restart(step, time.monotonic())
+
+    def close(self) -> None:
+        """Closes the files and draws `curves.png`; again does nothing."""
+        if not self._open:
+            return
+        self._open = False
+        if self._bar is not None:
+            self._bar.close()
+        self._file.close()
+        self._scalars.close()
+        if rows := read_metrics(self._workdir / METRICS_FILE):
+            draw_curves(rows, self._workdir / CURVES_FILE)
+
+    def __enter__(self) -> Monitor:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def _record(self, step: int, kind: str, metrics: Mapping[str, float]) -> None:
+        seconds = self._seconds_before + time.monotonic() - self._started
+        finite = {name: v if math.isfinite(v) else None for name, v in metrics.items()}
+        row = {"step": step, "kind": kind, "seconds": round(seconds, 3), **finite}
+        self._file.write(json.dumps(row, allow_nan=False) + "\n")
+        self._file.flush()
+        for name, value in metrics.items():
+            self._scalars.add_scalar(f"{kind}/{name}", value, step)
+
+    def _place(self, step: int) -> str:
+        return f"step {step:{len(str(self._total_steps)) + 1}d}/{self._total_steps}"
+
+    def _say(self, line: str) -> None:
+        if self._bar is None:
+            print(line, file=self._stream, flush=True)
+        else:
+            self._bar.write(line, file=self._stream)  # above the bar, which is drawn again below
+
+
+class _Pace:
+    """How fast training goes, from the times at which steps were reported."""
+
+    def __init__(self, step: int, batch_size: int, now: float) -> None:
+        self._batch_size = batch_size
+        self._step, self._now = step, now
+        self._first: tuple[int, float] | None = None  # (steps, seconds) with the compilation
+        self._steps, self._seconds = 0, 0.0  # all later intervals
+
+    def advance(self, step: int, now: float) -> float | None:
+        """Ends an interval of training; its images a second, None where it has no steps."""
+        steps, seconds = step - self._step, now - self._now
+        if steps <= 0 or seconds <= 0:
+            return None
+        if self._first is None:
+            self._first = steps, seconds
+        else:
+            self._steps, self._seconds = self._steps + steps, self._seconds + seconds
+        self._step, self._now = step, now
+        return steps * self._batch_size / seconds
+
+    def restart(self, step: int, now: float) -> None:
+        """Drops the time since the last report: it was not all training."""
+        if self._first is None and step > self._step:
+            self._first = 0, 0.0  # the compilation went with what is dropped
+        self._step, self._now = max(step, self._step), now
+
+    def overall(self) -> float:
+        steps, seconds = (self._steps, self._seconds) if self._steps else self._first or (0, 0.0)
+        return steps * self._batch_size / seconds if steps else 0.0
+
+    def seconds_for(self, steps: int) -> float | None:
+        rate = self.overall()
+        return max(steps, 0) * self._batch_size / rate if rate else None
+
+
+def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
+    """The rows of a `metrics.jsonl`, in the order written, without a torn last line.
+
+    Raises:
+      FileNotFoundError: where there is no such file.
+      UsageError: where a line before the last is no JSON object with a step, naming it.
+    """
+    lines = Path(path).read_bytes().splitlines()
+    rows = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            row = json.loads(line)
+            if not isinstance(row, dict) or "step" not in row:
+                raise ValueError("no JSON object with a step")
+        except ValueError as error:
+            if number == len(lines):  # the process died while writing it
+                break
+            raise UsageError(
+                f"{path}, line {number}: {error}; each line must be a JSON object such as "
+                '{"step": 1, "kind": "train", "loss": 2.3}. Mend or remove that line.'
+            ) from error
+        rows.append(row)
+    return rows
+
+
+def draw_curves(rows: Sequence[Mapping[str, Any]], path: str | os.PathLike[str]) -> None:
+    """Draws loss and top-1 (percent) against the step into a picture, training and evaluation.
+
+    Args:
+      rows: as `read_metrics` gives them; any of the kinds and metrics may be missing.
+      path: the picture; its ending picks the format.
+    """
+    # A Figure of one's own, as pyplot would keep global state and may ask for a display.
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    figure = Figure(figsize=(11, 4.2), dpi=120, layout="constrained")
+    FigureCanvasAgg(figure)
+    figure.get_layout_engine().set(w_pad=0.12, h_pad=0.1)  # inches
+    panels = (("loss", "loss (nats)", 1.0), ("top1", "top-1 accuracy (%)", 100.0))
+    for axes, (name, label, scale) in zip(figure.subplots(1, 2), panels, strict=True):
+        steps, values = _series(rows, "train", name)
+        if smooth := len(values) >= 10:
+            axes.plot(steps, scale * values, color=_BLUE, alpha=0.25, linewidth=0.8)
+        if len(values):
+            line = scale * (_smoothed(values) if smooth else values)
+            dot = "o" if len(values) == 1 else None
+            title = "training, smoothed" if smooth else "training"
+            axes.plot(steps, line, color=_BLUE, linewidth=1.8, marker=dot, label=title)
+        steps, values = _series(rows, "eval", name)
+        if len(values):
+            # Dashes and dots too, so that the lines differ in black and white.
+            style = {"linestyle": "--", "linewidth": 1.4, "marker": "o", "markersize": 4}
+            axes.plot(steps, scale * values, color=_VERMILLION, label="evaluation", **style)
+        axes.set_xlabel("training step")
+        axes.set_ylabel(label)
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=7, integer=True))
+        axes.grid(color="0.9", linewidth=0.8)
+        axes.set_axisbelow(True)
+        axes.spines[["top", "right"]].set_visible(False)
+        if axes.get_legend_handles_labels()[0]:
+            axes.legend(frameon=False)
+    figure.savefig(path)
+
+
+def summary(report: Mapping[str, Any]) -> str:
+    """The table at the end of a run, from the tree in `report.json`; what that lacks is left out.
+
+    Accuracies, agreement included, are fractions in [0, 1] there and percent here.
+    """
+    table = (
+        ("top1", "top-1", "{:.2%}".format),
+        ("top5", "top-5", "{:.2%}".format),
+        ("loss", "loss", "{:.4f}".format),
+        ("params", "parameters", "{:,}".format),
+        ("macs", "multiply-adds", _scaled),
+    )
+    title = " on ".join(str(report[name]) for name in ("model", "device") if name in report)
+    width = max(36, len(title) + 2)
+    lines = [f"{title:<{width}}{'train form':>15}{'fused':>13}"]
+    for name, words, text in table:
+        if name in report:
+            cells = [report[name].get(form) for form in ("train_form", "fused")]
+            left, right = ("-" if cell is None else text(cell) for cell in cells)
+            lines.append(f"{'  ' + words:<{width}}{left:>15}{right:>13}")
+    if "fusion" in report:
+        fusion = report["fusion"]
+        lines.append(
+            f"fusion: max relative error {fusion['max_relative_error']:.1e}, "
+            f"top-1 agreement {fusion['top1_agreement']:.2%}, logit KL {fusion['logit_kl']:.1e}"
+        )
+    ending = []
+    if "eval_count" in report:
+        ending.append(f"evaluated {report['eval_count']:,} images")
+    if "steps" in report:
+        rate = report.get("examples_per_second")
+        ending.append(f"{report['steps']:,} steps" + (f" at {rate:,.0f} images/s" if rate else ""))
+    if "wall_seconds" in report:
+        wall = report["wall_seconds"]
+        ending.append(f"{f'{wall:.1f} s' if wall < 120 else _clock(wall)} in all")
+    if "config_hash" in report:
+        ending.append(f"config {report['config_hash']}")
+    return "\n".join([*lines, "; ".join(ending)] if ending else lines)
+
+
+def write_json(path: str | os.PathLike[str], tree: Any) -> None:
+    """Writes a tree as JSON in one go: a reader sees the old file or the new one, whole.
+
+    Raises:
+      ValueError: where a number is not finite, which JSON has no word for.
+      TypeError: where a leaf is none of JSON's types.
+    """
+    _replace(Path(path), json.dumps(tree, indent=2, allow_nan=False) + "\n")
+
+
+def _replace(path: Path, text: str) -> None:
+    # In the same folder, as os.replace is atomic only within one file system.
+    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with draft.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(draft, path)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def _progress_bar(total_steps: int, start_step: int, stream: TextIO) -> Any:
+    from tqdm import tqdm
+
+    return tqdm(
+        total=total_steps,
+        initial=start_step,
+        file=stream,
+        dynamic_ncols=True,
+        bar_format="{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}  {desc}",
+    )
+
+
+def _floats(metrics: Mapping[str, Any]) -> dict[str, float]:
+    return {name: float(value) for name, value in metrics.items()}
+
+
+def _words(metrics: Mapping[str, float]) -> Iterable[str]:
+    short = {"learning_rate": "lr"}
+    fixed = {"loss", "top1", "top5"}  # the same width on every line
+    for name, value in metrics.items():
+        if name in fixed:
+            yield f"{name} {value:.3f}"
+        else:
+            whole = value.is_integer() and abs(value) < 1e15
+            yield f"{short.get(name, name)} {f'{value:,.0f}' if whole else f'{value:.3g}'}"
+
+
+def _clock(seconds: float | None) -> str:
+    """mm:ss, from an hour on h:mm:ss."""
+    if seconds is None:
+        return "--:--"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes:02}:{rest:02}"
+
+
+def _scaled(count: float) -> str:
+    for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if count >= size:
+            return f"{count / size:.3f} {unit}"
+    return f"{count:,}"
+
+
+def _series(
+    rows: Iterable[Mapping[str, Any]], kind: str, name: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """The steps and values of one metric, without the rows where it is missing or null."""
+    points = [(row["step"], row[name]) for row in rows if row["kind"] == kind and name in row]
+    points = [(step, value) for step, value in points if value is not None]
+    steps, values = zip(*points, strict=True) if points else ((), ())
+    return np.array(steps, float), np.array(values, float)
+
+
+def _smoothed(values: np.ndarray) -> np.ndarray:
+    """A centred weighted mean over about a tenth of the curve: no lag, and no pull at its ends."""
+    window = np.hanning(max(5, len(values) // 10 | 1) + 2)[1:-1]
+    weights = np.convolve(np.ones_like(values), window, mode="same")
+    return np.convolve(values, window, mode="same") / weights

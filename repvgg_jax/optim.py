@@ -1,0 +1,78 @@
+"""The paper's optimizer: SGD with momentum, cosine to zero, and rules by parameter name."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import optax
+
+# (regular expression, value): the first that matches the whole of `stage0_block0/conv3/kernel` wins.
+NameRules = Sequence[tuple[str, float]]
+
+
+def by_name(params: Any, rules: NameRules, default: float) -> Any:
+    """A tree like `params` with the value of the first rule that matches each parameter's name."""
+
+    def value(path: tuple, _: Any) -> float:
+        name = "/".join(key.key for key in path)
+        return next((v for pattern, v in rules if re.fullmatch(pattern, name)), default)
+
+    return jax.tree_util.tree_map_with_path(value, params)
+
+
+def cosine_schedule(
+    learning_rate: float, batch_size: int, total_steps: int, warmup_steps: int = 0
+) -> optax.Schedule:
+    """Linear warm-up from 0, then half a cosine to 0 at `total_steps`, a value every step.
+
+    Args:
+      learning_rate: the peak for 256 images a step; it scales linearly with `batch_size` (RepVGG
+        trains 256 images at 0.1, and a larger batch at an unscaled rate loses accuracy).
+      batch_size: images a step over all devices.
+      total_steps: of the run, the warm-up included.
+      warmup_steps: of them spent rising.
+    """
+    peak = learning_rate * batch_size / 256
+    if warmup_steps == 0:
+        return optax.cosine_decay_schedule(peak, total_steps)
+    return optax.warmup_cosine_decay_schedule(0.0, peak, warmup_steps, total_steps)
+
+
+def sgd(
+    schedule: optax.Schedule,
+    *,
+    momentum: float = 0.9,
+    nesterov: bool = False,
+    weight_decay: float = 1e-4,
+    decay_rules: NameRules = ((r".*/kernel", 1.0),),
+    rate_rules: NameRules = (),
+) -> optax.GradientTransformation:
+    """SGD as RepVGG was trained with (arXiv 2101.03697, section 4.1, and the released code).
+
+    m <- momentum m + g + weight_decay d W,  W <- W - r lr m, where d (0 if no rule matches) and r
+    (1 if no rule matches) are the parameter's factors by name.
+
+    Args:
+      schedule: step -> learning rate.
+      momentum, nesterov: of the trace; the paper's runs are without Nesterov.
+      weight_decay: L2, added to the gradient before the momentum.
+      decay_rules: name rules for d.
+      rate_rules: name rules for r, such as 2 for biases.
+    """
+
+    def decay(grads: Any, params: Any) -> Any:
+        factors = by_name(params, decay_rules, 0.0)
+        return jax.tree.map(lambda g, p, d: g + weight_decay * d * p, grads, params, factors)
+
+    def rate(updates: Any, params: Any) -> Any:
+        return jax.tree.map(lambda u, r: u * r, updates, by_name(params, rate_rules, 1.0))
+
+    return optax.chain(
+        optax.stateless(decay),
+        optax.trace(momentum, nesterov),
+        optax.stateless(rate),
+        optax.scale_by_learning_rate(schedule),
+    )

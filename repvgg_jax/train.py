@@ -1,0 +1,345 @@
+"""The training step, the evaluation, and the loop around them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import linen as nn
+from flax import struct
+from jax import Array
+from jax.sharding import Mesh
+from jaxtyping import Float
+from ml_collections import ConfigDict
+
+from repvgg_jax import checkpoint
+from repvgg_jax.config import (
+    check_workdir,
+    make_net,
+    make_optimizer,
+    make_schedule,
+    make_source,
+    make_transform,
+    make_workdir,
+    plain,
+    total_steps,
+)
+from repvgg_jax.data import IMAGENET_MEAN, IMAGENET_STD, eval_batches, normalize, train_batches
+from repvgg_jax.errors import RunError
+from repvgg_jax.monitor import Monitor, write_json
+from repvgg_jax.nets import init
+from repvgg_jax.sharding import check_divides, make_mesh, replicated, shard_batch
+
+Batch = Mapping[str, Any]
+Metrics = dict[str, Any]
+
+
+class TrainState(struct.PyTreeNode):
+    """All that a step changes, with the net and the optimizer that change it as static parts."""
+
+    step: Array
+    params: Any
+    batch_stats: Any
+    opt_state: optax.OptState
+    net: nn.Module = struct.field(pytree_node=False)
+    tx: optax.GradientTransformation = struct.field(pytree_node=False)
+
+    @property
+    def variables(self) -> dict[str, Any]:
+        """What the net takes: `{"params", "batch_stats"}`."""
+        return {"params": self.params, "batch_stats": self.batch_stats}
+
+    @property
+    def optimizer(self) -> dict[str, Any]:
+        """What a checkpoint needs besides the variables."""
+        return {"step": self.step, "opt_state": self.opt_state}
+
+
+def init_state(
+    net: nn.Module, tx: optax.GradientTransformation, mesh: Mesh, key: Array
+) -> TrainState:
+    """A fresh state, born on the mesh: no host or device ever holds more than its part."""
+
+    def build(key: Array) -> TrainState:
+        variables = init(net, key)
+        params, batch_stats = variables["params"], variables.get("batch_stats", {})
+        return TrainState(jnp.int32(0), params, batch_stats, tx.init(params), net, tx)
+
+    shapes = jax.eval_shape(build, key)
+    shardings = jax.tree.map(lambda _: replicated(mesh), shapes)
+    return jax.jit(build, out_shardings=shardings)(key)
+
+
+def as_images(
+    images: Array, mean: tuple[float, ...], std: tuple[float, ...]
+) -> Float[Array, "batch height width channels"]:
+    """What a net takes: uint8 pixels are normalised here, floating images are taken as they are."""
+    return normalize(images, mean, std) if images.dtype == jnp.uint8 else images
+
+
+def train_step(
+    state: TrainState,
+    batch: Batch,
+    key: Array,
+    *,
+    label_smoothing: float = 0.0,
+    mean: tuple[float, ...] = IMAGENET_MEAN,
+    std: tuple[float, ...] = IMAGENET_STD,
+) -> tuple[TrainState, Metrics]:
+    """One update. Under `jit` a sharded batch has the gradient and statistics of the whole.
+
+    Args:
+      state: of the step before.
+      batch: `image` [batch, height, width, 3], uint8 or normalised, and `label` [batch].
+      key: for nets that draw (dropout, stochastic depth); the step is folded in.
+      label_smoothing: share of the target that is spread over all classes.
+      mean, std: of [0, 1] RGB, for uint8 images.
+
+    Returns:
+      the new state, and `loss` (nats), `top1` of the training batch, `grad_norm`.
+    """
+    images = as_images(batch["image"], mean, std)
+    rngs = {"dropout": jax.random.fold_in(key, state.step)}
+
+    def loss_fn(params: Any) -> tuple[Array, tuple[Array, Any]]:
+        variables = {"params": params, "batch_stats": state.batch_stats}
+        logits, updated = state.net.apply(
+            variables, images, train=True, mutable=["batch_stats"], rngs=rngs
+        )
+        targets = optax.smooth_labels(
+            jax.nn.one_hot(batch["label"], logits.shape[-1]), label_smoothing
+        )
+        loss = optax.softmax_cross_entropy(logits, targets).mean()
+        return loss, (logits, updated.get("batch_stats", {}))
+
+    (loss, (logits, batch_stats)), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
+    updates, opt_state = state.tx.update(grads, state.opt_state, state.params)
+    metrics = {
+        "loss": loss,
+        "top1": (logits.argmax(-1) == batch["label"]).mean(),
+        "grad_norm": optax.global_norm(grads),
+    }
+    state = state.replace(
+        step=state.step + 1,
+        params=optax.apply_updates(state.params, updates),
+        batch_stats=batch_stats,
+        opt_state=opt_state,
+    )
+    return state, metrics
+
+
+@partial(jax.jit, static_argnames=("net", "mean", "std"))
+def eval_step(
+    net: nn.Module,
+    variables: Any,
+    batch: Batch,
+    *,
+    mean: tuple[float, ...] = IMAGENET_MEAN,
+    std: tuple[float, ...] = IMAGENET_STD,
+) -> Metrics:
+    """Sums over the examples that a batch's `mask` marks: `top1`, `top5`, `loss`, `count`."""
+    logits = net.apply(variables, as_images(batch["image"], mean, std), train=False)
+    label, mask = batch["label"], batch["mask"]
+    # Ranks by index among equals, so that a dead net of equal logits is not right everywhere.
+    best = jax.lax.top_k(logits, min(5, logits.shape[-1]))[1]
+    hits = best == label[:, None]
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, label)
+    return {
+        "top1": (hits[:, 0] * mask).sum(),
+        "top5": (hits.any(-1) * mask).sum(),
+        "loss": jnp.where(mask > 0, losses, 0.0).sum(),
+        "count": mask.sum(),
+    }
+
+
+def evaluate(
+    net: nn.Module,
+    variables: Any,
+    batches: Iterable[Batch],
+    *,
+    mesh: Mesh | None = None,
+    mean: tuple[float, ...] = IMAGENET_MEAN,
+    std: tuple[float, ...] = IMAGENET_STD,
+) -> dict[str, float]:
+    """Accuracy over all examples of the batches, each counted once.
+
+    Args:
+      net, variables: of either form.
+      batches: `image`, `label`, and a `mask` of 0 where an example only fills the batch.
+      mesh: to split the batches over; the default device without one.
+      mean, std: of [0, 1] RGB, for uint8 images.
+
+    Returns:
+      `top1` and `top5` (shares), `loss` (nats a image), `count` (images).
+    """
+    sums = []
+    for batch in batches:
+        batch = shard_batch(batch, mesh) if mesh else batch
+        sums.append(eval_step(net, variables, batch, mean=mean, std=std))
+    # Summed on the host: float32 stops counting single images at 16.8 million.
+    total = {
+        name: float(np.sum([row[name] for row in jax.device_get(sums)], dtype=np.float64))
+        for name in ("top1", "top5", "loss", "count")
+    }
+    count = int(total["count"])
+    if count == 0:
+        raise RunError("nothing to evaluate: the evaluation split has no readable image")
+    return {name: total[name] / count for name in ("top1", "top5", "loss")} | {"count": count}
+
+
+def evaluation(config: ConfigDict, mesh: Mesh) -> Callable[[nn.Module, Any], dict[str, float]]:
+    """`(net, variables) -> metrics` over the config's evaluation split."""
+    source, transform = make_source(config, "test"), make_transform(config)
+    data = config.data
+
+    def run(net: nn.Module, variables: Any) -> dict[str, float]:
+        batches = eval_batches(
+            source,
+            transform,
+            config.train.eval_batch_size,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+            workers=data.workers,
+        )
+        return evaluate(
+            net, variables, batches, mesh=mesh, mean=tuple(data.mean), std=tuple(data.std)
+        )
+
+    return run
+
+
+def train(config: ConfigDict, workdir: Path) -> tuple[TrainState, float | None]:
+    """Train to the config's last step. Nothing is written before all that can be checked was.
+
+    What a run starts from, in this order: the latest checkpoint in the workdir; else fresh
+    parameters from `config.seed`.
+
+    Returns:
+      the last state and the images a second (None if all steps were done before).
+
+    Raises:
+      UsageError: for a config that cannot run, or a workdir that is not this config's.
+      RunError: where the loss or the gradient is not finite.
+    """
+    mesh = make_mesh()
+    check_divides("train.batch_size", config.train.batch_size, mesh)
+    check_divides("train.eval_batch_size", config.train.eval_batch_size, mesh)
+    check_workdir(config, workdir)
+    source, transform, data = make_source(config, "train"), make_transform(config), config.data
+    schedule = make_schedule(config, len(source))
+    steps = total_steps(config, len(source))
+    test = evaluation(config, mesh)
+    state = init_state(
+        make_net(config), make_optimizer(config, schedule), mesh, jax.random.key(config.seed)
+    )
+    make_workdir(workdir)
+    write_json(workdir / "config.json", plain(config))
+    manager = checkpoint.open_manager(workdir, config.train.keep)
+    state = _resume(manager, state)
+    start = int(state.step)
+    batches = train_batches(
+        source,
+        transform,
+        config.train.batch_size,
+        config.seed,
+        start,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+        workers=data.workers,
+    )
+    step_fn = jax.jit(
+        partial(
+            train_step,
+            label_smoothing=config.optim.label_smoothing,
+            mean=tuple(data.mean),
+            std=tuple(data.std),
+        ),
+        donate_argnums=0,
+    )
+    key = jax.random.key(config.seed)
+    eval_every = config.train.eval_every or max(1, len(source) // config.train.batch_size)
+    monitor = Monitor(
+        workdir,
+        steps,
+        config.train.batch_size,
+        start_step=start,
+        primary=jax.process_index() == 0,
+    )
+    with monitor, manager:
+        watch = Watch(monitor, schedule, config.train.log_every, steps, manager)
+        for step in range(start + 1, steps + 1):
+            state, metrics = step_fn(state, shard_batch(next(batches), mesh), key)
+            watch.push(step, metrics)
+            result = None
+            if step % eval_every == 0 or step == steps:
+                watch.flush()
+                result = test(state.net, state.variables)
+                monitor.evaluate(step, result)
+            if result or step % config.train.checkpoint_every == 0:
+                # Only a state whose loss and gradient were finite is worth keeping.
+                watch.flush()
+                position = {"seed": config.seed, "step": step}
+                checkpoint.save(manager, state.variables, state.optimizer, position, result)
+        manager.wait_until_finished()
+    return state, monitor.examples_per_second
+
+
+def _resume(manager: Any, state: TrainState) -> TrainState:
+    """The state of the latest checkpoint, or the given one where there is none."""
+    step = manager.latest_step()
+    if step is None:
+        return state
+    variables, optimizer, _ = checkpoint.restore(manager, state.variables, state.optimizer, step)
+    return state.replace(**variables, **optimizer)
+
+
+class Watch:
+    """Reads a step's metrics after the next step is dispatched, so the host never holds it up."""
+
+    def __init__(
+        self,
+        monitor: Monitor,
+        schedule: optax.Schedule,
+        log_every: int,
+        last_step: int,
+        manager: Any,
+    ):
+        self.monitor, self.schedule, self.manager = monitor, schedule, manager
+        self.log_every, self.last_step = log_every, last_step
+        self._pending: tuple[int, Metrics] | None = None
+        self._since_log: list[dict[str, float]] = []
+
+    def push(self, step: int, metrics: Metrics) -> None:
+        """Take the metrics of a step just dispatched; read those of the one before."""
+        previous, self._pending = self._pending, (step, metrics)
+        if previous:
+            self._read(*previous)
+
+    def flush(self) -> None:
+        """Wait for and read what was pushed last."""
+        if self._pending:
+            previous, self._pending = self._pending, None
+            self._read(*previous)
+
+    def _read(self, step: int, metrics: Metrics) -> None:
+        values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+        if not all(map(math.isfinite, (values["loss"], values["grad_norm"]))):
+            self.manager.wait_until_finished()
+            good = self.manager.latest_step()
+            where = f"{self.manager.directory}/{good}" if good else "none was written yet"
+            raise RunError(
+                f"step {step}: loss {values['loss']}, gradient norm {values['grad_norm']} at "
+                f"learning rate {float(self.schedule(step - 1)):.4g}; last good checkpoint: {where}"
+            )
+        self._since_log.append(values)
+        if step % self.log_every == 0 or step == self.last_step:
+            means = {n: float(np.mean([row[n] for row in self._since_log])) for n in values}
+            self._since_log.clear()
+            self.monitor.train(step, means | {"learning_rate": float(self.schedule(step - 1))})

@@ -1,0 +1,233 @@
+"""The two forms are one function, and the test of that can fail."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import repvgg_jax as rj
+from repvgg_jax.affine import Affine
+from repvgg_jax.blocks import FusedConv, RepVGGBlock, fuse_block
+from repvgg_jax.blocks import repvgg as repvgg_block
+from repvgg_jax.fuse import relative_error
+from tests.trees import randomised
+
+SMALL = dict(num_classes=7, widths=(8, 8, 16, 16, 24), depths=(1, 1, 2, 3, 1))
+
+
+def small(name="repvgg_a0", **overrides):
+    net = rj.create(name, **{**SMALL, **overrides})
+    variables = rj.init(net, jax.random.key(1), image_size=32)
+    return net, randomised(variables, jax.random.key(2))
+
+
+def images(*shape, dtype="float32"):
+    return jax.random.normal(jax.random.key(3), shape, dtype)
+
+
+def block_error(block, cin, height, width, dtype):
+    x = images(2, height, width, cin, dtype=dtype)
+    variables = randomised(block.init(jax.random.key(0), x), jax.random.key(1), dtype)
+    kernel, bias = fuse_block(block, variables["params"], variables["batch_stats"])
+    fields = ("features", "strides", "groups", "kernel_size", "dilation", "dtype")
+    plain = FusedConv(**{name: getattr(block, name) for name in fields})
+    got = plain.apply({"params": {"conv": {"kernel": kernel, "bias": bias}}}, x)
+    return float(relative_error(block.apply(variables, x), got))
+
+
+blocks = st.fixed_dictionaries(
+    {
+        "kernel_size": st.sampled_from([3, 5, 7]),
+        "dilation": st.sampled_from([1, 2]),
+        "strides": st.sampled_from([1, 2]),
+        "groups": st.sampled_from([1, 2, 4, 8]),  # 8 is depthwise where cin = 8
+        "cin": st.sampled_from([8, 16]),
+        "features": st.sampled_from([8, 16]),
+        "height": st.integers(1, 12),
+        "width": st.integers(1, 12),
+        "branches": st.sampled_from(
+            [("kxk", "1x1", "identity"), ("kxk", "identity"), ("kxk", "1x1"), ("kxk",), ("1x1",)]
+        ),
+    }
+)
+
+
+@settings(deadline=None, max_examples=40, derandomize=True)
+@given(blocks, st.sampled_from([("float64", 1e-12), ("float32", 1e-5)]))
+def test_a_block_is_its_fused_convolution(case, precision):
+    dtype, tolerance = precision
+    fields = {key: case[key] for key in case if key not in ("cin", "height", "width")}
+    with jax.enable_x64(True):
+        block = RepVGGBlock(**fields, dtype=jnp.dtype(dtype).type)
+        error = block_error(block, case["cin"], case["height"], case["width"], dtype)
+    assert error < tolerance
+
+
+@pytest.mark.parametrize("name", ["repvgg_a0", "repvgg_b1g4", "repvgg_d2se"])
+@pytest.mark.parametrize("block", ["repvgg", "plain"])
+@pytest.mark.parametrize("size", [(32, 48), (33, 17)])
+def test_nets_fuse_to_the_same_function(name, block, size):
+    net, variables = small(name, block=block)
+    report = rj.verify(net, variables, images(16, *size, 3))
+    assert set(report.blocks) == set(net.plan())
+    assert report.max_relative_error < 1e-5
+    assert report.top1_agreement == 1.0
+    assert abs(report.logit_kl) < 1e-6
+
+
+def test_a_block_is_affine_in_evaluation():
+    block = RepVGGBlock(8)
+    a, b, c = images(3, 2, 6, 6, 8)
+    variables = randomised(block.init(jax.random.key(0), a), jax.random.key(1))
+    f = lambda x: block.apply(variables, x)  # noqa: E731
+    assert relative_error(f(a) + f(b) - f(c), f(a + b - c)) < 1e-5
+
+
+def test_fused_tree_is_the_plain_nets_own_and_fusing_again_changes_nothing():
+    net, variables = small("repvgg_b1g4")
+    plain, fused = rj.fuse(net, variables)
+    own = jax.eval_shape(lambda key: rj.init(plain, key), jax.random.key(0))
+    assert jax.tree.structure(own) == jax.tree.structure(fused)
+    again, fused_again = rj.fuse(plain, fused)
+    assert again == plain
+    jax.tree.map(np.testing.assert_array_equal, fused_again, fused)
+
+
+def test_fuse_is_pure_jittable_and_differentiable():
+    net, variables = small()
+    before = jax.tree.map(np.array, variables)
+    fused = rj.fuse(net, variables)[1]
+    jitted = jax.jit(lambda v: rj.fuse(net, v)[1])(variables)
+    jax.tree.map(np.testing.assert_array_equal, variables, before)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), jitted, fused)
+
+    x = images(4, 32, 32, 3)
+    plain = net.clone(block=FusedConv)
+    through_fuse = jax.grad(lambda v: (plain.apply(rj.fuse(net, v)[1], x) ** 2).mean())(variables)
+    direct = jax.grad(lambda v: (net.apply(v, x) ** 2).mean())(variables)
+    for a, b in zip(jax.tree.leaves(through_fuse), jax.tree.leaves(direct), strict=True):
+        assert relative_error(b, a) < 1e-3
+        assert float(jnp.abs(b).max()) > 0
+
+
+def test_folding_is_wide_whatever_the_compute_type():
+    net, variables = small(dtype="bfloat16")
+    narrow = jax.tree.map(lambda leaf: leaf.astype("bfloat16"), variables)
+    fused = rj.fuse(net, narrow)[1]
+    assert {str(leaf.dtype) for leaf in jax.tree.leaves(fused["params"]["stage0_block0"])} == {
+        "float32"
+    }
+    report = rj.verify(net, variables, images(8, 32, 32, 3))
+    assert report.max_relative_error < 1e-5 < report.deployed.relative_error < 0.5
+
+
+def test_what_is_not_the_nets_is_refused_by_name():
+    net, variables = small()
+    with pytest.raises(ValueError, match="stage2_block0"):
+        rj.fuse(net, {"params": variables["params"], "batch_stats": {
+            k: v for k, v in variables["batch_stats"].items() if k != "stage2_block0"
+        }})  # fmt: skip
+    with pytest.raises(ValueError, match="stage3_block9"):
+        rj.fuse(rj.create("repvgg_a0"), variables)
+
+
+def test_verify_names_the_block_that_differs():
+    net, variables = small()
+    plain, fused = rj.fuse(net, variables)
+    broken = fused["params"]["stage3_block1"]["conv"]
+    fused["params"]["stage3_block1"] = {"conv": broken | {"bias": broken["bias"] + 0.1}}
+    report = rj.verify(net, variables, images(8, 32, 32, 3), (plain, fused))
+    assert report.worst_block == "stage3_block1"
+    assert sum(error > 1e-4 for error in report.blocks.values()) == 1
+    fused["params"]["stage3_block1"] = {"conv": broken | {"bias": broken["bias"] * jnp.nan}}
+    assert (
+        rj.verify(net, variables, images(8, 32, 32, 3), (plain, fused)).max_relative_error
+        == jnp.inf
+    )
+
+
+def faulty_fold(scale=None, mean=1.0, beta=1.0, epsilon=1e-5, root=jnp.sqrt):
+    def fold_bn(branch, params, stats):
+        t = (scale or (lambda gamma: gamma))(params["scale"]) / root(stats["var"] + epsilon)
+        return Affine(
+            branch.kernel * t, beta * params["bias"] + (branch.bias - mean * stats["mean"]) * t
+        )
+
+    return fold_bn
+
+
+def corner(size, branch):
+    margin = [
+        (0, large - small) for large, small in zip(size, branch.kernel.shape[:2], strict=True)
+    ]
+    return Affine(jnp.pad(branch.kernel, [*margin, (0, 0), (0, 0)]), branch.bias)
+
+
+def misplaced_add(*branches):
+    size = max(branch.kernel.shape[:2] for branch in branches)
+    padded = [corner(size, branch) for branch in branches]
+    return Affine(sum(b.kernel for b in padded), sum(b.bias for b in padded))
+
+
+def identity_of(channel):
+    def identity(like):
+        kh, kw, group_width, features = like.shape
+        out = jnp.arange(features)
+        return Affine(
+            jnp.zeros(like.shape).at[kh // 2, kw // 2, channel(out, group_width), out].set(1)
+        )
+
+    return identity
+
+
+MUTANTS = {
+    "mean forgotten": ("fold_bn", faulty_fold(mean=0.0)),
+    "mean added": ("fold_bn", faulty_fold(mean=-1.0)),
+    "beta forgotten": ("fold_bn", faulty_fold(beta=0.0)),
+    "gamma forgotten": ("fold_bn", faulty_fold(scale=jnp.ones_like)),
+    "gamma's sign lost": ("fold_bn", faulty_fold(scale=jnp.abs)),
+    "variance not rooted": ("fold_bn", faulty_fold(root=lambda variance: variance)),
+    "epsilon forgotten": ("fold_bn", faulty_fold(epsilon=0.0)),
+    "epsilon of another framework": ("fold_bn", faulty_fold(epsilon=1e-3)),
+    "1x1 padded to a corner": ("add", misplaced_add),
+    "identity by absolute channel": (
+        "identity",
+        identity_of(lambda out, width: jnp.minimum(out, width - 1)),
+    ),
+    "identity reversed": ("identity", identity_of(lambda out, width: width - 1 - out % width)),
+}
+
+
+@pytest.mark.parametrize("name", [None, *MUTANTS])
+def test_equivalence_rejects_every_mutant(name, monkeypatch):
+    if name:
+        monkeypatch.setattr(repvgg_block, *MUTANTS[name])
+    with jax.enable_x64(True):
+        error = block_error(RepVGGBlock(8, groups=2, dtype=jnp.float64), 8, 7, 6, "float64")
+    assert (error < 1e-12) if name is None else (error > 1e-8), error
+
+
+def test_same_padding_would_be_rejected(monkeypatch):
+    original = repvgg_block.conv
+
+    def same(*args, **kwargs):
+        return original(*args, **kwargs).clone(padding="SAME")
+
+    monkeypatch.setattr(repvgg_block, "conv", same)
+    assert block_error(RepVGGBlock(8, strides=2), 8, 8, 8, "float32") > 1e-2
+
+
+def test_squeeze_excite_stands_before_the_relu_and_averages_all_of_the_map():
+    net, variables = small("repvgg_d2se", depths=(1,), widths=(32,), strides=(1,))
+    wide, params = images(4, 6, 10, 3), variables["params"]
+    x = net.block(**net.plan()["stage0_block0"]).apply(
+        {name: tree["stage0_block0"] for name, tree in variables.items()}, wide
+    )
+    se = params["stage0_block0_se"]
+    hidden = jax.nn.relu(x.mean((1, 2)) @ se["squeeze"]["kernel"] + se["squeeze"]["bias"])
+    gate = jax.nn.sigmoid(hidden @ se["excite"]["kernel"] + se["excite"]["bias"])
+    pooled = jax.nn.relu(x * gate[:, None, None]).mean((1, 2))
+    expected = pooled @ params["head"]["kernel"] + params["head"]["bias"]
+    assert relative_error(expected, net.apply(variables, wide)) < 1e-5
