@@ -34,6 +34,7 @@ def parse_flags(argv: list[str]) -> list[str]:
 
 
 def main(argv: list[str]) -> None:
+    logging.set_verbosity(logging.WARNING)
     try:
         if argv[1:]:
             raise UsageError(

@@ -4,8 +4,8 @@
   python main.py --config configs/cifar10.py:full ...
 
 The first is for two CPU cores: 8 epochs, stem at full resolution and the rest at half, RESULT.
-The second, for a GPU, keeps two stages at full resolution and trains 200 epochs. 2.19 M parameters in
-training, 1.98 M fused, in both. Data: `cifar10` prepared by TFDS as array_record.
+The second, for a GPU, keeps two stages at full resolution and trains 200 epochs. Both have
+2.19 M parameters in training, 1.98 M fused. Data: `cifar10` prepared by TFDS as array_record.
 """
 
 from ml_collections import ConfigDict

@@ -105,6 +105,12 @@ def restore(
     return restored.variables, restored.optimizer, restored.position
 
 
+def steps(workdir: Path) -> list[int]:
+    """The steps that a workdir has complete checkpoints of, ascending."""
+    directory = (Path(workdir) / "checkpoints").absolute()
+    return sorted(ocp.utils.checkpoint_steps(directory)) if directory.exists() else []
+
+
 def load(
     workdir: str | Path, fused: bool = False, step: int | None = None
 ) -> tuple[nn.Module, dict[str, Any]]:
@@ -122,13 +128,12 @@ def load(
     net = make_net(read_config(workdir))
     if fused:
         return _load_fused(workdir, net)
-    directory = workdir / "checkpoints"
-    steps = sorted(ocp.utils.checkpoint_steps(directory)) if directory.exists() else []
-    if not steps:
+    directory, found = workdir / "checkpoints", steps(workdir)
+    if not found:
         raise UsageError(f"no checkpoint under {directory}; `--mode=train` writes them")
-    step = steps[-1] if step is None else step
-    if step not in steps:
-        raise UsageError(f"no checkpoint of step {step} under {directory}; there are {steps}")
+    step = found[-1] if step is None else step
+    if step not in found:
+        raise UsageError(f"no checkpoint of step {step} under {directory}; there are {found}")
     return net, _load_tree(directory / str(step) / "variables", _abstract(net))
 
 

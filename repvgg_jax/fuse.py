@@ -169,7 +169,9 @@ def _compare(
     return errors, agreement
 
 
-def relative_error(expected: Float[Array, ...], got: Float[Array, ...]) -> Float[Array, ""]:
+def relative_error(
+    expected: Float[Array, "*shape"], got: Float[Array, "*shape"]
+) -> Float[Array, ""]:
     """max |got - expected| / max |expected|; infinite where either is not finite."""
     scale = jnp.maximum(jnp.abs(expected).max(), jnp.finfo(expected.dtype).tiny)
     error = jnp.abs(got - expected).max() / scale

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import optax
 
-# (regular expression, value): the first that matches the whole of `stage0_block0/conv3/kernel` wins.
+# (regular expression, value): the first to match all of `stage0_block0/conv3/kernel` wins.
 NameRules = Sequence[tuple[str, float]]
 
 

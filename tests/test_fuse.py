@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -14,7 +15,7 @@ from repvgg_jax.blocks import repvgg as repvgg_block
 from repvgg_jax.fuse import relative_error
 from tests.trees import randomised
 
-SMALL = dict(num_classes=7, widths=(8, 8, 16, 16, 24), depths=(1, 1, 2, 3, 1))
+SMALL = dict(num_classes=7, widths=(16, 16, 16, 24, 24), depths=(1, 1, 1, 3, 1))
 
 
 def small(name="repvgg_a0", **overrides):
@@ -28,13 +29,18 @@ def images(*shape, dtype="float32"):
 
 
 def block_error(block, cin, height, width, dtype):
-    x = images(2, height, width, cin, dtype=dtype)
-    variables = randomised(block.init(jax.random.key(0), x), jax.random.key(1), dtype)
-    kernel, bias = fuse_block(block, variables["params"], variables["batch_stats"])
     fields = ("features", "strides", "groups", "kernel_size", "dilation", "dtype")
     plain = FusedConv(**{name: getattr(block, name) for name in fields})
-    got = plain.apply({"params": {"conv": {"kernel": kernel, "bias": bias}}}, x)
-    return float(relative_error(block.apply(variables, x), got))
+
+    @jax.jit
+    def error():
+        x = images(2, height, width, cin, dtype=dtype)
+        variables = randomised(block.init(jax.random.key(0), x), jax.random.key(1), dtype)
+        kernel, bias = fuse_block(block, variables["params"], variables["batch_stats"])
+        got = plain.apply({"params": {"conv": {"kernel": kernel, "bias": bias}}}, x)
+        return relative_error(block.apply(variables, x), got)
+
+    return float(error())
 
 
 blocks = st.fixed_dictionaries(
@@ -54,7 +60,7 @@ blocks = st.fixed_dictionaries(
 )
 
 
-@settings(deadline=None, max_examples=40, derandomize=True)
+@settings(deadline=None, max_examples=25, derandomize=True)
 @given(blocks, st.sampled_from([("float64", 1e-12), ("float32", 1e-5)]))
 def test_a_block_is_its_fused_convolution(case, precision):
     dtype, tolerance = precision
@@ -65,9 +71,15 @@ def test_a_block_is_its_fused_convolution(case, precision):
     assert error < tolerance
 
 
-@pytest.mark.parametrize("name", ["repvgg_a0", "repvgg_b1g4", "repvgg_d2se"])
-@pytest.mark.parametrize("block", ["repvgg", "plain"])
-@pytest.mark.parametrize("size", [(32, 48), (33, 17)])
+@pytest.mark.parametrize(
+    ("name", "block", "size"),
+    [
+        ("repvgg_a0", "repvgg", (32, 48)),
+        ("repvgg_a0", "plain", (33, 17)),
+        ("repvgg_b1g4", "repvgg", (33, 17)),
+        ("repvgg_d2se", "repvgg", (32, 48)),
+    ],
+)
 def test_nets_fuse_to_the_same_function(name, block, size):
     net, variables = small(name, block=block)
     report = rj.verify(net, variables, images(16, *size, 3))
@@ -137,7 +149,7 @@ def test_verify_names_the_block_that_differs():
     net, variables = small()
     plain, fused = rj.fuse(net, variables)
     broken = fused["params"]["stage3_block1"]["conv"]
-    fused["params"]["stage3_block1"] = {"conv": broken | {"bias": broken["bias"] + 0.1}}
+    fused["params"]["stage3_block1"] = {"conv": broken | {"kernel": broken["kernel"] * 1.01}}
     report = rj.verify(net, variables, images(8, 32, 32, 3), (plain, fused))
     assert report.worst_block == "stage3_block1"
     assert sum(error > 1e-4 for error in report.blocks.values()) == 1
@@ -210,12 +222,8 @@ def test_equivalence_rejects_every_mutant(name, monkeypatch):
 
 
 def test_same_padding_would_be_rejected(monkeypatch):
-    original = repvgg_block.conv
-
-    def same(*args, **kwargs):
-        return original(*args, **kwargs).clone(padding="SAME")
-
-    monkeypatch.setattr(repvgg_block, "conv", same)
+    explicit = nn.Conv
+    monkeypatch.setattr(nn, "Conv", lambda *a, **k: explicit(*a, **{**k, "padding": "SAME"}))
     assert block_error(RepVGGBlock(8, strides=2), 8, 8, 8, "float32") > 1e-2
 
 

@@ -1,4 +1,4 @@
-"""The registry of blocks: each a train-time Module and the algebra that makes it one convolution."""
+"""The registry of blocks: each a train-time Module, and its algebra into one convolution."""
 
 from __future__ import annotations
 

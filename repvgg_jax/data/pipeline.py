@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import itertools
 from collections import deque
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 
@@ -188,10 +188,10 @@ def _row(example: Example, mask: float = 1.0) -> Batch:
     return _batch(example.image, np.int32(example.label), np.float32(mask))
 
 
-def _ahead(batch_at: Callable[[int], Batch], steps) -> Iterator[Batch]:
+def _ahead(batch_at: Callable[[int], Batch], steps: Iterable[int]) -> Iterator[Batch]:
     """batch_at over `steps`, computed by one thread a little ahead of its consumer."""
     with ThreadPoolExecutor(1, "batches") as pool:
-        pending = deque()
+        pending: deque[Future[Batch]] = deque()
         for step in steps:
             pending.append(pool.submit(batch_at, step))
             if len(pending) > _AHEAD:

@@ -1,4 +1,4 @@
-"""The plain chain that hosts every block, and RepVGG's variants of it (arXiv 2101.03697, Table 2)."""
+"""The plain chain that hosts every block, and RepVGG's variants (arXiv 2101.03697, Table 2)."""
 
 from __future__ import annotations
 
@@ -53,6 +53,8 @@ class RepVGG(nn.Module):
                 f"depths {self.depths}, widths {self.widths} and strides {self.strides} "
                 "must have one entry a stage each"
             )
+        if self.se_reduction and min(self.widths) < self.se_reduction:
+            raise UsageError(f"widths {self.widths}: none below se_reduction={self.se_reduction}")
         plan: dict[str, dict[str, Any]] = {}
         for stage, (depth, width) in enumerate(zip(self.depths, self.widths, strict=True)):
             for index in range(depth):

@@ -1,0 +1,238 @@
+"""The step, the evaluation and the loop on real digits."""
+
+import json
+import math
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import Mesh
+
+import repvgg_jax as rj
+from configs import quickstart
+from repvgg_jax import checkpoint, optim, sharding, train
+from repvgg_jax.errors import RunError
+
+MEAN, STD = (0.3,) * 3, (0.4,) * 3
+
+
+def tiny_config(**overrides):
+    config = quickstart.get_config()
+    config.model.update(depths=(1, 2), widths=(4, 8), strides=(2, 1))
+    config.train.update(steps=4, batch_size=32, checkpoint_every=2, log_every=1, eval_every=100)
+    config.optim.warmup_epochs = 0.0
+    for name, value in overrides.items():
+        group, field = name.split("_", 1)
+        config[group][field] = value
+    return config
+
+
+def one_device():
+    return Mesh(np.array(jax.devices()[:1]), ("data",))
+
+
+def batch_of(size, seed=0):
+    rng = np.random.default_rng(seed)
+    return {
+        "image": rng.integers(0, 256, (size, 8, 8, 3), np.uint8),
+        "label": rng.integers(0, 10, size).astype(np.int32),
+        "mask": np.ones(size, np.float32),
+    }
+
+
+def fresh_state(mesh):
+    net = rj.create("repvgg_a0", num_classes=10, depths=(1, 2), widths=(4, 8), strides=(2, 1))
+    return train.init_state(net, optim.sgd(lambda step: 0.1), mesh, jax.random.key(0))
+
+
+def equal(a, b):
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(a), jax.device_get(b))
+
+
+def test_four_devices_take_the_same_step_as_one():
+    assert jax.device_count() == 4
+    step = jax.jit(partial(train.train_step, mean=MEAN, std=STD))
+    results = []
+    for mesh in (one_device(), sharding.make_mesh()):
+        state = fresh_state(mesh)
+        for seed in range(3):
+            batch = sharding.shard_batch(batch_of(32, seed), mesh)
+            state, metrics = step(state, batch, jax.random.key(0))
+        results.append((state.variables, metrics))
+        assert len(jax.tree.leaves(state.params)[0].sharding.device_set) == mesh.size
+    # The sums over a batch are taken in another order, nothing else differs.
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-5),
+        *jax.device_get(results),
+    )
+
+
+def test_gradient_and_statistics_are_those_of_the_whole_batch():
+    mesh, state = sharding.make_mesh(), fresh_state(sharding.make_mesh())
+    batch = batch_of(32)
+    new, _ = jax.jit(partial(train.train_step, mean=MEAN, std=STD))(
+        state, sharding.shard_batch(batch, mesh), jax.random.key(0)
+    )
+    x = (batch["image"] / 255 - np.array(MEAN)) / np.array(STD)
+    kernel = jax.device_get(state.params["stage0_block0"]["conv1"]["kernel"])[0, 0]
+    y = x[:, ::2, ::2] @ kernel
+    stats = jax.device_get(new.batch_stats["stage0_block0"]["bn1"])
+    np.testing.assert_allclose(stats["mean"], 0.1 * y.mean((0, 1, 2)), rtol=1e-3, atol=1e-5)
+    np.testing.assert_allclose(stats["var"], 0.9 + 0.1 * y.var((0, 1, 2)), rtol=1e-4)
+
+
+def test_bfloat16_step_keeps_parameters_and_statistics_in_float32():
+    net = rj.create(
+        "repvgg_a0", num_classes=10, depths=(1, 1), widths=(4, 4), strides=(1, 1), dtype="bfloat16"
+    )
+    state = train.init_state(net, optim.sgd(lambda step: 0.1), one_device(), jax.random.key(0))
+    shapes, metrics = jax.eval_shape(train.train_step, state, batch_of(8), jax.random.key(0))
+    assert {str(leaf.dtype) for leaf in jax.tree.leaves(shapes.variables)} == {"float32"}
+    assert metrics["loss"].dtype == jnp.float32
+
+
+@pytest.mark.parametrize(("examples", "batch_size"), [(13, 4), (8, 8), (7, 32)])
+def test_evaluation_counts_every_example_once(examples, batch_size):
+    net = rj.create("repvgg_a0", num_classes=10, depths=(1,), widths=(4,), strides=(2,))
+    variables = rj.init(net, jax.random.key(0), image_size=8)
+    whole = batch_of(examples)
+    padded = {
+        k: np.concatenate([v, np.zeros((-examples % batch_size, *v.shape[1:]), v.dtype)])
+        for k, v in whole.items()
+    }
+    batches = [
+        {k: v[start : start + batch_size] for k, v in padded.items()}
+        for start in range(0, len(padded["label"]), batch_size)
+    ]
+    got = train.evaluate(net, variables, batches, mesh=sharding.make_mesh(), mean=MEAN, std=STD)
+    logits = net.apply(variables, train.as_images(jnp.asarray(whole["image"]), MEAN, STD))
+    order = np.argsort(-np.asarray(logits), axis=-1)
+    label = whole["label"]
+    log_p = np.asarray(jax.nn.log_softmax(logits))[np.arange(examples), label]
+    assert got["count"] == examples
+    assert got["top1"] == pytest.approx((order[:, 0] == label).mean())
+    assert got["top5"] == pytest.approx((order[:, :5] == label[:, None]).any(-1).mean())
+    assert got["loss"] == pytest.approx(-log_p.mean(), rel=1e-5)
+
+
+def test_two_steps_and_two_more_are_four_bit_for_bit(tmp_path):
+    whole, _ = train.train(tiny_config(), tmp_path / "whole")
+
+    class Killed(Exception):
+        pass
+
+    taken = 0
+    original = train.shard_batch
+
+    def dies_after_three(batch, mesh):
+        nonlocal taken
+        taken += 1
+        if taken == 4:
+            raise Killed
+        return original(batch, mesh)
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(train, "shard_batch", dies_after_three)
+        train.train(tiny_config(), tmp_path / "resumed")
+    assert checkpoint.steps(tmp_path / "resumed") == [2]
+    resumed, _ = train.train(tiny_config(), tmp_path / "resumed")
+    equal(resumed.variables, whole.variables)
+    equal(resumed.optimizer, whole.optimizer)
+    rows = [json.loads(line) for line in open(tmp_path / "resumed/metrics.jsonl")]
+    assert [row["step"] for row in rows if row["kind"] == "train"] == [1, 2, 3, 4]
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_before_it_is_saved(tmp_path):
+    config = tiny_config(train_steps=50, optim_learning_rate=1e20)
+    with pytest.raises(RunError, match=r"step \d+: loss .* learning rate .* last good checkpoint"):
+        train.train(config, tmp_path)
+    for step in checkpoint.steps(tmp_path):
+        _, variables = rj.load(tmp_path, step=step)
+        assert all(math.isfinite(float(jnp.sum(leaf))) for leaf in jax.tree.leaves(variables))
+
+
+def test_checkpoints_keep_the_latest_and_the_best(tmp_path):
+    net_state = fresh_state(sharding.make_mesh())
+    accuracy = {1: 0.2, 2: 0.9, 3: 0.5, 4: 0.6, 5: 0.1}
+    with checkpoint.open_manager(tmp_path, keep=2) as manager:
+        for step, top1 in accuracy.items():
+            position = {"seed": 0, "step": step}
+            checkpoint.save(
+                manager, net_state.variables, net_state.optimizer, position, {"top1": top1}
+            )
+    assert checkpoint.steps(tmp_path) == [2, 4, 5]
+
+
+def test_a_checkpoint_of_four_devices_opens_on_one(tmp_path):
+    many = fresh_state(sharding.make_mesh())
+    with checkpoint.open_manager(tmp_path, keep=1) as manager:
+        checkpoint.save(manager, many.variables, many.optimizer, {"seed": 3, "step": 7})
+    one = fresh_state(one_device())
+    with checkpoint.open_manager(tmp_path, keep=1) as manager:
+        variables, optimizer, position = checkpoint.restore(
+            manager, one.variables, one.optimizer, 7
+        )
+    equal(variables, many.variables)
+    equal(optimizer, many.optimizer)
+    assert position == {"seed": 3, "step": 7}
+    assert {leaf.sharding.num_devices for leaf in jax.tree.leaves(variables)} == {1}
+
+
+def test_load_and_its_errors(tmp_path):
+    config = tiny_config(train_steps=2)
+    state, _ = train.train(config, tmp_path / "run")
+    net, variables = rj.load(tmp_path / "run")
+    assert net == state.net
+    equal(variables, state.variables)
+
+    with pytest.raises(rj.UsageError, match="no run in"):
+        rj.load(tmp_path / "nowhere")
+    with pytest.raises(rj.UsageError, match="--mode=fuse"):
+        rj.load(tmp_path / "run", fused=True)
+    with pytest.raises(rj.UsageError, match=r"no checkpoint of step 9 .* there are \[2\]"):
+        rj.load(tmp_path / "run", step=9)
+
+    saved = json.loads((tmp_path / "run/config.json").read_text())
+    saved["model"]["widths"] = [4, 16]
+    (tmp_path / "run/config.json").write_text(json.dumps(saved))
+    with pytest.raises(
+        rj.UsageError, match=r"of another net: it has head/kernel|params/head/kernel"
+    ):
+        rj.load(tmp_path / "run")
+    saved["model"]["depths"] = [1, 1]
+    (tmp_path / "run/config.json").write_text(json.dumps(saved))
+    with pytest.raises(rj.UsageError, match="also holds .*stage1_block1"):
+        rj.load(tmp_path / "run")
+
+
+def test_a_truncated_checkpoint_is_named(tmp_path):
+    train.train(tiny_config(train_steps=2), tmp_path)
+    data = [
+        path
+        for path in (tmp_path / "checkpoints/2/variables").rglob("*")
+        if path.stat().st_size > 4000
+    ]
+    for path in data:
+        path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(rj.UsageError, match="checkpoints/2"):
+        rj.load(tmp_path)
+
+
+def test_a_workdir_of_another_config_is_left_alone(tmp_path):
+    train.train(tiny_config(train_steps=1), tmp_path / "run")
+    before = {p: p.read_bytes() for p in (tmp_path / "run").rglob("*") if p.is_file()}
+    with pytest.raises(rj.UsageError, match=r"optim.momentum: 0.9 there, 0.5 here"):
+        train.train(tiny_config(train_steps=1, optim_momentum=0.5), tmp_path / "run")
+    assert {p: p.read_bytes() for p in (tmp_path / "run").rglob("*") if p.is_file()} == before
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes/mine.txt").write_text("keep")
+    with pytest.raises(rj.UsageError, match="not empty"):
+        train.train(tiny_config(), tmp_path / "notes")
+
+
+def test_a_batch_that_devices_do_not_divide_names_one_that_they_do(tmp_path):
+    with pytest.raises(rj.UsageError, match="train.batch_size=30: 4 devices.*28 or 32"):
+        train.train(tiny_config(train_batch_size=30), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
