@@ -5,6 +5,7 @@ Any field of configs/default.py can be given: --config.train.epochs=3
 
 import sys
 from pathlib import Path
+from typing import NoReturn
 
 from absl import app, flags, logging
 from ml_collections import config_flags
@@ -23,33 +24,46 @@ def parse_flags(argv: list[str]) -> list[str]:
     """Absl's parsing, with one line and exit code 2 for whatever is wrong with the command line."""
     try:
         return FLAGS(argv)
-    except flags.Error as error:
+    except (flags.Error, UsageError) as error:  # the latter from the config file itself
         message = str(error)
     except AttributeError:  # an override of a field that the config doesn't have
-        overrides = [arg.lstrip("-")[7:] for arg in argv if arg.lstrip("-").startswith("config.")]
-        message = unknown_field(CONFIG.value, overrides)
-    except OSError as error:
-        message = f"--config={error.filename}: no such file; configs/ holds those that come along"
-    sys.exit(f"error: {message}")
+        overrides = [arg for arg in argv if arg.lstrip("-").startswith("config.")]
+        sys.argv = [arg for arg in argv if arg not in overrides]  # where config_flags looks
+        FLAGS(sys.argv)
+        fields = [arg.lstrip("-").removeprefix("config.") for arg in overrides]
+        message = unknown_field(CONFIG.value, fields)
+    fail(UsageError(" ".join(message.split())))
+
+
+def workdir() -> Path:
+    """`--workdir`, or `runs/cifar10_full` for `--config configs/cifar10.py:full`."""
+    if FLAGS["config"].value is None:
+        if WORKDIR.value is None:
+            raise UsageError("--config says what to run, or --workdir which run to go on with")
+        return Path(WORKDIR.value)
+    file, *variant = config_flags.get_config_filename(FLAGS["config"]).split(":")
+    if not Path(file).is_file():
+        raise UsageError(f"--config={file}: no such file; configs/ holds those that come along")
+    return Path(WORKDIR.value or f"runs/{'_'.join([Path(file).stem, *variant])}")
+
+
+def fail(error: RunError) -> NoReturn:
+    """Say what is wrong in one line."""
+    print(f"error: {error}", file=sys.stderr)
+    sys.exit(error.exit_code)
 
 
 def main(argv: list[str]) -> None:
+    """Run the mode."""
     logging.set_verbosity(logging.WARNING)
     try:
         if argv[1:]:
             raise UsageError(
                 f"{argv[1]!r} is no flag; write --config FILE and --config.field=value"
             )
-        if FLAGS["config"].value is None and WORKDIR.value is None:
-            raise UsageError("--config says what to run, or --workdir which run to go on with")
-        name = (
-            WORKDIR.value or f"runs/{Path(config_flags.get_config_filename(FLAGS['config'])).stem}"
-        )
-        MODES[MODE.value](CONFIG.value, Path(name))
+        MODES[MODE.value](workdir=workdir(), config=CONFIG.value)
     except RunError as error:
-        logging.flush()
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
+        fail(error)
 
 
 if __name__ == "__main__":

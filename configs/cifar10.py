@@ -11,6 +11,7 @@ The second, for a GPU, keeps two stages at full resolution and trains 200 epochs
 from ml_collections import ConfigDict
 
 from configs import default
+from repvgg_jax import UsageError
 
 
 def get_config(recipe: str = "two_cores") -> ConfigDict:
@@ -42,5 +43,5 @@ def get_config(recipe: str = "two_cores") -> ConfigDict:
         config.train.log_every = 100
         config.optim.warmup_epochs = 5.0
     else:
-        raise ValueError(f"recipe {recipe!r}: two_cores or full, as in configs/cifar10.py:full")
+        raise UsageError(f"recipe {recipe!r}: two_cores or full, as in configs/cifar10.py:full")
     return config

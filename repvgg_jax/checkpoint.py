@@ -6,7 +6,7 @@ A step's folder holds three items: `variables` (params and batch_stats, all that
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -89,8 +89,8 @@ def restore(
     Raises:
       UsageError: where it is damaged, or another net's, listing names or shapes that differ.
     """
-    where = f"{manager.directory}/{step}"
-    _check_same(where, variables, _read(where, lambda: manager.item_metadata(step).variables))
+    where = Path(manager.directory) / str(step)
+    _check_same(where / "variables", variables)
     restored = _read(
         where,
         lambda: manager.restore(
@@ -168,12 +168,12 @@ def _abstract(net: nn.Module, sharding: Sharding | None = None) -> dict[str, Any
 
 
 def _load_tree(path: Path, abstract: dict[str, Any]) -> dict[str, Any]:
+    _check_same(path, abstract)
     with ocp.StandardCheckpointer() as checkpointer:
-        _check_same(path, abstract, _read(path, lambda: checkpointer.metadata(path)))
         return _read(path, lambda: checkpointer.restore(path, abstract))
 
 
-def _read(where: str | Path, read: Any) -> Any:
+def _read(where: Path, read: Callable[[], Any]) -> Any:
     """What `read` gives; Orbax and TensorStore raise a dozen types for a damaged folder."""
     try:
         return read()
@@ -184,14 +184,15 @@ def _read(where: str | Path, read: Any) -> Any:
         ) from error
 
 
-def _check_same(where: str | Path, expected: Any, found: Any) -> None:
+def _check_same(path: Path, expected: Any) -> None:
     """Raises UsageError that lists which names or shapes of a checkpoint are not the net's."""
-    tree = getattr(getattr(found, "item_metadata", found), "tree", found)
+    with ocp.StandardCheckpointer() as checkpointer:
+        found = _read(path, lambda: checkpointer.metadata(path).item_metadata.tree)
 
     def shapes(tree: Any) -> dict[str, tuple]:
         return {"/".join(path): tuple(leaf.shape) for path, leaf in flatten_dict(tree).items()}
 
-    ours, theirs = shapes(expected), shapes(tree)
+    ours, theirs = shapes(expected), shapes(found)
     if ours == theirs:
         return
     missing = sorted(ours.keys() - theirs.keys())
@@ -206,4 +207,4 @@ def _check_same(where: str | Path, expected: Any, found: Any) -> None:
         for label, names in (("lacks", missing), ("also holds", extra), ("has", reshaped))
         if names
     ]
-    raise UsageError(f"the checkpoint {where} is of another net: it {'; it '.join(parts)}")
+    raise UsageError(f"the checkpoint {path} is of another net: it {'; it '.join(parts)}")

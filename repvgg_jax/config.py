@@ -32,7 +32,7 @@ _NOT_IDENTITY = {
 
 
 def flat(tree: Mapping, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """`("optim.momentum", 0.9)` for every field of a config."""
+    """`("optim.momentum", 0.9)` for every field of a config as JSON."""
     for key, value in tree.items():
         if isinstance(value, Mapping):
             yield from flat(value, f"{prefix}{key}.")
@@ -107,7 +107,7 @@ def read_config(workdir: Path) -> ConfigDict:
 
 def unknown_field(config: ConfigDict, overrides: list[str]) -> str | None:
     """What is wrong with the first of `a.b=value` that names no field, and what would be right."""
-    known = dict(flat(config))
+    known = dict(flat(plain(config)))
     for override in overrides:
         name = override.split("=")[0]
         if name not in known:

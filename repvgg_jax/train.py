@@ -124,7 +124,7 @@ def train_step(
     metrics = {
         "loss": loss,
         "top1": (logits.argmax(-1) == batch["label"]).mean(),
-        "grad_norm": optax.global_norm(grads),
+        "grad_norm": optax.tree.norm(grads),
     }
     state = state.replace(
         step=state.step + 1,

@@ -36,7 +36,7 @@ def test_three_steps_of_sgd(nesterov):
     }
     trace = dict.fromkeys(expected, 0.0)
     for step in range(3):
-        grads = jax.tree.map(lambda p: np.full_like(p, 0.3 + step), params)
+        grads = jax.tree.map(lambda p, g=0.3 + step: np.full_like(p, g), params)
         updates, state = tx.update(grads, state, params)
         params = optax.apply_updates(params, updates)
         rate = 0.2 * (step / 2 if step < 2 else 0.5 * (1 + np.cos(np.pi * (step - 2) / 8)))

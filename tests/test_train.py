@@ -14,6 +14,7 @@ import repvgg_jax as rj
 from configs import quickstart
 from repvgg_jax import checkpoint, optim, sharding, train
 from repvgg_jax.errors import RunError
+from repvgg_jax.monitor import read_metrics
 
 MEAN, STD = (0.3,) * 3, (0.4,) * 3
 
@@ -120,7 +121,7 @@ def test_evaluation_counts_every_example_once(examples, batch_size):
 def test_two_steps_and_two_more_are_four_bit_for_bit(tmp_path):
     whole, _ = train.train(tiny_config(), tmp_path / "whole")
 
-    class Killed(Exception):
+    class KilledError(Exception):
         pass
 
     taken = 0
@@ -130,17 +131,17 @@ def test_two_steps_and_two_more_are_four_bit_for_bit(tmp_path):
         nonlocal taken
         taken += 1
         if taken == 4:
-            raise Killed
+            raise KilledError
         return original(batch, mesh)
 
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KilledError):
         patch.setattr(train, "shard_batch", dies_after_three)
         train.train(tiny_config(), tmp_path / "resumed")
     assert checkpoint.steps(tmp_path / "resumed") == [2]
     resumed, _ = train.train(tiny_config(), tmp_path / "resumed")
     equal(resumed.variables, whole.variables)
     equal(resumed.optimizer, whole.optimizer)
-    rows = [json.loads(line) for line in open(tmp_path / "resumed/metrics.jsonl")]
+    rows = read_metrics(tmp_path / "resumed/metrics.jsonl")
     assert [row["step"] for row in rows if row["kind"] == "train"] == [1, 2, 3, 4]
 
 
@@ -197,24 +198,17 @@ def test_load_and_its_errors(tmp_path):
     saved = json.loads((tmp_path / "run/config.json").read_text())
     saved["model"]["widths"] = [4, 16]
     (tmp_path / "run/config.json").write_text(json.dumps(saved))
-    with pytest.raises(
-        rj.UsageError, match=r"of another net: it has head/kernel|params/head/kernel"
-    ):
+    with pytest.raises(rj.UsageError, match=r"of another net: it has .* \(8,\), not \(16,\)"):
         rj.load(tmp_path / "run")
     saved["model"]["depths"] = [1, 1]
     (tmp_path / "run/config.json").write_text(json.dumps(saved))
-    with pytest.raises(rj.UsageError, match="also holds .*stage1_block1"):
+    with pytest.raises(rj.UsageError, match=r"also holds .*stage1_block1"):
         rj.load(tmp_path / "run")
 
 
 def test_a_truncated_checkpoint_is_named(tmp_path):
     train.train(tiny_config(train_steps=2), tmp_path)
-    data = [
-        path
-        for path in (tmp_path / "checkpoints/2/variables").rglob("*")
-        if path.stat().st_size > 4000
-    ]
-    for path in data:
+    for path in (tmp_path / "checkpoints/2/variables").glob("**/d/*"):
         path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(rj.UsageError, match="checkpoints/2"):
         rj.load(tmp_path)
@@ -233,6 +227,6 @@ def test_a_workdir_of_another_config_is_left_alone(tmp_path):
 
 
 def test_a_batch_that_devices_do_not_divide_names_one_that_they_do(tmp_path):
-    with pytest.raises(rj.UsageError, match="train.batch_size=30: 4 devices.*28 or 32"):
+    with pytest.raises(rj.UsageError, match=r"train.batch_size=30: 4 devices.*28 or 32"):
         train.train(tiny_config(train_batch_size=30), tmp_path / "run")
     assert not (tmp_path / "run").exists()
