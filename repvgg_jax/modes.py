@@ -5,23 +5,19 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import jax
-import numpy as np
-from flax import linen as nn
-from jax import Array
 from ml_collections import ConfigDict
 
 from repvgg_jax import checkpoint
 from repvgg_jax.bench import count_macs, count_parameters
-from repvgg_jax.config import config_hash, make_source, make_transform, read_config
-from repvgg_jax.data import eval_batches
+from repvgg_jax.config import config_hash, read_config
 from repvgg_jax.errors import UsageError
-from repvgg_jax.fuse import FusionReport, fuse, verify
-from repvgg_jax.monitor import summary, write_json
+from repvgg_jax.fuse import fuse, verify
+from repvgg_jax.records import write_json
+from repvgg_jax.report import summary
 from repvgg_jax.sharding import check_divides, make_mesh
-from repvgg_jax.train import as_images, evaluation, train
+from repvgg_jax.train import Evaluation, train
 
 
 def run_train(config: ConfigDict | None, workdir: Path) -> None:
@@ -29,13 +25,13 @@ def run_train(config: ConfigDict | None, workdir: Path) -> None:
     if config is None:
         raise UsageError("--mode=train needs --config, such as --config configs/quickstart.py")
     started = time.monotonic()
-    state, examples_per_second = train(config, workdir)
+    state, examples_per_second, evaluation = train(config, workdir)
     net, variables = state.net, state.variables
-    plain, fused, fusion = _fuse(config, net, variables)
+    plain, fused = fuse(net, variables)
+    fusion = verify(net, variables, evaluation.images(config.fuse.verify_images), (plain, fused))
     checkpoint.save_fused(workdir, fused)
-    test = evaluation(config, make_mesh())
-    metrics = {"train_form": test(net, variables), "fused": test(plain, fused)}
     forms = {"train_form": (net, variables), "fused": (plain, fused)}
+    metrics = {form: evaluation(*pair) for form, pair in forms.items()}
     report = {
         "model": f"{config.model.name}, block {config.model.block}",
         "config_hash": config_hash(config),
@@ -62,15 +58,12 @@ def run_train(config: ConfigDict | None, workdir: Path) -> None:
 
 def run_eval(config: ConfigDict | None, workdir: Path) -> None:
     """Evaluate a run's latest checkpoint, and its fused weights where it has some."""
-    config = config or read_config(workdir)
-    mesh = make_mesh()
-    check_divides("train.eval_batch_size", config.train.eval_batch_size, mesh)
-    test = evaluation(config, mesh)
+    evaluation = _evaluation(config, workdir)
     forms = {"train form": checkpoint.load(workdir)}
     if checkpoint.has_fused(workdir):
         forms["fused"] = checkpoint.load(workdir, fused=True)
     for form, (net, variables) in forms.items():
-        result = test(net, variables)
+        result = evaluation(net, variables)
         _say(
             f"{form:<12} top-1 {result['top1']:.2%}  top-5 {result['top5']:.2%}  "
             f"loss {result['loss']:.4f}  {result['count']:,} images"
@@ -80,7 +73,10 @@ def run_eval(config: ConfigDict | None, workdir: Path) -> None:
 def run_fuse(config: ConfigDict | None, workdir: Path) -> None:
     """Fuse a run's latest checkpoint, prove the forms equal, and write the fused pair."""
     config = config or read_config(workdir)
-    _, fused, fusion = _fuse(config, *checkpoint.load(workdir))
+    evaluation = _evaluation(config, workdir)
+    net, variables = checkpoint.load(workdir)
+    plain, fused = fuse(net, variables)
+    fusion = verify(net, variables, evaluation.images(config.fuse.verify_images), (plain, fused))
     checkpoint.save_fused(workdir, fused)
     _say(f"{fusion}\nrepvgg_jax.load({str(workdir)!r}, fused=True) opens the fused pair")
 
@@ -92,29 +88,11 @@ MODES: dict[str, Callable[[ConfigDict | None, Path], None]] = {
 }
 
 
-def _fuse(
-    config: ConfigDict, net: nn.Module, variables: Any
-) -> tuple[nn.Module, Any, FusionReport]:
-    """The fused pair, and its proof on evaluation images."""
-    plain, fused = fuse(net, variables)
-    return plain, fused, verify(net, variables, _verify_images(config), (plain, fused))
-
-
-def _verify_images(config: ConfigDict) -> Array:
-    """The first `fuse.verify_images` of the evaluation split, as the net takes them."""
-    batches = eval_batches(
-        make_source(config, "test"),
-        make_transform(config),
-        config.train.eval_batch_size,
-        workers=config.data.workers,
-    )
-    rows: list[np.ndarray] = []
-    for batch in batches:
-        rows.extend(batch["image"][batch["mask"] > 0])
-        if len(rows) >= config.fuse.verify_images:
-            break
-    images = np.stack(rows[: config.fuse.verify_images])
-    return as_images(jax.numpy.asarray(images), tuple(config.data.mean), tuple(config.data.std))
+def _evaluation(config: ConfigDict | None, workdir: Path) -> Evaluation:
+    """Of the config given, or else of the one that the run was started with."""
+    config, mesh = config or read_config(workdir), make_mesh()
+    check_divides("train.eval_batch_size", config.train.eval_batch_size, mesh)
+    return Evaluation(config, mesh)
 
 
 def _each(metrics: dict[str, dict[str, float]], name: str) -> dict[str, float]:

@@ -10,20 +10,15 @@ import math
 import os
 import sys
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
-import numpy as np
+from repvgg_jax.curves import draw_curves
+from repvgg_jax.records import METRICS_FILE, read_metrics, replace_text
 
-from repvgg_jax.errors import UsageError
-
-METRICS_FILE = "metrics.jsonl"
 CURVES_FILE = "curves.png"
 TENSORBOARD_FOLDER = "tensorboard"
-
-# Okabe and Ito's palette: told apart with any of the common colour vision deficiencies.
-_BLUE, _VERMILLION = "#0072B2", "#D55E00"
 
 
 class Monitor:
@@ -77,7 +72,7 @@ class Monitor:
         if path.exists():
             rows = [row for row in read_metrics(path) if row["step"] <= start_step]
             self._seconds_before = rows[-1]["seconds"] if rows else 0.0
-            _replace(path, "".join(json.dumps(row) + "\n" for row in rows))
+            replace_text(path, "".join(json.dumps(row) + "\n" for row in rows))
         self._file = path.open("a", encoding="utf-8")
         # TensorBoard hides what older event files hold from purge_step on, itself included.
         self._scalars = SummaryWriter(
@@ -104,7 +99,7 @@ class Monitor:
             return
         rate = {} if recent is None else {"examples_per_second": recent}
         self._record(step, "train", metrics | rate)
-        left = f"{_clock(self._pace.seconds_for(self._total_steps - step))} left"
+        left = f"{clock(self._pace.seconds_for(self._total_steps - step))} left"
         speed = [] if recent is None else [f"{recent:,.0f} images/s"]
         if self._bar is None:
             self._say("  ".join([self._place(step), *_words(metrics), *speed, left]))
@@ -199,135 +194,6 @@ class _Pace:
         return max(steps, 0) * self._batch_size / rate if rate else None
 
 
-def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
-    """The rows of a `metrics.jsonl`, in the order written, without a torn last line.
-
-    Raises:
-      FileNotFoundError: where there is no such file.
-      UsageError: where a line before the last is no JSON object with a step, naming it.
-    """
-    lines = Path(path).read_bytes().splitlines()
-    rows = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            row = json.loads(line)
-            if not isinstance(row, dict) or "step" not in row:
-                raise ValueError("no JSON object with a step")
-        except ValueError as error:
-            if number == len(lines):  # the process died while writing it
-                break
-            raise UsageError(
-                f"{path}, line {number}: {error}; each line must be a JSON object such as "
-                '{"step": 1, "kind": "train", "loss": 2.3}. Mend or remove that line.'
-            ) from error
-        rows.append(row)
-    return rows
-
-
-def draw_curves(rows: Sequence[Mapping[str, Any]], path: str | os.PathLike[str]) -> None:
-    """Draws loss and top-1 (percent) against the step into a picture, training and evaluation.
-
-    Args:
-      rows: as `read_metrics` gives them; any of the kinds and metrics may be missing.
-      path: the picture; its ending picks the format.
-    """
-    # A Figure of one's own, as pyplot would keep global state and may ask for a display.
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import MaxNLocator
-
-    figure = Figure(figsize=(11, 4.2), dpi=120, layout="constrained")
-    FigureCanvasAgg(figure)
-    figure.get_layout_engine().set(w_pad=0.12, h_pad=0.1)  # inches
-    panels = (("loss", "loss (nats)", 1.0), ("top1", "top-1 accuracy (%)", 100.0))
-    for axes, (name, label, scale) in zip(figure.subplots(1, 2), panels, strict=True):
-        steps, values = _series(rows, "train", name)
-        if smooth := len(values) >= 10:
-            axes.plot(steps, scale * values, color=_BLUE, alpha=0.25, linewidth=0.8)
-        if len(values):
-            line = scale * (_smoothed(values) if smooth else values)
-            dot = "o" if len(values) == 1 else None
-            title = "training, smoothed" if smooth else "training"
-            axes.plot(steps, line, color=_BLUE, linewidth=1.8, marker=dot, label=title)
-        steps, values = _series(rows, "eval", name)
-        if len(values):
-            # Dashes and dots too, so that the lines differ in black and white.
-            style = {"linestyle": "--", "linewidth": 1.4, "marker": "o", "markersize": 4}
-            axes.plot(steps, scale * values, color=_VERMILLION, label="evaluation", **style)
-        axes.set_xlabel("training step")
-        axes.set_ylabel(label)
-        axes.xaxis.set_major_locator(MaxNLocator(nbins=7, integer=True))
-        axes.grid(color="0.9", linewidth=0.8)
-        axes.set_axisbelow(True)
-        axes.spines[["top", "right"]].set_visible(False)
-        if axes.get_legend_handles_labels()[0]:
-            axes.legend(frameon=False)
-    figure.savefig(path)
-
-
-def summary(report: Mapping[str, Any]) -> str:
-    """The table at the end of a run, from the tree in `report.json`; what that lacks is left out.
-
-    Accuracies, agreement included, are fractions in [0, 1] there and percent here.
-    """
-    table = (
-        ("top1", "top-1", "{:.2%}".format),
-        ("top5", "top-5", "{:.2%}".format),
-        ("loss", "loss", "{:.4f}".format),
-        ("params", "parameters", "{:,}".format),
-        ("macs", "multiply-adds", _scaled),
-    )
-    title = " on ".join(str(report[name]) for name in ("model", "device") if name in report)
-    width = max(36, len(title) + 2)
-    lines = [f"{title:<{width}}{'train form':>15}{'fused':>13}"]
-    for name, words, text in table:
-        if name in report:
-            cells = [report[name].get(form) for form in ("train_form", "fused")]
-            left, right = ("-" if cell is None else text(cell) for cell in cells)
-            lines.append(f"{'  ' + words:<{width}}{left:>15}{right:>13}")
-    if "fusion" in report:
-        fusion = report["fusion"]
-        lines.append(
-            f"fusion: max relative error {fusion['max_relative_error']:.1e}, "
-            f"top-1 agreement {fusion['top1_agreement']:.2%}, logit KL {fusion['logit_kl']:.1e}"
-        )
-    ending = []
-    if "eval_count" in report:
-        ending.append(f"evaluated {report['eval_count']:,} images")
-    if "steps" in report:
-        rate = report.get("examples_per_second")
-        ending.append(f"{report['steps']:,} steps" + (f" at {rate:,.0f} images/s" if rate else ""))
-    if "wall_seconds" in report:
-        wall = report["wall_seconds"]
-        ending.append(f"{f'{wall:.1f} s' if wall < 120 else _clock(wall)} in all")
-    if "config_hash" in report:
-        ending.append(f"config {report['config_hash']}")
-    return "\n".join([*lines, "; ".join(ending)] if ending else lines)
-
-
-def write_json(path: str | os.PathLike[str], tree: Any) -> None:
-    """Writes a tree as JSON in one go: a reader sees the old file or the new one, whole.
-
-    Raises:
-      ValueError: where a number is not finite, which JSON has no word for.
-      TypeError: where a leaf is none of JSON's types.
-    """
-    _replace(Path(path), json.dumps(tree, indent=2, allow_nan=False) + "\n")
-
-
-def _replace(path: Path, text: str) -> None:
-    # In the same folder, as os.replace is atomic only within one file system.
-    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with draft.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(draft, path)
-    finally:
-        draft.unlink(missing_ok=True)
-
-
 def _progress_bar(total_steps: int, start_step: int, stream: TextIO) -> Any:
     from tqdm import tqdm
 
@@ -355,34 +221,10 @@ def _words(metrics: Mapping[str, float]) -> Iterable[str]:
             yield f"{short.get(name, name)} {f'{value:,.0f}' if whole else f'{value:.3g}'}"
 
 
-def _clock(seconds: float | None) -> str:
+def clock(seconds: float | None) -> str:
     """mm:ss, from an hour on h:mm:ss."""
     if seconds is None:
         return "--:--"
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes:02}:{rest:02}"
-
-
-def _scaled(count: float) -> str:
-    for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if count >= size:
-            return f"{count / size:.3f} {unit}"
-    return f"{count:,}"
-
-
-def _series(
-    rows: Iterable[Mapping[str, Any]], kind: str, name: str
-) -> tuple[np.ndarray, np.ndarray]:
-    """The steps and values of one metric, without the rows where it is missing or null."""
-    points = [(row["step"], row[name]) for row in rows if row["kind"] == kind and name in row]
-    points = [(step, value) for step, value in points if value is not None]
-    steps, values = zip(*points, strict=True) if points else ((), ())
-    return np.array(steps, float), np.array(values, float)
-
-
-def _smoothed(values: np.ndarray) -> np.ndarray:
-    """A centred weighted mean over about a tenth of the curve: no lag, and no pull at its ends."""
-    window = np.hanning(max(5, len(values) // 10 | 1) + 2)[1:-1]
-    weights = np.convolve(np.ones_like(values), window, mode="same")
-    return np.convolve(values, window, mode="same") / weights

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -31,11 +30,20 @@ from repvgg_jax.config import (
     plain,
     total_steps,
 )
-from repvgg_jax.data import IMAGENET_MEAN, IMAGENET_STD, eval_batches, normalize, train_batches
+from repvgg_jax.data import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    Source,
+    eval_batches,
+    normalize,
+    train_batches,
+)
 from repvgg_jax.errors import RunError
-from repvgg_jax.monitor import Monitor, write_json
+from repvgg_jax.monitor import Monitor
 from repvgg_jax.nets import init
+from repvgg_jax.records import write_json
 from repvgg_jax.sharding import check_divides, make_mesh, replicated, shard_batch
+from repvgg_jax.watch import Watch
 
 Batch = Mapping[str, Any]
 Metrics = dict[str, Any]
@@ -194,35 +202,49 @@ def evaluate(
     return {name: total[name] / count for name in ("top1", "top5", "loss")} | {"count": count}
 
 
-def evaluation(config: ConfigDict, mesh: Mesh) -> Callable[[nn.Module, Any], dict[str, float]]:
-    """`(net, variables) -> metrics` over the config's evaluation split."""
-    source, transform = make_source(config, "test"), make_transform(config)
-    data = config.data
+class Evaluation:
+    """A config's evaluation split, opened once: `(net, variables) -> metrics`, as `evaluate`."""
 
-    def run(net: nn.Module, variables: Any) -> dict[str, float]:
-        batches = eval_batches(
-            source,
-            transform,
+    def __init__(self, config: ConfigDict, mesh: Mesh):
+        data = config.data
+        self.mesh, self.mean, self.std = mesh, tuple(data.mean), tuple(data.std)
+        self._batches = partial(
+            eval_batches,
+            make_source(config, "test"),
+            make_transform(config),
             config.train.eval_batch_size,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
             workers=data.workers,
         )
-        return evaluate(
-            net, variables, batches, mesh=mesh, mean=tuple(data.mean), std=tuple(data.std)
-        )
 
-    return run
+    def __call__(self, net: nn.Module, variables: Any) -> dict[str, float]:
+        """Metrics over all of the split, each process reading its share."""
+        process = {"process_index": jax.process_index(), "process_count": jax.process_count()}
+        batches = self._batches(**process)
+        return evaluate(net, variables, batches, mesh=self.mesh, mean=self.mean, std=self.std)
+
+    def images(self, count: int) -> Float[Array, "count height width channels"]:
+        """The first images of the split, as a net takes them."""
+        rows: list[np.ndarray] = []
+        for batch in self._batches():
+            rows.extend(batch["image"][batch["mask"] > 0])
+            if len(rows) >= count:
+                break
+        return as_images(jnp.asarray(np.stack(rows[:count])), self.mean, self.std)
 
 
-def train(config: ConfigDict, workdir: Path) -> tuple[TrainState, float | None]:
+class Trained(NamedTuple):
+    """What `train` leaves: images a second is None where no step was left to take."""
+
+    state: TrainState
+    examples_per_second: float | None
+    evaluation: Evaluation
+
+
+def train(config: ConfigDict, workdir: Path) -> Trained:
     """Train to the config's last step. Nothing is written before all that can be checked was.
 
     What a run starts from, in this order: the latest checkpoint in the workdir; else fresh
     parameters from `config.seed`.
-
-    Returns:
-      the last state and the images a second (None if all steps were done before).
 
     Raises:
       UsageError: for a config that cannot run, or a workdir that is not this config's.
@@ -232,46 +254,22 @@ def train(config: ConfigDict, workdir: Path) -> tuple[TrainState, float | None]:
     check_divides("train.batch_size", config.train.batch_size, mesh)
     check_divides("train.eval_batch_size", config.train.eval_batch_size, mesh)
     check_workdir(config, workdir)
-    source, transform, data = make_source(config, "train"), make_transform(config), config.data
-    schedule = make_schedule(config, len(source))
-    steps = total_steps(config, len(source))
-    test = evaluation(config, mesh)
-    state = init_state(
-        make_net(config), make_optimizer(config, schedule), mesh, jax.random.key(config.seed)
-    )
+    net, source = make_net(config), make_source(config, "train")
+    schedule, steps = make_schedule(config, len(source)), total_steps(config, len(source))
+    evaluation = Evaluation(config, mesh)
+    eval_every = config.train.eval_every or max(1, len(source) // config.train.batch_size)
     make_workdir(workdir)
     write_json(workdir / "config.json", plain(config))
+
+    key = jax.random.key(config.seed)
+    state = init_state(net, make_optimizer(config, schedule), mesh, key)
     manager = checkpoint.open_manager(workdir, config.train.keep)
     state = _resume(manager, state)
     start = int(state.step)
-    batches = train_batches(
-        source,
-        transform,
-        config.train.batch_size,
-        config.seed,
-        start,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
-        workers=data.workers,
-    )
-    step_fn = jax.jit(
-        partial(
-            train_step,
-            label_smoothing=config.optim.label_smoothing,
-            mean=tuple(data.mean),
-            std=tuple(data.std),
-        ),
-        donate_argnums=0,
-    )
-    key = jax.random.key(config.seed)
-    eval_every = config.train.eval_every or max(1, len(source) // config.train.batch_size)
-    monitor = Monitor(
-        workdir,
-        steps,
-        config.train.batch_size,
-        start_step=start,
-        primary=jax.process_index() == 0,
-    )
+    batches = _train_batches(config, source, start)
+    step_fn = _jit_train_step(config)
+    primary = jax.process_index() == 0
+    monitor = Monitor(workdir, steps, config.train.batch_size, start_step=start, primary=primary)
     with monitor, manager:
         watch = Watch(monitor, schedule, config.train.log_every, steps, manager)
         for step in range(start + 1, steps + 1):
@@ -280,7 +278,7 @@ def train(config: ConfigDict, workdir: Path) -> tuple[TrainState, float | None]:
             result = None
             if step % eval_every == 0 or step == steps:
                 watch.flush()
-                result = test(state.net, state.variables)
+                result = evaluation(state.net, state.variables)
                 monitor.evaluate(step, result)
             if result or step % config.train.checkpoint_every == 0:
                 # Only a state whose loss and gradient were finite is worth keeping.
@@ -288,7 +286,30 @@ def train(config: ConfigDict, workdir: Path) -> tuple[TrainState, float | None]:
                 position = {"seed": config.seed, "step": step}
                 checkpoint.save(manager, state.variables, state.optimizer, position, result)
         manager.wait_until_finished()
-    return state, monitor.examples_per_second
+    return Trained(state, monitor.examples_per_second or None, evaluation)
+
+
+def _train_batches(config: ConfigDict, source: Source, start_step: int) -> Iterator[Batch]:
+    return train_batches(
+        source,
+        make_transform(config),
+        config.train.batch_size,
+        config.seed,
+        start_step,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+        workers=config.data.workers,
+    )
+
+
+def _jit_train_step(config: ConfigDict) -> Callable[..., tuple[TrainState, Metrics]]:
+    step = partial(
+        train_step,
+        label_smoothing=config.optim.label_smoothing,
+        mean=tuple(config.data.mean),
+        std=tuple(config.data.std),
+    )
+    return jax.jit(step, donate_argnums=0)
 
 
 def _resume(manager: Any, state: TrainState) -> TrainState:
@@ -298,48 +319,3 @@ def _resume(manager: Any, state: TrainState) -> TrainState:
         return state
     variables, optimizer, _ = checkpoint.restore(manager, state.variables, state.optimizer, step)
     return state.replace(**variables, **optimizer)
-
-
-class Watch:
-    """Reads a step's metrics after the next step is dispatched, so the host never holds it up."""
-
-    def __init__(
-        self,
-        monitor: Monitor,
-        schedule: optax.Schedule,
-        log_every: int,
-        last_step: int,
-        manager: Any,
-    ):
-        self.monitor, self.schedule, self.manager = monitor, schedule, manager
-        self.log_every, self.last_step = log_every, last_step
-        self._pending: tuple[int, Metrics] | None = None
-        self._since_log: list[dict[str, float]] = []
-
-    def push(self, step: int, metrics: Metrics) -> None:
-        """Take the metrics of a step just dispatched; read those of the one before."""
-        previous, self._pending = self._pending, (step, metrics)
-        if previous:
-            self._read(*previous)
-
-    def flush(self) -> None:
-        """Wait for and read what was pushed last."""
-        if self._pending:
-            previous, self._pending = self._pending, None
-            self._read(*previous)
-
-    def _read(self, step: int, metrics: Metrics) -> None:
-        values = {name: float(value) for name, value in jax.device_get(metrics).items()}
-        if not all(map(math.isfinite, (values["loss"], values["grad_norm"]))):
-            self.manager.wait_until_finished()
-            good = self.manager.latest_step()
-            where = f"{self.manager.directory}/{good}" if good else "none was written yet"
-            raise RunError(
-                f"step {step}: loss {values['loss']}, gradient norm {values['grad_norm']} at "
-                f"learning rate {float(self.schedule(step - 1)):.4g}; last good checkpoint: {where}"
-            )
-        self._since_log.append(values)
-        if step % self.log_every == 0 or step == self.last_step:
-            means = {n: float(np.mean([row[n] for row in self._since_log])) for n in values}
-            self._since_log.clear()
-            self.monitor.train(step, means | {"learning_rate": float(self.schedule(step - 1))})

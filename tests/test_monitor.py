@@ -8,9 +8,12 @@ from types import SimpleNamespace
 
 import pytest
 
-from repvgg_jax import monitor
+from repvgg_jax import curves, monitor, records
+from repvgg_jax.curves import draw_curves
 from repvgg_jax.errors import UsageError
-from repvgg_jax.monitor import Monitor, draw_curves, read_metrics, summary, write_json
+from repvgg_jax.monitor import Monitor
+from repvgg_jax.records import read_metrics, write_json
+from repvgg_jax.report import summary
 
 REPORT = {
     "model": "repvgg_a0",
@@ -230,9 +233,9 @@ def test_curves_of_little(tmp_path, rows):
 def test_smoothing_keeps_a_constant_and_calms_noise():
     import numpy as np
 
-    np.testing.assert_allclose(monitor._smoothed(np.full(30, 2.5)), 2.5)
+    np.testing.assert_allclose(curves._smoothed(np.full(30, 2.5)), 2.5)
     noise = np.random.default_rng(0).normal(size=300)
-    smooth = monitor._smoothed(noise)
+    smooth = curves._smoothed(noise)
     assert smooth.shape == noise.shape
     assert smooth.std() < 0.4 * noise.std()
 
@@ -250,7 +253,7 @@ def test_write_json_leaves_the_old_file_where_it_fails(tmp_path, monkeypatch):
     def disk_full(_):
         raise OSError("no space left")
 
-    monkeypatch.setattr(monitor.os, "fsync", disk_full)
+    monkeypatch.setattr(records.os, "fsync", disk_full)
     with pytest.raises(OSError, match="no space"):
         write_json(path, {"loss": 1.0})
     assert path.read_text() == old

@@ -14,7 +14,7 @@ import repvgg_jax as rj
 from configs import quickstart
 from repvgg_jax import checkpoint, optim, sharding, train
 from repvgg_jax.errors import RunError
-from repvgg_jax.monitor import read_metrics
+from repvgg_jax.records import read_metrics
 
 MEAN, STD = (0.3,) * 3, (0.4,) * 3
 
@@ -119,7 +119,7 @@ def test_evaluation_counts_every_example_once(examples, batch_size):
 
 
 def test_two_steps_and_two_more_are_four_bit_for_bit(tmp_path):
-    whole, _ = train.train(tiny_config(), tmp_path / "whole")
+    whole = train.train(tiny_config(), tmp_path / "whole").state
 
     class KilledError(Exception):
         pass
@@ -138,7 +138,7 @@ def test_two_steps_and_two_more_are_four_bit_for_bit(tmp_path):
         patch.setattr(train, "shard_batch", dies_after_three)
         train.train(tiny_config(), tmp_path / "resumed")
     assert checkpoint.steps(tmp_path / "resumed") == [2]
-    resumed, _ = train.train(tiny_config(), tmp_path / "resumed")
+    resumed = train.train(tiny_config(), tmp_path / "resumed").state
     equal(resumed.variables, whole.variables)
     equal(resumed.optimizer, whole.optimizer)
     rows = read_metrics(tmp_path / "resumed/metrics.jsonl")
@@ -183,7 +183,7 @@ def test_a_checkpoint_of_four_devices_opens_on_one(tmp_path):
 
 def test_load_and_its_errors(tmp_path):
     config = tiny_config(train_steps=2)
-    state, _ = train.train(config, tmp_path / "run")
+    state = train.train(config, tmp_path / "run").state
     net, variables = rj.load(tmp_path / "run")
     assert net == state.net
     equal(variables, state.variables)

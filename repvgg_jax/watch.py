@@ -1,0 +1,61 @@
+"""Reading metrics without making the device wait; stopping where they are not finite."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+import orbax.checkpoint as ocp
+
+from repvgg_jax.errors import RunError
+from repvgg_jax.monitor import Monitor
+
+Metrics = dict[str, Any]
+
+
+class Watch:
+    """Reads a step's metrics after the next step is dispatched, so the host never holds it up."""
+
+    def __init__(
+        self,
+        monitor: Monitor,
+        schedule: optax.Schedule,
+        log_every: int,
+        last_step: int,
+        manager: ocp.CheckpointManager,
+    ):
+        self.monitor, self.schedule, self.manager = monitor, schedule, manager
+        self.log_every, self.last_step = log_every, last_step
+        self._pending: tuple[int, Metrics] | None = None
+        self._since_log: list[dict[str, float]] = []
+
+    def push(self, step: int, metrics: Metrics) -> None:
+        """Take the metrics of a step just dispatched; read those of the one before."""
+        previous, self._pending = self._pending, (step, metrics)
+        if previous:
+            self._read(*previous)
+
+    def flush(self) -> None:
+        """Wait for and read what was pushed last."""
+        if self._pending:
+            previous, self._pending = self._pending, None
+            self._read(*previous)
+
+    def _read(self, step: int, metrics: Metrics) -> None:
+        values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+        if not all(map(math.isfinite, (values["loss"], values["grad_norm"]))):
+            self.manager.wait_until_finished()
+            good = self.manager.latest_step()
+            where = f"{self.manager.directory}/{good}" if good else "none was written yet"
+            raise RunError(
+                f"step {step}: loss {values['loss']}, gradient norm {values['grad_norm']} at "
+                f"learning rate {float(self.schedule(step - 1)):.4g}; last good checkpoint: {where}"
+            )
+        self._since_log.append(values)
+        if step % self.log_every == 0 or step == self.last_step:
+            means = {n: float(np.mean([row[n] for row in self._since_log])) for n in values}
+            self._since_log.clear()
+            self.monitor.train(step, means | {"learning_rate": float(self.schedule(step - 1))})
