@@ -3,7 +3,8 @@
   python main.py --config configs/cifar10.py --config.data.data_dir=<TFDS data folder>
   python main.py --config configs/cifar10.py:full ...
 
-The first is for two CPU cores: 8 epochs, stem at full resolution and the rest at half, RESULT.
+The first is for two CPU cores: 8 epochs, stem at full resolution, the rest at half and less;
+measured: 80.92% test top-1 in both forms after 27 minutes on cores shared with other work.
 The second, for a GPU, keeps two stages at full resolution and trains 200 epochs. Both have
 2.19 M parameters in training, 1.98 M fused. Data: `cifar10` prepared by TFDS as array_record.
 """

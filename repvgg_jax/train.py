@@ -257,7 +257,7 @@ def train(config: ConfigDict, workdir: Path) -> Trained:
     net, source = make_net(config), make_source(config, "train")
     schedule, steps = make_schedule(config, len(source)), total_steps(config, len(source))
     evaluation = Evaluation(config, mesh)
-    eval_every = config.train.eval_every or max(1, len(source) // config.train.batch_size)
+    eval_every = config.train.eval_every or -(-len(source) // config.train.batch_size)
     make_workdir(workdir)
     write_json(workdir / "config.json", plain(config))
 
