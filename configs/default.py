@@ -57,6 +57,7 @@ def get_config() -> ConfigDict:
     optim.decay_rules = ((r".*/kernel", 1.0), (r".*/bn0/scale", 1.0))
     optim.bias_rate_factor = 1.0  # the learning rate of biases over that of the rest
     optim.label_smoothing = 0.0
+    optim.auxiliary_weight = 0.1  # of the loss of each auxiliary head (repvgg_plus_l2pse has three)
 
     config.fuse = fuse = ConfigDict()
     fuse.verify_images = 256  # evaluation images that the two forms are compared on

@@ -45,6 +45,8 @@ def fuse(net: nn.Module, variables: Variables) -> tuple[nn.Module, dict[str, Any
             except KeyError as error:
                 raise ValueError(f"{name}: variables lack {error}, which fusion needs") from error
             params[name] = {"conv": {"kernel": kernel, "bias": bias}}
+    for head in net.auxiliary_heads().values():  # training's alone
+        params.pop(head, None)
     return net.clone(block=FusedConv), {"params": params}
 
 

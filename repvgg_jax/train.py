@@ -41,6 +41,7 @@ from repvgg_jax.data import (
 from repvgg_jax.errors import RunError
 from repvgg_jax.monitor import Monitor
 from repvgg_jax.nets import init
+from repvgg_jax.nets.repvgg import AUXILIARY
 from repvgg_jax.records import write_json
 from repvgg_jax.sharding import check_divides, make_mesh, replicated, shard_batch
 from repvgg_jax.watch import Watch
@@ -98,6 +99,7 @@ def train_step(
     key: Array,
     *,
     label_smoothing: float = 0.0,
+    auxiliary_weight: float = 0.1,
     mean: tuple[float, ...] = IMAGENET_MEAN,
     std: tuple[float, ...] = IMAGENET_STD,
 ) -> tuple[TrainState, Metrics]:
@@ -108,6 +110,7 @@ def train_step(
       batch: `image` [batch, height, width, 3], uint8 or normalised, and `label` [batch].
       key: for nets that draw (dropout, stochastic depth); the step is folded in.
       label_smoothing: share of the target that is spread over all classes.
+      auxiliary_weight: of each auxiliary head's loss, where the net has such heads.
       mean, std: of [0, 1] RGB, for uint8 images.
 
     Returns:
@@ -119,12 +122,14 @@ def train_step(
     def loss_fn(params: Any) -> tuple[Array, tuple[Array, Any]]:
         variables = {"params": params, "batch_stats": state.batch_stats}
         logits, updated = state.net.apply(
-            variables, images, train=True, mutable=["batch_stats"], rngs=rngs
+            variables, images, train=True, mutable=["batch_stats", AUXILIARY], rngs=rngs
         )
         targets = optax.smooth_labels(
             jax.nn.one_hot(batch["label"], logits.shape[-1]), label_smoothing
         )
         loss = optax.softmax_cross_entropy(logits, targets).mean()
+        for other in jax.tree.leaves(updated.get(AUXILIARY, {})):
+            loss += auxiliary_weight * optax.softmax_cross_entropy(other, targets).mean()
         return loss, (logits, updated.get("batch_stats", {}))
 
     (loss, (logits, batch_stats)), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
@@ -306,6 +311,7 @@ def _jit_train_step(config: ConfigDict) -> Callable[..., tuple[TrainState, Metri
     step = partial(
         train_step,
         label_smoothing=config.optim.label_smoothing,
+        auxiliary_weight=config.optim.auxiliary_weight,
         mean=tuple(config.data.mean),
         std=tuple(config.data.std),
     )

@@ -2,17 +2,49 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array
 
-from repvgg_jax.blocks import RepVGGBlock
+from repvgg_jax.blocks import FusedConv, RepVGGBlock
 from repvgg_jax.errors import UsageError
-from repvgg_jax.layers import Dtype, SqueezeExcite, accumulation_dtype, dense
+from repvgg_jax.layers import (
+    Dtype,
+    SqueezeExcite,
+    accumulation_dtype,
+    batch_norm,
+    conv,
+    dense,
+)
+
+AUXILIARY = "auxiliary"  # the collection in which training finds the auxiliary heads' logits
+
+
+class FeatureInfo(NamedTuple):
+    """A stage's map: its name, channels, and how many pixels of the image it steps."""
+
+    name: str
+    channels: int
+    stride: int
+
+
+class AuxiliaryHead(nn.Module):
+    """Logits from the middle of a net: conv3x3 of stride 2, BatchNorm, ReLU, mean, dense."""
+
+    num_classes: int
+    dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool) -> Array:
+        channels, wide = x.shape[-1], accumulation_dtype(self.dtype)
+        x = conv(channels, 3, strides=2, dtype=self.dtype, name="conv")(x)
+        x = nn.relu(batch_norm(train, dtype=self.dtype, name="bn")(x)).mean((1, 2), dtype=wide)
+        return dense(self.num_classes, channels, dtype=wide, name="fc")(x)
 
 
 class RepVGG(nn.Module):
@@ -28,6 +60,10 @@ class RepVGG(nn.Module):
       grouped_layers: counted over the whole net, the stem being 0. The paper groups every second.
       se_reduction: where given, squeeze-and-excite before each ReLU with channels // se_reduction
         hidden units.
+      output_stride: 8 or 16 rather than 32: the strides beyond become 1, and the kxk kernels of
+        those stages are dilated by what was taken away (arXiv 2101.03697, section 4.4).
+      dilated_layers: only that many of the last layers are dilated; all of those stages by
+        default. The paper's fast form has 5.
       block: makes a block from the hyper-parameters in `plan()`.
       dtype: compute type; parameters, statistics, the final mean and the head stay float32.
     """
@@ -39,6 +75,8 @@ class RepVGG(nn.Module):
     groups: int = 1
     grouped_layers: tuple[int, ...] = tuple(range(2, 27, 2))
     se_reduction: int | None = None
+    output_stride: int | None = None
+    dilated_layers: int | None = None
     block: Callable[..., nn.Module] = RepVGGBlock
     dtype: Dtype = jnp.float32
 
@@ -56,6 +94,8 @@ class RepVGG(nn.Module):
         if self.se_reduction and min(self.widths) < self.se_reduction:
             raise UsageError(f"widths {self.widths}: none below se_reduction={self.se_reduction}")
         plan: dict[str, dict[str, Any]] = {}
+        strides, dilations = self._strides_and_dilations()
+        plain_until = sum(self.depths) - (self.dilated_layers or sum(self.depths))
         for stage, (depth, width) in enumerate(zip(self.depths, self.widths, strict=True)):
             for index in range(depth):
                 name = f"stage{stage}_block{index}"
@@ -65,22 +105,104 @@ class RepVGG(nn.Module):
                     raise UsageError(
                         f"{name}: groups={groups} must divide its {reads} inputs, {width} outputs"
                     )
-                strides = self.strides[stage] if index == 0 else 1
-                plan[name] = dict(features=width, strides=strides, groups=groups, dtype=self.dtype)
+                plan[name] = dict(
+                    features=width,
+                    strides=strides[stage] if index == 0 else 1,
+                    groups=groups,
+                    dilation=dilations[stage] if len(plan) >= plain_until else 1,
+                    dtype=self.dtype,
+                )
         return plan
+
+    def _strides_and_dilations(self) -> tuple[list[int], list[int]]:
+        """Of each stage, after `output_stride`."""
+        strides, dilations, reached, dilation = [], [], 1, 1
+        for stride in self.strides:
+            if self.output_stride and reached * stride > self.output_stride:
+                dilation, stride = dilation * stride, 1
+            reached *= stride
+            strides.append(stride)
+            dilations.append(dilation)
+        if self.output_stride not in (None, reached):
+            raise UsageError(
+                f"output_stride={self.output_stride} cannot be reached with strides {self.strides}"
+            )
+        return strides, dilations
+
+    def feature_info(self) -> list[FeatureInfo]:
+        """Name, channels and stride of the maps that `features` gives."""
+        strides, _ = self._strides_and_dilations()
+        return [
+            FeatureInfo(f"stage{stage}", width, math.prod(strides[: stage + 1]))
+            for stage, width in enumerate(self.widths)
+        ]
+
+    def features(
+        self, variables: Any, images: Array, train: bool = False
+    ) -> tuple[tuple[Array, ...], Any]:
+        """The map that each stage ends with, and the updated `batch_stats`.
+
+        Images [batch, height, width, 3] -> maps [batch, ceil(height / stride), ..., channels] as
+        `feature_info()` says, in the net's compute type. The statistics come back unchanged, or
+        empty for a fused net, where `train` is false.
+        """
+        stats = variables.get("batch_stats", {})
+        _, state = self.apply(
+            variables, images, train=train, mutable=["intermediates", "batch_stats"]
+        )
+        maps = state["intermediates"]
+        names = [info.name for info in self.feature_info()]
+        return tuple(maps[name][0] for name in names), state.get("batch_stats", stats)
 
     @nn.compact
     def __call__(self, images: Array, train: bool = False) -> Array:
-        x = images
+        x, heads = images, self.auxiliary_heads()
+        ends = {f"stage{s}_block{depth - 1}": f"stage{s}" for s, depth in enumerate(self.depths)}
         for name, spec in self.plan().items():
-            x = self.block(**spec, name=name)(x, train)
-            if self.se_reduction:
-                hidden = spec["features"] // self.se_reduction
-                x = SqueezeExcite(hidden, dtype=self.dtype, name=f"{name}_se")(x)
-            x = nn.relu(x)
+            x = self.activate(self.block(**spec, name=name)(x, train), name)
+            if name in ends:
+                self.sow("intermediates", ends[name], x)
+            if name in heads and (train or self.is_initializing()):
+                logits = AuxiliaryHead(self.num_classes, self.dtype, name=heads[name])(x, train)
+                if train:
+                    self.sow(AUXILIARY, heads[name], logits)
         wide = accumulation_dtype(self.dtype)
         x = x.mean((1, 2), dtype=wide)
         return dense(self.num_classes, x.shape[-1], name="head", dtype=wide)(x)
+
+    def activate(self, x: Array, name: str) -> Array:
+        """What stands between two blocks: the nonlinearity, and squeeze-and-excite before it."""
+        return nn.relu(self._squeeze_excite(x, name))
+
+    def _squeeze_excite(self, x: Array, name: str) -> Array:
+        if not self.se_reduction:
+            return x
+        hidden = x.shape[-1] // self.se_reduction
+        return SqueezeExcite(hidden, dtype=self.dtype, name=f"{name}_se")(x)
+
+    def auxiliary_heads(self) -> dict[str, str]:
+        """Block -> name of the head that training has after it; none here, nor in a fused net."""
+        return {}
+
+
+class RepVGGPlus(RepVGG):
+    """RepVGG with squeeze-and-excite after each ReLU, and auxiliary heads in training.
+
+    As released by RepVGG's authors (their repository; not in the paper). The heads stand after
+    stages 1 and 2 and in the middle of stage 3; their logits are sown into the collection
+    `auxiliary` where `train` is true. Fused, the net has none.
+    """
+
+    def activate(self, x: Array, name: str) -> Array:
+        """The nonlinearity, and squeeze-and-excite after it."""
+        return self._squeeze_excite(nn.relu(x), name)
+
+    def auxiliary_heads(self) -> dict[str, str]:
+        """Block -> name of the head that training has after it."""
+        if self.block is FusedConv:
+            return {}
+        ends = {1: self.depths[1], 2: self.depths[2], 3: self.depths[3] // 2}
+        return {f"stage{s}_block{end - 1}": f"aux_stage{s}" for s, end in ends.items()}
 
 
 A_DEPTHS, B_DEPTHS, D_DEPTHS = (1, 2, 4, 14, 1), (1, 4, 6, 16, 1), (1, 8, 14, 24, 1)
@@ -112,3 +234,6 @@ VARIANTS |= {
 }
 # Not in the paper: released by its authors with the code.
 VARIANTS["repvgg_d2se"] = partial(RepVGG, depths=D_DEPTHS, widths=widths(2.5, 5), se_reduction=16)
+VARIANTS["repvgg_plus_l2pse"] = partial(
+    RepVGGPlus, depths=D_DEPTHS, widths=widths(2.5, 5), se_reduction=4
+)
