@@ -10,6 +10,7 @@ from ml_collections.config_dict import placeholder
 def get_config() -> ConfigDict:
     config = ConfigDict()
     config.seed = 0  # of initialisation, sampling and augmentation
+    config.init_from = placeholder(str)  # workdir of a run to start from, the head anew if need be
 
     config.model = model = ConfigDict()
     model.name = "repvgg_a0"  # one of repvgg_jax.list_models()
@@ -20,6 +21,7 @@ def get_config() -> ConfigDict:
     model.strides = placeholder(tuple)  # of each stage's first block; 2 everywhere
     model.groups = placeholder(int)  # of every second layer; the model's own
     model.branches = placeholder(tuple)  # some of ("kxk", "1x1", "identity"); all
+    model.frozen = placeholder(tuple)  # expressions of blocks that don't train: ("stage[0-2]_.*",)
     model.dtype = "float32"  # compute type; parameters and statistics are always float32
 
     config.data = data = ConfigDict()
@@ -56,6 +58,8 @@ def get_config() -> ConfigDict:
     # spares "bn" and "bias" and misses that one). The first expression that matches wins.
     optim.decay_rules = ((r".*/kernel", 1.0), (r".*/bn0/scale", 1.0))
     optim.bias_rate_factor = 1.0  # the learning rate of biases over that of the rest
+    optim.rate_rules = ()  # more such factors, matched first: ((r"head/.*", 10.0),)
+    optim.ema_decay = 0.0  # of the average that is evaluated and fused; 0 for none
     optim.label_smoothing = 0.0
     optim.auxiliary_weight = 0.1  # of the loss of each auxiliary head (repvgg_plus_l2pse has three)
 

@@ -4,8 +4,10 @@ The one currency is a pair `(net, variables)`: a Flax Module without arrays and 
 `{"params", "batch_stats"}`. `fuse` maps such a pair to another such pair.
 """
 
+from repvgg_jax.averages import reestimate_batch_stats
 from repvgg_jax.checkpoint import load
 from repvgg_jax.errors import UsageError
+from repvgg_jax.finetune import insert_bn
 from repvgg_jax.fuse import FusionReport, fuse, verify
 from repvgg_jax.nets import create, init, list_models
 
@@ -15,7 +17,9 @@ __all__ = [
     "create",
     "fuse",
     "init",
+    "insert_bn",
     "list_models",
     "load",
+    "reestimate_batch_stats",
     "verify",
 ]

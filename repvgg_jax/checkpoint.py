@@ -6,6 +6,7 @@ A step's folder holds three items: `variables` (params and batch_stats, all that
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,11 @@ from flax.traverse_util import flatten_dict
 from jax.sharding import Sharding, SingleDeviceSharding
 
 from repvgg_jax.blocks import FusedConv
+from repvgg_jax.certificate import FILE, check
 from repvgg_jax.config import make_net, read_config
 from repvgg_jax.errors import UsageError
 from repvgg_jax.nets import init
+from repvgg_jax.records import write_json
 
 Variables = Mapping[str, Any]
 FUSED = "fused"  # the folder of a workdir that holds the fused pair's variables
@@ -64,7 +67,7 @@ def save(
     manager.save(
         position["step"],
         args=ocp.args.Composite(
-            variables=ocp.args.StandardSave(variables),
+            variables=ocp.args.StandardSave(_as_dicts(variables)),
             optimizer=ocp.args.StandardSave(optimizer),
             position=ocp.args.JsonSave(dict(position)),
         ),
@@ -90,6 +93,7 @@ def restore(
       UsageError: where it is damaged, or another net's, listing names or shapes that differ.
     """
     where = Path(manager.directory) / str(step)
+    variables = _as_dicts(variables)
     _check_same(where / "variables", variables)
     restored = _read(
         where,
@@ -137,8 +141,14 @@ def load(
     return net, _load_tree(directory / str(step) / "variables", _abstract(net))
 
 
-def save_fused(workdir: Path, variables: Variables) -> None:
-    """Write a fused net's variables where `load(workdir, fused=True)` finds them."""
+def _as_dicts(variables: Variables) -> dict[str, Any]:
+    """The same trees without the mark of an average, of which Orbax knows nothing."""
+    return {name: dict(tree) for name, tree in variables.items() if tree}
+
+
+def save_fused(workdir: Path, variables: Variables, certificate: Mapping[str, Any]) -> None:
+    """Write a fused net's variables, and beside them their certificate, where `load` finds them."""
+    write_json(Path(workdir) / FILE, certificate)
     with ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save(Path(workdir).absolute() / FUSED, variables, force=True)
 
@@ -155,7 +165,15 @@ def _load_fused(workdir: Path, net: nn.Module) -> tuple[nn.Module, dict[str, Any
             f"`python main.py --mode=fuse --workdir={workdir}` writes them"
         )
     plain = net.clone(block=FusedConv)
-    return plain, _load_tree(workdir / FUSED, _abstract(plain))
+    variables = _load_tree(workdir / FUSED, _abstract(plain))
+    try:
+        certificate = json.loads((workdir / FILE).read_text())
+    except (OSError, ValueError) as error:
+        raise UsageError(
+            f"{workdir / FILE} cannot be read ({error}); `--mode=fuse` writes it"
+        ) from None
+    check(certificate, variables, str(workdir / FUSED))
+    return plain, variables
 
 
 def _abstract(net: nn.Module, sharding: Sharding | None = None) -> dict[str, Any]:

@@ -173,5 +173,9 @@ def make_optimizer(config: ConfigDict, schedule: optax.Schedule) -> optax.Gradie
         nesterov=values.nesterov,
         weight_decay=values.weight_decay,
         decay_rules=values.decay_rules,
-        rate_rules=((r".*/bias", values.bias_rate_factor),),
+        rate_rules=(
+            *((f"{pattern}/.*", 0.0) for pattern in config.model.frozen or ()),
+            *values.rate_rules,
+            (r".*/bias", values.bias_rate_factor),
+        ),
     )

@@ -13,6 +13,7 @@ from flax import linen as nn
 from jax import Array
 from jaxtyping import Float
 
+from repvgg_jax.averages import check_pair
 from repvgg_jax.blocks import FusedConv, fuse_block
 from repvgg_jax.layers import accumulation_dtype
 
@@ -32,7 +33,9 @@ def fuse(net: nn.Module, variables: Variables) -> tuple[nn.Module, dict[str, Any
 
     Raises:
       ValueError: where the variables are not those of the net, naming the block.
+      UsageError: where averaged parameters come with statistics that are not, or the reverse.
     """
+    check_pair(variables)
     params, stats = dict(variables["params"]), variables.get("batch_stats", {})
     if missing := [name for name in net.plan() if name not in params]:
         raise ValueError(f"variables['params'] lacks {', '.join(missing)} of the net's plan")

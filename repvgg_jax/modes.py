@@ -5,15 +5,18 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
+from flax import linen as nn
 from ml_collections import ConfigDict
 
 from repvgg_jax import checkpoint
 from repvgg_jax.bench import count_macs, count_parameters
+from repvgg_jax.certificate import certify
 from repvgg_jax.config import config_hash, read_config
 from repvgg_jax.errors import UsageError
-from repvgg_jax.fuse import fuse, verify
+from repvgg_jax.fuse import FusionReport, fuse, verify
 from repvgg_jax.records import write_json
 from repvgg_jax.report import summary
 from repvgg_jax.sharding import check_divides, make_mesh
@@ -27,9 +30,7 @@ def run_train(config: ConfigDict | None, workdir: Path) -> None:
     started = time.monotonic()
     state, examples_per_second, evaluation = train(config, workdir)
     net, variables = state.net, state.variables
-    plain, fused = fuse(net, variables)
-    fusion = verify(net, variables, evaluation.images(config.fuse.verify_images), (plain, fused))
-    checkpoint.save_fused(workdir, fused)
+    plain, fused, fusion = _fuse(config, workdir, evaluation, net, variables)
     forms = {"train_form": (net, variables), "fused": (plain, fused)}
     metrics = {form: evaluation(*pair) for form, pair in forms.items()}
     report = {
@@ -75,9 +76,7 @@ def run_fuse(config: ConfigDict | None, workdir: Path) -> None:
     config = config or read_config(workdir)
     evaluation = _evaluation(config, workdir)
     net, variables = checkpoint.load(workdir)
-    plain, fused = fuse(net, variables)
-    fusion = verify(net, variables, evaluation.images(config.fuse.verify_images), (plain, fused))
-    checkpoint.save_fused(workdir, fused)
+    *_, fusion = _fuse(config, workdir, evaluation, net, variables)
     _say(f"{fusion}\nrepvgg_jax.load({str(workdir)!r}, fused=True) opens the fused pair")
 
 
@@ -86,6 +85,24 @@ MODES: dict[str, Callable[[ConfigDict | None, Path], None]] = {
     "eval": run_eval,
     "fuse": run_fuse,
 }
+
+
+def _fuse(
+    config: ConfigDict, workdir: Path, evaluation: Evaluation, net: nn.Module, variables: Any
+) -> tuple[nn.Module, Any, FusionReport]:
+    """Fuse, verify on real images, and write the fused weights with their certificate."""
+    plain, fused = fuse(net, variables)
+    images = evaluation.images(config.fuse.verify_images)
+    fusion = verify(net, variables, images, (plain, fused))
+    certificate = certify(
+        fusion,
+        fused,
+        images=len(images),
+        step=checkpoint.steps(workdir)[-1],
+        config_hash=config_hash(read_config(workdir)),
+    )
+    checkpoint.save_fused(workdir, fused, certificate)
+    return plain, fused, fusion
 
 
 def _evaluation(config: ConfigDict | None, workdir: Path) -> Evaluation:

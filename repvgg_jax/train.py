@@ -11,6 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import orbax.checkpoint as ocp
+from absl import logging
 from flax import linen as nn
 from flax import struct
 from jax import Array
@@ -19,6 +21,7 @@ from jaxtyping import Float
 from ml_collections import ConfigDict
 
 from repvgg_jax import checkpoint
+from repvgg_jax.averages import as_average, update_average
 from repvgg_jax.config import (
     check_workdir,
     make_net,
@@ -39,6 +42,7 @@ from repvgg_jax.data import (
     train_batches,
 )
 from repvgg_jax.errors import RunError
+from repvgg_jax.finetune import transfer, warn_if_fused
 from repvgg_jax.monitor import Monitor
 from repvgg_jax.nets import init
 from repvgg_jax.nets.repvgg import AUXILIARY
@@ -57,29 +61,48 @@ class TrainState(struct.PyTreeNode):
     params: Any
     batch_stats: Any
     opt_state: optax.OptState
+    ema: Any  # the averaged `{"params", "batch_stats"}`, or None
     net: nn.Module = struct.field(pytree_node=False)
     tx: optax.GradientTransformation = struct.field(pytree_node=False)
 
     @property
     def variables(self) -> dict[str, Any]:
-        """What the net takes: `{"params", "batch_stats"}`."""
+        """The pair that is evaluated, fused and loaded: the average where one is kept."""
+        return self.ema or self.trained
+
+    @property
+    def trained(self) -> dict[str, Any]:
+        """The pair that the optimizer moves."""
         return {"params": self.params, "batch_stats": self.batch_stats}
 
     @property
     def optimizer(self) -> dict[str, Any]:
-        """What a checkpoint needs besides the variables."""
-        return {"step": self.step, "opt_state": self.opt_state}
+        """What a checkpoint needs besides `variables`."""
+        state = {"step": self.step, "opt_state": self.opt_state}
+        return state | ({"trained": self.trained} if self.ema else {})
+
+    def restored(self, variables: Any, optimizer: Mapping[str, Any]) -> TrainState:
+        """The state of which `variables` and `optimizer` were saved."""
+        trained = {"batch_stats": {}} | optimizer.get("trained", variables)
+        ema = as_average(variables) if self.ema else None
+        step, opt_state = optimizer["step"], optimizer["opt_state"]
+        return self.replace(**trained, step=step, opt_state=opt_state, ema=ema)
 
 
 def init_state(
-    net: nn.Module, tx: optax.GradientTransformation, mesh: Mesh, key: Array
+    net: nn.Module,
+    tx: optax.GradientTransformation,
+    mesh: Mesh,
+    key: Array,
+    average: bool = False,
 ) -> TrainState:
     """A fresh state, born on the mesh: no host or device ever holds more than its part."""
 
     def build(key: Array) -> TrainState:
         variables = init(net, key)
         params, batch_stats = variables["params"], variables.get("batch_stats", {})
-        return TrainState(jnp.int32(0), params, batch_stats, tx.init(params), net, tx)
+        ema = as_average({"params": params, "batch_stats": batch_stats}) if average else None
+        return TrainState(jnp.int32(0), params, batch_stats, tx.init(params), ema, net, tx)
 
     shapes = jax.eval_shape(build, key)
     shardings = jax.tree.map(lambda _: replicated(mesh), shapes)
@@ -100,6 +123,7 @@ def train_step(
     *,
     label_smoothing: float = 0.0,
     auxiliary_weight: float = 0.1,
+    ema_decay: float = 0.0,
     mean: tuple[float, ...] = IMAGENET_MEAN,
     std: tuple[float, ...] = IMAGENET_STD,
 ) -> tuple[TrainState, Metrics]:
@@ -111,6 +135,7 @@ def train_step(
       key: for nets that draw (dropout, stochastic depth); the step is folded in.
       label_smoothing: share of the target that is spread over all classes.
       auxiliary_weight: of each auxiliary head's loss, where the net has such heads.
+      ema_decay: of the average, where the state keeps one.
       mean, std: of [0, 1] RGB, for uint8 images.
 
     Returns:
@@ -145,6 +170,8 @@ def train_step(
         batch_stats=batch_stats,
         opt_state=opt_state,
     )
+    if state.ema:
+        state = state.replace(ema=update_average(state.ema, state.trained, ema_decay))
     return state, metrics
 
 
@@ -248,8 +275,8 @@ class Trained(NamedTuple):
 def train(config: ConfigDict, workdir: Path) -> Trained:
     """Train to the config's last step. Nothing is written before all that can be checked was.
 
-    What a run starts from, in this order: the latest checkpoint in the workdir; else fresh
-    parameters from `config.seed`.
+    What a run starts from, in this order: the latest checkpoint in the workdir; else the run that
+    `config.init_from` names; else fresh parameters from `config.seed`.
 
     Raises:
       UsageError: for a config that cannot run, or a workdir that is not this config's.
@@ -260,6 +287,7 @@ def train(config: ConfigDict, workdir: Path) -> Trained:
     check_divides("train.eval_batch_size", config.train.eval_batch_size, mesh)
     check_workdir(config, workdir)
     net, source = make_net(config), make_source(config, "train")
+    warn_if_fused(net)
     schedule, steps = make_schedule(config, len(source)), total_steps(config, len(source))
     evaluation = Evaluation(config, mesh)
     eval_every = config.train.eval_every or -(-len(source) // config.train.batch_size)
@@ -267,9 +295,10 @@ def train(config: ConfigDict, workdir: Path) -> Trained:
     write_json(workdir / "config.json", plain(config))
 
     key = jax.random.key(config.seed)
-    state = init_state(net, make_optimizer(config, schedule), mesh, key)
+    average = config.optim.ema_decay > 0
+    state = init_state(net, make_optimizer(config, schedule), mesh, key, average)
     manager = checkpoint.open_manager(workdir, config.train.keep)
-    state = _resume(manager, state)
+    state = _start(config, manager, state)
     start = int(state.step)
     batches = _train_batches(config, source, start)
     step_fn = _jit_train_step(config)
@@ -312,16 +341,26 @@ def _jit_train_step(config: ConfigDict) -> Callable[..., tuple[TrainState, Metri
         train_step,
         label_smoothing=config.optim.label_smoothing,
         auxiliary_weight=config.optim.auxiliary_weight,
+        ema_decay=config.optim.ema_decay,
         mean=tuple(config.data.mean),
         std=tuple(config.data.std),
     )
     return jax.jit(step, donate_argnums=0)
 
 
-def _resume(manager: Any, state: TrainState) -> TrainState:
-    """The state of the latest checkpoint, or the given one where there is none."""
+def _start(config: ConfigDict, manager: ocp.CheckpointManager, state: TrainState) -> TrainState:
+    """The state of the latest checkpoint, else of `init_from`, else the given one."""
     step = manager.latest_step()
-    if step is None:
+    if step is not None:
+        found = checkpoint.restore(manager, state.variables, state.optimizer, step)
+        return state.restored(*found[:2])
+    if config.init_from is None:
         return state
-    variables, optimizer, _ = checkpoint.restore(manager, state.variables, state.optimizer, step)
-    return state.replace(**variables, **optimizer)
+    _, source = checkpoint.load(config.init_from)
+    variables, renewed = transfer(state.trained, source)
+    logging.warning("from %s; new: %s", config.init_from, ", ".join(renewed) or "nothing")
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, state.trained)
+    return state.restored(
+        jax.device_put(variables, shardings),
+        state.optimizer | {"trained": jax.device_put(variables, shardings)},
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
@@ -64,6 +65,8 @@ class RepVGG(nn.Module):
         those stages are dilated by what was taken away (arXiv 2101.03697, section 4.4).
       dilated_layers: only that many of the last layers are dilated; all of those stages by
         default. The paper's fast form has 5.
+      frozen: regular expressions of blocks that keep their statistics in training (`stage[01]_.*`);
+        the optimizer's rate rules keep their parameters.
       block: makes a block from the hyper-parameters in `plan()`.
       dtype: compute type; parameters, statistics, the final mean and the head stay float32.
     """
@@ -77,6 +80,7 @@ class RepVGG(nn.Module):
     se_reduction: int | None = None
     output_stride: int | None = None
     dilated_layers: int | None = None
+    frozen: tuple[str, ...] = ()
     block: Callable[..., nn.Module] = RepVGGBlock
     dtype: Dtype = jnp.float32
 
@@ -159,7 +163,8 @@ class RepVGG(nn.Module):
         x, heads = images, self.auxiliary_heads()
         ends = {f"stage{s}_block{depth - 1}": f"stage{s}" for s, depth in enumerate(self.depths)}
         for name, spec in self.plan().items():
-            x = self.activate(self.block(**spec, name=name)(x, train), name)
+            moves = train and not any(re.fullmatch(pattern, name) for pattern in self.frozen)
+            x = self.activate(self.block(**spec, name=name)(x, moves), name)
             if name in ends:
                 self.sow("intermediates", ends[name], x)
             if name in heads and (train or self.is_initializing()):

@@ -1,0 +1,121 @@
+"""Starting from weights that are there: another head, another data set, or a fused net."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from absl import logging
+from flax import linen as nn
+from jax import Array
+
+from repvgg_jax.blocks import BLOCKS, FusedConv
+from repvgg_jax.errors import UsageError
+from repvgg_jax.layers import BN_EPSILON
+
+Variables = Mapping[str, Any]
+
+
+def transfer(fresh: Variables, source: Variables) -> tuple[dict[str, Any], list[str]]:
+    """`fresh` with the source's weights, but for heads of another number of classes.
+
+    Args:
+      fresh: the new net's own variables, from `init`.
+      source: weights to start from, of the same plan.
+
+    Returns:
+      the variables, and the names of what stays fresh: `head`, and auxiliary heads' `fc`.
+
+    Raises:
+      UsageError: where anything else differs in name or shape, listing it.
+    """
+    differing, renewed = [], []
+
+    def pick(path: tuple, leaf: Array) -> Array:
+        names = [key.key for key in path]
+        value: Any = source
+        for name in names:
+            value = value.get(name) if isinstance(value, Mapping) else None
+        if value is not None and value.shape == leaf.shape:
+            return jnp.asarray(value, leaf.dtype)
+        if names[1] == "head" or "fc" in names:
+            renewed.append("/".join(names[1:-1]))
+        else:
+            differing.append("/".join(names))
+        return leaf
+
+    variables = jax.tree_util.tree_map_with_path(pick, fresh)
+    extra = [
+        f"{collection}/{block}"
+        for collection, tree in source.items()
+        for block in tree
+        if block not in fresh.get(collection, {})
+    ]
+    if differing or extra:
+        raise UsageError(
+            "init_from is of another net: it lacks, or has in another shape, "
+            f"{', '.join(differing[:3]) or 'nothing'} ({len(differing)} in all); "
+            f"it also holds {', '.join(extra[:3]) or 'nothing else'}"
+        )
+    return variables, list(dict.fromkeys(renewed))
+
+
+def warn_if_fused(net: nn.Module) -> None:
+    """The fused form can be trained, but it is the train form that trains well."""
+    if net.block is FusedConv:
+        logging.warning(
+            "training the fused form: it has no BatchNorm and no branches, and tunes worse; start "
+            "from the train form, or give the fused net BatchNorms with repvgg_jax.insert_bn"
+        )
+
+
+def insert_bn(
+    net: nn.Module, variables: Variables, batches: Iterable[Array]
+) -> tuple[nn.Module, dict[str, Any]]:
+    """A fused net with a BatchNorm after each convolution, whose outputs stay the same.
+
+    For a convolution's output y = conv(x) without its bias b, of mean mu and variance var over the
+    batches: gamma = sqrt(var + epsilon), beta = mu + b, running statistics mu and var. In
+    evaluation gamma (y - mu) / sqrt(var + epsilon) + beta = y + b, as before, and in training the
+    batch's own statistics are near those. The result is of the block `plain`, and fuses again.
+
+    Args:
+      net, variables: the fused pair.
+      batches: of normalised images [batch, height, width, 3] to calibrate on.
+
+    Raises:
+      UsageError: where the net isn't fused, or there is no batch.
+    """
+    if net.block is not FusedConv:
+        raise UsageError("insert_bn takes a fused net; this one has its BatchNorms")
+    plan = net.plan()
+
+    @jax.jit
+    def moments(images: Array) -> dict[str, tuple[Array, Array]]:
+        _, state = net.apply(
+            variables,
+            images,
+            capture_intermediates=lambda module, _: module.name in plan,
+            mutable=["intermediates"],
+        )
+        outputs = {name: state["intermediates"][name]["__call__"][0] for name in plan}
+        return {n: (y.mean((0, 1, 2)), (y**2).mean((0, 1, 2))) for n, y in outputs.items()}
+
+    found = [moments(images) for images in batches]
+    if not found:
+        raise UsageError("insert_bn: no batch to calibrate on")
+    means = jax.tree.map(lambda *leaves: sum(leaves) / len(leaves), *found)
+    params, stats = dict(variables["params"]), {}
+    for name in plan:
+        convolution = variables["params"][name]["conv"]
+        mu, square = means[name]
+        var = jnp.maximum(square - mu**2, 0.0)
+        params[name] = {
+            "conv3": {"kernel": convolution["kernel"]},
+            "bn3": {"scale": jnp.sqrt(var + BN_EPSILON), "bias": mu},
+        }
+        stats[name] = {"bn3": {"mean": mu - convolution["bias"], "var": var}}
+    plain = net.clone(block=BLOCKS["plain"].block)
+    return plain, {"params": params, "batch_stats": stats}

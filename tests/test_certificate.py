@@ -1,0 +1,48 @@
+"""Fused weights that were changed after they were verified are not opened."""
+
+import json
+
+import jax
+import pytest
+
+import repvgg_jax as rj
+from repvgg_jax import modes
+from repvgg_jax.certificate import checksums
+from repvgg_jax.checkpoint import save_fused
+from tests.test_train import equal, tiny_config
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("certified") / "run"
+    modes.run_train(tiny_config(train_steps=2), workdir)
+    return workdir
+
+
+def test_certificate_says_what_was_verified(run):
+    certificate = json.loads((run / "fusion.json").read_text())
+    net, fused = rj.load(run, fused=True)
+    assert certificate["step"] == 2
+    assert certificate["images"] == 360
+    assert certificate["max_relative_error"] < 1e-5
+    assert certificate["exact"]["top1_agreement"] == 1.0
+    assert set(certificate["blocks"]) == set(net.plan())
+    assert certificate["sha256"] == checksums(fused)
+    report = json.loads((run / "report.json").read_text())
+    assert certificate["config_hash"] == report["config_hash"]
+
+
+def test_a_changed_weight_names_its_block(run):
+    _, fused = rj.load(run, fused=True)
+    certificate = json.loads((run / "fusion.json").read_text())
+    changed = jax.tree.map(lambda leaf: leaf, fused)
+    kernel = changed["params"]["stage1_block1"]["conv"]["kernel"]
+    changed["params"]["stage1_block1"]["conv"]["kernel"] = kernel.at[1, 1, 0, 0].add(1e-6)
+    save_fused(run, changed, certificate)
+    with pytest.raises(rj.UsageError, match=r"stage1_block1 .* --mode=fuse|stage1_block1"):
+        rj.load(run, fused=True)
+    (run / "fusion.json").write_text("{")
+    with pytest.raises(rj.UsageError, match=r"fusion.json cannot be read"):
+        rj.load(run, fused=True)
+    modes.run_fuse(None, run)
+    equal(rj.load(run, fused=True)[1], fused)

@@ -1,0 +1,90 @@
+"""Other heads, frozen stages, and BatchNorms for a fused net."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import repvgg_jax as rj
+from repvgg_jax import train
+from repvgg_jax.finetune import transfer
+from repvgg_jax.fuse import relative_error
+from tests.test_train import equal, tiny_config
+from tests.trees import randomised
+
+
+def tiny(num_classes=5, **overrides):
+    fields = {"depths": (1, 2), "widths": (4, 8), "strides": (1, 2)} | overrides
+    net = rj.create("repvgg_a0", num_classes=num_classes, **fields)
+    return net, randomised(rj.init(net, jax.random.key(0), image_size=8), jax.random.key(1))
+
+
+def test_another_number_of_classes_renews_the_head_alone():
+    _, source = tiny(5)
+    net, _ = tiny(7)
+    fresh = rj.init(net, jax.random.key(9), image_size=8)
+    variables, renewed = transfer(fresh, source)
+    assert renewed == ["head"]
+    equal(variables["params"]["head"], fresh["params"]["head"])
+    for block in net.plan():
+        equal(variables["params"][block], source["params"][block])
+    equal(variables["batch_stats"], source["batch_stats"])
+
+
+@pytest.mark.parametrize("overrides", [{"widths": (4, 12)}, {"depths": (1, 1)}, {"depths": (1, 3)}])
+def test_another_net_is_refused(overrides):
+    _, source = tiny()
+    net, _ = tiny(**overrides)
+    with pytest.raises(rj.UsageError, match="stage1_block"):
+        transfer(rj.init(net, jax.random.key(0), image_size=8), source)
+
+
+def test_a_run_starts_from_another_with_its_first_stage_frozen(tmp_path):
+    first = train.train(tiny_config(), tmp_path / "first").state
+    config = tiny_config()
+    config.init_from = str(tmp_path / "first")
+    config.seed = 1
+    config.model.frozen = ("stage0_.*",)
+    second = train.train(config, tmp_path / "second").state
+    for tree in ("params", "batch_stats"):
+        equal(getattr(second, tree)["stage0_block0"], getattr(first, tree)["stage0_block0"])
+        moved = jax.tree.map(
+            lambda a, b: bool((a != b).any()),
+            getattr(second, tree)["stage1_block1"],
+            getattr(first, tree)["stage1_block1"],
+        )
+        assert all(jax.tree.leaves(moved))
+    config.init_from = str(tmp_path / "nowhere")
+    with pytest.raises(rj.UsageError, match="no run in"):
+        train.train(config, tmp_path / "third")
+
+
+def test_inserted_batch_norms_keep_the_outputs_and_match_the_batch():
+    net, variables = tiny()
+    plain, fused = rj.fuse(net, variables)
+    batches = jax.random.normal(jax.random.key(3), (3, 16, 8, 8, 3))
+    tunable, with_bn = rj.insert_bn(plain, fused, batches)
+    own = jax.eval_shape(lambda key: rj.init(tunable, key), jax.random.key(0))
+    assert jax.tree.map(jnp.shape, own) == jax.tree.map(jnp.shape, with_bn)
+    x = jax.random.normal(jax.random.key(4), (8, 8, 8, 3))
+    expected = plain.apply(fused, x)
+    assert relative_error(expected, tunable.apply(with_bn, x)) < 1e-5
+    again, refused = rj.fuse(tunable, with_bn)
+    assert relative_error(expected, again.apply(refused, x)) < 1e-5
+    # In training the batch's statistics stand in for the calibrated ones: on the calibration
+    # images themselves nothing changes.
+    everything = batches.reshape(-1, 8, 8, 3)
+    trained, _ = tunable.apply(with_bn, everything, train=True, mutable=["batch_stats"])
+    assert relative_error(plain.apply(fused, everything), trained) < 1e-3
+    with pytest.raises(rj.UsageError, match="takes a fused net"):
+        rj.insert_bn(net, variables, batches)
+    with pytest.raises(rj.UsageError, match="no batch"):
+        rj.insert_bn(plain, fused, [])
+
+
+def test_training_a_fused_net_warns(tmp_path, caplog):
+    config = tiny_config(train_steps=1)
+    config.model.block = "fused"
+    train.train(config, tmp_path / "run")
+    assert "insert_bn" in caplog.text
+    assert np.isfinite(float(jax.tree.leaves(rj.load(tmp_path / "run")[1])[0].sum()))
