@@ -16,6 +16,8 @@ ROOMS = [
     {"nets"},
     {"averages"},
     {"fuse", "data", "optim", "bench", "records", "curves"},
+    {"torch_files", "torch_layout"},
+    {"weights"},
     {"certificate", "finetune"},
     {"monitor"},
     {"watch", "report"},
@@ -25,6 +27,7 @@ ROOMS = [
     {"modes"},
 ]
 FOREIGN = {"torch", "onnx", "tensorflow", "matplotlib", "tensorflow_datasets", "sklearn", "grain"}
+FOREIGN |= {"timm", "safetensors"}
 MODULES = sorted((ROOT / "repvgg_jax").rglob("*.py"))
 
 
