@@ -15,8 +15,9 @@ $(VENV)/requirements.installed: requirements.txt | $(VENV)/bin/python
 	$(RUN) -m pip install --quiet -r requirements.txt
 	@touch $@
 
-$(VENV)/requirements-dev.installed: requirements-dev.txt $(VENV)/requirements.installed
+$(VENV)/requirements-dev.installed: requirements-dev.txt requirements-torch.txt $(VENV)/requirements.installed
 	$(RUN) -m pip install --quiet -r requirements-dev.txt
+	$(RUN) -m pip install --quiet --no-deps -r requirements-torch.txt
 	@touch $@
 
 quickstart: setup
