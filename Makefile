@@ -34,4 +34,4 @@ lint: $(VENV)/requirements-dev.installed
 	$(VENV)/bin/ruff format --check .
 
 clean:
-	rm -rf $(VENV) runs
+	rm -rf $(VENV) runs build *.egg-info

@@ -64,6 +64,9 @@ def main(argv: list[str]) -> None:
         MODES[MODE.value](workdir=workdir(), config=CONFIG.value)
     except RunError as error:
         fail(error)
+    except KeyboardInterrupt:
+        print("interrupted: the same command goes on from the last checkpoint", file=sys.stderr)
+        sys.exit(130)
 
 
 if __name__ == "__main__":

@@ -39,10 +39,19 @@ def open_manager(workdir: Path, keep: int) -> ocp.CheckpointManager:
             keep_checkpoints_without_metrics=False,
         ),
     ]
-    options = ocp.CheckpointManagerOptions(
-        preservation_policy=policies.AnyPreservationPolicy(preserve)
+    return _manager(workdir, preservation_policy=policies.AnyPreservationPolicy(preserve))
+
+
+def _manager(workdir: Path, **options: Any) -> ocp.CheckpointManager:
+    return ocp.CheckpointManager(
+        (Path(workdir) / "checkpoints").absolute(),
+        options=ocp.CheckpointManagerOptions(**options),
+        item_handlers={
+            "variables": ocp.StandardCheckpointHandler(),
+            "optimizer": ocp.StandardCheckpointHandler(),
+            "position": ocp.JsonCheckpointHandler(),
+        },
     )
-    return ocp.CheckpointManager((Path(workdir) / "checkpoints").absolute(), options=options)
 
 
 def save(
@@ -92,19 +101,12 @@ def restore(
     Raises:
       UsageError: where it is damaged, or another net's, listing names or shapes that differ.
     """
-    where = Path(manager.directory) / str(step)
-    variables = _as_dicts(variables)
-    _check_same(where / "variables", variables)
-    restored = _read(
-        where,
-        lambda: manager.restore(
-            step,
-            args=ocp.args.Composite(
-                variables=ocp.args.StandardRestore(variables),
-                optimizer=ocp.args.StandardRestore(optimizer),
-                position=ocp.args.JsonRestore(),
-            ),
-        ),
+    restored = _restore(
+        manager,
+        step,
+        variables=ocp.args.StandardRestore(_as_dicts(variables)),
+        optimizer=ocp.args.StandardRestore(optimizer),
+        position=ocp.args.JsonRestore(),
     )
     return restored.variables, restored.optimizer, restored.position
 
@@ -113,6 +115,14 @@ def steps(workdir: Path) -> list[int]:
     """The steps that a workdir has complete checkpoints of, ascending."""
     directory = (Path(workdir) / "checkpoints").absolute()
     return sorted(ocp.utils.checkpoint_steps(directory)) if directory.exists() else []
+
+
+def _restore(manager: ocp.CheckpointManager, step: int, **items: Any) -> Any:
+    """Some items of a step, after a look whether its variables are the net's."""
+    where = Path(manager.directory) / str(step)
+    metadata = _read(where, lambda: manager.item_metadata(step)["variables"])
+    _check_same(where, items["variables"].item, metadata)
+    return _read(where, lambda: manager.restore(step, args=ocp.args.Composite(**items)))
 
 
 def load(
@@ -138,7 +148,9 @@ def load(
     step = found[-1] if step is None else step
     if step not in found:
         raise UsageError(f"no checkpoint of step {step} under {directory}; there are {found}")
-    return net, _load_tree(directory / str(step) / "variables", _abstract(net))
+    with _manager(workdir, read_only=True) as manager:
+        restored = _restore(manager, step, variables=ocp.args.StandardRestore(_abstract(net)))
+    return net, restored.variables
 
 
 def _as_dicts(variables: Variables) -> dict[str, Any]:
@@ -165,7 +177,11 @@ def _load_fused(workdir: Path, net: nn.Module) -> tuple[nn.Module, dict[str, Any
             f"`python main.py --mode=fuse --workdir={workdir}` writes them"
         )
     plain = net.clone(block=FusedConv)
-    variables = _load_tree(workdir / FUSED, _abstract(plain))
+    abstract, path = _abstract(plain), workdir / FUSED
+    with ocp.StandardCheckpointer() as checkpointer:
+        metadata = _read(path, lambda: checkpointer.metadata(path).item_metadata)
+        _check_same(path, abstract, metadata)
+        variables = _read(path, lambda: checkpointer.restore(path, abstract))
     try:
         certificate = json.loads((workdir / FILE).read_text())
     except (OSError, ValueError) as error:
@@ -185,44 +201,36 @@ def _abstract(net: nn.Module, sharding: Sharding | None = None) -> dict[str, Any
     )
 
 
-def _load_tree(path: Path, abstract: dict[str, Any]) -> dict[str, Any]:
-    _check_same(path, abstract)
-    with ocp.StandardCheckpointer() as checkpointer:
-        return _read(path, lambda: checkpointer.restore(path, abstract))
-
-
 def _read(where: Path, read: Callable[[], Any]) -> Any:
     """What `read` gives; Orbax and TensorStore raise a dozen types for a damaged folder."""
     try:
         return read()
     except Exception as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        reason = (str(error).splitlines() or [type(error).__name__])[0].split(". See full")[0]
         raise UsageError(
-            f"the checkpoint {where} cannot be read ({reason}); remove it to use the one before"
+            f"the checkpoint {where} cannot be read ({reason[:200]}); remove it to use another"
         ) from error
 
 
-def _check_same(path: Path, expected: Any) -> None:
+def _check_same(where: Path, expected: Any, metadata: Any) -> None:
     """Raises UsageError that lists which names or shapes of a checkpoint are not the net's."""
-    with ocp.StandardCheckpointer() as checkpointer:
-        found = _read(path, lambda: checkpointer.metadata(path).item_metadata.tree)
 
     def shapes(tree: Any) -> dict[str, tuple]:
         return {"/".join(path): tuple(leaf.shape) for path, leaf in flatten_dict(tree).items()}
 
-    ours, theirs = shapes(expected), shapes(found)
+    ours, theirs = shapes(expected), shapes(metadata.tree)
     if ours == theirs:
         return
     missing = sorted(ours.keys() - theirs.keys())
     extra = sorted(theirs.keys() - ours.keys())
     reshaped = [
-        f"{k} {theirs[k]}, not {ours[k]}"
-        for k in sorted(ours.keys() & theirs)
-        if ours[k] != theirs[k]
+        f"{name} {theirs[name]}, not {ours[name]}"
+        for name in sorted(ours.keys() & theirs)
+        if ours[name] != theirs[name]
     ]
     parts = [
         f"{label} {', '.join(names[:3])}{f' and {len(names) - 3} more' if len(names) > 3 else ''}"
         for label, names in (("lacks", missing), ("also holds", extra), ("has", reshaped))
         if names
     ]
-    raise UsageError(f"the checkpoint {path} is of another net: it {'; it '.join(parts)}")
+    raise UsageError(f"the checkpoint {where} is of another net: it {'; it '.join(parts)}")

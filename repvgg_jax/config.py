@@ -6,6 +6,7 @@ import difflib
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -77,6 +78,47 @@ def check_workdir(config: ConfigDict, workdir: Path) -> None:
             f"--workdir={workdir} holds a run of another config ({changes}); "
             "name a new folder, or remove that one"
         )
+
+
+# Field -> smallest and, where there is one, largest value that makes sense.
+_BOUNDS = {
+    "seed": (0, None),
+    "model.num_classes": (1, None),
+    "data.image_size": (1, None),
+    "data.padding": (0, None),
+    "data.workers": (0, None),
+    "train.steps": (1, None),
+    "train.batch_size": (1, None),
+    "train.eval_batch_size": (1, None),
+    "train.eval_every": (1, None),
+    "train.checkpoint_every": (1, None),
+    "train.keep": (1, None),
+    "train.log_every": (1, None),
+    "optim.learning_rate": (0, None),
+    "optim.warmup_epochs": (0, None),
+    "optim.momentum": (0, 1),
+    "optim.weight_decay": (0, None),
+    "optim.label_smoothing": (0, 1),
+    "optim.ema_decay": (0, 1),
+    "fuse.verify_images": (1, None),
+}
+
+
+def check_values(config: ConfigDict) -> None:
+    """Raises UsageError for a number out of its range or a rule that is no regular expression."""
+    fields = dict(flat(plain(config)))
+    for name, (low, high) in _BOUNDS.items():
+        value = fields[name]
+        if value is not None and (value < low or (high is not None and value > high)):
+            span = f"from {low} to {high}" if high is not None else f"from {low} on"
+            raise UsageError(f"{name}={value}: must be {span}")
+    rules = {"decay_rules": config.optim.decay_rules, "rate_rules": config.optim.rate_rules}
+    for name, pairs in rules.items():
+        for pattern, _ in pairs:
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise UsageError(f"optim.{name}: {pattern!r} is no expression: {error}") from None
 
 
 def make_workdir(workdir: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -38,7 +39,7 @@ def run_train(config: ConfigDict | None, workdir: Path) -> None:
         "config_hash": config_hash(config),
         "device": f"{jax.devices()[0].device_kind} x{jax.device_count()}",
         "steps": int(state.step),
-        "examples_per_second": examples_per_second,
+        "examples_per_second": examples_per_second or _earlier(workdir, "examples_per_second"),
         **{name: _each(metrics, name) for name in ("top1", "top5", "loss")},
         "eval_count": metrics["fused"]["count"],
         "fusion": {
@@ -110,6 +111,12 @@ def _evaluation(config: ConfigDict | None, workdir: Path) -> Evaluation:
     config, mesh = config or read_config(workdir), make_mesh()
     check_divides("train.eval_batch_size", config.train.eval_batch_size, mesh)
     return Evaluation(config, mesh)
+
+
+def _earlier(workdir: Path, field: str) -> Any:
+    """A field of the report that a finished run already has; None where there is none."""
+    path = workdir / "report.json"
+    return json.loads(path.read_text())[field] if path.exists() else None
 
 
 def _each(metrics: dict[str, dict[str, float]], name: str) -> dict[str, float]:

@@ -23,6 +23,7 @@ from ml_collections import ConfigDict
 from repvgg_jax import checkpoint
 from repvgg_jax.averages import as_average, update_average
 from repvgg_jax.config import (
+    check_values,
     check_workdir,
     make_net,
     make_optimizer,
@@ -283,6 +284,7 @@ def train(config: ConfigDict, workdir: Path) -> Trained:
       RunError: where the loss or the gradient is not finite.
     """
     mesh = make_mesh()
+    check_values(config)
     check_divides("train.batch_size", config.train.batch_size, mesh)
     check_divides("train.eval_batch_size", config.train.eval_batch_size, mesh)
     check_workdir(config, workdir)
@@ -291,12 +293,12 @@ def train(config: ConfigDict, workdir: Path) -> Trained:
     schedule, steps = make_schedule(config, len(source)), total_steps(config, len(source))
     evaluation = Evaluation(config, mesh)
     eval_every = config.train.eval_every or -(-len(source) // config.train.batch_size)
-    make_workdir(workdir)
-    write_json(workdir / "config.json", plain(config))
-
     key = jax.random.key(config.seed)
     average = config.optim.ema_decay > 0
     state = init_state(net, make_optimizer(config, schedule), mesh, key, average)
+
+    make_workdir(workdir)
+    write_json(workdir / "config.json", plain(config))
     manager = checkpoint.open_manager(workdir, config.train.keep)
     state = _start(config, manager, state)
     start = int(state.step)

@@ -6,7 +6,6 @@ import math
 from typing import Any
 
 import jax
-import numpy as np
 import optax
 import orbax.checkpoint as ocp
 
@@ -30,7 +29,6 @@ class Watch:
         self.monitor, self.schedule, self.manager = monitor, schedule, manager
         self.log_every, self.last_step = log_every, last_step
         self._pending: tuple[int, Metrics] | None = None
-        self._since_log: list[dict[str, float]] = []
 
     def push(self, step: int, metrics: Metrics) -> None:
         """Take the metrics of a step just dispatched; read those of the one before."""
@@ -54,8 +52,6 @@ class Watch:
                 f"step {step}: loss {values['loss']}, gradient norm {values['grad_norm']} at "
                 f"learning rate {float(self.schedule(step - 1)):.4g}; last good checkpoint: {where}"
             )
-        self._since_log.append(values)
         if step % self.log_every == 0 or step == self.last_step:
-            means = {n: float(np.mean([row[n] for row in self._since_log])) for n in values}
-            self._since_log.clear()
-            self.monitor.train(step, means | {"learning_rate": float(self.schedule(step - 1))})
+            # Of this step alone: a mean since the last line would differ in a resumed run.
+            self.monitor.train(step, values | {"learning_rate": float(self.schedule(step - 1))})

@@ -12,12 +12,12 @@ from repvgg_jax import train
 from repvgg_jax.averages import Averaged, as_average, update_average
 from repvgg_jax.sharding import make_mesh
 from tests.test_train import MEAN, STD, batch_of, tiny_config
-from tests.trees import randomised
+from tests.trees import random_images, random_variables
 
 
 def tiny():
     net = rj.create("repvgg_a0", num_classes=5, depths=(1, 2), widths=(4, 8), strides=(1, 2))
-    return net, randomised(rj.init(net, jax.random.key(0), image_size=8), jax.random.key(1))
+    return net, random_variables(net, 1, 8)
 
 
 def close(a, b, **tolerance):
@@ -37,7 +37,7 @@ def test_average_follows_both_collections_and_stays_marked():
 def test_a_mixed_pair_is_refused_and_a_true_one_fuses():
     net, raw = tiny()
     average = update_average(as_average(raw), jax.tree.map(lambda leaf: leaf * 1.1, raw), 0.5)
-    assert rj.verify(net, average, jax.random.normal(jax.random.key(0), (4, 8, 8, 3))).exact
+    assert rj.verify(net, average, random_images(4, 8, 8, 3, seed=0)).exact
     for mixed in (
         {"params": average["params"], "batch_stats": raw["batch_stats"]},
         {"params": raw["params"], "batch_stats": jax.device_put(average["batch_stats"])},
@@ -48,9 +48,7 @@ def test_a_mixed_pair_is_refused_and_a_true_one_fuses():
 
 def test_reestimated_statistics_are_those_of_all_the_pixels():
     net, variables = tiny()
-    images = jax.random.normal(jax.random.key(5), (4, 6, 8, 8, 3)) + jnp.arange(4.0).reshape(
-        4, 1, 1, 1, 1
-    )
+    images = random_images(4, 6, 8, 8, 3, seed=5) + jnp.arange(4.0).reshape(4, 1, 1, 1, 1)
     got = rj.reestimate_batch_stats(net, variables, list(images))
     everything = images.reshape(-1, 8, 8, 3)
     kernel = variables["params"]["stage0_block0"]["conv1"]["kernel"][0, 0]

@@ -10,13 +10,13 @@ from repvgg_jax import train
 from repvgg_jax.finetune import transfer
 from repvgg_jax.fuse import relative_error
 from tests.test_train import equal, tiny_config
-from tests.trees import randomised
+from tests.trees import random_images, random_variables
 
 
 def tiny(num_classes=5, **overrides):
     fields = {"depths": (1, 2), "widths": (4, 8), "strides": (1, 2)} | overrides
     net = rj.create("repvgg_a0", num_classes=num_classes, **fields)
-    return net, randomised(rj.init(net, jax.random.key(0), image_size=8), jax.random.key(1))
+    return net, random_variables(net, 1, 8)
 
 
 def test_another_number_of_classes_renews_the_head_alone():
@@ -62,11 +62,11 @@ def test_a_run_starts_from_another_with_its_first_stage_frozen(tmp_path):
 def test_inserted_batch_norms_keep_the_outputs_and_match_the_batch():
     net, variables = tiny()
     plain, fused = rj.fuse(net, variables)
-    batches = jax.random.normal(jax.random.key(3), (3, 16, 8, 8, 3))
+    batches = random_images(3, 16, 8, 8, 3, seed=3)
     tunable, with_bn = rj.insert_bn(plain, fused, batches)
     own = jax.eval_shape(lambda key: rj.init(tunable, key), jax.random.key(0))
     assert jax.tree.map(jnp.shape, own) == jax.tree.map(jnp.shape, with_bn)
-    x = jax.random.normal(jax.random.key(4), (8, 8, 8, 3))
+    x = random_images(8, 8, 8, 3, seed=4)
     expected = plain.apply(fused, x)
     assert relative_error(expected, tunable.apply(with_bn, x)) < 1e-5
     again, refused = rj.fuse(tunable, with_bn)

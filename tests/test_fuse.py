@@ -13,34 +13,30 @@ from repvgg_jax.affine import Affine
 from repvgg_jax.blocks import FusedConv, RepVGGBlock, fuse_block
 from repvgg_jax.blocks import repvgg as repvgg_block
 from repvgg_jax.fuse import relative_error
-from tests.trees import randomised
+from tests.trees import random_images, random_variables, randomised
 
 SMALL = dict(num_classes=7, widths=(16, 16, 16, 24, 24), depths=(1, 1, 1, 3, 1))
 
 
 def small(name="repvgg_a0", **overrides):
     net = rj.create(name, **{**SMALL, **overrides})
-    variables = rj.init(net, jax.random.key(1), image_size=32)
-    return net, randomised(variables, jax.random.key(2))
-
-
-def images(*shape, dtype="float32"):
-    return jax.random.normal(jax.random.key(3), shape, dtype)
+    return net, random_variables(net, seed=2)
 
 
 def block_error(block, cin, height, width, dtype):
     fields = ("features", "strides", "groups", "kernel_size", "dilation", "dtype")
     plain = FusedConv(**{name: getattr(block, name) for name in fields})
 
+    x = random_images(2, height, width, cin, dtype=dtype)
+    shapes = jax.eval_shape(lambda: block.init(jax.random.key(0), x))
+
     @jax.jit
-    def error():
-        x = images(2, height, width, cin, dtype=dtype)
-        variables = randomised(block.init(jax.random.key(0), x), jax.random.key(1), dtype)
+    def error(variables, x):
         kernel, bias = fuse_block(block, variables["params"], variables["batch_stats"])
         got = plain.apply({"params": {"conv": {"kernel": kernel, "bias": bias}}}, x)
         return relative_error(block.apply(variables, x), got)
 
-    return float(error())
+    return float(error(randomised(shapes, 1, dtype), x))
 
 
 blocks = st.fixed_dictionaries(
@@ -82,7 +78,7 @@ def test_a_block_is_its_fused_convolution(case, precision):
 )
 def test_nets_fuse_to_the_same_function(name, block, size):
     net, variables = small(name, block=block)
-    report = rj.verify(net, variables, images(16, *size, 3))
+    report = rj.verify(net, variables, random_images(16, *size, 3))
     assert set(report.blocks) == set(net.plan())
     assert report.max_relative_error < 1e-5
     assert report.top1_agreement == 1.0
@@ -91,8 +87,8 @@ def test_nets_fuse_to_the_same_function(name, block, size):
 
 def test_a_block_is_affine_in_evaluation():
     block = RepVGGBlock(8)
-    a, b, c = images(3, 2, 6, 6, 8)
-    variables = randomised(block.init(jax.random.key(0), a), jax.random.key(1))
+    a, b, c = random_images(3, 2, 6, 6, 8)
+    variables = randomised(jax.eval_shape(lambda: block.init(jax.random.key(0), a)), 1)
     f = lambda x: block.apply(variables, x)  # noqa: E731
     assert relative_error(f(a) + f(b) - f(c), f(a + b - c)) < 1e-5
 
@@ -108,30 +104,32 @@ def test_fused_tree_is_the_plain_nets_own_and_fusing_again_changes_nothing():
 
 
 def test_fuse_is_pure_jittable_and_differentiable():
-    net, variables = small()
+    net, variables = small(depths=(1, 2), widths=(16, 16), strides=(2, 2))
     before = jax.tree.map(np.array, variables)
     fused = rj.fuse(net, variables)[1]
     jitted = jax.jit(lambda v: rj.fuse(net, v)[1])(variables)
     jax.tree.map(np.testing.assert_array_equal, variables, before)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), jitted, fused)
 
-    x = images(4, 32, 32, 3)
+    x = random_images(4, 32, 32, 3)
     plain = net.clone(block=FusedConv)
-    through_fuse = jax.grad(lambda v: (plain.apply(rj.fuse(net, v)[1], x) ** 2).mean())(variables)
-    direct = jax.grad(lambda v: (net.apply(v, x) ** 2).mean())(variables)
+    through_fuse = jax.jit(jax.grad(lambda v: (plain.apply(rj.fuse(net, v)[1], x) ** 2).mean()))(
+        variables
+    )
+    direct = jax.jit(jax.grad(lambda v: (net.apply(v, x) ** 2).mean()))(variables)
     for a, b in zip(jax.tree.leaves(through_fuse), jax.tree.leaves(direct), strict=True):
         assert relative_error(b, a) < 1e-3
         assert float(jnp.abs(b).max()) > 0
 
 
 def test_folding_is_wide_whatever_the_compute_type():
-    net, variables = small(dtype="bfloat16")
+    net, variables = small(dtype="bfloat16", depths=(1, 2), widths=(16, 16), strides=(2, 2))
     narrow = jax.tree.map(lambda leaf: leaf.astype("bfloat16"), variables)
     fused = rj.fuse(net, narrow)[1]
     assert {str(leaf.dtype) for leaf in jax.tree.leaves(fused["params"]["stage0_block0"])} == {
         "float32"
     }
-    report = rj.verify(net, variables, images(8, 32, 32, 3))
+    report = rj.verify(net, variables, random_images(8, 32, 32, 3))
     assert report.max_relative_error < 1e-5 < report.deployed.relative_error < 0.5
 
 
@@ -150,12 +148,12 @@ def test_verify_names_the_block_that_differs():
     plain, fused = rj.fuse(net, variables)
     broken = fused["params"]["stage3_block1"]["conv"]
     fused["params"]["stage3_block1"] = {"conv": broken | {"kernel": broken["kernel"] * 1.01}}
-    report = rj.verify(net, variables, images(8, 32, 32, 3), (plain, fused))
+    report = rj.verify(net, variables, random_images(8, 32, 32, 3), (plain, fused))
     assert report.worst_block == "stage3_block1"
     assert sum(error > 1e-4 for error in report.blocks.values()) == 1
     fused["params"]["stage3_block1"] = {"conv": broken | {"bias": broken["bias"] * jnp.nan}}
     assert (
-        rj.verify(net, variables, images(8, 32, 32, 3), (plain, fused)).max_relative_error
+        rj.verify(net, variables, random_images(8, 32, 32, 3), (plain, fused)).max_relative_error
         == jnp.inf
     )
 
@@ -229,7 +227,7 @@ def test_same_padding_would_be_rejected(monkeypatch):
 
 def test_squeeze_excite_stands_before_the_relu_and_averages_all_of_the_map():
     net, variables = small("repvgg_d2se", depths=(1,), widths=(32,), strides=(1,))
-    wide, params = images(4, 6, 10, 3), variables["params"]
+    wide, params = random_images(4, 6, 10, 3), variables["params"]
     x = net.block(**net.plan()["stage0_block0"]).apply(
         {name: tree["stage0_block0"] for name, tree in variables.items()}, wide
     )

@@ -3,20 +3,40 @@
 from zlib import crc32
 
 import jax
-import jax.numpy as jnp
+import numpy as np
+
+import repvgg_jax as rj
 
 
-def randomised(variables, key, dtype=None):
-    """The same tree with noise on every leaf: variances positive, gammas of both signs."""
+def randomised(variables, seed, dtype=None):
+    """The same tree with noise on every leaf: variances positive, gammas of both signs.
+
+    Drawn by NumPy from the seed and the leaf's name, so that nothing is compiled for it; leaves may
+    be `jax.ShapeDtypeStruct`s, which stand for zeros.
+    """
 
     def noise(path, leaf):
-        dtype_ = dtype or leaf.dtype
-        subkey = jax.random.fold_in(key, crc32(jax.tree_util.keystr(path).encode()))
-        draw = jax.random.normal(subkey, leaf.shape, dtype_)
+        rng = np.random.default_rng([seed, crc32(jax.tree_util.keystr(path).encode())])
+        draw = rng.normal(size=leaf.shape)
         if path[-1].key == "var":
-            return jnp.exp(0.5 * draw)
-        if path[-1].key == "scale":
-            return jnp.sign(draw) * (0.5 + jnp.abs(draw))
-        return leaf.astype(dtype_) + 0.3 * draw
+            value = np.exp(0.5 * draw)
+        elif path[-1].key == "scale":
+            value = np.sign(draw) * (0.5 + np.abs(draw))
+        elif path[-1].key == "kernel":
+            value = draw * (2 / np.prod(leaf.shape[:-1])) ** 0.5
+        else:
+            value = 0.3 * draw
+        return jax.numpy.asarray(value.astype(dtype or leaf.dtype))
 
     return jax.tree_util.tree_map_with_path(noise, variables)
+
+
+def random_variables(net, seed, image_size=32):
+    """Randomised variables of a net."""
+    shapes = jax.eval_shape(lambda key: rj.init(net, key, image_size), jax.random.key(0))
+    return randomised(shapes, seed)
+
+
+def random_images(*shape, seed=0, dtype="float32"):
+    """Standard normal pixels."""
+    return np.random.default_rng(seed).normal(size=shape).astype(dtype)

@@ -127,7 +127,7 @@ class EncodedSource:
                 raise
             if error.where not in self.skipped:
                 self.skipped.add(error.where)
-                logging.warning("left out, %d so far: %s", len(self.skipped), error)
+                logging.warning("left out %s, %d so far", error.where, len(self.skipped))
             return None
 
     def _decode(self, record: Record, transform: Callable[[LazyImage], np.ndarray]) -> Example:

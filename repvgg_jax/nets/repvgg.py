@@ -95,6 +95,12 @@ class RepVGG(nn.Module):
                 f"depths {self.depths}, widths {self.widths} and strides {self.strides} "
                 "must have one entry a stage each"
             )
+        counts = (*self.depths, *self.widths, *self.strides)
+        if any(not isinstance(count, int) or count < 1 for count in counts):
+            raise UsageError(
+                f"depths {self.depths}, widths {self.widths} and strides {self.strides} "
+                "must be whole numbers from 1 on"
+            )
         if self.se_reduction and min(self.widths) < self.se_reduction:
             raise UsageError(f"widths {self.widths}: none below se_reduction={self.se_reduction}")
         plan: dict[str, dict[str, Any]] = {}
