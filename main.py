@@ -22,17 +22,30 @@ WORKDIR = flags.DEFINE_string("workdir", None, "of the run; runs/<name of the co
 
 def parse_flags(argv: list[str]) -> list[str]:
     """Absl's parsing, with one line and exit code 2 for whatever is wrong with the command line."""
+    given = [arg.split("=")[0] for arg in argv if arg.startswith("--config.")]
+    if twice := [name for name in given if given.count(name) > 1]:
+        fail(UsageError(f"{twice[0]} is given twice; give it once"))
     try:
         return FLAGS(argv)
     except (flags.Error, UsageError) as error:  # the latter from the config file itself
         message = str(error)
-    except AttributeError:  # an override of a field that the config doesn't have
+        if "Traceback" in message:  # config_flags quotes the whole of what a config file raised
+            message = f"{given_config(argv)}: {message.strip().splitlines()[-1]}"
+    except AttributeError as error:  # an override of a field that the config doesn't have
         overrides = [arg for arg in argv if arg.lstrip("-").startswith("config.")]
         sys.argv = [arg for arg in argv if arg not in overrides]  # where config_flags looks
         FLAGS(sys.argv)
         fields = [arg.lstrip("-").removeprefix("config.") for arg in overrides]
-        message = unknown_field(CONFIG.value, fields)
+        message = unknown_field(CONFIG.value, fields) or str(error)
     fail(UsageError(" ".join(message.split())))
+
+
+def given_config(argv: list[str]) -> str:
+    """What stands after `--config`."""
+    return next(
+        (value for arg, value in zip(argv, [*argv[1:], ""], strict=True) if arg == "--config"),
+        next((arg for arg in argv if arg.startswith("--config=")), "--config"),
+    )
 
 
 def workdir() -> Path:

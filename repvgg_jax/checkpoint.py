@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
 from flax import linen as nn
-from flax.traverse_util import flatten_dict
-from jax.sharding import Sharding, SingleDeviceSharding
+from jax.sharding import SingleDeviceSharding
 
 from repvgg_jax.blocks import FusedConv
 from repvgg_jax.certificate import FILE, check
@@ -192,9 +192,9 @@ def _load_fused(workdir: Path, net: nn.Module) -> tuple[nn.Module, dict[str, Any
     return plain, variables
 
 
-def _abstract(net: nn.Module, sharding: Sharding | None = None) -> dict[str, Any]:
-    """Shapes and types of a net's variables, on this host's first device by default."""
-    sharding = sharding or SingleDeviceSharding(jax.local_devices()[0])
+def _abstract(net: nn.Module) -> dict[str, Any]:
+    """Shapes and types of a net's variables, on this host's first device."""
+    sharding = SingleDeviceSharding(jax.local_devices()[0])
     shapes = jax.eval_shape(lambda key: init(net, key), jax.random.key(0))
     return jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), shapes
@@ -216,9 +216,12 @@ def _check_same(where: Path, expected: Any, metadata: Any) -> None:
     """Raises UsageError that lists which names or shapes of a checkpoint are not the net's."""
 
     def shapes(tree: Any) -> dict[str, tuple]:
-        return {"/".join(path): tuple(leaf.shape) for path, leaf in flatten_dict(tree).items()}
+        names = partial(jax.tree_util.keystr, simple=True, separator="/")
+        return {names(path): tuple(leaf.shape) for path, leaf in jax.tree.leaves_with_path(tree)}
 
-    ours, theirs = shapes(expected), shapes(metadata.tree)
+    if metadata is None:
+        raise UsageError(f"the checkpoint {where} holds no `variables`: it is none of ours")
+    ours, theirs = shapes(expected), _read(where, lambda: shapes(metadata.tree))
     if ours == theirs:
         return
     missing = sorted(ours.keys() - theirs.keys())

@@ -24,7 +24,9 @@ from repvgg_jax.nets import create
 _NOT_IDENTITY = {
     "data.data_dir",
     "data.workers",
+    "data.skip_corrupt",
     "train.eval_batch_size",
+    "train.eval_every",
     "train.checkpoint_every",
     "train.keep",
     "train.log_every",
@@ -59,7 +61,10 @@ def config_hash(config: Mapping) -> str:
 
 
 def check_workdir(config: ConfigDict, workdir: Path) -> None:
-    """Raises UsageError unless the workdir is new, empty, or this very config's own."""
+    """Raises UsageError unless the workdir is new, empty, or this very config's own.
+
+    A run that has not come to its first checkpoint has nothing to lose, and may be another's.
+    """
     if workdir.exists() and not workdir.is_dir():
         raise UsageError(f"--workdir={workdir} is a file; name a folder")
     saved = workdir / "config.json"
@@ -69,6 +74,8 @@ def check_workdir(config: ConfigDict, workdir: Path) -> None:
                 f"--workdir={workdir} is not empty and holds no config.json, so it is no run of "
                 "ours; name a new folder"
             )
+        return
+    if not any((workdir / "checkpoints").glob("[0-9]*")):
         return
     theirs, ours = identity(read_config(workdir)), identity(config)
     differing = [key for key in ours | theirs if ours.get(key) != theirs.get(key)]
@@ -140,11 +147,15 @@ def read_config(workdir: Path) -> ConfigDict:
     """
     path = Path(workdir) / "config.json"
     try:
-        return ConfigDict(json.loads(path.read_text()))
+        tree = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UsageError(f"no run in {workdir}: {path} does not exist") from None
-    except json.JSONDecodeError as error:
+    except ValueError as error:
         raise UsageError(f"{path} is not a config: {error}") from None
+    missing = {"model", "data", "train", "optim", "fuse"} - set(tree)
+    if missing:
+        raise UsageError(f"{path} is not a config of ours: it lacks {', '.join(sorted(missing))}")
+    return ConfigDict(tree)
 
 
 def unknown_field(config: ConfigDict, overrides: list[str]) -> str | None:

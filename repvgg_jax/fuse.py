@@ -16,6 +16,7 @@ from jaxtyping import Float
 from repvgg_jax.averages import check_pair
 from repvgg_jax.blocks import FusedConv, fuse_block
 from repvgg_jax.layers import accumulation_dtype
+from repvgg_jax.nets import init
 
 Variables = Mapping[str, Any]
 
@@ -37,20 +38,34 @@ def fuse(net: nn.Module, variables: Variables) -> tuple[nn.Module, dict[str, Any
     """
     check_pair(variables)
     params, stats = dict(variables["params"]), variables.get("batch_stats", {})
-    if missing := [name for name in net.plan() if name not in params]:
-        raise ValueError(f"variables['params'] lacks {', '.join(missing)} of the net's plan")
+    _check_names(net, variables)
     widen = partial(jax.tree.map, lambda leaf: leaf.astype(accumulation_dtype(leaf.dtype)))
     with jax.default_matmul_precision("highest"):
         for name, spec in net.plan().items():
             block = net.block(**spec)
-            try:
-                kernel, bias = fuse_block(block, widen(params[name]), widen(stats.get(name, {})))
-            except KeyError as error:
-                raise ValueError(f"{name}: variables lack {error}, which fusion needs") from error
+            kernel, bias = fuse_block(block, widen(params[name]), widen(stats.get(name, {})))
             params[name] = {"conv": {"kernel": kernel, "bias": bias}}
     for head in net.auxiliary_heads().values():  # training's alone
         params.pop(head, None)
     return net.clone(block=FusedConv), {"params": params}
+
+
+def _check_names(net: nn.Module, variables: Variables) -> None:
+    """Raises ValueError unless the trees have just the names that the net's own would have."""
+
+    def names(tree: Any) -> set[str]:
+        paths = [path for path, _ in jax.tree.leaves_with_path(tree)]
+        return {jax.tree_util.keystr(path, simple=True, separator="/") for path in paths}
+
+    own = jax.eval_shape(lambda key: init(net, key), jax.random.key(0))
+    expected, found = names(own), names({key: variables.get(key, {}) for key in own})
+    if expected != found:
+        raise ValueError(
+            "the variables are not this net's: they lack "
+            f"{', '.join(sorted(expected - found)[:3]) or 'nothing'} "
+            f"({len(expected - found)} in all) and also hold "
+            f"{', '.join(sorted(found - expected)[:3]) or 'nothing'} ({len(found - expected)})"
+        )
 
 
 @dataclasses.dataclass(frozen=True)

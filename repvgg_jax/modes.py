@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 from repvgg_jax import checkpoint
 from repvgg_jax.bench import count_macs, count_parameters
 from repvgg_jax.certificate import certify
-from repvgg_jax.config import config_hash, read_config
+from repvgg_jax.config import check_values, config_hash, read_config
 from repvgg_jax.errors import UsageError
 from repvgg_jax.fuse import FusionReport, fuse, verify
 from repvgg_jax.records import write_json
@@ -29,7 +29,7 @@ def run_train(config: ConfigDict | None, workdir: Path) -> None:
     if config is None:
         raise UsageError("--mode=train needs --config, such as --config configs/quickstart.py")
     started = time.monotonic()
-    state, examples_per_second, evaluation = train(config, workdir)
+    state, examples_per_second, seconds_before, skipped, evaluation = train(config, workdir)
     net, variables = state.net, state.variables
     plain, fused, fusion = _fuse(config, workdir, evaluation, net, variables)
     forms = {"train_form": (net, variables), "fused": (plain, fused)}
@@ -42,6 +42,7 @@ def run_train(config: ConfigDict | None, workdir: Path) -> None:
         "examples_per_second": examples_per_second or _earlier(workdir, "examples_per_second"),
         **{name: _each(metrics, name) for name in ("top1", "top5", "loss")},
         "eval_count": metrics["fused"]["count"],
+        "skipped": skipped,
         "fusion": {
             "max_relative_error": fusion.max_relative_error,
             "top1_agreement": fusion.top1_agreement,
@@ -52,7 +53,7 @@ def run_train(config: ConfigDict | None, workdir: Path) -> None:
             form: count_macs(module, tree, config.data.image_size)
             for form, (module, tree) in forms.items()
         },
-        "wall_seconds": time.monotonic() - started,
+        "wall_seconds": seconds_before + time.monotonic() - started,
     }
     write_json(workdir / "report.json", report)
     _say(summary(report))
@@ -109,6 +110,7 @@ def _fuse(
 def _evaluation(config: ConfigDict | None, workdir: Path) -> Evaluation:
     """Of the config given, or else of the one that the run was started with."""
     config, mesh = config or read_config(workdir), make_mesh()
+    check_values(config)
     check_divides("train.eval_batch_size", config.train.eval_batch_size, mesh)
     return Evaluation(config, mesh)
 

@@ -24,8 +24,8 @@ def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
     for number, line in enumerate(lines, start=1):
         try:
             row = json.loads(line)
-            if not isinstance(row, dict) or "step" not in row:
-                raise ValueError("no JSON object with a step")
+            if not isinstance(row, dict) or not {"step", "kind", "seconds"} <= row.keys():
+                raise ValueError("no JSON object with step, kind and seconds")
         except ValueError as error:
             if number == len(lines):  # the process died while writing it
                 break

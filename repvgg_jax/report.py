@@ -37,6 +37,9 @@ def summary(report: Mapping[str, Any]) -> str:
     ending = []
     if "eval_count" in report:
         ending.append(f"evaluated {report['eval_count']:,} images")
+    if any(report.get("skipped", {}).values()):
+        counts = ", ".join(f"{count:,} of {split}" for split, count in report["skipped"].items())
+        ending.append(f"left out as corrupt: {counts}")
     if "steps" in report:
         rate = report.get("examples_per_second")
         ending.append(f"{report['steps']:,} steps" + (f" at {rate:,.0f} images/s" if rate else ""))

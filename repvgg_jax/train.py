@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -47,7 +48,7 @@ from repvgg_jax.finetune import transfer, warn_if_fused
 from repvgg_jax.monitor import Monitor
 from repvgg_jax.nets import init
 from repvgg_jax.nets.repvgg import AUXILIARY
-from repvgg_jax.records import write_json
+from repvgg_jax.records import METRICS_FILE, read_metrics, write_json
 from repvgg_jax.sharding import check_divides, make_mesh, replicated, shard_batch
 from repvgg_jax.watch import Watch
 
@@ -97,7 +98,7 @@ def init_state(
     key: Array,
     average: bool = False,
 ) -> TrainState:
-    """A fresh state, born on the mesh: no host or device ever holds more than its part."""
+    """A fresh state, born on the mesh: a copy on every device, made there."""
 
     def build(key: Array) -> TrainState:
         variables = init(net, key)
@@ -224,6 +225,8 @@ def evaluate(
     for batch in batches:
         batch = shard_batch(batch, mesh) if mesh else batch
         sums.append(eval_step(net, variables, batch, mean=mean, std=std))
+        # One batch ahead of the device at most, or a fast source would fill its memory.
+        sums[-2:-1] = jax.device_get(sums[-2:-1])
     # Summed on the host: float32 stops counting single images at 16.8 million.
     total = {
         name: float(np.sum([row[name] for row in jax.device_get(sums)], dtype=np.float64))
@@ -241,9 +244,10 @@ class Evaluation:
     def __init__(self, config: ConfigDict, mesh: Mesh):
         data = config.data
         self.mesh, self.mean, self.std = mesh, tuple(data.mean), tuple(data.std)
+        self.source = make_source(config, "test")
         self._batches = partial(
             eval_batches,
-            make_source(config, "test"),
+            self.source,
             make_transform(config),
             config.train.eval_batch_size,
             workers=data.workers,
@@ -258,7 +262,7 @@ class Evaluation:
     def images(self, count: int) -> Float[Array, "count height width channels"]:
         """The first images of the split, as a net takes them."""
         rows: list[np.ndarray] = []
-        for batch in self._batches():
+        for batch in self._batches(workers=0):
             rows.extend(batch["image"][batch["mask"] > 0])
             if len(rows) >= count:
                 break
@@ -266,10 +270,20 @@ class Evaluation:
 
 
 class Trained(NamedTuple):
-    """What `train` leaves: images a second is None where no step was left to take."""
+    """What `train` leaves.
+
+    Attributes:
+      state: the last.
+      examples_per_second: in training; None where no step was left to take.
+      seconds_before: that earlier sessions of the same run took.
+      skipped: corrupt images left out, of each split.
+      evaluation: of the test split.
+    """
 
     state: TrainState
     examples_per_second: float | None
+    seconds_before: float
+    skipped: dict[str, int]
     evaluation: Evaluation
 
 
@@ -296,6 +310,7 @@ def train(config: ConfigDict, workdir: Path) -> Trained:
     key = jax.random.key(config.seed)
     average = config.optim.ema_decay > 0
     state = init_state(net, make_optimizer(config, schedule), mesh, key, average)
+    _train_batches(config, source, 0)  # for its checks
 
     make_workdir(workdir)
     write_json(workdir / "config.json", plain(config))
@@ -305,6 +320,8 @@ def train(config: ConfigDict, workdir: Path) -> Trained:
     batches = _train_batches(config, source, start)
     step_fn = _jit_train_step(config)
     primary = jax.process_index() == 0
+    rows = read_metrics(workdir / METRICS_FILE) if start else []
+    before = max((row["seconds"] for row in rows if row["step"] <= start), default=0.0)
     monitor = Monitor(workdir, steps, config.train.batch_size, start_step=start, primary=primary)
     with monitor, manager:
         watch = Watch(monitor, schedule, config.train.log_every, steps, manager)
@@ -316,13 +333,15 @@ def train(config: ConfigDict, workdir: Path) -> Trained:
                 watch.flush()
                 result = evaluation(state.net, state.variables)
                 monitor.evaluate(step, result)
+                if not math.isfinite(result["loss"]):
+                    watch.stop(step + 1, f"evaluation loss {result['loss']}")
             if result or step % config.train.checkpoint_every == 0:
-                # Only a state whose loss and gradient were finite is worth keeping.
-                watch.flush()
+                watch.flush()  # a step that was not finite is not worth keeping
                 position = {"seed": config.seed, "step": step}
                 checkpoint.save(manager, state.variables, state.optimizer, position, result)
         manager.wait_until_finished()
-    return Trained(state, monitor.examples_per_second or None, evaluation)
+    skipped = {"train": len(source.skipped), "test": len(evaluation.source.skipped)}
+    return Trained(state, monitor.examples_per_second or None, before, skipped, evaluation)
 
 
 def _train_batches(config: ConfigDict, source: Source, start_step: int) -> Iterator[Batch]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 import optax
@@ -45,13 +45,24 @@ class Watch:
     def _read(self, step: int, metrics: Metrics) -> None:
         values = {name: float(value) for name, value in jax.device_get(metrics).items()}
         if not all(map(math.isfinite, (values["loss"], values["grad_norm"]))):
-            self.manager.wait_until_finished()
-            good = self.manager.latest_step()
-            where = f"{self.manager.directory}/{good}" if good else "none was written yet"
-            raise RunError(
-                f"step {step}: loss {values['loss']}, gradient norm {values['grad_norm']} at "
-                f"learning rate {float(self.schedule(step - 1)):.4g}; last good checkpoint: {where}"
-            )
+            self.stop(step, f"loss {values['loss']}, gradient norm {values['grad_norm']}")
         if step % self.log_every == 0 or step == self.last_step:
             # Of this step alone: a mean since the last line would differ in a resumed run.
             self.monitor.train(step, values | {"learning_rate": float(self.schedule(step - 1))})
+
+    def stop(self, step: int, found: str) -> NoReturn:
+        """Raises RunError for a step whose loss or gradient is not finite.
+
+        The checkpoint of the step before holds the parameters that gave it, and goes: from it the
+        run would only come here again.
+        """
+        self.manager.wait_until_finished()
+        for other in self.manager.all_steps():
+            if other >= step - 1:
+                self.manager.delete(other)
+        good = self.manager.latest_step()
+        where = f"{self.manager.directory}/{good}" if good else "none was written yet"
+        raise RunError(
+            f"step {step}: {found} at learning rate {float(self.schedule(step - 1)):.4g}; "
+            f"last good checkpoint: {where}"
+        )

@@ -133,14 +133,18 @@ def test_folding_is_wide_whatever_the_compute_type():
     assert report.max_relative_error < 1e-5 < report.deployed.relative_error < 0.5
 
 
-def test_what_is_not_the_nets_is_refused_by_name():
-    net, variables = small()
-    with pytest.raises(ValueError, match="stage2_block0"):
-        rj.fuse(net, {"params": variables["params"], "batch_stats": {
-            k: v for k, v in variables["batch_stats"].items() if k != "stage2_block0"
-        }})  # fmt: skip
-    with pytest.raises(ValueError, match="stage3_block9"):
-        rj.fuse(rj.create("repvgg_a0"), variables)
+@pytest.mark.parametrize(
+    ("of", "says"),
+    [
+        ({"depths": (1, 1, 1, 2, 1)}, r"lack nothing .* also hold .*stage3_block2"),
+        ({"depths": (1, 1, 1, 4, 1)}, r"lack .*stage3_block3.* hold nothing"),
+        ({"block": "plain"}, r"lack nothing .* also hold .*stage0_block0/bn1"),
+    ],
+)
+def test_what_is_not_the_nets_is_refused_by_name(of, says):
+    _, variables = small()
+    with pytest.raises(ValueError, match=says):
+        rj.fuse(small(**of)[0], variables)
 
 
 def test_verify_names_the_block_that_differs():

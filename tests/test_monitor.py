@@ -127,12 +127,17 @@ def test_a_diverged_run_still_writes_json(tmp_path, stream):
 
 def test_read_metrics_forgives_only_the_last_line(tmp_path):
     path = tmp_path / "metrics.jsonl"
-    path.write_text('{"step": 1}\n{"step": 2}\n{"st')
-    assert read_metrics(path) == [{"step": 1}, {"step": 2}]
-    path.write_bytes(b'{"step": 1}\n{"loss": "\xc3')  # torn inside a character
-    assert read_metrics(path) == [{"step": 1}]
-    path.write_text('{"step": 1}\n{"st\n{"step": 3}\n')
+    rows = [{"step": step, "kind": "train", "seconds": 1.0} for step in (1, 2, 3)]
+    one, two, three = map(json.dumps, rows)
+    path.write_text(f"{one}\n{two}\n{three[:4]}")
+    assert read_metrics(path) == rows[:2]
+    path.write_bytes(one.encode() + b'\n{"loss": "\xc3')  # torn inside a character
+    assert read_metrics(path) == rows[:1]
+    path.write_text(f"{one}\n{two[:4]}\n{three}\n")
     with pytest.raises(UsageError, match=r"metrics\.jsonl, line 2"):
+        read_metrics(path)
+    path.write_text(f'{{"step": 1}}\n{two}\n')
+    with pytest.raises(UsageError, match=r"line 1: no JSON object with step, kind and seconds"):
         read_metrics(path)
 
 

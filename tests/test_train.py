@@ -230,3 +230,44 @@ def test_a_batch_that_devices_do_not_divide_names_one_that_they_do(tmp_path):
     with pytest.raises(rj.UsageError, match=r"train.batch_size=30: 4 devices.*28 or 32"):
         train.train(tiny_config(train_batch_size=30), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("train_log_every", 0),
+        ("train_checkpoint_every", 0),
+        ("train_keep", 0),
+        ("train_batch_size", 0),
+        ("fuse_verify_images", 0),
+        ("optim_label_smoothing", 2.0),
+        ("optim_learning_rate", -1.0),
+        ("model_widths", (4, 0)),
+        ("model_branches", ("identity",)),
+        ("model_dtype", "float8_e4m3fn"),
+        ("optim_decay_rules", (("(", 1.0),)),
+    ],
+)
+def test_a_value_that_cannot_be_is_refused_before_anything_is_written(field, value, tmp_path):
+    with pytest.raises(rj.UsageError, match=field.split("_", 1)[1].split("_")[0]):
+        train.train(tiny_config(**{field: value}), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_that_failed_before_its_first_checkpoint_may_be_corrected(tmp_path):
+    with pytest.raises(RunError):
+        train.train(tiny_config(optim_learning_rate=1e30, train_checkpoint_every=9), tmp_path)
+    assert checkpoint.steps(tmp_path) == []
+    train.train(tiny_config(), tmp_path)
+    assert checkpoint.steps(tmp_path) == [2, 4]
+
+
+def test_the_checkpoint_that_led_to_a_loss_not_finite_is_not_the_last_good_one(tmp_path):
+    config = tiny_config(train_steps=9, optim_learning_rate=1e20, train_checkpoint_every=1)
+    with pytest.raises(RunError, match=r"last good checkpoint"):
+        train.train(config, tmp_path)
+    for step in checkpoint.steps(tmp_path):
+        net, variables = rj.load(tmp_path, step=step)
+        images = train.as_images(jnp.asarray(batch_of(32)["image"]), MEAN, STD)
+        logits, _ = net.apply(variables, images, train=True, mutable=["batch_stats"])
+        assert bool(jnp.isfinite(logits).all())

@@ -100,4 +100,5 @@ def _naming(where: str) -> Iterator[None]:
     except MemoryError:
         raise
     except Exception as error:  # Pillow's plugins raise a dozen types for broken bytes
-        raise CorruptImageError(where, str(error) or type(error).__name__) from error
+        reason = str(error).split("<_io.")[0].strip() or type(error).__name__
+        raise CorruptImageError(where, reason) from error

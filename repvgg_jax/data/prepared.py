@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from repvgg_jax.data.sources import EncodedSource, Record
@@ -56,24 +57,41 @@ def load_prepared(
         )
     _check_files(splits[key])
     class_names = _check_features(features, directory, num_classes)
-    records = builder.as_data_source(split=key, decoders={"image": tfds.decode.SkipDecoding()})
+    with _naming(directory, key):
+        records = builder.as_data_source(split=key, decoders={"image": tfds.decode.SkipDecoding()})
 
     def read(indices: Sequence[int]) -> list[Record]:
+        with _naming(directory, key):
+            rows = records.__getitems__(list(indices))
         return [
             Record(row["image"], int(row["label"]), f"record {index} of {directory} ({key})")
-            for index, row in zip(indices, records.__getitems__(list(indices)), strict=True)
+            for index, row in zip(indices, rows, strict=True)
         ]
 
+    with _naming(directory, key):
+        size = len(records)
     source = EncodedSource(
         name=f"{name} {key} in {directory}",
         class_names=class_names,
-        size=len(records),
+        size=size,
         read=read,
         label_range=min(num_classes or len(class_names), len(class_names)),
         skip_corrupt=skip_corrupt,
     )
     height, width, _ = features["image"].shape
     return source, height * width * 3 if height and width else None
+
+
+@contextmanager
+def _naming(directory: str, split: str) -> Iterator[None]:
+    """Names the data set in the errors of a damaged shard, which say only what is wrong inside."""
+    try:
+        yield
+    except (RuntimeError, ValueError, OSError) as error:
+        reason = str(error).splitlines()[0][:160]
+        raise UsageError(
+            f"the {split} shards in {directory} cannot be read ({reason}); prepare them anew"
+        ) from error
 
 
 def _find(name: str, root: str) -> str:

@@ -6,7 +6,7 @@ import dataclasses
 import difflib
 import fnmatch
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import jax
@@ -56,7 +56,7 @@ def create(name: str, *, block: str = "repvgg", **overrides: Any) -> nn.Module:
     for key in overrides:
         _check_known("override", key, sorted(net_fields | block_fields))
     of_block = {key: overrides.pop(key) for key in sorted(set(overrides) - net_fields)}
-    net = NETS[name](**overrides, block=partial(make_block, **of_block) if of_block else make_block)
+    net = NETS[name](**overrides, block=_with_options(make_block, tuple(of_block.items())))
     net.plan()  # a plan that cannot be built says so here rather than in the middle of a trace
     return net
 
@@ -77,6 +77,12 @@ def init(
     return jax.jit(partial(net.init, train=False))(key, images)
 
 
+@cache
+def _with_options(make_block: Callable[..., nn.Module], options: tuple) -> Callable[..., nn.Module]:
+    """The block with some fields set; the same object for the same fields, so that nets compare."""
+    return partial(make_block, **dict(options)) if options else make_block
+
+
 def _fields(make: Callable[..., nn.Module]) -> set[str]:
     return {field.name for field in dataclasses.fields(module_type(make))}
 
@@ -90,12 +96,15 @@ def _check_known(what: str, name: str, known: Any) -> None:
 
 
 def _float_dtype(dtype: Any) -> Any:
-    try:
-        if jnp.issubdtype(jnp.dtype(dtype), jnp.floating):
-            return jnp.dtype(dtype).type
-    except TypeError:
-        pass
-    raise UsageError(f"dtype={dtype!r}: choose float32, bfloat16, float16 or float64")
+    choices = ["float32", "bfloat16", "float16"]
+    if jax.config.jax_enable_x64:
+        choices.append("float64")
+    name = dtype if isinstance(dtype, str) else jnp.dtype(dtype).name
+    if name not in choices:
+        raise UsageError(
+            f"dtype={name}: choose {', '.join(choices)} (float64 needs JAX_ENABLE_X64=1)"
+        )
+    return jnp.dtype(name).type
 
 
 __all__ = ["NETS", "create", "init", "list_models"]
