@@ -24,7 +24,7 @@ ROOMS = [
     {"config"},
     {"checkpoint"},
     {"train"},
-    {"modes"},
+    {"modes", "exchange"},
 ]
 FOREIGN = {"torch", "onnx", "tensorflow", "matplotlib", "tensorflow_datasets", "sklearn", "grain"}
 FOREIGN |= {"timm", "safetensors"}

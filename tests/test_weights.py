@@ -13,12 +13,16 @@ import pytest
 from flax import linen as nn
 
 import repvgg_jax as rj
+from configs import quickstart
+from repvgg_jax import checkpoint, exchange, train
 from repvgg_jax.blocks import FusedConv
 from repvgg_jax.weights import RELEASED, from_torch, read_torch, save_torch, to_torch
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed: no other side to compare")
 pytest.importorskip("safetensors", reason="safetensors is not installed")
 from tests import torch_twin  # noqa: E402
+from tests.test_train import tiny_config  # noqa: E402
+from tests.trees import randomised  # noqa: E402
 
 TINY = dict(num_classes=5, widths=(16, 16, 24, 24, 32), depths=(1, 2, 1, 3, 2))
 TOLERANCE = 1e-5
@@ -93,8 +97,8 @@ CASES = [
     ("repvgg_b1g4", 224, FEW),
     ("repvgg_d2se", 224, FEW),
     ("repvgg_plus_l2pse", 224, FEW),
-    pytest.param("repvgg_b1g4", 224, {}, marks=pytest.mark.slow),
-    pytest.param("repvgg_d2se", 224, {}, marks=pytest.mark.slow),
+    pytest.param("repvgg_b1g4", 224, {}),
+    pytest.param("repvgg_d2se", 224, {}),
     pytest.param("repvgg_plus_l2pse", 224, {}, marks=pytest.mark.slow),
 ]
 
@@ -332,3 +336,34 @@ def test_released_records_are_of_models_that_exist():
     assert {record.model for record in RELEASED.values()} <= set(rj.list_models())
     assert all(file == record.file for file, record in RELEASED.items())
     assert RELEASED["RepVGG-A0-train.pth"].top1 == 72.41
+
+
+def test_a_file_becomes_a_run_and_a_file_again(tmp_path):
+    config = quickstart.get_config()
+    net = rj.create(**config.model.to_dict())
+    variables = noise_for(net)
+    save_torch(tmp_path / "given.pth", to_torch(net, variables))
+    exchange.run_import(config, tmp_path / "run", str(tmp_path / "given.pth"))
+    jax.tree.map(np.testing.assert_array_equal, rj.load(tmp_path / "run")[1], variables)
+    for layout in ("official", "timm"):
+        path = tmp_path / f"{layout}.safetensors"
+        exchange.run_to_torch(tmp_path / "run", str(path), layout, fused=False)
+        got = from_torch(net, read_torch(path))
+        jax.tree.map(np.testing.assert_array_equal, got, variables)
+    with pytest.raises(rj.UsageError, match="has a checkpoint of step 0"):
+        exchange.run_import(config, tmp_path / "run", str(tmp_path / "given.pth"))
+
+
+def test_an_imported_run_trains_on_from_its_weights(tmp_path):
+    config = tiny_config(train_steps=1, optim_learning_rate=0.0, optim_ema_decay=0.5)
+    net = rj.create(**config.model.to_dict())
+    shapes = jax.eval_shape(lambda key: rj.init(net, key), jax.random.key(0))
+    save_torch(tmp_path / "given.pth", to_torch(net, randomised(shapes, 1)))
+    exchange.run_import(config, tmp_path / "run", str(tmp_path / "given.pth"))
+    state = train.train(config, tmp_path / "run").state
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6),
+        jax.device_get(state.params),
+        jax.device_get(randomised(shapes, 1)["params"]),
+    )
+    assert checkpoint.steps(tmp_path / "run") == [0, 1]

@@ -1,0 +1,59 @@
+"""`--mode=import` and `--mode=to_torch`: runs from PyTorch weights, and PyTorch weights of runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from repvgg_jax import checkpoint
+from repvgg_jax.config import check_values, check_workdir, make_net, make_optimizer, make_workdir
+from repvgg_jax.config import plain as as_json
+from repvgg_jax.errors import UsageError
+from repvgg_jax.records import write_json
+from repvgg_jax.sharding import make_mesh
+from repvgg_jax.train import init_state
+from repvgg_jax.weights import from_torch, read_torch, save_torch, to_torch
+
+
+def run_import(config: ConfigDict | None, workdir: Path, weights: str | None) -> None:
+    """Write a file's weights as a run's checkpoint of step 0, which every other mode goes on from.
+
+    Raises:
+      UsageError: without a config or a file, where the weights are not the net's, and where the
+        workdir has checkpoints already.
+    """
+    if config is None or weights is None:
+        raise UsageError("--mode=import needs --config and --weights=FILE (.pth or .safetensors)")
+    check_values(config)
+    check_workdir(config, workdir)
+    if found := checkpoint.steps(workdir):
+        raise UsageError(f"--workdir={workdir} has a checkpoint of step {found[-1]}; name another")
+    net = make_net(config)
+    variables = from_torch(net, read_torch(weights))
+    # The state of the optimizer has the same form under any schedule.
+    tx = make_optimizer(config, lambda step: jnp.float32(0))
+    average = config.optim.ema_decay > 0
+    state = init_state(net, tx, make_mesh(), jax.random.key(config.seed), average)
+    state = state.restored(variables, state.optimizer | {"trained": variables})
+    make_workdir(workdir)
+    write_json(workdir / "config.json", as_json(config))
+    with checkpoint.open_manager(workdir, config.train.keep) as manager:
+        position = {"seed": config.seed, "step": 0}
+        checkpoint.save(manager, state.variables, state.optimizer, position)
+    print(f"{weights} is now the checkpoint of step 0 in {workdir}")
+
+
+def run_to_torch(workdir: Path, weights: str | None, layout: str, fused: bool) -> None:
+    """Write the latest checkpoint, or the fused weights, as a file that PyTorch loads.
+
+    Raises:
+      UsageError: without a file to write to, and whatever `load` and `to_torch` raise.
+    """
+    if weights is None:
+        raise UsageError("--mode=to_torch needs --weights=FILE (.pth or .safetensors) to write to")
+    net, variables = checkpoint.load(workdir, fused=fused)
+    save_torch(weights, to_torch(net, variables, layout))
+    print(f"{weights} holds the weights of {workdir} under {layout} names")
