@@ -112,10 +112,11 @@ def insert_bn(
         convolution = variables["params"][name]["conv"]
         mu, square = means[name]
         var = jnp.maximum(square - mu**2, 0.0)
+        k = net.kernel_size
         params[name] = {
-            "conv3": {"kernel": convolution["kernel"]},
-            "bn3": {"scale": jnp.sqrt(var + BN_EPSILON), "bias": mu},
+            f"conv{k}": {"kernel": convolution["kernel"]},
+            f"bn{k}": {"scale": jnp.sqrt(var + BN_EPSILON), "bias": mu},
         }
-        stats[name] = {"bn3": {"mean": mu - convolution["bias"], "var": var}}
+        stats[name] = {f"bn{k}": {"mean": mu - convolution["bias"], "var": var}}
     plain = net.clone(block=BLOCKS["plain"].block)
     return plain, {"params": params, "batch_stats": stats}

@@ -21,7 +21,8 @@ from repvgg_jax.nets import repvgg
 NETS: dict[str, Callable[..., nn.Module]] = dict(sorted(repvgg.VARIANTS.items()))
 
 # What a net's plan says of a block, and what Flax adds to every Module: not for `create` to set.
-_PLANNED = {"features", "strides", "groups", "dtype", "parent", "name"}
+_PLANNED = {"features", "strides", "groups", "kernel_size", "dilation", "dtype"}
+_PLANNED |= {"parent", "name"}
 
 
 def list_models(pattern: str = "*") -> list[str]:

@@ -59,6 +59,7 @@ class RepVGG(nn.Module):
       num_classes: of the head.
       groups: of the layers in `grouped_layers`, both the kxk and the 1x1.
       grouped_layers: counted over the whole net, the stem being 0. The paper groups every second.
+      kernel_size: the k of every block's kxk.
       se_reduction: where given, squeeze-and-excite before each ReLU with channels // se_reduction
         hidden units.
       output_stride: 8 or 16 rather than 32: the strides beyond become 1, and the kxk kernels of
@@ -77,6 +78,7 @@ class RepVGG(nn.Module):
     num_classes: int = 1000
     groups: int = 1
     grouped_layers: tuple[int, ...] = tuple(range(2, 27, 2))
+    kernel_size: int = 3
     se_reduction: int | None = None
     output_stride: int | None = None
     dilated_layers: int | None = None
@@ -119,6 +121,7 @@ class RepVGG(nn.Module):
                     features=width,
                     strides=strides[stage] if index == 0 else 1,
                     groups=groups,
+                    kernel_size=self.kernel_size,
                     dilation=dilations[stage] if len(plan) >= plain_until else 1,
                     dtype=self.dtype,
                 )
@@ -176,7 +179,7 @@ class RepVGG(nn.Module):
             if name in heads and (train or self.is_initializing()):
                 logits = AuxiliaryHead(self.num_classes, self.dtype, name=heads[name])(x, train)
                 if train:
-                    self.sow(AUXILIARY, heads[name], logits)
+                    self.sow(AUXILIARY, f"{heads[name]}_logits", logits)
         wide = accumulation_dtype(self.dtype)
         x = x.mean((1, 2), dtype=wide)
         return dense(self.num_classes, x.shape[-1], name="head", dtype=wide)(x)
