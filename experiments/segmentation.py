@@ -1,6 +1,6 @@
 """A RepVGG backbone under a pyramid-pooling head, fused with the head left alone.
 
-  python -m experiments.segmentation [--steps=150] [--fast]
+  python -m experiments.segmentation [--steps=400] [--fast]
 
 The images are generated, discs and squares of two kinds of colour on noise with exact masks, so
 that it runs anywhere in a minute on two CPU cores. The head is that of PSPNet (arXiv 1612.01105,
@@ -91,7 +91,7 @@ def mean_iou(masks: np.ndarray, predictions: np.ndarray) -> float:
     return float(np.mean(hits / (confusion.sum(0) + confusion.sum(1) - hits)))
 
 
-def run(steps: int = 150, fast: bool = False, size: int = 48, batch: int = 16) -> dict[str, float]:
+def run(steps: int = 400, fast: bool = False, size: int = 48, batch: int = 16) -> dict[str, float]:
     """Train, fuse the backbone, and compare: mIoU of both forms and their agreement in pixels."""
     net = rj.create(
         "repvgg_a0",
@@ -154,7 +154,7 @@ def run(steps: int = 150, fast: bool = False, size: int = 48, batch: int = 16) -
 def main() -> None:
     """Print what `run` measured."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, default=150)
+    parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--fast", action="store_true", help="dilate the last five layers alone")
     for name, value in run(**vars(parser.parse_args())).items():
         print(f"{name:<18} {value:.4f}")
