@@ -26,6 +26,8 @@ from tests.trees import randomised  # noqa: E402
 
 TINY = dict(num_classes=5, widths=(16, 16, 24, 24, 32), depths=(1, 2, 1, 3, 2))
 TOLERANCE = 1e-5
+# PyTorch's RepVGG always has five, of stride 2 each in its own configurations.
+FIVE_STAGES = {"depths": (1,) * 5, "widths": (8,) * 5, "strides": (1, 2, 1, 2, 1)}
 
 
 def noise_for(net):
@@ -340,6 +342,7 @@ def test_released_records_are_of_models_that_exist():
 
 def test_a_file_becomes_a_run_and_a_file_again(tmp_path):
     config = quickstart.get_config()
+    config.model.update(FIVE_STAGES)
     net = rj.create(**config.model.to_dict())
     variables = noise_for(net)
     save_torch(tmp_path / "given.pth", to_torch(net, variables))
@@ -356,6 +359,7 @@ def test_a_file_becomes_a_run_and_a_file_again(tmp_path):
 
 def test_an_imported_run_trains_on_from_its_weights(tmp_path):
     config = tiny_config(train_steps=1, optim_learning_rate=0.0, optim_ema_decay=0.5)
+    config.model.update(FIVE_STAGES)
     net = rj.create(**config.model.to_dict())
     shapes = jax.eval_shape(lambda key: rj.init(net, key), jax.random.key(0))
     save_torch(tmp_path / "given.pth", to_torch(net, randomised(shapes, 1)))
