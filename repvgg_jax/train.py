@@ -275,7 +275,7 @@ class Trained(NamedTuple):
     Attributes:
       state: the last.
       examples_per_second: in training; None where no step was left to take.
-      seconds_before: that earlier sessions of the same run took.
+      seconds_before: that the run took before this start.
       skipped: corrupt images left out, of each split.
       evaluation: of the test split.
     """
