@@ -146,8 +146,9 @@ def check_counterpart(net: nn.Module, layout: str) -> None:
     if type(net) not in (RepVGG, RepVGGPlus):
         raise UsageError(f"{type(net).__name__} has no PyTorch layout here; RepVGG's nets have")
     spec = next(iter(net.plan().values()))
-    # Comparing with the default block tells other branches and kernel sizes, bound by a partial.
-    if net.block is not FusedConv and net.block(**spec) != RepVGGBlock(**spec):
+    # Comparing with the default block tells other branches, bound by a partial.
+    other = net.block is not FusedConv and net.block(**spec) != RepVGGBlock(**spec)
+    if other or net.kernel_size != 3:
         raise UsageError(
             f"this {type(net.block(**spec)).__name__} has no counterpart in PyTorch's RepVGG: only "
             "block='repvgg' with three branches and kernel_size=3 has, and its fused form"

@@ -2,6 +2,7 @@
 
 import io
 import itertools
+import json
 import logging
 import os
 import pathlib
@@ -409,6 +410,15 @@ def test_a_folder_without_splits_serves_both_and_says_so(tmp_path, caplog):
     assert "the same images" in caplog.text
 
 
+def test_val_is_preferred_to_test_which_may_hold_images_without_classes(tmp_path):
+    write_tree(tmp_path)
+    write(tmp_path / "test" / "0.png", encoded(noise(0)))  # ImageNet as Kaggle packs it
+    for split, folder in (("train", "train"), ("test", "val")):
+        source = load_source("folder", "x", os.fspath(tmp_path), split)
+        assert source.name.endswith(os.fspath(tmp_path / folder))
+        assert len(source) == 6
+
+
 def test_prepared_set_of_one_size_is_in_memory(tmp_path):
     images = [noise(i, 8, 8) for i in range(7)]
     labels = [i % 3 for i in range(7)]
@@ -441,6 +451,15 @@ def test_prepared_set_of_many_sizes_streams_and_takes_the_newest_version(tmp_pat
         load_source("tfds", "tiny:2.0.0", None, "train")
 
 
+def test_array_record_beside_another_format_is_read(tmp_path):
+    made = write_prepared(tmp_path, [encoded(noise(i, 8, 8)) for i in range(3)], [0, 1, 2])
+    info = made / "dataset_info.json"
+    formats = {"fileFormat": "tfrecord", "alternativeFileFormats": ["array_record"]}
+    info.write_text(json.dumps(json.loads(info.read_text()) | formats))
+    source = load_source("tfds", "tiny", os.fspath(tmp_path), "train")
+    assert sorted(source.labels) == [0, 1, 2]
+
+
 def test_cifar10(real_data):
     source = load_source("tfds", "cifar10", os.fspath(real_data / "tensorflow_datasets"), "test")
     assert source.images.shape == (10_000, 32, 32, 3)
@@ -456,6 +475,21 @@ def test_photographs(real_data):
     # Photographs, not noise or padding: neighbours resemble each other, levels are spread.
     assert np.abs(np.diff(batch["image"].astype(int), axis=2)).mean() < 25
     assert (batch["image"].std((1, 2, 3)) > 5).all()
+
+
+def test_evaluation_of_a_photograph_is_what_pillow_makes_of_it(real_data):
+    root = real_data / "imagenet_samples"
+    source = load_source("folder", "imagenet", os.fspath(root), "test")
+    batch = next(eval_batches(source, Transform("resized_crop", 224), 4, workers=1))
+    for row, folder in enumerate(sorted(root.iterdir())[:4]):
+        image = Image.open(next(folder.iterdir())).convert("RGB")
+        width, height = image.size
+        scale = min(width, height)
+        size = int(256 * width / scale), int(256 * height / scale)
+        image = image.resize(size, Image.Resampling.BILINEAR)
+        left, top = round((size[0] - 224) / 2), round((size[1] - 224) / 2)
+        expected = np.asarray(image.crop((left, top, left + 224, top + 224)))
+        np.testing.assert_array_equal(batch["image"][row], expected)
 
 
 def test_nothing_here_imports_tensorflow(tmp_path):
@@ -525,7 +559,7 @@ def test_missing_folders_are_named(tmp_path):
     fails(tmp_path / "none", data_dir=os.fspath(tmp_path / "none"))
     fails("no class folder", tmp_path, data_dir=os.fspath(tmp_path))
     write_tree(tmp_path, splits=("train",))
-    fails(tmp_path, "test, val, validation", data_dir=os.fspath(tmp_path), split="test")
+    fails(tmp_path, "val, validation, test", data_dir=os.fspath(tmp_path), split="test")
 
 
 def test_a_test_folder_alone_is_a_mistake(tmp_path):
@@ -670,6 +704,32 @@ def test_other_file_formats_and_lost_files_are_named(tmp_path):
     (shard,) = made.glob("*.array_record*")
     shard.unlink()
     fails(shard, "missing", **where)
+
+
+@pytest.mark.parametrize("text", [None, "{", "{}", "[]"])
+@pytest.mark.parametrize("file", ["dataset_info.json", "features.json"])
+def test_unreadable_metadata_is_named(tmp_path, file, text):
+    made = write_prepared(tmp_path, [encoded(noise(0, 8, 8))], [0])
+    (made / file).unlink()
+    if text is not None:
+        (made / file).write_text(text)
+    # Without dataset_info.json there is no data set to speak of: only its place can be named.
+    named = tmp_path if (file, text) == ("dataset_info.json", None) else made
+    fails(named, source="tfds", name="tiny", data_dir=os.fspath(tmp_path))
+
+
+@pytest.mark.parametrize("shape", [(8, 8, 3), (None, None, 3)], ids=["in memory", "streamed"])
+def test_a_damaged_shard_is_named(tmp_path, shape):
+    made = write_prepared(
+        tmp_path, [encoded(noise(i, 8, 8)) for i in range(6)], [0] * 6, shape=shape
+    )
+    (shard,) = made.glob("*.array_record*")
+    data = bytearray(shard.read_bytes())
+    data[200:300] = bytes(100)  # amid the first chunk of records
+    shard.write_bytes(data)
+    with pytest.raises(UsageError) as error:
+        list(eval_batches(load_source("tfds", "tiny", os.fspath(tmp_path), "train"), PLAIN, 2))
+    one_line(error, made, "cannot be read")
 
 
 def test_a_large_set_streams(tmp_path, monkeypatch):

@@ -11,8 +11,9 @@ from repvgg_jax.data.sources import EncodedSource, Record, check_label
 from repvgg_jax.errors import UsageError
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
-_TEST_FOLDERS = ("test", "val", "validation")
-_LAYOUT = "<data_dir>/train/<class>/*.jpg and <data_dir>/test/<class>/*.jpg"
+# "test" last: beside a "val" it often holds images without classes, as ImageNet's does.
+_TEST_FOLDERS = ("val", "validation", "test")
+_LAYOUT = "<data_dir>/train/<class>/*.jpg and <data_dir>/val/<class>/*.jpg"
 
 
 def load_folder(
@@ -26,7 +27,7 @@ def load_folder(
     """List the images of a split; a class's label is its rank among the sorted folder names.
 
     Where `data_dir` has a folder `train` its classes are in there, and those of the test split in
-    `test`, `val` or `validation`. Otherwise the classes are in `data_dir` itself and serve both
+    the first of `val`, `validation` and `test` that exists. Otherwise the classes are in `data_dir` itself and serve both
     splits, which is logged as a warning.
 
     Raises:

@@ -34,8 +34,8 @@ def load_source(
         `cifar10`, `cifar10:3.0.2`, `imagenette/320px-v2`. For the others a name for messages.
       data_dir: for "tfds" where data sets were prepared (None: $TFDS_DATA_DIR, else
         ~/tensorflow_datasets); for "folder" the folder.
-      split: "train", or "test": the images with labels that are not trained on, whatever the data
-        set calls them.
+      split: "train", or "test": the images with labels that are not trained on. Where a data set
+        has both a validation and a test split, these are the validation images.
       num_classes: the net's; every label must be below it. Checked here for folders and sets in
         memory, when read for streamed ones.
       skip_corrupt: leave out images that cannot be decoded, with a warning each, instead of

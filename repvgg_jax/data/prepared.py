@@ -37,7 +37,7 @@ def load_prepared(
 
     Raises:
       UsageError: where the set is missing (with the command that prepares it), in another file
-        format, incomplete, without such a split, or without `image` and `label` features.
+        format, damaged or incomplete, without such a split, or without `image` and `label`.
     """
     default = os.environ.get("TFDS_DATA_DIR", os.path.join("~", "tensorflow_datasets"))
     root = os.path.expanduser(data_dir or default)
@@ -47,7 +47,7 @@ def load_prepared(
     # Imported here: this takes a second, which `import repvgg_jax` need not.
     import tensorflow_datasets as tfds
 
-    builder = tfds.builder_from_directory(directory)
+    builder = _builder(directory)
     features, splits = builder.info.features, builder.info.splits
     key = next((key for key in _SPLITS[split] if key in splits), None)
     if key is None:
@@ -148,12 +148,31 @@ def _check_format(directory: str, name: str, root: str) -> None:
         info = json.loads((epath.Path(directory) / _INFO).read_text())
     except ValueError as error:
         raise UsageError(f"{directory}/{_INFO} is no JSON: {error}; prepare it anew") from error
+    if not isinstance(info, dict):
+        raise UsageError(f"{directory}/{_INFO} describes no data set; prepare it anew")
     formats = [info.get("fileFormat", "tfrecord"), *info.get("alternativeFileFormats", [])]
     if _FORMAT not in formats:
         raise UsageError(
             f"{directory} is prepared as {formats[0]}, which needs tensorflow to read; prepare it "
             f"as {_FORMAT}: `{_command(name, root)}` in an environment that has tensorflow"
         )
+
+
+def _builder(directory: str) -> Any:
+    """What TFDS knows of the data set; its splits name the array_record files."""
+    import tensorflow_datasets as tfds
+
+    try:
+        builder = tfds.builder_from_directory(directory)
+        if builder.info.file_format.value != _FORMAT:  # array_record is the second format here
+            builder.info.set_file_format(_FORMAT, override=True, override_if_initialized=True)
+    except Exception as error:  # json, protobuf and TFDS raise a type each for broken files
+        reason = next(iter(str(error).splitlines()), type(error).__name__)[:160]
+        raise UsageError(
+            f"{directory}: {_INFO} or features.json cannot be read ({reason}); "
+            "prepare the data set anew"
+        ) from error
+    return builder
 
 
 def _check_files(split: Any) -> None:
