@@ -27,8 +27,8 @@ def load_folder(
     """List the images of a split; a class's label is its rank among the sorted folder names.
 
     Where `data_dir` has a folder `train` its classes are in there, and those of the test split in
-    the first of `val`, `validation` and `test` that exists. Otherwise the classes are in `data_dir` itself and serve both
-    splits, which is logged as a warning.
+    the first of `val`, `validation` and `test` that exists. Otherwise the classes are in
+    `data_dir` itself and serve both splits, which is logged as a warning.
 
     Raises:
       UsageError: a missing or empty folder (named), classes that differ between the splits (the
