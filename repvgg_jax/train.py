@@ -221,6 +221,8 @@ def evaluate(
     Returns:
       `top1` and `top5` (shares), `loss` (nats a image), `count` (images).
     """
+    if mesh:  # variables from `load` lie on one device
+        variables = jax.device_put(variables, replicated(mesh))
     sums = []
     for batch in batches:
         batch = shard_batch(batch, mesh) if mesh else batch

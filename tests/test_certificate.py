@@ -32,6 +32,12 @@ def test_certificate_says_what_was_verified(run):
     assert certificate["config_hash"] == report["config_hash"]
 
 
+def test_a_loaded_run_is_evaluated_over_all_devices(run, capsys):
+    report = json.loads((run / "report.json").read_text())
+    modes.run_eval(None, run)
+    assert capsys.readouterr().out.count(f"top-1 {report['top1']['fused']:.2%}") == 2
+
+
 def test_a_changed_weight_names_its_block(run):
     _, fused = rj.load(run, fused=True)
     certificate = json.loads((run / "fusion.json").read_text())
