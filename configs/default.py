@@ -65,4 +65,5 @@ def get_config() -> ConfigDict:
 
     config.fuse = fuse = ConfigDict()
     fuse.verify_images = 256  # evaluation images that the two forms are compared on
+    fuse.tolerance = 1e-3  # relative error of a block or of the logits from which fusing is refused
     return config

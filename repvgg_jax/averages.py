@@ -41,11 +41,11 @@ def as_average(variables: Variables) -> dict[str, Averaged]:
 
 
 def update_average(average: Variables, variables: Variables, decay: float) -> dict[str, Averaged]:
-    """decay average + (1 - decay) variables, for parameters and statistics alike."""
+    """average + (1 - decay) (variables - average), for parameters and statistics alike."""
     return {
         name: Averaged(
             jax.tree.map(
-                lambda mean, new: decay * mean + (1 - decay) * new,
+                lambda mean, new: mean + (1 - decay) * (new - mean),
                 dict(average[name]),
                 dict(variables[name]),
             )
@@ -78,7 +78,7 @@ def reestimate_batch_stats(
     """The pair with statistics measured anew for its parameters ("precise BatchNorm").
 
     mean = E[mean_b],  var = E[var_b + mean_b^2] - mean^2 over batches b of equal size, which is the
-    variance over all of their pixels.
+    variance over all of their pixels. Blocks that the net has frozen keep theirs.
 
     Args:
       net: in train form.
@@ -89,16 +89,23 @@ def reestimate_batch_stats(
       UsageError: where there is no batch.
     """
     params = variables["params"]
-    zeros = jax.tree.map(jnp.zeros_like, dict(variables["batch_stats"]))
+    stats = dict(variables["batch_stats"])
+    frozen = {name: tree for name, tree in stats.items() if net.is_frozen(name)}
+    zeros = jax.tree.map(jnp.zeros_like, stats)
 
     @jax.jit
     def moments(images: Array) -> Any:
         # From zero, what BatchNorm's running average holds is (1 - momentum) of the batch's own.
         _, state = net.apply(
-            {"params": params, "batch_stats": zeros}, images, train=True, mutable=["batch_stats"]
+            {"params": params, "batch_stats": zeros | frozen},
+            images,
+            train=True,
+            mutable=["batch_stats"],
         )
-        stats = jax.tree.map(lambda leaf: leaf / (1 - BN_MOMENTUM), state["batch_stats"])
-        return _over_norms(lambda s: {"mean": s["mean"], "var": s["var"] + s["mean"] ** 2}, stats)
+        of_batch = jax.tree.map(lambda leaf: leaf / (1 - BN_MOMENTUM), state["batch_stats"])
+        return _over_norms(
+            lambda s: {"mean": s["mean"], "var": s["var"] + s["mean"] ** 2}, of_batch
+        )
 
     total, count = zeros, 0
     for images in batches:
@@ -107,9 +114,14 @@ def reestimate_batch_stats(
     if not count:
         raise UsageError("reestimate_batch_stats: no batch to measure on")
     mean = jax.tree.map(lambda leaf: leaf / count, total)
-    stats = _over_norms(lambda s: {"mean": s["mean"], "var": s["var"] - s["mean"] ** 2}, mean)
+    measured = _over_norms(
+        # Rounding can take a constant channel's variance below zero.
+        lambda s: {"mean": s["mean"], "var": jnp.maximum(s["var"] - s["mean"] ** 2, 0.0)},
+        mean,
+    )
+    measured |= frozen
     averaged = isinstance(params, Averaged)
-    return {"params": params, "batch_stats": Averaged(stats) if averaged else stats}
+    return {"params": params, "batch_stats": Averaged(measured) if averaged else measured}
 
 
 def _over_norms(function: Any, stats: Mapping[str, Any]) -> Any:

@@ -17,6 +17,7 @@ import orbax.checkpoint as ocp
 from flax import linen as nn
 from jax.sharding import SingleDeviceSharding
 
+from repvgg_jax.averages import Averaged
 from repvgg_jax.blocks import FusedConv
 from repvgg_jax.certificate import FILE, check
 from repvgg_jax.config import make_net, read_config
@@ -130,6 +131,8 @@ def load(
 ) -> tuple[nn.Module, dict[str, Any]]:
     """A run's `(net, variables)`, on this host's first device, wherever it was trained.
 
+    Of a run with an EMA the averaged pair, marked as one (`averages.Averaged`).
+
     Args:
       workdir: of a run.
       fused: the fused pair, which `--mode=train` ends with and `--mode=fuse` writes.
@@ -139,7 +142,8 @@ def load(
       UsageError: where there is no run, no such checkpoint, or a damaged one.
     """
     workdir = Path(workdir).absolute()
-    net = make_net(read_config(workdir))
+    config = read_config(workdir)
+    net = make_net(config)
     if fused:
         return _load_fused(workdir, net)
     directory, found = workdir / "checkpoints", steps(workdir)
@@ -150,7 +154,10 @@ def load(
         raise UsageError(f"no checkpoint of step {step} under {directory}; there are {found}")
     with _manager(workdir, read_only=True) as manager:
         restored = _restore(manager, step, variables=ocp.args.StandardRestore(_abstract(net)))
-    return net, restored.variables
+    variables = restored.variables
+    if config.optim.ema_decay > 0:
+        variables = {name: Averaged(tree) for name, tree in variables.items()}
+    return net, variables
 
 
 def _as_dicts(variables: Variables) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from repvgg_jax import optim
 from repvgg_jax.data import Source, Transform, load_source
 from repvgg_jax.errors import UsageError
 from repvgg_jax.nets import create
+from repvgg_jax.records import write_json
 
 # Where a run's data lie, how often it speaks and what it keeps: not what it computes.
 _NOT_IDENTITY = {
@@ -31,6 +32,7 @@ _NOT_IDENTITY = {
     "train.keep",
     "train.log_every",
     "fuse.verify_images",
+    "fuse.tolerance",
 }
 
 
@@ -106,8 +108,9 @@ _BOUNDS = {
     "optim.momentum": (0, 1),
     "optim.weight_decay": (0, None),
     "optim.label_smoothing": (0, 1),
-    "optim.ema_decay": (0, 1),
+    "optim.ema_decay": (0, 1 - 1e-9),
     "fuse.verify_images": (1, None),
+    "fuse.tolerance": (0, None),
 }
 
 
@@ -128,8 +131,12 @@ def check_values(config: ConfigDict) -> None:
                 raise UsageError(f"optim.{name}: {pattern!r} is no expression: {error}") from None
 
 
-def make_workdir(workdir: Path) -> None:
-    """Raises UsageError where the folder cannot be made or written to."""
+def make_workdir(config: ConfigDict, workdir: Path) -> None:
+    """Make a run's folder, and write the config there.
+
+    Raises:
+      UsageError: where the folder cannot be made or written to.
+    """
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         writable = os.access(workdir, os.W_OK)
@@ -137,6 +144,7 @@ def make_workdir(workdir: Path) -> None:
         raise UsageError(f"--workdir={workdir} cannot be made: {error.strerror}") from None
     if not writable:
         raise UsageError(f"--workdir={workdir} cannot be written to; name another folder")
+    write_json(workdir / "config.json", plain(config))
 
 
 def read_config(workdir: Path) -> ConfigDict:
@@ -227,7 +235,7 @@ def make_optimizer(config: ConfigDict, schedule: optax.Schedule) -> optax.Gradie
         weight_decay=values.weight_decay,
         decay_rules=values.decay_rules,
         rate_rules=(
-            *((f"{pattern}/.*", 0.0) for pattern in config.model.frozen or ()),
+            *((f"(?:{pattern})(?:_se)?/.*", 0.0) for pattern in config.model.frozen or ()),
             *values.rate_rules,
             (r".*/bias", values.bias_rate_factor),
         ),

@@ -10,9 +10,7 @@ from ml_collections import ConfigDict
 
 from repvgg_jax import checkpoint
 from repvgg_jax.config import check_values, check_workdir, make_net, make_optimizer, make_workdir
-from repvgg_jax.config import plain as as_json
 from repvgg_jax.errors import UsageError
-from repvgg_jax.records import write_json
 from repvgg_jax.sharding import make_mesh
 from repvgg_jax.train import init_state
 from repvgg_jax.weights import from_torch, read_torch, save_torch, to_torch
@@ -27,6 +25,8 @@ def run_import(config: ConfigDict | None, workdir: Path, weights: str | None) ->
     """
     if config is None or weights is None:
         raise UsageError("--mode=import needs --config and --weights=FILE (.pth or .safetensors)")
+    if config.init_from is not None:
+        raise UsageError("--mode=import takes its weights from --weights; drop config.init_from")
     check_values(config)
     check_workdir(config, workdir)
     if found := checkpoint.steps(workdir):
@@ -37,9 +37,8 @@ def run_import(config: ConfigDict | None, workdir: Path, weights: str | None) ->
     tx = make_optimizer(config, lambda step: jnp.float32(0))
     average = config.optim.ema_decay > 0
     state = init_state(net, tx, make_mesh(), jax.random.key(config.seed), average)
-    state = state.restored(variables, state.optimizer | {"trained": variables})
-    make_workdir(workdir)
-    write_json(workdir / "config.json", as_json(config))
+    state = state.starting_from(variables)
+    make_workdir(config, workdir)
     with checkpoint.open_manager(workdir, config.train.keep) as manager:
         position = {"seed": config.seed, "step": 0}
         checkpoint.save(manager, state.variables, state.optimizer, position)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from functools import partial
 from typing import Any
 
 import jax
@@ -13,7 +14,7 @@ from jax import Array
 
 from repvgg_jax.blocks import BLOCKS, FusedConv
 from repvgg_jax.errors import UsageError
-from repvgg_jax.layers import BN_EPSILON
+from repvgg_jax.layers import BN_EPSILON, accumulation_dtype
 
 Variables = Mapping[str, Any]
 
@@ -47,17 +48,14 @@ def transfer(fresh: Variables, source: Variables) -> tuple[dict[str, Any], list[
         return leaf
 
     variables = jax.tree_util.tree_map_with_path(pick, fresh)
-    extra = [
-        f"{collection}/{block}"
-        for collection, tree in source.items()
-        for block in tree
-        if block not in fresh.get(collection, {})
-    ]
+    named = partial(jax.tree_util.keystr, simple=True, separator="/")
+    own = {named(path) for path, _ in jax.tree.leaves_with_path(fresh)}
+    extra = [n for path, _ in jax.tree.leaves_with_path(source) if (n := named(path)) not in own]
     if differing or extra:
         raise UsageError(
             "init_from is of another net: it lacks, or has in another shape, "
             f"{', '.join(differing[:3]) or 'nothing'} ({len(differing)} in all); "
-            f"it also holds {', '.join(extra[:3]) or 'nothing else'}"
+            f"it also holds {', '.join(extra[:3]) or 'nothing else'} ({len(extra)})"
         )
     return variables, list(dict.fromkeys(renewed))
 
@@ -79,7 +77,8 @@ def insert_bn(
     For a convolution's output y = conv(x) without its bias b, of mean mu and variance var over the
     batches: gamma = sqrt(var + epsilon), beta = mu + b, running statistics mu and var. In
     evaluation gamma (y - mu) / sqrt(var + epsilon) + beta = y + b, as before, and in training the
-    batch's own statistics are near those. The result is of the block `plain`, and fuses again.
+    batch's own statistics are near those. The result is of the block `plain`, without auxiliary
+    heads, and fuses again. Measured in float32 or wider whatever the net's compute type.
 
     Args:
       net, variables: the fused pair.
@@ -90,11 +89,11 @@ def insert_bn(
     """
     if net.block is not FusedConv:
         raise UsageError("insert_bn takes a fused net; this one has its BatchNorms")
-    plan = net.plan()
+    plan, wide = net.plan(), net.clone(dtype=accumulation_dtype(net.dtype))
 
     @jax.jit
     def moments(images: Array) -> dict[str, tuple[Array, Array]]:
-        _, state = net.apply(
+        _, state = wide.apply(
             variables,
             images,
             capture_intermediates=lambda module, _: module.name in plan,
@@ -118,5 +117,5 @@ def insert_bn(
             f"bn{k}": {"scale": jnp.sqrt(var + BN_EPSILON), "bias": mu},
         }
         stats[name] = {f"bn{k}": {"mean": mu - convolution["bias"], "var": var}}
-    plain = net.clone(block=BLOCKS["plain"].block)
+    plain = net.clone(block=BLOCKS["plain"].block).without_auxiliary_heads()
     return plain, {"params": params, "batch_stats": stats}

@@ -16,12 +16,13 @@ from repvgg_jax import checkpoint
 from repvgg_jax.bench import count_macs, count_parameters
 from repvgg_jax.certificate import certify
 from repvgg_jax.config import check_values, config_hash, read_config
-from repvgg_jax.errors import UsageError
+from repvgg_jax.errors import RunError, UsageError
+from repvgg_jax.evaluation import Evaluation
 from repvgg_jax.fuse import FusionReport, fuse, verify
 from repvgg_jax.records import write_json
 from repvgg_jax.report import summary
 from repvgg_jax.sharding import check_divides, make_mesh
-from repvgg_jax.train import Evaluation, train
+from repvgg_jax.train import train
 
 
 def run_train(config: ConfigDict | None, workdir: Path) -> None:
@@ -29,11 +30,14 @@ def run_train(config: ConfigDict | None, workdir: Path) -> None:
     if config is None:
         raise UsageError("--mode=train needs --config, such as --config configs/quickstart.py")
     started = time.monotonic()
-    state, examples_per_second, seconds_before, skipped, evaluation = train(config, workdir)
+    state, examples_per_second, seconds_before, skipped, evaluation, last = train(config, workdir)
     net, variables = state.net, state.variables
     plain, fused, fusion = _fuse(config, workdir, evaluation, net, variables)
     forms = {"train_form": (net, variables), "fused": (plain, fused)}
-    metrics = {form: evaluation(*pair) for form, pair in forms.items()}
+    metrics = {
+        "train_form": last or evaluation(net, variables),
+        "fused": evaluation(plain, fused),
+    }
     report = {
         "model": f"{config.model.name}, block {config.model.block}",
         "config_hash": config_hash(config),
@@ -96,6 +100,13 @@ def _fuse(
     plain, fused = fuse(net, variables)
     images = evaluation.images(config.fuse.verify_images)
     fusion = verify(net, variables, images, (plain, fused))
+    if not fusion.max_relative_error <= config.fuse.tolerance:
+        raise RunError(
+            "nothing was written, since the fused form is not the train form: relative error "
+            f"{fusion.exact.relative_error:.1e} of the logits and, the worst of the blocks, "
+            f"{fusion.blocks[fusion.worst_block]:.1e} of {fusion.worst_block}, with "
+            f"fuse.tolerance={config.fuse.tolerance:g}"
+        )
     certificate = certify(
         fusion,
         fused,

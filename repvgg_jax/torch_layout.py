@@ -159,3 +159,22 @@ def check_counterpart(net: nn.Module, layout: str) -> None:
         raise UsageError(f"depths={net.depths}: PyTorch's RepVGG has a stem of 1 and 4 stages")
     if type(net) is RepVGGPlus and net.depths[3] < 2:
         raise UsageError(f"depths={net.depths}: RepVGGplus halves stage 3, so it needs 2 blocks")
+
+
+def check_strides(net: RepVGG) -> None:
+    """Refuse to export a net whose weights PyTorch's RepVGG would take and use at other places.
+
+    Strides and dilations are no part of a state dict. Importing into such a net is sound (a dilated
+    backbone starts from the released weights); the way out is not.
+
+    Raises:
+      UsageError: unless every stage starts with stride 2 and nothing is dilated.
+    """
+    plan = net.plan()
+    strides = tuple(spec["strides"] for name, spec in plan.items() if name.endswith("_block0"))
+    dilations = {spec["dilation"] for spec in plan.values()}
+    if set(strides) != {2} or dilations != {1}:
+        raise UsageError(
+            f"strides {strides} and dilations {sorted(dilations)}: PyTorch's RepVGG has stride 2 "
+            "in every stage and dilation 1, and would compute something else with these weights"
+        )

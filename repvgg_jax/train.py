@@ -1,24 +1,21 @@
-"""The training step, the evaluation, and the loop around them."""
+"""The training step, and the loop around it."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
-import orbax.checkpoint as ocp
 from absl import logging
 from flax import linen as nn
 from flax import struct
 from jax import Array
 from jax.sharding import Mesh
-from jaxtyping import Float
 from ml_collections import ConfigDict
 
 from repvgg_jax import checkpoint
@@ -32,28 +29,17 @@ from repvgg_jax.config import (
     make_source,
     make_transform,
     make_workdir,
-    plain,
     total_steps,
 )
-from repvgg_jax.data import (
-    IMAGENET_MEAN,
-    IMAGENET_STD,
-    Source,
-    eval_batches,
-    normalize,
-    train_batches,
-)
-from repvgg_jax.errors import RunError
+from repvgg_jax.data import IMAGENET_MEAN, IMAGENET_STD, Source, train_batches
+from repvgg_jax.evaluation import Batch, Evaluation, Metrics, as_images, eval_step, evaluate
 from repvgg_jax.finetune import transfer, warn_if_fused
 from repvgg_jax.monitor import Monitor
 from repvgg_jax.nets import init
 from repvgg_jax.nets.repvgg import AUXILIARY
-from repvgg_jax.records import METRICS_FILE, read_metrics, write_json
+from repvgg_jax.records import METRICS_FILE, read_metrics
 from repvgg_jax.sharding import check_divides, make_mesh, replicated, shard_batch
 from repvgg_jax.watch import Watch
-
-Batch = Mapping[str, Any]
-Metrics = dict[str, Any]
 
 
 class TrainState(struct.PyTreeNode):
@@ -90,6 +76,12 @@ class TrainState(struct.PyTreeNode):
         step, opt_state = optimizer["step"], optimizer["opt_state"]
         return self.replace(**trained, step=step, opt_state=opt_state, ema=ema)
 
+    def starting_from(self, variables: Mapping[str, Any]) -> TrainState:
+        """The same state with other weights, laid out as its own were; the average starts there."""
+        trained = {"batch_stats": {}} | variables
+        trained = jax.device_put(trained, jax.tree.map(lambda leaf: leaf.sharding, self.trained))
+        return self.replace(**trained, ema=as_average(trained) if self.ema else None)
+
 
 def init_state(
     net: nn.Module,
@@ -109,13 +101,6 @@ def init_state(
     shapes = jax.eval_shape(build, key)
     shardings = jax.tree.map(lambda _: replicated(mesh), shapes)
     return jax.jit(build, out_shardings=shardings)(key)
-
-
-def as_images(
-    images: Array, mean: tuple[float, ...], std: tuple[float, ...]
-) -> Float[Array, "batch height width channels"]:
-    """What a net takes: uint8 pixels are normalised here, floating images are taken as they are."""
-    return normalize(images, mean, std) if images.dtype == jnp.uint8 else images
 
 
 def train_step(
@@ -177,100 +162,6 @@ def train_step(
     return state, metrics
 
 
-@partial(jax.jit, static_argnames=("net", "mean", "std"))
-def eval_step(
-    net: nn.Module,
-    variables: Any,
-    batch: Batch,
-    *,
-    mean: tuple[float, ...] = IMAGENET_MEAN,
-    std: tuple[float, ...] = IMAGENET_STD,
-) -> Metrics:
-    """Sums over the examples that a batch's `mask` marks: `top1`, `top5`, `loss`, `count`."""
-    logits = net.apply(variables, as_images(batch["image"], mean, std), train=False)
-    label, mask = batch["label"], batch["mask"]
-    # Ranks by index among equals, so that a dead net of equal logits is not right everywhere.
-    best = jax.lax.top_k(logits, min(5, logits.shape[-1]))[1]
-    hits = best == label[:, None]
-    losses = optax.softmax_cross_entropy_with_integer_labels(logits, label)
-    return {
-        "top1": (hits[:, 0] * mask).sum(),
-        "top5": (hits.any(-1) * mask).sum(),
-        "loss": jnp.where(mask > 0, losses, 0.0).sum(),
-        "count": mask.sum(),
-    }
-
-
-def evaluate(
-    net: nn.Module,
-    variables: Any,
-    batches: Iterable[Batch],
-    *,
-    mesh: Mesh | None = None,
-    mean: tuple[float, ...] = IMAGENET_MEAN,
-    std: tuple[float, ...] = IMAGENET_STD,
-) -> dict[str, float]:
-    """Accuracy over all examples of the batches, each counted once.
-
-    Args:
-      net, variables: of either form.
-      batches: `image`, `label`, and a `mask` of 0 where an example only fills the batch.
-      mesh: to split the batches over; the default device without one.
-      mean, std: of [0, 1] RGB, for uint8 images.
-
-    Returns:
-      `top1` and `top5` (shares), `loss` (nats a image), `count` (images).
-    """
-    if mesh:  # variables from `load` lie on one device
-        variables = jax.device_put(variables, replicated(mesh))
-    sums = []
-    for batch in batches:
-        batch = shard_batch(batch, mesh) if mesh else batch
-        sums.append(eval_step(net, variables, batch, mean=mean, std=std))
-        # One batch ahead of the device at most, or a fast source would fill its memory.
-        sums[-2:-1] = jax.device_get(sums[-2:-1])
-    # Summed on the host: float32 stops counting single images at 16.8 million.
-    total = {
-        name: float(np.sum([row[name] for row in jax.device_get(sums)], dtype=np.float64))
-        for name in ("top1", "top5", "loss", "count")
-    }
-    count = int(total["count"])
-    if count == 0:
-        raise RunError("nothing to evaluate: the evaluation split has no readable image")
-    return {name: total[name] / count for name in ("top1", "top5", "loss")} | {"count": count}
-
-
-class Evaluation:
-    """A config's evaluation split, opened once: `(net, variables) -> metrics`, as `evaluate`."""
-
-    def __init__(self, config: ConfigDict, mesh: Mesh):
-        data = config.data
-        self.mesh, self.mean, self.std = mesh, tuple(data.mean), tuple(data.std)
-        self.source = make_source(config, "test")
-        self._batches = partial(
-            eval_batches,
-            self.source,
-            make_transform(config),
-            config.train.eval_batch_size,
-            workers=data.workers,
-        )
-
-    def __call__(self, net: nn.Module, variables: Any) -> dict[str, float]:
-        """Metrics over all of the split, each process reading its share."""
-        process = {"process_index": jax.process_index(), "process_count": jax.process_count()}
-        batches = self._batches(**process)
-        return evaluate(net, variables, batches, mesh=self.mesh, mean=self.mean, std=self.std)
-
-    def images(self, count: int) -> Float[Array, "count height width channels"]:
-        """The first images of the split, as a net takes them."""
-        rows: list[np.ndarray] = []
-        for batch in self._batches(workers=0):
-            rows.extend(batch["image"][batch["mask"] > 0])
-            if len(rows) >= count:
-                break
-        return as_images(jnp.asarray(np.stack(rows[:count])), self.mean, self.std)
-
-
 class Trained(NamedTuple):
     """What `train` leaves.
 
@@ -280,6 +171,7 @@ class Trained(NamedTuple):
       seconds_before: that the run took before this start.
       skipped: corrupt images left out, of each split.
       evaluation: of the test split.
+      metrics: what it gave for the last state; None where no step was left to take.
     """
 
     state: TrainState
@@ -287,6 +179,7 @@ class Trained(NamedTuple):
     seconds_before: float
     skipped: dict[str, int]
     evaluation: Evaluation
+    metrics: dict[str, float] | None
 
 
 def train(config: ConfigDict, workdir: Path) -> Trained:
@@ -313,12 +206,15 @@ def train(config: ConfigDict, workdir: Path) -> Trained:
     average = config.optim.ema_decay > 0
     state = init_state(net, make_optimizer(config, schedule), mesh, key, average)
     _train_batches(config, source, 0)  # for its checks
+    if config.init_from is not None and not checkpoint.steps(workdir):
+        state = _transferred(config.init_from, state)
 
-    make_workdir(workdir)
-    write_json(workdir / "config.json", plain(config))
+    make_workdir(config, workdir)
     manager = checkpoint.open_manager(workdir, config.train.keep)
-    state = _start(config, manager, state)
-    start = int(state.step)
+    if (latest := manager.latest_step()) is not None:
+        found = checkpoint.restore(manager, state.variables, state.optimizer, latest)
+        state = state.restored(*found[:2])
+    start, result = int(state.step), None
     batches = _train_batches(config, source, start)
     step_fn = _jit_train_step(config)
     primary = jax.process_index() == 0
@@ -343,7 +239,7 @@ def train(config: ConfigDict, workdir: Path) -> Trained:
                 checkpoint.save(manager, state.variables, state.optimizer, position, result)
         manager.wait_until_finished()
     skipped = {"train": len(source.skipped), "test": len(evaluation.source.skipped)}
-    return Trained(state, monitor.examples_per_second or None, before, skipped, evaluation)
+    return Trained(state, monitor.examples_per_second or None, before, skipped, evaluation, result)
 
 
 def _train_batches(config: ConfigDict, source: Source, start_step: int) -> Iterator[Batch]:
@@ -371,19 +267,21 @@ def _jit_train_step(config: ConfigDict) -> Callable[..., tuple[TrainState, Metri
     return jax.jit(step, donate_argnums=0)
 
 
-def _start(config: ConfigDict, manager: ocp.CheckpointManager, state: TrainState) -> TrainState:
-    """The state of the latest checkpoint, else of `init_from`, else the given one."""
-    step = manager.latest_step()
-    if step is not None:
-        found = checkpoint.restore(manager, state.variables, state.optimizer, step)
-        return state.restored(*found[:2])
-    if config.init_from is None:
-        return state
-    _, source = checkpoint.load(config.init_from)
+def _transferred(workdir: str, state: TrainState) -> TrainState:
+    """The state with the weights of another run's latest checkpoint, saying what stays fresh."""
+    _, source = checkpoint.load(workdir)
     variables, renewed = transfer(state.trained, source)
-    logging.warning("from %s; new: %s", config.init_from, ", ".join(renewed) or "nothing")
-    shardings = jax.tree.map(lambda leaf: leaf.sharding, state.trained)
-    return state.restored(
-        jax.device_put(variables, shardings),
-        state.optimizer | {"trained": jax.device_put(variables, shardings)},
-    )
+    logging.warning("from %s; new: %s", workdir, ", ".join(renewed) or "nothing")
+    return state.starting_from(variables)
+
+
+__all__ = [
+    "TrainState",
+    "Trained",
+    "as_images",
+    "eval_step",
+    "evaluate",
+    "init_state",
+    "train",
+    "train_step",
+]

@@ -18,7 +18,7 @@ from repvgg_jax.errors import UsageError
 from repvgg_jax.nets import init
 from repvgg_jax.nets.repvgg import RepVGGPlus
 from repvgg_jax.torch_files import RELEASED, Released, read_torch, save_torch
-from repvgg_jax.torch_layout import LAYOUTS, NAMES, check_counterpart, entries
+from repvgg_jax.torch_layout import LAYOUTS, NAMES, check_counterpart, check_strides, entries
 
 WRAPPERS = ("state_dict", "model", "ema", "model_ema", "state_dict_ema")  # the first found is taken
 COUNTER = "num_batches_tracked"  # PyTorch counts BatchNorm's steps; with a fixed momentum for show
@@ -85,6 +85,7 @@ def to_torch(
       UsageError: where the variables are not the net's, and for a net without counterpart.
     """
     want = entries(net, layout)
+    check_strides(net)
     check_pair(variables)
     shapes, given = _leaves(_own_variables(net)), _leaves(variables)
     _refuse(

@@ -66,12 +66,43 @@ def test_reestimated_statistics_are_those_of_all_the_pixels():
         rj.reestimate_batch_stats(net, variables, [])
 
 
+def test_frozen_blocks_keep_their_statistics_and_what_follows_is_measured_behind_them():
+    _, variables = tiny()
+    frozen = rj.create(
+        "repvgg_a0",
+        num_classes=5,
+        depths=(1, 2),
+        widths=(4, 8),
+        strides=(1, 2),
+        frozen=("stage0_.*",),
+    )
+    images = random_images(6, 8, 8, 3, seed=5)
+    got = rj.reestimate_batch_stats(frozen, variables, [images])
+    close(got["batch_stats"]["stage0_block0"], variables["batch_stats"]["stage0_block0"], rtol=0)
+    # The first block after the frozen one reads its evaluation form.
+    stem = {name: tree["stage0_block0"] for name, tree in variables.items()}
+    x = jax.nn.relu(frozen.block(**frozen.plan()["stage0_block0"]).apply(stem, images))
+    y = x[:, ::2, ::2] @ variables["params"]["stage1_block0"]["conv1"]["kernel"][0, 0]
+    found = got["batch_stats"]["stage1_block0"]["bn1"]
+    close(found, {"mean": y.mean((0, 1, 2)), "var": y.var((0, 1, 2))}, rtol=1e-3, atol=1e-5)
+
+
+def test_a_constant_channel_has_no_negative_variance():
+    net, variables = tiny()
+    ones = 1000.0 * jnp.ones((4, 8, 8, 3))
+    got = rj.reestimate_batch_stats(net, variables, [ones, ones, ones])
+    stem = got["batch_stats"]["stage0_block0"]["bn1"]
+    assert float(stem["var"].min()) >= 0.0
+
+
 def test_a_run_with_ema_evaluates_saves_and_resumes_the_average(tmp_path):
     config = tiny_config(optim_ema_decay=0.5)
     whole = train.train(config, tmp_path / "whole").state
     assert isinstance(whole.variables["params"], Averaged)
     _, loaded = rj.load(tmp_path / "whole")
-    close(loaded["params"], dict(whole.ema["params"]), rtol=0)
+    close(loaded, whole.ema, rtol=0)  # and marked alike, or the trees would differ
+    with pytest.raises(rj.UsageError, match="a mixed pair"):
+        train.evaluate(whole.net, {**loaded, "batch_stats": whole.batch_stats}, [])
     raw = jax.device_get(whole.params)
     pairs = zip(jax.tree.leaves(loaded["params"]), jax.tree.leaves(raw), strict=True)
     assert any((average != trained).any() for average, trained in pairs)

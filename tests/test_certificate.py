@@ -3,12 +3,14 @@
 import json
 
 import jax
+import jax.numpy as jnp
 import pytest
 
 import repvgg_jax as rj
 from repvgg_jax import modes
 from repvgg_jax.certificate import checksums
 from repvgg_jax.checkpoint import save_fused
+from repvgg_jax.errors import RunError
 from tests.test_train import equal, tiny_config
 
 
@@ -28,6 +30,7 @@ def test_certificate_says_what_was_verified(run):
     assert certificate["exact"]["top1_agreement"] == 1.0
     assert set(certificate["blocks"]) == set(net.plan())
     assert certificate["sha256"] == checksums(fused)
+    assert list(certificate["sha256"]) == [*net.plan(), "head"]
     report = json.loads((run / "report.json").read_text())
     assert certificate["config_hash"] == report["config_hash"]
 
@@ -36,6 +39,21 @@ def test_a_loaded_run_is_evaluated_over_all_devices(run, capsys):
     report = json.loads((run / "report.json").read_text())
     modes.run_eval(None, run)
     assert capsys.readouterr().out.count(f"top-1 {report['top1']['fused']:.2%}") == 2
+
+
+@pytest.mark.parametrize("fault", [jnp.nan, 1.01])
+def test_a_fusion_that_is_not_the_train_form_is_not_written(run, tmp_path, monkeypatch, fault):
+    def faulty(net, variables):
+        plain, fused = rj.fuse(net, variables)
+        kernel = fused["params"]["stage1_block0"]["conv"]["kernel"]
+        fused["params"]["stage1_block0"]["conv"]["kernel"] = fault * kernel
+        return plain, fused
+
+    before = (run / "fusion.json").read_text()
+    monkeypatch.setattr(modes, "fuse", faulty)
+    with pytest.raises(RunError, match=r"nothing was written.* of stage1_block0, with"):
+        modes.run_fuse(None, run)
+    assert (run / "fusion.json").read_text() == before
 
 
 def test_a_changed_weight_names_its_block(run):
@@ -50,5 +68,9 @@ def test_a_changed_weight_names_its_block(run):
     (run / "fusion.json").write_text("{")
     with pytest.raises(rj.UsageError, match=r"fusion.json cannot be read"):
         rj.load(run, fused=True)
+    for other in ("[]", "{}"):
+        (run / "fusion.json").write_text(other)
+        with pytest.raises(rj.UsageError, match=r"fusion.json lists no checksums"):
+            rj.load(run, fused=True)
     modes.run_fuse(None, run)
     equal(rj.load(run, fused=True)[1], fused)

@@ -17,7 +17,8 @@ TINY = {"num_classes": 5, "depths": (1, 1, 2, 4, 1), "widths": (16, 16, 16, 24, 
 
 
 def tiny(name="repvgg_a0", **overrides):
-    net = rj.create(name, **{**TINY, **overrides})
+    overrides = {**TINY, "name": name, **overrides}
+    net = rj.create(overrides.pop("name"), **overrides)
     return net, random_variables(net, 1)
 
 
@@ -121,3 +122,34 @@ def test_segmentation_is_the_same_in_both_forms():
     found = segmentation.run(steps=4, size=32, batch=4)
     assert found["pixel_agreement"] > 0.999
     assert found["miou_fused"] == pytest.approx(found["miou_train_form"], abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "says"),
+    [
+        ({"output_stride": "8"}, "output_stride='8': must be a whole number"),
+        ({"dilated_layers": 3}, "only with output_stride"),
+        ({"output_stride": 8, "dilated_layers": 0}, "from 1 to 9"),
+        ({"output_stride": 8, "dilated_layers": 10}, "from 1 to 9"),
+        ({"output_stride": 8, "widths": (16, 16, 24, 24, 32)}, "stage3, which keeps its width, 24"),
+        ({"frozen": ("stage9_.*",)}, "'stage9_.*' matches none of stage0_block0"),
+        ({"frozen": ("stage[",)}, "is no expression"),
+        ({"frozen": "stage0_.*"}, "must be a tuple"),
+        ({"dilation": 2}, "unknown override 'dilation'"),
+        ({"name": "repvgg_plus_l2pse", "depths": (1, 1, 1, 1, 1)}, "2 blocks in stage 3"),
+    ],
+)
+def test_a_plan_that_makes_no_sense_is_refused(overrides, says):
+    with pytest.raises(rj.UsageError, match=says):
+        tiny(**overrides)
+
+
+def test_a_stage_without_its_stride_computes_every_pixel_of_the_strided_one():
+    strided, variables = tiny(depths=(1, 1, 1, 1, 1))
+    dense, _ = tiny(depths=(1, 1, 1, 1, 1), output_stride=16)
+    # Undilated, the last stage's block would be the strided one at twice the resolution.
+    same = dense.clone(dilated_layers=None, output_stride=None, strides=(2, 2, 2, 2, 1))
+    x = random_images(1, 64, 64, 3)
+    expected = strided.features(variables, x)[0][-1]
+    assert relative_error(expected, same.features(variables, x)[0][-1][:, ::2, ::2]) < 1e-5
+    assert dense.plan()["stage4_block0"]["dilation"] == 2

@@ -7,6 +7,7 @@ import pytest
 
 import repvgg_jax as rj
 from repvgg_jax import train
+from repvgg_jax.config import make_net, make_optimizer
 from repvgg_jax.finetune import transfer
 from repvgg_jax.fuse import relative_error
 from tests.test_train import equal, tiny_config
@@ -39,6 +40,13 @@ def test_another_net_is_refused(overrides):
         transfer(rj.init(net, jax.random.key(0), image_size=8), source)
 
 
+def test_a_net_of_fewer_branches_is_refused():
+    _, source = tiny()
+    net, _ = tiny(block="plain")
+    with pytest.raises(rj.UsageError, match="also holds batch_stats/stage0_block0/bn1/mean"):
+        transfer(rj.init(net, jax.random.key(0), image_size=8), source)
+
+
 def test_a_run_starts_from_another_with_its_first_stage_frozen(tmp_path):
     first = train.train(tiny_config(), tmp_path / "first").state
     config = tiny_config()
@@ -57,6 +65,46 @@ def test_a_run_starts_from_another_with_its_first_stage_frozen(tmp_path):
     config.init_from = str(tmp_path / "nowhere")
     with pytest.raises(rj.UsageError, match="no run in"):
         train.train(config, tmp_path / "third")
+    assert not (tmp_path / "third").exists()
+
+
+def test_frozen_blocks_keep_their_squeeze_and_excite():
+    config = tiny_config()
+    config.model.update(
+        name="repvgg_d2se", widths=(16, 16), frozen=("stage0_block0|stage1_block1",)
+    )
+    net = make_net(config)
+    params = random_variables(net, 1, 8)["params"]
+    tx = make_optimizer(config, lambda step: 0.1)
+    updates, _ = tx.update(jax.tree.map(jnp.ones_like, params), tx.init(params), params)
+    still = {name for name, tree in updates.items() if not any(map(np.any, jax.tree.leaves(tree)))}
+    frozen = {"stage0_block0", "stage1_block1"}
+    assert still == frozen | {f"{name}_se" for name in frozen}
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides", "dtype"),
+    [
+        (
+            "repvgg_plus_l2pse",
+            {"depths": (1, 1, 1, 2), "widths": (4,) * 4, "strides": (1,) * 4},
+            "float32",
+        ),
+        ("repvgg_a0", {}, "float16"),
+    ],
+)
+def test_batch_norms_go_into_every_fused_net(name, overrides, dtype):
+    fields = {"depths": (1, 2), "widths": (4, 8), "strides": (1, 2)} | overrides
+    net = rj.create(name, num_classes=5, dtype=dtype, **fields)
+    plain, fused = rj.fuse(net, random_variables(net, 1, 8))
+    tunable, with_bn = rj.insert_bn(plain, fused, random_images(2, 16, 8, 8, 3, seed=3))
+    assert {str(leaf.dtype) for leaf in jax.tree.leaves(with_bn)} == {"float32"}
+    own = jax.eval_shape(lambda key: rj.init(tunable, key), jax.random.key(0))
+    assert jax.tree.map(jnp.shape, own) == jax.tree.map(jnp.shape, with_bn)
+    x = random_images(8, 8, 8, 3, seed=4)
+    wide = (net.clone(dtype=jnp.float32) for net in (plain, tunable))
+    expected, got = (net.apply(v, x) for net, v in zip(wide, (fused, with_bn), strict=True))
+    assert relative_error(expected, got) < 1e-5
 
 
 def test_inserted_batch_norms_keep_the_outputs_and_match_the_batch():

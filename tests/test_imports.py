@@ -22,7 +22,7 @@ ROOMS = [
     {"monitor"},
     {"watch", "report"},
     {"config"},
-    {"checkpoint"},
+    {"checkpoint", "evaluation"},
     {"train"},
     {"modes", "exchange"},
 ]

@@ -26,8 +26,8 @@ from tests.trees import randomised  # noqa: E402
 
 TINY = dict(num_classes=5, widths=(16, 16, 24, 24, 32), depths=(1, 2, 1, 3, 2))
 TOLERANCE = 1e-5
-# PyTorch's RepVGG always has five, of stride 2 each in its own configurations.
-FIVE_STAGES = {"depths": (1,) * 5, "widths": (8,) * 5, "strides": (1, 2, 1, 2, 1)}
+# PyTorch's RepVGG always has five, of stride 2 each.
+FIVE_STAGES = {"depths": (1,) * 5, "widths": (8,) * 5, "strides": (2,) * 5}
 
 
 def noise_for(net):
@@ -371,3 +371,24 @@ def test_an_imported_run_trains_on_from_its_weights(tmp_path):
         jax.device_get(randomised(shapes, 1)["params"]),
     )
     assert checkpoint.steps(tmp_path / "run") == [0, 1]
+
+
+@pytest.mark.parametrize("overrides", [{"strides": (1, 2, 2, 2, 2)}, {"output_stride": 8}])
+def test_strides_that_pytorch_would_not_use_come_in_but_not_out(overrides):
+    fields = {"depths": (1,) * 5, "widths": (8, 8, 8, 16, 24), "num_classes": 5}
+    as_released, other = (
+        rj.create("repvgg_a0", **fields),
+        rj.create("repvgg_a0", **fields | overrides),
+    )
+    variables = noise_for(as_released)
+    state_dict = to_torch(as_released, variables)
+    jax.tree.map(np.testing.assert_array_equal, from_torch(other, state_dict), variables)
+    with pytest.raises(rj.UsageError, match="would compute something else"):
+        to_torch(other, variables)
+
+
+def test_importing_does_not_take_init_from(tmp_path):
+    config = tiny_config()
+    config.init_from = "runs/other"
+    with pytest.raises(rj.UsageError, match=r"drop config\.init_from"):
+        exchange.run_import(config, tmp_path / "run", "given.pth")

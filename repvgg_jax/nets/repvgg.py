@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array
 
-from repvgg_jax.blocks import FusedConv, RepVGGBlock
+from repvgg_jax.blocks import FusedConv, RepVGGBlock, module_type
 from repvgg_jax.errors import UsageError
 from repvgg_jax.layers import (
     Dtype,
@@ -90,24 +90,12 @@ class RepVGG(nn.Module):
         """Name -> hyper-parameters of every block: the one list that all who walk the net read.
 
         Raises:
-          UsageError: where the stages' lists differ in length, or groups don't divide a width.
+          UsageError: where the fields cannot be built, naming the field.
         """
-        if not len(self.depths) == len(self.widths) == len(self.strides):
-            raise UsageError(
-                f"depths {self.depths}, widths {self.widths} and strides {self.strides} "
-                "must have one entry a stage each"
-            )
-        counts = (*self.depths, *self.widths, *self.strides)
-        if any(not isinstance(count, int) or count < 1 for count in counts):
-            raise UsageError(
-                f"depths {self.depths}, widths {self.widths} and strides {self.strides} "
-                "must be whole numbers from 1 on"
-            )
-        if self.se_reduction and min(self.widths) < self.se_reduction:
-            raise UsageError(f"widths {self.widths}: none below se_reduction={self.se_reduction}")
+        self._check_fields()
         plan: dict[str, dict[str, Any]] = {}
         strides, dilations = self._strides_and_dilations()
-        plain_until = sum(self.depths) - (self.dilated_layers or sum(self.depths))
+        undilated = 0 if self.dilated_layers is None else sum(self.depths) - self.dilated_layers
         for stage, (depth, width) in enumerate(zip(self.depths, self.widths, strict=True)):
             for index in range(depth):
                 name = f"stage{stage}_block{index}"
@@ -122,16 +110,56 @@ class RepVGG(nn.Module):
                     strides=strides[stage] if index == 0 else 1,
                     groups=groups,
                     kernel_size=self.kernel_size,
-                    dilation=dilations[stage] if len(plan) >= plain_until else 1,
+                    dilation=dilations[stage] if len(plan) >= undilated else 1,
                     dtype=self.dtype,
                 )
+        for pattern in self.frozen:
+            if not any(re.fullmatch(pattern, name) for name in plan):
+                raise UsageError(f"frozen: {pattern!r} matches none of {', '.join(plan)}")
         return plan
+
+    def _check_fields(self) -> None:
+        """Raises UsageError for fields that describe no chain."""
+        if not len(self.depths) == len(self.widths) == len(self.strides):
+            raise UsageError(
+                f"depths {self.depths}, widths {self.widths} and strides {self.strides} "
+                "must have one entry a stage each"
+            )
+        counts = (*self.depths, *self.widths, *self.strides)
+        if any(not isinstance(count, int) or count < 1 for count in counts):
+            raise UsageError(
+                f"depths {self.depths}, widths {self.widths} and strides {self.strides} "
+                "must be whole numbers from 1 on"
+            )
+        if self.se_reduction and min(self.widths) < self.se_reduction:
+            raise UsageError(f"widths {self.widths}: none below se_reduction={self.se_reduction}")
+        layers = sum(self.depths)
+        if self.dilated_layers is not None:
+            if self.output_stride is None:
+                raise UsageError("dilated_layers: only with output_stride, which says the dilation")
+            if not 1 <= self.dilated_layers <= layers:
+                raise UsageError(f"dilated_layers={self.dilated_layers}: from 1 to {layers}")
+        if isinstance(self.frozen, str):
+            raise UsageError(f"frozen={self.frozen!r}: must be a tuple of expressions")
+        for pattern in self.frozen:
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise UsageError(f"frozen: {pattern!r} is no expression: {error}") from None
 
     def _strides_and_dilations(self) -> tuple[list[int], list[int]]:
         """Of each stage, after `output_stride`."""
+        if not isinstance(self.output_stride, int | None):
+            raise UsageError(f"output_stride={self.output_stride!r}: must be a whole number")
         strides, dilations, reached, dilation = [], [], 1, 1
-        for stride in self.strides:
+        for stage, stride in enumerate(self.strides):
             if self.output_stride and reached * stride > self.output_stride:
+                if stage and self.widths[stage] == self.widths[stage - 1]:
+                    # Its first block would gain an identity branch that no weights exist for.
+                    raise UsageError(
+                        f"output_stride={self.output_stride} takes the stride from stage{stage}, "
+                        f"which keeps its width, {self.widths[stage]}; widen it or keep the stride"
+                    )
                 dilation, stride = dilation * stride, 1
             reached *= stride
             strides.append(stride)
@@ -172,8 +200,8 @@ class RepVGG(nn.Module):
         x, heads = images, self.auxiliary_heads()
         ends = {f"stage{s}_block{depth - 1}": f"stage{s}" for s, depth in enumerate(self.depths)}
         for name, spec in self.plan().items():
-            moves = train and not any(re.fullmatch(pattern, name) for pattern in self.frozen)
-            x = self.activate(self.block(**spec, name=name)(x, moves), name)
+            block = self.block(**spec, name=name)
+            x = self.activate(block(x, train and not self.is_frozen(name)), name)
             if name in ends:
                 self.sow("intermediates", ends[name], x)
             if name in heads and (train or self.is_initializing()):
@@ -183,6 +211,10 @@ class RepVGG(nn.Module):
         wide = accumulation_dtype(self.dtype)
         x = x.mean((1, 2), dtype=wide)
         return dense(self.num_classes, x.shape[-1], name="head", dtype=wide)(x)
+
+    def is_frozen(self, name: str) -> bool:
+        """Whether a block keeps its statistics in training."""
+        return any(re.fullmatch(pattern, name) for pattern in self.frozen)
 
     def activate(self, x: Array, name: str) -> Array:
         """What stands between two blocks: the nonlinearity, and squeeze-and-excite before it."""
@@ -198,6 +230,10 @@ class RepVGG(nn.Module):
         """Block -> name of the head that training has after it; none here, nor in a fused net."""
         return {}
 
+    def without_auxiliary_heads(self) -> RepVGG:
+        """The net as deployment has it."""
+        return self
+
 
 class RepVGGPlus(RepVGG):
     """RepVGG with squeeze-and-excite after each ReLU, and auxiliary heads in training.
@@ -205,7 +241,12 @@ class RepVGGPlus(RepVGG):
     As released by RepVGG's authors (their repository; not in the paper). The heads stand after
     stages 1 and 2 and in the middle of stage 3; their logits are sown into the collection
     `auxiliary` where `train` is true. Fused, the net has none.
+
+    Attributes:
+      auxiliary: whether the train form has the heads.
     """
+
+    auxiliary: bool = True
 
     def activate(self, x: Array, name: str) -> Array:
         """The nonlinearity, and squeeze-and-excite after it."""
@@ -213,10 +254,22 @@ class RepVGGPlus(RepVGG):
 
     def auxiliary_heads(self) -> dict[str, str]:
         """Block -> name of the head that training has after it."""
-        if self.block is FusedConv:
+        if not self.auxiliary or module_type(self.block) is FusedConv:
             return {}
         ends = {1: self.depths[1], 2: self.depths[2], 3: self.depths[3] // 2}
         return {f"stage{s}_block{end - 1}": f"aux_stage{s}" for s, end in ends.items()}
+
+    def without_auxiliary_heads(self) -> RepVGG:
+        """The same net with no heads but the last."""
+        return self.clone(auxiliary=False)
+
+    def _check_fields(self) -> None:
+        super()._check_fields()
+        if len(self.depths) < 4 or self.depths[3] < 2:
+            raise UsageError(
+                f"depths {self.depths}: RepVGGPlus needs 4 stages, and 2 blocks in stage 3, which "
+                "has an auxiliary head in its middle"
+            )
 
 
 A_DEPTHS, B_DEPTHS, D_DEPTHS = (1, 2, 4, 14, 1), (1, 4, 6, 16, 1), (1, 8, 14, 24, 1)
