@@ -14,13 +14,20 @@ def get_config() -> ConfigDict:
 
     config.model = model = ConfigDict()
     model.name = "repvgg_a0"  # one of repvgg_jax.list_models()
-    model.block = "repvgg"  # the train-time block: repvgg, plain (conv and BatchNorm alone)
+    # The train-time block, the model's own unless given: repvgg, plain (conv and BatchNorm alone),
+    # acb, dbb, orepa, mobileone, qarepvgg, dirac, doconv, expandnet, ... (docs/blocks.md).
+    model.block = placeholder(str)
     model.num_classes = 1000
     model.depths = placeholder(tuple)  # blocks a stage, the stem being the first; the model's own
     model.widths = placeholder(tuple)  # channels a stage; the model's own
     model.strides = placeholder(tuple)  # of each stage's first block; 2 everywhere
     model.groups = placeholder(int)  # of every second layer; the model's own
     model.branches = placeholder(tuple)  # some of ("kxk", "1x1", "identity"); all
+    model.copies = placeholder(int)  # of the kxk branch of block mobileone; 4
+    model.depth = placeholder(int)  # these four of deep_plain: its layers; 1000
+    model.width = placeholder(int)  # their channels; 32
+    model.activation = placeholder(str)  # tanh (its own), relu, leaky_relu
+    model.initializer = placeholder(str)  # delta_orthogonal (its own), he, default
     model.frozen = placeholder(tuple)  # expressions of blocks that don't train: ("stage[0-2]_.*",)
     model.dtype = "float32"  # compute type; parameters and statistics are always float32
 
@@ -56,10 +63,12 @@ def get_config() -> ConfigDict:
     optim.weight_decay = 1e-4
     # Kernels decay, and the identity BatchNorm's scale, as in the released code (whose name rule
     # spares "bn" and "bias" and misses that one). The first expression that matches wins.
-    optim.decay_rules = ((r".*/kernel", 1.0), (r".*/bn0/scale", 1.0))
+    optim.decay_rules = ((r".*kernel", 1.0), (r".*/bn0/scale", 1.0), (r".*/branch_scales", 1.0))
     optim.bias_rate_factor = 1.0  # the learning rate of biases over that of the rest
     optim.rate_rules = ()  # more such factors, matched first: ((r"head/.*", 10.0),)
     optim.ema_decay = 0.0  # of the average that is evaluated and fused; 0 for none
+    optim.max_norm = placeholder(float)  # of every filter, held after each step; none
+    optim.repoptimizer_from = placeholder(str)  # workdir of a csla run, for RepOptimizer's scales
     optim.label_smoothing = 0.0
     optim.auxiliary_weight = 0.1  # of the loss of each auxiliary head (repvgg_plus_l2pse has three)
 

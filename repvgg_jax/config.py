@@ -107,6 +107,7 @@ _BOUNDS = {
     "optim.warmup_epochs": (0, None),
     "optim.momentum": (0, 1),
     "optim.weight_decay": (0, None),
+    "optim.max_norm": (0, None),
     "optim.label_smoothing": (0, 1),
     "optim.ema_decay": (0, 1 - 1e-9),
     "fuse.verify_images": (1, None),
@@ -228,7 +229,7 @@ def make_schedule(config: ConfigDict, train_size: int) -> optax.Schedule:
 def make_optimizer(config: ConfigDict, schedule: optax.Schedule) -> optax.GradientTransformation:
     """The optimizer that `config.optim` describes."""
     values = config.optim
-    return optim.sgd(
+    tx = optim.sgd(
         schedule,
         momentum=values.momentum,
         nesterov=values.nesterov,
@@ -240,3 +241,4 @@ def make_optimizer(config: ConfigDict, schedule: optax.Schedule) -> optax.Gradie
             (r".*/bias", values.bias_rate_factor),
         ),
     )
+    return tx if values.max_norm is None else optax.chain(tx, optim.max_norm(values.max_norm))

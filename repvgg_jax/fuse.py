@@ -41,8 +41,7 @@ def fuse(net: nn.Module, variables: Variables) -> tuple[nn.Module, dict[str, Any
     _check_names(net, variables)
     widen = partial(jax.tree.map, lambda leaf: leaf.astype(accumulation_dtype(leaf.dtype)))
     with jax.default_matmul_precision("highest"):
-        for name, spec in net.plan().items():
-            block = net.block(**spec)
+        for name, block in net.blocks().items():
             kernel, bias = fuse_block(block, widen(params[name]), widen(stats.get(name, {})))
             params[name] = {"conv": {"kernel": kernel, "bias": bias}}
     for head in net.auxiliary_heads().values():  # training's alone
@@ -102,12 +101,12 @@ class FusionReport:
     @property
     def max_relative_error(self) -> float:
         """The largest of the blocks' and the logits' relative errors at highest precision."""
-        return max(*self.blocks.values(), self.exact.relative_error)
+        return max([*self.blocks.values(), self.exact.relative_error])
 
     @property
     def worst_block(self) -> str:
-        """The block with the largest relative error."""
-        return max(self.blocks, key=self.blocks.__getitem__)
+        """The block with the largest relative error; none of a net without blocks."""
+        return max(self.blocks, key=self.blocks.__getitem__, default="none")
 
     @property
     def top1_agreement(self) -> float:
@@ -165,15 +164,14 @@ def _compare(
     net: nn.Module, plain: nn.Module, variables: Variables, fused: Variables, images: Array
 ) -> tuple[dict[str, Array], dict[str, Array]]:
     """Errors of each block on the train form's activations, and the agreement of the logits."""
-    plan = plain.plan()
+    blocks = plain.blocks()
     errors: dict[str, Array] = {}
 
     def compare_block(call, args, kwargs, context):
         output = call(*args, **kwargs)
         name = "/".join(context.module.path)
-        if name in plan and context.method_name == "__call__":
-            block = plain.block(**plan[name])
-            own = block.apply({"params": fused["params"][name]}, args[0])
+        if name in blocks and context.method_name == "__call__":
+            own = blocks[name].apply({"params": fused["params"][name]}, args[0])
             errors[name] = relative_error(output, own)
         return output
 

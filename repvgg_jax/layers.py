@@ -9,7 +9,7 @@ from typing import Any
 
 import jax.numpy as jnp
 from flax import linen as nn
-from jax import Array, random
+from jax import Array, lax, random
 
 Dtype = Any
 
@@ -33,21 +33,23 @@ def conv(
     strides: int = 1,
     groups: int = 1,
     dilation: int = 1,
+    padded: bool = True,
     use_bias: bool = False,
+    kernel_init: nn.initializers.Initializer = kernel_init,
     dtype: Dtype = jnp.float32,
 ) -> nn.Conv:
     """A convolution that keeps its centre on the pixel it stands on.
 
     Every side is padded by `dilation * (size // 2)`. Never "SAME": at stride 2 that pads even
     inputs on one side only, which moves a 3x3's centre off the pixel that the 1x1 beside it reads,
-    and the branches stop adding up to one kernel.
+    and the branches stop adding up to one kernel. With `padded=False` the input has its margin.
     """
     size = (size, size) if isinstance(size, int) else size
     return nn.Conv(
         features,
         size,
         strides,
-        padding=[(dilation * (side // 2),) * 2 for side in size],
+        padding=_margins(size, dilation) if padded else "VALID",
         kernel_dilation=dilation,
         feature_group_count=groups,
         use_bias=use_bias,
@@ -55,6 +57,43 @@ def conv(
         kernel_init=kernel_init,
         name=name,
     )
+
+
+def convolve(
+    x: Array, kernel: Array, *, strides: int, groups: int, dilation: int, dtype: Dtype
+) -> Array:
+    """What `conv` computes, with a given kernel [kh, kw, cin / groups, features]."""
+    return lax.conv_general_dilated(
+        x.astype(dtype),
+        kernel.astype(dtype),
+        (strides, strides),
+        _margins(kernel.shape[:2], dilation),
+        rhs_dilation=(dilation, dilation),
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        feature_group_count=groups,
+    )
+
+
+def _margins(size: tuple[int, ...], dilation: int) -> list[tuple[int, int]]:
+    return [(dilation * (side // 2),) * 2 for side in size]
+
+
+class IdentityConv(nn.Module):
+    """A 1x1 convolution to as many channels, x + conv(x, W), which starts as the identity (W = 0).
+
+    Its parameter `kernel` is W [1, 1, channels / groups, channels].
+    """
+
+    groups: int = 1
+    dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        channels = x.shape[-1]
+        shape = (1, 1, channels // self.groups, channels)
+        kernel = self.param("kernel", nn.initializers.zeros, shape)
+        y = convolve(x, kernel, strides=1, groups=self.groups, dilation=1, dtype=self.dtype)
+        return x.astype(self.dtype) + y
 
 
 def batch_norm(train: bool, *, name: str, dtype: Dtype = jnp.float32) -> nn.BatchNorm:

@@ -15,10 +15,11 @@ from ml_collections import ConfigDict
 from repvgg_jax import checkpoint
 from repvgg_jax.bench import count_macs, count_parameters
 from repvgg_jax.certificate import certify
-from repvgg_jax.config import check_values, config_hash, read_config
+from repvgg_jax.config import check_values, config_hash, make_net, read_config
 from repvgg_jax.errors import RunError, UsageError
 from repvgg_jax.evaluation import Evaluation
 from repvgg_jax.fuse import FusionReport, fuse, verify
+from repvgg_jax.nets import init
 from repvgg_jax.records import write_json
 from repvgg_jax.report import summary
 from repvgg_jax.sharding import check_divides, make_mesh
@@ -29,29 +30,33 @@ def run_train(config: ConfigDict | None, workdir: Path) -> None:
     """The whole way: train, evaluate, fuse, prove the forms equal, evaluate again, report."""
     if config is None:
         raise UsageError("--mode=train needs --config, such as --config configs/quickstart.py")
-    started = time.monotonic()
+    started, refusal = time.monotonic(), _refusal(make_net(config))
     state, examples_per_second, seconds_before, skipped, evaluation, last = train(config, workdir)
     net, variables = state.net, state.variables
-    plain, fused, fusion = _fuse(config, workdir, evaluation, net, variables)
-    forms = {"train_form": (net, variables), "fused": (plain, fused)}
-    metrics = {
-        "train_form": last or evaluation(net, variables),
-        "fused": evaluation(plain, fused),
-    }
+    forms = {"train_form": (net, variables)}
+    metrics = {"train_form": last or evaluation(net, variables)}
+    proof = {}
+    if refusal:
+        _say(refusal)
+    else:
+        plain, fused, fusion = _fuse(config, workdir, evaluation, net, variables)
+        forms["fused"] = plain, fused
+        metrics["fused"] = evaluation(plain, fused)
+        proof["fusion"] = {
+            "max_relative_error": fusion.max_relative_error,
+            "top1_agreement": fusion.top1_agreement,
+            "logit_kl": fusion.logit_kl,
+        }
     report = {
-        "model": f"{config.model.name}, block {config.model.block}",
+        "model": ", block ".join(filter(None, (config.model.name, config.model.block))),
         "config_hash": config_hash(config),
         "device": f"{jax.devices()[0].device_kind} x{jax.device_count()}",
         "steps": int(state.step),
         "examples_per_second": examples_per_second or _earlier(workdir, "examples_per_second"),
         **{name: _each(metrics, name) for name in ("top1", "top5", "loss")},
-        "eval_count": metrics["fused"]["count"],
+        "eval_count": metrics["train_form"]["count"],
         "skipped": skipped,
-        "fusion": {
-            "max_relative_error": fusion.max_relative_error,
-            "top1_agreement": fusion.top1_agreement,
-            "logit_kl": fusion.logit_kl,
-        },
+        **proof,
         "params": {form: count_parameters(tree) for form, (_, tree) in forms.items()},
         "macs": {
             form: count_macs(module, tree, config.data.image_size)
@@ -91,6 +96,15 @@ MODES: dict[str, Callable[[ConfigDict | None, Path], None]] = {
     "eval": run_eval,
     "fuse": run_fuse,
 }
+
+
+def _refusal(net: nn.Module) -> str | None:
+    """Why the net's block cannot be fused, known before it is trained; None where it can."""
+    try:
+        jax.eval_shape(lambda key: fuse(net, init(net, key))[1], jax.random.key(0))
+    except UsageError as error:
+        return str(error)
+    return None
 
 
 def _fuse(

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 
 # (regular expression, value): the first to match all of `stage0_block0/conv3/kernel` wins.
@@ -47,7 +48,7 @@ def sgd(
     momentum: float = 0.9,
     nesterov: bool = False,
     weight_decay: float = 1e-4,
-    decay_rules: NameRules = ((r".*/kernel", 1.0),),
+    decay_rules: NameRules = ((r".*kernel", 1.0),),
     rate_rules: NameRules = (),
 ) -> optax.GradientTransformation:
     """SGD as RepVGG was trained with (arXiv 2101.03697, section 4.1, and the released code).
@@ -76,3 +77,24 @@ def sgd(
         optax.stateless(rate),
         optax.scale_by_learning_rate(schedule),
     )
+
+
+def max_norm(limit: float) -> optax.GradientTransformation:
+    """Holds every filter's norm at `limit` or below, after the update that comes before it.
+
+    W <- W min(1, limit / ||W||) with the norm over kernel size and inputs of an output channel, for
+    kernels of convolutions [..., kh, kw, cin, cout]. The last of a chain: what it gets is taken as
+    the step itself.
+    """
+
+    def project(updates: Any, params: Any) -> Any:
+        def within(path: tuple, step: Any, param: Any) -> Any:
+            if path[-1].key != "kernel" or param.ndim < 4:
+                return step
+            moved = param + step
+            norm = jnp.sqrt(jnp.sum(moved**2, axis=(-4, -3, -2), keepdims=True))
+            return moved * jnp.minimum(1.0, limit / jnp.maximum(norm, 1e-12)) - param
+
+        return jax.tree_util.tree_map_with_path(within, updates, params)
+
+    return optax.stateless(project)

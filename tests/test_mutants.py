@@ -8,13 +8,14 @@ import pytest
 from flax import linen as nn
 
 from repvgg_jax.affine import Affine
+from repvgg_jax.blocks import block as branch_file
 from repvgg_jax.blocks import repvgg as block_file
 from repvgg_jax.nets.repvgg import RepVGG, RepVGGPlus
 from tests import test_averages, test_fuse
 
 # The package exports the function under the name of its file.
 fuse = import_module("repvgg_jax.fuse")
-explicit_conv, block_conv = nn.Conv, block_file.conv
+explicit_conv, block_conv = nn.Conv, branch_file.conv
 
 
 def faulty_fold(scale=None, mean=1.0, beta=1.0, epsilon=1e-5, root=jnp.sqrt):
@@ -63,14 +64,20 @@ exact = test_fuse.test_a_grouped_dilated_block_is_exact
 
 # Fault -> what is replaced, by what, and a test that must fail for it, with its arguments.
 FAULTS = {
-    "mean forgotten": (block_file, "fold_bn", faulty_fold(mean=0.0), exact, (1,)),
-    "mean added": (block_file, "fold_bn", faulty_fold(mean=-1.0), exact, (1,)),
-    "beta forgotten": (block_file, "fold_bn", faulty_fold(beta=0.0), exact, (1,)),
-    "gamma forgotten": (block_file, "fold_bn", faulty_fold(scale=jnp.ones_like), exact, (1,)),
-    "sign of gamma lost": (block_file, "fold_bn", faulty_fold(scale=jnp.abs), exact, (1,)),
-    "variance not rooted": (block_file, "fold_bn", faulty_fold(root=lambda v: v), exact, (1,)),
-    "epsilon forgotten": (block_file, "fold_bn", faulty_fold(epsilon=0.0), exact, (1,)),
-    "epsilon of another framework": (block_file, "fold_bn", faulty_fold(epsilon=1e-3), exact, (1,)),
+    "mean forgotten": (branch_file, "fold_bn", faulty_fold(mean=0.0), exact, (1,)),
+    "mean added": (branch_file, "fold_bn", faulty_fold(mean=-1.0), exact, (1,)),
+    "beta forgotten": (branch_file, "fold_bn", faulty_fold(beta=0.0), exact, (1,)),
+    "gamma forgotten": (branch_file, "fold_bn", faulty_fold(scale=jnp.ones_like), exact, (1,)),
+    "sign of gamma lost": (branch_file, "fold_bn", faulty_fold(scale=jnp.abs), exact, (1,)),
+    "variance not rooted": (branch_file, "fold_bn", faulty_fold(root=lambda v: v), exact, (1,)),
+    "epsilon forgotten": (branch_file, "fold_bn", faulty_fold(epsilon=0.0), exact, (1,)),
+    "another epsilon": (
+        branch_file,
+        "fold_bn",
+        faulty_fold(epsilon=1e-3),
+        exact,
+        (1,),
+    ),
     "padding of the 1x1 to a corner": (block_file, "add", misplaced_add, exact, (2,)),
     "padding SAME": (nn, "Conv", same_padded, exact, (2,)),
     "group offset": (
@@ -87,7 +94,7 @@ FAULTS = {
         exact,
         (1,),
     ),
-    "dilation": (block_file, "conv", undilated, exact, (1,)),
+    "dilation": (branch_file, "conv", undilated, exact, (1,)),
     "order of squeeze-and-excite and ReLU": (
         RepVGG,
         "activate",

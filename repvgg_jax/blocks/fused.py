@@ -4,23 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array
 
 from repvgg_jax.affine import Affine
-from repvgg_jax.layers import Dtype, conv
+from repvgg_jax.blocks.block import Block
+from repvgg_jax.layers import conv
 
 
-class FusedConv(nn.Module):
+class FusedConv(Block):
     """conv(x, kernel) + bias: [batch, height, width, cin] -> [batch, height / strides, ...]."""
-
-    features: int
-    strides: int = 1
-    groups: int = 1
-    kernel_size: int = 3
-    dilation: int = 1
-    dtype: Dtype = jnp.float32
 
     @nn.compact
     def __call__(self, x: Array, train: bool = False) -> Array:

@@ -16,9 +16,10 @@ from jax import Array
 
 from repvgg_jax.blocks import BLOCKS, module_type
 from repvgg_jax.errors import UsageError
-from repvgg_jax.nets import repvgg
+from repvgg_jax.nets import deep_plain, mobileone, repvgg, residual
 
-NETS: dict[str, Callable[..., nn.Module]] = dict(sorted(repvgg.VARIANTS.items()))
+_VARIANTS = repvgg.VARIANTS | mobileone.VARIANTS | residual.VARIANTS | deep_plain.VARIANTS
+NETS: dict[str, Callable[..., nn.Module]] = dict(sorted(_VARIANTS.items()))
 
 # What a net's plan says of a block, and what Flax adds to every Module: not for `create` to set.
 _PLANNED = {"features", "strides", "groups", "kernel_size", "dilation", "dtype"}
@@ -30,12 +31,12 @@ def list_models(pattern: str = "*") -> list[str]:
     return fnmatch.filter(NETS, pattern)
 
 
-def create(name: str, *, block: str = "repvgg", **overrides: Any) -> nn.Module:
+def create(name: str, *, block: str | None = None, **overrides: Any) -> nn.Module:
     """A net by name, without arrays.
 
     Args:
       name: one of `list_models()`.
-      block: one of `BLOCKS`.
+      block: one of `BLOCKS`; the model's own by default, which for RepVGG is `repvgg`.
       **overrides: fields of the net (`num_classes`, `widths`, `depths`, `strides`, `groups`,
         `dtype`, ...) or of its block (`branches`, ...); None keeps the model's own.
 
@@ -43,8 +44,11 @@ def create(name: str, *, block: str = "repvgg", **overrides: Any) -> nn.Module:
       UsageError: for an unknown name, block or override, naming the right ones.
     """
     _check_known("model", name, NETS)
-    _check_known("block", block, BLOCKS)
-    make_block = BLOCKS[block].block
+    if block is None:
+        make_block = _own_block(NETS[name])
+    else:
+        _check_known("block", block, BLOCKS)
+        make_block = BLOCKS[block].block
     overrides = {
         key: tuple(value) if isinstance(value, list) else value
         for key, value in overrides.items()
@@ -58,7 +62,7 @@ def create(name: str, *, block: str = "repvgg", **overrides: Any) -> nn.Module:
         _check_known("override", key, sorted(net_fields | block_fields))
     of_block = {key: overrides.pop(key) for key in sorted(set(overrides) - net_fields)}
     net = NETS[name](**overrides, block=_with_options(make_block, tuple(of_block.items())))
-    net.plan()  # a plan that cannot be built says so here rather than in the middle of a trace
+    net.blocks()  # a plan that cannot be built says so here rather than in the middle of a trace
     return net
 
 
@@ -82,6 +86,13 @@ def init(
 def _with_options(make_block: Callable[..., nn.Module], options: tuple) -> Callable[..., nn.Module]:
     """The block with some fields set; the same object for the same fields, so that nets compare."""
     return partial(make_block, **dict(options)) if options else make_block
+
+
+def _own_block(make_net: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
+    """The block of a registry entry: of its partial, or else its class's default."""
+    if isinstance(make_net, partial) and "block" in make_net.keywords:
+        return make_net.keywords["block"]
+    return module_type(make_net).block
 
 
 def _fields(make: Callable[..., nn.Module]) -> set[str]:

@@ -1,37 +1,20 @@
-"""The plain chain that hosts every block, and RepVGG's variants (arXiv 2101.03697, Table 2)."""
+"""RepVGG's net and its variants (arXiv 2101.03697, Table 2), which hosts every block."""
 
 from __future__ import annotations
 
-import math
-import re
-from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array
 
-from repvgg_jax.blocks import FusedConv, RepVGGBlock, module_type
+from repvgg_jax.blocks import FusedConv, module_type
 from repvgg_jax.errors import UsageError
-from repvgg_jax.layers import (
-    Dtype,
-    SqueezeExcite,
-    accumulation_dtype,
-    batch_norm,
-    conv,
-    dense,
-)
+from repvgg_jax.layers import Dtype, accumulation_dtype, batch_norm, conv, dense
+from repvgg_jax.nets.chain import Chain
 
 AUXILIARY = "auxiliary"  # the collection in which training finds the auxiliary heads' logits
-
-
-class FeatureInfo(NamedTuple):
-    """A stage's map: its name, channels, and how many pixels of the image it steps."""
-
-    name: str
-    channels: int
-    stride: int
 
 
 class AuxiliaryHead(nn.Module):
@@ -48,15 +31,10 @@ class AuxiliaryHead(nn.Module):
         return dense(self.num_classes, channels, dtype=wide, name="fc")(x)
 
 
-class RepVGG(nn.Module):
-    """Stages of blocks with a ReLU after each, the mean over space, one dense layer.
+class RepVGG(Chain):
+    """The paper's net: stages of kxk blocks with a ReLU after each.
 
-    Images [batch, height, width, 3] -> logits [batch, num_classes], float32 or wider.
-
-    Attributes:
-      depths, widths, strides: blocks, channels and first block's stride of each stage; the stem is
-        the first stage.
-      num_classes: of the head.
+    Attributes, beside those of every chain:
       groups: of the layers in `grouped_layers`, both the kxk and the 1x1.
       grouped_layers: counted over the whole net, the stem being 0. The paper groups every second.
       kernel_size: the k of every block's kxk.
@@ -66,25 +44,14 @@ class RepVGG(nn.Module):
         those stages are dilated by what was taken away (arXiv 2101.03697, section 4.4).
       dilated_layers: only that many of the last layers are dilated; all of those stages by
         default. The paper's fast form has 5.
-      frozen: regular expressions of blocks that keep their statistics in training (`stage[01]_.*`);
-        the optimizer's rate rules keep their parameters.
-      block: makes a block from the hyper-parameters in `plan()`.
-      dtype: compute type; parameters, statistics, the final mean and the head stay float32.
     """
 
-    depths: tuple[int, ...]
-    widths: tuple[int, ...]
-    strides: tuple[int, ...] = (2, 2, 2, 2, 2)
-    num_classes: int = 1000
     groups: int = 1
     grouped_layers: tuple[int, ...] = tuple(range(2, 27, 2))
     kernel_size: int = 3
     se_reduction: int | None = None
     output_stride: int | None = None
     dilated_layers: int | None = None
-    frozen: tuple[str, ...] = ()
-    block: Callable[..., nn.Module] = RepVGGBlock
-    dtype: Dtype = jnp.float32
 
     def plan(self) -> dict[str, dict[str, Any]]:
         """Name -> hyper-parameters of every block: the one list that all who walk the net read.
@@ -113,24 +80,11 @@ class RepVGG(nn.Module):
                     dilation=dilations[stage] if len(plan) >= undilated else 1,
                     dtype=self.dtype,
                 )
-        for pattern in self.frozen:
-            if not any(re.fullmatch(pattern, name) for name in plan):
-                raise UsageError(f"frozen: {pattern!r} matches none of {', '.join(plan)}")
         return plan
 
     def _check_fields(self) -> None:
         """Raises UsageError for fields that describe no chain."""
-        if not len(self.depths) == len(self.widths) == len(self.strides):
-            raise UsageError(
-                f"depths {self.depths}, widths {self.widths} and strides {self.strides} "
-                "must have one entry a stage each"
-            )
-        counts = (*self.depths, *self.widths, *self.strides)
-        if any(not isinstance(count, int) or count < 1 for count in counts):
-            raise UsageError(
-                f"depths {self.depths}, widths {self.widths} and strides {self.strides} "
-                "must be whole numbers from 1 on"
-            )
+        self.check_stages()
         if self.se_reduction and min(self.widths) < self.se_reduction:
             raise UsageError(f"widths {self.widths}: none below se_reduction={self.se_reduction}")
         layers = sum(self.depths)
@@ -139,13 +93,10 @@ class RepVGG(nn.Module):
                 raise UsageError("dilated_layers: only with output_stride, which says the dilation")
             if not 1 <= self.dilated_layers <= layers:
                 raise UsageError(f"dilated_layers={self.dilated_layers}: from 1 to {layers}")
-        if isinstance(self.frozen, str):
-            raise UsageError(f"frozen={self.frozen!r}: must be a tuple of expressions")
-        for pattern in self.frozen:
-            try:
-                re.compile(pattern)
-            except re.error as error:
-                raise UsageError(f"frozen: {pattern!r} is no expression: {error}") from None
+
+    def stage_strides(self) -> list[int]:
+        """The stride of each stage, after `output_stride`."""
+        return self._strides_and_dilations()[0]
 
     def _strides_and_dilations(self) -> tuple[list[int], list[int]]:
         """Of each stage, after `output_stride`."""
@@ -170,69 +121,9 @@ class RepVGG(nn.Module):
             )
         return strides, dilations
 
-    def feature_info(self) -> list[FeatureInfo]:
-        """Name, channels and stride of the maps that `features` gives."""
-        strides, _ = self._strides_and_dilations()
-        return [
-            FeatureInfo(f"stage{stage}", width, math.prod(strides[: stage + 1]))
-            for stage, width in enumerate(self.widths)
-        ]
-
-    def features(
-        self, variables: Any, images: Array, train: bool = False
-    ) -> tuple[tuple[Array, ...], Any]:
-        """The map that each stage ends with, and the updated `batch_stats`.
-
-        Images [batch, height, width, 3] -> maps [batch, ceil(height / stride), ..., channels] as
-        `feature_info()` says, in the net's compute type. The statistics come back unchanged, or
-        empty for a fused net, where `train` is false.
-        """
-        stats = variables.get("batch_stats", {})
-        _, state = self.apply(
-            variables, images, train=train, mutable=["intermediates", "batch_stats"]
-        )
-        maps = state["intermediates"]
-        names = [info.name for info in self.feature_info()]
-        return tuple(maps[name][0] for name in names), state.get("batch_stats", stats)
-
-    @nn.compact
-    def __call__(self, images: Array, train: bool = False) -> Array:
-        x, heads = images, self.auxiliary_heads()
-        ends = {f"stage{s}_block{depth - 1}": f"stage{s}" for s, depth in enumerate(self.depths)}
-        for name, spec in self.plan().items():
-            block = self.block(**spec, name=name)
-            x = self.activate(block(x, train and not self.is_frozen(name)), name)
-            if name in ends:
-                self.sow("intermediates", ends[name], x)
-            if name in heads and (train or self.is_initializing()):
-                logits = AuxiliaryHead(self.num_classes, self.dtype, name=heads[name])(x, train)
-                if train:
-                    self.sow(AUXILIARY, f"{heads[name]}_logits", logits)
-        wide = accumulation_dtype(self.dtype)
-        x = x.mean((1, 2), dtype=wide)
-        return dense(self.num_classes, x.shape[-1], name="head", dtype=wide)(x)
-
-    def is_frozen(self, name: str) -> bool:
-        """Whether a block keeps its statistics in training."""
-        return any(re.fullmatch(pattern, name) for pattern in self.frozen)
-
-    def activate(self, x: Array, name: str) -> Array:
-        """What stands between two blocks: the nonlinearity, and squeeze-and-excite before it."""
-        return nn.relu(self._squeeze_excite(x, name))
-
-    def _squeeze_excite(self, x: Array, name: str) -> Array:
-        if not self.se_reduction:
-            return x
-        hidden = x.shape[-1] // self.se_reduction
-        return SqueezeExcite(hidden, dtype=self.dtype, name=f"{name}_se")(x)
-
-    def auxiliary_heads(self) -> dict[str, str]:
-        """Block -> name of the head that training has after it; none here, nor in a fused net."""
-        return {}
-
-    def without_auxiliary_heads(self) -> RepVGG:
-        """The net as deployment has it."""
-        return self
+    def se_hidden(self, name: str, channels: int) -> int:
+        """Hidden units of a block's squeeze-and-excite; 0 for none."""
+        return channels // self.se_reduction if self.se_reduction else 0
 
 
 class RepVGGPlus(RepVGG):
@@ -250,7 +141,7 @@ class RepVGGPlus(RepVGG):
 
     def activate(self, x: Array, name: str) -> Array:
         """The nonlinearity, and squeeze-and-excite after it."""
-        return self._squeeze_excite(nn.relu(x), name)
+        return self.squeeze_excite(nn.relu(x), name)
 
     def auxiliary_heads(self) -> dict[str, str]:
         """Block -> name of the head that training has after it."""
@@ -259,7 +150,15 @@ class RepVGGPlus(RepVGG):
         ends = {1: self.depths[1], 2: self.depths[2], 3: self.depths[3] // 2}
         return {f"stage{s}_block{end - 1}": f"aux_stage{s}" for s, end in ends.items()}
 
-    def without_auxiliary_heads(self) -> RepVGG:
+    def after_block(self, x: Array, name: str, train: bool) -> None:
+        """An auxiliary head, whose logits training finds in the collection `auxiliary`."""
+        head = self.auxiliary_heads().get(name)
+        if head and (train or self.is_initializing()):
+            logits = AuxiliaryHead(self.num_classes, self.dtype, name=head)(x, train)
+            if train:
+                self.sow(AUXILIARY, f"{head}_logits", logits)
+
+    def without_auxiliary_heads(self) -> RepVGGPlus:
         """The same net with no heads but the last."""
         return self.clone(auxiliary=False)
 

@@ -1,0 +1,174 @@
+"""The chain of blocks that nets are: forward, maps of every stage, and what can be asked of it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+from flax import linen as nn
+from jax import Array
+
+from repvgg_jax.blocks import RepVGGBlock
+from repvgg_jax.errors import UsageError
+from repvgg_jax.layers import Dtype, SqueezeExcite, accumulation_dtype, dense
+
+
+class FeatureInfo(NamedTuple):
+    """A stage's map: its name, channels, and how many pixels of the image it steps."""
+
+    name: str
+    channels: int
+    stride: int
+
+
+class Chain(nn.Module):
+    """Blocks with a nonlinearity after each, the mean over space, one dense layer.
+
+    Images [batch, height, width, 3] -> logits [batch, num_classes], float32 or wider. A net says in
+    `plan()` which blocks it has; all that walk it (forward, fuse, weights, counts) read that list.
+
+    Attributes:
+      depths, widths, strides: blocks, channels and first block's stride of each stage; the stem is
+        the first stage.
+      num_classes: of the head.
+      frozen: regular expressions of blocks that keep their statistics in training (`stage[01]_.*`);
+        the optimizer's rate rules keep their parameters.
+      block: makes a block from the hyper-parameters in `plan()`.
+      dtype: compute type; parameters, statistics, the final mean and the head stay float32.
+    """
+
+    depths: tuple[int, ...]
+    widths: tuple[int, ...]
+    strides: tuple[int, ...] = (2, 2, 2, 2, 2)
+    num_classes: int = 1000
+    frozen: tuple[str, ...] = ()
+    block: Callable[..., nn.Module] = RepVGGBlock
+    dtype: Dtype = jnp.float32
+
+    def plan(self) -> dict[str, dict[str, Any]]:
+        """Name -> hyper-parameters of every block, `stage3_block5` being the sixth of stage 3.
+
+        Raises:
+          UsageError: where the fields cannot be built, naming the field.
+        """
+        raise NotImplementedError
+
+    def blocks(self) -> dict[str, nn.Module]:
+        """Name -> unbound block of every entry of the plan.
+
+        Raises:
+          UsageError: as `plan`, and where `frozen` names none of the blocks.
+        """
+        plan = self.plan()
+        for pattern in self.frozen:
+            if not any(re.fullmatch(pattern, name) for name in plan):
+                raise UsageError(f"frozen: {pattern!r} matches none of {', '.join(plan)}")
+        return {name: self.make_block(name, spec) for name, spec in plan.items()}
+
+    def make_block(self, name: str, spec: dict[str, Any]) -> nn.Module:
+        """The block that an entry of the plan describes, unbound."""
+        return self.block(**spec, parent=None)
+
+    def stage_strides(self) -> list[int]:
+        """The stride of each stage."""
+        return list(self.strides)
+
+    def feature_info(self) -> list[FeatureInfo]:
+        """Name, channels and stride of the maps that `features` gives."""
+        reached, entries = 1, []
+        for stage, (width, stride) in enumerate(
+            zip(self.widths, self.stage_strides(), strict=True)
+        ):
+            reached *= stride
+            entries.append(FeatureInfo(f"stage{stage}", width, reached))
+        return entries
+
+    def features(
+        self, variables: Any, images: Array, train: bool = False
+    ) -> tuple[tuple[Array, ...], Any]:
+        """The map that each stage ends with, and the updated `batch_stats`.
+
+        Images [batch, height, width, 3] -> maps [batch, ceil(height / stride), ..., channels] as
+        `feature_info()` says, in the net's compute type. The statistics come back unchanged, or
+        empty for a fused net, where `train` is false.
+        """
+        stats = variables.get("batch_stats", {})
+        _, state = self.apply(
+            variables, images, train=train, mutable=["intermediates", "batch_stats"]
+        )
+        maps = state["intermediates"]
+        names = [info.name for info in self.feature_info()]
+        return tuple(maps[name][0] for name in names), state.get("batch_stats", stats)
+
+    @nn.compact
+    def __call__(self, images: Array, train: bool = False) -> Array:
+        x = self.walk(images, train)
+        wide = accumulation_dtype(self.dtype)
+        x = x.mean((1, 2), dtype=wide)
+        return dense(self.num_classes, x.shape[-1], name="head", dtype=wide)(x)
+
+    def walk(self, x: Array, train: bool) -> Array:
+        """The map after the last block; each stage's last is sown as an intermediate."""
+        blocks = self.blocks()
+        ends = {name.split("_")[0]: name for name in blocks}
+        for name, block in blocks.items():
+            x = self.activate(self.run_block(block, name, x, train), name)
+            if ends[stage := name.split("_")[0]] == name:
+                self.sow("intermediates", stage, x)
+            self.after_block(x, name, train)
+        return x
+
+    def run_block(self, block: nn.Module, name: str, x: Array, train: bool) -> Array:
+        """An unbound block as a submodule of this net."""
+        return block.clone(parent=self, name=name)(x, train and not self.is_frozen(name))
+
+    def after_block(self, x: Array, name: str, train: bool) -> None:
+        """What training hangs onto a block's activated output; nothing here."""
+
+    def activate(self, x: Array, name: str) -> Array:
+        """What stands between two blocks: the nonlinearity, and squeeze-and-excite before it."""
+        return nn.relu(self.squeeze_excite(x, name))
+
+    def squeeze_excite(self, x: Array, name: str) -> Array:
+        """The layer `<name>_se`, where the block has one."""
+        hidden = self.se_hidden(name, x.shape[-1])
+        return SqueezeExcite(hidden, dtype=self.dtype, name=f"{name}_se")(x) if hidden else x
+
+    def se_hidden(self, name: str, channels: int) -> int:
+        """Hidden units of a block's squeeze-and-excite; 0 for none."""
+        return 0
+
+    def is_frozen(self, name: str) -> bool:
+        """Whether a block keeps its statistics in training."""
+        return any(re.fullmatch(pattern, name) for pattern in self.frozen)
+
+    def auxiliary_heads(self) -> dict[str, str]:
+        """Block -> name of the head that training has after it; none here, nor in a fused net."""
+        return {}
+
+    def without_auxiliary_heads(self) -> Chain:
+        """The net as deployment has it."""
+        return self
+
+    def check_stages(self) -> None:
+        """Raises UsageError for stages or frozen blocks that describe no chain."""
+        if not len(self.depths) == len(self.widths) == len(self.strides):
+            raise UsageError(
+                f"depths {self.depths}, widths {self.widths} and strides {self.strides} "
+                "must have one entry a stage each"
+            )
+        counts = (*self.depths, *self.widths, *self.strides)
+        if any(not isinstance(count, int) or count < 1 for count in counts):
+            raise UsageError(
+                f"depths {self.depths}, widths {self.widths} and strides {self.strides} "
+                "must be whole numbers from 1 on"
+            )
+        if isinstance(self.frozen, str):
+            raise UsageError(f"frozen={self.frozen!r}: must be a tuple of expressions")
+        for pattern in self.frozen:
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise UsageError(f"frozen: {pattern!r} is no expression: {error}") from None

@@ -1,0 +1,99 @@
+"""Deep plain nets without BatchNorm or branches: what initialisation alone can train.
+
+Delta-orthogonal kernels (arXiv 1806.05393, section 3) make a tanh net of any depth an isometry at
+the start; a max-norm constraint with LeakyReLU (`optim.max_norm`) is the field's other road.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax.numpy as jnp
+from flax import linen as nn
+from jax import Array
+
+from repvgg_jax.blocks import FusedConv
+from repvgg_jax.errors import UsageError
+from repvgg_jax.layers import Dtype, accumulation_dtype, conv, dense, kernel_init
+
+ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
+    "tanh": nn.tanh,
+    "relu": nn.relu,
+    "leaky_relu": partial(nn.leaky_relu, negative_slope=0.1),
+}
+INITIALIZERS = {
+    "delta_orthogonal": nn.initializers.delta_orthogonal(),
+    "default": kernel_init,
+    "he": nn.initializers.he_normal(),
+}
+
+
+class DeepPlain(nn.Module):
+    """A stem of stride 2, `depth` 3x3 convolutions of one width, the mean over space, a head.
+
+    The layers are stacked in one array and walked by `lax.scan`, so that compiling takes as long
+    for ten as for ten thousand. It is its own deploy form: there is nothing to fuse.
+
+    Attributes:
+      depth: convolutions beside the stem.
+      width: channels of all of them.
+      activation: tanh, relu or leaky_relu.
+      initializer: of their kernels: delta_orthogonal, he, or the default of the other nets.
+      num_classes, dtype: as of the other nets.
+      block: the deploy form's, for those who walk nets; it has no blocks.
+    """
+
+    depth: int = 1000
+    width: int = 32
+    activation: str = "tanh"
+    initializer: str = "delta_orthogonal"
+    num_classes: int = 1000
+    block: Callable[..., nn.Module] = FusedConv
+    dtype: Dtype = jnp.float32
+
+    def plan(self) -> dict[str, dict[str, Any]]:
+        """Empty: no block of it is to be fused."""
+        for field, known in (("activation", ACTIVATIONS), ("initializer", INITIALIZERS)):
+            if getattr(self, field) not in known:
+                raise UsageError(
+                    f"{field}={getattr(self, field)!r}: choose from {', '.join(known)}"
+                )
+        if self.depth < 1 or self.width < 1:
+            raise UsageError(f"depth={self.depth}, width={self.width}: from 1 on")
+        return {}
+
+    def blocks(self) -> dict[str, nn.Module]:
+        """Empty, as the plan."""
+        return dict.fromkeys(self.plan())
+
+    def auxiliary_heads(self) -> dict[str, str]:
+        """None."""
+        return {}
+
+    @nn.compact
+    def __call__(self, images: Array, train: bool = False) -> Array:
+        activation = ACTIVATIONS[self.activation]
+        make = partial(
+            conv,
+            self.width,
+            3,
+            use_bias=True,
+            dtype=self.dtype,
+            kernel_init=INITIALIZERS[self.initializer],
+        )
+        x = activation(make(strides=2, name="stem")(images))
+        layers = nn.scan(
+            lambda layer, x, _: (activation(layer(x)), None),
+            variable_axes={"params": 0},
+            split_rngs={"params": True},
+            length=self.depth,
+        )
+        x, _ = layers(make(name="layers"), x, None)
+        wide = accumulation_dtype(self.dtype)
+        x = x.mean((1, 2), dtype=wide)
+        return dense(self.num_classes, self.width, name="head", dtype=wide)(x)
+
+
+VARIANTS = {"deep_plain": DeepPlain}
