@@ -67,6 +67,7 @@ def get_config() -> ConfigDict:
     optim.bias_rate_factor = 1.0  # the learning rate of biases over that of the rest
     optim.rate_rules = ()  # more such factors, matched first: ((r"head/.*", 10.0),)
     optim.ema_decay = 0.0  # of the average that is evaluated and fused; 0 for none
+    optim.clip_norm = placeholder(float)  # of the gradient over all parameters; none
     optim.max_norm = placeholder(float)  # of every filter, held after each step; none
     optim.repoptimizer_from = placeholder(str)  # workdir of a csla run, for RepOptimizer's scales
     optim.label_smoothing = 0.0

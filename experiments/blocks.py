@@ -114,10 +114,11 @@ def table(rows: dict[str, dict[str, Any]], device: str) -> str:
     lines = [
         "# Blocks",
         "",
-        'Each of these is a word: `--config.model.block=dbb`, `rj.create("repvgg_b0", block="dbb")`. '
-        "All are affine in evaluation mode (but `relu_in_branch`), so each fuses to one convolution; "
-        "`tests/test_blocks.py` holds every entry of the registry to that over strides, groups, kernel "
-        "sizes, dilations and odd maps. How to add one: [adding_a_block.md](adding_a_block.md).",
+        "Each of these is a word: `--config.model.block=dbb`, or `block='dbb'` of `rj.create`. All "
+        "but `relu_in_branch` are affine in evaluation mode, so each fuses to one convolution; "
+        "`tests/test_blocks.py` holds every entry of the registry to that over strides, groups, "
+        "kernel sizes, dilations and odd maps. How to add one: "
+        "[adding_a_block.md](adding_a_block.md).",
         "",
         "| block | paper | B0, train form | B0, fused | fusion error | step | digits, train form "
         "| fused | agreement |",

@@ -107,6 +107,7 @@ _BOUNDS = {
     "optim.warmup_epochs": (0, None),
     "optim.momentum": (0, 1),
     "optim.weight_decay": (0, None),
+    "optim.clip_norm": (0, None),
     "optim.max_norm": (0, None),
     "optim.label_smoothing": (0, 1),
     "optim.ema_decay": (0, 1 - 1e-9),
@@ -241,4 +242,9 @@ def make_optimizer(config: ConfigDict, schedule: optax.Schedule) -> optax.Gradie
             (r".*/bias", values.bias_rate_factor),
         ),
     )
-    return tx if values.max_norm is None else optax.chain(tx, optim.max_norm(values.max_norm))
+    chain = [tx]
+    if values.clip_norm is not None:
+        chain.insert(0, optax.clip_by_global_norm(values.clip_norm))
+    if values.max_norm is not None:
+        chain.append(optim.max_norm(values.max_norm))
+    return optax.chain(*chain) if len(chain) > 1 else tx

@@ -35,7 +35,6 @@ def conv(
     dilation: int = 1,
     padded: bool = True,
     use_bias: bool = False,
-    kernel_init: nn.initializers.Initializer = kernel_init,
     dtype: Dtype = jnp.float32,
 ) -> nn.Conv:
     """A convolution that keeps its centre on the pixel it stands on.
@@ -72,6 +71,20 @@ def convolve(
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
         feature_group_count=groups,
     )
+
+
+def convolve_by_matmul(x: Array, kernel: Array, *, dtype: Dtype) -> Array:
+    """`convolve` at stride, groups and dilation 1, as one product of patches and kernel.
+
+    For layers under `lax.scan`: there XLA's CPU backend takes its slow path for a convolution's
+    gradient (18 ms a layer against 1.4 ms so, at 64 x 4 x 4 x 32).
+    """
+    kh, kw, cin, cout = kernel.shape
+    height, width = x.shape[1:3]
+    padded = jnp.pad(x.astype(dtype), [(0, 0), *_margins((kh, kw), 1), (0, 0)])
+    shifts = [padded[:, i : i + height, j : j + width] for i in range(kh) for j in range(kw)]
+    patches = jnp.concatenate(shifts, axis=-1)
+    return patches @ kernel.astype(dtype).reshape(kh * kw * cin, cout)
 
 
 def _margins(size: tuple[int, ...], dilation: int) -> list[tuple[int, int]]:

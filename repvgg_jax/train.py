@@ -20,6 +20,7 @@ from ml_collections import ConfigDict
 
 from repvgg_jax import checkpoint
 from repvgg_jax.averages import as_average, update_average
+from repvgg_jax.blocks import BLOCKS
 from repvgg_jax.config import (
     check_values,
     check_workdir,
@@ -32,12 +33,14 @@ from repvgg_jax.config import (
     total_steps,
 )
 from repvgg_jax.data import IMAGENET_MEAN, IMAGENET_STD, Source, train_batches
+from repvgg_jax.errors import UsageError
 from repvgg_jax.evaluation import Batch, Evaluation, Metrics, as_images, eval_step, evaluate
 from repvgg_jax.finetune import transfer, warn_if_fused
 from repvgg_jax.monitor import Monitor
 from repvgg_jax.nets import init
 from repvgg_jax.nets.repvgg import AUXILIARY
 from repvgg_jax.records import METRICS_FILE, read_metrics
+from repvgg_jax.repoptimizer import scale_gradients, to_plain, with_scales
 from repvgg_jax.sharding import check_divides, make_mesh, replicated, shard_batch
 from repvgg_jax.watch import Watch
 
@@ -204,7 +207,12 @@ def train(config: ConfigDict, workdir: Path) -> Trained:
     eval_every = config.train.eval_every or -(-len(source) // config.train.batch_size)
     key = jax.random.key(config.seed)
     average = config.optim.ema_decay > 0
-    state = init_state(net, make_optimizer(config, schedule), mesh, key, average)
+    tx, start = make_optimizer(config, schedule), None
+    if config.optim.repoptimizer_from is not None:
+        tx, start = _repoptimizer(config, net, tx, key)
+    state = init_state(net, tx, mesh, key, average)
+    if start is not None:
+        state = state.starting_from(start)
     _train_batches(config, source, 0)  # for its checks
     if config.init_from is not None and not checkpoint.steps(workdir):
         state = _transferred(config.init_from, state)
@@ -265,6 +273,23 @@ def _jit_train_step(config: ConfigDict) -> Callable[..., tuple[TrainState, Metri
         std=tuple(config.data.std),
     )
     return jax.jit(step, donate_argnums=0)
+
+
+def _repoptimizer(
+    config: ConfigDict, net: nn.Module, tx: optax.GradientTransformation, key: Array
+) -> tuple[optax.GradientTransformation, dict[str, Any]]:
+    """The optimizer with the branches of a searched run in it, and the weights to start from."""
+    workdir = config.optim.repoptimizer_from
+    if net != net.clone(block=BLOCKS["plain"].block):
+        raise UsageError("optim.repoptimizer_from trains a plain net: set model.block=plain")
+    if config.optim.clip_norm is not None:
+        raise UsageError("optim.clip_norm breaks what optim.repoptimizer_from relies on; drop it")
+    searched = checkpoint.load(workdir)[1]
+    branches = net.clone(block=BLOCKS["csla"].block)
+    fresh = init(branches, key)
+    transfer(fresh, searched)  # refuses another net's
+    _, start = to_plain(branches, with_scales(branches, fresh, searched))
+    return optax.chain(scale_gradients(branches, searched), tx), start
 
 
 def _transferred(workdir: str, state: TrainState) -> TrainState:

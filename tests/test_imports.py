@@ -15,7 +15,7 @@ ROOMS = [
     {"blocks"},
     {"nets"},
     {"averages"},
-    {"fuse", "data", "optim", "bench", "records", "curves"},
+    {"fuse", "data", "optim", "repoptimizer", "bench", "records", "curves"},
     {"torch_files", "torch_layout"},
     {"weights"},
     {"certificate", "finetune"},

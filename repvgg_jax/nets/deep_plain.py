@@ -16,18 +16,54 @@ from jax import Array
 
 from repvgg_jax.blocks import FusedConv
 from repvgg_jax.errors import UsageError
-from repvgg_jax.layers import Dtype, accumulation_dtype, conv, dense, kernel_init
+from repvgg_jax.layers import (
+    Dtype,
+    accumulation_dtype,
+    conv,
+    convolve_by_matmul,
+    dense,
+    kernel_init,
+)
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "tanh": nn.tanh,
     "relu": nn.relu,
     "leaky_relu": partial(nn.leaky_relu, negative_slope=0.1),
 }
+GRID = (
+    4  # the head reads a 4x4 grid: at the start a layer looks at no neighbours, only the head can
+)
 INITIALIZERS = {
     "delta_orthogonal": nn.initializers.delta_orthogonal(),
     "default": kernel_init,
     "he": nn.initializers.he_normal(),
 }
+
+
+def grid_means(x: Array, cells: int) -> Array:
+    """[batch, height, width, c] -> [batch, cells^2 c]: the means of a grid of cells.
+
+    Cells overlap by a pixel where the map does not divide, and repeat where it is smaller.
+    """
+    rows, columns = (
+        [slice(i * side // cells, -(-(i + 1) * side // cells)) for i in range(cells)]
+        for side in x.shape[1:3]
+    )
+    return jnp.concatenate([x[:, r, c].mean((1, 2)) for r in rows for c in columns], axis=-1)
+
+
+class SquareConv(nn.Module):
+    """A 3x3 convolution with a bias, of stride 1 and to as many channels."""
+
+    kernel_init: nn.initializers.Initializer
+    dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        channels = x.shape[-1]
+        kernel = self.param("kernel", self.kernel_init, (3, 3, channels, channels))
+        bias = self.param("bias", nn.initializers.zeros, (channels,))
+        return convolve_by_matmul(x, kernel, dtype=self.dtype) + bias.astype(self.dtype)
 
 
 class DeepPlain(nn.Module):
@@ -40,7 +76,8 @@ class DeepPlain(nn.Module):
       depth: convolutions beside the stem.
       width: channels of all of them.
       activation: tanh, relu or leaky_relu.
-      initializer: of their kernels: delta_orthogonal, he, or the default of the other nets.
+      initializer: of their kernels: delta_orthogonal, he, or the default of the other nets. The
+        stem and the head have the default.
       num_classes, dtype: as of the other nets.
       block: the deploy form's, for those who walk nets; it has no blocks.
     """
@@ -75,25 +112,18 @@ class DeepPlain(nn.Module):
     @nn.compact
     def __call__(self, images: Array, train: bool = False) -> Array:
         activation = ACTIVATIONS[self.activation]
-        make = partial(
-            conv,
-            self.width,
-            3,
-            use_bias=True,
-            dtype=self.dtype,
-            kernel_init=INITIALIZERS[self.initializer],
-        )
-        x = activation(make(strides=2, name="stem")(images))
+        x = conv(self.width, 3, strides=2, dtype=self.dtype, name="stem")(images)
         layers = nn.scan(
             lambda layer, x, _: (activation(layer(x)), None),
             variable_axes={"params": 0},
             split_rngs={"params": True},
             length=self.depth,
         )
-        x, _ = layers(make(name="layers"), x, None)
+        layer = SquareConv(INITIALIZERS[self.initializer], self.dtype, name="layers")
+        x, _ = layers(layer, activation(x), None)
         wide = accumulation_dtype(self.dtype)
-        x = x.mean((1, 2), dtype=wide)
-        return dense(self.num_classes, self.width, name="head", dtype=wide)(x)
+        cells = grid_means(x.astype(wide), GRID)
+        return dense(self.num_classes, cells.shape[-1], name="head", dtype=wide)(cells)
 
 
 VARIANTS = {"deep_plain": DeepPlain}
