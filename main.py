@@ -35,6 +35,8 @@ def parse_flags(argv: list[str]) -> list[str]:
         return FLAGS(argv)
     except (flags.Error, UsageError) as error:  # the latter from the config file itself
         message = str(error)
+        if "Unknown command line flag 'config." in message:
+            message = "--config.field=value changes a field of a --config FILE; give that too"
         if "Traceback" in message:  # config_flags quotes the whole of what a config file raised
             message = f"{given_config(argv)}: {message.strip().splitlines()[-1]}"
     except AttributeError as error:  # an override of a field that the config doesn't have

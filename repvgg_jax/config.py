@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import optax
+from absl import logging
 from flax import linen as nn
 from ml_collections import ConfigDict
 
@@ -158,6 +159,8 @@ def read_config(workdir: Path) -> ConfigDict:
     path = Path(workdir) / "config.json"
     try:
         tree = json.loads(path.read_text(encoding="utf-8"))
+    except NotADirectoryError:
+        raise UsageError(f"{workdir} is a file, no run's workdir") from None
     except FileNotFoundError:
         raise UsageError(f"no run in {workdir}: {path} does not exist") from None
     except ValueError as error:
@@ -186,15 +189,25 @@ def make_net(config: ConfigDict) -> nn.Module:
 
 def make_source(config: ConfigDict, split: str) -> Source:
     """The data that `config.data` describes, for `train` or `test`."""
-    data = config.data
-    return load_source(
+    data, classes = config.data, config.model.num_classes
+    source = load_source(
         data.source,
         data.name,
         data.data_dir,
         split,
-        num_classes=config.model.num_classes,
+        num_classes=classes,
         skip_corrupt=data.skip_corrupt,
     )
+    if source.num_classes < classes:
+        logging.warning(
+            "%s has %d classes, the net %d: its labels are 0 to %d in the order of the names, not "
+            "those of another set that a net was trained on",
+            source.name,
+            source.num_classes,
+            classes,
+            source.num_classes - 1,
+        )
+    return source
 
 
 def make_transform(config: ConfigDict) -> Transform:

@@ -62,7 +62,7 @@ def transfer(fresh: Variables, source: Variables) -> tuple[dict[str, Any], list[
 
 def warn_if_fused(net: nn.Module) -> None:
     """The fused form can be trained, but it is the train form that trains well."""
-    if net.block is FusedConv:
+    if net.block is FusedConv and net.plan():
         logging.warning(
             "training the fused form: it has no BatchNorm and no branches, and tunes worse; start "
             "from the train form, or give the fused net BatchNorms with repvgg_jax.insert_bn"

@@ -34,8 +34,13 @@ def fuse(net: nn.Module, variables: Variables) -> tuple[nn.Module, dict[str, Any
 
     Raises:
       ValueError: where the variables are not those of the net, naming the block.
+      UsageError: for a block that no convolution equals.
       UsageError: where averaged parameters come with statistics that are not, or the reverse.
     """
+    if "params" not in variables:
+        raise ValueError(
+            f'fuse takes {{"params", "batch_stats"}}; it was given {list(variables)[:3]}'
+        )
     check_pair(variables)
     params, stats = dict(variables["params"]), variables.get("batch_stats", {})
     _check_names(net, variables)

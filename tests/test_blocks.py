@@ -1,6 +1,8 @@
 """The contract of blocks, over all of the registry: a new entry is tested by being there."""
 
 import itertools
+import re
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +10,7 @@ import pytest
 
 import repvgg_jax as rj
 from repvgg_jax.bench import count_macs, count_parameters
-from repvgg_jax.blocks import BLOCKS, FusedConv, fuse_block
+from repvgg_jax.blocks import BLOCKS, FusedConv, Reparam, fuse_block
 from repvgg_jax.blocks.block import Block
 from repvgg_jax.fuse import relative_error
 from tests.trees import random_images, random_variables, randomised
@@ -210,3 +212,19 @@ def test_squeeze_excite_of_mobileone_stands_in_the_last_stages_alone():
     names = [n for n, spec in net.plan().items() if net.se_hidden(n, spec["features"])]
     late = [f"stage3_block{i}" for i in range(5, 10)] + ["stage4_block0"]
     assert names == [f"{n}_{part}" for n in late for part in ("depthwise", "pointwise")]
+
+
+def test_the_documented_block_keeps_the_contract(monkeypatch):
+    page = Path(__file__).parent.parent / "docs" / "adding_a_block.md"
+    code = re.search(r"```python\n(.*?)```", page.read_text(), re.DOTALL)[1]
+    assert len(code.strip().splitlines()) <= 50, "the page promises little to write"
+    module = {"__name__": "mean"}
+    exec(compile(code, str(page), "exec"), module)
+    monkeypatch.setitem(BLOCKS, "mean", Reparam(module["MeanBlock"], module["fuse_mean"]))
+    for case in CASES:
+        check_block("mean", case)
+    net = rj.create(
+        "repvgg_a0", block="mean", num_classes=5, depths=(1,), widths=(8,), strides=(2,)
+    )
+    report = rj.verify(net, random_variables(net, 1, 8), random_images(4, 8, 8, 3))
+    assert report.max_relative_error < 1e-5

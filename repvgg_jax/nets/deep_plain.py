@@ -30,9 +30,8 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "relu": nn.relu,
     "leaky_relu": partial(nn.leaky_relu, negative_slope=0.1),
 }
-GRID = (
-    4  # the head reads a 4x4 grid: at the start a layer looks at no neighbours, only the head can
-)
+# Cells a side that the head reads: at the start no layer looks at a pixel's neighbours.
+GRID = 4
 INITIALIZERS = {
     "delta_orthogonal": nn.initializers.delta_orthogonal(),
     "default": kernel_init,
