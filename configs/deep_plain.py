@@ -20,15 +20,18 @@ def get_config(variant: str = "delta_orthogonal") -> ConfigDict:
     config.model.update(name="deep_plain", depths=None, widths=None, strides=None)
     config.model.depth = 1000
     config.model.width = 32
-    config.train.steps = 300
+    config.data.augmentation = "none"
+    config.train.steps = 200
     config.train.eval_every = 40
     config.train.checkpoint_every = 100
     config.train.log_every = 5
     config.optim.learning_rate = 0.012
-    config.optim.clip_norm = 1.0
+    config.optim.warmup_epochs = 0.0
+    config.optim.clip_norm = 10.0
     config.optim.weight_decay = 0.0
     config.optim.label_smoothing = 0.0
-    config.optim.rate_rules = ((r"head/.*", 30.0),)  # features shrink as 1 / sqrt(depth) under tanh
+    # Features shrink as 1 / sqrt(depth) under tanh, and the steps that layers bear as 1 / depth.
+    config.optim.rate_rules = ((r"head/.*", 300.0),)
     if variant in ("delta_orthogonal", "default"):
         config.model.activation = "tanh"
         config.model.initializer = variant

@@ -86,11 +86,13 @@ def reestimate_batch_stats(
       batches: of normalised training images [batch, height, width, 3].
 
     Raises:
-      UsageError: where there is no batch.
+      UsageError: where there is no batch, or no BatchNorm.
     """
     params = variables["params"]
+    if not variables.get("batch_stats"):
+        raise UsageError("reestimate_batch_stats takes the train form, which has BatchNorms")
     stats = dict(variables["batch_stats"])
-    frozen = {name: tree for name, tree in stats.items() if net.is_frozen(name)}
+    frozen = {name: stats[name] for name in net.frozen_blocks()}
     zeros = jax.tree.map(jnp.zeros_like, stats)
 
     @jax.jit

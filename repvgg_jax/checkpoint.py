@@ -136,7 +136,7 @@ def load(
     Args:
       workdir: of a run.
       fused: the fused pair, which `--mode=train` ends with and `--mode=fuse` writes.
-      step: of the checkpoint; the latest by default.
+      step: of the checkpoint; the latest by default. Not with `fused`.
 
     Raises:
       UsageError: where there is no run, no such checkpoint, or a damaged one.
@@ -144,6 +144,8 @@ def load(
     workdir = Path(workdir).absolute()
     config = read_config(workdir)
     net = make_net(config)
+    if fused and step is not None:
+        raise UsageError("fused weights are of one step, which fusion.json names; drop step")
     if fused:
         return _load_fused(workdir, net)
     directory, found = workdir / "checkpoints", steps(workdir)
@@ -177,6 +179,20 @@ def has_fused(workdir: Path) -> bool:
     return (Path(workdir) / FUSED).exists()
 
 
+def fused_step(workdir: Path) -> int:
+    """Of the checkpoint that was fused there."""
+    return _read_certificate(workdir)["step"]
+
+
+def _read_certificate(workdir: Path) -> dict[str, Any]:
+    try:
+        return json.loads((workdir / FILE).read_text())
+    except (OSError, ValueError) as error:
+        raise UsageError(
+            f"{workdir / FILE} cannot be read ({error}); `--mode=fuse` writes it"
+        ) from None
+
+
 def _load_fused(workdir: Path, net: nn.Module) -> tuple[nn.Module, dict[str, Any]]:
     if not has_fused(workdir):
         raise UsageError(
@@ -189,13 +205,7 @@ def _load_fused(workdir: Path, net: nn.Module) -> tuple[nn.Module, dict[str, Any
         metadata = _read(path, lambda: checkpointer.metadata(path).item_metadata)
         _check_same(path, abstract, metadata)
         variables = _read(path, lambda: checkpointer.restore(path, abstract))
-    try:
-        certificate = json.loads((workdir / FILE).read_text())
-    except (OSError, ValueError) as error:
-        raise UsageError(
-            f"{workdir / FILE} cannot be read ({error}); `--mode=fuse` writes it"
-        ) from None
-    check(certificate, variables, str(workdir / FUSED))
+    check(_read_certificate(workdir), variables, str(workdir / FUSED))
     return plain, variables
 
 

@@ -78,7 +78,7 @@ def check_workdir(config: ConfigDict, workdir: Path) -> None:
                 "ours; name a new folder"
             )
         return
-    if not any((workdir / "checkpoints").glob("[0-9]*")):
+    if not any(path.name.isdigit() for path in (workdir / "checkpoints").glob("*")):
         return
     theirs, ours = identity(read_config(workdir)), identity(config)
     differing = [key for key in ours | theirs if ours.get(key) != theirs.get(key)]
@@ -97,6 +97,7 @@ _BOUNDS = {
     "data.image_size": (1, None),
     "data.padding": (0, None),
     "data.workers": (0, None),
+    "train.epochs": (0, 1e9),
     "train.steps": (1, None),
     "train.batch_size": (1, None),
     "train.eval_batch_size": (1, None),
@@ -122,14 +123,21 @@ def check_values(config: ConfigDict) -> None:
     fields = dict(flat(plain(config)))
     for name, (low, high) in _BOUNDS.items():
         value = fields[name]
-        if value is not None and (value < low or (high is not None and value > high)):
+        # So written that NaN is out of every range.
+        if value is not None and not (value >= low and (high is None or value <= high)):
             span = f"from {low} to {high}" if high is not None else f"from {low} on"
             raise UsageError(f"{name}={value}: must be {span}")
     rules = {"decay_rules": config.optim.decay_rules, "rate_rules": config.optim.rate_rules}
     for name, pairs in rules.items():
-        for pattern, _ in pairs:
+        for rule in pairs:
             try:
+                pattern, factor = rule
                 re.compile(pattern)
+                float(factor)
+            except (TypeError, ValueError):
+                raise UsageError(
+                    f"optim.{name}: {rule!r} is no pair of an expression and a factor"
+                ) from None
             except re.error as error:
                 raise UsageError(f"optim.{name}: {pattern!r} is no expression: {error}") from None
 
@@ -168,6 +176,11 @@ def read_config(workdir: Path) -> ConfigDict:
     missing = {"model", "data", "train", "optim", "fuse"} - set(tree)
     if missing:
         raise UsageError(f"{path} is not a config of ours: it lacks {', '.join(sorted(missing))}")
+    if missing := _BOUNDS.keys() - dict(flat(tree)):
+        raise UsageError(
+            f"{path} was written by another version: it lacks {', '.join(sorted(missing))}; "
+            "add what configs/default.py has for it"
+        )
     return ConfigDict(tree)
 
 
@@ -242,7 +255,7 @@ def make_schedule(config: ConfigDict, train_size: int) -> optax.Schedule:
 
 def make_optimizer(config: ConfigDict, schedule: optax.Schedule) -> optax.GradientTransformation:
     """The optimizer that `config.optim` describes."""
-    values = config.optim
+    values, frozen = config.optim, make_net(config).frozen_blocks()
     tx = optim.sgd(
         schedule,
         momentum=values.momentum,
@@ -250,7 +263,7 @@ def make_optimizer(config: ConfigDict, schedule: optax.Schedule) -> optax.Gradie
         weight_decay=values.weight_decay,
         decay_rules=values.decay_rules,
         rate_rules=(
-            *((f"(?:{pattern})(?:_se)?/.*", 0.0) for pattern in config.model.frozen or ()),
+            *((f"{name}(_se)?/.*", 0.0) for name in sorted(frozen)),
             *values.rate_rules,
             (r".*/bias", values.bias_rate_factor),
         ),

@@ -129,4 +129,6 @@ class Evaluation:
             rows.extend(batch["image"][batch["mask"] > 0])
             if len(rows) >= count:
                 break
+        if not rows:
+            raise RunError("nothing to verify on: the evaluation split has no readable image")
         return as_images(jnp.asarray(np.stack(rows[:count])), self.mean, self.std)

@@ -14,7 +14,9 @@ from jax import Array
 
 from repvgg_jax.blocks import BLOCKS, FusedConv
 from repvgg_jax.errors import UsageError
+from repvgg_jax.fuse import check_names
 from repvgg_jax.layers import BN_EPSILON, accumulation_dtype
+from repvgg_jax.nets.repvgg import AUXILIARY_HEAD
 
 Variables = Mapping[str, Any]
 
@@ -27,7 +29,8 @@ def transfer(fresh: Variables, source: Variables) -> tuple[dict[str, Any], list[
       source: weights to start from, of the same plan.
 
     Returns:
-      the variables, and the names of what stays fresh: `head`, and auxiliary heads' `fc`.
+      the variables, and the names of what stays fresh: `head`, and auxiliary heads' `fc`, or all of
+      an auxiliary head that the source lacks. Those of the source that `fresh` lacks are left out.
 
     Raises:
       UsageError: where anything else differs in name or shape, listing it.
@@ -41,7 +44,9 @@ def transfer(fresh: Variables, source: Variables) -> tuple[dict[str, Any], list[
             value = value.get(name) if isinstance(value, Mapping) else None
         if value is not None and value.shape == leaf.shape:
             return jnp.asarray(value, leaf.dtype)
-        if names[1] == "head" or "fc" in names:
+        if names[1].startswith(AUXILIARY_HEAD) and names[1] not in source["params"]:
+            renewed.append(names[1])
+        elif names[1] == "head" or "fc" in names:
             renewed.append("/".join(names[1:-1]))
         else:
             differing.append("/".join(names))
@@ -50,7 +55,12 @@ def transfer(fresh: Variables, source: Variables) -> tuple[dict[str, Any], list[
     variables = jax.tree_util.tree_map_with_path(pick, fresh)
     named = partial(jax.tree_util.keystr, simple=True, separator="/")
     own = {named(path) for path, _ in jax.tree.leaves_with_path(fresh)}
-    extra = [n for path, _ in jax.tree.leaves_with_path(source) if (n := named(path)) not in own]
+    others = {named(path) for path, _ in jax.tree.leaves_with_path(source)} - own
+    extra = sorted(
+        name
+        for name in others
+        if (block := name.split("/")[1]) in fresh["params"] or not block.startswith(AUXILIARY_HEAD)
+    )
     if differing or extra:
         raise UsageError(
             "init_from is of another net: it lacks, or has in another shape, "
@@ -86,9 +96,11 @@ def insert_bn(
 
     Raises:
       UsageError: where the net isn't fused, or there is no batch.
+      ValueError: where the variables are not the net's.
     """
     if net.block is not FusedConv:
         raise UsageError("insert_bn takes a fused net; this one has its BatchNorms")
+    check_names(net, variables)
     plan, wide = net.plan(), net.clone(dtype=accumulation_dtype(net.dtype))
 
     @jax.jit

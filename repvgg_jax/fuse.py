@@ -43,7 +43,7 @@ def fuse(net: nn.Module, variables: Variables) -> tuple[nn.Module, dict[str, Any
         )
     check_pair(variables)
     params, stats = dict(variables["params"]), variables.get("batch_stats", {})
-    _check_names(net, variables)
+    check_names(net, variables)
     widen = partial(jax.tree.map, lambda leaf: leaf.astype(accumulation_dtype(leaf.dtype)))
     with jax.default_matmul_precision("highest"):
         for name, block in net.blocks().items():
@@ -54,7 +54,7 @@ def fuse(net: nn.Module, variables: Variables) -> tuple[nn.Module, dict[str, Any
     return net.clone(block=FusedConv), {"params": params}
 
 
-def _check_names(net: nn.Module, variables: Variables) -> None:
+def check_names(net: nn.Module, variables: Variables) -> None:
     """Raises ValueError unless the trees have just the names that the net's own would have."""
 
     def names(tree: Any) -> set[str]:

@@ -73,7 +73,9 @@ def run_eval(config: ConfigDict | None, workdir: Path) -> None:
     evaluation = _evaluation(config, workdir)
     forms = {"train form": checkpoint.load(workdir)}
     if checkpoint.has_fused(workdir):
-        forms["fused"] = checkpoint.load(workdir, fused=True)
+        pair, step = checkpoint.load(workdir, fused=True), checkpoint.fused_step(workdir)
+        latest = checkpoint.steps(workdir)[-1]
+        forms["fused" if step == latest else f"fused at step {step}, not {latest}"] = pair
     for form, (net, variables) in forms.items():
         result = evaluation(net, variables)
         _say(

@@ -157,8 +157,6 @@ def check_counterpart(net: nn.Module, layout: str) -> None:
         raise UsageError("timm has no RepVGGplus; export it with layout='official'")
     if len(net.depths) != 5 or net.depths[0] != 1:
         raise UsageError(f"depths={net.depths}: PyTorch's RepVGG has a stem of 1 and 4 stages")
-    if type(net) is RepVGGPlus and net.depths[3] < 2:
-        raise UsageError(f"depths={net.depths}: RepVGGplus halves stage 3, so it needs 2 blocks")
 
 
 def check_strides(net: RepVGG) -> None:

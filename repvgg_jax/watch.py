@@ -58,10 +58,10 @@ class Watch:
         """
         self.manager.wait_until_finished()
         for other in self.manager.all_steps():
-            if other >= step - 1:
+            if other >= max(step - 1, 1):  # 0 is an imported one, which no step has made
                 self.manager.delete(other)
         good = self.manager.latest_step()
-        where = f"{self.manager.directory}/{good}" if good else "none was written yet"
+        where = f"{self.manager.directory}/{good}" if good is not None else "none was written yet"
         raise RunError(
             f"step {step}: {found} at learning rate {float(self.schedule(step - 1)):.4g}; "
             f"last good checkpoint: {where}"

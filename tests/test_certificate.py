@@ -74,3 +74,22 @@ def test_a_changed_weight_names_its_block(run):
             rj.load(run, fused=True)
     modes.run_fuse(None, run)
     equal(rj.load(run, fused=True)[1], fused)
+
+
+def test_fused_weights_of_an_earlier_step_are_called_that(run, capsys):
+    certificate = json.loads((run / "fusion.json").read_text())
+    fused = rj.load(run, fused=True)[1]
+    save_fused(run, fused, certificate | {"step": 1})
+    modes.run_eval(None, run)
+    assert "fused at step 1, not 2" in capsys.readouterr().out
+    with pytest.raises(rj.UsageError, match="drop step"):
+        rj.load(run, fused=True, step=2)
+    modes.run_fuse(None, run)
+
+
+def test_a_config_of_another_version_is_named(run, tmp_path):
+    tree = json.loads((run / "config.json").read_text())
+    del tree["fuse"]["tolerance"]
+    (tmp_path / "config.json").write_text(json.dumps(tree))
+    with pytest.raises(rj.UsageError, match=r"another version: it lacks fuse\.tolerance"):
+        rj.load(tmp_path)

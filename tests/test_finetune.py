@@ -136,3 +136,34 @@ def test_training_a_fused_net_warns(tmp_path, caplog):
     train.train(config, tmp_path / "run")
     assert "insert_bn" in caplog.text
     assert np.isfinite(float(jax.tree.leaves(rj.load(tmp_path / "run")[1])[0].sum()))
+
+
+def test_freezing_every_block_leaves_the_head_to_train():
+    config = tiny_config()
+    config.model.frozen = ("(?i).*STAGE.*",)
+    net = make_net(config)
+    params = random_variables(net, 1, 8)["params"]
+    tx = make_optimizer(config, lambda step: 0.1)
+    updates, _ = tx.update(jax.tree.map(jnp.ones_like, params), tx.init(params), params)
+    assert {n for n, tree in updates.items() if any(map(np.any, jax.tree.leaves(tree)))} == {"head"}
+
+
+def test_auxiliary_heads_come_and_go():
+    stages = {"depths": (1, 1, 1, 2), "widths": (4,) * 4, "strides": (1,) * 4}
+    with_heads = rj.create("repvgg_plus_l2pse", num_classes=5, **stages)
+    without = with_heads.without_auxiliary_heads()
+    one, other = (random_variables(net, 1, 8) for net in (with_heads, without))
+    assert transfer(other, one)[1] == []
+    variables, renewed = transfer(one, jax.tree.map(lambda leaf: leaf + 1, other))
+    assert renewed == ["aux_stage1", "aux_stage2", "aux_stage3"]
+    equal(variables["params"]["aux_stage1"], one["params"]["aux_stage1"])
+    equal(variables["params"]["head"], jax.tree.map(lambda leaf: leaf + 1, other["params"]["head"]))
+
+
+def test_the_wrong_form_is_refused():
+    net, variables = tiny()
+    plain, fused = rj.fuse(net, variables)
+    with pytest.raises(rj.UsageError, match="takes the train form"):
+        rj.reestimate_batch_stats(plain, fused, [])
+    with pytest.raises(ValueError, match="not this net's"):
+        rj.insert_bn(plain, variables, [random_images(2, 8, 8, 3)])

@@ -23,6 +23,12 @@ class FeatureInfo(NamedTuple):
     stride: int
 
 
+def check_whole(field: str, value: Any) -> None:
+    """Raises UsageError unless the value is None or a whole number from 1 on."""
+    if value is not None and (not isinstance(value, int) or value < 1):
+        raise UsageError(f"{field}={value!r}: must be a whole number from 1 on")
+
+
 class Chain(nn.Module):
     """Blocks with a nonlinearity after each, the mean over space, one dense layer.
 
@@ -61,11 +67,21 @@ class Chain(nn.Module):
         Raises:
           UsageError: as `plan`, and where `frozen` names none of the blocks.
         """
-        plan = self.plan()
+        self.frozen_blocks()
+        return {name: self.make_block(name, spec) for name, spec in self.plan().items()}
+
+    def frozen_blocks(self) -> frozenset[str]:
+        """Names of the blocks that `frozen` describes.
+
+        Raises:
+          UsageError: where an expression describes none.
+        """
+        plan, found = self.plan(), set()
         for pattern in self.frozen:
-            if not any(re.fullmatch(pattern, name) for name in plan):
+            if not (named := {name for name in plan if re.fullmatch(pattern, name)}):
                 raise UsageError(f"frozen: {pattern!r} matches none of {', '.join(plan)}")
-        return {name: self.make_block(name, spec) for name, spec in plan.items()}
+            found |= named
+        return frozenset(found)
 
     def make_block(self, name: str, spec: dict[str, Any]) -> nn.Module:
         """The block that an entry of the plan describes, unbound."""
@@ -122,7 +138,8 @@ class Chain(nn.Module):
 
     def run_block(self, block: nn.Module, name: str, x: Array, train: bool) -> Array:
         """An unbound block as a submodule of this net."""
-        return block.clone(parent=self, name=name)(x, train and not self.is_frozen(name))
+        moves = train and name not in self.frozen_blocks()
+        return block.clone(parent=self, name=name)(x, moves)
 
     def after_block(self, x: Array, name: str, train: bool) -> None:
         """What training hangs onto a block's activated output; nothing here."""
@@ -140,10 +157,6 @@ class Chain(nn.Module):
         """Hidden units of a block's squeeze-and-excite; 0 for none."""
         return 0
 
-    def is_frozen(self, name: str) -> bool:
-        """Whether a block keeps its statistics in training."""
-        return any(re.fullmatch(pattern, name) for pattern in self.frozen)
-
     def auxiliary_heads(self) -> dict[str, str]:
         """Block -> name of the head that training has after it; none here, nor in a fused net."""
         return {}
@@ -154,6 +167,9 @@ class Chain(nn.Module):
 
     def check_stages(self) -> None:
         """Raises UsageError for stages or frozen blocks that describe no chain."""
+        for field in ("depths", "widths", "strides"):
+            if not isinstance(getattr(self, field), tuple | list):
+                raise UsageError(f"{field}={getattr(self, field)!r}: must be a tuple, one a stage")
         if not len(self.depths) == len(self.widths) == len(self.strides):
             raise UsageError(
                 f"depths {self.depths}, widths {self.widths} and strides {self.strides} "
@@ -165,7 +181,10 @@ class Chain(nn.Module):
                 f"depths {self.depths}, widths {self.widths} and strides {self.strides} "
                 "must be whole numbers from 1 on"
             )
-        if isinstance(self.frozen, str):
+        check_whole("num_classes", self.num_classes)
+        if not isinstance(self.frozen, tuple | list) or not all(
+            isinstance(pattern, str) for pattern in self.frozen
+        ):
             raise UsageError(f"frozen={self.frozen!r}: must be a tuple of expressions")
         for pattern in self.frozen:
             try:

@@ -104,6 +104,10 @@ class DeepPlain(nn.Module):
         """Empty, as the plan."""
         return dict.fromkeys(self.plan())
 
+    def frozen_blocks(self) -> frozenset[str]:
+        """None."""
+        return frozenset()
+
     def auxiliary_heads(self) -> dict[str, str]:
         """None."""
         return {}

@@ -10,7 +10,7 @@ from flax import linen as nn
 
 from repvgg_jax.blocks import module_type
 from repvgg_jax.blocks.mobileone import MobileOneBlock
-from repvgg_jax.nets.chain import Chain
+from repvgg_jax.nets.chain import Chain, check_whole
 
 SE_BLOCKS = 5  # pairs of the last stage but one that have squeeze-and-excite, where the net has it
 
@@ -32,6 +32,7 @@ class MobileOne(Chain):
     def plan(self) -> dict[str, dict[str, Any]]:
         """`stage1_block0_depthwise`, `stage1_block0_pointwise`, ... after `stage0_block0`."""
         self.check_stages()
+        check_whole("se_reduction", self.se_reduction)
         plan: dict[str, dict[str, Any]] = {}
         reads = None
         for stage, (depth, width) in enumerate(zip(self.depths, self.widths, strict=True)):

@@ -12,8 +12,9 @@ from jax import Array
 from repvgg_jax.blocks import FusedConv, module_type
 from repvgg_jax.errors import UsageError
 from repvgg_jax.layers import Dtype, accumulation_dtype, batch_norm, conv, dense
-from repvgg_jax.nets.chain import Chain
+from repvgg_jax.nets.chain import Chain, check_whole
 
+AUXILIARY_HEAD = "aux_"  # what names of auxiliary heads start with
 AUXILIARY = "auxiliary"  # the collection in which training finds the auxiliary heads' logits
 
 
@@ -85,13 +86,17 @@ class RepVGG(Chain):
     def _check_fields(self) -> None:
         """Raises UsageError for fields that describe no chain."""
         self.check_stages()
+        for field in ("groups", "se_reduction", "output_stride", "dilated_layers"):
+            check_whole(field, getattr(self, field))
+        if not isinstance(self.grouped_layers, tuple | list):
+            raise UsageError(f"grouped_layers={self.grouped_layers!r}: must be a tuple of numbers")
         if self.se_reduction and min(self.widths) < self.se_reduction:
             raise UsageError(f"widths {self.widths}: none below se_reduction={self.se_reduction}")
         layers = sum(self.depths)
         if self.dilated_layers is not None:
             if self.output_stride is None:
                 raise UsageError("dilated_layers: only with output_stride, which says the dilation")
-            if not 1 <= self.dilated_layers <= layers:
+            if self.dilated_layers > layers:
                 raise UsageError(f"dilated_layers={self.dilated_layers}: from 1 to {layers}")
 
     def stage_strides(self) -> list[int]:
@@ -100,8 +105,6 @@ class RepVGG(Chain):
 
     def _strides_and_dilations(self) -> tuple[list[int], list[int]]:
         """Of each stage, after `output_stride`."""
-        if not isinstance(self.output_stride, int | None):
-            raise UsageError(f"output_stride={self.output_stride!r}: must be a whole number")
         strides, dilations, reached, dilation = [], [], 1, 1
         for stage, stride in enumerate(self.strides):
             if self.output_stride and reached * stride > self.output_stride:
@@ -148,7 +151,7 @@ class RepVGGPlus(RepVGG):
         if not self.auxiliary or module_type(self.block) is FusedConv:
             return {}
         ends = {1: self.depths[1], 2: self.depths[2], 3: self.depths[3] // 2}
-        return {f"stage{s}_block{end - 1}": f"aux_stage{s}" for s, end in ends.items()}
+        return {f"stage{s}_block{end - 1}": f"{AUXILIARY_HEAD}stage{s}" for s, end in ends.items()}
 
     def after_block(self, x: Array, name: str, train: bool) -> None:
         """An auxiliary head, whose logits training finds in the collection `auxiliary`."""
