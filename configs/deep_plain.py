@@ -38,9 +38,11 @@ def get_config(variant: str = "delta_orthogonal") -> ConfigDict:
     elif variant == "leaky_relu":
         config.model.depth = 100
         config.model.activation = "leaky_relu"
-        config.model.initializer = "he"
-        config.optim.max_norm = 1.5
-        config.train.steps = 400
+        config.model.initializer = "delta_orthogonal"
+        config.optim.max_norm = 1.36  # just above the 1.355 that filters start at
+        config.optim.learning_rate = 0.4
+        config.optim.clip_norm = 1.0
+        config.optim.rate_rules = ()
     else:
         raise UsageError(f"variant {variant!r}: delta_orthogonal, default or leaky_relu")
     return config

@@ -26,7 +26,7 @@ DOCS = Path(__file__).parent.parent / "docs"
 LABELS = {
     "delta_orthogonal": "1000 layers, tanh, delta-orthogonal",
     "default": "1000 layers, tanh, default (fan-in uniform)",
-    "leaky_relu": "100 layers, LeakyReLU, He, max-norm 1.5",
+    "leaky_relu": "100 layers, LeakyReLU, delta-orthogonal, max-norm 1.36",
 }
 
 

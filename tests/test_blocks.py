@@ -28,9 +28,9 @@ CASES = [
     (16, 8, 1, 4, 1, 1, (4, 5), "float64"),
 ]
 EVERY_CASE = [
-    (8, features, strides, groups, 3, dilation, size, dtype)
-    for features, strides, groups, dilation, size, dtype in itertools.product(
-        (8, 16), (1, 2), (1, 2, 8), (1, 2), ((6, 6), (5, 8)), ("float32", "float64")
+    (8, 8, strides, groups, 3, dilation, size, "float64")
+    for strides, groups, dilation, size in itertools.product(
+        (1, 2), (1, 2, 8), (1, 2), ((6, 6), (5, 8))
     )
 ]
 

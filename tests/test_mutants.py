@@ -9,9 +9,10 @@ from flax import linen as nn
 
 from repvgg_jax.affine import Affine
 from repvgg_jax.blocks import block as branch_file
+from repvgg_jax.blocks import dbb as dbb_file
 from repvgg_jax.blocks import repvgg as block_file
 from repvgg_jax.nets.repvgg import RepVGG, RepVGGPlus
-from tests import test_averages, test_fuse
+from tests import test_averages, test_blocks, test_fuse
 
 # The package exports the function under the name of its file.
 fuse = import_module("repvgg_jax.fuse")
@@ -58,6 +59,11 @@ def undilated(*args, dilation=1, **kwargs):
 
 def same_padded(*args, **kwargs):
     return explicit_conv(*args, **{**kwargs, "padding": "SAME"})
+
+
+def bordered_by_zeros(block, y, suffix, train):
+    margin = (block.dilation * (block.kernel_size // 2),) * 2
+    return jnp.pad(block.norm_of(y, suffix, train), [(0, 0), margin, margin, (0, 0)])
 
 
 exact = test_fuse.test_a_grouped_dilated_block_is_exact
@@ -108,6 +114,13 @@ FAULTS = {
         lambda dtype: jnp.bfloat16,
         test_fuse.test_folding_is_wide_whatever_the_compute_type,
         (),
+    ),
+    "border of zeros behind a BatchNorm": (
+        dbb_file.DiverseBranchBlock,
+        "_bordered",
+        bordered_by_zeros,
+        test_blocks.check_block,
+        ("dbb", test_blocks.CASES[0]),
     ),
     "EMA mix": (
         fuse,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 from flax import linen as nn
@@ -25,17 +25,29 @@ from repvgg_jax.layers import (
     kernel_init,
 )
 
-ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
-    "tanh": nn.tanh,
-    "relu": nn.relu,
-    "leaky_relu": partial(nn.leaky_relu, negative_slope=0.1),
+SLOPE = 0.3  # of leaky_relu below zero
+
+
+class Activation(NamedTuple):
+    """A nonlinearity, and the gain of the kernels under which it keeps a signal's variance."""
+
+    function: Callable[[Array], Array]
+    gain: float
+
+
+ACTIVATIONS = {
+    "tanh": Activation(nn.tanh, 1.0),
+    "relu": Activation(nn.relu, 2**0.5),
+    "leaky_relu": Activation(
+        partial(nn.leaky_relu, negative_slope=SLOPE), (2 / (1 + SLOPE**2)) ** 0.5
+    ),
 }
 # Cells a side that the head reads: at the start no layer looks at a pixel's neighbours.
 GRID = 4
-INITIALIZERS = {
-    "delta_orthogonal": nn.initializers.delta_orthogonal(),
-    "default": kernel_init,
-    "he": nn.initializers.he_normal(),
+INITIALIZERS: dict[str, Callable[[float], nn.initializers.Initializer]] = {
+    "delta_orthogonal": nn.initializers.delta_orthogonal,
+    "default": lambda gain: kernel_init,
+    "he": lambda gain: nn.initializers.he_normal(),
 }
 
 
@@ -75,8 +87,8 @@ class DeepPlain(nn.Module):
       depth: convolutions beside the stem.
       width: channels of all of them.
       activation: tanh, relu or leaky_relu.
-      initializer: of their kernels: delta_orthogonal, he, or the default of the other nets. The
-        stem and the head have the default.
+      initializer: of their kernels: delta_orthogonal (at the activation's gain), he, or the default
+        of the other nets. The stem and the head have the default.
       num_classes, dtype: as of the other nets.
       block: the deploy form's, for those who walk nets; it has no blocks.
     """
@@ -114,7 +126,7 @@ class DeepPlain(nn.Module):
 
     @nn.compact
     def __call__(self, images: Array, train: bool = False) -> Array:
-        activation = ACTIVATIONS[self.activation]
+        activation, gain = ACTIVATIONS[self.activation]
         x = conv(self.width, 3, strides=2, dtype=self.dtype, name="stem")(images)
         layers = nn.scan(
             lambda layer, x, _: (activation(layer(x)), None),
@@ -122,7 +134,7 @@ class DeepPlain(nn.Module):
             split_rngs={"params": True},
             length=self.depth,
         )
-        layer = SquareConv(INITIALIZERS[self.initializer], self.dtype, name="layers")
+        layer = SquareConv(INITIALIZERS[self.initializer](gain), self.dtype, name="layers")
         x, _ = layers(layer, activation(x), None)
         wide = accumulation_dtype(self.dtype)
         cells = grid_means(x.astype(wide), GRID)
