@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import tempfile
 import time
@@ -173,7 +174,8 @@ def main() -> None:
             write_json(path, rows)
             print(name, rows[name], flush=True)
     if "table" in arguments.what:
-        device = f"{jax.devices()[0].device_kind} x{jax.device_count()}"
+        kind = jax.devices()[0].device_kind
+        device = f"{kind} x{jax.device_count()} ({os.cpu_count()} host cores)"
         replace_text(DOCS / "blocks.md", table(rows, device))
 
 

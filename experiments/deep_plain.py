@@ -7,6 +7,7 @@ programs of 10 to 10,000 layers take to compile, and writes docs/deep_plain.md w
 from __future__ import annotations
 
 import argparse
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -80,14 +81,14 @@ def draw(curves: dict[str, list[dict[str, Any]]], path: Path) -> None:
     loss.set(xlabel="step", ylabel="training loss (nats)", ylim=(0, 3))
     top1.set(xlabel="step", ylabel="test top-1 (%)", ylim=(0, 100))
     top1.axhline(10, color="grey", linewidth=0.8, linestyle=":")
-    top1.annotate("chance", (0, 11), color="grey")
+    top1.text(0.99, 0.11, "chance", color="grey", ha="right", transform=top1.transAxes)
     figure.legend(*loss.get_legend_handles_labels(), loc="outside lower center", ncols=2)
     figure.savefig(path, dpi=110)
 
 
 def page(curves: dict[str, list[dict[str, Any]]], compiled: dict[int, tuple[float, float]]) -> str:
     """docs/deep_plain.md."""
-    device = f"{jax.devices()[0].device_kind} x{jax.device_count()}"
+    device = f"{jax.devices()[0].device_kind} x{jax.device_count()} ({os.cpu_count()} host cores)"
     lines = [
         "# Deep plain nets",
         "",

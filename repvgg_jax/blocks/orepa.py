@@ -14,9 +14,7 @@ from repvgg_jax.affine import Affine, add, chain, identity
 from repvgg_jax.blocks.block import Block, fold_norm
 
 EXPANSION = 8  # channels that the depthwise separable branch makes of each input
-NARROW_GROUPS = (
-    4  # groups at most; beyond, the 1x1 before a kxk doubles the width and is no identity
-)
+NARROW_GROUPS = 4  # with more, the 1x1 before a kxk doubles the width and is no identity
 # The branches, and what the vector that scales each one's output channels starts as.
 SCALES = {
     "origin": 0.25,
