@@ -51,7 +51,12 @@ PAPERS = {
     "post_addition_bn": "RepVGG, Table 7",
     "relu_in_branch": "RepVGG, Table 7",
 }
-SMALL = {"num_classes": 10, "widths": (16, 32, 64, 128, 256), "depths": (1, 2, 4, 8, 1)}
+SMALL = {
+    "num_classes": 10,
+    "widths": (16, 32, 64, 128, 256),
+    "depths": (1, 2, 4, 8, 1),
+    "strides": (1, 2, 2, 2, 2),
+}
 
 
 def counts(name: str) -> dict[str, Any]:
