@@ -137,7 +137,7 @@ def table(rows: dict[str, dict[str, Any]], device: str) -> str:
             f"`{name}`",
             PAPERS.get(name, "-"),
             cell(row.get("params"), "{:,}"),
-            cell(row.get("params_fused") if row.get("fusion_error") else None, "{:,}"),
+            cell(row.get("params_fused") if row.get("fusion_error") is not None else None, "{:,}"),
             cell(row.get("fusion_error"), "{:.1e}"),
             cell(row.get("step_cost"), "{:.2f}"),
             cell(top1.get("train_form"), "{:.2%}"),
@@ -153,7 +153,7 @@ def table(rows: dict[str, dict[str, Any]], device: str) -> str:
         "of 32x32, float32; the median of five pairs). Digits: test top-1 after the quickstart's "
         "40 epochs, one seed, so that differences of a percent mean nothing.",
         "",
-        f"Measured on {device} by `python -m experiments.blocks`.",
+        f"Measured on {device} by `python -m experiments.blocks`, the cores shared with other work.",
         "",
     ]
     return "\n".join(lines)

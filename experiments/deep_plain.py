@@ -103,11 +103,11 @@ def page(curves: dict[str, list[dict[str, Any]]], compiled: dict[int, tuple[floa
         "|---|--:|--:|--:|",
     ]
     for variant, rows in curves.items():
-        last = [row for row in rows if row["kind"] == "eval"][-1]
-        training = [row for row in rows if row["kind"] == "train"][-1]
-        lines.append(
-            f"| {LABELS[variant]} | {last['step']} | {last['top1']:.2%} | {training['loss']:.3f} |"
-        )
+        tests = [f"{row['step']} | {row['top1']:.2%}" for row in rows if row["kind"] == "eval"]
+        losses = [f"{row['loss']:.3f}" for row in rows if row["kind"] == "train"]
+        test = tests[-1] if tests else "- | diverged"
+        loss = losses[-1] if losses else "-"
+        lines.append(f"| {LABELS[variant]} | {test} | {loss} |")
     lines += [
         "",
         "The layers are stacked in one array and walked by `lax.scan`, so that compiling does not "

@@ -272,5 +272,5 @@ def make_optimizer(config: ConfigDict, schedule: optax.Schedule) -> optax.Gradie
     if values.clip_norm is not None:
         chain.insert(0, optax.clip_by_global_norm(values.clip_norm))
     if values.max_norm is not None:
-        chain.append(optim.max_norm(values.max_norm))
+        chain.append(optim.max_norm(values.max_norm, sorted(frozen)))
     return optax.chain(*chain) if len(chain) > 1 else tx

@@ -48,7 +48,10 @@ def fuse(net: nn.Module, variables: Variables) -> tuple[nn.Module, dict[str, Any
     with jax.default_matmul_precision("highest"):
         for name, block in net.blocks().items():
             kernel, bias = fuse_block(block, widen(params[name]), widen(stats.get(name, {})))
-            params[name] = {"conv": {"kernel": kernel, "bias": bias}}
+            # Under JAX_ENABLE_X64 the algebra's constants are wider than the parameters.
+            dtype = accumulation_dtype(jnp.result_type(*jax.tree.leaves(params[name])))
+            fused = {"kernel": kernel.astype(dtype), "bias": bias.astype(dtype)}
+            params[name] = {"conv": fused}
     for head in net.auxiliary_heads().values():  # training's alone
         params.pop(head, None)
     return net.clone(block=FusedConv), {"params": params}

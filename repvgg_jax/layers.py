@@ -104,7 +104,7 @@ class IdentityConv(nn.Module):
     def __call__(self, x: Array) -> Array:
         channels = x.shape[-1]
         shape = (1, 1, channels // self.groups, channels)
-        kernel = self.param("kernel", nn.initializers.zeros, shape)
+        kernel = self.param("kernel", nn.initializers.zeros, shape, jnp.float32)
         y = convolve(x, kernel, strides=1, groups=self.groups, dilation=1, dtype=self.dtype)
         return x.astype(self.dtype) + y
 

@@ -79,17 +79,17 @@ def sgd(
     )
 
 
-def max_norm(limit: float) -> optax.GradientTransformation:
+def max_norm(limit: float, frozen: Sequence[str] = ()) -> optax.GradientTransformation:
     """Holds every filter's norm at `limit` or below, after the update that comes before it.
 
     W <- W min(1, limit / ||W||) with the norm over kernel size and inputs of an output channel, for
     kernels of convolutions [..., kh, kw, cin, cout]. The last of a chain: what it gets is taken as
-    the step itself.
+    the step itself. Blocks named in `frozen` are left alone.
     """
 
     def project(updates: Any, params: Any) -> Any:
         def within(path: tuple, step: Any, param: Any) -> Any:
-            if path[-1].key != "kernel" or param.ndim < 4:
+            if path[-1].key != "kernel" or param.ndim < 4 or path[0].key in frozen:
                 return step
             moved = param + step
             norm = jnp.sqrt(jnp.sum(moved**2, axis=(-4, -3, -2), keepdims=True))

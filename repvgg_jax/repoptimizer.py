@@ -12,7 +12,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import optax
 from flax import linen as nn
@@ -57,17 +56,14 @@ def with_scales(net: nn.Module, fresh: Variables, searched: Variables) -> dict[s
     return dict(fresh) | {"params": params}
 
 
-def scale_gradients(
-    net: nn.Module, searched: Variables, power: int = 2
-) -> optax.GradientTransformation:
-    """Multiplies the gradients of a plain net's kernels as its branches would have.
+def scale_gradients(net: nn.Module, searched: Variables) -> optax.GradientTransformation:
+    """Multiplies the gradients of a plain net's kernels as its branches would have, under SGD.
 
-    The first of a chain, before weight decay and momentum. The norm of gradients must not be
-    clipped: that would break the equality.
+    The first of a chain, before weight decay and momentum. Nothing else may act on the norm of
+    gradients or kernels (clipping, max-norm): that would break the equality.
 
     Args:
       net, searched: of block `csla`, for the scales.
-      power: 2 for SGD; 1 for AdamW, which divides by the gradient's own size.
     """
     _check_csla(net)
     scales = {
@@ -81,19 +77,18 @@ def scale_gradients(
         for name, block in blocks.items():
             layer = f"conv{block.kernel_size}"
             kernel = gradients[name][layer]["kernel"]
-            factor = multiplier(scales[name], kernel, power)
+            factor = multiplier(scales[name], kernel)
             result[name] = dict(gradients[name]) | {layer: {"kernel": kernel * factor}}
         return result
 
     return optax.stateless(multiply)
 
 
-def multiplier(scales: Mapping[str, Array], like: Array, power: int = 2) -> Array:
-    """The factor of each tap of a kernel [k, k, cin / groups, cout]: s^p, + t^p and + 1 inside."""
-    ones = jax.ShapeDtypeStruct(like.shape, like.dtype)
+def multiplier(scales: Mapping[str, Array], like: Array) -> Array:
+    """The factor of each tap of a kernel [k, k, cin / groups, cout]: s^2, + t^2 and + 1 inside."""
     branches = [
-        Affine(jnp.ones(ones.shape, ones.dtype) * scales["scale_kxk"] ** power),
-        Affine(jnp.ones((1, 1, *ones.shape[2:]), ones.dtype) * scales["scale_pointwise"] ** power),
+        Affine(jnp.ones_like(like) * scales["scale_kxk"] ** 2),
+        Affine(jnp.ones_like(like[:1, :1]) * scales["scale_pointwise"] ** 2),
     ]
     if "scale_identity" in scales:
         branches.append(identity(like))

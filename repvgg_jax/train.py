@@ -282,8 +282,10 @@ def _repoptimizer(
     workdir = config.optim.repoptimizer_from
     if net != net.clone(block=BLOCKS["plain"].block):
         raise UsageError("optim.repoptimizer_from trains a plain net: set model.block=plain")
-    if config.optim.clip_norm is not None:
-        raise UsageError("optim.clip_norm breaks what optim.repoptimizer_from relies on; drop it")
+    if config.optim.clip_norm is not None or config.optim.max_norm is not None:
+        raise UsageError(
+            "optim.clip_norm and max_norm break what optim.repoptimizer_from relies on; drop them"
+        )
     searched = checkpoint.load(workdir)[1]
     branches = net.clone(block=BLOCKS["csla"].block)
     fresh = init(branches, key)

@@ -10,7 +10,7 @@ import pytest
 
 import repvgg_jax as rj
 from repvgg_jax.bench import count_macs, count_parameters
-from repvgg_jax.blocks import BLOCKS, FusedConv, Reparam, fuse_block
+from repvgg_jax.blocks import BLOCKS, FusedConv, Reparam, dirac, doconv, fuse_block, orepa
 from repvgg_jax.blocks.block import Block
 from repvgg_jax.fuse import relative_error
 from tests.trees import random_images, random_variables, randomised
@@ -132,7 +132,8 @@ def test_a_net_of_each_block_fuses_to_the_deploy_nets_own_tree(name):
     assert report.top1_agreement == 1.0
 
 
-# Exact counts of RepVGG-B0 with each block, by arithmetic over the papers' structures.
+# Exact counts of RepVGG-B0 with each block, by arithmetic over the papers' structures; the last
+# three are this code's own, by which a change would be seen.
 B0_PARAMETERS = {
     ("plain", ()): 14345512,
     ("repvgg", (("branches", ("kxk", "identity")),)): 14354856,
@@ -146,6 +147,9 @@ B0_PARAMETERS = {
     ("acb", ()): 23072424,
     ("dbb", ()): 31526903,
     ("csla", ()): 15813288,
+    ("expandnet", ()): 225991025,
+    ("doconv", ()): 14765659,
+    ("orepa", ()): 44928649,
 }
 
 
@@ -228,3 +232,83 @@ def test_the_documented_block_keeps_the_contract(monkeypatch):
     )
     report = rj.verify(net, random_variables(net, 1, 8), random_images(4, 8, 8, 3))
     assert report.max_relative_error < 1e-5
+
+
+def test_dirac_kernels_start_as_a_delta_and_a_tenth_of_unit_filters():
+    block = BLOCKS["dirac"].block(features=8, groups=2)
+    params = block.init(jax.random.key(0), jnp.zeros((1, 4, 4, 8)))["params"]
+    kernel = np.array(dirac.dirac_kernel(block, params))
+    for o in range(8):
+        assert kernel[1, 1, o % 4, o] > 0.8  # 1 of the delta, and at most 0.1 beside it
+        kernel[1, 1, o % 4, o] -= 1
+    np.testing.assert_allclose(np.sqrt((kernel**2).sum((0, 1, 2))), 0.1, rtol=1e-4)
+
+
+def test_orepas_kernel_is_the_sum_of_its_layers():
+    with jax.enable_x64(True):
+        block, variables, x = build("orepa", 8, 8, 1, 2, 3, 1, (6, 6), "float64")
+        p, groups = variables["params"], 2
+
+        def run(y, kernel, groups=groups, padding="VALID"):
+            return jax.lax.conv_general_dilated(
+                y,
+                kernel,
+                (1, 1),
+                padding,
+                dimension_numbers=("NHWC", "HWIO", "NHWC"),
+                feature_group_count=groups,
+            )
+
+        wide = jnp.pad(x, [(0, 0), (1, 1), (1, 1), (0, 0)])
+        window = jnp.ones((3, 3, 1, 8)) / 9
+        h, half = np.arange(3) + 0.5, np.arange(4) + 1
+        waves = np.cos(np.pi * h[:, None] * half / 3)  # [place, frequency]
+        bank = np.zeros((3, 3, 1, 8))
+        bank[..., 0, :4], bank[..., 0, 4:] = waves[:, None], waves[None]
+        layers = [
+            run(wide, p["origin_kernel"]),
+            run(run(wide, p["average_kernel"]), window, 8),
+            run(run(wide, p["prior_kernel"]), bank, 8),
+            run(wide + run(wide, p["expand_kernel"]), p["kxk_kernel"]),
+            run(x, p["pointwise_kernel"]),
+            run(run(wide, p["depthwise_kernel"], 8), p["separable_kernel"]),
+        ]
+        expected = sum(y * v for y, v in zip(layers, p["branch_scales"], strict=True))
+        got = block.conv_with(x, orepa.generate(block, p))
+        assert relative_error(expected, got) < 1e-6  # the bank is kept in float32
+    fresh = orepa.OREPABlock(8).init(jax.random.key(0), jnp.zeros((1, 4, 4, 8)))["params"]
+    np.testing.assert_allclose(fresh["branch_scales"][:, 0], [0.25, 0.25, 0, 0.5, 1, 0.5])
+    assert not fresh["expand_kernel"].any()
+
+
+def test_doconv_composes_a_depthwise_and_a_plain_convolution():
+    block, variables, _ = build("doconv", 8, 8, 1, 2, 3, 1, (6, 6), "float32")
+    p = variables["params"]
+    kernel = np.zeros((3, 3, 4, 8))
+    for o, i, t, s in itertools.product(range(8), range(4), range(9), range(9)):
+        own = float(t == s) + p["depthwise_kernel"][o // 4 * 4 + i, t, s]
+        kernel[t // 3, t % 3, i, o] += own * p["kernel"][s // 3, s % 3, i, o]
+    np.testing.assert_allclose(doconv.doconv_kernel(block, p), kernel, rtol=1e-4, atol=1e-5)
+
+
+def test_the_models_own_block_by_name_is_the_models_own():
+    assert rj.create("mobileone_s1", block="mobileone") == rj.create("mobileone_s1")
+    with pytest.raises(rj.UsageError, match="se_reduction"):
+        rj.create("mobileone_s4", depths=(1, 1), widths=(8, 8), strides=(2, 2))
+
+
+def test_the_border_of_a_diverse_branch_carries_no_gradient():
+    block, variables, x = build("dbb", 8, 8, 1, 1, 3, 1, (1, 1), "float32")
+
+    def loss(bias):
+        params = variables["params"]
+        params = params | {"bn_before_kxk": params["bn_before_kxk"] | {"bias": bias}}
+        # Of one pixel, the kxk sees its centre and eight taps of border.
+        return block.apply(variables | {"params": params}, x).sum()
+
+    bias = variables["params"]["bn_before_kxk"]["bias"]
+    kernel = variables["params"]["conv_kxk"]["kernel"]
+    stats, params = variables["batch_stats"]["bn_kxk"], variables["params"]["bn_kxk"]
+    scale = params["scale"] / np.sqrt(stats["var"] + 1e-5)
+    expected = 3 * kernel[1, 1] @ scale  # the centre tap alone, of three images
+    np.testing.assert_allclose(jax.grad(loss)(bias), expected, rtol=1e-4, atol=1e-5)

@@ -17,7 +17,7 @@ from tests.trees import random_images
 
 
 def input_gradient_norms(initializer, depth, seeds=3):
-    """Norms of a random direction's gradient at the stem's output, after `depth` layers."""
+    """Norms of the gradient that one image's logits have at the images, through `depth` layers."""
     net = rj.create("deep_plain", num_classes=10, depth=depth, width=16, initializer=initializer)
     x = random_images(2, 8, 8, 3)
 
@@ -74,6 +74,9 @@ def test_max_norm_holds_every_filter_and_nothing_else():
     np.testing.assert_allclose(norms, 2.0, rtol=1e-5)  # all were longer before
     free = optim.sgd(lambda step: 0.5).update(gradient, tx.init(params)[0], params)[0]
     np.testing.assert_array_equal(updates["layers"]["bias"], free["layers"]["bias"])
+    nothing = jax.tree.map(jnp.zeros_like, params)
+    held, _ = optim.max_norm(2.0, ["layers"]).update(nothing, optax.EmptyState(), params)
+    assert not any(map(np.any, jax.tree.leaves(held)))
 
 
 @pytest.mark.parametrize(

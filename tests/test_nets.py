@@ -96,7 +96,10 @@ def test_compute_type_leaves_parameters_and_logits_wide():
         ({"dtype": "int8"}, "float32, bfloat16"),
         ({"widths": (8, 8)}, "one entry a stage"),
         ({"groups": 5}, "stage1_block1: groups=5 must divide"),
-        ({"branches": ("3x3",)}, "choose from"),
+        ({"branches": ("3x3",)}, "a tuple of some of"),
+        ({"block": FusedConv}, "clone"),
+        ({"block": "mobileone", "copies": 0}, "copies=0"),
+        ({"kernel_size": "3"}, "only odd sizes"),
     ],
 )
 def test_a_wrong_request_names_the_right_one(overrides, says):

@@ -8,7 +8,9 @@ import pytest
 
 import repvgg_jax as rj
 from repvgg_jax import optim, train
-from repvgg_jax.repoptimizer import scale_gradients, to_plain, with_scales
+from repvgg_jax.blocks import BLOCKS
+from repvgg_jax.config import make_net, make_optimizer
+from repvgg_jax.repoptimizer import multiplier, scale_gradients, to_plain, with_scales
 from tests.test_train import equal, tiny_config
 from tests.trees import random_images, randomised
 
@@ -105,17 +107,28 @@ def test_the_plain_net_starts_as_the_branches_function():
         to_plain(plain, start)
 
 
-def test_a_run_takes_its_scales_from_a_search(tmp_path):
-    search = tiny_config()
-    search.model.block = "csla"
-    train.train(search, tmp_path / "search")
+def test_a_run_takes_its_scales_from_a_search(tmp_path, monkeypatch):
     config = tiny_config()
     config.optim.repoptimizer_from = str(tmp_path / "search")
-    config.model.block = "repvgg"
     with pytest.raises(rj.UsageError, match=r"model\.block=plain"):
         train.train(config, tmp_path / "run")
     config.model.block = "plain"
-    whole = train.train(config, tmp_path / "run").state
-    assert np.isfinite(float(jax.tree.leaves(whole.params)[0].sum()))
-    again = train.train(config, tmp_path / "run").state
-    equal(again.params, whole.params)
+    config.optim.weight_decay = 0.0
+    net, key = make_net(config), jax.random.key(3)
+    branches = net.clone(block=BLOCKS["csla"].block)
+    fresh = rj.init(branches, key)
+    searched = randomised(fresh, 5)
+    monkeypatch.setattr(train.checkpoint, "load", lambda workdir: (branches, searched))
+    tx = make_optimizer(config, lambda step: 0.5)
+    masked, start = train._repoptimizer(config, net, tx, key)
+    equal(start, to_plain(branches, with_scales(branches, fresh, searched))[1])
+    ones = jax.tree.map(jnp.ones_like, start["params"])
+    updates, _ = masked.update(ones, masked.init(start["params"]), start["params"])
+    for name in net.plan():
+        factor = multiplier(searched["params"][name], ones[name]["conv3"]["kernel"])
+        np.testing.assert_allclose(updates[name]["conv3"]["kernel"], -0.5 * factor, rtol=1e-6)
+    state = train.train(config, tmp_path / "run").state
+    assert int(state.step) == 4
+    config.optim.clip_norm = 1.0
+    with pytest.raises(rj.UsageError, match="drop them"):
+        train.train(config, tmp_path / "other")

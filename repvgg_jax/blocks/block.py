@@ -40,8 +40,8 @@ class Block(nn.Module):
     dtype: Dtype = jnp.float32
 
     def __post_init__(self) -> None:
-        if self.kernel_size < 1 or self.kernel_size % 2 == 0:
-            raise UsageError(f"kernel_size={self.kernel_size}: only odd sizes have a centre")
+        if not isinstance(self.kernel_size, int) or self.kernel_size % 2 != 1:
+            raise UsageError(f"kernel_size={self.kernel_size!r}: only odd sizes have a centre")
         super().__post_init__()
 
     def conv_of(self, x: Array, suffix: str, size: int | tuple[int, int]) -> Array:

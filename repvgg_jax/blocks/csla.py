@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array
 
@@ -15,14 +16,17 @@ class CSLABlock(Block):
     """BN(s conv_kxk(x) + t conv_1x1(x) + u x), with s, t and u vectors over the output channels.
 
     The identity exists where stride and width allow it. With s, t and u trained this is the paper's
-    hyper-search; with s and t constant its training equals that of one plain convolution whose
-    gradient is multiplied (`repvgg_jax.repoptimizer`).
+    hyper-search, but that all start as 1 here (there s and t as sqrt(2 / l) in a stage's l-th
+    layer); with s and t constant its training equals that of one plain convolution whose gradient
+    is multiplied (`repvgg_jax.repoptimizer`).
     """
 
     @nn.compact
     def __call__(self, x: Array, train: bool = False) -> Array:
         def scaled(y: Array, suffix: str) -> Array:
-            scale = self.param(f"scale_{suffix}", nn.initializers.ones, (self.features,))
+            scale = self.param(
+                f"scale_{suffix}", nn.initializers.ones, (self.features,), jnp.float32
+            )
             return y * scale.astype(y.dtype)
 
         y = scaled(self.conv_of(x, "_kxk", self.kernel_size), "kxk")

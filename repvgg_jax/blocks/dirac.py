@@ -18,16 +18,17 @@ class DiracBlock(Block):
 
     delta hands the first min(cin, features) channels of each group on, at any stride and width (the
     paper's nets have neither), and ||K|| is the norm of an output channel's filter. alpha starts
-    as 1, beta as 0.1; neither is decayed.
+    as 1, beta as 0.1; neither is decayed. The BatchNorm's scale starts as 1
+    (there uniformly between 0 and 1).
     """
 
     @nn.compact
     def __call__(self, x: Array, train: bool = False) -> Array:
         shape = self.kernel_shape(x.shape[-1])
         params = {
-            "kernel": self.param("kernel", nn.initializers.he_normal(), shape),
-            "alpha": self.param("alpha", nn.initializers.ones, shape[-1:]),
-            "beta": self.param("beta", nn.initializers.constant(0.1), shape[-1:]),
+            "kernel": self.param("kernel", nn.initializers.he_normal(), shape, jnp.float32),
+            "alpha": self.param("alpha", nn.initializers.ones, shape[-1:], jnp.float32),
+            "beta": self.param("beta", nn.initializers.constant(0.1), shape[-1:], jnp.float32),
         }
         return self.norm_of(self.conv_with(x, dirac_kernel(self, params)), "", train)
 
@@ -37,7 +38,7 @@ class TrivialBlock(Block):
 
     @nn.compact
     def __call__(self, x: Array, train: bool = False) -> Array:
-        kernel = self.param("kernel", kernel_init, self.kernel_shape(x.shape[-1]))
+        kernel = self.param("kernel", kernel_init, self.kernel_shape(x.shape[-1]), jnp.float32)
         return self.norm_of(self.conv_with(x, kernel + delta(kernel, self.groups)), "", train)
 
 

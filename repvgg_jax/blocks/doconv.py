@@ -24,10 +24,12 @@ class DOConvBlock(Block):
     @nn.compact
     def __call__(self, x: Array, train: bool = False) -> Array:
         cin, taps = x.shape[-1], self.kernel_size**2
-        params = {"kernel": self.param("kernel", kernel_init, self.kernel_shape(cin))}
+        params = {"kernel": self.param("kernel", kernel_init, self.kernel_shape(cin), jnp.float32)}
         if taps > 1:
             zeros = nn.initializers.zeros
-            params["depthwise_kernel"] = self.param("depthwise_kernel", zeros, (cin, taps, taps))
+            params["depthwise_kernel"] = self.param(
+                "depthwise_kernel", zeros, (cin, taps, taps), jnp.float32
+            )
         return self.norm_of(self.conv_with(x, doconv_kernel(self, params)), "", train)
 
 

@@ -9,6 +9,7 @@ from jax import Array
 
 from repvgg_jax.affine import Affine, add, identity
 from repvgg_jax.blocks.block import Block, fold_branch, fold_norm
+from repvgg_jax.errors import UsageError
 
 
 class MobileOneBlock(Block):
@@ -21,6 +22,11 @@ class MobileOneBlock(Block):
     """
 
     copies: int = 4
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.copies, int) or self.copies < 1:
+            raise UsageError(f"copies={self.copies!r}: must be a whole number from 1 on")
+        super().__post_init__()
 
     @nn.compact
     def __call__(self, x: Array, train: bool = False) -> Array:

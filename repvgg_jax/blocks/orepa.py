@@ -45,7 +45,7 @@ class OREPABlock(Block):
         wide = cin if groups <= NARROW_GROUPS else 2 * cin
 
         def kernel(name: str, *shape: int, init: Callable[..., Array] = weight_init) -> None:
-            self.param(name, init, shape)
+            self.param(name, init, shape, jnp.float32)
 
         kernel("origin_kernel", k, k, cin // groups, cout)
         for name in ("average_kernel", "prior_kernel", "pointwise_kernel"):
@@ -55,7 +55,7 @@ class OREPABlock(Block):
         kernel("kxk_kernel", k, k, wide // groups, cout)
         kernel("depthwise_kernel", k, k, 1, cin * EXPANSION)
         kernel("separable_kernel", 1, 1, cin // groups * EXPANSION, cout)
-        scales = jnp.repeat(jnp.array(list(SCALES.values()))[:, None], cout, axis=1)
+        scales = jnp.repeat(jnp.array(list(SCALES.values()), jnp.float32)[:, None], cout, axis=1)
         self.param("branch_scales", lambda _: scales)
         y = self.conv_with(x, generate(self, self.variables["params"]))
         return self.norm_of(y, "", train)

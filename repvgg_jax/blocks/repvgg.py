@@ -29,10 +29,13 @@ class RepVGGBlock(Block):
 
     branches: tuple[str, ...] = BRANCHES
 
+    def __post_init__(self) -> None:
+        if isinstance(self.branches, str) or set(self.branches) - set(BRANCHES):
+            raise UsageError(f"branches={self.branches!r}: a tuple of some of {BRANCHES}")
+        super().__post_init__()
+
     @nn.compact
     def __call__(self, x: Array, train: bool = False) -> Array:
-        if unknown := set(self.branches) - set(BRANCHES):
-            raise UsageError(f"branches: {sorted(unknown)} unknown; choose from {BRANCHES}")
         k, outputs = self.kernel_size, []
         if "kxk" in self.branches:
             outputs.append(self.conv_bn(x, f"{k}", k, train))

@@ -44,11 +44,16 @@ def create(name: str, *, block: str | None = None, **overrides: Any) -> nn.Modul
       UsageError: for an unknown name, block or override, naming the right ones.
     """
     _check_known("model", name, NETS)
-    if block is None:
-        make_block = _own_block(NETS[name])
-    else:
+    make_block = _own_block(NETS[name])
+    if block is not None:
+        if not isinstance(block, str):
+            raise UsageError(
+                f"block={block!r}: a name of {', '.join(BLOCKS)}; clone() takes a class"
+            )
         _check_known("block", block, BLOCKS)
-        make_block = BLOCKS[block].block
+        # Naming a model's own block leaves it as that model has it.
+        if BLOCKS[block].block is not module_type(make_block):
+            make_block = BLOCKS[block].block
     overrides = {
         key: tuple(value) if isinstance(value, list) else value
         for key, value in overrides.items()

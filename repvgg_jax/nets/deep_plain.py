@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import jax.numpy as jnp
 from flax import linen as nn
@@ -24,6 +24,7 @@ from repvgg_jax.layers import (
     dense,
     kernel_init,
 )
+from repvgg_jax.nets.chain import check_whole
 
 SLOPE = 0.3  # of leaky_relu below zero
 
@@ -72,13 +73,13 @@ class SquareConv(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         channels = x.shape[-1]
-        kernel = self.param("kernel", self.kernel_init, (3, 3, channels, channels))
-        bias = self.param("bias", nn.initializers.zeros, (channels,))
+        kernel = self.param("kernel", self.kernel_init, (3, 3, channels, channels), jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros, (channels,), jnp.float32)
         return convolve_by_matmul(x, kernel, dtype=self.dtype) + bias.astype(self.dtype)
 
 
 class DeepPlain(nn.Module):
-    """A stem of stride 2, `depth` 3x3 convolutions of one width, the mean over space, a head.
+    """A stem of stride 2, `depth` 3x3 convolutions of one width, a dense layer on a grid of means.
 
     The layers are stacked in one array and walked by `lax.scan`, so that compiling takes as long
     for ten as for ten thousand. It is its own deploy form: there is nothing to fuse.
@@ -108,8 +109,12 @@ class DeepPlain(nn.Module):
                 raise UsageError(
                     f"{field}={getattr(self, field)!r}: choose from {', '.join(known)}"
                 )
-        if self.depth < 1 or self.width < 1:
-            raise UsageError(f"depth={self.depth}, width={self.width}: from 1 on")
+        if self.block is not FusedConv:
+            raise UsageError("deep_plain has no blocks to choose; leave model.block alone")
+        for field in ("depth", "width", "num_classes"):
+            if getattr(self, field) is None:
+                raise UsageError(f"{field} must be given")
+            check_whole(field, getattr(self, field))
         return {}
 
     def blocks(self) -> dict[str, nn.Module]:
@@ -119,6 +124,10 @@ class DeepPlain(nn.Module):
     def frozen_blocks(self) -> frozenset[str]:
         """None."""
         return frozenset()
+
+    def features(self, *_: Any, **__: Any) -> NoReturn:
+        """Raises UsageError: it has no stages."""
+        raise UsageError("deep_plain is no backbone: all of its layers are of one resolution")
 
     def auxiliary_heads(self) -> dict[str, str]:
         """None."""

@@ -10,6 +10,7 @@ from flax import linen as nn
 
 from repvgg_jax.blocks import module_type
 from repvgg_jax.blocks.mobileone import MobileOneBlock
+from repvgg_jax.errors import UsageError
 from repvgg_jax.nets.chain import Chain, check_whole
 
 SE_BLOCKS = 5  # pairs of the last stage but one that have squeeze-and-excite, where the net has it
@@ -33,6 +34,8 @@ class MobileOne(Chain):
         """`stage1_block0_depthwise`, `stage1_block0_pointwise`, ... after `stage0_block0`."""
         self.check_stages()
         check_whole("se_reduction", self.se_reduction)
+        if self.se_reduction and min(self.widths[-2:]) < self.se_reduction:
+            raise UsageError(f"widths {self.widths}: none below se_reduction={self.se_reduction}")
         plan: dict[str, dict[str, Any]] = {}
         reads = None
         for stage, (depth, width) in enumerate(zip(self.depths, self.widths, strict=True)):
