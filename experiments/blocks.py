@@ -153,7 +153,7 @@ def table(rows: dict[str, dict[str, Any]], device: str) -> str:
         "of 32x32, float32; the median of five pairs). Digits: test top-1 after the quickstart's "
         "40 epochs, one seed, so that differences of a percent mean nothing.",
         "",
-        f"Measured on {device} by `python -m experiments.blocks`, the cores shared with other work.",
+        f"Measured on {device}, shared with other work, by `python -m experiments.blocks`.",
         "",
     ]
     return "\n".join(lines)
