@@ -13,9 +13,10 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from repvgg_jax.config import unknown_field
-from repvgg_jax.errors import RunError, UsageError
+from repvgg_jax.errors import RunError, Stopped, UsageError
 from repvgg_jax.exchange import run_import, run_to_torch
 from repvgg_jax.modes import MODES
+from repvgg_jax.runtime import join_processes, leaving_at_once, make_deterministic
 
 FLAGS = flags.FLAGS
 CONFIG = config_flags.DEFINE_config_file("config", help_string="a file of configs/, or your own")
@@ -23,6 +24,9 @@ MODE = flags.DEFINE_enum("mode", "train", [*MODES, "import", "to_torch"], "what 
 WORKDIR = flags.DEFINE_string("workdir", None, "of the run; runs/<name of the config> by default")
 WEIGHTS = flags.DEFINE_string("weights", None, "file that import reads and to_torch writes")
 LAYOUT = flags.DEFINE_enum("layout", "official", ["official", "timm"], "names of to_torch")
+COORDINATOR = flags.DEFINE_string("coordinator", None, "host:port of process 0, of several")
+NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "processes of the run")
+PROCESS_INDEX = flags.DEFINE_integer("process_index", None, "of this process, from 0 on")
 FUSED = flags.DEFINE_bool("fused", False, "to_torch: the fused weights")
 
 
@@ -74,20 +78,31 @@ def fail(error: RunError) -> NoReturn:
     sys.exit(error.exit_code)
 
 
+def run_mode() -> None:
+    """What `--mode` says."""
+    if MODE.value == "import":
+        run_import(CONFIG.value, workdir(), WEIGHTS.value)
+    elif MODE.value == "to_torch":
+        run_to_torch(workdir(), WEIGHTS.value, LAYOUT.value, FUSED.value)
+    else:
+        MODES[MODE.value](CONFIG.value, workdir())
+
+
 def main(argv: list[str]) -> None:
-    """Run the mode."""
+    """Run the mode, as one process of several where told so, and say how it ended."""
     logging.set_verbosity(logging.WARNING)
     try:
         if argv[1:]:
             raise UsageError(
                 f"{argv[1]!r} is no flag; write --config FILE and --config.field=value"
             )
-        if MODE.value == "import":
-            run_import(CONFIG.value, workdir(), WEIGHTS.value)
-        elif MODE.value == "to_torch":
-            run_to_torch(workdir(), WEIGHTS.value, LAYOUT.value, FUSED.value)
-        else:
-            MODES[MODE.value](CONFIG.value, workdir())
+        if CONFIG.value is not None and CONFIG.value.train.deterministic:
+            make_deterministic()
+        join_processes(COORDINATOR.value, NUM_PROCESSES.value, PROCESS_INDEX.value)
+        with leaving_at_once():
+            run_mode()
+    except Stopped as stop:
+        print(stop, file=sys.stderr)
     except RunError as error:
         fail(error)
     except KeyboardInterrupt:

@@ -9,7 +9,7 @@ from ml_collections.config_dict import placeholder
 
 def get_config() -> ConfigDict:
     config = ConfigDict()
-    config.seed = 0  # of initialisation, sampling and augmentation
+    config.seed = 0  # of initialisation, and of data.seed and data.augmentation_seed unless given
     config.init_from = placeholder(str)  # workdir of a run to start from, the head anew if need be
 
     config.model = model = ConfigDict()
@@ -28,6 +28,12 @@ def get_config() -> ConfigDict:
     model.width = placeholder(int)  # their channels; 32
     model.activation = placeholder(str)  # tanh (its own), relu, leaky_relu
     model.initializer = placeholder(str)  # delta_orthogonal (its own), he, default
+    # Images, following each other in the batch, that a BatchNorm's statistics are taken over in
+    # training; the whole batch over all devices unless given. The paper's is 32, a GPU's share.
+    model.bn_group_size = placeholder(int)
+    # What a block keeps for its gradient, the rest being computed again to save memory: "nothing",
+    # "convolutions" (not what BatchNorms make of them); everything unless given.
+    model.remat = placeholder(str)
     model.frozen = placeholder(tuple)  # expressions of blocks that don't train: ("stage[0-2]_.*",)
     model.dtype = "float32"  # compute type; parameters and statistics are always float32
 
@@ -44,12 +50,24 @@ def get_config() -> ConfigDict:
     data.std = (0.229, 0.224, 0.225)
     data.skip_corrupt = False  # count and skip images that cannot be decoded, or stop at the first
     data.workers = 4  # threads that decode, a process
+    data.seed = placeholder(int)  # of the order of the images; config.seed
+    data.augmentation_seed = placeholder(int)  # of crops, policies and mixing; config.seed
+
+    config.mesh = mesh = ConfigDict()  # of all devices; -1 is what the other leaves
+    mesh.data = -1  # batches are split over both axes
+    mesh.fsdp = 1  # parameters and the optimizer's state are split over this one
+    mesh.min_size = 2**16  # numbers in an array, below which it is copied rather than split
 
     config.train = train = ConfigDict()
     train.epochs = 120.0
     train.steps = placeholder(int)  # in place of epochs
     train.batch_size = 256  # over all devices, as is evaluation's
     train.eval_batch_size = 256
+    train.accumulate = 1  # microbatches that a batch is taken in, to save memory
+    train.mixup = 0.0  # (alpha of the Beta distribution; 0 for none)
+    train.cutmix = 0.0  # (alpha of the Beta distribution; 0 for none)
+    train.deterministic = False  # repeat bit for bit on GPUs too, which costs speed there
+    train.deadline = placeholder(float)  # seconds from the start; the run saves and stops in time
     train.eval_every = placeholder(int)  # steps; once an epoch
     train.checkpoint_every = 1000  # steps; one is also written after each evaluation
     train.keep = 2  # latest checkpoints; the one of the best top-1 is kept besides

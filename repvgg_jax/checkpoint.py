@@ -7,13 +7,16 @@ A step's folder holds three items: `variables` (params and batch_stats, all that
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
+from absl import logging
 from flax import linen as nn
 from jax.sharding import SingleDeviceSharding
 
@@ -21,9 +24,10 @@ from repvgg_jax.averages import Averaged
 from repvgg_jax.blocks import FusedConv
 from repvgg_jax.certificate import FILE, check
 from repvgg_jax.config import make_net, read_config
-from repvgg_jax.errors import UsageError
+from repvgg_jax.errors import DamagedError, RunError, UsageError
 from repvgg_jax.nets import init
 from repvgg_jax.records import write_json
+from repvgg_jax.runtime import all_processes, primary, sync_processes
 
 Variables = Mapping[str, Any]
 FUSED = "fused"  # the folder of a workdir that holds the fused pair's variables
@@ -40,7 +44,11 @@ def open_manager(workdir: Path, keep: int) -> ocp.CheckpointManager:
             keep_checkpoints_without_metrics=False,
         ),
     ]
-    return _manager(workdir, preservation_policy=policies.AnyPreservationPolicy(preserve))
+    return _manager(
+        workdir,
+        preservation_policy=policies.AnyPreservationPolicy(preserve),
+        cleanup_tmp_directories=True,  # which a process left that died while it saved
+    )
 
 
 def _manager(workdir: Path, **options: Any) -> ocp.CheckpointManager:
@@ -72,17 +80,38 @@ def save(
       metrics: with a `top1`, where the net was just evaluated.
 
     Raises:
-      whatever an earlier asynchronous save failed with.
+      RunError: where it cannot be written, or the one before could not.
     """
-    manager.save(
-        position["step"],
-        args=ocp.args.Composite(
-            variables=ocp.args.StandardSave(_as_dicts(variables)),
-            optimizer=ocp.args.StandardSave(optimizer),
-            position=ocp.args.JsonSave(dict(position)),
-        ),
-        metrics=dict(metrics) if metrics else None,
-    )
+    with _writing(manager):
+        manager.save(
+            position["step"],
+            args=ocp.args.Composite(
+                variables=ocp.args.StandardSave(_as_dicts(variables)),
+                optimizer=ocp.args.StandardSave(optimizer),
+                position=ocp.args.JsonSave(dict(position)),
+            ),
+            metrics=dict(metrics) if metrics else None,
+        )
+
+
+def check_saved(manager: ocp.CheckpointManager, wait: bool = False) -> None:
+    """Raises RunError where a save that was started has failed; waits for it to end if asked."""
+    with _writing(manager):
+        manager.wait_until_finished() if wait else manager.check_for_errors()
+
+
+@contextmanager
+def _writing(manager: ocp.CheckpointManager) -> Iterator[None]:
+    """Names what could not be written, and what is still good."""
+    try:
+        yield
+    except Exception as error:  # Orbax and TensorStore raise a dozen types
+        found = steps(Path(manager.directory).parent)
+        good = f"{manager.directory}/{found[-1]}" if found else "none was written yet"
+        raise RunError(
+            f"a checkpoint could not be written to {manager.directory} ({_reason(error)}); "
+            f"last good checkpoint: {good}"
+        ) from error
 
 
 def restore(
@@ -112,6 +141,51 @@ def restore(
     return restored.variables, restored.optimizer, restored.position
 
 
+def restore_latest(
+    manager: ocp.CheckpointManager, variables: Variables, optimizer: Mapping[str, Any]
+) -> tuple[Variables, Mapping[str, Any], dict[str, int]] | None:
+    """The newest checkpoint that can be read, as `restore` gives it; None where there is none.
+
+    Damaged ones that are newer are moved to `<workdir>/damaged`, with a warning that names them.
+
+    Raises:
+      UsageError: where there are checkpoints, and none can be read or they are another net's.
+    """
+    found = sorted(manager.all_steps(), reverse=True)
+    if not found:
+        return None
+    step, restored = _newest(found, lambda step: restore(manager, variables, optimizer, step))
+    damaged = [other for other in found if other > step]
+    if damaged and primary():
+        directory = Path(manager.directory)
+        aside = directory.parent / "damaged"
+        aside.mkdir(exist_ok=True)
+        for other in damaged:
+            shutil.rmtree(aside / str(other), ignore_errors=True)
+            (directory / str(other)).rename(aside / str(other))
+    if damaged:
+        sync_processes("damaged checkpoints moved")
+        manager.reload()
+    return restored
+
+
+def _newest(found: list[int], read: Callable[[int], Any]) -> tuple[int, Any]:
+    """The first of the steps that all processes can read, and what was read."""
+    for step, before in zip(found, [*found[1:], None], strict=True):
+        error = None
+        try:
+            restored = read(step)
+        except DamagedError as damage:
+            error = damage
+        if all_processes(error is None):
+            return step, restored
+        error = error or DamagedError(f"the checkpoint of step {step} is damaged for a process")
+        if before is None:
+            raise error
+        logging.warning("%s; going on from step %d", error, before)
+    raise AssertionError("no step was given")
+
+
 def steps(workdir: Path) -> list[int]:
     """The steps that a workdir has complete checkpoints of, ascending."""
     directory = (Path(workdir) / "checkpoints").absolute()
@@ -136,10 +210,11 @@ def load(
     Args:
       workdir: of a run.
       fused: the fused pair, which `--mode=train` ends with and `--mode=fuse` writes.
-      step: of the checkpoint; the latest by default. Not with `fused`.
+      step: of the checkpoint; the latest that can be read by default, with a warning that names
+        damaged ones. Not with `fused`.
 
     Raises:
-      UsageError: where there is no run, no such checkpoint, or a damaged one.
+      UsageError: where there is no run, or no such checkpoint that can be read.
     """
     workdir = Path(workdir).absolute()
     config = read_config(workdir)
@@ -151,11 +226,14 @@ def load(
     directory, found = workdir / "checkpoints", steps(workdir)
     if not found:
         raise UsageError(f"no checkpoint under {directory}; `--mode=train` writes them")
-    step = found[-1] if step is None else step
-    if step not in found:
+    if step is not None and step not in found:
         raise UsageError(f"no checkpoint of step {step} under {directory}; there are {found}")
+    wanted = ocp.args.StandardRestore(_abstract(net))
     with _manager(workdir, read_only=True) as manager:
-        restored = _restore(manager, step, variables=ocp.args.StandardRestore(_abstract(net)))
+        _, restored = _newest(
+            found[::-1] if step is None else [step],
+            lambda step: _restore(manager, step, variables=wanted),
+        )
     variables = restored.variables
     if config.optim.ema_decay > 0:
         variables = {name: Averaged(tree) for name, tree in variables.items()}
@@ -168,8 +246,12 @@ def _as_dicts(variables: Variables) -> dict[str, Any]:
 
 
 def save_fused(workdir: Path, variables: Variables, certificate: Mapping[str, Any]) -> None:
-    """Write a fused net's variables, and beside them their certificate, where `load` finds them."""
-    write_json(Path(workdir) / FILE, certificate)
+    """Write a fused net's variables, and beside them their certificate, where `load` finds them.
+
+    With several processes the variables are arrays of all of them (`sharding.replicate`).
+    """
+    if primary():
+        write_json(Path(workdir) / FILE, certificate)
     with ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save(Path(workdir).absolute() / FUSED, variables, force=True)
 
@@ -223,10 +305,13 @@ def _read(where: Path, read: Callable[[], Any]) -> Any:
     try:
         return read()
     except Exception as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0].split(". See full")[0]
-        raise UsageError(
-            f"the checkpoint {where} cannot be read ({reason[:200]}); remove it to use another"
+        raise DamagedError(
+            f"the checkpoint {where} cannot be read ({_reason(error)}); remove it to use another"
         ) from error
+
+
+def _reason(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0].split(". See full")[0][:200]
 
 
 def _check_same(where: Path, expected: Any, metadata: Any) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
-import os
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 import optax
 from absl import logging
 from flax import linen as nn
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from repvgg_jax import optim
@@ -21,6 +21,8 @@ from repvgg_jax.data import Source, Transform, load_source
 from repvgg_jax.errors import UsageError
 from repvgg_jax.nets import create
 from repvgg_jax.records import write_json
+from repvgg_jax.runtime import primary, sync_processes
+from repvgg_jax.sharding import check_divides, make_mesh
 
 # Where a run's data lie, how often it speaks and what it keeps: not what it computes.
 _NOT_IDENTITY = {
@@ -34,6 +36,12 @@ _NOT_IDENTITY = {
     "train.log_every",
     "fuse.verify_images",
     "fuse.tolerance",
+    "mesh.data",
+    "mesh.fsdp",
+    "mesh.min_size",
+    "model.remat",
+    "train.deadline",
+    "train.deterministic",
 }
 
 
@@ -97,10 +105,17 @@ _BOUNDS = {
     "data.image_size": (1, None),
     "data.padding": (0, None),
     "data.workers": (0, None),
+    "data.seed": (0, None),
+    "data.augmentation_seed": (0, None),
+    "mesh.min_size": (0, None),
     "train.epochs": (0, 1e9),
     "train.steps": (1, None),
     "train.batch_size": (1, None),
     "train.eval_batch_size": (1, None),
+    "train.accumulate": (1, None),
+    "train.mixup": (0, None),
+    "train.cutmix": (0, None),
+    "train.deadline": (0, None),
     "train.eval_every": (1, None),
     "train.checkpoint_every": (1, None),
     "train.keep": (1, None),
@@ -143,19 +158,20 @@ def check_values(config: ConfigDict) -> None:
 
 
 def make_workdir(config: ConfigDict, workdir: Path) -> None:
-    """Make a run's folder, and write the config there.
+    """Make a run's folder, and write the config there; one process does, and the others wait.
 
     Raises:
       UsageError: where the folder cannot be made or written to.
     """
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        writable = os.access(workdir, os.W_OK)
-    except OSError as error:
-        raise UsageError(f"--workdir={workdir} cannot be made: {error.strerror}") from None
-    if not writable:
-        raise UsageError(f"--workdir={workdir} cannot be written to; name another folder")
-    write_json(workdir / "config.json", plain(config))
+    if primary():
+        try:
+            workdir.mkdir(parents=True, exist_ok=True)
+            write_json(workdir / "config.json", plain(config))
+        except OSError as error:
+            raise UsageError(
+                f"--workdir={workdir} cannot be written to ({error.strerror}); name another folder"
+            ) from None
+    sync_processes("workdir made")
 
 
 def read_config(workdir: Path) -> ConfigDict:
@@ -173,7 +189,7 @@ def read_config(workdir: Path) -> ConfigDict:
         raise UsageError(f"no run in {workdir}: {path} does not exist") from None
     except ValueError as error:
         raise UsageError(f"{path} is not a config: {error}") from None
-    missing = {"model", "data", "train", "optim", "fuse"} - set(tree)
+    missing = {"model", "data", "mesh", "train", "optim", "fuse"} - set(tree)
     if missing:
         raise UsageError(f"{path} is not a config of ours: it lacks {', '.join(sorted(missing))}")
     if missing := _BOUNDS.keys() - dict(flat(tree)):
@@ -193,6 +209,20 @@ def unknown_field(config: ConfigDict, overrides: list[str]) -> str | None:
             close = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
             return f"--config.{name}: no such field; did you mean {', '.join(close) or 'another'}?"
     return None
+
+
+def config_mesh(config: ConfigDict) -> Mesh:
+    """The devices as `config.mesh` has them, which must split the config's batches."""
+    mesh = make_mesh(config.mesh.data, config.mesh.fsdp)
+    accumulate, group = config.train.accumulate, config.model.bn_group_size or 1
+    check_divides("train.batch_size", config.train.batch_size, mesh, accumulate)
+    check_divides("train.eval_batch_size", config.train.eval_batch_size, mesh)
+    if config.train.batch_size % (accumulate * group):
+        raise UsageError(
+            f"model.bn_group_size={group}: must divide train.batch_size / train.accumulate = "
+            f"{config.train.batch_size} / {accumulate}"
+        )
+    return mesh
 
 
 def make_net(config: ConfigDict) -> nn.Module:
@@ -227,6 +257,17 @@ def make_transform(config: ConfigDict) -> Transform:
     """What happens to an image between its source and the device."""
     data = config.data
     return Transform(data.augmentation, data.image_size, data.resize, data.padding, data.flip)
+
+
+def data_seed(config: ConfigDict) -> int:
+    """Of the order of the images."""
+    return config.seed if config.data.seed is None else config.data.seed
+
+
+def augmentation_seed(config: ConfigDict) -> int:
+    """Of crops, policies and mixing."""
+    given = config.data.augmentation_seed
+    return config.seed if given is None else given
 
 
 def total_steps(config: ConfigDict, train_size: int) -> int:

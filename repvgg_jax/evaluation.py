@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any
 
@@ -20,7 +20,7 @@ from repvgg_jax.averages import check_pair
 from repvgg_jax.config import make_source, make_transform
 from repvgg_jax.data import IMAGENET_MEAN, IMAGENET_STD, eval_batches, normalize
 from repvgg_jax.errors import RunError
-from repvgg_jax.sharding import replicated, shard_batch
+from repvgg_jax.sharding import replicate, shard_batch
 
 Batch = Mapping[str, Any]
 Metrics = dict[str, Any]
@@ -65,6 +65,7 @@ def evaluate(
     mesh: Mesh | None = None,
     mean: tuple[float, ...] = IMAGENET_MEAN,
     std: tuple[float, ...] = IMAGENET_STD,
+    after_batch: Callable[[], None] | None = None,
 ) -> dict[str, float]:
     """Accuracy over all examples of the batches, each counted once.
 
@@ -73,6 +74,7 @@ def evaluate(
       batches: `image`, `label`, and a `mask` of 0 where an example only fills the batch.
       mesh: to split the batches over; the default device without one.
       mean, std: of [0, 1] RGB, for uint8 images.
+      after_batch: called after each batch; what it raises ends the evaluation.
 
     Returns:
       `top1` and `top5` (shares), `loss` (nats an image), `count` (images).
@@ -82,14 +84,16 @@ def evaluate(
       RunError: where the batches hold no example.
     """
     check_pair(variables)
-    if mesh:  # variables from `load` lie on one device
-        variables = jax.device_put(variables, replicated(mesh))
+    if mesh:  # those of `load` lie on one device, and training may have split them
+        variables = replicate(variables, mesh)
     sums = []
     for batch in batches:
         batch = shard_batch(batch, mesh) if mesh else batch
         sums.append(eval_step(net, variables, batch, mean=mean, std=std))
         # One batch ahead of the device at most, or a fast source would fill its memory.
         sums[-2:-1] = jax.device_get(sums[-2:-1])
+        if after_batch:
+            after_batch()
     # Summed on the host: float32 stops counting single images at 16.8 million.
     total = {
         name: float(np.sum([row[name] for row in jax.device_get(sums)], dtype=np.float64))
@@ -116,11 +120,20 @@ class Evaluation:
             workers=data.workers,
         )
 
-    def __call__(self, net: nn.Module, variables: Any) -> dict[str, float]:
+    def __call__(
+        self, net: nn.Module, variables: Any, after_batch: Callable[[], None] | None = None
+    ) -> dict[str, float]:
         """Metrics over all of the split, each process reading its share."""
         process = {"process_index": jax.process_index(), "process_count": jax.process_count()}
-        batches = self._batches(**process)
-        return evaluate(net, variables, batches, mesh=self.mesh, mean=self.mean, std=self.std)
+        return evaluate(
+            net,
+            variables,
+            self._batches(**process),
+            mesh=self.mesh,
+            mean=self.mean,
+            std=self.std,
+            after_batch=after_batch,
+        )
 
     def images(self, count: int) -> Float[Array, "count height width channels"]:
         """The first images of the split, as a net takes them."""

@@ -9,10 +9,17 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from repvgg_jax import checkpoint
-from repvgg_jax.config import check_values, check_workdir, make_net, make_optimizer, make_workdir
+from repvgg_jax.config import (
+    check_values,
+    check_workdir,
+    config_mesh,
+    data_seed,
+    make_net,
+    make_optimizer,
+    make_workdir,
+)
 from repvgg_jax.errors import UsageError
-from repvgg_jax.sharding import make_mesh
-from repvgg_jax.train import init_state
+from repvgg_jax.step import init_state
 from repvgg_jax.weights import from_torch, read_torch, save_torch, to_torch
 
 
@@ -36,12 +43,13 @@ def run_import(config: ConfigDict | None, workdir: Path, weights: str | None) ->
     # The state of the optimizer has the same form under any schedule.
     tx = make_optimizer(config, lambda step: jnp.float32(0))
     average = config.optim.ema_decay > 0
-    state = init_state(net, tx, make_mesh(), jax.random.key(config.seed), average)
+    state = init_state(net, tx, config_mesh(config), jax.random.key(config.seed), average)
     state = state.starting_from(variables)
     make_workdir(config, workdir)
     with checkpoint.open_manager(workdir, config.train.keep) as manager:
-        position = {"seed": config.seed, "step": 0}
+        position = {"seed": data_seed(config), "step": 0}
         checkpoint.save(manager, state.variables, state.optimizer, position)
+        checkpoint.check_saved(manager, wait=True)
     print(f"{weights} is now the checkpoint of step 0 in {workdir}")
 
 

@@ -11,6 +11,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array, lax, random
 
+from repvgg_jax.errors import UsageError
+
 Dtype = Any
 
 BN_EPSILON = 1e-5
@@ -109,15 +111,64 @@ class IdentityConv(nn.Module):
         return x.astype(self.dtype) + y
 
 
-def batch_norm(train: bool, *, name: str, dtype: Dtype = jnp.float32) -> nn.BatchNorm:
-    """BatchNorm over batch and space; statistics in float32 whatever the compute type."""
-    return nn.BatchNorm(
-        use_running_average=not train,
-        momentum=BN_MOMENTUM,
-        epsilon=BN_EPSILON,
-        dtype=dtype,
-        name=name,
-    )
+class BatchNorm(nn.Module):
+    """gamma (x - mean) / sqrt(var + epsilon) + beta over images and space, in groups of images.
+
+    [batch, height, width, channels] in and out. In training the statistics are those of a group of
+    `group_size` images that follow each other in the batch, and the running ones move towards the
+    mean over groups of each group's mean and variance. As groups are parts of the batch, whatever
+    devices hold it, the number of devices changes nothing; groups that lie within a device need
+    nothing from the others. Statistics are float32 or wider whatever the compute type.
+
+    Attributes:
+      train: whether to use the batch's statistics, and move the running ones.
+      group_size: images; the whole batch by default.
+      dtype: of the output.
+
+    Raises:
+      UsageError: where the batch is no whole number of groups.
+    """
+
+    train: bool
+    group_size: int | None = None
+    dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        shape = (x.shape[-1],)
+        gamma = self.param("scale", nn.initializers.ones, shape, jnp.float32)
+        beta = self.param("bias", nn.initializers.zeros, shape, jnp.float32)
+        running_mean = self.variable("batch_stats", "mean", jnp.zeros, shape, jnp.float32)
+        running_var = self.variable("batch_stats", "var", jnp.ones, shape, jnp.float32)
+        if not self.train:
+            mean, var = running_mean.value, running_var.value
+            return self._normalize(x, mean, var, gamma, beta)
+        groups = self._groups(x)
+        wide = groups.astype(accumulation_dtype(x.dtype))
+        axes = tuple(range(1, wide.ndim - 1))
+        mean = wide.mean(axes, keepdims=True)
+        # One pass over x for both; rounding can take a constant channel's variance below zero.
+        var = jnp.maximum((wide**2).mean(axes, keepdims=True) - mean**2, 0.0)
+        if not self.is_initializing():
+            for running, value in ((running_mean, mean), (running_var, var)):
+                of_batch = value.reshape(-1, x.shape[-1]).mean(0)
+                moved = BN_MOMENTUM * running.value + (1 - BN_MOMENTUM) * of_batch
+                running.value = moved.astype(running.value.dtype)
+        return self._normalize(groups, mean, var, gamma, beta).reshape(x.shape)
+
+    def _groups(self, x: Array) -> Array:
+        """[groups, images of each, ...]."""
+        size = self.group_size or x.shape[0]
+        if x.shape[0] % size:
+            raise UsageError(
+                f"bn_group_size={size} does not divide {x.shape[0]} images into groups; take a "
+                "divisor of the batch, or of a microbatch where gradients are accumulated"
+            )
+        return x.reshape(x.shape[0] // size, size, *x.shape[1:])
+
+    def _normalize(self, x: Array, mean: Array, var: Array, gamma: Array, beta: Array) -> Array:
+        y = (x - mean) * (lax.rsqrt(var + BN_EPSILON) * gamma) + beta
+        return y.astype(self.dtype)
 
 
 def dense(features: int, fan_in: int, *, name: str, dtype: Dtype = jnp.float32) -> nn.Dense:

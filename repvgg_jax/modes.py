@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +16,16 @@ from ml_collections import ConfigDict
 from repvgg_jax import checkpoint
 from repvgg_jax.bench import count_macs, count_parameters
 from repvgg_jax.certificate import certify
-from repvgg_jax.config import check_values, config_hash, make_net, read_config
+from repvgg_jax.config import check_values, config_hash, config_mesh, make_net, read_config
 from repvgg_jax.errors import RunError, UsageError
 from repvgg_jax.evaluation import Evaluation
 from repvgg_jax.fuse import FusionReport, fuse, verify
 from repvgg_jax.nets import init
 from repvgg_jax.records import write_json
 from repvgg_jax.report import summary
-from repvgg_jax.sharding import check_divides, make_mesh
+from repvgg_jax.runtime import primary
+from repvgg_jax.sharding import local_copy, replicate
+from repvgg_jax.stopping import Stopping
 from repvgg_jax.train import train
 
 
@@ -30,18 +33,27 @@ def run_train(config: ConfigDict | None, workdir: Path) -> None:
     """The whole way: train, evaluate, fuse, prove the forms equal, evaluate again, report."""
     if config is None:
         raise UsageError("--mode=train needs --config, such as --config configs/quickstart.py")
+    check_values(config)
+    with Stopping(config.train.deadline) as stopping:
+        _train_and_fuse(config, workdir, stopping)
+
+
+def _train_and_fuse(config: ConfigDict, workdir: Path, stopping: Stopping) -> None:
     started, refusal = time.monotonic(), _refusal(make_net(config))
-    state, examples_per_second, seconds_before, skipped, evaluation, last = train(config, workdir)
-    net, variables = state.net, state.variables
+    trained = train(config, workdir, stopping)
+    net, evaluation = trained.state.net, trained.evaluation
+    mesh = evaluation.mesh
+    after_batch = partial(stopping.check, mesh)
+    variables = local_copy(trained.state.variables, mesh)
     forms = {"train_form": (net, variables)}
-    metrics = {"train_form": last or evaluation(net, variables)}
+    metrics = {"train_form": trained.metrics or evaluation(net, variables, after_batch)}
     proof = {}
     if refusal:
         _say(refusal)
     else:
         plain, fused, fusion = _fuse(config, workdir, evaluation, net, variables)
         forms["fused"] = plain, fused
-        metrics["fused"] = evaluation(plain, fused)
+        metrics["fused"] = evaluation(plain, fused, after_batch)
         proof["fusion"] = {
             "max_relative_error": fusion.max_relative_error,
             "top1_agreement": fusion.top1_agreement,
@@ -51,21 +63,26 @@ def run_train(config: ConfigDict | None, workdir: Path) -> None:
         "model": ", block ".join(filter(None, (config.model.name, config.model.block))),
         "config_hash": config_hash(config),
         "device": f"{jax.devices()[0].device_kind} x{jax.device_count()}",
-        "steps": int(state.step),
-        "examples_per_second": examples_per_second or _earlier(workdir, "examples_per_second"),
+        "steps": int(trained.state.step),
+        "examples_per_second": trained.examples_per_second
+        or _earlier(workdir, "examples_per_second"),
+        "waiting_for_data": trained.waiting
+        if trained.waiting is not None
+        else _earlier(workdir, "waiting_for_data"),
         **{name: _each(metrics, name) for name in ("top1", "top5", "loss")},
         "eval_count": metrics["train_form"]["count"],
-        "skipped": skipped,
+        "skipped": trained.skipped,
         **proof,
         "params": {form: count_parameters(tree) for form, (_, tree) in forms.items()},
         "macs": {
             form: count_macs(module, tree, config.data.image_size)
             for form, (module, tree) in forms.items()
         },
-        "wall_seconds": seconds_before + time.monotonic() - started,
+        "wall_seconds": trained.seconds_before + time.monotonic() - started,
     }
-    write_json(workdir / "report.json", report)
-    _say(summary(report))
+    if primary():
+        write_json(workdir / "report.json", report)
+        print(summary(report))
 
 
 def run_eval(config: ConfigDict | None, workdir: Path) -> None:
@@ -130,22 +147,21 @@ def _fuse(
         step=checkpoint.steps(workdir)[-1],
         config_hash=config_hash(read_config(workdir)),
     )
-    checkpoint.save_fused(workdir, fused, certificate)
+    checkpoint.save_fused(workdir, replicate(fused, evaluation.mesh), certificate)
     return plain, fused, fusion
 
 
 def _evaluation(config: ConfigDict | None, workdir: Path) -> Evaluation:
     """Of the config given, or else of the one that the run was started with."""
-    config, mesh = config or read_config(workdir), make_mesh()
+    config = config or read_config(workdir)
     check_values(config)
-    check_divides("train.eval_batch_size", config.train.eval_batch_size, mesh)
-    return Evaluation(config, mesh)
+    return Evaluation(config, config_mesh(config))
 
 
 def _earlier(workdir: Path, field: str) -> Any:
     """A field of the report that a finished run already has; None where there is none."""
     path = workdir / "report.json"
-    return json.loads(path.read_text())[field] if path.exists() else None
+    return json.loads(path.read_text()).get(field) if path.exists() else None
 
 
 def _each(metrics: dict[str, dict[str, float]], name: str) -> dict[str, float]:
@@ -153,5 +169,5 @@ def _each(metrics: dict[str, dict[str, float]], name: str) -> dict[str, float]:
 
 
 def _say(text: str) -> None:
-    if jax.process_index() == 0:
+    if primary():
         print(text)

@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 
 import repvgg_jax as rj
 from configs import quickstart
-from repvgg_jax import checkpoint, optim, sharding, train
+from repvgg_jax import checkpoint, feed, optim, sharding, train
 from repvgg_jax.errors import RunError
 from repvgg_jax.records import read_metrics
 
@@ -125,7 +125,7 @@ def test_two_steps_and_two_more_are_four_bit_for_bit(tmp_path):
         pass
 
     taken = 0
-    original = train.shard_batch
+    original = feed.shard_batch
 
     def dies_after_three(batch, mesh):
         nonlocal taken
@@ -135,7 +135,7 @@ def test_two_steps_and_two_more_are_four_bit_for_bit(tmp_path):
         return original(batch, mesh)
 
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KilledError):
-        patch.setattr(train, "shard_batch", dies_after_three)
+        patch.setattr(feed, "shard_batch", dies_after_three)
         train.train(tiny_config(), tmp_path / "resumed")
     assert checkpoint.steps(tmp_path / "resumed") == [2]
     resumed = train.train(tiny_config(), tmp_path / "resumed").state

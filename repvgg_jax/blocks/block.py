@@ -12,7 +12,7 @@ from jax import Array
 
 from repvgg_jax.affine import Affine, fold_bn
 from repvgg_jax.errors import UsageError
-from repvgg_jax.layers import Dtype, batch_norm, conv, convolve
+from repvgg_jax.layers import BatchNorm, Dtype, conv, convolve
 
 
 class Block(nn.Module):
@@ -27,6 +27,7 @@ class Block(nn.Module):
       kernel_size: its side, odd.
       dilation: pixels between its taps.
       dtype: compute type; parameters and statistics are float32.
+      bn_group_size: images that a BatchNorm's statistics are taken over in training; all.
 
     Raises:
       UsageError: for an even kernel size, which has no centre.
@@ -38,6 +39,7 @@ class Block(nn.Module):
     kernel_size: int = 3
     dilation: int = 1
     dtype: Dtype = jnp.float32
+    bn_group_size: int | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.kernel_size, int) or self.kernel_size % 2 != 1:
@@ -74,7 +76,7 @@ class Block(nn.Module):
 
     def norm_of(self, x: Array, suffix: str, train: bool) -> Array:
         """BatchNorm."""
-        return batch_norm(train, dtype=self.dtype, name=f"bn{suffix}")(x)
+        return BatchNorm(train, self.bn_group_size, self.dtype, name=f"bn{suffix}")(x)
 
     def conv_bn(self, x: Array, suffix: str, size: int | tuple[int, int], train: bool) -> Array:
         """A branch: `conv<suffix>`, then `bn<suffix>`."""

@@ -22,7 +22,7 @@ _VARIANTS = repvgg.VARIANTS | mobileone.VARIANTS | residual.VARIANTS | deep_plai
 NETS: dict[str, Callable[..., nn.Module]] = dict(sorted(_VARIANTS.items()))
 
 # What a net's plan says of a block, and what Flax adds to every Module: not for `create` to set.
-_PLANNED = {"features", "strides", "groups", "kernel_size", "dilation", "dtype"}
+_PLANNED = {"features", "strides", "groups", "kernel_size", "dilation", "dtype", "bn_group_size"}
 _PLANNED |= {"parent", "name"}
 
 

@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array
@@ -13,6 +14,15 @@ from jax import Array
 from repvgg_jax.blocks import RepVGGBlock
 from repvgg_jax.errors import UsageError
 from repvgg_jax.layers import Dtype, SqueezeExcite, accumulation_dtype, dense
+
+
+def _convolutions(primitive: Any, *_: Any, **__: Any) -> bool:
+    """Keeps what is dear to compute again, and lets go of what BatchNorms make of it."""
+    return primitive.name in ("conv_general_dilated", "dot_general")
+
+
+# Policies of rematerialisation: what is kept of the inside of a block between the passes.
+REMAT = {"nothing": jax.checkpoint_policies.nothing_saveable, "convolutions": _convolutions}
 
 
 class FeatureInfo(NamedTuple):
@@ -43,6 +53,9 @@ class Chain(nn.Module):
         the optimizer's rate rules keep their parameters.
       block: makes a block from the hyper-parameters in `plan()`.
       dtype: compute type; parameters, statistics, the final mean and the head stay float32.
+      bn_group_size: images that a BatchNorm's statistics are taken over in training, whatever the
+        devices; the whole batch by default. The paper's is 32, a GPU's share of 256.
+      remat: what a block keeps for its gradient: one of `REMAT`, the rest being computed again.
     """
 
     depths: tuple[int, ...]
@@ -52,6 +65,8 @@ class Chain(nn.Module):
     frozen: tuple[str, ...] = ()
     block: Callable[..., nn.Module] = RepVGGBlock
     dtype: Dtype = jnp.float32
+    bn_group_size: int | None = None
+    remat: str | None = None
 
     def plan(self) -> dict[str, dict[str, Any]]:
         """Name -> hyper-parameters of every block, `stage3_block5` being the sixth of stage 3.
@@ -85,7 +100,9 @@ class Chain(nn.Module):
 
     def make_block(self, name: str, spec: dict[str, Any]) -> nn.Module:
         """The block that an entry of the plan describes, unbound."""
-        return self.block(**spec, parent=None)
+        # Left out where unset, so that a block without BatchNorm need not know the word.
+        norm = {} if self.bn_group_size is None else {"bn_group_size": self.bn_group_size}
+        return self.block(**spec, **norm, parent=None)
 
     def stage_strides(self) -> list[int]:
         """The stride of each stage."""
@@ -139,7 +156,10 @@ class Chain(nn.Module):
     def run_block(self, block: nn.Module, name: str, x: Array, train: bool) -> Array:
         """An unbound block as a submodule of this net."""
         moves = train and name not in self.frozen_blocks()
-        return block.clone(parent=self, name=name)(x, moves)
+        block = block.clone(parent=self, name=name)
+        if not train or self.remat is None:
+            return block(x, moves)
+        return nn.remat(lambda block, x: block(x, moves), policy=REMAT[self.remat])(block, x)
 
     def after_block(self, x: Array, name: str, train: bool) -> None:
         """What training hangs onto a block's activated output; nothing here."""
@@ -182,6 +202,9 @@ class Chain(nn.Module):
                 "must be whole numbers from 1 on"
             )
         check_whole("num_classes", self.num_classes)
+        check_whole("bn_group_size", self.bn_group_size)
+        if self.remat is not None and self.remat not in REMAT:
+            raise UsageError(f"remat={self.remat!r}: one of {', '.join(REMAT)}")
         if not isinstance(self.frozen, tuple | list) or not all(
             isinstance(pattern, str) for pattern in self.frozen
         ):

@@ -11,7 +11,7 @@ from jax import Array
 
 from repvgg_jax.blocks import FusedConv, module_type
 from repvgg_jax.errors import UsageError
-from repvgg_jax.layers import Dtype, accumulation_dtype, batch_norm, conv, dense
+from repvgg_jax.layers import BatchNorm, Dtype, accumulation_dtype, conv, dense
 from repvgg_jax.nets.chain import Chain, check_whole
 
 AUXILIARY_HEAD = "aux_"  # what names of auxiliary heads start with
@@ -23,12 +23,14 @@ class AuxiliaryHead(nn.Module):
 
     num_classes: int
     dtype: Dtype = jnp.float32
+    bn_group_size: int | None = None
 
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
         channels, wide = x.shape[-1], accumulation_dtype(self.dtype)
         x = conv(channels, 3, strides=2, dtype=self.dtype, name="conv")(x)
-        x = nn.relu(batch_norm(train, dtype=self.dtype, name="bn")(x)).mean((1, 2), dtype=wide)
+        x = nn.relu(BatchNorm(train, self.bn_group_size, self.dtype, name="bn")(x))
+        x = x.mean((1, 2), dtype=wide)
         return dense(self.num_classes, channels, dtype=wide, name="fc")(x)
 
 
@@ -157,7 +159,9 @@ class RepVGGPlus(RepVGG):
         """An auxiliary head, whose logits training finds in the collection `auxiliary`."""
         head = self.auxiliary_heads().get(name)
         if head and (train or self.is_initializing()):
-            logits = AuxiliaryHead(self.num_classes, self.dtype, name=head)(x, train)
+            logits = AuxiliaryHead(self.num_classes, self.dtype, self.bn_group_size, name=head)(
+                x, train
+            )
             if train:
                 self.sow(AUXILIARY, f"{head}_logits", logits)
 
