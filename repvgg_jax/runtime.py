@@ -97,12 +97,11 @@ def leaving_at_once() -> Iterator[None]:
         if isinstance(error, RunError):
             said, code = str(error), error.exit_code
         else:
-            reason = " ".join(str(error).split())[:300]
-            said = (
-                f"{type(error).__name__}: {reason}; where this tells of a connection, another "
-                "process has ended: see what that one said. The same command goes on from the "
-                "last checkpoint"
-            )
+            reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+            said = reason
+            if isinstance(error, jax.errors.JaxRuntimeError):
+                said = f"another process ended, so that this one cannot go on either ({reason})"
+            said += "; the same command goes on from the last checkpoint"
             code = RunError.exit_code
         print(f"error: process {jax.process_index()}: {said}", file=sys.stderr, flush=True)
         os._exit(code)

@@ -69,7 +69,7 @@ class Stopping:
             if self._reason is not None:
                 raise Stopped(self._reason)
         elif self._all_agree(mesh):
-            raise Stopped(self._reason or "another process was told to stop")
+            raise Stopped(self._reason or "another process")
 
     def _all_agree(self, mesh: Mesh) -> bool:
         """Whether any process wanted to stop at the call before, the same on all of them."""

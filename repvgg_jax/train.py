@@ -16,7 +16,8 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from repvgg_jax import checkpoint
-from repvgg_jax.blocks import BLOCKS
+from repvgg_jax.blocks import BLOCKS, module_type
+from repvgg_jax.blocks.csla import CSLABlock
 from repvgg_jax.config import (
     augmentation_seed,
     check_values,
@@ -42,7 +43,7 @@ from repvgg_jax.nets import init
 from repvgg_jax.records import METRICS_FILE, read_metrics
 from repvgg_jax.repoptimizer import scale_gradients, to_plain, with_scales
 from repvgg_jax.runtime import leaving_at_once, primary
-from repvgg_jax.step import TrainState, init_state, train_step
+from repvgg_jax.step import TrainState, abstract_state, init_state, train_step
 from repvgg_jax.stopping import Stopping
 from repvgg_jax.watch import Watch
 
@@ -92,7 +93,15 @@ def train(config: ConfigDict, workdir: Path, stopping: Stopping | None = None) -
     warn_if_fused(net)
     schedule, steps = make_schedule(config, len(source)), total_steps(config, len(source))
     evaluation = Evaluation(config, mesh)
-    state = _first_state(config, net, schedule, mesh, workdir)
+    tx, first = _optimizer(config, net, schedule)
+    average, min_size = config.optim.ema_decay > 0, config.mesh.min_size
+    state = abstract_state(net, tx, mesh, average, min_size)
+    if not checkpoint.steps(workdir):
+        state = init_state(net, tx, mesh, jax.random.key(config.seed), average, min_size)
+        if first is not None:
+            state = state.starting_from(first)
+        if config.init_from is not None:
+            state = _transferred(config.init_from, state)
     _train_batches(config, source, 0)  # for its checks
 
     make_workdir(config, workdir)
@@ -123,22 +132,6 @@ def train(config: ConfigDict, workdir: Path, stopping: Stopping | None = None) -
     skipped = {"train": len(source.skipped), "test": len(evaluation.source.skipped)}
     rate = monitor.examples_per_second or None
     return Trained(state, rate, loop.waiting, before, skipped, evaluation, result)
-
-
-def _first_state(
-    config: ConfigDict, net: nn.Module, schedule: optax.Schedule, mesh: Mesh, workdir: Path
-) -> TrainState:
-    """What a run starts from where its workdir has no checkpoint, and whose form those have."""
-    key, tx, start = jax.random.key(config.seed), make_optimizer(config, schedule), None
-    if config.optim.repoptimizer_from is not None:
-        tx, start = _repoptimizer(config, net, tx, key)
-    average = config.optim.ema_decay > 0
-    state = init_state(net, tx, mesh, key, average, config.mesh.min_size)
-    if start is not None:
-        state = state.starting_from(start)
-    if config.init_from is not None and not checkpoint.steps(workdir):
-        state = _transferred(config.init_from, state)
-    return state
 
 
 def _train_batches(config: ConfigDict, source: Source, start_step: int) -> Iterator[Batch]:
@@ -181,20 +174,31 @@ def jit_train_step(
     return jax.jit(step, donate_argnums=0, out_shardings=(shardings, None))
 
 
-def _repoptimizer(
-    config: ConfigDict, net: nn.Module, tx: optax.GradientTransformation, key: Array
-) -> tuple[optax.GradientTransformation, dict[str, Any]]:
-    """The optimizer with the branches of a searched run in it, and the weights to start from."""
-    workdir = config.optim.repoptimizer_from
+def _optimizer(
+    config: ConfigDict, net: nn.Module, schedule: optax.Schedule
+) -> tuple[optax.GradientTransformation, dict[str, Any] | None]:
+    """The optimizer; RepOptimizer's has a searched run's branches in it, and weights to start from.
+
+    Raises:
+      UsageError: where that run, or what else the config asks for, doesn't go with RepOptimizer.
+    """
+    tx, workdir = make_optimizer(config, schedule), config.optim.repoptimizer_from
+    if workdir is None:
+        return tx, None
     if net != net.clone(block=BLOCKS["plain"].block):
         raise UsageError("optim.repoptimizer_from trains a plain net: set model.block=plain")
     if config.optim.clip_norm is not None or config.optim.max_norm is not None:
         raise UsageError(
             "optim.clip_norm and max_norm break what optim.repoptimizer_from relies on; drop them"
         )
-    searched = checkpoint.load(workdir)[1]
+    source, searched = checkpoint.load(workdir)
+    if module_type(source.block) is not CSLABlock:
+        raise UsageError(
+            f"optim.repoptimizer_from={workdir}: its block is {module_type(source.block).__name__}"
+            "; it must be a run with model.block=csla, which has the scales"
+        )
     branches = net.clone(block=BLOCKS["csla"].block)
-    fresh = init(branches, key)
+    fresh = init(branches, jax.random.key(config.seed))
     transfer(fresh, searched)  # refuses another net's
     _, start = to_plain(branches, with_scales(branches, fresh, searched))
     return optax.chain(scale_gradients(branches, searched), tx), start
