@@ -22,7 +22,7 @@ from tests.test_train import tiny_config
 
 def config():
     """Small steps, an average, evaluations and checkpoints every moment."""
-    changes = {"train_steps": 600, "train_checkpoint_every": 15, "train_eval_every": 150}
+    changes = {"train_steps": 900, "train_checkpoint_every": 15, "train_eval_every": 150}
     return tiny_config(**changes, train_log_every=50, optim_ema_decay=0.9)
 
 
@@ -42,21 +42,20 @@ def start(workdir):
 
 
 def main(workdir, kills):
-    """Kills `kills` starts within the time that a whole run takes, then lets one end."""
+    """Kills starts of the run at moments spread over a sixth of a whole run, then lets one end."""
     rng, started = random.Random(0), time.monotonic()
-    pid = start(workdir.with_name("whole"))
-    assert os.waitpid(pid, 0)[1] == 0, "the undisturbed run failed"
-    whole, killed, ended = time.monotonic() - started, 0, 0
+    whole = start(workdir.with_name("whole"))
+    assert os.waitpid(whole, 0)[1] == 0, "the undisturbed run failed"
+    span, killed = (time.monotonic() - started) / 6, 0
     for _ in range(kills):
         pid = start(workdir)
-        time.sleep(rng.uniform(0.2, 0.4 * whole))
+        time.sleep(rng.uniform(0.02, 1) * span)
         os.kill(pid, signal.SIGKILL)
         status = os.waitpid(pid, 0)[1]
-        killed += os.WIFSIGNALED(status)
-        ended += not os.WIFSIGNALED(status)
-        assert os.WIFSIGNALED(status) or os.waitstatus_to_exitcode(status) == 0, "a start failed"
-    assert os.waitstatus_to_exitcode(os.waitpid(start(workdir), 0)[1]) == 0, "the last start failed"
-    print(f"killed {killed}, ended by themselves {ended}, whole run {whole:.1f} s")
+        assert status in (0, signal.SIGKILL), "a start failed by itself"
+        killed += status == signal.SIGKILL
+    assert os.waitpid(start(workdir), 0)[1] == 0, "the last start failed"
+    print(f"killed {killed}")
 
 
 if __name__ == "__main__":
