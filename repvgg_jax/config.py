@@ -25,6 +25,7 @@ from repvgg_jax.records import write_json
 # Where a run's data lie, how often it speaks and what it keeps: not what it computes.
 _NOT_IDENTITY = {
     "data.data_dir",
+    "data.manual_dir",
     "data.workers",
     "data.skip_corrupt",
     "train.eval_batch_size",
