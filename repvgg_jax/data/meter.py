@@ -71,5 +71,5 @@ class Meter:
     ) -> None:
         if self._bar is not None:
             self._bar.close()
-        elif kind is None:
-            self._line(time.monotonic())
+        elif kind is None and (now := time.monotonic()) - self._began >= 1:
+            self._line(now)

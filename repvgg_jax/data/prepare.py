@@ -139,7 +139,9 @@ def _builder(name: str, folder: Path) -> Any:
 
     dataset, _, config = name.partition(":")[0].partition("/")
     # It reads what it finds prepared in its folder: nothing, in that of the draft.
-    return tfds.builder_cls(dataset)(data_dir=os.fspath(folder), config=config or None)
+    return tfds.builder_cls(dataset)(
+        data_dir=os.fspath(folder), config=config or None, file_format="array_record"
+    )
 
 
 def _write(
@@ -184,7 +186,6 @@ def _describe_splits(draft: Draft, builder: Any, download_size: int, splits: Seq
         lengths, size = draft.lengths(split), draft.num_bytes(split)
         infos.append(SplitInfo(name=split, shard_lengths=lengths, num_bytes=size))
     info = builder.info
-    info.set_file_format("array_record")
     info.set_splits(SplitDict(infos))
     info.download_size = download_size
     info.write_to_directory(epath.Path(draft.folder))
