@@ -1,17 +1,12 @@
 """Data sets written from archives of the official form, read by stock TFDS and by us."""
 
-import contextlib
 import dataclasses
-import hashlib
-import http.server
 import io
+import json
 import os
-import re
 import signal
 import subprocess
 import sys
-import tarfile
-import threading
 import time
 from pathlib import Path
 
@@ -20,120 +15,20 @@ import pytest
 from PIL import Image
 
 from repvgg_jax.data import load_source
-from repvgg_jax.data.archives import Archive, download
+from repvgg_jax.data.archives import download
 from repvgg_jax.data.official import SETS
 from repvgg_jax.data.prepare import describe, find_prepared, prepare
 from repvgg_jax.data.shards import locked
 from repvgg_jax.errors import UsageError
+from tests.official_archives import (
+    CIFAR_NAMES,
+    make_cifar,
+    make_imagenet,
+    make_imagenette,
+    with_archives,
+)
 
 ROOT = Path(__file__).parent.parent
-CIFAR_NAMES = {
-    "cifar10": {"batches.meta.txt": [f"kind{i}" for i in range(10)]},
-    "cifar100": {
-        "coarse_label_names.txt": [f"coarse{i}" for i in range(20)],
-        "fine_label_names.txt": [f"fine{i}" for i in range(100)],
-    },
-}
-
-# --- Small archives of the official form ----------------------------------------------------------
-
-
-def photograph(seed, kind="JPEG", mode="RGB"):
-    pixels = np.random.default_rng(seed).integers(0, 256, (9 + seed % 5, 11, 3), np.uint8)
-    data = io.BytesIO()
-    Image.fromarray(pixels).convert(mode).save(data, kind)
-    return data.getvalue()
-
-
-def write_tar(path, members, mode="w"):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tarfile.open(path, mode) as tar:
-        for name, data in members:
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            tar.addfile(info, io.BytesIO(data))
-    return path
-
-
-def tar_bytes(members, path):
-    return write_tar(path, members).read_bytes()
-
-
-def describing(path, archive):
-    """What would be published if this were the official file."""
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return dataclasses.replace(archive, size=path.stat().st_size, checksum=f"sha256:{digest}")
-
-
-def with_archives(name, paths):
-    """The set `name`, whose archives are these files."""
-    archives = tuple(map(describing, paths, SETS[name].archives))
-    return {name: dataclasses.replace(SETS[name], archives=archives)}
-
-
-def make_cifar(folder, name="cifar10", rows=4):
-    """The archive, and its rows of labels and pixels by split."""
-    rng = np.random.default_rng(0)
-    labels = len(CIFAR_NAMES[name])
-    prefix, train, test = {
-        "cifar10": (
-            "cifar-10-batches-bin",
-            [f"data_batch_{i}.bin" for i in range(1, 6)],
-            "test_batch.bin",
-        ),
-        "cifar100": ("cifar-100-binary", ["train.bin"], "test.bin"),
-    }[name]
-    data = {file: rng.integers(0, 256, (rows, labels + 3072), np.uint8) for file in [*train, test]}
-    for table in data.values():
-        table[:, :labels] %= np.array([10] if labels == 1 else [20, 100], np.uint8)
-    members = [(f"{prefix}/{file}", table.tobytes()) for file, table in reversed(data.items())]
-    members += [
-        (f"{prefix}/{file}", ("\n".join(names) + "\n\n").encode())
-        for file, names in CIFAR_NAMES[name].items()
-    ]
-    path = write_tar(folder / SETS[name].archives[0].file_name, members, "w:gz")
-    return path, {"train": np.concatenate([data[file] for file in train]), "test": data[test]}
-
-
-def make_imagenette(folder, count=3):
-    import tensorflow_datasets as tfds
-
-    wnids = tfds.builder_cls("imagenette")(data_dir=folder / "none").info.features["label"].names
-    images = {
-        (split, wnid, f"{wnid}_{i}.JPEG"): photograph(100 * i + index)
-        for split in ("val", "train")
-        for index, wnid in enumerate(wnids)
-        for i in range(count if split == "train" else 1)
-    }
-    members = [(f"imagenette2-160/{'/'.join(where)}", data) for where, data in images.items()]
-    members.insert(3, ("imagenette2-160/noise.csv", b"no image"))
-    members.insert(5, ("imagenette2-160/train/n01440764/._n01440764_1.JPEG", b"no image"))
-    return write_tar(folder / "imagenette2-160.tgz", members, "w:gz"), images
-
-
-def make_imagenet(folder, classes=3, count=4):
-    """Two archives; one image is CMYK, one a PNG under the name of a JPEG."""
-    import tensorflow_datasets as tfds
-
-    builder = tfds.builder_cls("imagenet2012")(data_dir=folder / "none")
-    names = builder.info.features["label"].names[:classes]
-    train = {
-        wnid: [(f"{wnid}_{i}.JPEG", photograph(50 * label + i)) for i in range(count)]
-        for label, wnid in reversed(list(enumerate(names)))
-    }
-    train[names[0]][0] = (f"{names[0]}_0.JPEG", photograph(7, "JPEG", "CMYK"))
-    train[names[1]][0] = (f"{names[1]}_0.JPEG", photograph(8, "PNG"))
-    validation = [(f"ILSVRC2012_val_{i:08d}.JPEG", photograph(900 + i)) for i in (3, 1, 2)]
-    inner = folder / "inner.tar"
-    paths = [
-        write_tar(
-            folder / "ILSVRC2012_img_train.tar",
-            [(f"{wnid}.tar", tar_bytes(images, inner)) for wnid, images in train.items()],
-        ),
-        write_tar(folder / "ILSVRC2012_img_val.tar", validation),
-    ]
-    return paths, train, validation
 
 
 def stock(name, data_dir, split):
@@ -150,7 +45,11 @@ def content(folder):
     files = {path.name: path for path in folder.iterdir()}
     shards = {name: path for name, path in files.items() if "array_record" in name}
     splits = {name.partition(".")[0].partition("-")[2] for name in shards}
-    texts = {name: path.read_text() for name, path in files.items() if name not in shards}
+    texts = {
+        name: json.loads(path.read_text()) if path.suffix == ".json" else path.read_text()
+        for name, path in files.items()
+        if name not in shards
+    }
     return sorted(shards), texts, {split: list(stock(name, data_dir, split)) for split in splits}
 
 
@@ -271,7 +170,7 @@ def test_nothing_here_imports_tensorflow(tmp_path):
 SCRIPT = """
 import sys, time
 from pathlib import Path
-from tests.test_prepare import with_archives
+from tests.official_archives import with_archives
 from repvgg_jax.data import shards
 from repvgg_jax.data.prepare import prepare
 
@@ -345,6 +244,8 @@ def test_a_kill_between_the_names_of_the_shards_is_mended(tmp_path):
     command = [sys.executable, "-c", code, "cifar10", tmp_path / "killed", "0", path]
     assert subprocess.run(command, cwd=ROOT, timeout=60).returncode == -signal.SIGKILL
     assert not find_prepared("cifar10", tmp_path / "killed", sets=sets)
+    for stray in ("test-00003.part", ".progress.json.1.tmp"):  # as earlier kills may leave them
+        (tmp_path / "killed/cifar10/3.0.2.incomplete" / stray).write_text("half")
     assert content(prepare("cifar10", tmp_path / "killed", **keywords)) == content(whole)
 
 
@@ -448,85 +349,5 @@ def test_folders_that_cannot_be_written_and_full_disks(tmp_path):
     splits = sets["cifar10"].splits | {"test": dataclasses.replace(stock_split, read=read)}
     full = {"cifar10": dataclasses.replace(sets["cifar10"], splits=splits)}
     fails("no space left", tmp_path, data_dir=tmp_path, sets=full, **keywords)
-    (tmp_path / "cifar10/3.0.2.incomplete/test-00000.part").unlink()
     prepare(data_dir=tmp_path, sets=sets, **keywords)
     assert len(stock("cifar10", tmp_path, "train")) == 20
-
-
-# --- Downloads ------------------------------------------------------------------------------------
-
-
-@contextlib.contextmanager
-def serving(data, drop_after=None, ranges=True):
-    """A server of one file, that drops every connection after so many bytes."""
-    asked = []
-
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_GET(self):
-            asked.append(self.headers["Range"])
-            if self.path != "/file.bin":
-                return self.send_error(404)
-            start = int(re.fullmatch(r"bytes=(\d+)-", asked[-1])[1]) if ranges else 0
-            self.send_response(206 if ranges else 200)
-            self.send_header("Content-Length", str(len(data) - start))
-            self.send_header("Content-Range", f"bytes {start}-{len(data) - 1}/{len(data)}")
-            self.end_headers()
-            self.wfile.write(data[start:][:drop_after])
-
-        def log_message(self, *arguments):
-            pass
-
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}/file.bin", asked
-    server.shutdown()
-    server.server_close()
-
-
-def published(data, url):
-    return Archive("file.bin", len(data), f"sha256:{hashlib.sha256(data).hexdigest()}", url)
-
-
-@pytest.mark.parametrize("ranges", [True, False])
-def test_a_download_goes_on_where_it_broke_off(tmp_path, ranges):
-    data = np.random.default_rng(0).bytes(5_000_000)
-    (tmp_path / "file.bin.part").write_bytes(data[:100])
-    with serving(data, 2_000_000 if ranges else None, ranges) as (url, asked):
-        path = download(published(data, url), tmp_path, pause=0)
-    assert path.read_bytes() == data
-    assert os.listdir(tmp_path) == ["file.bin"]
-    starts = [100, 2_000_100, 4_000_100] if ranges else [100]
-    assert asked == [f"bytes={start}-" for start in starts]
-
-
-def test_downloads_that_fail_are_named_and_keep_what_they_have(tmp_path):
-    data = np.random.default_rng(0).bytes(100_000)
-    with serving(data[:60_000]) as (url, _):
-        with pytest.raises(UsageError, match=r"60,000 of 100,000 bytes were sent.*byte 60,000"):
-            download(published(data, url), tmp_path, pause=0)
-        with pytest.raises(UsageError, match="404"):
-            download(published(data, url + "s"), tmp_path, pause=0)
-    with pytest.raises(UsageError, match="refused"):  # nobody listens there any more
-        download(published(data, url), tmp_path, pause=0)
-    assert (tmp_path / "file.bin.part").stat().st_size == 60_000
-    with serving(data) as (url, asked):
-        assert download(published(data, url), tmp_path).read_bytes() == data
-    assert asked == ["bytes=60000-"]
-
-
-def test_a_download_of_something_else_is_removed(tmp_path):
-    data = np.random.default_rng(0).bytes(1000)
-    with serving(data[::-1]) as (url, _), pytest.raises(UsageError, match="was removed"):
-        download(published(data, url), tmp_path, pause=0)
-    assert not list(tmp_path.iterdir())
-
-
-def test_a_downloaded_set(tmp_path):
-    path, _ = make_cifar(tmp_path / "server")
-    sets = with_archives("cifar10", [path])
-    with serving(path.read_bytes(), 20_000) as (url, _):
-        archive = dataclasses.replace(sets["cifar10"].archives[0], url=url)
-        sets = {"cifar10": dataclasses.replace(sets["cifar10"], archives=(archive,))}
-        prepare("cifar10", tmp_path / "data", sets=sets)
-    assert (tmp_path / "data/downloads" / path.name).read_bytes() == path.read_bytes()
-    assert len(stock("cifar10", tmp_path / "data", "test")) == 4

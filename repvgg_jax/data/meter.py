@@ -38,6 +38,7 @@ class Meter:
                 initial=start,
                 unit=unit if unit == "B" else f" {unit}",
                 unit_scale=unit == "B",
+                dynamic_ncols=True,
                 file=self._stream,
             )
 

@@ -39,6 +39,9 @@ class Draft:
             shutil.rmtree(folder, ignore_errors=True)
             self._state = {"identity": identity, "verified": {}, "splits": {}}
         folder.mkdir(parents=True, exist_ok=True)
+        # What a killed process had not given its name yet.
+        for stray in [*folder.glob("*.part"), *folder.glob(f".{_STATE}.*.tmp")]:
+            stray.unlink()
         self.save()
 
     @property
