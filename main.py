@@ -1,4 +1,5 @@
-"""python main.py --config configs/b1.py [--workdir runs/b1] [--mode train | eval | fuse]
+"""python main.py --mode prepare --config configs/b1.py [--config.data.manual_dir=<archives>]
+python main.py --config configs/b1.py [--workdir runs/b1] [--mode train | eval | fuse]
 python main.py --mode import --config configs/a0.py --weights RepVGG-A0-train.pth
 python main.py --mode to_torch --workdir runs/a0 --weights a0.pth [--layout timm] [--fused]
 
@@ -15,12 +16,12 @@ from ml_collections import config_flags
 from repvgg_jax.config import unknown_field
 from repvgg_jax.errors import RunError, Stopped, UsageError
 from repvgg_jax.exchange import run_import, run_to_torch
-from repvgg_jax.modes import MODES
+from repvgg_jax.modes import MODES, run_prepare
 from repvgg_jax.runtime import join_processes, leaving_at_once, make_deterministic
 
 FLAGS = flags.FLAGS
 CONFIG = config_flags.DEFINE_config_file("config", help_string="a file of configs/, or your own")
-MODE = flags.DEFINE_enum("mode", "train", [*MODES, "import", "to_torch"], "what to do")
+MODE = flags.DEFINE_enum("mode", "train", [*MODES, "import", "to_torch", "prepare"], "what to do")
 WORKDIR = flags.DEFINE_string("workdir", None, "of the run; runs/<name of the config> by default")
 WEIGHTS = flags.DEFINE_string("weights", None, "file that import reads and to_torch writes")
 LAYOUT = flags.DEFINE_enum("layout", "official", ["official", "timm"], "names of to_torch")
@@ -80,7 +81,9 @@ def fail(error: RunError) -> NoReturn:
 
 def run_mode() -> None:
     """What `--mode` says."""
-    if MODE.value == "import":
+    if MODE.value == "prepare":
+        run_prepare(CONFIG.value)
+    elif MODE.value == "import":
         run_import(CONFIG.value, workdir(), WEIGHTS.value)
     elif MODE.value == "to_torch":
         run_to_torch(workdir(), WEIGHTS.value, LAYOUT.value, FUSED.value)
@@ -106,7 +109,8 @@ def main(argv: list[str]) -> None:
     except RunError as error:
         fail(error)
     except KeyboardInterrupt:
-        print("interrupted: the same command goes on from the last checkpoint", file=sys.stderr)
+        last = "finished file" if MODE.value == "prepare" else "checkpoint"
+        print(f"interrupted: the same command goes on from the last {last}", file=sys.stderr)
         sys.exit(130)
 
 

@@ -41,6 +41,7 @@ def get_config() -> ConfigDict:
     data.source = "tfds"  # tfds (prepared as array_record), folder (of class folders), digits
     data.name = "imagenet2012"  # of the TFDS set, `name`, `name/config` or `name:version`
     data.data_dir = placeholder(str)  # where it lies; TFDS's own default, ~/tensorflow_datasets
+    data.manual_dir = placeholder(str)  # --mode=prepare: of archives downloaded by hand (ImageNet)
     data.image_size = 224  # pixels, of the square that the net sees
     data.augmentation = "resized_crop"  # resized_crop and flip, pad_crop (for small images), none
     data.resize = 256  # evaluation: the shorter side, before the centre crop (resized_crop)

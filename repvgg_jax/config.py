@@ -27,6 +27,7 @@ from repvgg_jax.sharding import check_divides, make_mesh
 # Where a run's data lie, how often it speaks and what it keeps: not what it computes.
 _NOT_IDENTITY = {
     "data.data_dir",
+    "data.manual_dir",
     "data.workers",
     "data.skip_corrupt",
     "train.eval_batch_size",

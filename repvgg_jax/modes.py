@@ -17,6 +17,7 @@ from repvgg_jax import checkpoint
 from repvgg_jax.bench import count_macs, count_parameters
 from repvgg_jax.certificate import certify
 from repvgg_jax.config import check_values, config_hash, config_mesh, make_net, read_config
+from repvgg_jax.data.prepare import describe, find_prepared, prepare
 from repvgg_jax.errors import RunError, UsageError
 from repvgg_jax.evaluation import Evaluation
 from repvgg_jax.fuse import FusionReport, fuse, verify
@@ -108,6 +109,28 @@ def run_fuse(config: ConfigDict | None, workdir: Path) -> None:
     net, variables = checkpoint.load(workdir)
     *_, fusion = _fuse(config, workdir, evaluation, net, variables)
     _say(f"{fusion}\nrepvgg_jax.load({str(workdir)!r}, fused=True) opens the fused pair")
+
+
+def run_prepare(config: ConfigDict | None) -> None:
+    """Write the data set that the config names from its official archives, once for all runs.
+
+    Raises:
+      UsageError: without a config, for data that need no preparing, and whatever `prepare` raises.
+    """
+    if config is None:
+        raise UsageError("--mode=prepare needs --config, such as --config configs/cifar10.py")
+    data = config.data
+    if data.source != "tfds":
+        raise UsageError(
+            f"data.source={data.source} needs no preparing; that is for --config.data.source=tfds"
+        )
+    there = find_prepared(data.name, data.data_dir)
+    path = there or prepare(data.name, data.data_dir, data.manual_dir)
+    # Not by _say, which starts the devices.
+    print(
+        f"{data.name} {'is already' if there else 'is now'} prepared in {path}: {describe(path)}; "
+        "the same command without --mode=prepare trains on it"
+    )
 
 
 MODES: dict[str, Callable[[ConfigDict | None, Path], None]] = {

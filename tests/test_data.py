@@ -686,11 +686,14 @@ def test_integer_labels_need_the_number_of_classes(tmp_path):
 
 def test_missing_sets_come_with_the_command_that_prepares_them(tmp_path):
     where = {"source": "tfds", "data_dir": os.fspath(tmp_path)}
-    message = fails(
-        tmp_path, "tfds build cifar10 --file_format=array_record", name="cifar10", **where
-    )
+    command = "python main.py --mode=prepare --config configs/default.py --config.data.name="
+    message = fails(f"{command}cifar10 --config.data.data_dir={tmp_path}`", name="cifar10", **where)
     assert "manual_dir" not in message
-    fails(tmp_path, "tfds build imagenet2012", "--manual_dir", name="imagenet2012", **where)
+    fails(
+        tmp_path, f"{command}imagenet2012", "ILSVRC2012_img_val.tar", name="imagenet2012", **where
+    )
+    fails(tmp_path, f"{command}imagenette/320px-v2", name="imagenette/320px-v2", **where)
+    fails(tmp_path, "tfds build mnist --file_format=array_record", name="mnist", **where)
     fails("'../x'", "name/config", name="../x", **where)
     made = write_prepared(tmp_path, [encoded(noise(0, 8, 8))], [0])
     fails(made, "validation or test", "it has train", name="tiny", split="test", **where)

@@ -46,7 +46,7 @@ def run(*arguments, code=0, devices=1):
         ([*QUICK, "--config.model.name=repvgg_c0"], "did you mean repvgg_"),
         ([*QUICK, "--config.model.block=repvg"], "did you mean repvgg"),
         ([*QUICK, "--config.data.source=digit"], "digits"),
-        ([*QUICK, "--mode=tain"], "train|eval|fuse|import|to_torch"),
+        ([*QUICK, "--mode=tain"], "train|eval|fuse|import|to_torch|prepare"),
         (["--config", "configs/b9.py"], "configs/b9.py"),
         (["--config", "configs/cifar10.py:fast"], "two_cores or full"),
         ([], "--config"),
@@ -64,9 +64,29 @@ def test_a_missing_data_set_names_folder_and_command(tmp_path):
     arguments = ["--config", "configs/b1.py", f"--config.data.data_dir={tmp_path}/none"]
     said = run(*arguments, "--workdir", tmp_path / "run", code=2)
     assert f"{tmp_path}/none" in said
-    assert "tfds build imagenet2012" in said
     assert said.count("\n") == 1
     assert not (tmp_path / "run").exists()
+    command = said.split("`")[1].replace("<", "").replace(">", "")
+    python, main, *arguments = command.partition(" --config.data.manual_dir")[0].split()
+    assert (python, main) == ("python", "main.py")
+    said = run(*arguments, code=2)
+    assert "ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar not found" in said
+    assert said.count("\n") == 1
+    assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ([], "--mode=prepare needs --config"),
+        (QUICK, "data.source=digits needs no preparing"),
+        (["--config", "configs/cifar10.py", "--config.data.name=mnist"], "knows cifar10, cifar100"),
+    ],
+)
+def test_preparing_what_cannot_be_prepared(arguments, says):
+    said = run("--mode=prepare", *arguments, code=2)
+    assert says in said
+    assert said.count("\n") == 1
 
 
 def test_devices_that_do_not_divide_the_batch(tmp_path):

@@ -9,14 +9,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from repvgg_jax.data.official import SETS
 from repvgg_jax.data.sources import EncodedSource, Record
 from repvgg_jax.errors import UsageError
 
 _INFO = "dataset_info.json"
 _FORMAT = "array_record"
-
-# Sets that TFDS cannot fetch by itself, and what their user has to.
-_MANUAL = {"imagenet2012": "ILSVRC2012"}
 
 # ImageNet calls what has labels "validation"; its "test" has none.
 _SPLITS = {"train": ("train",), "test": ("validation", "test")}
@@ -39,8 +37,7 @@ def load_prepared(
       UsageError: where the set is missing (with the command that prepares it), in another file
         format, damaged or incomplete, without such a split, or without `image` and `label`.
     """
-    default = os.environ.get("TFDS_DATA_DIR", os.path.join("~", "tensorflow_datasets"))
-    root = os.path.expanduser(data_dir or default)
+    root = data_root(data_dir)
     directory = _find(name, root)
     _check_format(directory, name, root)
 
@@ -82,6 +79,12 @@ def load_prepared(
     return source, height * width * 3 if height and width else None
 
 
+def data_root(data_dir: str | None) -> str:
+    """Where data sets lie: TFDS's own default without a `data_dir`."""
+    default = os.environ.get("TFDS_DATA_DIR", os.path.join("~", "tensorflow_datasets"))
+    return os.path.expanduser(data_dir or default)
+
+
 @contextmanager
 def _naming(directory: str, split: str) -> Iterator[None]:
     """Names the data set in the errors of a damaged shard, which say only what is wrong inside."""
@@ -114,8 +117,7 @@ def _find(name: str, root: str) -> str:
         choices = ", ".join(f"{dataset}/{config}" for config in configs)
         raise UsageError(f"{folder} holds configs: set data.name to one of {choices}")
     raise UsageError(
-        f"no prepared {name} under {root}; prepare it once, in an environment that has "
-        f"tensorflow: `{_command(name, root)}`; "
+        f"no prepared {name} under {root}; prepare it once: `{_command(name, root)}`; "
         "or point data.source=folder and data.data_dir at class folders"
     )
 
@@ -133,11 +135,19 @@ def _versions(folder: Any) -> list[str]:
 
 
 def _command(name: str, root: str) -> str:
-    archives = _MANUAL.get(name.partition(":")[0].partition("/")[0])
-    manual = f" --manual_dir=<folder with the {archives} archives>" if archives else ""
+    """What prepares a set; TFDS itself, which needs tensorflow for it, those that we don't."""
+    dataset = name.partition(":")[0]
+    known = next((known for known in SETS if f"{known}/".startswith(f"{dataset}/")), None)
+    if known is None:
+        return (
+            "pip install tensorflow tensorflow-datasets && "
+            f"tfds build {name} --file_format={_FORMAT} --data_dir={root}"
+        )
+    by_hand = [archive.file_name for archive in SETS[known].archives if archive.by_hand]
+    manual = f" --config.data.manual_dir=<folder with {' and '.join(by_hand)}>" if by_hand else ""
     return (
-        f"pip install tensorflow tensorflow-datasets && "
-        f"tfds build {name} --file_format={_FORMAT} --data_dir={root}{manual}"
+        "python main.py --mode=prepare --config configs/default.py "
+        f"--config.data.name={known} --config.data.data_dir={root}{manual}"
     )
 
 
@@ -153,8 +163,8 @@ def _check_format(directory: str, name: str, root: str) -> None:
     formats = [info.get("fileFormat", "tfrecord"), *info.get("alternativeFileFormats", [])]
     if _FORMAT not in formats:
         raise UsageError(
-            f"{directory} is prepared as {formats[0]}, which needs tensorflow to read; prepare it "
-            f"as {_FORMAT}: `{_command(name, root)}` in an environment that has tensorflow"
+            f"{directory} is prepared as {formats[0]}, which needs tensorflow to read; move it "
+            f"away and prepare it as {_FORMAT}: `{_command(name, root)}`"
         )
 
 
