@@ -7,6 +7,8 @@ A step's folder holds three items: `variables` (params and batch_stats, all that
 from __future__ import annotations
 
 import json
+import os
+import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -25,6 +27,7 @@ from repvgg_jax.blocks import FusedConv
 from repvgg_jax.certificate import FILE, check
 from repvgg_jax.config import make_net, read_config
 from repvgg_jax.errors import DamagedError, RunError, UsageError
+from repvgg_jax.integrity import CHECKSUMS, check_checksums, write_checksums
 from repvgg_jax.nets import init
 from repvgg_jax.records import write_json
 from repvgg_jax.runtime import all_processes, primary, sync_processes
@@ -48,12 +51,30 @@ def open_manager(workdir: Path, keep: int) -> ocp.CheckpointManager:
         workdir,
         preservation_policy=policies.AnyPreservationPolicy(preserve),
         cleanup_tmp_directories=True,  # which a process left that died while it saved
+        async_options=ocp.AsyncOptions(
+            post_finalization_callback=partial(_add_checksums, _checkpoints(workdir))
+        ),
     )
+
+
+def _checkpoints(workdir: str | Path) -> Path:
+    return Path(workdir).absolute() / "checkpoints"
+
+
+def _add_checksums(directory: Path) -> None:
+    """To the checkpoint just written, before it gets its name.
+
+    TensorStore itself notices a flipped bit in small arrays only.
+    """
+    if primary():
+        for folder in directory.iterdir():
+            if folder.is_dir() and not (folder / CHECKSUMS).exists():
+                write_checksums(folder)
 
 
 def _manager(workdir: Path, **options: Any) -> ocp.CheckpointManager:
     return ocp.CheckpointManager(
-        (Path(workdir) / "checkpoints").absolute(),
+        _checkpoints(workdir),
         options=ocp.CheckpointManagerOptions(**options),
         item_handlers={
             "variables": ocp.StandardCheckpointHandler(),
@@ -154,7 +175,9 @@ def restore_latest(
     found = sorted(manager.all_steps(), reverse=True)
     if not found:
         return None
-    step, restored = _newest(found, lambda step: restore(manager, variables, optimizer, step))
+    step, restored = _newest(
+        Path(manager.directory), found, lambda step: restore(manager, variables, optimizer, step)
+    )
     damaged = [other for other in found if other > step]
     if damaged and primary():
         directory = Path(manager.directory)
@@ -169,17 +192,30 @@ def restore_latest(
     return restored
 
 
-def _newest(found: list[int], read: Callable[[int], Any]) -> tuple[int, Any]:
+def _newest(directory: Path, found: list[int], read: Callable[[int], Any]) -> tuple[int, Any]:
     """The first of the steps that all processes can read, and what was read."""
-    for step, before in zip(found, [*found[1:], None], strict=True):
-        error = None
+
+    def attempt(action: Callable[[], Any]) -> tuple[Any, DamagedError | None]:
+        """The result, or else the error; the error on every process where one has it."""
+        result, error = None, None
         try:
-            restored = read(step)
+            result = action()
         except DamagedError as damage:
             error = damage
-        if all_processes(error is None):
+        if not all_processes(error is None):
+            error = error or DamagedError("another process found the checkpoint damaged")
+        return result, error
+
+    def check(step: int) -> None:
+        if primary():
+            check_checksums(directory / str(step))
+
+    for step, before in zip(found, [*found[1:], None], strict=True):
+        _, error = attempt(partial(check, step))
+        if error is None:
+            restored, error = attempt(partial(read, step))
+        if error is None:
             return step, restored
-        error = error or DamagedError(f"the checkpoint of step {step} is damaged for a process")
         if before is None:
             raise error
         logging.warning("%s; going on from step %d", error, before)
@@ -188,7 +224,7 @@ def _newest(found: list[int], read: Callable[[int], Any]) -> tuple[int, Any]:
 
 def steps(workdir: Path) -> list[int]:
     """The steps that a workdir has complete checkpoints of, ascending."""
-    directory = (Path(workdir) / "checkpoints").absolute()
+    directory = _checkpoints(workdir)
     return sorted(ocp.utils.checkpoint_steps(directory)) if directory.exists() else []
 
 
@@ -223,7 +259,7 @@ def load(
         raise UsageError("fused weights are of one step, which fusion.json names; drop step")
     if fused:
         return _load_fused(workdir, net)
-    directory, found = workdir / "checkpoints", steps(workdir)
+    directory, found = _checkpoints(workdir), steps(workdir)
     if not found:
         raise UsageError(f"no checkpoint under {directory}; `--mode=train` writes them")
     if step is not None and step not in found:
@@ -231,6 +267,7 @@ def load(
     wanted = ocp.args.StandardRestore(_abstract(net))
     with _manager(workdir, read_only=True) as manager:
         _, restored = _newest(
+            directory,
             found[::-1] if step is None else [step],
             lambda step: _restore(manager, step, variables=wanted),
         )
@@ -305,13 +342,15 @@ def _read(where: Path, read: Callable[[], Any]) -> Any:
     try:
         return read()
     except Exception as error:
-        raise DamagedError(
-            f"the checkpoint {where} cannot be read ({_reason(error)}); remove it to use another"
-        ) from error
+        raise DamagedError(f"the checkpoint {where} cannot be read ({_reason(error)})") from error
 
 
 def _reason(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0].split(". See full")[0][:200]
+    """One line; TensorStore hides what the system said behind the names of its own layers."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    if code := re.search(r"os_error_code=\W*(\d+)", text):
+        return os.strerror(int(code[1]))
+    return text.split(". See full")[0][:200]
 
 
 def _check_same(where: Path, expected: Any, metadata: Any) -> None:

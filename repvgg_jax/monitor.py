@@ -14,7 +14,10 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
+from absl import logging
+
 from repvgg_jax.curves import draw_curves
+from repvgg_jax.errors import RunError
 from repvgg_jax.records import METRICS_FILE, read_metrics, replace_text
 
 CURVES_FILE = "curves.png"
@@ -40,6 +43,7 @@ class Monitor:
 
     Raises:
       UsageError: where an existing `metrics.jsonl` is damaged before its last line.
+      RunError: from `train` and `evaluate`, where a row cannot be written.
     """
 
     def __init__(
@@ -128,8 +132,13 @@ class Monitor:
         self._open = False
         if self._bar is not None:
             self._bar.close()
-        self._file.close()
-        self._scalars.close()
+        for action in (self._file.close, self._scalars.close, self._draw):
+            try:
+                action()
+            except OSError as error:  # a full disk, which is not to hide what ended the run
+                logging.warning("%s: %s", self._workdir, error)
+
+    def _draw(self) -> None:
         if rows := read_metrics(self._workdir / METRICS_FILE):
             draw_curves(rows, self._workdir / CURVES_FILE)
 
@@ -143,8 +152,14 @@ class Monitor:
         seconds = self._seconds_before + time.monotonic() - self._started
         finite = {name: v if math.isfinite(v) else None for name, v in metrics.items()}
         row = {"step": step, "kind": kind, "seconds": round(seconds, 3), **finite}
-        self._file.write(json.dumps(row, allow_nan=False) + "\n")
-        self._file.flush()
+        try:
+            self._file.write(json.dumps(row, allow_nan=False) + "\n")
+            self._file.flush()
+        except OSError as error:
+            raise RunError(
+                f"{self._workdir / METRICS_FILE} cannot be written ({error.strerror}); "
+                "the same command goes on from the last checkpoint"
+            ) from error
         for name, value in metrics.items():
             self._scalars.add_scalar(f"{kind}/{name}", value, step)
 

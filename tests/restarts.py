@@ -42,11 +42,11 @@ def start(workdir):
 
 
 def main(workdir, kills):
-    """Kills starts of the run at moments spread over a sixth of a whole run, then lets one end."""
+    """Kills starts of the run within an eighth of the time of a whole one, then lets one end."""
     rng, started = random.Random(0), time.monotonic()
     whole = start(workdir.with_name("whole"))
     assert os.waitpid(whole, 0)[1] == 0, "the undisturbed run failed"
-    span, killed = (time.monotonic() - started) / 6, 0
+    span, killed = (time.monotonic() - started) / 8, 0
     for _ in range(kills):
         pid = start(workdir)
         time.sleep(rng.uniform(0.02, 1) * span)

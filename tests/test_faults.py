@@ -78,12 +78,12 @@ def test_a_run_killed_twenty_times_ends_as_the_undisturbed_one(tmp_path):
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_saves_at_the_next_step(number, undisturbed, tmp_path, monkeypatch):
-    at_batch(monkeypatch, 3, lambda batch: os.kill(os.getpid(), number))  # two are on the way
+    at_batch(monkeypatch, 3, lambda batch: os.kill(os.getpid(), number))  # before the second step
     config = tiny_config(train_checkpoint_every=100)
-    said = rf"{number.name} after step 1 of 4, which is saved"
+    said = rf"{number.name} after step 2 of 4, which is saved"
     with Stopping() as stopping, pytest.raises(Stopped, match=said):
         train.train(config, tmp_path, stopping)
-    assert checkpoint.steps(tmp_path) == [1]
+    assert checkpoint.steps(tmp_path) == [2]
     equal(train.train(config, tmp_path).state.variables, undisturbed[0].variables)
 
 
@@ -172,7 +172,7 @@ from repvgg_jax.errors import RunError
 from tests.test_train import tiny_config
 
 workdir = Path(sys.argv[1]) / "run"
-config = tiny_config(train_steps=300, train_checkpoint_every=1, train_keep=1000)
+config = tiny_config(train_steps=40, train_checkpoint_every=1, train_keep=1000)
 try:
     train.train(config, workdir)
 except RunError as error:
@@ -181,7 +181,6 @@ step = checkpoint.steps(workdir)[-1]
 net, variables = rj.load(workdir, step=step)
 print("opened:", step, "of", workdir / "checkpoints" / str(step))
 Path(sys.argv[1], "ballast").unlink()
-config.train.steps = 300
 print("went on to", int(train.train(config, workdir).state.step))
 """
 
@@ -197,13 +196,13 @@ def test_a_full_disk_stops_the_run_and_keeps_the_last_good_checkpoint(tmp_path):
     possible = shutil.which("unshare") and not subprocess.run([*prefix, "true"]).returncode
     if not possible:
         pytest.skip("no disk of its own can be mounted for the test here (unshare, mount)")
-    os.environ["PYTHONPATH"] = str(ROOT)
-    said = python(script, disk, prefix=prefix)
-    assert "said: a checkpoint could not be written" in said or "cannot be written" in said
+    said = python(script, disk, prefix=[*prefix, "env", f"PYTHONPATH={ROOT}"])
+    assert "said: a checkpoint could not be written" in said
+    assert "(No space left on device); last good checkpoint" in said
     assert "last good checkpoint: " in said
     named = said.split("last good checkpoint: ")[1].split()[0]
     assert f"of {named}" in said.split("opened: ")[1]
-    assert "went on to 300" in said
+    assert "went on to 40" in said
 
 
 def truncate(path):
@@ -218,7 +217,7 @@ def flip(path):
 
 def data_files(workdir, step, item):
     """The files with numbers in them, the largest first."""
-    files = [p for p in (workdir / f"checkpoints/{step}/{item}").rglob("*") if p.is_file()]
+    files = (workdir / f"checkpoints/{step}/{item}").rglob("d/*")
     return sorted(files, key=lambda path: -path.stat().st_size)
 
 
@@ -300,15 +299,25 @@ def test_a_nan_in_a_batch_stops_before_it_is_saved(undisturbed, tmp_path, monkey
     equal(again.variables, undisturbed[0].variables)
 
 
-def test_a_clock_that_jumps_changes_nothing(undisturbed, tmp_path, monkeypatch):
-    clock, clock_ns, jumps = time.time, time.time_ns, iter(range(10**9))
-    monkeypatch.setattr(time, "time", lambda: clock() + (-1) ** next(jumps) * 86400.0)
-    monkeypatch.setattr(time, "time_ns", lambda: clock_ns() + (-1) ** next(jumps) * 86400 * 10**9)
-    modes.run_train(tiny_config(), tmp_path)
-    assert next(jumps) > 10
+@pytest.mark.parametrize("jump", [86400.0, -86400.0])
+def test_a_clock_that_jumps_loses_nothing(jump, undisturbed, tmp_path, monkeypatch):
+    """A save measures its patience by the clock, and may give up; then the run says so."""
+    clock, ahead = time.time, 0.0
+    monkeypatch.setattr(time, "time", lambda: clock() + ahead)
+
+    def jumps(batch):
+        nonlocal ahead
+        ahead += jump
+
+    at_batch(monkeypatch, 3, jumps)
+    try:
+        modes.run_train(tiny_config(), tmp_path)
+    except RunError as error:
+        assert "could not be written" in str(error)  # noqa: PT017 (either is right)
+        modes.run_train(tiny_config(), tmp_path)
+    assert ahead == jump
     report = json.loads((tmp_path / "report.json").read_text())
     assert 0 < report["wall_seconds"] < 300
-    assert report["examples_per_second"] > 0
     seconds = [row["seconds"] for row in read_metrics(tmp_path / "metrics.jsonl")]
     assert seconds == sorted(seconds)
     equal(rj.load(tmp_path)[1], undisturbed[0].variables)

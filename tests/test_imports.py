@@ -18,7 +18,7 @@ ROOMS = [
     {"fuse", "data", "optim", "repoptimizer", "bench", "records", "curves"},
     {"torch_files", "torch_layout"},
     {"weights"},
-    {"certificate", "finetune"},
+    {"certificate", "finetune", "integrity"},
     {"monitor"},
     {"watch", "report", "mixing", "stopping", "feed"},
     {"config"},
