@@ -1,6 +1,7 @@
 """python main.py --config configs/b1.py [--workdir runs/b1] [--mode train | eval | fuse]
 python main.py --mode import --config configs/a0.py --weights RepVGG-A0-train.pth
 python main.py --mode to_torch --workdir runs/a0 --weights a0.pth [--layout timm] [--fused]
+python main.py --mode compile --config configs/b1.py --topology v5e:4x4
 
 Any field of configs/default.py can be given: --config.train.epochs=3
 """
@@ -15,14 +16,15 @@ from ml_collections import config_flags
 from repvgg_jax.config import unknown_field
 from repvgg_jax.errors import RunError, UsageError
 from repvgg_jax.exchange import run_import, run_to_torch
-from repvgg_jax.modes import MODES
+from repvgg_jax.modes import MODES, run_compile
 
 FLAGS = flags.FLAGS
 CONFIG = config_flags.DEFINE_config_file("config", help_string="a file of configs/, or your own")
-MODE = flags.DEFINE_enum("mode", "train", [*MODES, "import", "to_torch"], "what to do")
+MODE = flags.DEFINE_enum("mode", "train", [*MODES, "import", "to_torch", "compile"], "what to do")
 WORKDIR = flags.DEFINE_string("workdir", None, "of the run; runs/<name of the config> by default")
 WEIGHTS = flags.DEFINE_string("weights", None, "file that import reads and to_torch writes")
 LAYOUT = flags.DEFINE_enum("layout", "official", ["official", "timm"], "names of to_torch")
+TOPOLOGY = flags.DEFINE_string("topology", None, "compile: the devices, v5e:4x4, cpu:8, ...")
 FUSED = flags.DEFINE_bool("fused", False, "to_torch: the fused weights")
 
 
@@ -86,6 +88,8 @@ def main(argv: list[str]) -> None:
             run_import(CONFIG.value, workdir(), WEIGHTS.value)
         elif MODE.value == "to_torch":
             run_to_torch(workdir(), WEIGHTS.value, LAYOUT.value, FUSED.value)
+        elif MODE.value == "compile":
+            run_compile(CONFIG.value, TOPOLOGY.value, workdir() if WORKDIR.value else None)
         else:
             MODES[MODE.value](CONFIG.value, workdir())
     except RunError as error:

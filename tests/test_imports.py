@@ -15,7 +15,7 @@ ROOMS = [
     {"blocks"},
     {"nets"},
     {"averages"},
-    {"fuse", "data", "optim", "repoptimizer", "bench", "records", "curves"},
+    {"fuse", "data", "optim", "repoptimizer", "bench", "records", "curves", "hlo"},
     {"torch_files", "torch_layout"},
     {"weights"},
     {"certificate", "finetune"},
@@ -24,6 +24,7 @@ ROOMS = [
     {"config"},
     {"checkpoint", "evaluation"},
     {"train"},
+    {"ahead"},
     {"modes", "exchange"},
 ]
 FOREIGN = {"torch", "onnx", "tensorflow", "matplotlib", "tensorflow_datasets", "sklearn", "grain"}
