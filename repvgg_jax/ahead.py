@@ -23,6 +23,14 @@ from repvgg_jax.sharding import batch_sharding, check_divides, replicated
 from repvgg_jax.train import _jit_train_step, init_state
 
 GIB = 2**30
+# libtpu takes this host for one of a slice. These say that there is no TPU to ask about, to
+# complain of, or to keep for one process at a time.
+_LIBTPU = {
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "TPU_HOST_BOUNDS": "1,1,1",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+}
 
 
 class _Chip(NamedTuple):
@@ -75,13 +83,14 @@ class Cost:
 
 def prepare_process(topology: str) -> None:
     """Make this process one that compiles for `topology`; before JAX starts a backend."""
-    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # there is no TPU to ask about
-    os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")  # these two keep libtpu from
-    os.environ.setdefault("TPU_HOST_BOUNDS", "1,1,1")  # complaining that there is none
+    for name, value in _LIBTPU.items():
+        os.environ.setdefault(name, value)
     jax.config.update("jax_platforms", "cpu")
     name, sizes = _parse(topology)
     if name == "cpu":
         jax.config.update("jax_num_cpu_devices", math.prod(sizes))
+    else:  # a program for absent devices cannot be read back from the cache
+        jax.config.update("jax_enable_compilation_cache", False)
 
 
 def topology_devices(text: str) -> list[jax.Device]:
