@@ -2,6 +2,7 @@
 python main.py --config configs/b1.py [--workdir runs/b1] [--mode train | eval | fuse]
 python main.py --mode import --config configs/a0.py --weights RepVGG-A0-train.pth
 python main.py --mode to_torch --workdir runs/a0 --weights a0.pth [--layout timm] [--fused]
+python main.py --mode compile --config configs/b1.py --topology v5e:4x4
 
 Any field of configs/default.py can be given: --config.train.epochs=3
 """
@@ -16,18 +17,21 @@ from ml_collections import config_flags
 from repvgg_jax.config import unknown_field
 from repvgg_jax.errors import RunError, Stopped, UsageError
 from repvgg_jax.exchange import run_import, run_to_torch
-from repvgg_jax.modes import MODES, run_prepare
+from repvgg_jax.modes import MODES, run_compile, run_prepare
 from repvgg_jax.runtime import join_processes, leaving_at_once, make_deterministic
 
 FLAGS = flags.FLAGS
 CONFIG = config_flags.DEFINE_config_file("config", help_string="a file of configs/, or your own")
-MODE = flags.DEFINE_enum("mode", "train", [*MODES, "import", "to_torch", "prepare"], "what to do")
+MODE = flags.DEFINE_enum(
+    "mode", "train", [*MODES, "import", "to_torch", "prepare", "compile"], "what to do"
+)
 WORKDIR = flags.DEFINE_string("workdir", None, "of the run; runs/<name of the config> by default")
 WEIGHTS = flags.DEFINE_string("weights", None, "file that import reads and to_torch writes")
 LAYOUT = flags.DEFINE_enum("layout", "official", ["official", "timm"], "names of to_torch")
 COORDINATOR = flags.DEFINE_string("coordinator", None, "host:port of process 0, of several")
 NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "processes of the run")
 PROCESS_INDEX = flags.DEFINE_integer("process_index", None, "of this process, from 0 on")
+TOPOLOGY = flags.DEFINE_string("topology", None, "compile: the devices, v5e:4x4, cpu:8, ...")
 FUSED = flags.DEFINE_bool("fused", False, "to_torch: the fused weights")
 
 
@@ -87,6 +91,8 @@ def run_mode() -> None:
         run_import(CONFIG.value, workdir(), WEIGHTS.value)
     elif MODE.value == "to_torch":
         run_to_torch(workdir(), WEIGHTS.value, LAYOUT.value, FUSED.value)
+    elif MODE.value == "compile":
+        run_compile(CONFIG.value, TOPOLOGY.value, workdir() if WORKDIR.value else None)
     else:
         MODES[MODE.value](CONFIG.value, workdir())
 

@@ -6,10 +6,11 @@ import difflib
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import optax
 from absl import logging
 from flax import linen as nn
@@ -212,9 +213,17 @@ def unknown_field(config: ConfigDict, overrides: list[str]) -> str | None:
     return None
 
 
-def config_mesh(config: ConfigDict) -> Mesh:
-    """The devices as `config.mesh` has them, which must split the config's batches."""
-    mesh = make_mesh(config.mesh.data, config.mesh.fsdp)
+def config_mesh(config: ConfigDict, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """The devices as `config.mesh` has them, which must split the config's batches.
+
+    Args:
+      config: of the run.
+      devices: all there are by default.
+
+    Raises:
+      UsageError: where sizes of mesh, batches, microbatches and BatchNorm groups don't go together.
+    """
+    mesh = make_mesh(config.mesh.data, config.mesh.fsdp, devices)
     accumulate, group = config.train.accumulate, config.model.bn_group_size or 1
     check_divides("train.batch_size", config.train.batch_size, mesh, accumulate)
     check_divides("train.eval_batch_size", config.train.eval_batch_size, mesh)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import time
 from collections.abc import Callable
@@ -13,10 +14,18 @@ import jax
 from flax import linen as nn
 from ml_collections import ConfigDict
 
-from repvgg_jax import checkpoint
+from repvgg_jax import ahead, checkpoint
 from repvgg_jax.bench import count_macs, count_parameters
 from repvgg_jax.certificate import certify
-from repvgg_jax.config import check_values, config_hash, config_mesh, make_net, read_config
+from repvgg_jax.config import (
+    check_values,
+    check_workdir,
+    config_hash,
+    config_mesh,
+    make_net,
+    make_workdir,
+    read_config,
+)
 from repvgg_jax.data.prepare import describe, find_prepared, prepare
 from repvgg_jax.errors import RunError, UsageError
 from repvgg_jax.evaluation import Evaluation
@@ -61,7 +70,7 @@ def _train_and_fuse(config: ConfigDict, workdir: Path, stopping: Stopping) -> No
             "logit_kl": fusion.logit_kl,
         }
     report = {
-        "model": ", block ".join(filter(None, (config.model.name, config.model.block))),
+        "model": _model(config),
         "config_hash": config_hash(config),
         "device": f"{jax.devices()[0].device_kind} x{jax.device_count()}",
         "steps": int(trained.state.step),
@@ -133,11 +142,40 @@ def run_prepare(config: ConfigDict | None) -> None:
     )
 
 
+def run_compile(config: ConfigDict | None, topology: str | None, workdir: Path | None) -> None:
+    """Compile a config's training step for devices that need not be there, and say its cost."""
+    if config is None or topology is None:
+        raise UsageError(
+            "--mode=compile needs --config and --topology, such as --config configs/b1.py "
+            "--topology=v5e:4x4"
+        )
+    if workdir is not None:
+        check_workdir(config, workdir)
+    ahead.prepare_process(topology)
+    devices, started = ahead.topology_devices(topology), time.monotonic()
+    cost = ahead.describe(ahead.compile_step(config, devices))
+    seconds, images = time.monotonic() - started, config.train.batch_size
+    title = (
+        f"{_model(config)} on {len(devices)} x {devices[0].device_kind} ({topology}), "
+        f"{images:,} images a step, {images // len(devices):,} a device"
+    )
+    print(f"{ahead.table(cost, title, ahead.capacity(devices[0]))}\ncompiled in {seconds:.0f} s")
+    if workdir is not None:
+        make_workdir(config, workdir)
+        about = {"model": _model(config), "topology": topology, "devices": len(devices)}
+        about |= {"batch_size": images, "compile_seconds": seconds, "memory": cost.memory}
+        write_json(workdir / "compile.json", about | dataclasses.asdict(cost))
+
+
 MODES: dict[str, Callable[[ConfigDict | None, Path], None]] = {
     "train": run_train,
     "eval": run_eval,
     "fuse": run_fuse,
 }
+
+
+def _model(config: ConfigDict) -> str:
+    return ", block ".join(filter(None, (config.model.name, config.model.block)))
 
 
 def _refusal(net: nn.Module) -> str | None:

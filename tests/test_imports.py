@@ -15,7 +15,7 @@ ROOMS = [
     {"blocks"},
     {"nets"},
     {"averages", "runtime"},
-    {"fuse", "data", "optim", "repoptimizer", "bench", "records", "curves"},
+    {"fuse", "data", "optim", "repoptimizer", "bench", "records", "curves", "hlo"},
     {"torch_files", "torch_layout"},
     {"weights"},
     {"certificate", "finetune", "integrity"},
@@ -26,6 +26,7 @@ ROOMS = [
     {"step"},
     {"loop"},
     {"train"},
+    {"ahead"},
     {"modes", "exchange"},
 ]
 FOREIGN = {"torch", "onnx", "tensorflow", "matplotlib", "tensorflow_datasets", "sklearn", "grain"}
