@@ -350,13 +350,13 @@ def test_pad_crop_reaches_every_offset_evenly():
 
 @pytest.mark.parametrize("shape", [(70, 100), (100, 70), (64, 64), (33, 150), (301, 299)])
 def test_evaluation_is_resize_then_centre_crop(shape):
-    image = Image.fromarray(noise(2, *shape))
-    height, width = shape
+    pixels = noise(2, *shape)
+    image, (height, width) = Image.fromarray(pixels), shape
     size = (int(64 * width / height), 64) if height < width else (64, int(64 * height / width))
     expected = image.resize(size, Image.Resampling.BILINEAR)
     left, top = int(round((size[0] - 56) / 2)), int(round((size[1] - 56) / 2))  # noqa: RUF046
     expected = expected.crop((left, top, left + 56, top + 56))
-    np.testing.assert_array_equal(resize_and_crop(image, 64, 56), np.asarray(expected))
+    np.testing.assert_array_equal(resize_and_crop(pixels, 64, 56), np.asarray(expected))
 
 
 def test_normalize():

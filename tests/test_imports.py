@@ -30,7 +30,7 @@ ROOMS = [
     {"modes", "exchange"},
 ]
 FOREIGN = {"torch", "onnx", "tensorflow", "matplotlib", "tensorflow_datasets", "sklearn", "grain"}
-FOREIGN |= {"timm", "safetensors"}
+FOREIGN |= {"timm", "safetensors", "PIL", "simplejpeg", "cykooz_resizer", "cv2"}
 MODULES = sorted((ROOT / "repvgg_jax").rglob("*.py"))
 
 

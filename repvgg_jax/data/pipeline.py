@@ -71,10 +71,7 @@ def train_batches(
 
         return _ahead(batch_at, itertools.count(start_step))
 
-    def row_at(row: int) -> Batch:
-        step, offset = divmod(row, local)
-        position = step * batch_size + first + offset
-        index = int(stream_indices(len(source), seed, position, 1)[0])
+    def image_at(index: int, position: int) -> Example:
         for tried in range(len(source)):
             example = _read(
                 source,
@@ -82,10 +79,16 @@ def train_batches(
                 lambda image: train_image(image, transform, seed, position),
             )
             if example is not None:
-                return _row(example)
+                return example
         raise UsageError(f"{source.name}: none of {len(source)} images can be decoded")
 
-    return _stream(row_at, start_step * local, None, local, workers)
+    def batch_of(step: int) -> Batch:
+        start = step * batch_size + first
+        indices = stream_indices(len(source), seed, start, local).tolist()
+        examples = map(image_at, indices, range(start, start + local))
+        return _filled(examples, local, transform.image_size)
+
+    return _stream(batch_of, start_step, None, workers)
 
 
 def eval_batches(
@@ -122,15 +125,16 @@ def eval_batches(
 
         return _ahead(batch_at, range(steps))
 
-    def row_at(row: int) -> Batch:
-        step, offset = divmod(row, local)
-        index = step * batch_size + first + offset
-        example = None
-        if index < len(source):
-            example = _read(source, index, lambda image: eval_image(image, transform))
-        return _row(Example(empty, 0), mask=0.0) if example is None else _row(example)
+    def image_at(index: int) -> Example | None:
+        if index >= len(source):
+            return None
+        return _read(source, index, lambda image: eval_image(image, transform))
 
-    return _stream(row_at, 0, steps * local, local, workers)
+    def batch_of(step: int) -> Batch:
+        start = step * batch_size + first
+        return _filled(map(image_at, range(start, start + local)), local, transform.image_size)
+
+    return _stream(batch_of, 0, steps, workers)
 
 
 def _check(
@@ -184,8 +188,19 @@ def _batch(images: np.ndarray, labels: np.ndarray, mask: np.ndarray) -> Batch:
     return {"image": images, "label": labels, "mask": mask}
 
 
-def _row(example: Example, mask: float = 1.0) -> Batch:
-    return _batch(example.image, np.int32(example.label), np.float32(mask))
+def _filled(examples: Iterable[Example | None], count: int, size: int) -> Batch:
+    """A batch of `count` examples, each put in its row as it comes; None leaves zeros, mask 0."""
+    batch = _batch(
+        np.empty((count, size, size, 3), np.uint8),
+        np.zeros(count, np.int32),
+        np.ones(count, np.float32),
+    )
+    for row, example in enumerate(examples):
+        if example is None:
+            batch["image"][row], batch["mask"][row] = 0, 0
+        else:
+            batch["image"][row], batch["label"][row] = example
+    return batch
 
 
 def _ahead(batch_at: Callable[[int], Batch], steps: Iterable[int]) -> Iterator[Batch]:
@@ -201,13 +216,12 @@ def _ahead(batch_at: Callable[[int], Batch], steps: Iterable[int]) -> Iterator[B
 
 
 def _stream(
-    row_at: Callable[[int], Batch], start: int, stop: int | None, local: int, workers: int
+    batch_of: Callable[[int], Batch], start: int, stop: int | None, workers: int
 ) -> Iterator[Batch]:
-    """Batches of row_at(start), row_at(start + 1), ... made by Grain's threads."""
+    """batch_of(start), batch_of(start + 1), ... each made by one of Grain's threads."""
     import grain
 
-    rows = grain.MapDataset.range(start, 2**62 if stop is None else stop)
-    batches = rows.map(row_at).batch(local)
+    batches = grain.MapDataset.range(start, 2**62 if stop is None else stop).map(batch_of)
     ahead = workers + _AHEAD if workers else 0
     options = grain.ReadOptions(num_threads=workers, prefetch_buffer_size=ahead)
     return iter(batches.to_iter_dataset(options))

@@ -136,7 +136,7 @@ class EncodedSource:
 
 
 def _pixels(image: LazyImage) -> np.ndarray:
-    return np.asarray(image.rgb())
+    return image.rgb()
 
 
 def check_label(label: int, label_range: int, where: str) -> None:

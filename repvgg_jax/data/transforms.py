@@ -16,7 +16,6 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
@@ -24,11 +23,9 @@ import numpy as np
 
 from repvgg_jax.data.decode import LazyImage
 from repvgg_jax.data.pad_crop import pad_crop_flip
+from repvgg_jax.data.resize import resize
 from repvgg_jax.data.sampler import example_rng
 from repvgg_jax.errors import UsageError
-
-if TYPE_CHECKING:
-    from PIL import Image
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -144,33 +141,35 @@ def random_box(
 
 
 def resized_crop(image: LazyImage, box: tuple[int, int, int, int], size: int) -> np.ndarray:
-    """The part `box` of an image, resized (bilinear, antialiased): uint8 [size, size, 3]."""
-    from PIL import Image
+    """The part `box` of an image, resized (bilinear, antialiased): uint8 [size, size, 3].
 
-    width, height = image.size
-    left, top, right, bottom = box
-    # What the whole image must measure for the part to have at least `size` pixels a side.
-    needed = math.ceil(width * size / (right - left)), math.ceil(height * size / (bottom - top))
-    pixels = image.rgb(at_least=needed)
-    x, y = pixels.width / width, pixels.height / height
-    part = (left * x, top * y, right * x, bottom * y)
-    return np.asarray(pixels.resize((size, size), Image.Resampling.BILINEAR, box=part))
+    Raises:
+      CorruptImageError: where it cannot be decoded.
+    """
+    return resize(*image.part(box, size), size)
 
 
-def resize_and_crop(image: Image.Image, resize: int, crop: int) -> np.ndarray:
-    """Shorter side to `resize` (bilinear, antialiased), then the centre: uint8 [crop, crop, 3]."""
-    from PIL import Image
+def resize_and_crop(pixels: np.ndarray, resize: int, crop: int) -> np.ndarray:
+    """Shorter side to `resize` (bilinear, antialiased), then the centre: uint8 [crop, crop, 3].
 
-    width, height = image.size
+    By Pillow, bit for bit what evaluations elsewhere see; training's `resize` is within a level.
+    """
+    height, width, _ = pixels.shape
     short, long = min(width, height), max(width, height)
     if short != resize:
         other = int(resize * long / short)
-        size = (resize, other) if width <= height else (other, resize)
-        image = image.resize(size, Image.Resampling.BILINEAR)
-    left, top = round((image.width - crop) / 2), round((image.height - crop) / 2)
-    return np.asarray(image)[top : top + crop, left : left + crop]
+        width, height = (resize, other) if width <= height else (other, resize)
+        pixels = _pillow_resized(pixels, width, height)
+    left, top = round((width - crop) / 2), round((height - crop) / 2)
+    return pixels[top : top + crop, left : left + crop]
 
 
 def fit(image: LazyImage, size: int) -> np.ndarray:
     """The image as it is where it has `size`, else shorter side and centre to `size`."""
     return resize_and_crop(image.rgb(), size, size)
+
+
+def _pillow_resized(pixels: np.ndarray, width: int, height: int) -> np.ndarray:
+    from PIL import Image
+
+    return np.asarray(Image.fromarray(pixels).resize((width, height), Image.Resampling.BILINEAR))
