@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: setup quickstart test test-full lint clean
+.PHONY: setup quickstart test test-full lint bench-data clean
 
 setup: $(VENV)/requirements.installed
 
@@ -24,14 +24,19 @@ quickstart: setup
 	$(RUN) main.py --config configs/quickstart.py --workdir runs/quickstart
 
 test: $(VENV)/requirements-dev.installed
-	$(RUN) -m pytest -m "not slow"
+	$(RUN) -m pytest -n 2 --dist loadfile -m "not slow"
 
 test-full: $(VENV)/requirements-dev.installed
-	$(RUN) -m pytest
+	$(RUN) -m pytest -n 2 --dist loadfile
 
 lint: $(VENV)/requirements-dev.installed
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
+
+# Class folders of JPEGs: make bench-data DATA=/data/imagenet
+bench-data: setup
+	$(RUN) -m pip install --quiet -r requirements-bench.txt
+	$(RUN) main.py --mode=bench_data --config configs/a0.py --config.data.source=folder --config.data.data_dir=$(DATA)
 
 clean:
 	rm -rf $(VENV) runs build *.egg-info

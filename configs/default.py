@@ -47,6 +47,14 @@ def get_config() -> ConfigDict:
     data.resize = 256  # evaluation: the shorter side, before the centre crop (resized_crop)
     data.padding = 4  # training: zeros around the image before its crop (pad_crop)
     data.flip = True  # training: mirror half of the images
+    data.eval_image_size = placeholder(int)  # of evaluation; image_size unless given
+    # Training, after crop and flip: "randaugment", "autoaugment" (found on ImageNet),
+    # "autoaugment_cifar10"; none unless given.
+    data.policy = placeholder(str)
+    data.policy_operations = 2  # of randaugment, as are the next two: "n2-m9-mstd0.5"
+    data.policy_magnitude = 9.0  # from 0 to 10, at which the ranges end; up to 20 beyond them
+    data.policy_std = 0.5  # of the magnitude
+    data.erasing = 0.0  # training: probability of a rectangle of noise
     data.mean = (0.485, 0.456, 0.406)  # of [0, 1] RGB, subtracted on the device
     data.std = (0.229, 0.224, 0.225)
     data.skip_corrupt = False  # count and skip images that cannot be decoded, or stop at the first

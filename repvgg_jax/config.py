@@ -106,6 +106,11 @@ _BOUNDS = {
     "model.num_classes": (1, None),
     "data.image_size": (1, None),
     "data.padding": (0, None),
+    "data.eval_image_size": (1, None),
+    "data.policy_operations": (1, None),
+    "data.policy_magnitude": (0, 20),
+    "data.policy_std": (0, None),
+    "data.erasing": (0, 1),
     "data.workers": (0, None),
     "data.seed": (0, None),
     "data.augmentation_seed": (0, None),
@@ -266,7 +271,19 @@ def make_source(config: ConfigDict, split: str) -> Source:
 def make_transform(config: ConfigDict) -> Transform:
     """What happens to an image between its source and the device."""
     data = config.data
-    return Transform(data.augmentation, data.image_size, data.resize, data.padding, data.flip)
+    return Transform(
+        augmentation=data.augmentation,
+        image_size=data.image_size,
+        resize=data.resize,
+        padding=data.padding,
+        flip=data.flip,
+        eval_image_size=data.eval_image_size,
+        policy=data.policy,
+        policy_operations=data.policy_operations,
+        policy_magnitude=data.policy_magnitude,
+        policy_std=data.policy_std,
+        erasing=data.erasing,
+    )
 
 
 def data_seed(config: ConfigDict) -> int:

@@ -69,6 +69,7 @@ def _train_and_fuse(config: ConfigDict, workdir: Path, stopping: Stopping) -> No
             "top1_agreement": fusion.top1_agreement,
             "logit_kl": fusion.logit_kl,
         }
+    size = config.data.eval_image_size or config.data.image_size
     report = {
         "model": _model(config),
         "config_hash": config_hash(config),
@@ -84,10 +85,7 @@ def _train_and_fuse(config: ConfigDict, workdir: Path, stopping: Stopping) -> No
         "skipped": trained.skipped,
         **proof,
         "params": {form: count_parameters(tree) for form, (_, tree) in forms.items()},
-        "macs": {
-            form: count_macs(module, tree, config.data.image_size)
-            for form, (module, tree) in forms.items()
-        },
+        "macs": {form: count_macs(module, tree, size) for form, (module, tree) in forms.items()},
         "wall_seconds": trained.seconds_before + time.monotonic() - started,
     }
     if primary():

@@ -144,6 +144,7 @@ def _train_batches(config: ConfigDict, source: Source, start_step: int) -> Itera
         process_index=jax.process_index(),
         process_count=jax.process_count(),
         workers=config.data.workers,
+        augmentation_seed=augmentation_seed(config),
     )
 
 

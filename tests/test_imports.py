@@ -27,7 +27,8 @@ ROOMS = [
     {"loop"},
     {"train"},
     {"ahead"},
-    {"modes", "exchange"},
+    {"data_rivals"},
+    {"modes", "exchange", "data_bench"},
 ]
 FOREIGN = {"torch", "onnx", "tensorflow", "matplotlib", "tensorflow_datasets", "sklearn", "grain"}
 FOREIGN |= {"timm", "safetensors", "PIL", "simplejpeg", "cykooz_resizer", "cv2"}

@@ -13,7 +13,7 @@ from repvgg_jax.data.decode import LazyImage, from_array
 from repvgg_jax.data.pad_crop import pad_crop_flip
 from repvgg_jax.data.sampler import stream_indices
 from repvgg_jax.data.sources import ArraySource, EncodedSource, Example, Source
-from repvgg_jax.data.transforms import Transform, eval_image, train_image
+from repvgg_jax.data.transforms import Transform, changed, eval_image, fit, train_image
 from repvgg_jax.errors import UsageError
 
 Batch = dict[str, np.ndarray]
@@ -32,6 +32,7 @@ def train_batches(
     process_index: int = 0,
     process_count: int = 1,
     workers: int = 4,
+    augmentation_seed: int | None = None,
 ) -> Iterator[Batch]:
     """Endless training batches; `start_step=k` is the same as dropping the first k.
 
@@ -48,6 +49,7 @@ def train_batches(
       process_index, process_count: this process gets rows `[i * local : (i + 1) * local]` of every
         batch, local = batch_size / process_count.
       workers: threads that read and decode a streamed source.
+      augmentation_seed: of the augmentation alone; `seed` by default.
 
     Yields:
       {"image": uint8 [local, image_size, image_size, 3], "label": int32 [local],
@@ -60,13 +62,14 @@ def train_batches(
     if seed < 0 or start_step < 0:
         raise UsageError(f"seed={seed} and start_step={start_step} must not be negative")
     first = process_index * local
+    changes = seed if augmentation_seed is None else augmentation_seed
 
     if isinstance(source, ArraySource):
 
         def batch_at(step: int) -> Batch:
             positions = step * batch_size + first + np.arange(local)
             indices = stream_indices(len(source), seed, int(positions[0]), local)
-            images = _train_images(source.images[indices], transform, seed, positions)
+            images = _train_images(source.images[indices], transform, changes, positions)
             return _batch(images, source.labels[indices], np.ones(local, np.float32))
 
         return _ahead(batch_at, itertools.count(start_step))
@@ -76,7 +79,7 @@ def train_batches(
             example = _read(
                 source,
                 (index + tried) % len(source),
-                lambda image: train_image(image, transform, seed, position),
+                lambda image: train_image(image, transform, changes, position),
             )
             if example is not None:
                 return example
@@ -108,7 +111,7 @@ def eval_batches(
     local = _check(source, batch_size, process_index, process_count, workers)
     steps = -(-len(source) // batch_size)
     first = process_index * local
-    empty = np.zeros((transform.image_size, transform.image_size, 3), np.uint8)
+    empty = np.zeros((transform.eval_size, transform.eval_size, 3), np.uint8)
 
     if isinstance(source, ArraySource):
 
@@ -132,7 +135,7 @@ def eval_batches(
 
     def batch_of(step: int) -> Batch:
         start = step * batch_size + first
-        return _filled(map(image_at, range(start, start + local)), local, transform.image_size)
+        return _filled(map(image_at, range(start, start + local)), local, transform.eval_size)
 
     return _stream(batch_of, 0, steps, workers)
 
@@ -170,14 +173,19 @@ def _train_images(
     if transform.augmentation == "resized_crop":
         pairs = zip(images, positions.tolist(), strict=True)
         return np.stack([train_image(from_array(x), transform, seed, p) for x, p in pairs])
-    images = _eval_images(images, transform)
+    size = transform.image_size
+    if images.shape[1:3] != (size, size):
+        images = np.stack([fit(from_array(image), size) for image in images])
     if transform.augmentation == "pad_crop":
-        return pad_crop_flip(images, transform.padding, transform.flip, seed, positions)
-    return images
+        images = pad_crop_flip(images, transform.padding, transform.flip, seed, positions)
+    if not transform.changes_pixels:
+        return images
+    pairs = zip(images, positions.tolist(), strict=True)
+    return np.stack([changed(image, transform, seed, position) for image, position in pairs])
 
 
 def _eval_images(images: np.ndarray, transform: Transform) -> np.ndarray:
-    size = transform.image_size
+    size = transform.eval_size
     right = images.shape[1:3] == (size, size) and transform.augmentation != "resized_crop"
     if right or not len(images):
         return images if right else np.zeros((0, size, size, 3), np.uint8)

@@ -9,8 +9,8 @@ from functools import lru_cache
 
 import numpy as np
 
-# Spawn keys, so that shuffling and augmentation never draw the same numbers.
-_SHUFFLE, _AUGMENT = 0, 1
+# Spawn keys, so that what is drawn for one purpose never changes what is drawn for another.
+_SHUFFLE, CROP, POLICY, ERASING = range(4)
 
 
 def stream_indices(size: int, seed: int, start: int, count: int) -> np.ndarray:
@@ -37,9 +37,9 @@ def stream_indices(size: int, seed: int, start: int, count: int) -> np.ndarray:
     return indices
 
 
-def example_rng(seed: int, position: int) -> np.random.Generator:
-    """The generator that augments the example at `position` of the stream."""
-    return _generator(seed, _AUGMENT, position)
+def example_rng(seed: int, position: int, purpose: int = CROP) -> np.random.Generator:
+    """The generator that augments the example at `position` of the stream, for one purpose."""
+    return _generator(seed, purpose, position)
 
 
 # Two epochs for each of a training and an evaluation stream; ImageNet's is 10 MB an epoch.

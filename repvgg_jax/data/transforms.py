@@ -8,6 +8,8 @@ Training and evaluation each have one rule a name:
 | "pad_crop"     | `fit`, zero padding, random crop, flip| `fit`                                  |
 | "none"         | `fit`                                 | `fit`                                  |
 
+A policy (AutoAugment, RandAugment) and random erasing follow in training, each where asked for.
+
 `fit` leaves images of `image_size` alone and brings others there: shorter side, then centre crop.
 """
 
@@ -24,7 +26,9 @@ import numpy as np
 from repvgg_jax.data.decode import LazyImage
 from repvgg_jax.data.pad_crop import pad_crop_flip
 from repvgg_jax.data.resize import resize
-from repvgg_jax.data.sampler import example_rng
+from repvgg_jax.data.policies import POLICIES, auto_augment, rand_augment
+from repvgg_jax.data.random_erasing import random_erasing
+from repvgg_jax.data.sampler import ERASING, POLICY, example_rng
 from repvgg_jax.errors import UsageError
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -43,6 +47,10 @@ class Transform:
       resize: shorter side before evaluation's centre crop; "resized_crop" only.
       padding: zeros on each side before the random crop; "pad_crop" only.
       flip: whether training mirrors half of the images.
+      eval_image_size: of evaluation; `image_size` by default.
+      policy: one of `policies.POLICIES`, or None.
+      policy_operations, policy_magnitude, policy_std: of RandAugment.
+      erasing: probability of random erasing.
 
     Raises:
       UsageError: an unknown augmentation, or sizes that leave nothing to crop.
@@ -53,6 +61,22 @@ class Transform:
     resize: int = 256
     padding: int = 4
     flip: bool = True
+    eval_image_size: int | None = None
+    policy: str | None = None
+    policy_operations: int = 2
+    policy_magnitude: float = 9.0
+    policy_std: float = 0.5
+    erasing: float = 0.0
+
+    @property
+    def eval_size(self) -> int:
+        """The side of evaluation's images."""
+        return self.eval_image_size or self.image_size
+
+    @property
+    def changes_pixels(self) -> bool:
+        """Whether training does more to an image than to move it."""
+        return self.policy is not None or self.erasing > 0
 
     def __post_init__(self):
         if self.augmentation not in AUGMENTATIONS:
@@ -65,11 +89,13 @@ class Transform:
                 f"image_size={self.image_size} must be positive and "
                 f"padding={self.padding} not negative"
             )
-        if self.augmentation == "resized_crop" and self.resize < self.image_size:
+        if self.augmentation == "resized_crop" and self.resize < self.eval_size:
             raise UsageError(
-                f"resize={self.resize} is less than image_size={self.image_size}: evaluation would "
-                "crop beyond the image; the paper has 256 for 224"
+                f"resize={self.resize} is less than image_size={self.eval_size} of evaluation, "
+                "which would crop beyond the image; the paper has 256 for 224"
             )
+        if self.policy is not None and self.policy not in POLICIES:
+            raise UsageError(f"unknown data.policy={self.policy!r}; one of: {', '.join(POLICIES)}")
 
 
 def normalize(images: jax.Array, mean: Sequence[float], std: Sequence[float]) -> jax.Array:
@@ -96,19 +122,42 @@ def train_image(image: LazyImage, transform: Transform, seed: int, position: int
         rng = example_rng(seed, position)
         box = random_box(rng, *image.size)
         pixels = resized_crop(image, box, transform.image_size)
-        return pixels[:, ::-1] if transform.flip and rng.random() < 0.5 else pixels
-    pixels = fit(image, transform.image_size)
-    if transform.augmentation == "pad_crop":
-        positions = np.array([position])
-        return pad_crop_flip(pixels[None], transform.padding, transform.flip, seed, positions)[0]
+        if transform.flip and rng.random() < 0.5:
+            pixels = pixels[:, ::-1]
+    else:
+        pixels = fit(image, transform.image_size)
+        if transform.augmentation == "pad_crop":
+            positions = np.array([position])
+            moved = pad_crop_flip(pixels[None], transform.padding, transform.flip, seed, positions)
+            pixels = moved[0]
+    return changed(pixels, transform, seed, position)
+
+
+def changed(pixels: np.ndarray, transform: Transform, seed: int, position: int) -> np.ndarray:
+    """The transform's policy, then random erasing: uint8 [h, w, 3] in and out."""
+    if transform.policy == "randaugment":
+        rng = example_rng(seed, position, POLICY)
+        pixels = rand_augment(
+            pixels,
+            rng,
+            transform.policy_operations,
+            transform.policy_magnitude,
+            transform.policy_std,
+        )
+    elif transform.policy is not None:
+        rng = example_rng(seed, position, POLICY)
+        pixels = auto_augment(pixels, rng, transform.policy)
+    if transform.erasing > 0:
+        rng = example_rng(seed, position, ERASING)
+        pixels = random_erasing(pixels, rng, transform.erasing)
     return pixels
 
 
 def eval_image(image: LazyImage, transform: Transform) -> np.ndarray:
-    """The evaluation image, uint8 [image_size, image_size, 3]; raises as `train_image`."""
+    """The evaluation image, uint8 [eval_size, eval_size, 3]; raises as `train_image`."""
     if transform.augmentation == "resized_crop":
-        return resize_and_crop(image.rgb(), transform.resize, transform.image_size)
-    return fit(image, transform.image_size)
+        return resize_and_crop(image.rgb(), transform.resize, transform.eval_size)
+    return fit(image, transform.eval_size)
 
 
 def random_box(
