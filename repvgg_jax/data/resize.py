@@ -9,7 +9,7 @@ def resize(pixels: np.ndarray, box: tuple[float, float, float, float], size: int
     """Resize the part `box` of an image to a square.
 
     The kernel is a triangle of half-width max(1, scale) source pixels a direction, as Pillow's
-    BILINEAR; results differ from Pillow's by rounding, at most one grey level.
+    BILINEAR; results differ from Pillow's by rounding: one grey level, rarely two.
 
     Args:
       pixels: uint8 [h, w, 3].

@@ -25,9 +25,9 @@ import numpy as np
 
 from repvgg_jax.data.decode import LazyImage
 from repvgg_jax.data.pad_crop import pad_crop_flip
-from repvgg_jax.data.resize import resize
 from repvgg_jax.data.policies import POLICIES, auto_augment, rand_augment
 from repvgg_jax.data.random_erasing import random_erasing
+from repvgg_jax.data.resize import resize
 from repvgg_jax.data.sampler import ERASING, POLICY, example_rng
 from repvgg_jax.errors import UsageError
 
