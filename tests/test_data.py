@@ -245,6 +245,21 @@ def test_evaluation_counts_every_example_once(count, local, processes):
     assert not images[mask == 0].any()
 
 
+@given(st.integers(60, 9000), st.sampled_from([1, 2, 3, 7, 16]))
+@settings(max_examples=15, deadline=None)
+def test_fifty_thousand_images_are_fifty_thousand(local, processes):
+    """For every batch size and number of processes; devices only cut what a process has."""
+    count = 50_000
+    order = np.arange(count, dtype=np.int32)
+    source = ArraySource("all", ("x",), np.zeros((count, 1, 1, 3), np.uint8), order)
+    seen = []
+    for index in range(processes):
+        process = {"process_index": index, "process_count": processes}
+        for batch in eval_batches(source, Transform("none", 1), local * processes, **process):
+            seen.append(batch["label"][batch["mask"] > 0])
+    np.testing.assert_array_equal(np.sort(np.concatenate(seen)), order)
+
+
 @pytest.mark.parametrize("batch_size", [1, 4, 5, 9])
 def test_streamed_evaluation_counts_every_example_once(folder, batch_size):
     batches = list(eval_batches(folder, PLAIN, batch_size, workers=2))

@@ -64,6 +64,9 @@ def create(name: str, *, block: str | None = None, **overrides: Any) -> nn.Modul
     net_fields = _fields(NETS[name]) - {"block", "parent", "name"}
     block_fields = _fields(make_block) - _PLANNED
     for key in overrides:
+        owners = [name for name, entry in BLOCKS.items() if key in _fields(entry.block) - _PLANNED]
+        if owners and key not in net_fields | block_fields:
+            raise UsageError(f"{key} belongs to block {' or '.join(owners)}; set model.block too")
         _check_known("override", key, sorted(net_fields | block_fields))
     of_block = {key: overrides.pop(key) for key in sorted(set(overrides) - net_fields)}
     net = NETS[name](**overrides, block=_with_options(make_block, tuple(of_block.items())))
