@@ -73,9 +73,15 @@ def workdir() -> Path:
             raise UsageError("--config says what to run, or --workdir which run to go on with")
         return Path(WORKDIR.value)
     file, *variant = config_flags.get_config_filename(FLAGS["config"]).split(":")
-    if not Path(file).is_file():
-        raise UsageError(f"--config={file}: no such file; configs/ holds those that come along")
     return Path(WORKDIR.value or f"runs/{'_'.join([Path(file).stem, *variant])}")
+
+
+def check_config() -> None:
+    """Raises UsageError for a config file that isn't there; reading it would be a traceback."""
+    if FLAGS["config"].value is not None:
+        file = config_flags.get_config_filename(FLAGS["config"]).split(":")[0]
+        if not Path(file).is_file():
+            raise UsageError(f"--config={file}: no such file; configs/ holds those that come along")
 
 
 def fail(error: RunError) -> NoReturn:
@@ -108,6 +114,7 @@ def main(argv: list[str]) -> None:
             raise UsageError(
                 f"{argv[1]!r} is no flag; write --config FILE and --config.field=value"
             )
+        check_config()
         if CONFIG.value is not None and CONFIG.value.train.deterministic:
             make_deterministic()
         join_processes(COORDINATOR.value, NUM_PROCESSES.value, PROCESS_INDEX.value)

@@ -22,7 +22,7 @@ from flax import linen as nn
 from jax import Array
 
 import repvgg_jax as rj
-from repvgg_jax.layers import batch_norm, conv
+from repvgg_jax.layers import BatchNorm, conv
 
 CLASSES = ("background", "disc", "square")
 BINS = (1, 2, 3, 6)
@@ -72,7 +72,7 @@ class PyramidHead(nn.Module):
     def __call__(self, x: Array, size: tuple[int, int], train: bool = False) -> Array:
         def unit(y: Array, width: int, kernel: int, name: str) -> Array:
             y = conv(width, kernel, name=f"{name}_conv")(y)
-            return nn.relu(batch_norm(train, name=f"{name}_bn")(y))
+            return nn.relu(BatchNorm(train, name=f"{name}_bn")(y))
 
         branches = [x]
         for bins in BINS:

@@ -345,11 +345,16 @@ def _read(where: Path, read: Callable[[], Any]) -> Any:
         raise DamagedError(f"the checkpoint {where} cannot be read ({_reason(error)})") from error
 
 
-def _reason(error: Exception) -> str:
-    """One line; TensorStore hides what the system said behind the names of its own layers."""
+def _reason(error: BaseException) -> str:
+    """One line; what the system said hides behind the words of Orbax's and TensorStore's layers."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError) and cause.strerror:
+            return cause.strerror
+        if code := re.search(r"os_error_code=\W*(\d+)", str(cause)):
+            return os.strerror(int(code[1]))
+        cause = cause.__cause__ or cause.__context__
     text = " ".join(str(error).split()) or type(error).__name__
-    if code := re.search(r"os_error_code=\W*(\d+)", text):
-        return os.strerror(int(code[1]))
     return text.split(". See full")[0][:200]
 
 

@@ -46,7 +46,7 @@ def run(*arguments, code=0, devices=1):
         ([*QUICK, "--config.model.name=repvgg_c0"], "did you mean repvgg_"),
         ([*QUICK, "--config.model.block=repvg"], "did you mean repvgg"),
         ([*QUICK, "--config.data.source=digit"], "digits"),
-        ([*QUICK, "--mode=tain"], "train|eval|fuse|import|to_torch|prepare"),
+        ([*QUICK, "--mode=tain"], "train|eval|fuse|prepare|import|to_torch"),
         (["--config", "configs/b9.py"], "configs/b9.py"),
         (["--config", "configs/cifar10.py:fast"], "two_cores or full"),
         ([], "--config"),

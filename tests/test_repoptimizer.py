@@ -9,7 +9,7 @@ import pytest
 import repvgg_jax as rj
 from repvgg_jax import optim, train
 from repvgg_jax.blocks import BLOCKS
-from repvgg_jax.config import make_net, make_optimizer
+from repvgg_jax.config import make_net
 from repvgg_jax.repoptimizer import multiplier, scale_gradients, to_plain, with_scales
 from tests.test_train import equal, tiny_config
 from tests.trees import random_images, randomised
@@ -114,13 +114,12 @@ def test_a_run_takes_its_scales_from_a_search(tmp_path, monkeypatch):
         train.train(config, tmp_path / "run")
     config.model.block = "plain"
     config.optim.weight_decay = 0.0
-    net, key = make_net(config), jax.random.key(3)
+    net, key = make_net(config), jax.random.key(config.seed)
     branches = net.clone(block=BLOCKS["csla"].block)
     fresh = rj.init(branches, key)
     searched = randomised(fresh, 5)
     monkeypatch.setattr(train.checkpoint, "load", lambda workdir: (branches, searched))
-    tx = make_optimizer(config, lambda step: 0.5)
-    masked, start = train._repoptimizer(config, net, tx, key)
+    masked, start = train._optimizer(config, net, lambda step: 0.5)
     equal(start, to_plain(branches, with_scales(branches, fresh, searched))[1])
     ones = jax.tree.map(jnp.ones_like, start["params"])
     updates, _ = masked.update(ones, masked.init(start["params"]), start["params"])
