@@ -68,7 +68,7 @@ class Loop:
           evaluated: whether that state was evaluated before it was saved, if it was to be.
 
         Returns:
-          the last state, and what its evaluation gave; None where no step was left to take.
+          the last state, and what its evaluation gave; None where nothing was left to do.
 
         Raises:
           Stopped: where it is time to; the state is saved.
@@ -78,7 +78,7 @@ class Loop:
         self._saved = start
         try:
             if start and not evaluated and self._evaluates(start):
-                self._evaluate(start, state)  # a stop came in the middle of it
+                result = self._evaluate(start, state)  # a stop came in the middle of it
             for step in range(start + 1, self.steps + 1):
                 self.stopping.check(self.mesh)
                 checkpoint.check_saved(self.manager)

@@ -42,7 +42,7 @@ from repvgg_jax.monitor import Monitor
 from repvgg_jax.nets import init
 from repvgg_jax.records import METRICS_FILE, read_metrics
 from repvgg_jax.repoptimizer import scale_gradients, to_plain, with_scales
-from repvgg_jax.runtime import leaving_at_once, primary
+from repvgg_jax.runtime import all_processes, leaving_at_once, primary
 from repvgg_jax.step import TrainState, abstract_state, init_state, train_step
 from repvgg_jax.stopping import Stopping
 from repvgg_jax.watch import Watch
@@ -96,7 +96,7 @@ def train(config: ConfigDict, workdir: Path, stopping: Stopping | None = None) -
     tx, first = _optimizer(config, net, schedule)
     average, min_size = config.optim.ema_decay > 0, config.mesh.min_size
     state = abstract_state(net, tx, mesh, average, min_size)
-    if not checkpoint.steps(workdir):
+    if all_processes(not checkpoint.steps(workdir)):
         state = init_state(net, tx, mesh, jax.random.key(config.seed), average, min_size)
         if first is not None:
             state = state.starting_from(first)
@@ -128,7 +128,8 @@ def train(config: ConfigDict, workdir: Path, stopping: Stopping | None = None) -
                 stopping=stopping or Stopping(config.train.deadline),
             )
             evaluated = {row["step"] for row in rows if row["kind"] == "eval"}
-            state, result = loop.run(state, start in evaluated)
+            # Asked of all, as not every process may see the file as it is now.
+            state, result = loop.run(state, all_processes(start in evaluated))
     skipped = {"train": len(source.skipped), "test": len(evaluation.source.skipped)}
     rate = monitor.examples_per_second or None
     return Trained(state, rate, loop.waiting, before, skipped, evaluation, result)
