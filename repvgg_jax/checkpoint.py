@@ -7,8 +7,6 @@ A step's folder holds three items: `variables` (params and batch_stats, all that
 from __future__ import annotations
 
 import json
-import os
-import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -27,7 +25,14 @@ from repvgg_jax.blocks import FusedConv
 from repvgg_jax.certificate import FILE, check
 from repvgg_jax.config import make_net, read_config
 from repvgg_jax.errors import DamagedError, RunError, UsageError
-from repvgg_jax.integrity import CHECKSUMS, check_checksums, write_checksums
+from repvgg_jax.integrity import (
+    CHECKSUMS,
+    check_checksums,
+    check_shapes,
+    read_named,
+    reason,
+    write_checksums,
+)
 from repvgg_jax.nets import init
 from repvgg_jax.records import write_json
 from repvgg_jax.runtime import all_processes, primary, sync_processes
@@ -55,6 +60,16 @@ def open_manager(workdir: Path, keep: int) -> ocp.CheckpointManager:
             post_finalization_callback=partial(_add_checksums, _checkpoints(workdir))
         ),
     )
+
+
+def _reader(workdir: Path) -> ocp.CheckpointManager:
+    """To read alone; Orbax would warn that what was asked for is so."""
+    level = logging.get_verbosity()
+    logging.set_verbosity(logging.ERROR)
+    try:
+        return _manager(workdir, read_only=True)
+    finally:
+        logging.set_verbosity(level)
 
 
 def _checkpoints(workdir: str | Path) -> Path:
@@ -130,7 +145,7 @@ def _writing(manager: ocp.CheckpointManager) -> Iterator[None]:
         found = steps(Path(manager.directory).parent)
         good = f"{manager.directory}/{found[-1]}" if found else "none was written yet"
         raise RunError(
-            f"a checkpoint could not be written to {manager.directory} ({_reason(error)}); "
+            f"a checkpoint could not be written to {manager.directory} ({reason(error)}); "
             f"last good checkpoint: {good}"
         ) from error
 
@@ -231,9 +246,9 @@ def steps(workdir: Path) -> list[int]:
 def _restore(manager: ocp.CheckpointManager, step: int, **items: Any) -> Any:
     """Some items of a step, after a look whether its variables are the net's."""
     where = Path(manager.directory) / str(step)
-    metadata = _read(where, lambda: manager.item_metadata(step)["variables"])
-    _check_same(where, items["variables"].item, metadata)
-    return _read(where, lambda: manager.restore(step, args=ocp.args.Composite(**items)))
+    metadata = read_named(where, lambda: manager.item_metadata(step)["variables"])
+    check_shapes(where, items["variables"].item, metadata)
+    return read_named(where, lambda: manager.restore(step, args=ocp.args.Composite(**items)))
 
 
 def load(
@@ -265,7 +280,7 @@ def load(
     if step is not None and step not in found:
         raise UsageError(f"no checkpoint of step {step} under {directory}; there are {found}")
     wanted = ocp.args.StandardRestore(_abstract(net))
-    with _manager(workdir, read_only=True) as manager:
+    with _reader(workdir) as manager:
         _, restored = _newest(
             directory,
             found[::-1] if step is None else [step],
@@ -321,9 +336,9 @@ def _load_fused(workdir: Path, net: nn.Module) -> tuple[nn.Module, dict[str, Any
     plain = net.clone(block=FusedConv)
     abstract, path = _abstract(plain), workdir / FUSED
     with ocp.StandardCheckpointer() as checkpointer:
-        metadata = _read(path, lambda: checkpointer.metadata(path).item_metadata)
-        _check_same(path, abstract, metadata)
-        variables = _read(path, lambda: checkpointer.restore(path, abstract))
+        metadata = read_named(path, lambda: checkpointer.metadata(path).item_metadata)
+        check_shapes(path, abstract, metadata)
+        variables = read_named(path, lambda: checkpointer.restore(path, abstract))
     check(_read_certificate(workdir), variables, str(workdir / FUSED))
     return plain, variables
 
@@ -335,51 +350,3 @@ def _abstract(net: nn.Module) -> dict[str, Any]:
     return jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), shapes
     )
-
-
-def _read(where: Path, read: Callable[[], Any]) -> Any:
-    """What `read` gives; Orbax and TensorStore raise a dozen types for a damaged folder."""
-    try:
-        return read()
-    except Exception as error:
-        raise DamagedError(f"the checkpoint {where} cannot be read ({_reason(error)})") from error
-
-
-def _reason(error: BaseException) -> str:
-    """One line; what the system said hides behind the words of Orbax's and TensorStore's layers."""
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, OSError) and cause.strerror:
-            return cause.strerror
-        if code := re.search(r"os_error_code=\W*(\d+)", str(cause)):
-            return os.strerror(int(code[1]))
-        cause = cause.__cause__ or cause.__context__
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text.split(". See full")[0][:200]
-
-
-def _check_same(where: Path, expected: Any, metadata: Any) -> None:
-    """Raises UsageError that lists which names or shapes of a checkpoint are not the net's."""
-
-    def shapes(tree: Any) -> dict[str, tuple]:
-        names = partial(jax.tree_util.keystr, simple=True, separator="/")
-        return {names(path): tuple(leaf.shape) for path, leaf in jax.tree.leaves_with_path(tree)}
-
-    if metadata is None:
-        raise UsageError(f"the checkpoint {where} holds no `variables`: it is none of ours")
-    ours, theirs = shapes(expected), _read(where, lambda: shapes(metadata.tree))
-    if ours == theirs:
-        return
-    missing = sorted(ours.keys() - theirs.keys())
-    extra = sorted(theirs.keys() - ours.keys())
-    reshaped = [
-        f"{name} {theirs[name]}, not {ours[name]}"
-        for name in sorted(ours.keys() & theirs)
-        if ours[name] != theirs[name]
-    ]
-    parts = [
-        f"{label} {', '.join(names[:3])}{f' and {len(names) - 3} more' if len(names) > 3 else ''}"
-        for label, names in (("lacks", missing), ("also holds", extra), ("has", reshaped))
-        if names
-    ]
-    raise UsageError(f"the checkpoint {where} is of another net: it {'; it '.join(parts)}")

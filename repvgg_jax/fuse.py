@@ -190,7 +190,8 @@ def _compare(
     agreement = {
         "relative_error": relative_error(expected, got),
         "top1_agreement": (expected.argmax(-1) == got.argmax(-1)).mean(),
-        "logit_kl": (jnp.exp(log_p) * (log_p - log_q)).sum(-1).mean(),
+        # Rounding can take it below zero.
+        "logit_kl": jnp.maximum((jnp.exp(log_p) * (log_p - log_q)).sum(-1).mean(), 0.0),
     }
     return errors, agreement
 

@@ -1,12 +1,19 @@
-"""Checksums of the files of a folder, which storage that errs in silence is held against."""
+"""Whether files of arrays are what was written: checksums, names and shapes, causes named."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
+import re
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
-from repvgg_jax.errors import DamagedError
+import jax
+
+from repvgg_jax.errors import DamagedError, UsageError
 from repvgg_jax.records import write_json
 
 CHECKSUMS = "sha256.json"
@@ -43,3 +50,51 @@ def _files(folder: Path) -> list[str]:
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_named(where: Path, read: Callable[[], Any]) -> Any:
+    """What `read` gives; Orbax and TensorStore raise a dozen types for a damaged folder."""
+    try:
+        return read()
+    except Exception as error:
+        raise DamagedError(f"the checkpoint {where} cannot be read ({reason(error)})") from error
+
+
+def reason(error: BaseException) -> str:
+    """One line; what the system said hides behind the words of Orbax's and TensorStore's layers."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError) and cause.strerror:
+            return cause.strerror
+        if code := re.search(r"os_error_code=\W*(\d+)", str(cause)):
+            return os.strerror(int(code[1]))
+        cause = cause.__cause__ or cause.__context__
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text.split(". See full")[0][:200]
+
+
+def check_shapes(where: Path, expected: Any, metadata: Any) -> None:
+    """Raises UsageError that lists which names or shapes of a checkpoint are not the net's."""
+
+    def shapes(tree: Any) -> dict[str, tuple]:
+        names = partial(jax.tree_util.keystr, simple=True, separator="/")
+        return {names(path): tuple(leaf.shape) for path, leaf in jax.tree.leaves_with_path(tree)}
+
+    if metadata is None:
+        raise UsageError(f"the checkpoint {where} holds no `variables`: it is none of ours")
+    ours, theirs = shapes(expected), read_named(where, lambda: shapes(metadata.tree))
+    if ours == theirs:
+        return
+    missing = sorted(ours.keys() - theirs.keys())
+    extra = sorted(theirs.keys() - ours.keys())
+    reshaped = [
+        f"{name} {theirs[name]}, not {ours[name]}"
+        for name in sorted(ours.keys() & theirs)
+        if ours[name] != theirs[name]
+    ]
+    parts = [
+        f"{label} {', '.join(names[:3])}{f' and {len(names) - 3} more' if len(names) > 3 else ''}"
+        for label, names in (("lacks", missing), ("also holds", extra), ("has", reshaped))
+        if names
+    ]
+    raise UsageError(f"the checkpoint {where} is of another net: it {'; it '.join(parts)}")
