@@ -34,6 +34,12 @@ def get_config() -> ConfigDict:
     # What a block keeps for its gradient, the rest being computed again to save memory: "nothing",
     # "convolutions" (not what BatchNorms make of them); everything unless given.
     model.remat = placeholder(str)
+    # How training computes RepVGG's 1x1 and identity: "moments" (both from the input's mean and
+    # covariance), "batch" (each by itself), or whichever is faster. What computes convolutions:
+    # "xla", "onednn" (CPU; requirements-cpu.txt), or whichever is faster. Rounding apart, neither
+    # changes anything.
+    model.branch_statistics = placeholder(str)
+    model.conv_algorithm = placeholder(str)
     model.frozen = placeholder(tuple)  # expressions of blocks that don't train: ("stage[0-2]_.*",)
     model.dtype = "float32"  # compute type; parameters and statistics are always float32
 

@@ -22,7 +22,7 @@ from flax import linen as nn
 from jax import Array
 
 import repvgg_jax as rj
-from repvgg_jax.layers import BatchNorm, conv
+from repvgg_jax.layers import BatchNorm, Conv
 
 CLASSES = ("background", "disc", "square")
 BINS = (1, 2, 3, 6)
@@ -71,7 +71,7 @@ class PyramidHead(nn.Module):
     @nn.compact
     def __call__(self, x: Array, size: tuple[int, int], train: bool = False) -> Array:
         def unit(y: Array, width: int, kernel: int, name: str) -> Array:
-            y = conv(width, kernel, name=f"{name}_conv")(y)
+            y = Conv(width, kernel, name=f"{name}_conv")(y)
             return nn.relu(BatchNorm(train, name=f"{name}_bn")(y))
 
         branches = [x]
@@ -79,7 +79,7 @@ class PyramidHead(nn.Module):
             y = unit(pool(x, bins), self.features // len(BINS), 1, f"pool{bins}")
             branches.append(jax.image.resize(y, (*x.shape[:3], y.shape[-1]), "bilinear"))
         y = unit(jnp.concatenate(branches, -1), self.features, 3, "merge")
-        logits = conv(self.num_classes, 1, use_bias=True, name="classifier")(y)
+        logits = Conv(self.num_classes, 1, use_bias=True, name="classifier")(y)
         return jax.image.resize(logits, (len(x), *size, self.num_classes), "bilinear")
 
 

@@ -17,6 +17,7 @@ from ml_collections import ConfigDict
 
 from repvgg_jax import optim
 from repvgg_jax.config import check_values, config_mesh, make_net, make_optimizer
+from repvgg_jax.convolution import compiling_for
 from repvgg_jax.errors import RunError, UsageError
 from repvgg_jax.hlo import KINDS, traffic
 from repvgg_jax.sharding import batch_sharding, replicated
@@ -157,7 +158,8 @@ def compile_step(config: ConfigDict, devices: list[jax.Device]) -> jax.stages.Co
     mesh = config_mesh(config, devices)
     state, key = _abstract_state(config, mesh)
     step = jit_train_step(config, mesh, state)
-    lowered = step.lower(state, _abstract_batch(config, mesh), key)
+    with compiling_for(devices):
+        lowered = step.lower(state, _abstract_batch(config, mesh), key)
     try:
         return lowered.compile()
     except jax.errors.JaxRuntimeError as error:

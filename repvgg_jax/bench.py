@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from repvgg_jax import onednn
+
 
 def count_parameters(variables: Any) -> int:
     """Numbers in `params`; running statistics are no parameters."""
@@ -37,6 +39,8 @@ def _macs(jaxpr: Any) -> int:
             total += math.prod(equation.outvars[0].aval.shape) * (
                 math.prod(kernel) // kernel[out_axis]
             )
+        elif equation.primitive.name == "ffi_call":
+            total += onednn.macs(*(var.aval.shape for var in (*equation.invars, *equation.outvars)))
         elif equation.primitive.name == "dot_general":
             (contracted, _), _ = equation.params["dimension_numbers"]
             shape = equation.invars[0].aval.shape

@@ -42,6 +42,8 @@ _NOT_IDENTITY = {
     "mesh.fsdp",
     "mesh.min_size",
     "model.remat",
+    "model.branch_statistics",
+    "model.conv_algorithm",
     "train.deadline",
     "train.deterministic",
 }

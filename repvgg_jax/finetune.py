@@ -15,8 +15,8 @@ from jax import Array
 from repvgg_jax.blocks import BLOCKS, FusedConv
 from repvgg_jax.errors import UsageError
 from repvgg_jax.fuse import check_names
-from repvgg_jax.layers import BN_EPSILON, accumulation_dtype
 from repvgg_jax.nets.repvgg import AUXILIARY_HEAD
+from repvgg_jax.statistics import BN_EPSILON, accumulation_dtype
 
 Variables = Mapping[str, Any]
 

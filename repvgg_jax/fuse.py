@@ -15,8 +15,8 @@ from jaxtyping import Float
 
 from repvgg_jax.averages import check_pair
 from repvgg_jax.blocks import FusedConv, fuse_block
-from repvgg_jax.layers import accumulation_dtype
 from repvgg_jax.nets import init
+from repvgg_jax.statistics import accumulation_dtype
 
 Variables = Mapping[str, Any]
 

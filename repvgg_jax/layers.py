@@ -5,92 +5,84 @@ Padding, epsilon, momentum, initialisation and compute type are decided here and
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array, lax, random
 
-from repvgg_jax.errors import UsageError
+from repvgg_jax.convolution import convolve
+from repvgg_jax.statistics import BN_EPSILON, accumulation_dtype, in_groups, normalize
 
 Dtype = Any
 
-BN_EPSILON = 1e-5
 BN_MOMENTUM = 0.9  # the share of the old statistic that stays; PyTorch calls this 0.1
 
 # Uniform within +-1/sqrt(fan_in): PyTorch's default, which RepVGG was trained from.
 kernel_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
 
-def accumulation_dtype(dtype: Dtype) -> Dtype:
-    """The type for sums and logits under compute type `dtype`: float32 or wider."""
-    return jnp.promote_types(dtype, jnp.float32)
+@jax.custom_jvp
+def relu(x: Array) -> Array:
+    """max(x, 0). Its gradient is read off the result, which the next layer keeps anyway."""
+    return jnp.maximum(x, 0)
 
 
-def conv(
-    features: int,
-    size: int | tuple[int, int],
-    *,
-    name: str,
-    strides: int = 1,
-    groups: int = 1,
-    dilation: int = 1,
-    padded: bool = True,
-    use_bias: bool = False,
-    dtype: Dtype = jnp.float32,
-) -> nn.Conv:
-    """A convolution that keeps its centre on the pixel it stands on.
+@relu.defjvp
+def _relu_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+    y = relu(*primals)
+    return y, jnp.where(y > 0, *tangents, 0)
 
-    Every side is padded by `dilation * (size // 2)`. Never "SAME": at stride 2 that pads even
-    inputs on one side only, which moves a 3x3's centre off the pixel that the 1x1 beside it reads,
-    and the branches stop adding up to one kernel. With `padded=False` the input has its margin.
+
+class Conv(nn.Module):
+    """A convolution as `convolve` pads it; `kernel` [kh, kw, cin / groups, features], and `bias`.
+
+    Attributes:
+      features: output channels.
+      size: of the kernel, one number or (height, width).
+      strides, groups, dilation, padded, dtype, algorithm: as `convolve` has them.
+      use_bias: whether a bias by channel is added.
     """
-    size = (size, size) if isinstance(size, int) else size
-    return nn.Conv(
-        features,
-        size,
-        strides,
-        padding=_margins(size, dilation) if padded else "VALID",
-        kernel_dilation=dilation,
-        feature_group_count=groups,
-        use_bias=use_bias,
-        dtype=dtype,
-        kernel_init=kernel_init,
-        name=name,
-    )
+
+    features: int
+    size: int | tuple[int, int]
+    strides: int = 1
+    groups: int = 1
+    dilation: int = 1
+    padded: bool = True
+    use_bias: bool = False
+    dtype: Dtype = jnp.float32
+    algorithm: str = "auto"
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        size = (self.size, self.size) if isinstance(self.size, int) else tuple(self.size)
+        shape = (*size, x.shape[-1] // self.groups, self.features)
+        y = convolve(
+            x,
+            self.param("kernel", kernel_init, shape, jnp.float32),
+            strides=self.strides,
+            groups=self.groups,
+            dilation=self.dilation,
+            padded=self.padded,
+            dtype=self.dtype,
+            algorithm=self.algorithm,
+        )
+        if self.use_bias:
+            bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
+            y += bias.astype(y.dtype)
+        return y
 
 
-def convolve(
-    x: Array, kernel: Array, *, strides: int, groups: int, dilation: int, dtype: Dtype
-) -> Array:
-    """What `conv` computes, with a given kernel [kh, kw, cin / groups, features]."""
-    return lax.conv_general_dilated(
-        x.astype(dtype),
-        kernel.astype(dtype),
-        (strides, strides),
-        _margins(kernel.shape[:2], dilation),
-        rhs_dilation=(dilation, dilation),
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        feature_group_count=groups,
-    )
+class Kernel(nn.Module):
+    """The parameter of a `Conv` of the same name, for what uses it in another way."""
 
+    shape: tuple[int, int, int, int]
 
-def convolve_by_matmul(x: Array, kernel: Array, *, dtype: Dtype) -> Array:
-    """`convolve` at stride, groups and dilation 1, as one product of patches and kernel.
-
-    For layers under `lax.scan`: there XLA's CPU backend takes its slow path for a convolution's
-    gradient (18 ms a layer against 1.4 ms so, at 64 x 4 x 4 x 32).
-    """
-    kh, kw, cin, cout = kernel.shape
-    height, width = x.shape[1:3]
-    padded = jnp.pad(x.astype(dtype), [(0, 0), *_margins((kh, kw), 1), (0, 0)])
-    shifts = [padded[:, i : i + height, j : j + width] for i in range(kh) for j in range(kw)]
-    patches = jnp.concatenate(shifts, axis=-1)
-    return patches @ kernel.astype(dtype).reshape(kh * kw * cin, cout)
-
-
-def _margins(size: tuple[int, ...], dilation: int) -> list[tuple[int, int]]:
-    return [(dilation * (side // 2),) * 2 for side in size]
+    @nn.compact
+    def __call__(self) -> Array:
+        return self.param("kernel", kernel_init, self.shape, jnp.float32)
 
 
 class IdentityConv(nn.Module):
@@ -101,14 +93,51 @@ class IdentityConv(nn.Module):
 
     groups: int = 1
     dtype: Dtype = jnp.float32
+    algorithm: str = "auto"
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         channels = x.shape[-1]
         shape = (1, 1, channels // self.groups, channels)
         kernel = self.param("kernel", nn.initializers.zeros, shape, jnp.float32)
-        y = convolve(x, kernel, strides=1, groups=self.groups, dilation=1, dtype=self.dtype)
+        y = convolve(x, kernel, groups=self.groups, dtype=self.dtype, algorithm=self.algorithm)
         return x.astype(self.dtype) + y
+
+
+class Norm(NamedTuple):
+    """What a BatchNorm has of each channel: its parameters, and the running statistics."""
+
+    gamma: Array
+    beta: Array
+    mean: nn.Variable
+    var: nn.Variable
+
+    def move(self, mean: Array, var: Array) -> None:
+        """Move the running statistics towards the mean over groups, [groups, channels]."""
+        for running, value in ((self.mean, mean), (self.var, var)):
+            moved = BN_MOMENTUM * running.value + (1 - BN_MOMENTUM) * value.mean(0)
+            running.value = moved.astype(running.value.dtype)
+
+
+class NormVariables(nn.Module):
+    """Those of a `BatchNorm` of the same name, for what computes it in another way."""
+
+    channels: int
+
+    @nn.compact
+    def __call__(self) -> Norm:
+        return norm_variables(self, self.channels)
+
+
+def norm_variables(module: nn.Module, channels: int) -> Norm:
+    """The four vectors of a BatchNorm, as variables of the module."""
+    shape = (channels,)
+    return Norm(
+        module.param("scale", nn.initializers.ones, shape, jnp.float32),
+        module.param("bias", nn.initializers.zeros, shape, jnp.float32),
+        module.variable("batch_stats", "mean", jnp.zeros, shape, jnp.float32),
+        module.variable("batch_stats", "var", jnp.ones, shape, jnp.float32),
+    )
 
 
 class BatchNorm(nn.Module):
@@ -135,40 +164,15 @@ class BatchNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        shape = (x.shape[-1],)
-        gamma = self.param("scale", nn.initializers.ones, shape, jnp.float32)
-        beta = self.param("bias", nn.initializers.zeros, shape, jnp.float32)
-        running_mean = self.variable("batch_stats", "mean", jnp.zeros, shape, jnp.float32)
-        running_var = self.variable("batch_stats", "var", jnp.ones, shape, jnp.float32)
+        norm = norm_variables(self, x.shape[-1])
         if not self.train:
-            mean, var = running_mean.value, running_var.value
-            return self._normalize(x, mean, var, gamma, beta)
-        groups = self._groups(x)
-        wide = groups.astype(accumulation_dtype(x.dtype))
-        axes = tuple(range(1, wide.ndim - 1))
-        mean = wide.mean(axes, keepdims=True)
-        # One pass over x for both; rounding can take a constant channel's variance below zero.
-        var = jnp.maximum((wide**2).mean(axes, keepdims=True) - mean**2, 0.0)
+            scale = lax.rsqrt(norm.var.value + BN_EPSILON) * norm.gamma
+            return ((x - norm.mean.value) * scale + norm.beta).astype(self.dtype)
+        images = in_groups(x, self.group_size)
+        y, mean, var = normalize(images, norm.gamma, norm.beta, self.dtype)
         if not self.is_initializing():
-            for running, value in ((running_mean, mean), (running_var, var)):
-                of_batch = value.reshape(-1, x.shape[-1]).mean(0)
-                moved = BN_MOMENTUM * running.value + (1 - BN_MOMENTUM) * of_batch
-                running.value = moved.astype(running.value.dtype)
-        return self._normalize(groups, mean, var, gamma, beta).reshape(x.shape)
-
-    def _groups(self, x: Array) -> Array:
-        """[groups, images of each, ...]."""
-        size = self.group_size or x.shape[0]
-        if x.shape[0] % size:
-            raise UsageError(
-                f"bn_group_size={size} does not divide {x.shape[0]} images into groups; take a "
-                "divisor of the batch, or of a microbatch where gradients are accumulated"
-            )
-        return x.reshape(x.shape[0] // size, size, *x.shape[1:])
-
-    def _normalize(self, x: Array, mean: Array, var: Array, gamma: Array, beta: Array) -> Array:
-        y = (x - mean) * (lax.rsqrt(var + BN_EPSILON) * gamma) + beta
-        return y.astype(self.dtype)
+            norm.move(mean, var)
+        return y.reshape(x.shape)
 
 
 def dense(features: int, fan_in: int, *, name: str, dtype: Dtype = jnp.float32) -> nn.Dense:
@@ -195,6 +199,6 @@ class SqueezeExcite(nn.Module):
     def __call__(self, x: Array) -> Array:
         channels = x.shape[-1]
         y = x.mean((1, 2), keepdims=True, dtype=accumulation_dtype(self.dtype))
-        y = nn.relu(dense(self.hidden, channels, name="squeeze", dtype=self.dtype)(y))
+        y = relu(dense(self.hidden, channels, name="squeeze", dtype=self.dtype)(y))
         y = dense(channels, self.hidden, name="excite", dtype=self.dtype)(y)
         return x * nn.sigmoid(y)

@@ -10,7 +10,7 @@ import repvgg_jax as rj
 from configs import deep_plain
 from repvgg_jax import modes, optim
 from repvgg_jax.bench import count_macs
-from repvgg_jax.layers import convolve, convolve_by_matmul
+from repvgg_jax.convolution import convolve, convolve_by_matmul
 from repvgg_jax.nets.deep_plain import grid_means
 from repvgg_jax.records import read_metrics
 from tests.trees import random_images
@@ -40,7 +40,7 @@ def test_a_product_of_patches_is_the_convolution():
         x, kernel = (
             random_images(*shape, dtype="float64") for shape in ((2, 5, 4, 3), (3, 3, 3, 7))
         )
-        expected = convolve(x, kernel, strides=1, groups=1, dilation=1, dtype=jnp.float64)
+        expected = convolve(x, kernel, dtype=jnp.float64)
         got = convolve_by_matmul(x, kernel, dtype=jnp.float64)
         np.testing.assert_allclose(got, expected, rtol=1e-12, atol=1e-12)
 

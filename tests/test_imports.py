@@ -11,7 +11,9 @@ ROOT = Path(__file__).parent.parent
 # From the ground up; a module imports only from its own room or from those before it.
 ROOMS = [
     {"errors"},
-    {"affine", "layers", "sharding"},
+    {"statistics", "onednn"},
+    {"convolution"},
+    {"affine", "layers", "moments", "sharding"},
     {"blocks"},
     {"nets"},
     {"averages", "runtime"},

@@ -5,8 +5,8 @@ from importlib import import_module
 import jax
 import jax.numpy as jnp
 import pytest
-from flax import linen as nn
 
+from repvgg_jax import convolution
 from repvgg_jax.affine import Affine
 from repvgg_jax.blocks import block as branch_file
 from repvgg_jax.blocks import dbb as dbb_file
@@ -16,7 +16,7 @@ from tests import test_averages, test_blocks, test_fuse
 
 # The package exports the function under the name of its file.
 fuse = import_module("repvgg_jax.fuse")
-explicit_conv, block_conv = nn.Conv, branch_file.conv
+block_conv = branch_file.Conv
 
 
 def faulty_fold(scale=None, mean=1.0, beta=1.0, epsilon=1e-5, root=jnp.sqrt):
@@ -57,8 +57,8 @@ def undilated(*args, dilation=1, **kwargs):
     return block_conv(*args, **kwargs)
 
 
-def same_padded(*args, **kwargs):
-    return explicit_conv(*args, **{**kwargs, "padding": "SAME"})
+def same_padded(size, dilation):
+    return "SAME"
 
 
 def bordered_by_zeros(block, y, suffix, train):
@@ -85,7 +85,7 @@ FAULTS = {
         (1,),
     ),
     "padding of the 1x1 to a corner": (block_file, "add", misplaced_add, exact, (2,)),
-    "padding SAME": (nn, "Conv", same_padded, exact, (2,)),
+    "padding SAME": (convolution, "margins", same_padded, exact, (2,)),
     "group offset": (
         block_file,
         "identity",
@@ -100,7 +100,7 @@ FAULTS = {
         exact,
         (1,),
     ),
-    "dilation": (branch_file, "conv", undilated, exact, (1,)),
+    "dilation": (branch_file, "Conv", undilated, exact, (1,)),
     "order of squeeze-and-excite and ReLU": (
         RepVGG,
         "activate",

@@ -11,6 +11,7 @@ from jax import Array
 from repvgg_jax.affine import Affine, add, identity
 from repvgg_jax.blocks.block import Block, fold_branch, fold_norm
 from repvgg_jax.errors import UsageError
+from repvgg_jax.layers import relu
 
 
 class IdentityWithoutBNBlock(Block):
@@ -54,10 +55,10 @@ class ReLUInBranchBlock(Block):
 
     @nn.compact
     def __call__(self, x: Array, train: bool = False) -> Array:
-        y = nn.relu(self.conv_bn(x, "_kxk", self.kernel_size, train))
-        y += nn.relu(self.conv_bn(x, "_pointwise", 1, train))
+        y = relu(self.conv_bn(x, "_kxk", self.kernel_size, train))
+        y += relu(self.conv_bn(x, "_pointwise", 1, train))
         if self.keeps_shape(x.shape[-1]):
-            y += nn.relu(self.norm_of(x, "_identity", train))
+            y += relu(self.norm_of(x, "_identity", train))
         return y
 
 

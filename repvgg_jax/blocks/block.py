@@ -11,8 +11,9 @@ from flax import linen as nn
 from jax import Array
 
 from repvgg_jax.affine import Affine, fold_bn
+from repvgg_jax.convolution import convolve
 from repvgg_jax.errors import UsageError
-from repvgg_jax.layers import BatchNorm, Dtype, conv, convolve
+from repvgg_jax.layers import BatchNorm, Conv, Dtype
 
 
 class Block(nn.Module):
@@ -28,6 +29,7 @@ class Block(nn.Module):
       dilation: pixels between its taps.
       dtype: compute type; parameters and statistics are float32.
       bn_group_size: images that a BatchNorm's statistics are taken over in training; all.
+      conv_algorithm: what computes its convolutions, one of `convolution.ALGORITHMS`.
 
     Raises:
       UsageError: for an even kernel size, which has no centre.
@@ -40,6 +42,7 @@ class Block(nn.Module):
     dilation: int = 1
     dtype: Dtype = jnp.float32
     bn_group_size: int | None = None
+    conv_algorithm: str = "auto"
 
     def __post_init__(self) -> None:
         if not isinstance(self.kernel_size, int) or self.kernel_size % 2 != 1:
@@ -48,13 +51,14 @@ class Block(nn.Module):
 
     def conv_of(self, x: Array, suffix: str, size: int | tuple[int, int]) -> Array:
         """The block's own strides, groups and dilation at another kernel size, without bias."""
-        return conv(
+        return Conv(
             self.features,
             size,
             strides=self.strides,
             groups=self.groups,
             dilation=self.dilation,
             dtype=self.dtype,
+            algorithm=self.conv_algorithm,
             name=f"conv{suffix}",
         )(x)
 
@@ -67,6 +71,7 @@ class Block(nn.Module):
             groups=self.groups,
             dilation=self.dilation,
             dtype=self.dtype,
+            algorithm=self.conv_algorithm,
         )
 
     def kernel_shape(self, cin: int) -> tuple[int, int, int, int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 
 import jax.numpy as jnp
 from flax import linen as nn
@@ -10,7 +11,7 @@ from jax import Array, lax
 
 from repvgg_jax.affine import Affine, add, average, chain, fold_bn, identity
 from repvgg_jax.blocks.block import Block, fold_branch, fold_norm
-from repvgg_jax.layers import IdentityConv, conv
+from repvgg_jax.layers import Conv, IdentityConv
 
 
 class DiverseBranchBlock(Block):
@@ -26,29 +27,28 @@ class DiverseBranchBlock(Block):
     def __call__(self, x: Array, train: bool = False) -> Array:
         k, cin = self.kernel_size, x.shape[-1]
         depthwise = self.groups == cin == self.features
+        shared = dict(groups=self.groups, dtype=self.dtype, algorithm=self.conv_algorithm)
+        pointwise = partial(Conv, size=1, **shared)
         outputs = [self.conv_bn(x, "_origin", k, train)]
         if depthwise:
             margin = self.dilation * (k // 2)
             wide = jnp.pad(x, [(0, 0), (margin, margin), (margin, margin), (0, 0)])
         else:
             outputs.append(self.conv_bn(x, "_pointwise", 1, train))
-            y = conv(
-                self.features, 1, groups=self.groups, dtype=self.dtype, name="conv_before_average"
-            )(x)
+            y = pointwise(self.features, name="conv_before_average")(x)
             wide = self._bordered(y, "_before_average", train)
         outputs.append(self.norm_of(self._average(wide), "_average", train))
         if depthwise:
-            y = conv(2 * cin, 1, groups=self.groups, dtype=self.dtype, name="conv_before_kxk")(x)
+            y = pointwise(2 * cin, name="conv_before_kxk")(x)
         else:
-            y = IdentityConv(self.groups, dtype=self.dtype, name="conv_before_kxk")(x)
-        y = conv(
+            y = IdentityConv(**shared, name="conv_before_kxk")(x)
+        y = Conv(
             self.features,
             k,
             strides=self.strides,
-            groups=self.groups,
             dilation=self.dilation,
             padded=False,
-            dtype=self.dtype,
+            **shared,
             name="conv_kxk",
         )(self._bordered(y, "_before_kxk", train))
         outputs.append(self.norm_of(y, "_kxk", train))

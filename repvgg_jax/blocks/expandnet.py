@@ -10,7 +10,7 @@ from jax import Array
 
 from repvgg_jax.affine import Affine, chain
 from repvgg_jax.blocks.block import Block, fold_norm
-from repvgg_jax.layers import conv
+from repvgg_jax.layers import Conv
 
 EXPANSION = 4  # the paper's r: hidden channels of each input or output
 
@@ -32,7 +32,7 @@ class ExpandBlock(Block):
         margin = (self.dilation * (self.kernel_size // 2),) * 2
         y, layers = jnp.pad(x, [(0, 0), margin, margin, (0, 0)]), self.layers(x.shape[-1])
         for index, (size, features, strides) in enumerate(layers):
-            y = conv(
+            y = Conv(
                 features,
                 size,
                 strides=strides,
@@ -40,6 +40,7 @@ class ExpandBlock(Block):
                 dilation=self.dilation,
                 padded=False,
                 dtype=self.dtype,
+                algorithm=self.conv_algorithm,
                 name=f"conv{index}",
             )(y)
         return self.norm_of(y, "", train)

@@ -9,7 +9,7 @@ from jax import Array
 
 from repvgg_jax.affine import Affine
 from repvgg_jax.blocks.block import Block
-from repvgg_jax.layers import conv
+from repvgg_jax.layers import Conv
 
 
 class FusedConv(Block):
@@ -17,7 +17,7 @@ class FusedConv(Block):
 
     @nn.compact
     def __call__(self, x: Array, train: bool = False) -> Array:
-        return conv(
+        return Conv(
             self.features,
             self.kernel_size,
             strides=self.strides,
@@ -25,6 +25,7 @@ class FusedConv(Block):
             dilation=self.dilation,
             use_bias=True,
             dtype=self.dtype,
+            algorithm=self.conv_algorithm,
             name="conv",
         )(x)
 

@@ -22,8 +22,8 @@ _VARIANTS = repvgg.VARIANTS | mobileone.VARIANTS | residual.VARIANTS | deep_plai
 NETS: dict[str, Callable[..., nn.Module]] = dict(sorted(_VARIANTS.items()))
 
 # What a net's plan says of a block, and what Flax adds to every Module: not for `create` to set.
-_PLANNED = {"features", "strides", "groups", "kernel_size", "dilation", "dtype", "bn_group_size"}
-_PLANNED |= {"parent", "name"}
+_PLANNED = {"features", "strides", "groups", "kernel_size", "dilation", "dtype"}
+_PLANNED |= {"bn_group_size", "conv_algorithm", "parent", "name"}
 
 
 def list_models(pattern: str = "*") -> list[str]:

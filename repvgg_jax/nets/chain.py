@@ -12,13 +12,15 @@ from flax import linen as nn
 from jax import Array
 
 from repvgg_jax.blocks import RepVGGBlock
+from repvgg_jax.convolution import check_algorithm
 from repvgg_jax.errors import UsageError
-from repvgg_jax.layers import Dtype, SqueezeExcite, accumulation_dtype, dense
+from repvgg_jax.layers import Dtype, SqueezeExcite, dense, relu
+from repvgg_jax.statistics import accumulation_dtype
 
 
 def _convolutions(primitive: Any, *_: Any, **__: Any) -> bool:
     """Keeps what is dear to compute again, and lets go of what BatchNorms make of it."""
-    return primitive.name in ("conv_general_dilated", "dot_general")
+    return primitive.name in ("conv_general_dilated", "dot_general", "ffi_call")
 
 
 # Policies of rematerialisation: what is kept of the inside of a block between the passes.
@@ -56,6 +58,7 @@ class Chain(nn.Module):
       bn_group_size: images that a BatchNorm's statistics are taken over in training, whatever the
         devices; the whole batch by default. The paper's is 32, a GPU's share of 256.
       remat: what a block keeps for its gradient: one of `REMAT`, the rest being computed again.
+      conv_algorithm: what computes the convolutions, one of `convolution.ALGORITHMS`.
     """
 
     depths: tuple[int, ...]
@@ -67,6 +70,7 @@ class Chain(nn.Module):
     dtype: Dtype = jnp.float32
     bn_group_size: int | None = None
     remat: str | None = None
+    conv_algorithm: str = "auto"
 
     def plan(self) -> dict[str, dict[str, Any]]:
         """Name -> hyper-parameters of every block, `stage3_block5` being the sixth of stage 3.
@@ -101,8 +105,10 @@ class Chain(nn.Module):
     def make_block(self, name: str, spec: dict[str, Any]) -> nn.Module:
         """The block that an entry of the plan describes, unbound."""
         # Left out where unset, so that a block without BatchNorm need not know the word.
-        norm = {} if self.bn_group_size is None else {"bn_group_size": self.bn_group_size}
-        return self.block(**spec, **norm, parent=None)
+        given = {} if self.bn_group_size is None else {"bn_group_size": self.bn_group_size}
+        if self.conv_algorithm != "auto":
+            given["conv_algorithm"] = self.conv_algorithm
+        return self.block(**spec, **given, parent=None)
 
     def stage_strides(self) -> list[int]:
         """The stride of each stage."""
@@ -166,7 +172,7 @@ class Chain(nn.Module):
 
     def activate(self, x: Array, name: str) -> Array:
         """What stands between two blocks: the nonlinearity, and squeeze-and-excite before it."""
-        return nn.relu(self.squeeze_excite(x, name))
+        return relu(self.squeeze_excite(x, name))
 
     def squeeze_excite(self, x: Array, name: str) -> Array:
         """The layer `<name>_se`, where the block has one."""
@@ -203,6 +209,7 @@ class Chain(nn.Module):
             )
         check_whole("num_classes", self.num_classes)
         check_whole("bn_group_size", self.bn_group_size)
+        check_algorithm(self.conv_algorithm)
         if self.remat is not None and self.remat not in REMAT:
             raise UsageError(f"remat={self.remat!r}: one of {', '.join(REMAT)}")
         if not isinstance(self.frozen, tuple | list) or not all(

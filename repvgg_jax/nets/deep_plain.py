@@ -15,16 +15,11 @@ from flax import linen as nn
 from jax import Array
 
 from repvgg_jax.blocks import FusedConv
+from repvgg_jax.convolution import convolve_by_matmul
 from repvgg_jax.errors import UsageError
-from repvgg_jax.layers import (
-    Dtype,
-    accumulation_dtype,
-    conv,
-    convolve_by_matmul,
-    dense,
-    kernel_init,
-)
+from repvgg_jax.layers import Conv, Dtype, dense, kernel_init
 from repvgg_jax.nets.chain import check_whole
+from repvgg_jax.statistics import accumulation_dtype
 
 SLOPE = 0.3  # of leaky_relu below zero
 
@@ -136,7 +131,7 @@ class DeepPlain(nn.Module):
     @nn.compact
     def __call__(self, images: Array, train: bool = False) -> Array:
         activation, gain = ACTIVATIONS[self.activation]
-        x = conv(self.width, 3, strides=2, dtype=self.dtype, name="stem")(images)
+        x = Conv(self.width, 3, strides=2, dtype=self.dtype, name="stem")(images)
         layers = nn.scan(
             lambda layer, x, _: (activation(layer(x)), None),
             variable_axes={"params": 0},

@@ -11,8 +11,9 @@ from jax import Array
 
 from repvgg_jax.blocks import FusedConv, module_type
 from repvgg_jax.errors import UsageError
-from repvgg_jax.layers import BatchNorm, Dtype, accumulation_dtype, conv, dense
+from repvgg_jax.layers import BatchNorm, Conv, Dtype, dense, relu
 from repvgg_jax.nets.chain import Chain, check_whole
+from repvgg_jax.statistics import accumulation_dtype
 
 AUXILIARY_HEAD = "aux_"  # what names of auxiliary heads start with
 AUXILIARY = "auxiliary"  # the collection in which training finds the auxiliary heads' logits
@@ -28,8 +29,8 @@ class AuxiliaryHead(nn.Module):
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
         channels, wide = x.shape[-1], accumulation_dtype(self.dtype)
-        x = conv(channels, 3, strides=2, dtype=self.dtype, name="conv")(x)
-        x = nn.relu(BatchNorm(train, self.bn_group_size, self.dtype, name="bn")(x))
+        x = Conv(channels, 3, strides=2, dtype=self.dtype, name="conv")(x)
+        x = relu(BatchNorm(train, self.bn_group_size, self.dtype, name="bn")(x))
         x = x.mean((1, 2), dtype=wide)
         return dense(self.num_classes, channels, dtype=wide, name="fc")(x)
 
@@ -146,7 +147,7 @@ class RepVGGPlus(RepVGG):
 
     def activate(self, x: Array, name: str) -> Array:
         """The nonlinearity, and squeeze-and-excite after it."""
-        return self.squeeze_excite(nn.relu(x), name)
+        return self.squeeze_excite(relu(x), name)
 
     def auxiliary_heads(self) -> dict[str, str]:
         """Block -> name of the head that training has after it."""

@@ -11,6 +11,7 @@ from jax import Array
 
 from repvgg_jax.blocks import BLOCKS
 from repvgg_jax.errors import UsageError
+from repvgg_jax.layers import relu
 from repvgg_jax.nets.chain import Chain
 from repvgg_jax.nets.repvgg import B_DEPTHS, widths
 
@@ -62,11 +63,11 @@ class ResidualReorg(Chain):
 
         for name in names:
             if name in blocks:
-                x = nn.relu(run(name, x))
+                x = relu(run(name, x))
             else:
-                y = run(f"{name}_conv1", nn.relu(run(f"{name}_conv0", x)))
+                y = run(f"{name}_conv1", relu(run(f"{name}_conv0", x)))
                 shortcut = f"{name}_shortcut"
-                x = nn.relu((run(shortcut, x) if shortcut in blocks else x) + y)
+                x = relu((run(shortcut, x) if shortcut in blocks else x) + y)
             if ends[stage := name.split("_")[0]] == name:
                 self.sow("intermediates", stage, x)
         return x

@@ -1,0 +1,177 @@
+// Convolutions by oneDNN as XLA custom calls: forward, and the gradients of input and kernel.
+//
+// Images are NHWC and kernels HWIO, as JAX has them. oneDNN picks its own layout for the kernel,
+// which is small, so it is reordered at each call; images are read and written where they lie.
+// A primitive is made once for each shape, since making one compiles code.
+
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <unordered_map>
+#include <utility>
+#include <vector>
+
+#include "oneapi/dnnl/dnnl.hpp"
+#include "xla/ffi/api/ffi.h"
+
+namespace {
+
+namespace ffi = xla::ffi;
+using dnnl::memory;
+using F32 = ffi::Buffer<ffi::F32>;
+
+enum Pass : int64_t { kForward, kInputGradient, kKernelGradient };
+
+// Everything that a primitive depends on.
+struct Problem {
+  Pass pass;
+  std::vector<int64_t> x, kernel, y;
+  int64_t strides, groups, dilation, top, left;
+
+  std::vector<int64_t> key() const {
+    std::vector<int64_t> key{pass, strides, groups, dilation, top, left};
+    for (const auto* sizes : {&x, &kernel, &y}) {
+      key.insert(key.end(), sizes->begin(), sizes->end());
+    }
+    return key;
+  }
+};
+
+struct Plan {
+  dnnl::primitive primitive;
+  memory::desc x, kernel, y;  // as the primitive wants them
+  memory::desc hwio;          // the kernel as JAX has it
+  dnnl::reorder reorder;      // between the two, where they differ
+};
+
+dnnl::engine& Engine() {
+  static dnnl::engine engine(dnnl::engine::kind::cpu, 0);
+  return engine;
+}
+
+Plan MakePlan(const Problem& p) {
+  const auto f32 = memory::data_type::f32;
+  const int64_t height = p.x[1], width = p.x[2], cin = p.x[3];
+  const int64_t kh = p.kernel[0], kw = p.kernel[1], group_cin = p.kernel[2], cout = p.kernel[3];
+  const int64_t g = p.groups, tap = group_cin * cout;
+
+  Plan plan;
+  plan.x = memory::desc({p.x[0], cin, height, width}, f32, memory::format_tag::nhwc);
+  plan.y = memory::desc({p.x[0], cout, p.y[1], p.y[2]}, f32, memory::format_tag::nhwc);
+  memory::dims sizes{cout, group_cin, kh, kw}, steps{1, cout, kw * tap, tap};
+  if (g > 1) {
+    sizes = {g, cout / g, group_cin, kh, kw};
+    steps = {cout / g, 1, cout, kw * tap, tap};
+  }
+  plan.hwio = memory::desc(sizes, f32, steps);
+  const memory::desc any(sizes, f32, memory::format_tag::any);
+
+  const memory::dims strides{p.strides, p.strides}, gaps{p.dilation - 1, p.dilation - 1};
+  const memory::dims before{p.top, p.left};
+  const memory::dims after{(p.y[1] - 1) * p.strides + (kh - 1) * p.dilation + 1 - height - p.top,
+                           (p.y[2] - 1) * p.strides + (kw - 1) * p.dilation + 1 - width - p.left};
+  const auto direct = dnnl::algorithm::convolution_direct;
+  const dnnl::convolution_forward::primitive_desc forward(Engine(), dnnl::prop_kind::forward, direct,
+                                                          plan.x, any, plan.y, strides, gaps,
+                                                          before, after);
+  if (p.pass == kForward) {
+    plan.kernel = forward.weights_desc();
+    plan.primitive = dnnl::convolution_forward(forward);
+  } else if (p.pass == kInputGradient) {
+    const dnnl::convolution_backward_data::primitive_desc backward(
+        Engine(), direct, plan.x, any, plan.y, strides, gaps, before, after, forward);
+    plan.kernel = backward.weights_desc();
+    plan.primitive = dnnl::convolution_backward_data(backward);
+  } else {
+    const dnnl::convolution_backward_weights::primitive_desc backward(
+        Engine(), direct, plan.x, any, plan.y, strides, gaps, before, after, forward);
+    plan.kernel = backward.diff_weights_desc();
+    plan.primitive = dnnl::convolution_backward_weights(backward);
+  }
+  if (plan.kernel != plan.hwio) {
+    const bool out = p.pass == kKernelGradient;
+    plan.reorder = dnnl::reorder(memory(out ? plan.kernel : plan.hwio, Engine(), nullptr),
+                                 memory(out ? plan.hwio : plan.kernel, Engine(), nullptr));
+  }
+  return plan;
+}
+
+std::shared_ptr<const Plan> PlanFor(const Problem& problem) {
+  static std::mutex mutex;
+  static auto* plans = new std::map<std::vector<int64_t>, std::shared_ptr<const Plan>>();
+  const auto key = problem.key();
+  std::lock_guard<std::mutex> lock(mutex);
+  auto& plan = (*plans)[key];
+  if (!plan) plan = std::make_shared<const Plan>(MakePlan(problem));
+  return plan;
+}
+
+ffi::Error Run(const Problem& problem, void* x, void* kernel, void* y) {
+  try {
+    const auto plan = PlanFor(problem);
+    dnnl::stream stream(Engine());
+    const memory hwio(plan->hwio, Engine(), kernel);
+    const bool reorders = plan->kernel != plan->hwio;
+    const memory own = reorders ? memory(plan->kernel, Engine()) : hwio;
+    const bool gradient = problem.pass != kForward;
+    if (reorders && problem.pass != kKernelGradient) {
+      dnnl::reorder(plan->reorder).execute(stream, {{DNNL_ARG_FROM, hwio}, {DNNL_ARG_TO, own}});
+    }
+    const std::unordered_map<int, memory> arguments{
+        {problem.pass == kInputGradient ? DNNL_ARG_DIFF_SRC : DNNL_ARG_SRC,
+         memory(plan->x, Engine(), x)},
+        {problem.pass == kKernelGradient ? DNNL_ARG_DIFF_WEIGHTS : DNNL_ARG_WEIGHTS, own},
+        {gradient ? DNNL_ARG_DIFF_DST : DNNL_ARG_DST, memory(plan->y, Engine(), y)}};
+    plan->primitive.execute(stream, arguments);
+    if (reorders && problem.pass == kKernelGradient) {
+      dnnl::reorder(plan->reorder).execute(stream, {{DNNL_ARG_FROM, own}, {DNNL_ARG_TO, hwio}});
+    }
+    stream.wait();
+    return ffi::Error::Success();
+  } catch (const dnnl::error& error) {
+    return ffi::Error(ffi::ErrorCode::kInternal, std::string("oneDNN: ") + error.what());
+  }
+}
+
+std::vector<int64_t> Sizes(const F32& array) {
+  return {array.dimensions().begin(), array.dimensions().end()};
+}
+
+ffi::Error Forward(F32 x, F32 kernel, ffi::Result<F32> y, int64_t strides, int64_t groups,
+                   int64_t dilation, int64_t top, int64_t left) {
+  return Run({kForward, Sizes(x), Sizes(kernel), Sizes(*y), strides, groups, dilation, top, left},
+             x.untyped_data(), kernel.untyped_data(), y->untyped_data());
+}
+
+ffi::Error InputGradient(F32 dy, F32 kernel, ffi::Result<F32> dx, int64_t strides, int64_t groups,
+                         int64_t dilation, int64_t top, int64_t left) {
+  return Run({kInputGradient, Sizes(*dx), Sizes(kernel), Sizes(dy), strides, groups, dilation, top,
+              left},
+             dx->untyped_data(), kernel.untyped_data(), dy.untyped_data());
+}
+
+ffi::Error KernelGradient(F32 x, F32 dy, ffi::Result<F32> dk, int64_t strides, int64_t groups,
+                          int64_t dilation, int64_t top, int64_t left) {
+  return Run({kKernelGradient, Sizes(x), Sizes(*dk), Sizes(dy), strides, groups, dilation, top,
+              left},
+             x.untyped_data(), dk->untyped_data(), dy.untyped_data());
+}
+
+auto Binding() { return ffi::Ffi::Bind().Arg<F32>().Arg<F32>().Ret<F32>(); }
+
+}  // namespace
+
+#define REPVGG_JAX_HANDLER(name, function)                                       \
+  XLA_FFI_DEFINE_HANDLER_SYMBOL(name, function,                                  \
+                                Binding()                                        \
+                                    .Attr<int64_t>("strides")                    \
+                                    .Attr<int64_t>("groups")                     \
+                                    .Attr<int64_t>("dilation")                   \
+                                    .Attr<int64_t>("top")                        \
+                                    .Attr<int64_t>("left"))
+
+REPVGG_JAX_HANDLER(repvgg_jax_convolution, Forward);
+REPVGG_JAX_HANDLER(repvgg_jax_input_gradient, InputGradient);
+REPVGG_JAX_HANDLER(repvgg_jax_kernel_gradient, KernelGradient);
