@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: setup quickstart test test-full lint bench-data clean
+.PHONY: setup quickstart test test-full lint bench bench-data clean
 
 setup: $(VENV)/requirements.installed
 
@@ -15,7 +15,7 @@ $(VENV)/requirements.installed: requirements.txt | $(VENV)/bin/python
 	$(RUN) -m pip install --quiet -r requirements.txt
 	@touch $@
 
-$(VENV)/requirements-dev.installed: requirements-dev.txt requirements-torch.txt $(VENV)/requirements.installed
+$(VENV)/requirements-dev.installed: requirements-dev.txt requirements-torch.txt requirements-cpu.txt $(VENV)/requirements.installed
 	$(RUN) -m pip install --quiet -r requirements-dev.txt
 	$(RUN) -m pip install --quiet --no-deps -r requirements-torch.txt
 	@touch $@
@@ -32,6 +32,9 @@ test-full: $(VENV)/requirements-dev.installed
 lint: $(VENV)/requirements-dev.installed
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
+
+bench: $(VENV)/requirements-dev.installed
+	$(RUN) -m experiments.bench_torch
 
 # Class folders of JPEGs: make bench-data DATA=/data/imagenet
 bench-data: setup

@@ -3,6 +3,7 @@ python main.py --config configs/b1.py [--workdir runs/b1] [--mode train | eval |
 python main.py --mode import --config configs/a0.py --weights RepVGG-A0-train.pth
 python main.py --mode to_torch --workdir runs/a0 --weights a0.pth [--layout timm] [--fused]
 python main.py --mode bench_data --config configs/a0.py --config.data.source=folder
+python main.py --mode bench --config configs/b1.py --config.model.dtype=bfloat16
 python main.py --mode compile --config configs/b1.py --topology v5e:4x4
 
 Any field of configs/default.py can be given: --config.train.epochs=3
@@ -19,12 +20,13 @@ from repvgg_jax.config import unknown_field
 from repvgg_jax.data_bench import run_bench_data
 from repvgg_jax.errors import RunError, Stopped, UsageError
 from repvgg_jax.exchange import run_import, run_to_torch
+from repvgg_jax.model_bench import run_bench
 from repvgg_jax.modes import MODES, run_compile, run_prepare
 from repvgg_jax.runtime import join_processes, leaving_at_once, make_deterministic
 
 FLAGS = flags.FLAGS
 CONFIG = config_flags.DEFINE_config_file("config", help_string="a file of configs/, or your own")
-OTHER_MODES = ["prepare", "import", "to_torch", "compile", "bench_data"]
+OTHER_MODES = ["prepare", "import", "to_torch", "compile", "bench", "bench_data"]
 MODE = flags.DEFINE_enum("mode", "train", [*MODES, *OTHER_MODES], "what to do")
 WORKDIR = flags.DEFINE_string("workdir", None, "of the run; runs/<name of the config> by default")
 WEIGHTS = flags.DEFINE_string("weights", None, "file that import reads and to_torch writes")
@@ -100,6 +102,8 @@ def run_mode() -> None:
         run_to_torch(workdir(), WEIGHTS.value, LAYOUT.value, FUSED.value)
     elif MODE.value == "compile":
         run_compile(CONFIG.value, TOPOLOGY.value, workdir() if WORKDIR.value else None)
+    elif MODE.value == "bench":
+        run_bench(CONFIG.value, Path(WORKDIR.value or "runs/bench"))
     elif MODE.value == "bench_data":
         run_bench_data(CONFIG.value, Path(WORKDIR.value) if WORKDIR.value else None)
     else:

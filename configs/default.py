@@ -106,6 +106,10 @@ def get_config() -> ConfigDict:
     optim.label_smoothing = 0.0
     optim.auxiliary_weight = 0.1  # of the loss of each auxiliary head (repvgg_plus_l2pse has three)
 
+    config.bench = bench = ConfigDict()  # --mode=bench
+    bench.batch_sizes = (1, 8, 32, 128, 256)
+    bench.seconds = 10.0  # of one run, from which larger batches are left out
+
     config.fuse = fuse = ConfigDict()
     fuse.verify_images = 256  # evaluation images that the two forms are compared on
     fuse.tolerance = 1e-3  # relative error of a block or of the logits from which fusing is refused

@@ -36,6 +36,8 @@ _NOT_IDENTITY = {
     "train.checkpoint_every",
     "train.keep",
     "train.log_every",
+    "bench.batch_sizes",
+    "bench.seconds",
     "fuse.verify_images",
     "fuse.tolerance",
     "mesh.data",

@@ -17,7 +17,7 @@ ROOMS = [
     {"blocks"},
     {"nets"},
     {"averages", "runtime"},
-    {"fuse", "data", "optim", "repoptimizer", "bench", "records", "curves", "hlo"},
+    {"fuse", "data", "optim", "repoptimizer", "bench", "records", "curves", "hlo", "timing"},
     {"torch_files", "torch_layout"},
     {"weights"},
     {"certificate", "finetune", "integrity"},
@@ -30,7 +30,7 @@ ROOMS = [
     {"train"},
     {"ahead"},
     {"data_rivals"},
-    {"modes", "exchange", "data_bench"},
+    {"modes", "exchange", "data_bench", "model_bench"},
 ]
 FOREIGN = {"torch", "onnx", "tensorflow", "matplotlib", "tensorflow_datasets", "sklearn", "grain"}
 FOREIGN |= {"timm", "safetensors", "PIL", "simplejpeg", "cykooz_resizer", "cv2"}

@@ -46,9 +46,9 @@ class Block(nn.Module):
         if self.rbr_reparam is not None:
             y = self.rbr_reparam(x)
         else:
-            y = self.rbr_dense(x) + self.rbr_1x1(x)
-            if self.rbr_identity is not None:
-                y = y + self.rbr_identity(x)
+            y = self.rbr_dense(x)
+            for branch in (self.rbr_1x1, self.rbr_identity):
+                y = y if branch is None else y + branch(x)
         gates = dict(self.named_children())
         y = torch.relu(gates["se"](y) if "se" in gates else y)
         return gates["post_se"](y) if "post_se" in gates else y
@@ -94,6 +94,12 @@ class Net(nn.Module):
 
     def classify(self, x):
         return self.linear(x.mean((2, 3)))
+
+    def plain(self):
+        """One convolution and BatchNorm a layer."""
+        for block in [module for module in self.modules() if isinstance(module, Block)]:
+            block.rbr_1x1 = block.rbr_identity = None
+        return self
 
     def deploy(self):
         for block in [module for module in self.modules() if isinstance(module, Block)]:

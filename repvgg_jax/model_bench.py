@@ -1,0 +1,221 @@
+"""`--mode=bench`: what a model costs, in its train form, as a plain net, and fused."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from ml_collections import ConfigDict
+
+from repvgg_jax.bench import count_macs, count_parameters
+from repvgg_jax.config import check_values, config_mesh, make_net, make_optimizer
+from repvgg_jax.errors import UsageError
+from repvgg_jax.fuse import fuse
+from repvgg_jax.nets import init
+from repvgg_jax.sharding import shard_batch
+from repvgg_jax.step import init_state
+from repvgg_jax.timing import Times, matmul_peak, ratio, take_turns
+from repvgg_jax.train import jit_train_step
+
+BENCH_FILE = "bench.jsonl"
+ROUNDS = 5
+
+
+@dataclass(frozen=True)
+class Row:
+    """One form of a model at one batch size.
+
+    Attributes:
+      form: "train form", "plain" (one convolution and BatchNorm a layer), "fused".
+      task: "step" of training, or "forward" in evaluation mode.
+      batch: images.
+      parameters, macs: of the form, the latter for one image.
+      temporaries: bytes that the program takes besides its arguments and results.
+      compile_seconds: tracing included.
+      milliseconds: of a batch, the median of rounds in which the forms take turns.
+      images_per_second: at that time.
+      share_of_peak: of the fastest matrix product on this machine; a step counts as three passes.
+      ratio: of the form's time to the plain net's (step) or the fused net's (forward).
+    """
+
+    model: str
+    device: str
+    dtype: str
+    image_size: int
+    form: str
+    task: str
+    batch: int
+    parameters: int
+    macs: int
+    temporaries: int
+    compile_seconds: float
+    milliseconds: float
+    images_per_second: float
+    share_of_peak: float
+    ratio: float
+
+
+@dataclass
+class _Program:
+    """A compiled program of one form, and how to run it once."""
+
+    form: str
+    net: nn.Module
+    variables: Any
+    run: Callable[[], Any]
+    temporaries: int
+    compile_seconds: float
+
+
+def run_bench(config: ConfigDict | None, workdir: Path) -> None:
+    """Measure, print a table, append rows to `<workdir>/bench.jsonl`.
+
+    Raises:
+      UsageError: for a config that cannot run.
+    """
+    if config is None:
+        raise UsageError("--mode=bench needs --config, such as --config configs/b1.py")
+    check_values(config)
+    batches = config.bench.batch_sizes
+    if not batches or not all(isinstance(batch, int) and batch > 0 for batch in batches):
+        raise UsageError(f"bench.batch_sizes={batches}: must be whole numbers from 1 on")
+    peak = matmul_peak(make_net(config).dtype)
+    print(f"fastest matrix product: {peak / 1e12:.3g} TFLOP/s in {config.model.dtype}")
+    workdir.mkdir(parents=True, exist_ok=True)
+    for task in ("forward", "step"):
+        _print_header(task)
+        for batch in sorted(batches):
+            rows = _measure(config, task, batch, peak)
+            with (workdir / BENCH_FILE).open("a", encoding="utf-8") as file:
+                for row in rows:
+                    print(_line(row), flush=True)
+                    file.write(json.dumps(asdict(row)) + "\n")
+            slowest = max(row.milliseconds for row in rows) / 1000
+            if slowest > config.bench.seconds:
+                print(f"larger batches are left out: bench.seconds={config.bench.seconds}")
+                break
+
+
+def _measure(config: ConfigDict, task: str, batch: int, peak: float) -> list[Row]:
+    compile_forms = {"forward": _forwards, "step": _steps}[task]
+    programs = compile_forms(config, batch)
+    times = take_turns({p.form: p.run for p in programs}, ROUNDS)
+    return [_row(config, task, batch, peak, program, times, programs) for program in programs]
+
+
+def _row(
+    config: ConfigDict,
+    task: str,
+    batch: int,
+    peak: float,
+    program: _Program,
+    times: Times,
+    programs: list[_Program],
+) -> Row:
+    seconds = statistics.median(times[program.form])
+    macs = count_macs(program.net, program.variables, config.data.image_size)
+    passes = 3 if task == "step" else 1
+    return Row(
+        model=config.model.name,
+        device=f"{jax.devices()[0].device_kind} x{jax.device_count()}",
+        dtype=config.model.dtype,
+        image_size=config.data.image_size,
+        form=program.form,
+        task=task,
+        batch=batch,
+        parameters=count_parameters(program.variables),
+        macs=macs,
+        temporaries=program.temporaries,
+        compile_seconds=program.compile_seconds,
+        milliseconds=1e3 * seconds,
+        images_per_second=batch / seconds,
+        share_of_peak=2 * macs * passes * batch / seconds / peak,
+        ratio=ratio(times, program.form, programs[-1].form),
+    )
+
+
+def _forwards(config: ConfigDict, batch: int) -> list[_Program]:
+    """Train form and fused, in evaluation mode."""
+    net, size = make_net(config), config.data.image_size
+    variables = init(net, jax.random.key(0))
+    images = jnp.zeros((batch, size, size, 3), net.dtype)
+    programs, forms = [], {"train form": (net, variables), "fused": fuse(net, variables)}
+    for form, (net, variables) in forms.items():
+        forward = jax.jit(partial(net.apply, train=False))
+        compiled, seconds = _compile(forward, variables, images)
+        run = partial(compiled, variables, images)
+        programs.append(_Program(form, net, variables, run, _temporaries(compiled), seconds))
+    return programs
+
+
+def _steps(config: ConfigDict, batch: int) -> list[_Program]:
+    """Train form and plain net, a real training step with its optimizer."""
+    programs, size = [], config.data.image_size
+    for form in ("train form", "plain"):
+        config = config.copy_and_resolve_references()
+        config.train.batch_size = config.train.eval_batch_size = batch
+        if form == "plain":
+            config.model.block, config.model.branches = "plain", None
+            config.model.branch_statistics = None
+        mesh = config_mesh(config)
+        net, tx = make_net(config), make_optimizer(config, lambda step: 0.1)
+        state = init_state(net, tx, mesh, jax.random.key(0), config.optim.ema_decay > 0)
+        images = jnp.zeros((batch, size, size, 3), jnp.uint8)
+        rows = {"image": images, "label": jnp.zeros(batch, jnp.int32), "mask": jnp.ones(batch)}
+        data, key = shard_batch(rows, mesh), jax.random.key(0)
+        compiled, seconds = _compile(jit_train_step(config, mesh, state), state, data, key)
+        variables = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), state.variables
+        )
+        run = _Steps(compiled, state, data, key)
+        programs.append(_Program(form, net, variables, run, _temporaries(compiled), seconds))
+    return programs
+
+
+@dataclass
+class _Steps:
+    """Takes the next step at each call; the step before gave its state away."""
+
+    step: Callable[..., Any]
+    state: Any
+    data: Any
+    key: jax.Array
+
+    def __call__(self) -> Any:
+        self.state, metrics = self.step(self.state, self.data, self.key)
+        return metrics
+
+
+def _compile(function: Any, *arguments: Any) -> tuple[Any, float]:
+    start = time.perf_counter()
+    compiled = function.lower(*arguments).compile()
+    return compiled, time.perf_counter() - start
+
+
+def _temporaries(compiled: Any) -> int:
+    return compiled.memory_analysis().temp_size_in_bytes
+
+
+def _print_header(task: str) -> None:
+    to = {"forward": "fused", "step": "plain"}[task]
+    print(
+        f"\n{task:<12} {'batch':>5} {'params M':>9} {'GMACs':>7} {'temp MB':>8} {'compile s':>9} "
+        f"{'ms':>9} {'images/s':>9} {'of peak':>7} {'to ' + to:>9}"
+    )
+
+
+def _line(row: Row) -> str:
+    return (
+        f"{row.form:<12} {row.batch:>5} {row.parameters / 1e6:>9.2f} {row.macs / 1e9:>7.2f} "
+        f"{row.temporaries / 1e6:>8.0f} {row.compile_seconds:>9.1f} {row.milliseconds:>9.1f} "
+        f"{row.images_per_second:>9.1f} {row.share_of_peak:>7.0%} {row.ratio:>9.2f}"
+    )
