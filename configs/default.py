@@ -54,10 +54,12 @@ def get_config() -> ConfigDict:
     data.padding = 4  # training: zeros around the image before its crop (pad_crop)
     data.flip = True  # training: mirror half of the images
     data.eval_image_size = placeholder(int)  # of evaluation; image_size unless given
-    # Training, after crop and flip: "randaugment", "autoaugment" (found on ImageNet),
-    # "autoaugment_cifar10"; none unless given.
-    data.policy = placeholder(str)
-    data.policy_operations = 2  # of randaugment, as are the next two: "n2-m9-mstd0.5"
+    # Training, after crop and flip: "none", "randaugment", "autoaugment" (found on ImageNet),
+    # "autoaugment_cifar10".
+    data.policy = "none"
+    # Of randaugment. All of its operations are applied, as in its paper (timm's rand-m9 applies
+    # each with probability 1/2, and stops at magnitude 10).
+    data.policy_operations = 2
     data.policy_magnitude = 9.0  # from 0 to 10, at which the ranges end; up to 20 beyond them
     data.policy_std = 0.5  # of the magnitude
     data.erasing = 0.0  # training: probability of a rectangle of noise

@@ -36,7 +36,7 @@ def test_the_peak_is_above_what_a_small_product_reaches():
 
 def small_config():
     config = quickstart.get_config()
-    config.model.depths, config.model.widths, config.model.strides = (1, 1), (8, 16), (2, 1)
+    config.model.depths, config.model.widths, config.model.strides = (1,), (8,), (2,)
     return config
 
 

@@ -48,7 +48,7 @@ class Transform:
       padding: zeros on each side before the random crop; "pad_crop" only.
       flip: whether training mirrors half of the images.
       eval_image_size: of evaluation; `image_size` by default.
-      policy: one of `policies.POLICIES`, or None.
+      policy: one of `policies.POLICIES`, or "none".
       policy_operations, policy_magnitude, policy_std: of RandAugment.
       erasing: probability of random erasing.
 
@@ -62,7 +62,7 @@ class Transform:
     padding: int = 4
     flip: bool = True
     eval_image_size: int | None = None
-    policy: str | None = None
+    policy: str = "none"
     policy_operations: int = 2
     policy_magnitude: float = 9.0
     policy_std: float = 0.5
@@ -76,7 +76,7 @@ class Transform:
     @property
     def changes_pixels(self) -> bool:
         """Whether training does more to an image than to move it."""
-        return self.policy is not None or self.erasing > 0
+        return self.policy != "none" or self.erasing > 0
 
     def __post_init__(self):
         if self.augmentation not in AUGMENTATIONS:
@@ -94,8 +94,10 @@ class Transform:
                 f"resize={self.resize} is less than image_size={self.eval_size} of evaluation, "
                 "which would crop beyond the image; the paper has 256 for 224"
             )
-        if self.policy is not None and self.policy not in POLICIES:
-            raise UsageError(f"unknown data.policy={self.policy!r}; one of: {', '.join(POLICIES)}")
+        if self.policy not in ("none", *POLICIES):
+            raise UsageError(
+                f"unknown data.policy={self.policy!r}; one of: none, {', '.join(POLICIES)}"
+            )
 
 
 def normalize(images: jax.Array, mean: Sequence[float], std: Sequence[float]) -> jax.Array:
@@ -144,7 +146,7 @@ def changed(pixels: np.ndarray, transform: Transform, seed: int, position: int) 
             transform.policy_magnitude,
             transform.policy_std,
         )
-    elif transform.policy is not None:
+    elif transform.policy != "none":
         rng = example_rng(seed, position, POLICY)
         pixels = auto_augment(pixels, rng, transform.policy)
     if transform.erasing > 0:
