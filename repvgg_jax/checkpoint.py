@@ -268,12 +268,18 @@ def load(
       UsageError: where there is no run, or no such checkpoint that can be read.
     """
     workdir = Path(workdir).absolute()
-    config = read_config(workdir)
-    net = make_net(config)
     if fused and step is not None:
         raise UsageError("fused weights are of one step, which fusion.json names; drop step")
     if fused:
-        return _load_fused(workdir, net)
+        return _load_fused(workdir, make_net(read_config(workdir)))
+    return load_trained(workdir, step)[:2]
+
+
+def load_trained(workdir: Path, step: int | None = None) -> tuple[nn.Module, dict[str, Any], int]:
+    """What `load` gives of the train form, and the step that it is of."""
+    workdir = Path(workdir).absolute()
+    config = read_config(workdir)
+    net = make_net(config)
     directory, found = _checkpoints(workdir), steps(workdir)
     if not found:
         raise UsageError(f"no checkpoint under {directory}; `--mode=train` writes them")
@@ -281,7 +287,7 @@ def load(
         raise UsageError(f"no checkpoint of step {step} under {directory}; there are {found}")
     wanted = ocp.args.StandardRestore(_abstract(net))
     with _reader(workdir) as manager:
-        _, restored = _newest(
+        step, restored = _newest(
             directory,
             found[::-1] if step is None else [step],
             lambda step: _restore(manager, step, variables=wanted),
@@ -289,7 +295,7 @@ def load(
     variables = restored.variables
     if config.optim.ema_decay > 0:
         variables = {name: Averaged(tree) for name, tree in variables.items()}
-    return net, variables
+    return net, variables, step
 
 
 def _as_dicts(variables: Variables) -> dict[str, Any]:

@@ -145,7 +145,7 @@ _BOUNDS = {
 
 
 def check_values(config: ConfigDict) -> None:
-    """Raises UsageError for a number out of its range or a rule that is no regular expression."""
+    """Raises UsageError for numbers out of range or at odds, or a rule that is no expression."""
     fields = dict(flat(plain(config)))
     for name, (low, high) in _BOUNDS.items():
         value = fields[name]
@@ -153,6 +153,12 @@ def check_values(config: ConfigDict) -> None:
         if value is not None and not (value >= low and (high is None or value <= high)):
             span = f"from {low} to {high}" if high is not None else f"from {low} on"
             raise UsageError(f"{name}={value}: must be {span}")
+    batch_size = config.train.batch_size
+    if (config.train.mixup or config.train.cutmix) and batch_size % 2:
+        raise UsageError(
+            f"train.batch_size={batch_size}: must be even, as train.mixup and train.cutmix mix "
+            "pairs of images"
+        )
     rules = {"decay_rules": config.optim.decay_rules, "rate_rules": config.optim.rate_rules}
     for name, pairs in rules.items():
         for rule in pairs:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import jax.numpy as jnp
 from jax import Array, random
 
+from repvgg_jax.errors import UsageError
+
 
 def mix(
     key: Array, images: Array, targets: Array, *, mixup: float = 0.0, cutmix: float = 0.0
@@ -24,10 +26,17 @@ def mix(
       mixup, cutmix: each one's alpha; 0 for none.
 
     Returns:
-      images and targets, as they came where neither is given or the batch is a single image.
+      images and targets, as they came where neither is given.
+
+    Raises:
+      UsageError: where the batch has an odd number of images, one of which had no neighbour.
     """
-    if not (mixup or cutmix) or len(images) % 2:
+    if not (mixup or cutmix):
         return images, targets
+    if len(images) % 2:
+        raise UsageError(
+            f"mixup and cutmix mix pairs of images: a batch of {len(images)} must be even"
+        )
     which, lam_key, box_key = random.split(key, 3)
     cut = random.bernoulli(which, 0.5) if mixup and cutmix else jnp.bool_(cutmix > 0)
     alpha = jnp.where(cut, cutmix, mixup)

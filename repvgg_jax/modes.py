@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 from flax import linen as nn
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from repvgg_jax import ahead, checkpoint
@@ -27,7 +28,7 @@ from repvgg_jax.config import (
     read_config,
 )
 from repvgg_jax.data.prepare import describe, find_prepared, prepare
-from repvgg_jax.errors import RunError, UsageError
+from repvgg_jax.errors import RunError, Stopped, UsageError
 from repvgg_jax.evaluation import Evaluation
 from repvgg_jax.fuse import FusionReport, fuse, verify
 from repvgg_jax.nets import init
@@ -52,8 +53,9 @@ def _train_and_fuse(config: ConfigDict, workdir: Path, stopping: Stopping) -> No
     started, refusal = time.monotonic(), _refusal(make_net(config))
     trained = train(config, workdir, stopping)
     net, evaluation = trained.state.net, trained.evaluation
+    step = int(trained.state.step)
     mesh = evaluation.mesh
-    after_batch = partial(stopping.check, mesh)
+    after_batch = partial(_check, stopping, mesh)
     variables = local_copy(trained.state.variables, mesh)
     forms = {"train_form": (net, variables)}
     metrics = {"train_form": trained.metrics or evaluation(net, variables, after_batch)}
@@ -61,7 +63,7 @@ def _train_and_fuse(config: ConfigDict, workdir: Path, stopping: Stopping) -> No
     if refusal:
         _say(refusal)
     else:
-        plain, fused, fusion = _fuse(config, workdir, evaluation, net, variables)
+        plain, fused, fusion = _fuse(config, workdir, evaluation, net, variables, step)
         forms["fused"] = plain, fused
         metrics["fused"] = evaluation(plain, fused, after_batch)
         proof["fusion"] = {
@@ -74,7 +76,7 @@ def _train_and_fuse(config: ConfigDict, workdir: Path, stopping: Stopping) -> No
         "model": _model(config),
         "config_hash": config_hash(config),
         "device": f"{jax.devices()[0].device_kind} x{jax.device_count()}",
-        "steps": int(trained.state.step),
+        "steps": step,
         "examples_per_second": trained.examples_per_second
         or _earlier(workdir, "examples_per_second"),
         "waiting_for_data": trained.waiting
@@ -93,13 +95,24 @@ def _train_and_fuse(config: ConfigDict, workdir: Path, stopping: Stopping) -> No
         print(summary(report))
 
 
+def _check(stopping: Stopping, mesh: Mesh) -> None:
+    """Raises Stopped, saying what is saved, where it is time to stop after training."""
+    try:
+        stopping.check(mesh)
+    except Stopped as stop:
+        raise Stopped(
+            f"stopped by {stop} after the last step, which is saved; "
+            "the same command goes on from there"
+        ) from None
+
+
 def run_eval(config: ConfigDict | None, workdir: Path) -> None:
     """Evaluate a run's latest checkpoint, and its fused weights where it has some."""
     evaluation = _evaluation(config, workdir)
-    forms = {"train form": checkpoint.load(workdir)}
+    *trained, latest = checkpoint.load_trained(workdir)
+    forms = {"train form": tuple(trained)}
     if checkpoint.has_fused(workdir):
         pair, step = checkpoint.load(workdir, fused=True), checkpoint.fused_step(workdir)
-        latest = checkpoint.steps(workdir)[-1]
         forms["fused" if step == latest else f"fused at step {step}, not {latest}"] = pair
     for form, (net, variables) in forms.items():
         result = evaluation(net, variables)
@@ -113,8 +126,8 @@ def run_fuse(config: ConfigDict | None, workdir: Path) -> None:
     """Fuse a run's latest checkpoint, prove the forms equal, and write the fused pair."""
     config = config or read_config(workdir)
     evaluation = _evaluation(config, workdir)
-    net, variables = checkpoint.load(workdir)
-    *_, fusion = _fuse(config, workdir, evaluation, net, variables)
+    net, variables, step = checkpoint.load_trained(workdir)
+    *_, fusion = _fuse(config, workdir, evaluation, net, variables, step)
     _say(f"{fusion}\nrepvgg_jax.load({str(workdir)!r}, fused=True) opens the fused pair")
 
 
@@ -186,7 +199,12 @@ def _refusal(net: nn.Module) -> str | None:
 
 
 def _fuse(
-    config: ConfigDict, workdir: Path, evaluation: Evaluation, net: nn.Module, variables: Any
+    config: ConfigDict,
+    workdir: Path,
+    evaluation: Evaluation,
+    net: nn.Module,
+    variables: Any,
+    step: int,
 ) -> tuple[nn.Module, Any, FusionReport]:
     """Fuse, verify on real images, and write the fused weights with their certificate."""
     plain, fused = fuse(net, variables)
@@ -203,7 +221,7 @@ def _fuse(
         fusion,
         fused,
         images=len(images),
-        step=checkpoint.steps(workdir)[-1],
+        step=step,
         config_hash=config_hash(read_config(workdir)),
     )
     checkpoint.save_fused(workdir, replicate(fused, evaluation.mesh), certificate)

@@ -93,11 +93,16 @@ def shard_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, Any]:
 def place(leaf: Any, sharding: NamedSharding) -> Any:
     """An array laid out anew; one that each process has whole, or one of the sharding's devices."""
     if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
-        return jax.jit(lambda x: x, out_shardings=sharding)(leaf)
+        return jax.jit(_same, out_shardings=sharding)(leaf)
     if jax.process_count() == 1:
         return jax.device_put(leaf, sharding)
     whole = np.asarray(leaf)
     return jax.make_array_from_callback(whole.shape, sharding, lambda index: whole[index])
+
+
+def _same(leaf: Any) -> Any:
+    """The identity, by a name: JAX compiles a lambda anew for every array and evaluation."""
+    return leaf
 
 
 def replicate(tree: Any, mesh: Mesh) -> Any:

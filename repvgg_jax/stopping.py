@@ -31,7 +31,7 @@ class Stopping:
     """
 
     def __init__(self, deadline: float | None = None):
-        self._started = self._checked = time.monotonic()
+        self._started, self._checked = time.monotonic(), None
         self._deadline, self._longest = deadline, 0.0
         self._reason: str | None = None
         self._former: dict[int, Any] = {}
@@ -59,7 +59,8 @@ class Stopping:
             together, one call after the first of them wanted to, so that none waits for an answer.
         """
         now = time.monotonic()
-        self._longest = max(self._longest, now - self._checked)
+        if self._checked is not None:  # what came before the first step was none
+            self._longest = max(self._longest, now - self._checked)
         self._checked = now
         if self._deadline is not None and self._reason is None:
             reserve = min(self._deadline / 10, _MOST_RESERVED) + self._longest

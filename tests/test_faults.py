@@ -121,6 +121,44 @@ def test_a_second_interrupt_quits():
         signal.raise_signal(signal.SIGINT)
 
 
+def test_what_comes_before_the_first_step_is_not_kept_in_reserve(monkeypatch):
+    # A slow start, then a step of 14 s; 10 s are kept to save in.
+    clock = iter((0.0, 60.0, 74.0, 77.0))
+    monkeypatch.setattr(time, "monotonic", lambda: next(clock))
+    stopping = Stopping(100.0)
+    stopping.check()
+    stopping.check()
+    with pytest.raises(Stopped, match="the deadline of 100 s"):
+        stopping.check()
+
+
+@pytest.mark.slow
+def test_the_certificate_names_the_step_that_was_fused(tmp_path):
+    """Not the latest there is, where that one is damaged."""
+    train.train(tiny_config(), tmp_path)
+    flip(data_files(tmp_path, 4, "variables")[0])
+    modes.run_fuse(None, tmp_path)
+    assert checkpoint.fused_step(tmp_path) == 2
+
+
+@pytest.mark.slow
+def test_a_signal_after_the_last_step_says_what_is_saved(tmp_path, monkeypatch):
+    original = modes._fuse
+
+    def interrupted(*arguments):
+        signal.raise_signal(signal.SIGTERM)
+        return original(*arguments)
+
+    monkeypatch.setattr(modes, "_fuse", interrupted)
+    said = "stopped by SIGTERM after the last step, which is saved; the same command goes on"
+    with pytest.raises(Stopped, match=said):
+        modes.run_train(tiny_config(), tmp_path)
+    assert not (tmp_path / "report.json").exists()
+    monkeypatch.undo()
+    modes.run_train(tiny_config(), tmp_path)
+    assert (tmp_path / "report.json").exists()
+
+
 def test_a_deadline_leaves_time_to_save(tmp_path, monkeypatch):
     original = feed.shard_batch
 

@@ -261,6 +261,7 @@ def test_unknown_policies_and_groups_are_named():
         ({"train_accumulate": 3}, r"train.batch_size=32: 4 devices with 3 microbatches.*24 or 36"),
         ({"mesh_fsdp": 3}, "mesh.fsdp=3"),
         ({"train_mixup": -1.0}, "train.mixup=-1.0"),
+        ({"train_mixup": 0.2, "train_batch_size": 33}, "train.batch_size=33: must be even"),
     ],
 )
 def test_what_does_not_go_together_is_refused_before_anything_is_written(changes, says, tmp_path):
@@ -313,6 +314,11 @@ def test_mixup_blends_and_cutmix_pastes():
 def test_nothing_to_mix():
     images, targets = jnp.ones((4, 2, 2, 3)), targets_of(4)
     assert mix(jax.random.key(0), images, targets) == (images, targets)
+
+
+def test_an_odd_batch_is_refused_rather_than_left_unmixed():
+    with pytest.raises(rj.UsageError, match="a batch of 3 must be even"):
+        mix(jax.random.key(0), jnp.ones((3, 2, 2, 3)), targets_of(3), mixup=0.2)
 
 
 def test_lambda_follows_its_distribution():
