@@ -16,7 +16,7 @@ from typing import NoReturn
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from repvgg_jax.config import unknown_field
+from repvgg_jax.config_fields import unknown_field
 from repvgg_jax.data_bench import run_bench_data
 from repvgg_jax.errors import RunError, Stopped, UsageError
 from repvgg_jax.exchange import run_import, run_to_torch

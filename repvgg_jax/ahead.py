@@ -16,7 +16,8 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from repvgg_jax import optim
-from repvgg_jax.config import check_values, config_mesh, make_net, make_optimizer
+from repvgg_jax.config import config_mesh, make_net, make_optimizer
+from repvgg_jax.config_fields import check_values
 from repvgg_jax.convolution import compiling_for
 from repvgg_jax.errors import RunError, UsageError
 from repvgg_jax.hlo import KINDS, traffic

@@ -6,7 +6,6 @@ A step's folder holds three items: `variables` (params and batch_stats, all that
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -14,17 +13,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import jax
 import orbax.checkpoint as ocp
 from absl import logging
 from flax import linen as nn
-from jax.sharding import SingleDeviceSharding
 
 from repvgg_jax.averages import Averaged
-from repvgg_jax.blocks import FusedConv
-from repvgg_jax.certificate import FILE, check
 from repvgg_jax.config import make_net, read_config
 from repvgg_jax.errors import DamagedError, RunError, UsageError
+from repvgg_jax.fused_weights import abstract_variables, load_fused
 from repvgg_jax.integrity import (
     CHECKSUMS,
     check_checksums,
@@ -33,12 +29,9 @@ from repvgg_jax.integrity import (
     reason,
     write_checksums,
 )
-from repvgg_jax.nets import init
-from repvgg_jax.records import write_json
 from repvgg_jax.runtime import all_processes, primary, sync_processes
 
 Variables = Mapping[str, Any]
-FUSED = "fused"  # the folder of a workdir that holds the fused pair's variables
 
 
 def open_manager(workdir: Path, keep: int) -> ocp.CheckpointManager:
@@ -208,7 +201,11 @@ def restore_latest(
 
 
 def _newest(directory: Path, found: list[int], read: Callable[[int], Any]) -> tuple[int, Any]:
-    """The first of the steps that all processes can read, and what was read."""
+    """The first of the steps that all processes can read, and what was read.
+
+    What the primary's checksums don't find and one process alone cannot read ends with the others'
+    waiting for it inside Orbax, until the runtime gives up on them.
+    """
 
     def attempt(action: Callable[[], Any]) -> tuple[Any, DamagedError | None]:
         """The result, or else the error; the error on every process where one has it."""
@@ -271,7 +268,7 @@ def load(
     if fused and step is not None:
         raise UsageError("fused weights are of one step, which fusion.json names; drop step")
     if fused:
-        return _load_fused(workdir, make_net(read_config(workdir)))
+        return load_fused(workdir, make_net(read_config(workdir)))
     return load_trained(workdir, step)[:2]
 
 
@@ -285,7 +282,7 @@ def load_trained(workdir: Path, step: int | None = None) -> tuple[nn.Module, dic
         raise UsageError(f"no checkpoint under {directory}; `--mode=train` writes them")
     if step is not None and step not in found:
         raise UsageError(f"no checkpoint of step {step} under {directory}; there are {found}")
-    wanted = ocp.args.StandardRestore(_abstract(net))
+    wanted = ocp.args.StandardRestore(abstract_variables(net))
     with _reader(workdir) as manager:
         step, restored = _newest(
             directory,
@@ -301,58 +298,3 @@ def load_trained(workdir: Path, step: int | None = None) -> tuple[nn.Module, dic
 def _as_dicts(variables: Variables) -> dict[str, Any]:
     """The same trees without the mark of an average, of which Orbax knows nothing."""
     return {name: dict(tree) for name, tree in variables.items() if tree}
-
-
-def save_fused(workdir: Path, variables: Variables, certificate: Mapping[str, Any]) -> None:
-    """Write a fused net's variables, and beside them their certificate, where `load` finds them.
-
-    With several processes the variables are arrays of all of them (`sharding.replicate`).
-    """
-    if primary():
-        write_json(Path(workdir) / FILE, certificate)
-    with ocp.StandardCheckpointer() as checkpointer:
-        checkpointer.save(Path(workdir).absolute() / FUSED, variables, force=True)
-
-
-def has_fused(workdir: Path) -> bool:
-    """Whether `save_fused` has written there."""
-    return (Path(workdir) / FUSED).exists()
-
-
-def fused_step(workdir: Path) -> int:
-    """Of the checkpoint that was fused there."""
-    return _read_certificate(workdir)["step"]
-
-
-def _read_certificate(workdir: Path) -> dict[str, Any]:
-    try:
-        return json.loads((workdir / FILE).read_text())
-    except (OSError, ValueError) as error:
-        raise UsageError(
-            f"{workdir / FILE} cannot be read ({error}); `--mode=fuse` writes it"
-        ) from None
-
-
-def _load_fused(workdir: Path, net: nn.Module) -> tuple[nn.Module, dict[str, Any]]:
-    if not has_fused(workdir):
-        raise UsageError(
-            f"no fused weights in {workdir / FUSED}; "
-            f"`python main.py --mode=fuse --workdir={workdir}` writes them"
-        )
-    plain = net.clone(block=FusedConv)
-    abstract, path = _abstract(plain), workdir / FUSED
-    with ocp.StandardCheckpointer() as checkpointer:
-        metadata = read_named(path, lambda: checkpointer.metadata(path).item_metadata)
-        check_shapes(path, abstract, metadata)
-        variables = read_named(path, lambda: checkpointer.restore(path, abstract))
-    check(_read_certificate(workdir), variables, str(workdir / FUSED))
-    return plain, variables
-
-
-def _abstract(net: nn.Module) -> dict[str, Any]:
-    """Shapes and types of a net's variables, on this host's first device."""
-    sharding = SingleDeviceSharding(jax.local_devices()[0])
-    shapes = jax.eval_shape(lambda key: init(net, key), jax.random.key(0))
-    return jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), shapes
-    )

@@ -20,7 +20,8 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from repvgg_jax import data_rivals
-from repvgg_jax.config import check_values, make_source, make_transform
+from repvgg_jax.config import make_source, make_transform
+from repvgg_jax.config_fields import check_values
 from repvgg_jax.data import Transform, train_batches
 from repvgg_jax.data.decode import open_image
 from repvgg_jax.data.resize import resize

@@ -10,7 +10,6 @@ from ml_collections import ConfigDict
 
 from repvgg_jax import checkpoint
 from repvgg_jax.config import (
-    check_values,
     check_workdir,
     config_mesh,
     data_seed,
@@ -18,6 +17,7 @@ from repvgg_jax.config import (
     make_optimizer,
     make_workdir,
 )
+from repvgg_jax.config_fields import check_values
 from repvgg_jax.errors import UsageError
 from repvgg_jax.step import init_state
 from repvgg_jax.weights import from_torch, read_torch, save_torch, to_torch

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -13,10 +14,15 @@ from typing import Any
 
 import jax
 
-from repvgg_jax.errors import DamagedError, UsageError
+from repvgg_jax.errors import DamagedError, RunError, UsageError
 from repvgg_jax.records import write_json
 
 CHECKSUMS = "sha256.json"
+# What keeps a process from reading files that may be as they should.
+_NOT_THE_FILES = {
+    *(errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE, errno.ENOMEM),
+    *(errno.ESTALE, errno.ETIMEDOUT, errno.EINTR),
+}
 
 
 def write_checksums(folder: Path) -> None:
@@ -35,7 +41,7 @@ def check_checksums(folder: Path) -> None:
         expected = json.loads((folder / CHECKSUMS).read_text())
         differing = [name for name in expected if _sha256(folder / name) != expected[name]]
     except (OSError, ValueError, AttributeError) as error:
-        raise DamagedError(f"the checkpoint {folder} cannot be read ({error})") from error
+        raise _unreadable(folder, error) from error
     if differing:
         raise DamagedError(
             f"the checkpoint {folder} cannot be read ({differing[0]} is not what was written)"
@@ -53,22 +59,41 @@ def _sha256(path: Path) -> str:
 
 
 def read_named(where: Path, read: Callable[[], Any]) -> Any:
-    """What `read` gives; Orbax and TensorStore raise a dozen types for a damaged folder."""
+    """What `read` gives; Orbax and TensorStore raise a dozen types for a damaged folder.
+
+    Raises:
+      DamagedError: where what is there cannot be read.
+      RunError: where this process could not read it now, whatever is there.
+    """
     try:
         return read()
     except Exception as error:
-        raise DamagedError(f"the checkpoint {where} cannot be read ({reason(error)})") from error
+        raise _unreadable(where, error) from error
+
+
+def _unreadable(where: Path, error: Exception) -> RunError:
+    out_of_memory = isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error)
+    if out_of_memory or _system_error(error) in _NOT_THE_FILES:
+        return RunError(f"the checkpoint {where} could not be read now ({reason(error)})")
+    return DamagedError(f"the checkpoint {where} cannot be read ({reason(error)})")
+
+
+def _system_error(error: BaseException) -> int | None:
+    """The error's number; it hides behind the words of Orbax's and TensorStore's layers."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError) and cause.errno:
+            return cause.errno
+        if code := re.search(r"os_error_code=\W*(\d+)", str(cause)):
+            return int(code[1])
+        cause = cause.__cause__ or cause.__context__
+    return None
 
 
 def reason(error: BaseException) -> str:
-    """One line; what the system said hides behind the words of Orbax's and TensorStore's layers."""
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, OSError) and cause.strerror:
-            return cause.strerror
-        if code := re.search(r"os_error_code=\W*(\d+)", str(cause)):
-            return os.strerror(int(code[1]))
-        cause = cause.__cause__ or cause.__context__
+    """One line: what the system said, where it said something."""
+    if number := _system_error(error):
+        return os.strerror(number)
     text = " ".join(str(error).split()) or type(error).__name__
     return text.split(". See full")[0][:200]
 

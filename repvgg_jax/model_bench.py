@@ -17,7 +17,8 @@ from flax import linen as nn
 from ml_collections import ConfigDict
 
 from repvgg_jax.bench import count_macs, count_parameters
-from repvgg_jax.config import check_values, config_mesh, make_net, make_optimizer
+from repvgg_jax.config import config_mesh, make_net, make_optimizer
+from repvgg_jax.config_fields import check_values
 from repvgg_jax.errors import UsageError
 from repvgg_jax.fuse import fuse
 from repvgg_jax.nets import init

@@ -18,24 +18,18 @@ from ml_collections import ConfigDict
 from repvgg_jax import ahead, checkpoint
 from repvgg_jax.bench import count_macs, count_parameters
 from repvgg_jax.certificate import certify
-from repvgg_jax.config import (
-    check_values,
-    check_workdir,
-    config_hash,
-    config_mesh,
-    make_net,
-    make_workdir,
-    read_config,
-)
+from repvgg_jax.config import check_workdir, make_net, make_workdir, read_config
+from repvgg_jax.config_fields import check_values, config_hash
 from repvgg_jax.data.prepare import describe, find_prepared, prepare
 from repvgg_jax.errors import RunError, Stopped, UsageError
 from repvgg_jax.evaluation import Evaluation
 from repvgg_jax.fuse import FusionReport, fuse, verify
+from repvgg_jax.fused_weights import fused_step, has_fused, save_fused
 from repvgg_jax.nets import init
 from repvgg_jax.records import write_json
 from repvgg_jax.report import summary
 from repvgg_jax.runtime import primary
-from repvgg_jax.sharding import local_copy, replicate
+from repvgg_jax.sharding import check_divides, local_copy, make_mesh, replicate
 from repvgg_jax.stopping import Stopping
 from repvgg_jax.train import train
 
@@ -111,8 +105,8 @@ def run_eval(config: ConfigDict | None, workdir: Path) -> None:
     evaluation = _evaluation(config, workdir)
     *trained, latest = checkpoint.load_trained(workdir)
     forms = {"train form": tuple(trained)}
-    if checkpoint.has_fused(workdir):
-        pair, step = checkpoint.load(workdir, fused=True), checkpoint.fused_step(workdir)
+    if has_fused(workdir):
+        pair, step = checkpoint.load(workdir, fused=True), fused_step(workdir)
         forms["fused" if step == latest else f"fused at step {step}, not {latest}"] = pair
     for form, (net, variables) in forms.items():
         result = evaluation(net, variables)
@@ -224,7 +218,7 @@ def _fuse(
         step=step,
         config_hash=config_hash(read_config(workdir)),
     )
-    checkpoint.save_fused(workdir, replicate(fused, evaluation.mesh), certificate)
+    save_fused(workdir, replicate(fused, evaluation.mesh), certificate)
     return plain, fused, fusion
 
 
@@ -232,7 +226,9 @@ def _evaluation(config: ConfigDict | None, workdir: Path) -> Evaluation:
     """Of the config given, or else of the one that the run was started with."""
     config = config or read_config(workdir)
     check_values(config)
-    return Evaluation(config, config_mesh(config))
+    mesh = make_mesh()  # of the devices here, whatever the run was trained on
+    check_divides("train.eval_batch_size", config.train.eval_batch_size, mesh)
+    return Evaluation(config, mesh)
 
 
 def _earlier(workdir: Path, field: str) -> Any:

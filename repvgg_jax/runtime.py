@@ -91,6 +91,10 @@ def leaving_at_once() -> Iterator[None]:
         yield
     except Stopped:  # all of them do, after the same step
         raise
+    except KeyboardInterrupt:
+        if jax.process_count() == 1:
+            raise
+        os._exit(130)
     except Exception as error:
         if jax.process_count() == 1:
             raise

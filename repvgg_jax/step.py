@@ -146,7 +146,9 @@ def train_step(
     images, targets = mix(mix_key, images, targets, mixup=mixup, cutmix=cutmix)
     parts = (images, targets, batch["label"])
 
-    def loss_fn(params: Any, images: Array, targets: Array, label: Array) -> tuple[Array, Any]:
+    def loss_fn(
+        params: Any, images: Array, targets: Array, label: Array, key: Array
+    ) -> tuple[Array, Any]:
         if mesh is not None:
             params = jax.lax.with_sharding_constraint(params, replicated(mesh))
         logits, updated = state.net.apply(
@@ -164,9 +166,10 @@ def train_step(
 
     gradient = jax.grad(loss_fn, has_aux=True)
     if accumulate == 1:
-        grads, found = gradient(state.params, *parts)
+        grads, found = gradient(state.params, *parts, key)
     else:
         parts = tuple(_microbatches(part, accumulate, bn_group_size or 1) for part in parts)
+        parts = (*parts, jax.random.split(key, accumulate))
         grads, found = _mean_over(lambda part: gradient(state.params, *part), parts)
     updates, opt_state = state.tx.update(grads, state.opt_state, state.params)
     new = state.replace(

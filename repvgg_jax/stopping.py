@@ -31,8 +31,11 @@ class Stopping:
     """
 
     def __init__(self, deadline: float | None = None):
-        self._started, self._checked = time.monotonic(), None
-        self._deadline, self._longest = deadline, 0.0
+        self._started = time.monotonic()
+        self._checked: float | None = None
+        self._deadline = deadline
+        self._first: float | None = None
+        self._longest: float | None = None
         self._reason: str | None = None
         self._former: dict[int, Any] = {}
         self._asked: Any = None  # the last question whether some process wants to stop
@@ -60,10 +63,11 @@ class Stopping:
         """
         now = time.monotonic()
         if self._checked is not None:  # what came before the first step was none
-            self._longest = max(self._longest, now - self._checked)
+            self._took(now - self._checked)
         self._checked = now
         if self._deadline is not None and self._reason is None:
-            reserve = min(self._deadline / 10, _MOST_RESERVED) + self._longest
+            longest = self._first if self._longest is None else self._longest
+            reserve = min(self._deadline / 10, _MOST_RESERVED) + (longest or 0.0)
             if now - self._started + reserve >= self._deadline:
                 self._reason = f"the deadline of {self._deadline:g} s"
         if jax.process_count() == 1 or mesh is None:
@@ -71,6 +75,13 @@ class Stopping:
                 raise Stopped(self._reason)
         elif self._all_agree(mesh):
             raise Stopped(self._reason or "another process")
+
+    def _took(self, seconds: float) -> None:
+        """The first step compiles, and says nothing of the others once there is a second."""
+        if self._first is None:
+            self._first = seconds
+        else:
+            self._longest = max(self._longest or 0.0, seconds)
 
     def _all_agree(self, mesh: Mesh) -> bool:
         """Whether any process wanted to stop at the call before, the same on all of them."""

@@ -20,7 +20,6 @@ from repvgg_jax.blocks import BLOCKS, module_type
 from repvgg_jax.blocks.csla import CSLABlock
 from repvgg_jax.config import (
     augmentation_seed,
-    check_values,
     check_workdir,
     config_mesh,
     data_seed,
@@ -32,6 +31,7 @@ from repvgg_jax.config import (
     make_workdir,
     total_steps,
 )
+from repvgg_jax.config_fields import check_values
 from repvgg_jax.data import Source, train_batches
 from repvgg_jax.errors import UsageError
 from repvgg_jax.evaluation import Batch, Evaluation, Metrics, as_images, eval_step, evaluate

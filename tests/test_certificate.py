@@ -9,8 +9,8 @@ import pytest
 import repvgg_jax as rj
 from repvgg_jax import modes
 from repvgg_jax.certificate import checksums
-from repvgg_jax.checkpoint import save_fused
 from repvgg_jax.errors import RunError
+from repvgg_jax.fused_weights import save_fused
 from tests.test_train import equal, tiny_config
 
 

@@ -1,5 +1,6 @@
 """Faults that really happen, made to happen: nothing lost, nothing silently wrong."""
 
+import errno
 import json
 import logging
 import os
@@ -16,7 +17,9 @@ import pytest
 
 import repvgg_jax as rj
 from repvgg_jax import checkpoint, feed, modes, train
-from repvgg_jax.errors import RunError, Stopped
+from repvgg_jax.errors import DamagedError, RunError, Stopped
+from repvgg_jax.fused_weights import fused_step
+from repvgg_jax.integrity import read_named
 from repvgg_jax.records import read_metrics
 from repvgg_jax.stopping import Stopping
 from tests.test_train import equal, tiny_config
@@ -138,7 +141,7 @@ def test_the_certificate_names_the_step_that_was_fused(tmp_path):
     train.train(tiny_config(), tmp_path)
     flip(data_files(tmp_path, 4, "variables")[0])
     modes.run_fuse(None, tmp_path)
-    assert checkpoint.fused_step(tmp_path) == 2
+    assert fused_step(tmp_path) == 2
 
 
 @pytest.mark.slow
@@ -359,3 +362,39 @@ def test_a_clock_that_jumps_loses_nothing(jump, undisturbed, tmp_path, monkeypat
     seconds = [row["seconds"] for row in read_metrics(tmp_path / "metrics.jsonl")]
     assert seconds == sorted(seconds)
     equal(rj.load(tmp_path)[1], undisturbed[0].variables)
+
+
+@pytest.mark.parametrize(
+    ("error", "raised"),
+    [
+        (OSError(errno.EMFILE, "x"), RunError),
+        (PermissionError(errno.EACCES, "x"), RunError),
+        (MemoryError(), RunError),
+        (ValueError("os_error_code='13'"), RunError),
+        (FileNotFoundError(errno.ENOENT, "x"), DamagedError),
+        (ValueError("torn"), DamagedError),
+    ],
+    ids=str,
+)
+def test_what_this_process_cannot_read_now_is_not_taken_for_damaged(error, raised):
+    """Damaged checkpoints are moved aside; good ones must not be for a lack of file handles."""
+
+    def read():
+        raise error
+
+    with pytest.raises(RunError) as caught:
+        read_named(Path("here"), read)
+    assert type(caught.value) is raised
+
+
+def test_the_first_steps_compilation_is_not_kept_in_reserve():
+    stopping = Stopping(deadline=3.0)
+    for pause in (0.0, 0.9, 0.01, 0.8):  # the first check, the first step, two more
+        time.sleep(pause)
+        stopping.check()
+    time.sleep(0.1)
+    stopping.check()  # 1.8 s in: 0.3 and the longest of the later steps are left
+    with pytest.raises(Stopped):
+        while True:
+            time.sleep(0.05)
+            stopping.check()

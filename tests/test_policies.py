@@ -235,7 +235,7 @@ def test_training_and_evaluation_sizes_are_apart():
 
 
 def test_mistakes_are_named():
-    with pytest.raises(rj.UsageError, match=r"unknown data.policy='auto'; one of: none, autoaugment,"):
+    with pytest.raises(rj.UsageError, match=r"unknown data.policy='auto'; one of: none, auto"):
         Transform("none", 8, policy="auto")
     with pytest.raises(rj.UsageError, match=r"resize=10 is less than image_size=12 of evaluation"):
         Transform("resized_crop", 8, resize=10, eval_image_size=12)

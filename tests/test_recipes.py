@@ -7,15 +7,8 @@ import jax
 import pytest
 
 from configs import imagenet, imagenet_200, plus_l2pse
-from repvgg_jax.config import (
-    check_values,
-    config_mesh,
-    make_net,
-    make_optimizer,
-    make_schedule,
-    make_transform,
-    plain,
-)
+from repvgg_jax.config import config_mesh, make_net, make_optimizer, make_schedule, make_transform
+from repvgg_jax.config_fields import check_values, plain
 
 NAMES = sorted(path.stem for path in Path(imagenet.__file__).parent.glob("[a-z]*.py"))
 
