@@ -27,7 +27,7 @@ def _convolutions(primitive: Any, *_: Any, **__: Any) -> bool:
 REMAT = {"nothing": jax.checkpoint_policies.nothing_saveable, "convolutions": _convolutions}
 
 
-def _fenced(x: Array, train: bool) -> Array:
+def fenced(x: Array, train: bool) -> Array:
     """`x`, which XLA's CPU backend is to make once, and its gradient once.
 
     Without this it makes both anew for each use, through all identity branches before it; it needs
@@ -162,8 +162,8 @@ class Chain(nn.Module):
         blocks = self.blocks()
         ends = {name.split("_")[0]: name for name in blocks}
         for name, block in blocks.items():
-            x = _fenced(self.run_block(block, name, x, train), train)
-            x = _fenced(self.activate(x, name), train)
+            x = fenced(self.run_block(block, name, x, train), train)
+            x = fenced(self.activate(x, name), train)
             if ends[stage := name.split("_")[0]] == name:
                 self.sow("intermediates", stage, x)
             self.after_block(x, name, train)
