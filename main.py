@@ -16,6 +16,7 @@ from typing import NoReturn
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from repvgg_jax.compilation import keep_programs
 from repvgg_jax.config_fields import unknown_field
 from repvgg_jax.data_bench import run_bench_data
 from repvgg_jax.errors import RunError, Stopped, UsageError
@@ -121,6 +122,8 @@ def main(argv: list[str]) -> None:
         check_config()
         if CONFIG.value is not None and CONFIG.value.train.deterministic:
             make_deterministic()
+        if MODE.value not in ("prepare", "compile"):  # the latter measures the compiler
+            keep_programs()
         join_processes(COORDINATOR.value, NUM_PROCESSES.value, PROCESS_INDEX.value)
         with leaving_at_once():
             run_mode()

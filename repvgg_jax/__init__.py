@@ -4,12 +4,16 @@ The one currency is a pair `(net, variables)`: a Flax Module without arrays and 
 `{"params", "batch_stats"}`. `fuse` maps such a pair to another such pair.
 """
 
+from typing import TYPE_CHECKING, Any
+
 from repvgg_jax.averages import reestimate_batch_stats
-from repvgg_jax.checkpoint import load
 from repvgg_jax.errors import UsageError
 from repvgg_jax.finetune import insert_bn
 from repvgg_jax.fuse import FusionReport, fuse, verify
 from repvgg_jax.nets import create, init, list_models
+
+if TYPE_CHECKING:
+    from repvgg_jax.checkpoint import load
 
 __all__ = [
     "FusionReport",
@@ -23,3 +27,17 @@ __all__ = [
     "reestimate_batch_stats",
     "verify",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """`load` at its first use: with it come Orbax and Optax, a third of an import's time."""
+    if name == "load":
+        from repvgg_jax.checkpoint import load
+
+        return load
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    """With `load`, used or not."""
+    return sorted({*globals(), *__all__})

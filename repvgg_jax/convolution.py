@@ -46,8 +46,12 @@ def takes_onednn(algorithm: str, *arrays: Array) -> bool:
 
 def on_one_cpu() -> bool:
     """Whether what is traced now is for one CPU device: one there is, unless `compiling_for`."""
-    devices = _TARGET.get() or jax.devices()
-    return len(devices) == 1 and devices[0].platform == "cpu"
+    return on_cpus() and len(_TARGET.get() or jax.devices()) == 1
+
+
+def on_cpus() -> bool:
+    """Whether what is traced now is for CPU devices: those there are, unless `compiling_for`."""
+    return (_TARGET.get() or jax.devices())[0].platform == "cpu"
 
 
 @contextmanager

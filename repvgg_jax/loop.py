@@ -7,11 +7,13 @@ import math
 import time
 from collections.abc import Callable
 
+import jax
 import orbax.checkpoint as ocp
 from jax import Array
 from jax.sharding import Mesh
 
 from repvgg_jax import checkpoint
+from repvgg_jax.compilation import Start
 from repvgg_jax.errors import Stopped
 from repvgg_jax.evaluation import Batch, Evaluation, Metrics
 from repvgg_jax.feed import Feed
@@ -34,6 +36,7 @@ class Loop:
       steps: the last step.
       eval_every, checkpoint_every: steps; the last one is evaluated too, and what is evaluated is
         saved.
+      clock: that the first step stops.
       mesh, feed, evaluation, monitor, manager, watch, stopping: that the run uses.
     """
 
@@ -49,6 +52,7 @@ class Loop:
     monitor: Monitor
     manager: ocp.CheckpointManager
     watch: Watch
+    clock: Start
     stopping: Stopping
 
     def __post_init__(self) -> None:
@@ -83,6 +87,10 @@ class Loop:
                 self.stopping.check(self.mesh)
                 checkpoint.check_saved(self.manager)
                 state, metrics = self.step_fn(state, next(self.feed), self.key)
+                if step == start + 1:
+                    jax.block_until_ready(metrics)
+                    self.clock.stop()
+                    self.monitor.started(self.clock.seconds, self.clock.compiling)
                 self.watch.push(step, metrics)
                 self._seconds += time.monotonic() - began if began else 0.0
                 result = self._evaluate(step, state) if self._evaluates(step) else None

@@ -95,6 +95,11 @@ class Monitor:
         """
         return self._pace.overall()
 
+    def started(self, seconds: float, compiling: float) -> None:
+        """Shows how long the run took to the end of its first step, `compiling` a part of it."""
+        if self._open:
+            self._say(f"first step after {seconds:.1f} s, {compiling:.1f} s of it compiling")
+
     def train(self, step: int, metrics: Mapping[str, float]) -> None:
         """Records and shows a training step's metrics; `step` steps are done."""
         step, metrics = int(step), _floats(metrics)

@@ -23,6 +23,8 @@ import numpy as np
 from absl import logging
 from jax import Array
 
+from repvgg_jax.compilation import cache_folder
+
 _SOURCE = Path(__file__).with_suffix(".cc")
 _PASSES = ("convolution", "input_gradient", "kernel_gradient")
 _INSTALL = "install it with pip install -r requirements-cpu.txt"
@@ -62,18 +64,18 @@ def _compiled(library: Path) -> Path:
     headers = _file("onednn-devel-cpu-gomp", "oneapi/dnnl/dnnl.hpp").parents[2]
     parts = [_SOURCE.read_bytes(), str(library).encode(), jax.lib.__version__.encode()]
     digest = hashlib.sha256(b"\n".join(parts)).hexdigest()[:12]
-    cache_dir = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "repvgg_jax"
-    built = cache_dir / f"onednn-{digest}.so"
+    folder = cache_folder()
+    built = folder / f"onednn-{digest}.so"
     if built.exists():
         return built
     compiler = os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")
     if compiler is None:
         raise OSError("no C++ compiler (g++ or clang++) is here")
-    cache_dir.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     logging.info("compiling %s", _SOURCE.name)
     # Under a name of its own until it is whole: several processes may come here at once.
-    with tempfile.TemporaryDirectory(dir=cache_dir) as folder:
-        made = Path(folder) / built.name
+    with tempfile.TemporaryDirectory(dir=folder) as own:
+        made = Path(own) / built.name
         subprocess.run(
             [
                 *(compiler, "-O2", "-std=c++17", "-fPIC", "-shared", "-w", str(_SOURCE)),

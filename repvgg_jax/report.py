@@ -45,6 +45,8 @@ def summary(report: Mapping[str, Any]) -> str:
         ending.append(f"{report['steps']:,} steps" + (f" at {rate:,.0f} images/s" if rate else ""))
     if (waiting := report.get("waiting_for_data")) is not None:
         ending.append(f"{waiting:.1%} of it waiting for data")
+    if (first := report.get("first_step_seconds")) is not None:
+        ending.append(f"the first after {first:.1f} s")
     if "wall_seconds" in report:
         wall = report["wall_seconds"]
         ending.append(f"{f'{wall:.1f} s' if wall < 120 else clock(wall)} in all")

@@ -18,6 +18,7 @@ from ml_collections import ConfigDict
 from repvgg_jax import checkpoint
 from repvgg_jax.blocks import BLOCKS, module_type
 from repvgg_jax.blocks.csla import CSLABlock
+from repvgg_jax.compilation import Start, compiler_options
 from repvgg_jax.config import (
     augmentation_seed,
     check_workdir,
@@ -55,6 +56,7 @@ class Trained(NamedTuple):
       state: the last.
       examples_per_second: in training; None where no step was left to take.
       waiting: share of the training time spent waiting for data; None likewise.
+      start: how long this start took to its first step; its numbers are None where none was left.
       seconds_before: that the run took before this start.
       skipped: corrupt images left out, of each split.
       evaluation: of the test split.
@@ -64,6 +66,7 @@ class Trained(NamedTuple):
     state: TrainState
     examples_per_second: float | None
     waiting: float | None
+    start: Start
     seconds_before: float
     skipped: dict[str, int]
     evaluation: Evaluation
@@ -86,6 +89,7 @@ def train(config: ConfigDict, workdir: Path, stopping: Stopping | None = None) -
       RunError: where the loss or the gradient is not finite, or a checkpoint cannot be written.
       Stopped: where it was told to stop; the state is saved, and the same call goes on.
     """
+    clock = Start()
     check_values(config)
     mesh = config_mesh(config)
     check_workdir(config, workdir)
@@ -125,6 +129,7 @@ def train(config: ConfigDict, workdir: Path, stopping: Stopping | None = None) -
                 monitor=monitor,
                 manager=manager,
                 watch=Watch(monitor, schedule, config.train.log_every, steps, manager),
+                clock=clock,
                 stopping=stopping or Stopping(config.train.deadline),
             )
             evaluated = {row["step"] for row in rows if row["kind"] == "eval"}
@@ -132,7 +137,7 @@ def train(config: ConfigDict, workdir: Path, stopping: Stopping | None = None) -
             state, result = loop.run(state, all_processes(start in evaluated))
     skipped = {"train": len(source.skipped), "test": len(evaluation.source.skipped)}
     rate = monitor.examples_per_second or None
-    return Trained(state, rate, loop.waiting, before, skipped, evaluation, result)
+    return Trained(state, rate, loop.waiting, clock, before, skipped, evaluation, result)
 
 
 def _train_batches(config: ConfigDict, source: Source, start_step: int) -> Iterator[Batch]:
@@ -173,7 +178,12 @@ def jit_train_step(
         mesh=mesh if config.mesh.fsdp != 1 else None,
     )
     shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
-    return jax.jit(step, donate_argnums=0, out_shardings=(shardings, None))
+    return jax.jit(
+        step,
+        donate_argnums=0,
+        out_shardings=(shardings, None),
+        compiler_options=compiler_options(mesh.devices.flat),
+    )
 
 
 def _optimizer(

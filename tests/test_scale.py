@@ -10,6 +10,7 @@ import pytest
 
 import repvgg_jax as rj
 from repvgg_jax import optim, train
+from repvgg_jax.compilation import compiler_options
 from repvgg_jax.config import make_source
 from repvgg_jax.fuse import relative_error
 from repvgg_jax.layers import BatchNorm
@@ -238,7 +239,9 @@ def test_rematerialisation_changes_memory_and_nothing_else(remat):
             )
             return (logits**2).sum(), updated
 
-        compiled = jax.jit(jax.grad(loss, has_aux=True)).lower(variables["params"]).compile()
+        options = compiler_options(jax.devices())  # as the training step has
+        step = jax.jit(jax.grad(loss, has_aux=True), compiler_options=options)
+        compiled = step.lower(variables["params"]).compile()
         memory.append(compiled.memory_analysis().temp_size_in_bytes)
         results.append(compiled(variables["params"]))
     for a, b in zip(*map(jax.tree.leaves, results), strict=True):

@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from jax import Array
+from jax import Array, lax
 
 from repvgg_jax.blocks import RepVGGBlock
-from repvgg_jax.convolution import check_algorithm
+from repvgg_jax.convolution import check_algorithm, on_cpus
 from repvgg_jax.errors import UsageError
 from repvgg_jax.layers import Dtype, SqueezeExcite, dense, relu
 from repvgg_jax.statistics import accumulation_dtype
@@ -25,6 +25,15 @@ def _convolutions(primitive: Any, *_: Any, **__: Any) -> bool:
 
 # Policies of rematerialisation: what is kept of the inside of a block between the passes.
 REMAT = {"nothing": jax.checkpoint_policies.nothing_saveable, "convolutions": _convolutions}
+
+
+def fenced(x: Array, train: bool) -> Array:
+    """`x`, which XLA's CPU backend is to make once, and its gradient once.
+
+    Without this it makes both anew for each use, through all identity branches before it; it needs
+    `compilation.compiler_options` too. Other backends know when a second time costs too much.
+    """
+    return lax.optimization_barrier(x) if train and on_cpus() else x
 
 
 class FeatureInfo(NamedTuple):
@@ -153,7 +162,8 @@ class Chain(nn.Module):
         blocks = self.blocks()
         ends = {name.split("_")[0]: name for name in blocks}
         for name, block in blocks.items():
-            x = self.activate(self.run_block(block, name, x, train), name)
+            x = fenced(self.run_block(block, name, x, train), train)
+            x = fenced(self.activate(x, name), train)
             if ends[stage := name.split("_")[0]] == name:
                 self.sow("intermediates", stage, x)
             self.after_block(x, name, train)

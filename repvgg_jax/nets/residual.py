@@ -12,7 +12,7 @@ from jax import Array
 from repvgg_jax.blocks import BLOCKS
 from repvgg_jax.errors import UsageError
 from repvgg_jax.layers import relu
-from repvgg_jax.nets.chain import Chain
+from repvgg_jax.nets.chain import Chain, fenced
 from repvgg_jax.nets.repvgg import B_DEPTHS, widths
 
 
@@ -68,6 +68,7 @@ class ResidualReorg(Chain):
                 y = run(f"{name}_conv1", relu(run(f"{name}_conv0", x)))
                 shortcut = f"{name}_shortcut"
                 x = relu((run(shortcut, x) if shortcut in blocks else x) + y)
+            x = fenced(x, train)
             if ends[stage := name.split("_")[0]] == name:
                 self.sow("intermediates", stage, x)
         return x
