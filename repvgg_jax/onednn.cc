@@ -1,4 +1,5 @@
-// Convolutions by oneDNN as XLA custom calls: forward, and the gradients of input and kernel.
+// Convolutions by oneDNN as XLA custom calls: forward, with a bias and a ReLU where they are asked
+// for, and the gradients of input and kernel.
 //
 // Images are NHWC and kernels HWIO, as JAX has them. oneDNN picks its own layout for the kernel,
 // which is small, so it is reordered at each call; images are read and written where they lie.
@@ -29,9 +30,10 @@ struct Problem {
   Pass pass;
   std::vector<int64_t> x, kernel, y;
   int64_t strides, groups, dilation, top, left;
+  bool bias = false, relu = false;
 
   std::vector<int64_t> key() const {
-    std::vector<int64_t> key{pass, strides, groups, dilation, top, left};
+    std::vector<int64_t> key{pass, strides, groups, dilation, top, left, bias, relu};
     for (const auto* sizes : {&x, &kernel, &y}) {
       key.insert(key.end(), sizes->begin(), sizes->end());
     }
@@ -41,9 +43,9 @@ struct Problem {
 
 struct Plan {
   dnnl::primitive primitive;
-  memory::desc x, kernel, y;  // as the primitive wants them
-  memory::desc hwio;          // the kernel as JAX has it
-  dnnl::reorder reorder;      // between the two, where they differ
+  memory::desc x, kernel, bias, y;  // as the primitive wants them
+  memory::desc hwio;                // the kernel as JAX has it
+  dnnl::reorder reorder;            // between the two, where they differ
 };
 
 dnnl::engine& Engine() {
@@ -73,9 +75,14 @@ Plan MakePlan(const Problem& p) {
   const memory::dims after{(p.y[1] - 1) * p.strides + (kh - 1) * p.dilation + 1 - height - p.top,
                            (p.y[2] - 1) * p.strides + (kw - 1) * p.dilation + 1 - width - p.left};
   const auto direct = dnnl::algorithm::convolution_direct;
-  const dnnl::convolution_forward::primitive_desc forward(Engine(), dnnl::prop_kind::forward, direct,
-                                                          plan.x, any, plan.y, strides, gaps,
-                                                          before, after);
+  if (p.bias) plan.bias = memory::desc({cout}, f32, memory::format_tag::a);
+  dnnl::post_ops after_sum;
+  if (p.relu) after_sum.append_eltwise(dnnl::algorithm::eltwise_relu, 0.f, 0.f);
+  dnnl::primitive_attr attributes;
+  attributes.set_post_ops(after_sum);
+  const dnnl::convolution_forward::primitive_desc forward(
+      Engine(), dnnl::prop_kind::forward, direct, plan.x, any, plan.bias, plan.y, strides, gaps,
+      before, after, attributes);
   if (p.pass == kForward) {
     plan.kernel = forward.weights_desc();
     plan.primitive = dnnl::convolution_forward(forward);
@@ -108,7 +115,7 @@ std::shared_ptr<const Plan> PlanFor(const Problem& problem) {
   return plan;
 }
 
-ffi::Error Run(const Problem& problem, void* x, void* kernel, void* y) {
+ffi::Error Run(const Problem& problem, void* x, void* kernel, void* y, void* bias = nullptr) {
   try {
     const auto plan = PlanFor(problem);
     dnnl::stream stream(Engine());
@@ -119,11 +126,12 @@ ffi::Error Run(const Problem& problem, void* x, void* kernel, void* y) {
     if (reorders && problem.pass != kKernelGradient) {
       dnnl::reorder(plan->reorder).execute(stream, {{DNNL_ARG_FROM, hwio}, {DNNL_ARG_TO, own}});
     }
-    const std::unordered_map<int, memory> arguments{
+    std::unordered_map<int, memory> arguments{
         {problem.pass == kInputGradient ? DNNL_ARG_DIFF_SRC : DNNL_ARG_SRC,
          memory(plan->x, Engine(), x)},
         {problem.pass == kKernelGradient ? DNNL_ARG_DIFF_WEIGHTS : DNNL_ARG_WEIGHTS, own},
         {gradient ? DNNL_ARG_DIFF_DST : DNNL_ARG_DST, memory(plan->y, Engine(), y)}};
+    if (bias) arguments.emplace(DNNL_ARG_BIAS, memory(plan->bias, Engine(), bias));
     plan->primitive.execute(stream, arguments);
     if (reorders && problem.pass == kKernelGradient) {
       dnnl::reorder(plan->reorder).execute(stream, {{DNNL_ARG_FROM, own}, {DNNL_ARG_TO, hwio}});
@@ -145,6 +153,13 @@ ffi::Error Forward(F32 x, F32 kernel, ffi::Result<F32> y, int64_t strides, int64
              x.untyped_data(), kernel.untyped_data(), y->untyped_data());
 }
 
+ffi::Error Biased(F32 x, F32 kernel, F32 bias, ffi::Result<F32> y, int64_t strides, int64_t groups,
+                  int64_t dilation, int64_t top, int64_t left, bool relu) {
+  return Run({kForward, Sizes(x), Sizes(kernel), Sizes(*y), strides, groups, dilation, top, left,
+              true, relu},
+             x.untyped_data(), kernel.untyped_data(), y->untyped_data(), bias.untyped_data());
+}
+
 ffi::Error InputGradient(F32 dy, F32 kernel, ffi::Result<F32> dx, int64_t strides, int64_t groups,
                          int64_t dilation, int64_t top, int64_t left) {
   return Run({kInputGradient, Sizes(*dx), Sizes(kernel), Sizes(dy), strides, groups, dilation, top,
@@ -159,19 +174,22 @@ ffi::Error KernelGradient(F32 x, F32 dy, ffi::Result<F32> dk, int64_t strides, i
              x.untyped_data(), dk->untyped_data(), dy.untyped_data());
 }
 
-auto Binding() { return ffi::Ffi::Bind().Arg<F32>().Arg<F32>().Ret<F32>(); }
+auto Binding() { return ffi::Ffi::Bind().Arg<F32>().Arg<F32>(); }
 
 }  // namespace
 
-#define REPVGG_JAX_HANDLER(name, function)                                       \
-  XLA_FFI_DEFINE_HANDLER_SYMBOL(name, function,                                  \
-                                Binding()                                        \
-                                    .Attr<int64_t>("strides")                    \
-                                    .Attr<int64_t>("groups")                     \
-                                    .Attr<int64_t>("dilation")                   \
-                                    .Attr<int64_t>("top")                        \
-                                    .Attr<int64_t>("left"))
+#define REPVGG_JAX_GEOMETRY     \
+  .Ret<F32>()                   \
+      .Attr<int64_t>("strides") \
+      .Attr<int64_t>("groups")  \
+      .Attr<int64_t>("dilation") \
+      .Attr<int64_t>("top")     \
+      .Attr<int64_t>("left")
+#define REPVGG_JAX_HANDLER(name, function) \
+  XLA_FFI_DEFINE_HANDLER_SYMBOL(name, function, Binding() REPVGG_JAX_GEOMETRY)
 
 REPVGG_JAX_HANDLER(repvgg_jax_convolution, Forward);
+XLA_FFI_DEFINE_HANDLER_SYMBOL(repvgg_jax_biased_convolution, Biased,
+                              Binding().Arg<F32>() REPVGG_JAX_GEOMETRY.Attr<bool>("relu"));
 REPVGG_JAX_HANDLER(repvgg_jax_input_gradient, InputGradient);
 REPVGG_JAX_HANDLER(repvgg_jax_kernel_gradient, KernelGradient);

@@ -17,14 +17,16 @@ import subprocess
 import tempfile
 from functools import cache, partial
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from absl import logging
 from jax import Array
 
 _SOURCE = Path(__file__).with_suffix(".cc")
-_PASSES = ("convolution", "input_gradient", "kernel_gradient")
+_PASSES = ("convolution", "biased_convolution", "input_gradient", "kernel_gradient")
 _INSTALL = "install it with pip install -r requirements-cpu.txt"
 
 
@@ -93,59 +95,63 @@ def macs(x: tuple[int, ...], kernel: tuple[int, ...], y: tuple[int, ...]) -> int
     return math.prod(y) * math.prod(kernel[:3])
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4, 5))
+class Window(NamedTuple):
+    """Of a convolution: strides, groups and dilation of both axes.
+
+    `padding`: zeros before and after height and width.
+    """
+
+    strides: int
+    groups: int
+    dilation: int
+    padding: tuple[tuple[int, int], tuple[int, int]]
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(3, 4))
 def convolve(
-    x: Array,
-    kernel: Array,
-    strides: int,
-    groups: int,
-    dilation: int,
-    padding: tuple[tuple[int, int], tuple[int, int]],
+    x: Array, kernel: Array, bias: Array | None, window: Window, rectified: bool = False
 ) -> Array:
     """Cross-correlation of float32 images NHWC with a kernel HWIO, on one CPU device.
 
     Args:
       x: [batch, height, width, cin].
       kernel: [kh, kw, cin / groups, features].
-      strides, groups, dilation: of both axes.
-      padding: zeros before and after height and width.
+      bias: [features], added in the same pass over memory; or None.
+      rectified: whether max(., 0) follows in that pass; only with a bias.
     """
     sides = [
-        (side + sum(pad) - dilation * (size - 1) - 1) // strides + 1
-        for side, size, pad in zip(x.shape[1:3], kernel.shape[:2], padding, strict=True)
+        (side + sum(pad) - window.dilation * (size - 1) - 1) // window.strides + 1
+        for side, size, pad in zip(x.shape[1:3], kernel.shape[:2], window.padding, strict=True)
     ]
     shape = (x.shape[0], *sides, kernel.shape[3])
-    return _call("convolution", shape, x, kernel, strides, groups, dilation, padding)
+    if bias is None:
+        return _call("convolution", shape, window, x, kernel)
+    return _call("biased_convolution", shape, window, x, kernel, bias, relu=rectified)
 
 
-def _forward(x: Array, kernel: Array, *geometry) -> tuple[Array, tuple[Array, Array]]:
-    return convolve(x, kernel, *geometry), (x, kernel)
+def _forward(x: Array, kernel: Array, bias: Array | None, *static: Any) -> tuple[Array, Any]:
+    y = convolve(x, kernel, bias, *static)
+    return y, (x, kernel, bias, y if static[-1] else None)
 
 
-def _backward(*inputs) -> tuple[Array, Array]:
-    *geometry, (x, kernel), dy = inputs
-    dx = _call("input_gradient", x.shape, dy, kernel, *geometry)
-    return dx, _call("kernel_gradient", kernel.shape, x, dy, *geometry)
+def _backward(window: Window, rectified: bool, kept: Any, dy: Array) -> tuple[Any, ...]:
+    x, kernel, bias, y = kept
+    if rectified:
+        dy = jnp.where(y > 0, dy, 0)
+    dx = _call("input_gradient", x.shape, window, dy, kernel)
+    dkernel = _call("kernel_gradient", kernel.shape, window, x, dy)
+    return dx, dkernel, None if bias is None else dy.sum((0, 1, 2))
 
 
 convolve.defvjp(_forward, _backward)
 
 
-def _call(
-    name: str,
-    shape: tuple[int, ...],
-    left: Array,
-    right: Array,
-    strides: int,
-    groups: int,
-    dilation: int,
-    padding: tuple[tuple[int, int], tuple[int, int]],
-) -> Array:
+def _call(name: str, shape: tuple[int, ...], window: Window, *arrays: Array, **more: Any) -> Array:
     call = jax.ffi.ffi_call(
         f"repvgg_jax.{name}",
-        jax.ShapeDtypeStruct(shape, left.dtype),
+        jax.ShapeDtypeStruct(shape, arrays[0].dtype),
         vmap_method="sequential",
     )
-    geometry = dict(strides=strides, groups=groups, dilation=dilation)
-    geometry |= dict(top=padding[0][0], left=padding[1][0])
-    return call(left, right, **{key: np.int64(value) for key, value in geometry.items()})
+    strides, groups, dilation, ((top, _), (left, _)) = window
+    numbers = dict(strides=strides, groups=groups, dilation=dilation, top=top, left=left)
+    return call(*arrays, **{key: np.int64(value) for key, value in numbers.items()}, **more)
