@@ -24,6 +24,7 @@ from jax import Array
 
 from repvgg_jax import create, fuse
 from repvgg_jax.nets import init
+from repvgg_jax.runtime import keep_freed_memory
 
 NET = flags.DEFINE_string("net", "repvgg_a0", "one whose blocks are a plain chain")
 BATCHES = flags.DEFINE_list("batches", ["1", "16"], "images a call")
@@ -33,6 +34,7 @@ ALGORITHM = flags.DEFINE_string("conv_algorithm", "auto", "as the config field")
 CONSTANT = flags.DEFINE_bool("constant", False, "compile our weights in")
 PATIENCE = flags.DEFINE_float("patience", 120, "seconds to wait for a quiet machine, a batch size")
 PROCESSOR = flags.DEFINE_bool("processor_time", False, "of one core, for a machine never quiet")
+KEEP = flags.DEFINE_bool("keep_freed_memory", False, "as `repvgg_jax.runtime` has it")
 TRAIN_FORM = flags.DEFINE_bool("train_form", False, "ours unfused, in evaluation mode")
 TURN = 0.15  # seconds a side at least: the system counts in hundredths
 SHARE = 0.1  # of a core that others may use beside a pair that counts
@@ -166,6 +168,8 @@ def main(argv: list[str]) -> None:
         import onnxruntime  # noqa: F401
     except ImportError as error:
         sys.exit(f"{error.name} is not here: pip install onnxruntime onnx")
+    if KEEP.value and not keep_freed_memory():
+        sys.exit("this C library has no mallopt")
     for batch in BATCHES.value:
         compare(int(batch))
 

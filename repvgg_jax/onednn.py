@@ -24,9 +24,10 @@ import jax.numpy as jnp
 import numpy as np
 from absl import logging
 from jax import Array
+from jax.core import Tracer
 
 _SOURCE = Path(__file__).with_suffix(".cc")
-_PASSES = ("convolution", "biased_convolution", "input_gradient", "kernel_gradient")
+_CALLS = ("convolution", "biased_convolution", "pack", "input_gradient", "kernel_gradient")
 _INSTALL = "install it with pip install -r requirements-cpu.txt"
 
 
@@ -45,7 +46,7 @@ def missing() -> str | None:
         reason = next((line for line in lines if "error" in line), lines[0])
         logging.warning("oneDNN's convolutions cannot be used: %s", reason)
         return f"it cannot be used: {reason}"
-    for name in _PASSES:
+    for name in _CALLS:
         handler = jax.ffi.pycapsule(getattr(library, f"repvgg_jax_{name}"))
         jax.ffi.register_ffi_target(f"repvgg_jax.{name}", handler, platform="cpu")
     return None
@@ -107,11 +108,13 @@ class Window(NamedTuple):
     padding: tuple[tuple[int, int], tuple[int, int]]
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(3, 4))
 def convolve(
     x: Array, kernel: Array, bias: Array | None, window: Window, rectified: bool = False
 ) -> Array:
     """Cross-correlation of float32 images NHWC with a kernel HWIO, on one CPU device.
+
+    A kernel that is a constant of the program being traced (`jax.jit(partial(net.apply, fused))`)
+    is brought into oneDNN's layout there and then, and a constant in that layout.
 
     Args:
       x: [batch, height, width, cin].
@@ -119,31 +122,60 @@ def convolve(
       bias: [features], added in the same pass over memory; or None.
       rectified: whether max(., 0) follows in that pass; only with a bias.
     """
+    packed = None
+    if bias is not None and isinstance(x, Tracer) and not isinstance(kernel, Tracer):
+        shapes = {"x": x.shape, "y": _shape(x, kernel, window)}
+        attributes = {key: np.array(shape, np.int64) for key, shape in shapes.items()}
+        with jax.ensure_compile_time_eval():
+            packed = _call("pack", kernel.shape, window, kernel, relu=rectified, **attributes)
+    return _convolve(x, kernel, bias, packed, window, rectified)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(4, 5))
+def _convolve(
+    x: Array,
+    kernel: Array,
+    bias: Array | None,
+    packed: Array | None,
+    window: Window,
+    rectified: bool,
+) -> Array:
+    shape = _shape(x, kernel, window)
+    if bias is None:
+        return _call("convolution", shape, window, x, kernel)
+    flags = dict(relu=rectified, packed=packed is not None)
+    own = kernel if packed is None else packed
+    return _call("biased_convolution", shape, window, x, own, bias, **flags)
+
+
+def _shape(x: Array, kernel: Array, window: Window) -> tuple[int, ...]:
+    """Of the result."""
     sides = [
         (side + sum(pad) - window.dilation * (size - 1) - 1) // window.strides + 1
         for side, size, pad in zip(x.shape[1:3], kernel.shape[:2], window.padding, strict=True)
     ]
-    shape = (x.shape[0], *sides, kernel.shape[3])
-    if bias is None:
-        return _call("convolution", shape, window, x, kernel)
-    return _call("biased_convolution", shape, window, x, kernel, bias, relu=rectified)
+    return (x.shape[0], *sides, kernel.shape[3])
 
 
-def _forward(x: Array, kernel: Array, bias: Array | None, *static: Any) -> tuple[Array, Any]:
-    y = convolve(x, kernel, bias, *static)
-    return y, (x, kernel, bias, y if static[-1] else None)
+def _forward(
+    x: Array, kernel: Array, bias: Array | None, packed: Array | None, *static: Any
+) -> tuple[Array, Any]:
+    y = _convolve(x, kernel, bias, packed, *static)
+    return y, (x, kernel, bias, packed, y if static[-1] else None)
 
 
 def _backward(window: Window, rectified: bool, kept: Any, dy: Array) -> tuple[Any, ...]:
-    x, kernel, bias, y = kept
+    x, kernel, bias, packed, y = kept
     if rectified:
         dy = jnp.where(y > 0, dy, 0)
     dx = _call("input_gradient", x.shape, window, dy, kernel)
     dkernel = _call("kernel_gradient", kernel.shape, window, x, dy)
-    return dx, dkernel, None if bias is None else dy.sum((0, 1, 2))
+    dbias = None if bias is None else dy.sum((0, 1, 2))
+    # A packed kernel is a constant.
+    return dx, dkernel, dbias, None if packed is None else jnp.zeros_like(packed)
 
 
-convolve.defvjp(_forward, _backward)
+_convolve.defvjp(_forward, _backward)
 
 
 def _call(name: str, shape: tuple[int, ...], window: Window, *arrays: Array, **more: Any) -> Array:
