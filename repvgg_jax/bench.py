@@ -40,7 +40,7 @@ def _macs(jaxpr: Any) -> int:
                 math.prod(kernel) // kernel[out_axis]
             )
         elif equation.primitive.name == "ffi_call":
-            total += onednn.macs(*(var.aval.shape for var in (*equation.invars, *equation.outvars)))
+            total += onednn.macs(*(v.aval.shape for v in (*equation.invars[:2], *equation.outvars)))
         elif equation.primitive.name == "dot_general":
             (contracted, _), _ = equation.params["dimension_numbers"]
             shape = equation.invars[0].aval.shape

@@ -72,11 +72,13 @@ def margins(size: tuple[int, ...], dilation: int) -> list[tuple[int, int]]:
 def convolve(
     x: Array,
     kernel: Array,
+    bias: Array | None = None,
     *,
     strides: int = 1,
     groups: int = 1,
     dilation: int = 1,
     padded: bool = True,
+    rectified: bool = False,
     dtype: Any = jnp.float32,
     algorithm: str = "auto",
 ) -> Array:
@@ -89,25 +91,46 @@ def convolve(
     Args:
       x: [batch, height, width, cin].
       kernel: [kh, kw, cin / groups, features].
+      bias: [features], added where given.
       strides, groups, dilation: of both axes.
       padded: whether the margin is added; else the input has it.
+      rectified: whether `relu` follows; with a bias it costs nothing where oneDNN computes.
       dtype: compute type.
       algorithm: one of `ALGORITHMS`. Where oneDNN computes, the gradient is known but no forward
         mode (`jax.jvp`); "xla" has all.
     """
     x, kernel = x.astype(dtype), kernel.astype(dtype)
     padding = margins(kernel.shape[:2], dilation) if padded else [(0, 0), (0, 0)]
+    bias = None if bias is None else bias.astype(dtype)
     if takes_onednn(algorithm, x, kernel):
-        return onednn.convolve(x, kernel, strides, groups, dilation, tuple(padding))
-    return lax.conv_general_dilated(
-        x,
-        kernel,
-        (strides, strides),
-        padding,
-        rhs_dilation=(dilation, dilation),
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        feature_group_count=groups,
-    )
+        window = onednn.Window(strides, groups, dilation, tuple(padding))
+        if bias is not None:
+            return onednn.convolve(x, kernel, bias, window, rectified)
+        y = onednn.convolve(x, kernel, None, window)
+    else:
+        y = lax.conv_general_dilated(
+            x,
+            kernel,
+            (strides, strides),
+            padding,
+            rhs_dilation=(dilation, dilation),
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            feature_group_count=groups,
+        )
+        y = y if bias is None else y + bias
+    return relu(y) if rectified else y
+
+
+@jax.custom_jvp
+def relu(x: Array) -> Array:
+    """max(x, 0). Its gradient is read off the result, which the next layer keeps anyway."""
+    return jnp.maximum(x, 0)
+
+
+@relu.defjvp
+def _relu_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+    y = relu(*primals)
+    return y, jnp.where(y > 0, *tangents, 0)
 
 
 def convolve_by_matmul(x: Array, kernel: Array, *, dtype: Any) -> Array:

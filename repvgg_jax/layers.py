@@ -7,12 +7,11 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array, lax, random
 
-from repvgg_jax.convolution import convolve
+from repvgg_jax.convolution import convolve, relu
 from repvgg_jax.statistics import BN_EPSILON, accumulation_dtype, in_groups, normalize
 
 Dtype = Any
@@ -23,25 +22,13 @@ BN_MOMENTUM = 0.9  # the share of the old statistic that stays; PyTorch calls th
 kernel_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
 
-@jax.custom_jvp
-def relu(x: Array) -> Array:
-    """max(x, 0). Its gradient is read off the result, which the next layer keeps anyway."""
-    return jnp.maximum(x, 0)
-
-
-@relu.defjvp
-def _relu_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
-    y = relu(*primals)
-    return y, jnp.where(y > 0, *tangents, 0)
-
-
 class Conv(nn.Module):
     """A convolution as `convolve` pads it; `kernel` [kh, kw, cin / groups, features], and `bias`.
 
     Attributes:
       features: output channels.
       size: of the kernel, one number or (height, width).
-      strides, groups, dilation, padded, dtype, algorithm: as `convolve` has them.
+      strides, groups, dilation, padded, rectified, dtype, algorithm: as `convolve` has them.
       use_bias: whether a bias by channel is added.
     """
 
@@ -52,6 +39,7 @@ class Conv(nn.Module):
     dilation: int = 1
     padded: bool = True
     use_bias: bool = False
+    rectified: bool = False
     dtype: Dtype = jnp.float32
     algorithm: str = "auto"
 
@@ -59,20 +47,22 @@ class Conv(nn.Module):
     def __call__(self, x: Array) -> Array:
         size = (self.size, self.size) if isinstance(self.size, int) else tuple(self.size)
         shape = (*size, x.shape[-1] // self.groups, self.features)
-        y = convolve(
+        kernel = self.param("kernel", kernel_init, shape, jnp.float32)
+        bias = None
+        if self.use_bias:
+            bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
+        return convolve(
             x,
-            self.param("kernel", kernel_init, shape, jnp.float32),
+            kernel,
+            bias,
             strides=self.strides,
             groups=self.groups,
             dilation=self.dilation,
             padded=self.padded,
+            rectified=self.rectified,
             dtype=self.dtype,
             algorithm=self.algorithm,
         )
-        if self.use_bias:
-            bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
-            y += bias.astype(y.dtype)
-        return y
 
 
 class Kernel(nn.Module):

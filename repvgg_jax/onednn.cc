@@ -1,10 +1,13 @@
-// Convolutions by oneDNN as XLA custom calls: forward, and the gradients of input and kernel.
+// Convolutions by oneDNN as XLA custom calls: forward, with a bias and a ReLU where they are asked
+// for, and the gradients of input and kernel.
 //
 // Images are NHWC and kernels HWIO, as JAX has them. oneDNN picks its own layout for the kernel,
-// which is small, so it is reordered at each call; images are read and written where they lie.
+// which is small, so it is reordered at each call, unless `Pack` did so beforehand; images are read
+// and written where they lie.
 // A primitive is made once for each shape, since making one compiles code.
 
 #include <cstdint>
+#include <cstring>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -21,6 +24,7 @@ namespace {
 namespace ffi = xla::ffi;
 using dnnl::memory;
 using F32 = ffi::Buffer<ffi::F32>;
+using Shape = ffi::Span<const int64_t>;
 
 enum Pass : int64_t { kForward, kInputGradient, kKernelGradient };
 
@@ -29,9 +33,10 @@ struct Problem {
   Pass pass;
   std::vector<int64_t> x, kernel, y;
   int64_t strides, groups, dilation, top, left;
+  bool bias = false, relu = false;
 
   std::vector<int64_t> key() const {
-    std::vector<int64_t> key{pass, strides, groups, dilation, top, left};
+    std::vector<int64_t> key{pass, strides, groups, dilation, top, left, bias, relu};
     for (const auto* sizes : {&x, &kernel, &y}) {
       key.insert(key.end(), sizes->begin(), sizes->end());
     }
@@ -41,9 +46,12 @@ struct Problem {
 
 struct Plan {
   dnnl::primitive primitive;
-  memory::desc x, kernel, y;  // as the primitive wants them
-  memory::desc hwio;          // the kernel as JAX has it
-  dnnl::reorder reorder;      // between the two, where they differ
+  memory::desc x, kernel, bias, y;  // as the primitive wants them
+  memory::desc hwio;                // the kernel as JAX has it
+  dnnl::reorder reorder;            // between the two, where they differ
+
+  // Whether a packed kernel fits into an array like the given one; some layouts pad channels.
+  bool packs() const { return kernel != hwio && kernel.get_size() == hwio.get_size(); }
 };
 
 dnnl::engine& Engine() {
@@ -73,9 +81,14 @@ Plan MakePlan(const Problem& p) {
   const memory::dims after{(p.y[1] - 1) * p.strides + (kh - 1) * p.dilation + 1 - height - p.top,
                            (p.y[2] - 1) * p.strides + (kw - 1) * p.dilation + 1 - width - p.left};
   const auto direct = dnnl::algorithm::convolution_direct;
-  const dnnl::convolution_forward::primitive_desc forward(Engine(), dnnl::prop_kind::forward, direct,
-                                                          plan.x, any, plan.y, strides, gaps,
-                                                          before, after);
+  if (p.bias) plan.bias = memory::desc({cout}, f32, memory::format_tag::a);
+  dnnl::post_ops after_sum;
+  if (p.relu) after_sum.append_eltwise(dnnl::algorithm::eltwise_relu, 0.f, 0.f);
+  dnnl::primitive_attr attributes;
+  attributes.set_post_ops(after_sum);
+  const dnnl::convolution_forward::primitive_desc forward(
+      Engine(), dnnl::prop_kind::forward, direct, plan.x, any, plan.bias, plan.y, strides, gaps,
+      before, after, attributes);
   if (p.pass == kForward) {
     plan.kernel = forward.weights_desc();
     plan.primitive = dnnl::convolution_forward(forward);
@@ -108,22 +121,25 @@ std::shared_ptr<const Plan> PlanFor(const Problem& problem) {
   return plan;
 }
 
-ffi::Error Run(const Problem& problem, void* x, void* kernel, void* y) {
+ffi::Error Run(const Problem& problem, void* x, void* kernel, void* y, void* bias = nullptr,
+               bool packed = false) {
   try {
     const auto plan = PlanFor(problem);
     dnnl::stream stream(Engine());
-    const memory hwio(plan->hwio, Engine(), kernel);
-    const bool reorders = plan->kernel != plan->hwio;
+    const bool ready = packed && plan->packs();
+    const memory hwio(ready ? plan->kernel : plan->hwio, Engine(), kernel);
+    const bool reorders = !ready && plan->kernel != plan->hwio;
     const memory own = reorders ? memory(plan->kernel, Engine()) : hwio;
     const bool gradient = problem.pass != kForward;
     if (reorders && problem.pass != kKernelGradient) {
       dnnl::reorder(plan->reorder).execute(stream, {{DNNL_ARG_FROM, hwio}, {DNNL_ARG_TO, own}});
     }
-    const std::unordered_map<int, memory> arguments{
+    std::unordered_map<int, memory> arguments{
         {problem.pass == kInputGradient ? DNNL_ARG_DIFF_SRC : DNNL_ARG_SRC,
          memory(plan->x, Engine(), x)},
         {problem.pass == kKernelGradient ? DNNL_ARG_DIFF_WEIGHTS : DNNL_ARG_WEIGHTS, own},
         {gradient ? DNNL_ARG_DIFF_DST : DNNL_ARG_DST, memory(plan->y, Engine(), y)}};
+    if (bias) arguments.emplace(DNNL_ARG_BIAS, memory(plan->bias, Engine(), bias));
     plan->primitive.execute(stream, arguments);
     if (reorders && problem.pass == kKernelGradient) {
       dnnl::reorder(plan->reorder).execute(stream, {{DNNL_ARG_FROM, own}, {DNNL_ARG_TO, hwio}});
@@ -145,6 +161,35 @@ ffi::Error Forward(F32 x, F32 kernel, ffi::Result<F32> y, int64_t strides, int64
              x.untyped_data(), kernel.untyped_data(), y->untyped_data());
 }
 
+ffi::Error Biased(F32 x, F32 kernel, F32 bias, ffi::Result<F32> y, int64_t strides, int64_t groups,
+                  int64_t dilation, int64_t top, int64_t left, bool relu, bool packed) {
+  return Run({kForward, Sizes(x), Sizes(kernel), Sizes(*y), strides, groups, dilation, top, left,
+              true, relu},
+             x.untyped_data(), kernel.untyped_data(), y->untyped_data(), bias.untyped_data(),
+             packed);
+}
+
+// The kernel as `Biased` takes it with `packed`: in oneDNN's layout, if that has the same size.
+ffi::Error Pack(F32 kernel, ffi::Result<F32> result, int64_t strides, int64_t groups,
+                int64_t dilation, int64_t top, int64_t left, bool relu, Shape x, Shape y) {
+  try {
+    const auto plan = PlanFor({kForward, {x.begin(), x.end()}, Sizes(kernel), {y.begin(), y.end()},
+                               strides, groups, dilation, top, left, true, relu});
+    if (!plan->packs()) {
+      std::memcpy(result->untyped_data(), kernel.untyped_data(), plan->hwio.get_size());
+      return ffi::Error::Success();
+    }
+    dnnl::stream stream(Engine());
+    memory from(plan->hwio, Engine(), kernel.untyped_data());
+    memory to(plan->kernel, Engine(), result->untyped_data());
+    dnnl::reorder(plan->reorder).execute(stream, from, to);
+    stream.wait();
+    return ffi::Error::Success();
+  } catch (const dnnl::error& error) {
+    return ffi::Error(ffi::ErrorCode::kInternal, std::string("oneDNN: ") + error.what());
+  }
+}
+
 ffi::Error InputGradient(F32 dy, F32 kernel, ffi::Result<F32> dx, int64_t strides, int64_t groups,
                          int64_t dilation, int64_t top, int64_t left) {
   return Run({kInputGradient, Sizes(*dx), Sizes(kernel), Sizes(dy), strides, groups, dilation, top,
@@ -159,19 +204,24 @@ ffi::Error KernelGradient(F32 x, F32 dy, ffi::Result<F32> dk, int64_t strides, i
              x.untyped_data(), dk->untyped_data(), dy.untyped_data());
 }
 
-auto Binding() { return ffi::Ffi::Bind().Arg<F32>().Arg<F32>().Ret<F32>(); }
+auto One() { return ffi::Ffi::Bind().Arg<F32>(); }
 
 }  // namespace
 
-#define REPVGG_JAX_HANDLER(name, function)                                       \
-  XLA_FFI_DEFINE_HANDLER_SYMBOL(name, function,                                  \
-                                Binding()                                        \
-                                    .Attr<int64_t>("strides")                    \
-                                    .Attr<int64_t>("groups")                     \
-                                    .Attr<int64_t>("dilation")                   \
-                                    .Attr<int64_t>("top")                        \
-                                    .Attr<int64_t>("left"))
+#define REPVGG_JAX_HANDLER(name, function, arrays, more) \
+  XLA_FFI_DEFINE_HANDLER_SYMBOL(name, function,          \
+                                One() arrays             \
+                                    .Ret<F32>()          \
+                                    .Attr<int64_t>("strides")  \
+                                    .Attr<int64_t>("groups")   \
+                                    .Attr<int64_t>("dilation") \
+                                    .Attr<int64_t>("top")      \
+                                    .Attr<int64_t>("left") more)
 
-REPVGG_JAX_HANDLER(repvgg_jax_convolution, Forward);
-REPVGG_JAX_HANDLER(repvgg_jax_input_gradient, InputGradient);
-REPVGG_JAX_HANDLER(repvgg_jax_kernel_gradient, KernelGradient);
+REPVGG_JAX_HANDLER(repvgg_jax_convolution, Forward, .Arg<F32>(), );
+REPVGG_JAX_HANDLER(repvgg_jax_biased_convolution, Biased, .Arg<F32>().Arg<F32>(),
+                   .Attr<bool>("relu").Attr<bool>("packed"));
+REPVGG_JAX_HANDLER(repvgg_jax_pack, Pack, ,
+                   .Attr<bool>("relu").Attr<Shape>("x").Attr<Shape>("y"));
+REPVGG_JAX_HANDLER(repvgg_jax_input_gradient, InputGradient, .Arg<F32>(), );
+REPVGG_JAX_HANDLER(repvgg_jax_kernel_gradient, KernelGradient, .Arg<F32>(), );

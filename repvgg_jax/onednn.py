@@ -17,16 +17,19 @@ import subprocess
 import tempfile
 from functools import cache, partial
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from absl import logging
 from jax import Array
+from jax.core import Tracer
 
 from repvgg_jax.compilation import cache_folder
 
 _SOURCE = Path(__file__).with_suffix(".cc")
-_PASSES = ("convolution", "input_gradient", "kernel_gradient")
+_CALLS = ("convolution", "biased_convolution", "pack", "input_gradient", "kernel_gradient")
 _INSTALL = "install it with pip install -r requirements-cpu.txt"
 
 
@@ -45,7 +48,7 @@ def missing() -> str | None:
         reason = next((line for line in lines if "error" in line), lines[0])
         logging.warning("oneDNN's convolutions cannot be used: %s", reason)
         return f"it cannot be used: {reason}"
-    for name in _PASSES:
+    for name in _CALLS:
         handler = jax.ffi.pycapsule(getattr(library, f"repvgg_jax_{name}"))
         jax.ffi.register_ffi_target(f"repvgg_jax.{name}", handler, platform="cpu")
     return None
@@ -95,59 +98,94 @@ def macs(x: tuple[int, ...], kernel: tuple[int, ...], y: tuple[int, ...]) -> int
     return math.prod(y) * math.prod(kernel[:3])
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4, 5))
+class Window(NamedTuple):
+    """Of a convolution: strides, groups and dilation of both axes.
+
+    `padding`: zeros before and after height and width.
+    """
+
+    strides: int
+    groups: int
+    dilation: int
+    padding: tuple[tuple[int, int], tuple[int, int]]
+
+
 def convolve(
-    x: Array,
-    kernel: Array,
-    strides: int,
-    groups: int,
-    dilation: int,
-    padding: tuple[tuple[int, int], tuple[int, int]],
+    x: Array, kernel: Array, bias: Array | None, window: Window, rectified: bool = False
 ) -> Array:
     """Cross-correlation of float32 images NHWC with a kernel HWIO, on one CPU device.
+
+    A kernel that is a constant of the program being traced (`jax.jit(partial(net.apply, fused))`)
+    is brought into oneDNN's layout there and then, and a constant in that layout.
 
     Args:
       x: [batch, height, width, cin].
       kernel: [kh, kw, cin / groups, features].
-      strides, groups, dilation: of both axes.
-      padding: zeros before and after height and width.
+      bias: [features], added in the same pass over memory; or None.
+      rectified: whether max(., 0) follows in that pass; only with a bias.
     """
-    sides = [
-        (side + sum(pad) - dilation * (size - 1) - 1) // strides + 1
-        for side, size, pad in zip(x.shape[1:3], kernel.shape[:2], padding, strict=True)
-    ]
-    shape = (x.shape[0], *sides, kernel.shape[3])
-    return _call("convolution", shape, x, kernel, strides, groups, dilation, padding)
+    packed = None
+    if bias is not None and isinstance(x, Tracer) and not isinstance(kernel, Tracer):
+        shapes = {"x": x.shape, "y": _shape(x, kernel, window)}
+        attributes = {key: np.array(shape, np.int64) for key, shape in shapes.items()}
+        with jax.ensure_compile_time_eval():
+            packed = _call("pack", kernel.shape, window, kernel, relu=rectified, **attributes)
+    return _convolve(x, kernel, bias, packed, window, rectified)
 
 
-def _forward(x: Array, kernel: Array, *geometry) -> tuple[Array, tuple[Array, Array]]:
-    return convolve(x, kernel, *geometry), (x, kernel)
-
-
-def _backward(*inputs) -> tuple[Array, Array]:
-    *geometry, (x, kernel), dy = inputs
-    dx = _call("input_gradient", x.shape, dy, kernel, *geometry)
-    return dx, _call("kernel_gradient", kernel.shape, x, dy, *geometry)
-
-
-convolve.defvjp(_forward, _backward)
-
-
-def _call(
-    name: str,
-    shape: tuple[int, ...],
-    left: Array,
-    right: Array,
-    strides: int,
-    groups: int,
-    dilation: int,
-    padding: tuple[tuple[int, int], tuple[int, int]],
+@partial(jax.custom_vjp, nondiff_argnums=(4, 5))
+def _convolve(
+    x: Array,
+    kernel: Array,
+    bias: Array | None,
+    packed: Array | None,
+    window: Window,
+    rectified: bool,
 ) -> Array:
+    shape = _shape(x, kernel, window)
+    if bias is None:
+        return _call("convolution", shape, window, x, kernel)
+    flags = dict(relu=rectified, packed=packed is not None)
+    own = kernel if packed is None else packed
+    return _call("biased_convolution", shape, window, x, own, bias, **flags)
+
+
+def _shape(x: Array, kernel: Array, window: Window) -> tuple[int, ...]:
+    """Of the result."""
+    sides = [
+        (side + sum(pad) - window.dilation * (size - 1) - 1) // window.strides + 1
+        for side, size, pad in zip(x.shape[1:3], kernel.shape[:2], window.padding, strict=True)
+    ]
+    return (x.shape[0], *sides, kernel.shape[3])
+
+
+def _forward(
+    x: Array, kernel: Array, bias: Array | None, packed: Array | None, *static: Any
+) -> tuple[Array, Any]:
+    y = _convolve(x, kernel, bias, packed, *static)
+    return y, (x, kernel, bias, packed, y if static[-1] else None)
+
+
+def _backward(window: Window, rectified: bool, kept: Any, dy: Array) -> tuple[Any, ...]:
+    x, kernel, bias, packed, y = kept
+    if rectified:
+        dy = jnp.where(y > 0, dy, 0)
+    dx = _call("input_gradient", x.shape, window, dy, kernel)
+    dkernel = _call("kernel_gradient", kernel.shape, window, x, dy)
+    dbias = None if bias is None else dy.sum((0, 1, 2))
+    # A packed kernel is a constant.
+    return dx, dkernel, dbias, None if packed is None else jnp.zeros_like(packed)
+
+
+_convolve.defvjp(_forward, _backward)
+
+
+def _call(name: str, shape: tuple[int, ...], window: Window, *arrays: Array, **more: Any) -> Array:
     call = jax.ffi.ffi_call(
         f"repvgg_jax.{name}",
-        jax.ShapeDtypeStruct(shape, left.dtype),
+        jax.ShapeDtypeStruct(shape, arrays[0].dtype),
         vmap_method="sequential",
     )
-    geometry = dict(strides=strides, groups=groups, dilation=dilation)
-    geometry |= dict(top=padding[0][0], left=padding[1][0])
-    return call(left, right, **{key: np.int64(value) for key, value in geometry.items()})
+    strides, groups, dilation, ((top, _), (left, _)) = window
+    numbers = dict(strides=strides, groups=groups, dilation=dilation, top=top, left=left)
+    return call(*arrays, **{key: np.int64(value) for key, value in numbers.items()}, **more)

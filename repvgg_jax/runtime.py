@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import sys
 from collections.abc import Iterator
@@ -27,6 +28,21 @@ def make_deterministic() -> None:
     """
     flags = os.environ.get("XLA_FLAGS", "").split()
     os.environ["XLA_FLAGS"] = " ".join([*flags, *(f for f in _DETERMINISTIC if f not in flags)])
+
+
+def keep_freed_memory() -> bool:
+    """Let the C library keep what large arrays leave behind; False where it has no such switch.
+
+    XLA's buffers on a CPU are allocated for every run of a program. By default glibc hands large
+    ones back to the system, which zeroes each page anew when the next run touches it. For the whole
+    process; it holds on to the most that it ever needed.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):
+        return False
+    # M_MMAP_MAX, M_TRIM_THRESHOLD and M_TOP_PAD of malloc.h.
+    return all([mallopt(-4, 0), mallopt(-1, 2**31 - 1), mallopt(-2, 2**26)])
 
 
 def join_processes(
