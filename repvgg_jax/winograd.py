@@ -77,7 +77,7 @@ def forward(x: Array, kernel: Array, tile: int) -> Array:
     """`winograd_conv` without a gradient of its own."""
     groups = _check(x, kernel, tile)
     wide = accumulation_dtype(x.dtype)
-    y = _correlate(x.astype(wide), _grouped(kernel.astype(wide), groups), tile, "ngi,gio->ngo")
+    y = _correlate(x.astype(wide), _grouped(kernel.astype(wide), groups), tile, "sngi,sgio->sngo")
     return y.astype(x.dtype)
 
 
@@ -86,7 +86,7 @@ def input_gradient(dy: Array, kernel: Array, tile: int, groups: int = 1) -> Arra
     wide = accumulation_dtype(dy.dtype)
     turned = _grouped(kernel.astype(wide), groups)[::-1, ::-1]
     # Contracted over outputs as the kernel lies: transposing it would cost more than the product.
-    return _correlate(dy.astype(wide), turned, tile, "ngo,gio->ngi").astype(dy.dtype)
+    return _correlate(dy.astype(wide), turned, tile, "sngo,sgio->sngi").astype(dy.dtype)
 
 
 def kernel_gradient(x: Array, dy: Array, tile: int, groups: int = 1) -> Array:
@@ -96,17 +96,16 @@ def kernel_gradient(x: Array, dy: Array, tile: int, groups: int = 1) -> Array:
     down, across = -(-height // tile), -(-width // tile)
     padding = [(0, 0), (0, down * tile - height), (0, across * tile - width), (0, 0)]
     padded = jnp.pad(dy.astype(wide), padding)
-    parts = [[padded[:, i::tile, j::tile] for i in range(tile)] for j in range(tile)]
     to_tile = np.transpose(_OUTPUT[tile])
-    columns = lax.optimization_barrier([_combine(to_tile, column) for column in parts])
-    rows = zip(*columns, strict=True)
-    errors = [error for row in rows for error in _combine(to_tile, list(row))]
-    products = [
-        _product("ngi,ngo->gio", v, e, groups)
+    rows = _combine(to_tile, [padded[:, i::tile] for i in range(tile)])
+    rows = lax.optimization_barrier(jnp.stack(rows))
+    errors = _combine(to_tile, [rows[:, :, :, j::tile] for j in range(tile)])
+    columns = [
+        _products("sngi,sngo->sgio", _split(v, groups), _split(e, groups), groups)
         for v, e in zip(_data_tiles(x.astype(wide), tile), errors, strict=True)
     ]
     matrix = np.kron(_KERNEL[tile], _KERNEL[tile]).T.astype(wide)
-    summed = _matmul(matrix, jnp.stack(products).reshape(len(products), -1))
+    summed = _matmul(matrix, jnp.stack(columns, 1).reshape((tile + 2) ** 2, -1))
     summed = summed.reshape(3, 3, groups, cin // groups, cout // groups)
     return jnp.moveaxis(summed, 2, 3).reshape(3, 3, cin // groups, cout).astype(x.dtype)
 
@@ -131,69 +130,63 @@ def _correlate(x: Array, kernel: Array, tile: int, contraction: str) -> Array:
     down, across = -(-height // tile), -(-width // tile)
     side, groups = tile + 2, kernel.shape[2]
     matrix = np.kron(_KERNEL[tile], _KERNEL[tile]).astype(x.dtype)
-    kernels = _matmul(matrix, kernel.reshape(9, -1)).reshape(side * side, *kernel.shape[2:])
-    products = [
-        _product(contraction, v, u, groups)
-        for v, u in zip(_data_tiles(x, tile), kernels, strict=True)
+    kernels = _matmul(matrix, kernel.reshape(9, -1)).reshape(side, side, *kernel.shape[2:])
+    columns = [
+        _products(contraction, _split(v, groups), kernels[:, j], groups)
+        for j, v in enumerate(_data_tiles(x, tile))
     ]
-    rows = []
-    for start in range(0, side * side, side):
-        columns = _combine(_OUTPUT[tile], products[start : start + side])
-        columns = [column.reshape(batch, down, across, -1) for column in columns]
-        # Columns come together and are cropped before rows are made: XLA's CPU backend takes up
-        # to twice as long for the whole convolution the other way round.
-        rows.append(jnp.stack(columns, 3).reshape(batch, down, across * tile, -1)[:, :, :width])
-    rows = _combine(_OUTPUT[tile], lax.optimization_barrier(rows))
+    columns = [column.reshape(side, batch, down, across, -1) for column in columns]
+    # Columns come together and are cropped before rows are made: XLA's CPU backend takes up to
+    # twice as long for the whole convolution the other way round.
+    rows = jnp.stack(_combine(_OUTPUT[tile], columns), 4)
+    rows = rows.reshape(side, batch, down, across * tile, -1)[:, :, :, :width]
+    rows = _combine(_OUTPUT[tile], list(lax.optimization_barrier(rows)))
     return jnp.stack(rows, 2).reshape(batch, down * tile, width, -1)[:, :height]
 
 
 def _data_tiles(x: Array, tile: int) -> list[Array]:
-    """B^T d B, position by position: (m+2)^2 arrays [batch, tiles down, tiles across, channels]."""
+    """B^T d B: a list over columns j of [rows i, batch, tiles down, tiles across, channels]."""
     _, height, width, _ = x.shape
     down, across = -(-height // tile), -(-width // tile)
-    side, step = tile + 2, tile
-    padding = [(0, 0), (1, down * step + 1 - height), (1, across * step + 1 - width), (0, 0)]
+    side = tile + 2
+    padding = [(0, 0), (1, down * tile + 1 - height), (1, across * tile + 1 - width), (0, 0)]
     padded = jnp.pad(x, padding)
 
     def every(array: Array, start: int, count: int, axis: int) -> Array:
-        return lax.slice_in_dim(array, start, start + (count - 1) * step + 1, step, axis)
+        return lax.slice_in_dim(array, start, start + (count - 1) * tile + 1, tile, axis)
 
-    rows = _combine(_DATA[tile], [every(padded, i, down, 1) for i in range(side)])
+    rows = jnp.stack(_combine(_DATA[tile], [every(padded, i, down, 1) for i in range(side)]))
     # The barrier keeps XLA from computing each row anew for each of its columns.
     rows = lax.optimization_barrier(rows)
-    return [
-        column
-        for row in rows
-        for column in _combine(_DATA[tile], [every(row, j, across, 2) for j in range(side)])
-    ]
+    return _combine(_DATA[tile], [every(rows, j, across, 3) for j in range(side)])
 
 
 def _combine(matrix: list[list[float]] | np.ndarray, arrays: list[Array]) -> list[Array]:
     """matrix @ arrays, written as additions: most of the matrix is 0, 1 and -1."""
     sums = []
-    for row in matrix:
-        terms = [(float(c), array) for c, array in zip(row, arrays, strict=True) if float(c) != 0.0]
-        total = terms[0][0] * terms[0][1] if terms[0][0] != 1.0 else terms[0][1]
-        for c, array in terms[1:]:
-            scaled = array if abs(c) == 1.0 else abs(c) * array
+    for row in np.asarray(matrix, float).tolist():
+        (c, array), *terms = [(c, a) for c, a in zip(row, arrays, strict=True) if c]
+        total = array if c == 1 else c * array
+        for c, array in terms:
+            scaled = array if abs(c) == 1 else abs(c) * array
             total = total + scaled if c > 0 else total - scaled
         sums.append(total)
     return sums
 
 
-def _product(contraction: str, a: Array, b: Array, groups: int) -> Array:
-    """One position's product over tiles or channels; activations are cut into groups first."""
-    first, second = contraction.split("->")[0].split(",")
+def _split(array: Array, groups: int) -> Array:
+    """[rows, batch, down, across, channels] as [rows, tiles, groups, channels of each]."""
+    return array.reshape(array.shape[0], -1, groups, array.shape[-1] // groups)
 
-    def cut(array: Array, axes: str) -> Array:
-        if axes[0] != "n":
-            return array
-        return array.reshape(-1, groups, array.shape[-1] // groups)
 
-    product = jnp.einsum(
-        contraction, cut(a, first), cut(b, second), precision=lax.Precision.HIGHEST
-    )
-    return product if contraction.endswith("gio") else product.reshape(product.shape[0], -1)
+def _products(contraction: str, a: Array, b: Array, groups: int) -> Array:
+    """The products of a column of positions: s rows, n tiles, g groups, i inputs, o outputs."""
+    if groups == 1:
+        # XLA's CPU backend loses a factor of ten to an axis of one group inside its products.
+        first, second = contraction.split("->")[0].split(",")
+        a, b = a.squeeze(first.index("g")), b.squeeze(second.index("g"))
+        contraction = contraction.replace("g", "")
+    return jnp.einsum(contraction, a, b, precision=lax.Precision.HIGHEST)
 
 
 def _matmul(matrix: np.ndarray, array: Array) -> Array:

@@ -1,5 +1,7 @@
 """Winograd convolutions against float64 direct ones: values, both gradients, odd sizes, groups."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -33,26 +35,31 @@ def example(batch, height, width, cin, cout, groups=1, seed=0):
     return x, rng.uniform(-1, 1, (3, 3, cin // groups, cout))
 
 
+# Unoptimised code: the programs are small, and compiling them is what takes the time.
+quick = partial(jax.jit, compiler_options={"xla_backend_optimization_level": "0"})
+
+
 def passes(conv, x, kernel, dy):
     """Output and both gradients."""
 
-    @jax.jit
+    @quick
     def run(x, kernel, dy):
         y, back = jax.vjp(conv, x, kernel)
         return y, *back(dy)
 
-    return [np.asarray(value, np.float64) for value in run(x, kernel, dy)]
+    return run(x, kernel, dy)
 
 
 def errors(found, expected):
     """Largest error relative to the largest value, of each pass."""
-    return [np.abs(f - e).max() / np.abs(e).max() for f, e in zip(found, expected, strict=True)]
+    pairs = zip(found, expected, strict=True)
+    return [float(np.abs(f - e).max() / np.abs(e).max()) for f, e in pairs]
 
 
 @pytest.mark.parametrize("tile", [2, 4])
 @pytest.mark.parametrize(
     ("height", "width", "groups"),
-    [(8, 8, 1), (7, 9, 1), (1, 1, 1), (2, 5, 1), (3, 14, 2), (6, 7, 4)],
+    [(8, 8, 1), (7, 9, 1), (1, 5, 1), (6, 7, 4)],
 )
 def test_in_float64_it_is_the_convolution(tile, height, width, groups):
     x, kernel = example(2, height, width, 8, 12, groups)
@@ -94,11 +101,12 @@ def test_bfloat16_rounds_once(tile):
     x, kernel = (jnp.asarray(value, jnp.bfloat16) for value in example(2, 9, 9, 32, 32))
     dy = jnp.asarray(np.random.default_rng(1).normal(size=(2, 9, 9, 32)), jnp.bfloat16)
     conv = lambda x, kernel: winograd_conv(x, kernel, tile)  # noqa: E731
-    y, back = jax.vjp(conv, x, kernel)
-    assert {value.dtype for value in (y, *back(dy))} == {jnp.dtype(jnp.bfloat16)}
+    found = passes(conv, x, kernel, dy)
+    assert {value.dtype for value in found} == {jnp.dtype(jnp.bfloat16)}
     wide = [np.asarray(value, np.float64) for value in (x, kernel, dy)]
-    for f, e in zip(passes(conv, x, kernel, dy), passes(direct, *wide), strict=True):
+    for f, e in zip(found, passes(direct, *wide), strict=True):
         # Half a unit in the last of bfloat16's 8 places, and the float32 sums' own error.
+        f = np.asarray(f, np.float64)
         assert np.all(np.abs(f - e) <= np.abs(e) * 2**-8 + np.abs(e).max() * 1e-5)
 
 
@@ -106,7 +114,9 @@ def test_gradient_of_a_gradient():
     x, kernel = example(1, 6, 6, 3, 4)
 
     def penalty(conv):
-        return jax.grad(lambda k: (jax.grad(lambda x: (conv(x, k) ** 3).sum())(x) ** 2).sum())
+        return quick(
+            jax.grad(lambda k: (jax.grad(lambda x: (conv(x, k) ** 3).sum())(x) ** 2).sum())
+        )
 
     found = penalty(lambda x, k: winograd_conv(x, k, 4))(kernel)
     np.testing.assert_allclose(found, penalty(direct)(kernel), rtol=1e-9)
