@@ -34,8 +34,8 @@ def count_winograd_multiplications(
 
     For them (tile + 2)^2 / (9 tile^2) of the multiply-adds: 4/9 for F(2x2, 3x3), 1/4 for
     F(4x4, 3x3). All others, the transforms (constants) and partly filled tiles apart, are as in
-    `count_macs`: the column "Wino MULs" of the RepVGG paper (arXiv 2101.03697, tables 4 and 5)
-    for nets in fused form.
+    `count_macs`. For fused nets that is the column "Wino MULs" of the RepVGG paper (arXiv
+    2101.03697, tables 4 and 5), three rows of grouped nets by others apart, which it prints higher.
     """
     return _count(net, variables, image_size, tile)
 
