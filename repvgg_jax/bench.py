@@ -1,8 +1,9 @@
-"""What a net costs: parameters and multiply-adds."""
+"""What a net costs: parameters, multiply-adds, and multiplications under Winograd."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -10,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from repvgg_jax import onednn
+from repvgg_jax.convolution import by_xla_alone
 
 
 def count_parameters(variables: Any) -> int:
@@ -25,22 +26,48 @@ def count_macs(net: nn.Module, variables: Any, image_size: int | tuple[int, int]
     variables may be `jax.ShapeDtypeStruct`s. Additions, BatchNorms and nonlinearities are free, as
     papers count.
     """
+    return _count(net, variables, image_size, None)
+
+
+def count_winograd_multiplications(
+    net: nn.Module, variables: Any, image_size: int | tuple[int, int] = 224, tile: int = 2
+) -> int:
+    """Multiplications for one image where 3x3 convolutions of stride 1 are Winograd's.
+
+    For them (tile + 2)^2 / (9 tile^2) of the multiply-adds: 4/9 for F(2x2, 3x3), 1/4 for
+    F(4x4, 3x3). All others, the transforms (constants) and partly filled tiles apart, are as in
+    `count_macs`. For fused nets that is the column "Wino MULs" of the RepVGG paper (arXiv
+    2101.03697, tables 4 and 5), three rows of grouped nets by others apart, which it prints higher.
+    """
+    return _count(net, variables, image_size, tile)
+
+
+def multiplications(function: Callable[..., Any], *args: Any, tile: int | None = None) -> int:
+    """Those of convolutions and matrix products in a function's trace, Winograd's with `tile`."""
+    with by_xla_alone():
+        return _macs(jax.make_jaxpr(function)(*args).jaxpr, tile)
+
+
+def _count(
+    net: nn.Module, variables: Any, image_size: int | tuple[int, int], tile: int | None
+) -> int:
     height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
     images = jax.ShapeDtypeStruct((1, height, width, 3), jnp.float32)
-    return _macs(jax.make_jaxpr(partial(net.apply, train=False))(variables, images).jaxpr)
+    return multiplications(partial(net.apply, train=False), variables, images, tile=tile)
 
 
-def _macs(jaxpr: Any) -> int:
+def _macs(jaxpr: Any, tile: int | None) -> int:
     total = 0
     for equation in jaxpr.eqns:
         if equation.primitive.name == "conv_general_dilated":
             kernel = equation.invars[1].aval.shape
             out_axis = equation.params["dimension_numbers"].rhs_spec[0]
-            total += math.prod(equation.outvars[0].aval.shape) * (
+            macs = math.prod(equation.outvars[0].aval.shape) * (
                 math.prod(kernel) // kernel[out_axis]
             )
-        elif equation.primitive.name == "ffi_call":
-            total += onednn.macs(*(v.aval.shape for v in (*equation.invars[:2], *equation.outvars)))
+            if tile is not None and _suits_winograd(equation):
+                macs = macs * (tile + 2) ** 2 // (9 * tile**2)
+            total += macs
         elif equation.primitive.name == "dot_general":
             (contracted, _), _ = equation.params["dimension_numbers"]
             shape = equation.invars[0].aval.shape
@@ -48,8 +75,17 @@ def _macs(jaxpr: Any) -> int:
                 shape[axis] for axis in contracted
             )
         times = equation.params.get("length", 1) if equation.primitive.name == "scan" else 1
-        total += times * sum(map(_macs, _inner(equation.params)))
+        total += times * sum(_macs(inner, tile) for inner in _inner(equation.params))
     return total
+
+
+def _suits_winograd(convolution: Any) -> bool:
+    """3x3, strides 1, undilated; in groups or not."""
+    params = convolution.params
+    spatial = params["dimension_numbers"].rhs_spec[2:]
+    kernel = tuple(convolution.invars[1].aval.shape[axis] for axis in spatial)
+    ones = params["window_strides"], params["lhs_dilation"], params["rhs_dilation"]
+    return kernel == (3, 3) and all(value == (1, 1) for value in ones)
 
 
 def _inner(params: dict[str, Any]) -> list[Any]:

@@ -9,14 +9,18 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import Array, lax
+from jax import Array
 
 from repvgg_jax import onednn
 from repvgg_jax.errors import UsageError
+from repvgg_jax.passes import best_convolution, convolve_by, direct
 
-# "xla" is the compiler's own; "onednn" a tuned library for CPUs; "auto" takes what is faster.
-ALGORITHMS = ("auto", "xla", "onednn")
+# "xla" is the compiler's own; "onednn" a tuned library for float32 on CPUs; "winograd" takes
+# Winograd's filtering for the passes of a convolution where it was faster on a CPU; "auto" is
+# onednn where it is there, else xla, whose rounding is a thirtieth of F(4x4, 3x3)'s.
+ALGORITHMS = ("auto", "xla", "onednn", "winograd")
 
+_BY_XLA_ALONE: ContextVar[bool] = ContextVar("by_xla_alone", default=False)
 _TARGET: ContextVar[tuple[jax.Device, ...] | None] = ContextVar("target", default=None)
 
 
@@ -29,18 +33,19 @@ def check_algorithm(algorithm: str) -> None:
 
 
 def takes_onednn(algorithm: str, *arrays: Array) -> bool:
-    """Whether oneDNN computes with these arrays.
+    """Whether oneDNN computes with these arrays, which it does for float32.
 
-    "auto" takes it for float32 on one CPU device: the compiler knows how to split its own
+    "auto" takes it on one CPU device: the compiler knows how to split its own
     convolutions over several, and a call that leaves the program it would run on one.
 
     Raises:
       UsageError: as `check_algorithm`.
     """
-    if algorithm == "auto":
-        wide = all(array.dtype == jnp.float32 for array in arrays)
-        return wide and on_one_cpu() and not onednn.missing()
     check_algorithm(algorithm)
+    if _BY_XLA_ALONE.get() or not all(array.dtype == jnp.float32 for array in arrays):
+        return False
+    if algorithm == "auto":
+        return on_one_cpu() and not onednn.missing()
     return algorithm == "onednn"
 
 
@@ -52,6 +57,16 @@ def on_one_cpu() -> bool:
 def on_cpus() -> bool:
     """Whether what is traced now is for CPU devices: those there are, unless `compiling_for`."""
     return (_TARGET.get() or jax.devices())[0].platform == "cpu"
+
+
+@contextmanager
+def by_xla_alone() -> Iterator[None]:
+    """What is traced within has XLA's own convolutions, whatever its nets say: to be counted."""
+    token = _BY_XLA_ALONE.set(True)
+    try:
+        yield
+    finally:
+        _BY_XLA_ALONE.reset(token)
 
 
 @contextmanager
@@ -108,15 +123,11 @@ def convolve(
             return onednn.convolve(x, kernel, bias, window, rectified)
         y = onednn.convolve(x, kernel, None, window)
     else:
-        y = lax.conv_general_dilated(
-            x,
-            kernel,
-            (strides, strides),
-            padding,
-            rhs_dilation=(dilation, dilation),
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
-            feature_group_count=groups,
-        )
+        if algorithm == "winograd" and padded and dilation == 1 and not _BY_XLA_ALONE.get():
+            ways = best_convolution(x.shape, kernel.shape, strides)
+            y = convolve_by(x, kernel, ways, strides)
+        else:
+            y = direct(x, kernel, strides, groups, dilation, padding)
         y = y if bias is None else y + bias
     return relu(y) if rectified else y
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import importlib.metadata
-import math
 import os
 import shutil
 import subprocess
@@ -91,11 +90,6 @@ def _compiled(library: Path) -> Path:
         )
         made.replace(built)
     return built
-
-
-def macs(x: tuple[int, ...], kernel: tuple[int, ...], y: tuple[int, ...]) -> int:
-    """Multiply-adds of `convolve`, by the shapes of its arrays; zeros of the padding count."""
-    return math.prod(y) * math.prod(kernel[:3])
 
 
 class Window(NamedTuple):

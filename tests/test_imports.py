@@ -12,7 +12,8 @@ ROOT = Path(__file__).parent.parent
 ROOMS = [
     {"errors"},
     {"statistics", "compilation"},
-    {"onednn"},
+    {"onednn", "winograd"},
+    {"passes"},
     {"convolution"},
     {"affine", "layers", "moments", "sharding"},
     {"blocks"},
