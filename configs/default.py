@@ -36,8 +36,8 @@ def get_config() -> ConfigDict:
     model.remat = placeholder(str)
     # How training computes RepVGG's 1x1 and identity: "moments" (both from the input's mean and
     # covariance), "batch" (each by itself), or whichever is faster. What computes convolutions:
-    # "xla", "winograd", "onednn" (CPU; requirements-cpu.txt), or whichever is faster. Rounding apart, neither
-    # changes anything.
+    # "xla", "winograd", "onednn" (CPU; requirements-cpu.txt), or the last where it is installed.
+    # Rounding apart, neither changes anything.
     model.branch_statistics = placeholder(str)
     model.conv_algorithm = placeholder(str)
     model.frozen = placeholder(tuple)  # expressions of blocks that don't train: ("stage[0-2]_.*",)

@@ -29,6 +29,7 @@ from flax import linen as nn
 import repvgg_jax as rj
 from repvgg_jax import onednn
 from repvgg_jax.blocks import RepVGGBlock
+from repvgg_jax.compilation import compiler_options
 from repvgg_jax.timing import ratio, take_turns
 from tests.torch_twin import TwinRepVGG
 
@@ -98,7 +99,9 @@ def jax_step(net: Any) -> tuple[Callable[[], Any], int]:
         return {"params": params, "batch_stats": stats}
 
     state = rj.init(net, jax.random.key(0), size)
-    compiled = jax.jit(step, donate_argnums=0).lower(state).compile()
+    options = compiler_options(jax.devices())
+    step = jax.jit(step, donate_argnums=0, compiler_options=options)
+    compiled = step.lower(state).compile()
 
     def run() -> Any:
         nonlocal state
@@ -146,7 +149,8 @@ def b1_temporaries(block: Any) -> int:
 
         return jax.grad(loss, has_aux=True)(variables["params"])
 
-    compiled = jax.jit(gradient).lower(variables, images).compile()
+    options = compiler_options(jax.devices())
+    compiled = jax.jit(gradient, compiler_options=options).lower(variables, images).compile()
     return compiled.memory_analysis().temp_size_in_bytes
 
 

@@ -82,7 +82,7 @@ def drop_oldest(folder: Path, limit: int) -> None:
 def compiler_options(devices: Sequence[jax.Device]) -> dict[str, str] | None:
     """For `jax.jit` of a training step on these devices.
 
-    On a CPU, XLA drops the `lax.optimization_barrier`s between blocks (`nets.chain`) before it
+    On a CPU, XLA drops the `lax.optimization_barrier`s after blocks (`layers.fenced`) before it
     fuses elementwise operations. Each fusion of the backward pass then computes the identity
     branches of all blocks that come after it in the stage anew: a step takes twice as long, and
     compiles five times as long (docs/speed.md). Without the pass that drops them, they hold.

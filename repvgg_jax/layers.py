@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array, lax, random
 
-from repvgg_jax.convolution import convolve, relu
+from repvgg_jax.convolution import convolve, on_cpus, relu
 from repvgg_jax.statistics import BN_EPSILON, accumulation_dtype, in_groups, normalize
 
 Dtype = Any
@@ -20,6 +20,16 @@ BN_MOMENTUM = 0.9  # the share of the old statistic that stays; PyTorch calls th
 
 # Uniform within +-1/sqrt(fan_in): PyTorch's default, which RepVGG was trained from.
 kernel_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+
+
+def fenced(x: Array, train: bool) -> Array:
+    """`x` after a block, which XLA's CPU backend is to make once, and its gradient once.
+
+    Without this it makes both anew for each use, through all identity branches before it: these are
+    an elementwise path through a stage. Takes effect with `compilation.compiler_options`; other
+    backends know when a second time costs too much.
+    """
+    return lax.optimization_barrier(x) if train and on_cpus() else x
 
 
 class Conv(nn.Module):

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from ml_collections import ConfigDict
 
-from repvgg_jax.bench import count_macs, count_parameters
+from repvgg_jax.bench import count_macs, count_parameters, count_winograd_multiplications
 from repvgg_jax.config import config_mesh, make_net, make_optimizer
 from repvgg_jax.config_fields import check_values
 from repvgg_jax.errors import UsageError
@@ -40,6 +40,7 @@ class Row:
       task: "step" of training, or "forward" in evaluation mode.
       batch: images.
       parameters, macs: of the form, the latter for one image.
+      winograd_multiplications: in place of multiply-adds, 3x3s of stride 1 by F(2x2, 3x3).
       temporaries: bytes that the program takes besides its arguments and results.
       compile_seconds: tracing included.
       milliseconds: of a batch, the median of rounds in which the forms take turns.
@@ -57,6 +58,7 @@ class Row:
     batch: int
     parameters: int
     macs: int
+    winograd_multiplications: int
     temporaries: int
     compile_seconds: float
     milliseconds: float
@@ -123,18 +125,21 @@ def _row(
     programs: list[_Program],
 ) -> Row:
     seconds = statistics.median(times[program.form])
-    macs = count_macs(program.net, program.variables, config.data.image_size)
+    size = config.data.image_size
+    macs = count_macs(program.net, program.variables, size)
+    winograd = count_winograd_multiplications(program.net, program.variables, size)
     passes = 3 if task == "step" else 1
     return Row(
         model=config.model.name,
         device=f"{jax.devices()[0].device_kind} x{jax.device_count()}",
         dtype=config.model.dtype,
-        image_size=config.data.image_size,
+        image_size=size,
         form=program.form,
         task=task,
         batch=batch,
         parameters=count_parameters(program.variables),
         macs=macs,
+        winograd_multiplications=winograd,
         temporaries=program.temporaries,
         compile_seconds=program.compile_seconds,
         milliseconds=1e3 * seconds,
@@ -209,7 +214,8 @@ def _temporaries(compiled: Any) -> int:
 def _print_header(task: str) -> None:
     to = {"forward": "fused", "step": "plain"}[task]
     print(
-        f"\n{task:<12} {'batch':>5} {'params M':>9} {'GMACs':>7} {'temp MB':>8} {'compile s':>9} "
+        f"\n{task:<12} {'batch':>5} {'params M':>9} {'GMACs':>7} {'Wino':>7} {'temp MB':>8} "
+        f"{'compile s':>9} "
         f"{'ms':>9} {'images/s':>9} {'of peak':>7} {'to ' + to:>9}"
     )
 
@@ -217,6 +223,7 @@ def _print_header(task: str) -> None:
 def _line(row: Row) -> str:
     return (
         f"{row.form:<12} {row.batch:>5} {row.parameters / 1e6:>9.2f} {row.macs / 1e9:>7.2f} "
+        f"{row.winograd_multiplications / 1e9:>7.2f} "
         f"{row.temporaries / 1e6:>8.0f} {row.compile_seconds:>9.1f} {row.milliseconds:>9.1f} "
         f"{row.images_per_second:>9.1f} {row.share_of_peak:>7.0%} {row.ratio:>9.2f}"
     )

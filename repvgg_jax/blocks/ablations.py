@@ -36,7 +36,9 @@ class PostAdditionBNBlock(Block):
     @nn.compact
     def __call__(self, x: Array, train: bool = False) -> Array:
         y = self.conv_of(x, "_kxk", self.kernel_size) + self.conv_of(x, "_pointwise", 1)
-        return self.norm_of(y + x if self.keeps_shape(x.shape[-1]) else y, "", train)
+        if self.keeps_shape(x.shape[-1]):
+            y += x
+        return self.norm_of(y, "", train)
 
 
 def fuse_post_addition_bn(block: Block, params: Mapping, batch_stats: Mapping) -> Affine:

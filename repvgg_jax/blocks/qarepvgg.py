@@ -21,7 +21,9 @@ class QARepVGGBlock(Block):
     @nn.compact
     def __call__(self, x: Array, train: bool = False) -> Array:
         y = self.conv_bn(x, "_kxk", self.kernel_size, train) + self.conv_of(x, "_pointwise", 1)
-        return self.norm_of(y + x if self.keeps_shape(x.shape[-1]) else y, "_post", train)
+        if self.keeps_shape(x.shape[-1]):
+            y += x
+        return self.norm_of(y, "_post", train)
 
 
 def fuse_qarepvgg(block: QARepVGGBlock, params: Mapping, batch_stats: Mapping) -> Affine:

@@ -9,12 +9,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from jax import Array, lax
+from jax import Array
 
 from repvgg_jax.blocks import FusedConv, RepVGGBlock
-from repvgg_jax.convolution import check_algorithm, on_cpus
+from repvgg_jax.convolution import check_algorithm
 from repvgg_jax.errors import UsageError
-from repvgg_jax.layers import Dtype, SqueezeExcite, dense, relu
+from repvgg_jax.layers import Dtype, SqueezeExcite, dense, fenced, relu
 from repvgg_jax.statistics import accumulation_dtype
 
 
@@ -25,15 +25,6 @@ def _convolutions(primitive: Any, *_: Any, **__: Any) -> bool:
 
 # Policies of rematerialisation: what is kept of the inside of a block between the passes.
 REMAT = {"nothing": jax.checkpoint_policies.nothing_saveable, "convolutions": _convolutions}
-
-
-def fenced(x: Array, train: bool) -> Array:
-    """`x`, which XLA's CPU backend is to make once, and its gradient once.
-
-    Without this it makes both anew for each use, through all identity branches before it; it needs
-    `compilation.compiler_options` too. Other backends know when a second time costs too much.
-    """
-    return lax.optimization_barrier(x) if train and on_cpus() else x
 
 
 class FeatureInfo(NamedTuple):
@@ -172,7 +163,7 @@ class Chain(nn.Module):
         """A block, and what stands after it; a plain ReLU after a fused block is done by it."""
         if isinstance(block, FusedConv) and not self.se_hidden(name, block.features):
             return self.run_block(block, name, x, train, rectified=True)
-        return self.activate(fenced(self.run_block(block, name, x, train), train), name)
+        return self.activate(self.run_block(block, name, x, train), name)
 
     def run_block(
         self, block: nn.Module, name: str, x: Array, train: bool, **options: bool

@@ -11,8 +11,8 @@ from jax import Array
 
 from repvgg_jax.blocks import BLOCKS
 from repvgg_jax.errors import UsageError
-from repvgg_jax.layers import relu
-from repvgg_jax.nets.chain import Chain, fenced
+from repvgg_jax.layers import fenced, relu
+from repvgg_jax.nets.chain import Chain
 from repvgg_jax.nets.repvgg import B_DEPTHS, widths
 
 
