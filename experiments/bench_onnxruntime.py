@@ -1,26 +1,26 @@
-"""A fused net's speed on a CPU beside onnxruntime's, in pairs: ours, theirs, ours, theirs, ...
+"""A fused net's speed on a CPU beside onnxruntime's, turn by turn; above 1 we are slower.
 
   python -m experiments.bench_onnxruntime [--net=repvgg_a0] [--batches=1,16] [--pairs=15]
 
 Needs `pip install onnxruntime onnx`. Both have all cores of the process (`taskset` sets them) and
-the same weights, as arguments of our call and as constants of theirs; `--constant` makes them
-constants of ours too. A ratio above 1 says that we are slower. Where others use the machine, a pair
-does not count; on one that is never quiet, `taskset -c 0 ... --processor_time` compares one core.
+the same weights: constants of their graph, and with `--constant` of our program. Where others use
+the machine a pair does not count; on one never quiet, `taskset -c 0 ... --processor_time`.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import statistics
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
 import numpy as np
 from absl import app, flags
-from jax import Array
 
 from repvgg_jax import create, fuse
 from repvgg_jax.nets import init
@@ -28,7 +28,6 @@ from repvgg_jax.runtime import keep_freed_memory
 
 NET = flags.DEFINE_string("net", "repvgg_a0", "one whose blocks are a plain chain")
 BATCHES = flags.DEFINE_list("batches", ["1", "16"], "images a call")
-SIZE = flags.DEFINE_integer("size", 224, "side of the images, pixels")
 PAIRS = flags.DEFINE_integer("pairs", 15, "of turns")
 ALGORITHM = flags.DEFINE_string("conv_algorithm", "auto", "as the config field")
 CONSTANT = flags.DEFINE_bool("constant", False, "compile our weights in")
@@ -37,53 +36,46 @@ PROCESSOR = flags.DEFINE_bool("processor_time", False, "of one core, for a machi
 KEEP = flags.DEFINE_bool("keep_freed_memory", False, "as `repvgg_jax.runtime` has it")
 TRAIN_FORM = flags.DEFINE_bool("train_form", False, "ours unfused, in evaluation mode")
 TURN = 0.15  # seconds a side at least: the system counts in hundredths
+SIZE = 224  # side of the images, pixels
 SHARE = 0.1  # of a core that others may use beside a pair that counts
 
 
-def onnx_graph(net: Any, params: Any, batch: int, size: int) -> bytes:
-    """The fused net as an ONNX model, images NCHW: Conv + Relu a block, the mean, the dense layer.
+def onnx_session(net: Any, params: Any, batch: int) -> Any:
+    """onnxruntime with the fused net, images NCHW -> logits, on this process's cores.
 
-    Made by hand from the plan, so that nobody's exporter stands between.
+    The graph is made from the plan, so that nobody's exporter stands between.
     """
+    import onnxruntime
     from onnx import TensorProto, helper, numpy_helper
 
     nodes, tensors, x = [], [], "images"
 
-    def constant(name: str, value: Array) -> str:
+    def constant(name: str, value: np.ndarray) -> str:
         tensors.append(numpy_helper.from_array(np.ascontiguousarray(value), name))
         return name
 
     for name, spec in net.plan().items():
-        conv, margin = params[name]["conv"], spec["dilation"] * (spec["kernel_size"] // 2)
-        kernel = constant(f"{name}_kernel", np.asarray(conv["kernel"]).transpose(3, 2, 0, 1))
-        inputs = [x, kernel, constant(f"{name}_bias", np.asarray(conv["bias"]))]
-        geometry = dict(pads=[margin] * 4, strides=[spec["strides"]] * 2, group=spec["groups"])
-        geometry |= dict(dilations=[spec["dilation"]] * 2)
+        conv = jax.device_get(params[name]["conv"])
+        kernel = constant(f"{name}_kernel", conv["kernel"].transpose(3, 2, 0, 1))
+        inputs = [x, kernel, constant(f"{name}_bias", conv["bias"])]
+        gaps, margin = spec["dilation"], spec["dilation"] * (spec["kernel_size"] // 2)
+        geometry = dict(pads=[margin] * 4, strides=[spec["strides"]] * 2, dilations=[gaps] * 2)
+        geometry |= dict(group=spec["groups"])
         nodes.append(helper.make_node("Conv", inputs, [f"{name}_sum"], **geometry))
         nodes.append(helper.make_node("Relu", [f"{name}_sum"], [x := name]))
     head = [constant(name, np.asarray(params["head"][name])) for name in ("kernel", "bias")]
     nodes.append(helper.make_node("GlobalAveragePool", [x], ["mean"]))
     nodes.append(helper.make_node("Flatten", ["mean"], ["flat"]))
     nodes.append(helper.make_node("Gemm", ["flat", *head], ["logits"]))
-    shapes = {"images": (batch, 3, size, size), "logits": (batch, net.num_classes)}
-    ends = {
-        name: helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
-        for name, shape in shapes.items()
-    }
-    graph = helper.make_graph(nodes, "fused", [ends["images"]], [ends["logits"]], tensors)
-    opset = [helper.make_opsetid("", 17)]
-    return helper.make_model(graph, opset_imports=opset, ir_version=8).SerializeToString()
-
-
-def session(model: bytes) -> Any:
-    """An onnxruntime session on this process's cores, whose threads rest between its calls."""
-    import onnxruntime
-
+    shapes = (("images", (batch, 3, SIZE, SIZE)), ("logits", (batch, net.num_classes)))
+    ends = [[helper.make_tensor_value_info(n, TensorProto.FLOAT, shape)] for n, shape in shapes]
+    graph = helper.make_graph(nodes, "fused", *ends, tensors)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = len(os.sched_getaffinity(0))
-    # Else they would spin on into our turn.
+    # Else its threads would spin on into our turn.
     options.add_session_config_entry("session.force_spinning_stop", "1")
-    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    return onnxruntime.InferenceSession(model.SerializeToString(), options)
 
 
 def seconds(call: Callable[[], Any], calls: int) -> float:
@@ -104,70 +96,49 @@ def others() -> float:
     return busy / os.sysconf("SC_CLK_TCK") - own.user - own.system
 
 
-def quiet(work: Callable[[], Any]) -> tuple[Any, bool]:
-    """What the work gives, and whether others had little of the machine meanwhile."""
-    start, before = time.perf_counter(), others()
-    result = work()
-    share = (others() - before) / (time.perf_counter() - start)
-    return result, PROCESSOR.value or share < SHARE
-
-
 def quiet_pairs(ours: Callable[[], Any], theirs: Callable[[], Any]) -> list[tuple[float, float]]:
     """Times of our call and of theirs; pairs beside which others had work are thrown away."""
     calls = [max(1, round(TURN / seconds(call, 3))) for call in (ours, theirs)]
     pairs: list[tuple[float, float]] = []
     end = time.perf_counter() + PATIENCE.value
     while len(pairs) < PAIRS.value:
-        if time.perf_counter() > end:
+        start, before = time.perf_counter(), others()
+        pair = seconds(ours, calls[0]), seconds(theirs, calls[1])
+        share = (others() - before) / (time.perf_counter() - start)
+        if PROCESSOR.value or share < SHARE:
+            pairs.append(pair)
+        elif time.perf_counter() > end:
             sys.exit(f"others use this machine: {len(pairs)} of {PAIRS.value} pairs were quiet")
-        if PROCESSOR.value or quiet(lambda: time.sleep(0.2))[1]:
-            pair, counts = quiet(lambda: (seconds(ours, calls[0]), seconds(theirs, calls[1])))
-            pairs += [pair] if counts else []
+        else:
+            time.sleep(0.5)
     return pairs
 
 
 def compare(batch: int) -> None:
     """Prints both sides' times at a batch size, and the ratio."""
-    size = SIZE.value
     net = create(NET.value, conv_algorithm=ALGORITHM.value)
     variables = init(net, jax.random.key(0))
     plain, fused = fuse(net, variables)
-    images = np.random.default_rng(0).normal(size=(batch, size, size, 3)).astype(np.float32)
-    theirs = session(onnx_graph(plain, fused["params"], batch, size))
-    nchw = np.ascontiguousarray(images.transpose(0, 3, 1, 2))
+    images = np.random.default_rng(0).normal(size=(batch, SIZE, SIZE, 3)).astype(np.float32)
+    session = onnx_session(plain, fused["params"], batch)
+    nchw, nhwc = np.ascontiguousarray(images.transpose(0, 3, 1, 2)), jax.device_put(images)
     own_net, own = (net, variables) if TRAIN_FORM.value else (plain, fused)
-    ours = jax.jit(own_net.apply)
-    if CONSTANT.value:
-        ours = jax.jit(lambda own, images: own_net.apply(fixed, images))
-        own, fixed = {}, own
-    pixels = jax.device_put(images)
-
-    def our_call() -> np.ndarray:
-        return np.asarray(ours(own, pixels))
-
-    def their_call() -> np.ndarray:
-        return theirs.run(None, {"images": nchw})[0]
-
-    expected, got = their_call(), our_call()
-    error = np.abs(got - expected).max() / np.abs(expected).max()
-    if not error < 1e-4:
+    closed, opened = jax.jit(partial(own_net.apply, own)), partial(jax.jit(own_net.apply), own)
+    ours = lambda: np.asarray((closed if CONSTANT.value else opened)(nhwc))  # noqa: E731
+    theirs = lambda: session.run(None, {"images": nchw})[0]  # noqa: E731
+    expected, got = theirs(), ours()
+    if not (error := np.abs(got - expected).max() / np.abs(expected).max()) < 1e-4:
         sys.exit(f"the two are not the same net: their logits are {error:.1e} apart, relative")
-    pairs = quiet_pairs(our_call, their_call)
-    ratios = statistics.quantiles([a / b for a, b in pairs], n=4)
-    a, b = (statistics.median(side) for side in zip(*pairs, strict=True))
-    print(
-        f"{NET.value} batch {batch}: ours {1e3 * a:.1f} ms, onnxruntime {1e3 * b:.1f} ms, ratio "
-        f"{ratios[1]:.2f} (quartiles {ratios[0]:.2f} {ratios[2]:.2f}), logits {error:.0e} apart",
-        flush=True,
-    )
+    pairs = quiet_pairs(ours, theirs)
+    low, ratio, high = statistics.quantiles([a / b for a, b in pairs], n=4)
+    a, b = (1e3 * statistics.median(side) for side in zip(*pairs, strict=True))
+    print(f"{NET.value} batch {batch}: ours {a:.1f} ms, onnxruntime {b:.1f} ms, ratio {ratio:.2f}")
+    print(f"  (quartiles {low:.2f} {high:.2f}), logits {error:.0e} apart", flush=True)
 
 
 def main(argv: list[str]) -> None:
-    try:
-        import onnx  # noqa: F401
-        import onnxruntime  # noqa: F401
-    except ImportError as error:
-        sys.exit(f"{error.name} is not here: pip install onnxruntime onnx")
+    if lacking := [name for name in ("onnxruntime", "onnx") if not importlib.util.find_spec(name)]:
+        sys.exit(f"{lacking[0]} is not here: pip install onnxruntime onnx")
     if KEEP.value and not keep_freed_memory():
         sys.exit("this C library has no mallopt")
     for batch in BATCHES.value:

@@ -6,17 +6,12 @@
 // and written where they lie.
 // A primitive is made once for each shape, since making one compiles code.
 
-#include <condition_variable>
 #include <cstdint>
 #include <cstring>
-#include <deque>
-#include <functional>
-#include <future>
 #include <map>
 #include <memory>
 #include <mutex>
 #include <string>
-#include <thread>
 #include <unordered_map>
 #include <utility>
 #include <vector>
@@ -62,42 +57,6 @@ struct Plan {
 dnnl::engine& Engine() {
   static dnnl::engine engine(dnnl::engine::kind::cpu, 0);
   return engine;
-}
-
-// Runs the work on the one thread that all calls share, and waits.
-//
-// XLA calls from several threads, and OpenMP gives each thread that enters it a team of its own:
-// more threads than cores, which disturb each other while they wait for work.
-void OnOneThread(std::function<void()> work) {
-  struct Worker {
-    std::mutex mutex;
-    std::condition_variable wake;
-    std::deque<std::packaged_task<void()>> tasks;
-
-    void Loop() {
-      for (;;) {
-        std::unique_lock<std::mutex> lock(mutex);
-        wake.wait(lock, [this] { return !tasks.empty(); });
-        auto task = std::move(tasks.front());
-        tasks.pop_front();
-        lock.unlock();
-        task();
-      }
-    }
-  };
-  static Worker* worker = [] {
-    auto* made = new Worker();
-    std::thread([made] { made->Loop(); }).detach();
-    return made;
-  }();
-  std::packaged_task<void()> task(std::move(work));
-  auto done = task.get_future();
-  {
-    std::lock_guard<std::mutex> lock(worker->mutex);
-    worker->tasks.push_back(std::move(task));
-  }
-  worker->wake.notify_one();
-  done.get();  // and throws what the work threw
 }
 
 Plan MakePlan(const Problem& p) {
@@ -172,22 +131,20 @@ ffi::Error Run(const Problem& problem, void* x, void* kernel, void* y, void* bia
     const bool reorders = !ready && plan->kernel != plan->hwio;
     const memory own = reorders ? memory(plan->kernel, Engine()) : hwio;
     const bool gradient = problem.pass != kForward;
+    if (reorders && problem.pass != kKernelGradient) {
+      dnnl::reorder(plan->reorder).execute(stream, {{DNNL_ARG_FROM, hwio}, {DNNL_ARG_TO, own}});
+    }
     std::unordered_map<int, memory> arguments{
         {problem.pass == kInputGradient ? DNNL_ARG_DIFF_SRC : DNNL_ARG_SRC,
          memory(plan->x, Engine(), x)},
         {problem.pass == kKernelGradient ? DNNL_ARG_DIFF_WEIGHTS : DNNL_ARG_WEIGHTS, own},
         {gradient ? DNNL_ARG_DIFF_DST : DNNL_ARG_DST, memory(plan->y, Engine(), y)}};
     if (bias) arguments.emplace(DNNL_ARG_BIAS, memory(plan->bias, Engine(), bias));
-    OnOneThread([&] {
-      if (reorders && problem.pass != kKernelGradient) {
-        dnnl::reorder(plan->reorder).execute(stream, {{DNNL_ARG_FROM, hwio}, {DNNL_ARG_TO, own}});
-      }
-      plan->primitive.execute(stream, arguments);
-      if (reorders && problem.pass == kKernelGradient) {
-        dnnl::reorder(plan->reorder).execute(stream, {{DNNL_ARG_FROM, own}, {DNNL_ARG_TO, hwio}});
-      }
-      stream.wait();
-    });
+    plan->primitive.execute(stream, arguments);
+    if (reorders && problem.pass == kKernelGradient) {
+      dnnl::reorder(plan->reorder).execute(stream, {{DNNL_ARG_FROM, own}, {DNNL_ARG_TO, hwio}});
+    }
+    stream.wait();
     return ffi::Error::Success();
   } catch (const dnnl::error& error) {
     return ffi::Error(ffi::ErrorCode::kInternal, std::string("oneDNN: ") + error.what());

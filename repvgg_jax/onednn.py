@@ -80,16 +80,7 @@ def _compiled(library: Path) -> Path:
         made = Path(own) / built.name
         subprocess.run(
             [
-                *(
-                    compiler,
-                    "-O2",
-                    "-std=c++17",
-                    "-fPIC",
-                    "-shared",
-                    "-pthread",
-                    "-w",
-                    str(_SOURCE),
-                ),
+                *(compiler, "-O2", "-std=c++17", "-fPIC", "-shared", "-w", str(_SOURCE)),
                 *(f"-I{headers}", f"-I{jax.ffi.include_dir()}", str(library)),
                 *(f"-Wl,-rpath,{library.parent}", "-o", str(made)),
             ],
