@@ -142,7 +142,7 @@ def test_the_tables_are_torchvisions(policy, torchvision):
 @pytest.mark.parametrize("name", AUTO_AUGMENT)
 def test_operations_of_autoaugment_are_torchvisions(name, torchvision):
     transforms, entry = torchvision.transforms, AUTO_AUGMENT[name]
-    image = Image.fromarray(photograph(size=56)).crop((0, 0, 56, 40))
+    image = Image.fromarray(photograph(size=300)).crop((0, 0, 300, 260))
     spans = transforms.AutoAugment()._augmentation_space(10, (image.height, image.width))
     strengths, signed = spans[camel(name)]
     assert signed == entry.signed
