@@ -54,13 +54,13 @@ def get_config() -> ConfigDict:
     data.padding = 4  # training: zeros around the image before its crop (pad_crop)
     data.flip = True  # training: mirror half of the images
     data.eval_image_size = placeholder(int)  # of evaluation; image_size unless given
-    # Training, after crop and flip: "none", "randaugment", "autoaugment" (found on ImageNet),
-    # "autoaugment_cifar10".
+    # Training, after crop and flip: "none", "autoaugment" (found on ImageNet; as torchvision's, but
+    # filled with grey), "autoaugment_cifar10", "randaugment" (as timm's), "raug15" (RepVGGplus').
     data.policy = "none"
-    # Of randaugment. All of its operations are applied, as in its paper (timm's rand-m9 applies
-    # each with probability 1/2, and stops at magnitude 10).
+    # Of randaugment, which with these three is timm's "rand-m9-n2-mstd0.5-inc1": of the operations
+    # drawn each is applied with probability 1/2, at a magnitude kept within 0 and 10.
     data.policy_operations = 2
-    data.policy_magnitude = 9.0  # from 0 to 10, at which the ranges end; up to 20 beyond them
+    data.policy_magnitude = 9.0  # from 0 to 10; 15, as some recipes have it, is 10 in timm as well
     data.policy_std = 0.5  # of the magnitude
     data.erasing = 0.0  # training: probability of a rectangle of noise
     data.mean = (0.485, 0.456, 0.406)  # of [0, 1] RGB, subtracted on the device

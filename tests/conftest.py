@@ -1,7 +1,10 @@
 """Four CPU devices for every test, and each program compiled once: set before JAX starts."""
 
+import importlib.util
 import os
 import tempfile
+
+import pytest
 
 os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=4"
@@ -11,3 +14,21 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", tempfile.mkdtemp(prefix="repvgg_jax_tests_"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "0")
+
+
+@pytest.fixture(scope="session")
+def torchvision():
+    """torchvision, which timm wants too; also without its compiled half."""
+    for name in ("torch", "torchvision"):
+        if importlib.util.find_spec(name) is None:
+            pytest.skip(f"{name} is not installed: the other side is missing")
+    import torch
+
+    try:
+        library = torch.library.Library("torchvision", "DEF")
+        for op in ("nms", "qnms"):
+            library.define(op + "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    except RuntimeError:
+        library = None  # the compiled half is there
+    yield importlib.import_module("torchvision")
+    del library

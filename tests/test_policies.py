@@ -1,8 +1,4 @@
-"""AutoAugment, RandAugment and random erasing, beside timm's and torchvision's."""
-
-import ast
-import importlib.util
-from pathlib import Path
+"""AutoAugment, RandAugment, RepVGGplus' preset and random erasing: what is drawn, how often."""
 
 import numpy as np
 import pytest
@@ -11,36 +7,14 @@ from PIL import Image
 import repvgg_jax as rj
 from repvgg_jax.data import Transform, eval_batches, train_batches
 from repvgg_jax.data.decode import from_array
-from repvgg_jax.data.policies import (
-    AUTO_AUGMENT,
-    CIFAR10,
-    IMAGENET,
-    OPERATIONS,
-    POLICIES,
-    RAND_AUGMENT,
-    auto_augment,
-    rand_augment,
-)
+from repvgg_jax.data.magnitudes import RAND_AUGMENT, RAUG15
+from repvgg_jax.data.policies import POLICIES, SUB_POLICIES, auto_augment, rand_augment, raug15
 from repvgg_jax.data.random_erasing import random_erasing
-from repvgg_jax.data.transforms import train_image
+from repvgg_jax.data.sampler import _SHUFFLE, CROP, ERASING, POLICY, example_rng
+from repvgg_jax.data.sources import ArraySource
+from repvgg_jax.data.transforms import changed, train_image
 from tests.test_data import array_source, assert_same, joined, take
 
-NAMES = {
-    "ShearX": "shear_x",
-    "ShearY": "shear_y",
-    "TranslateX": "translate_x",
-    "TranslateY": "translate_y",
-    "Rotate": "rotate",
-    "Brightness": "brightness",
-    "Color": "color",
-    "Contrast": "contrast",
-    "Sharpness": "sharpness",
-    "Posterize": "posterize",
-    "Solarize": "solarize",
-    "AutoContrast": "auto_contrast",
-    "Equalize": "equalize",
-    "Invert": "invert",
-}
 STRONGLESS = {"auto_contrast", "equalize", "invert"}
 
 
@@ -57,84 +31,48 @@ def rng_of(seed):
     return np.random.default_rng(seed)
 
 
-def tree_of(package, path):
-    """The syntax of a peer's file: its tables can be read where it can't be imported."""
-    spec = importlib.util.find_spec(package)
-    if spec is None:
-        pytest.skip(f"{package} is not installed: the other side is missing")
-    return ast.parse((Path(spec.origin).parent / path).read_text())
-
-
-@pytest.mark.parametrize(("member", "table"), [("IMAGENET", IMAGENET), ("CIFAR10", CIFAR10)])
-def test_the_tables_are_torchvisions(member, table):
-    tree = tree_of("torchvision", "transforms/autoaugment.py")
-    (function,) = (
-        node
-        for node in ast.walk(tree)
-        if isinstance(node, ast.FunctionDef)
-        and node.name == "_get_policies"
-        and "AutoAugmentPolicy" in ast.dump(node)
-    )
-    (found,) = (
-        ast.literal_eval(branch.body[0].value)
-        for branch in ast.walk(function)
-        if isinstance(branch, ast.If) and f"attr='{member}'" in ast.dump(branch.test)
-    )
-    assert len(table) == len(found) == 25
-    for ours, theirs in zip(table, found, strict=True):
-        for (name, probability, level), (their_name, their_probability, their_level) in zip(
-            ours, theirs, strict=True
-        ):
-            assert (name, probability) == (NAMES[their_name], their_probability)
-            assert level == (their_level or 0) or name in STRONGLESS
-
-
-@pytest.fixture(scope="module")
-def timm_operations():
-    """timm's functions, from its file alone: the package wants all of torchvision."""
-    spec = importlib.util.find_spec("timm")
-    if spec is None:
-        pytest.skip("timm is not installed: the other side is missing")
-    path = Path(spec.origin).parent / "data/auto_augment.py"
-    alone = importlib.util.spec_from_file_location("timm_auto_augment", path)
-    module = importlib.util.module_from_spec(alone)
-    alone.loader.exec_module(module)
-    return module
-
-
-@pytest.mark.parametrize("name", sorted(NAMES))
-def test_operations_are_timms(name, timm_operations):
-    ours, theirs = OPERATIONS[NAMES[name]], timm_operations.NAME_TO_OP
-    kind = name + "Rel" if name.startswith("Translate") else name
+@pytest.mark.parametrize("name", sorted(RAND_AUGMENT.keys() - STRONGLESS))
+def test_a_higher_magnitude_of_randaugment_changes_more(name):
     image = Image.fromarray(photograph())
-    for strength in {ours.strength(7.0), -ours.strength(7.0) if ours.signed else 0}:
-        passed = max(0.1, 1 + strength) if "_around_one" in repr(ours.apply) else strength
-        arguments = () if NAMES[name] in STRONGLESS else (passed,)
-        if not ours.signed and strength == 0 and arguments:
-            continue
-        expected = theirs[kind](
-            image, *arguments, resample=Image.Resampling.NEAREST, fillcolor=(128, 128, 128)
+    entry = RAND_AUGMENT[name]
+
+    def change(magnitude, seed):
+        sign = (1, -1)[seed % 2] if entry.signed else 1
+        drawn = entry.draw(rng_of(seed))
+        moved = entry.apply(image, sign * entry.strength(magnitude), *drawn)
+        return np.abs(np.asarray(moved, int) - np.asarray(image, int)).mean()
+
+    for seed in range(4):
+        changes = [change(magnitude, seed) for magnitude in (0, 1, 4, 10)]
+        if not name.startswith("translate"):  # whose image may come to look like itself again
+            assert changes == sorted(changes)
+        assert changes[0] < min(changes[2:])
+        assert changes[0] == 0 or name == "posterize"  # which begins at four bits
+
+
+def test_a_square_is_cut_out_around_a_pixel_of_the_image():
+    pixels = np.zeros((40, 60, 3), np.uint8)
+    entry, areas, centres = RAUG15["cutout"], [], []
+    for seed in range(300):
+        rng = rng_of(seed)
+        result = np.asarray(
+            entry.apply(Image.fromarray(pixels), entry.strength(3), *entry.draw(rng))
         )
-        np.testing.assert_array_equal(ours.apply(image, strength), expected)
-        assert (np.asarray(expected) != np.asarray(image)).any()
+        rows, columns = np.nonzero((result == (125, 122, 113)).all(-1))
+        height, width = np.ptp(rows) + 1, np.ptp(columns) + 1
+        assert len(rows) == height * width == (result != 0).any(-1).sum()
+        areas.append(len(rows))
+        centres.append((rows.mean() / 40, columns.mean() / 60))
+    assert max(areas) == 12 * 12
+    assert min(areas) < 0.5 * 12 * 12  # near a corner
+    np.testing.assert_allclose(np.mean(centres, 0), 0.5, atol=0.04)
+    assert np.min(centres) < 0.15
+    assert np.max(centres) > 0.85
+    assert (pixels == 0).all()
+    assert [entry.strength(m) for m in (0, 1, 10, 14)] == [2, 4, 40, 56]
 
 
-@pytest.mark.parametrize("name", [name for name in OPERATIONS if name not in STRONGLESS])
-def test_strength_grows_from_nothing(name):
-    image = Image.fromarray(photograph())
-    entry = OPERATIONS[name]
-
-    def change(magnitude):
-        moved = np.asarray(entry.apply(image, entry.strength(magnitude)), int)
-        return np.abs(moved - np.asarray(image, int)).mean()
-
-    assert change(0) == 0
-    assert 0 < change(4) < change(10)
-    for magnitude in (15, 20):  # beyond the range, as recipes ask for
-        entry.apply(image, entry.strength(magnitude))
-
-
-@pytest.mark.parametrize("policy", list(AUTO_AUGMENT))
+@pytest.mark.parametrize("policy", list(SUB_POLICIES))
 def test_auto_augment_keeps_shape_and_varies(policy):
     pixels = photograph()
     results = [auto_augment(pixels, rng_of(seed), policy) for seed in range(60)]
@@ -144,35 +82,41 @@ def test_auto_augment_keeps_shape_and_varies(policy):
         np.testing.assert_array_equal(results[seed], auto_augment(pixels, rng_of(seed), policy))
 
 
-def test_rand_augment_draws_every_operation_evenly(monkeypatch):
+def recorded(monkeypatch, table):
+    """Which operations of a table are applied from here on, and how strong."""
     drawn = []
-    for name in RAND_AUGMENT:
-        entry = OPERATIONS[name]._replace(
-            apply=lambda image, strength, name=name: drawn.append((name, strength)) or image
+    for name, entry in table.items():
+        record = entry._replace(
+            apply=lambda image, strength, *_, name=name: drawn.append((name, strength)) or image
         )
-        monkeypatch.setitem(OPERATIONS, name, entry)
-    rng, pixels = rng_of(0), photograph(size=4)
-    for _ in range(3000):
+        monkeypatch.setitem(table, name, record)
+    return drawn
+
+
+def assert_even(drawn, table, count):
+    counts = [sum(name == other for other, _ in drawn) for name in table]
+    assert len(drawn) == pytest.approx(count, rel=0.04)
+    assert min(counts) > 0.8 * count / len(table)
+    assert max(counts) < 1.2 * count / len(table)
+
+
+def test_randaugment_applies_half_of_what_it_draws_evenly(monkeypatch):
+    drawn, pixels, rng = recorded(monkeypatch, RAND_AUGMENT), photograph(size=4), rng_of(0)
+    for _ in range(6000):
         rand_augment(pixels, rng, 2, 9.0, 0.0)
-    counts = [sum(name == other for other, _ in drawn) for name in RAND_AUGMENT]
-    assert len(drawn) == pytest.approx(6000 * 13 / 14, rel=0.02)  # the rest is the identity
-    assert min(counts) > 0.85 * 6000 / 14
-    assert max(counts) < 1.15 * 6000 / 14
-    angles = {round(strength, 6) for name, strength in drawn if name == "rotate"}
-    assert angles == {-27.0, 27.0}
+    assert_even(drawn, RAND_AUGMENT, 6000)
+    assert {round(strength, 6) for name, strength in drawn if name == "rotate"} == {-27.0, 27.0}
 
 
-def test_the_magnitudes_spread_is_what_was_asked_for(monkeypatch):
-    angles = []
-    entry = OPERATIONS["rotate"]
-    monkeypatch.setitem(
-        OPERATIONS, "rotate", entry._replace(apply=lambda i, s: angles.append(abs(s)) or i)
-    )
-    rng, pixels = rng_of(0), photograph(size=4)
+def test_raug15_applies_both_at_magnitudes_from_0_to_14(monkeypatch):
+    drawn, pixels, rng = recorded(monkeypatch, RAUG15), photograph(size=4), rng_of(0)
     for _ in range(4000):
-        rand_augment(pixels, rng, 2, 5.0, 0.5)
-    assert np.mean(angles) == pytest.approx(15.0, rel=0.02)
-    assert np.std(angles) == pytest.approx(1.5, rel=0.15)
+        raug15(pixels, rng)
+    assert_even(drawn, RAUG15, 8000)
+    angles = [abs(strength) for name, strength in drawn if name == "rotate"]
+    assert {round(angle, 6) for angle in angles} == {3.0 * m for m in range(15)}
+    assert np.mean(angles) == pytest.approx(21, rel=0.1)
+    assert {strength for name, strength in drawn if name == "posterize"} == {0, 1, 2, 3, 4, 5}
 
 
 def test_random_erasing_keeps_its_bounds():
@@ -224,6 +168,44 @@ def test_a_policy_leaves_the_crop_where_it_was():
         assert 0.6 < kept.mean() < 1
 
 
+def test_purposes_draw_with_keys_of_their_own():
+    purposes = (_SHUFFLE, CROP, POLICY, ERASING)
+    draws = {
+        example_rng(seed, position, purpose).random()
+        for seed in (0, 1)
+        for position in range(50)
+        for purpose in purposes
+    }
+    assert len(draws) == 2 * 50 * len(purposes)
+    pixels = photograph(size=16)
+    policy, erasing = Transform("none", 16, policy="raug15"), Transform("none", 16, erasing=0.5)
+    both = Transform("none", 16, policy="raug15", erasing=0.5)
+    for position in range(30):
+        augmented = raug15(pixels, example_rng(7, position, POLICY))
+        np.testing.assert_array_equal(changed(pixels, policy, 7, position), augmented)
+        erased = random_erasing(pixels, example_rng(7, position, ERASING), 0.5)
+        np.testing.assert_array_equal(changed(pixels, erasing, 7, position), erased)
+        after = random_erasing(augmented, example_rng(7, position, ERASING), 0.5)
+        np.testing.assert_array_equal(changed(pixels, both, 7, position), after)
+
+
+def test_a_policy_follows_the_position_and_the_augmentation_seed_only():
+    images = np.repeat(photograph(size=8)[None], 11, 0)
+    source = ArraySource("alike", tuple("0123456789a"), images, np.arange(11, dtype=np.int32))
+    transform = Transform("none", 8, policy="randaugment", erasing=0.5)
+
+    def drawn(seed, augmentation_seed):
+        batches = train_batches(source, transform, 4, seed, augmentation_seed=augmentation_seed)
+        taken = take(batches, 5)
+        return [np.concatenate([batch[key] for batch in taken]) for key in ("image", "label")]
+
+    (base, order), (same, other_order), (other, same_order) = drawn(1, 5), drawn(2, 5), drawn(1, 6)
+    np.testing.assert_array_equal(base, same)
+    np.testing.assert_array_equal(order, same_order)
+    assert (order != other_order).any()
+    assert (base != other).any()
+
+
 def test_training_and_evaluation_sizes_are_apart():
     transform = Transform("resized_crop", 8, resize=14, eval_image_size=12)
     source = array_source(5, size=16)
@@ -235,7 +217,9 @@ def test_training_and_evaluation_sizes_are_apart():
 
 
 def test_mistakes_are_named():
-    with pytest.raises(rj.UsageError, match=r"unknown data.policy='auto'; one of: none, auto"):
+    with pytest.raises(
+        rj.UsageError, match=r"unknown data.policy='auto'; one of: none, autoaugment,"
+    ):
         Transform("none", 8, policy="auto")
     with pytest.raises(rj.UsageError, match=r"resize=10 is less than image_size=12 of evaluation"):
         Transform("resized_crop", 8, resize=10, eval_image_size=12)

@@ -1,6 +1,5 @@
 """PyTorch's logits are ours, whoever made the weights; what does not fit is refused by name."""
 
-import importlib.util
 import os
 import pickle
 import sys
@@ -77,19 +76,8 @@ def assert_same(a, b):
 
 
 @pytest.fixture(scope="module")
-def timm():
-    if importlib.util.find_spec("timm") is None:
-        pytest.skip("timm is not installed: the other side is missing")
-    try:
-        library = torch.library.Library("torchvision", "DEF")
-        for op in ("nms", "qnms"):  # a torchvision without its compiled half still imports timm
-            library.define(op + "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    except RuntimeError:
-        library = None  # the compiled half is there
-    import timm
-
-    yield timm
-    del library
+def timm(torchvision):
+    return pytest.importorskip("timm", reason="timm is not installed: the other side is missing")
 
 
 FEW = dict(depths=(1, 1, 2, 3, 1), widths=(32, 32, 48, 64, 96))

@@ -1,51 +1,13 @@
-"""AutoAugment and RandAugment: which operations an image gets, and how strong."""
+"""AutoAugment, RandAugment and RepVGGplus' preset: which operations an image gets."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
-from repvgg_jax.data import operations as ops
-
-
-class _Entry(NamedTuple):
-    apply: ops.Operation
-    strength: Callable[[float], float]  # of a magnitude from 0 to 10
-    signed: bool = False  # whether half of the images get it the other way round
-
-
-def _enhance(magnitude: float) -> float:
-    return 0.9 * magnitude / 10
-
-
-def _around_one(enhance: ops.Operation) -> ops.Operation:
-    """1 - s or 1 + s, not below 0.1: the image itself is at 1."""
-    return lambda image, strength: enhance(image, max(0.1, 1 + strength))
-
-
-# Ranges of AutoAugment (arXiv 1805.09501, Table 6 of the appendix) over magnitudes 0..10, all so
-# that a larger magnitude changes more: timm's "increasing" forms, and torchvision's.
-OPERATIONS: dict[str, _Entry] = {
-    "shear_x": _Entry(ops.shear_x, lambda m: 0.3 * m / 10, True),
-    "shear_y": _Entry(ops.shear_y, lambda m: 0.3 * m / 10, True),
-    "translate_x": _Entry(ops.translate_x, lambda m: 0.45 * m / 10, True),
-    "translate_y": _Entry(ops.translate_y, lambda m: 0.45 * m / 10, True),
-    "rotate": _Entry(ops.rotate, lambda m: 30 * m / 10, True),
-    "color": _Entry(_around_one(ops.color), _enhance, True),
-    "contrast": _Entry(_around_one(ops.contrast), _enhance, True),
-    "brightness": _Entry(_around_one(ops.brightness), _enhance, True),
-    "sharpness": _Entry(_around_one(ops.sharpness), _enhance, True),
-    "posterize": _Entry(ops.posterize, lambda m: max(1, 8 - round(4 * m / 10))),
-    "solarize": _Entry(ops.solarize, lambda m: max(0.0, 256 - 256 * m / 10)),
-    "auto_contrast": _Entry(ops.auto_contrast, lambda m: 0.0),
-    "equalize": _Entry(ops.equalize, lambda m: 0.0),
-    "invert": _Entry(ops.invert, lambda m: 0.0),
-}
-
-# RandAugment's fourteen are these and the identity (arXiv 1909.13719, section 3.1).
-RAND_AUGMENT = tuple(name for name in OPERATIONS if name != "invert")
+from repvgg_jax.data.magnitudes import AUTO_AUGMENT, RAND_AUGMENT, RAUG15, Entry
 
 # (operation, probability, magnitude on 0..9), two a sub-policy: Tables 9 and 7 of AutoAugment's
 # appendix.
@@ -104,8 +66,8 @@ CIFAR10: tuple[tuple[_Step, _Step], ...] = (
     (("equalize", 0.8, 0), ("invert", 0.1, 0)),
     (("translate_y", 0.7, 9), ("auto_contrast", 0.9, 0)),
 )
-AUTO_AUGMENT = {"autoaugment": IMAGENET, "autoaugment_cifar10": CIFAR10}
-POLICIES = (*AUTO_AUGMENT, "randaugment")
+SUB_POLICIES = {"autoaugment": IMAGENET, "autoaugment_cifar10": CIFAR10}
+POLICIES = ("none", *SUB_POLICIES, "randaugment", "raug15")
 
 
 def auto_augment(pixels: np.ndarray, rng: np.random.Generator, policy: str) -> np.ndarray:
@@ -119,39 +81,63 @@ def auto_augment(pixels: np.ndarray, rng: np.random.Generator, policy: str) -> n
     Returns:
       uint8 [h, w, 3].
     """
-    table = AUTO_AUGMENT[policy]
+    table = SUB_POLICIES[policy]
     chosen = table[int(rng.integers(len(table)))]
     # 0..9 in the paper's tables are ten even steps through the range.
     steps = [(name, 10 * level / 9) for name, chance, level in chosen if rng.random() < chance]
-    return _apply(pixels, rng, steps)
+    return _apply(pixels, rng, AUTO_AUGMENT, steps)
 
 
 def rand_augment(
     pixels: np.ndarray, rng: np.random.Generator, operations: int, magnitude: float, std: float
 ) -> np.ndarray:
-    """`operations` at random, the identity among them (arXiv 1909.13719, section 3.1).
+    """timm's `rand-m<magnitude>-n<operations>-mstd<std>-inc1`, after arXiv 1909.13719.
+
+    Unlike the paper, which applies all that it draws, the identity among them, at one magnitude:
+    of fifteen operations each drawn one is applied with probability 1/2.
 
     Args:
       pixels: uint8 [h, w, 3].
       rng: that all is drawn from.
-      operations: how many, one after the other.
-      magnitude: from 0 to 10, at which the ranges end; more goes beyond them, as far as 20.
-      std: of the normal distribution around it that each operation's own is drawn from.
+      operations: how many are drawn, one after the other, with replacement.
+      magnitude: from 0 to 10, at which the ranges end.
+      std: of the normal distribution around it that each operation's own is drawn from; what falls
+        outside 0 to 10 is brought to the nearer end.
 
     Returns:
       uint8 [h, w, 3].
     """
-    steps = []
+    names, steps = tuple(RAND_AUGMENT), []
     for _ in range(operations):
-        index = int(rng.integers(len(RAND_AUGMENT) + 1))
-        level = float(np.clip(rng.normal(magnitude, std) if std else magnitude, 0, 20))
-        if index < len(RAND_AUGMENT):
-            steps.append((RAND_AUGMENT[index], level))
-    return _apply(pixels, rng, steps)
+        name = names[int(rng.integers(len(names)))]
+        if rng.random() < 0.5:
+            steps.append((name, float(np.clip(rng.normal(magnitude, std), 0, 10))))
+    return _apply(pixels, rng, RAND_AUGMENT, steps)
+
+
+def raug15(pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """The preset `raug15` that RepVGGplus was trained with (its repository's train/randaug.py).
+
+    Two of sixteen operations, Cutout among them, always applied, each at an integer magnitude from
+    0 to 14, evenly drawn: up to 10 within the ranges, then beyond their ends.
+
+    Args:
+      pixels: uint8 [h, w, 3].
+      rng: that all is drawn from.
+
+    Returns:
+      uint8 [h, w, 3].
+    """
+    names = tuple(RAUG15)
+    steps = [(names[int(rng.integers(len(names)))], float(rng.integers(15))) for _ in range(2)]
+    return _apply(pixels, rng, RAUG15, steps)
 
 
 def _apply(
-    pixels: np.ndarray, rng: np.random.Generator, steps: list[tuple[str, float]]
+    pixels: np.ndarray,
+    rng: np.random.Generator,
+    table: Mapping[str, Entry],
+    steps: list[tuple[str, float]],
 ) -> np.ndarray:
     if not steps:
         return pixels
@@ -159,9 +145,9 @@ def _apply(
 
     image: Any = Image.fromarray(np.ascontiguousarray(pixels))
     for name, magnitude in steps:
-        entry = OPERATIONS[name]
+        entry = table[name]
         strength = entry.strength(magnitude)
         if entry.signed and rng.random() < 0.5:
             strength = -strength
-        image = entry.apply(image, strength)
+        image = entry.apply(image, strength, *entry.draw(rng))
     return np.asarray(image)

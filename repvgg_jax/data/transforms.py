@@ -8,7 +8,7 @@ Training and evaluation each have one rule a name:
 | "pad_crop"     | `fit`, zero padding, random crop, flip| `fit`                                  |
 | "none"         | `fit`                                 | `fit`                                  |
 
-A policy (AutoAugment, RandAugment) and random erasing follow in training, each where asked for.
+A policy (`data/policies.py`) and random erasing follow in training, each where asked for.
 
 `fit` leaves images of `image_size` alone and brings others there: shorter side, then centre crop.
 """
@@ -25,7 +25,7 @@ import numpy as np
 
 from repvgg_jax.data.decode import LazyImage
 from repvgg_jax.data.pad_crop import pad_crop_flip
-from repvgg_jax.data.policies import POLICIES, auto_augment, rand_augment
+from repvgg_jax.data.policies import POLICIES, auto_augment, rand_augment, raug15
 from repvgg_jax.data.random_erasing import random_erasing
 from repvgg_jax.data.resize import resize
 from repvgg_jax.data.sampler import ERASING, POLICY, example_rng
@@ -48,8 +48,8 @@ class Transform:
       padding: zeros on each side before the random crop; "pad_crop" only.
       flip: whether training mirrors half of the images.
       eval_image_size: of evaluation; `image_size` by default.
-      policy: one of `policies.POLICIES`, or "none".
-      policy_operations, policy_magnitude, policy_std: of RandAugment.
+      policy: one of `policies.POLICIES`, "none" among them.
+      policy_operations, policy_magnitude, policy_std: of "randaugment".
       erasing: probability of random erasing.
 
     Raises:
@@ -94,10 +94,8 @@ class Transform:
                 f"resize={self.resize} is less than image_size={self.eval_size} of evaluation, "
                 "which would crop beyond the image; the paper has 256 for 224"
             )
-        if self.policy not in ("none", *POLICIES):
-            raise UsageError(
-                f"unknown data.policy={self.policy!r}; one of: none, {', '.join(POLICIES)}"
-            )
+        if self.policy not in POLICIES:
+            raise UsageError(f"unknown data.policy={self.policy!r}; one of: {', '.join(POLICIES)}")
 
 
 def normalize(images: jax.Array, mean: Sequence[float], std: Sequence[float]) -> jax.Array:
@@ -137,22 +135,21 @@ def train_image(image: LazyImage, transform: Transform, seed: int, position: int
 
 def changed(pixels: np.ndarray, transform: Transform, seed: int, position: int) -> np.ndarray:
     """The transform's policy, then random erasing: uint8 [h, w, 3] in and out."""
-    if transform.policy == "randaugment":
-        rng = example_rng(seed, position, POLICY)
-        pixels = rand_augment(
-            pixels,
-            rng,
-            transform.policy_operations,
-            transform.policy_magnitude,
-            transform.policy_std,
-        )
-    elif transform.policy != "none":
-        rng = example_rng(seed, position, POLICY)
-        pixels = auto_augment(pixels, rng, transform.policy)
+    if transform.policy != "none":
+        pixels = _by_policy(pixels, transform, example_rng(seed, position, POLICY))
     if transform.erasing > 0:
         rng = example_rng(seed, position, ERASING)
         pixels = random_erasing(pixels, rng, transform.erasing)
     return pixels
+
+
+def _by_policy(pixels: np.ndarray, transform: Transform, rng: np.random.Generator) -> np.ndarray:
+    if transform.policy == "randaugment":
+        operations, magnitude = transform.policy_operations, transform.policy_magnitude
+        return rand_augment(pixels, rng, operations, magnitude, transform.policy_std)
+    if transform.policy == "raug15":
+        return raug15(pixels, rng)
+    return auto_augment(pixels, rng, transform.policy)
 
 
 def eval_image(image: LazyImage, transform: Transform) -> np.ndarray:
