@@ -156,9 +156,13 @@ def test_operations_of_autoaugment_are_torchvisions(name, torchvision):
             )
             drawn = entry.draw(rng_of(0))
             result = entry.apply(image, sign * entry.strength(10 * level / 9), *drawn)
-            # Their strengths are float32, which decides where a value lies between two.
-            error = np.abs(np.asarray(result, int) - np.asarray(expected, int)).max()
-            assert error <= (1 if name in ENHANCEMENTS else 0), level
+            # Their strengths are float32, which decides where a value lies between two, and which
+            # of two pixels at the same distance is the nearest.
+            error = np.abs(np.asarray(result, int) - np.asarray(expected, int))
+            if name == "rotate":
+                assert (error > 0).mean() < 1e-3, level
+            else:
+                assert error.max() <= (1 if name in ENHANCEMENTS else 0), level
 
 
 @pytest.mark.parametrize("name", [name for name in RAND_AUGMENT if name != "solarize_add"])
