@@ -183,12 +183,17 @@ def restore_latest(
     found = sorted(manager.all_steps(), reverse=True)
     if not found:
         return None
-    step, restored = _newest(
-        Path(manager.directory), found, lambda step: restore(manager, variables, optimizer, step)
-    )
+    directory = Path(manager.directory)
+    try:
+        step, restored = _newest(
+            directory, found, lambda step: restore(manager, variables, optimizer, step)
+        )
+    except DamagedError as error:
+        raise DamagedError(
+            f"{error}, nor any other; put a copy back, or name a new --workdir to start anew"
+        ) from None
     damaged = [other for other in found if other > step]
     if damaged and primary():
-        directory = Path(manager.directory)
         aside = directory.parent / "damaged"
         aside.mkdir(exist_ok=True)
         for other in damaged:

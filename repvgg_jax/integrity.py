@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+from absl import logging
 
 from repvgg_jax.errors import DamagedError, RunError, UsageError
 from repvgg_jax.records import write_json
@@ -36,6 +37,7 @@ def check_checksums(folder: Path) -> None:
     A folder without checksums, whose writer died before it came to them, passes.
     """
     if not (folder / CHECKSUMS).exists():
+        logging.warning("%s has no %s: it is read unchecked", folder, CHECKSUMS)
         return
     try:
         expected = json.loads((folder / CHECKSUMS).read_text())

@@ -103,6 +103,11 @@ class Loop:
             if step > self._saved:
                 self._save(step, state, None)
             checkpoint.check_saved(self.manager, wait=True)
+            if step == 0:
+                raise Stopped(
+                    f"stopped by {stop} before the first of {self.steps} steps, with nothing to "
+                    "save; the same command starts anew"
+                ) from None
             raise Stopped(
                 f"stopped by {stop} after step {step} of {self.steps}, which is saved; "
                 "the same command goes on from there"

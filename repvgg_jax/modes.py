@@ -69,7 +69,7 @@ def _train_and_fuse(config: ConfigDict, workdir: Path, stopping: Stopping) -> No
     report = {
         "model": _model(config),
         "config_hash": config_hash(config),
-        "device": f"{jax.devices()[0].device_kind} x{jax.device_count()}",
+        "device": f"{jax.devices()[0].device_kind} x{mesh.size}",
         "steps": step,
         "examples_per_second": trained.examples_per_second
         or _earlier(workdir, "examples_per_second"),

@@ -95,6 +95,11 @@ class Monitor:
         """
         return self._pace.overall()
 
+    def resumed(self, step: int) -> None:
+        """Shows that the run goes on, and from where."""
+        if self._open:
+            self._say(f"going on from step {step}")
+
     def started(self, seconds: float, compiling: float) -> None:
         """Shows how long the run took to the end of its first step, `compiling` a part of it."""
         if self._open:

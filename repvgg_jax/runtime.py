@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -68,6 +69,8 @@ def join_processes(
         arguments = {}
     elif missing:
         raise UsageError(f"{', '.join(missing)}: needed too, as each process must know all three")
+    elif not re.fullmatch(r".+:\d+", coordinator):
+        raise UsageError(f"--coordinator={coordinator}: host:port, such as 10.0.0.1:1234")
     elif count < 1 or not 0 <= index < count:
         raise UsageError(
             f"--process_index={index}: from 0 to one below --num_processes={count}, 1 or more"

@@ -116,6 +116,8 @@ def train(config: ConfigDict, workdir: Path, stopping: Stopping | None = None) -
         rows = read_metrics(workdir / METRICS_FILE) if start else []
         before = max((row["seconds"] for row in rows if row["step"] <= start), default=0.0)
         with Monitor(workdir, steps, config.train.batch_size, start, primary=primary()) as monitor:
+            if start:
+                monitor.resumed(start)
             loop = Loop(
                 step_fn=jit_train_step(config, mesh, state),
                 key=jax.random.key(augmentation_seed(config)),
