@@ -35,8 +35,9 @@ def best_convolution(
 ) -> Ways:
     """The fastest way of each pass on a CPU by measurement; "direct" where nothing else won.
 
-    Measured in float32 over 4 to 56 pixels a side, 16 to 1280 channels (docs/speed_convolutions).
-    It says nothing of accuracy: F(4x4, 3x3) is thirty times a direct convolution's rounding.
+    Measured in float32 over 4 to 56 pixels a side, 16 to 1280 channels, in a process that keeps
+    its memory (docs/speed_convolutions.part.md). It says nothing of
+    accuracy: F(4x4, 3x3) is thirty times a direct convolution's rounding.
 
     Args:
       x_shape: [batch, height, width, in].
