@@ -37,7 +37,7 @@ def best_convolution(
 
     Measured in float32 over 4 to 56 pixels a side, 16 to 1280 channels, in a process that keeps
     its memory (docs/speed_convolutions.part.md). It says nothing of
-    accuracy: F(4x4, 3x3) is thirty times a direct convolution's rounding.
+    accuracy: F(4x4, 3x3) rounds 3 to 8 times as coarsely as XLA's own (2e-6 to 7e-6).
 
     Args:
       x_shape: [batch, height, width, in].
