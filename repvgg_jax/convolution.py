@@ -17,7 +17,7 @@ from repvgg_jax.passes import best_convolution, convolve_by, direct
 
 # "xla" is the compiler's own; "onednn" a tuned library for float32 on CPUs; "winograd" takes
 # Winograd's filtering for the passes of a convolution where it was faster on a CPU; "auto" is
-# onednn where it is there, else xla, whose rounding is a thirtieth of F(4x4, 3x3)'s.
+# onednn where it is there, else xla, which rounds less than F(4x4, 3x3).
 ALGORITHMS = ("auto", "xla", "onednn", "winograd")
 
 _BY_XLA_ALONE: ContextVar[bool] = ContextVar("by_xla_alone", default=False)

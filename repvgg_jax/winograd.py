@@ -6,8 +6,9 @@ each of the (m+2)^2 positions. A direct product takes 9 multiplications an outpu
 m = 4 takes 2.25. Both gradients have that form as well: the input's is the same convolution of dy
 with the turned kernel, the kernel's is G^T [(B^T d B) * (A dy A^T)] G, summed over tiles.
 
-In float32 errors against float64 are about twice (m = 2) and thirty times (m = 4) a direct
-convolution's. Lavin & Gray, arXiv 1509.09308, section 4.
+In float32 the largest errors against float64, relative to the largest value, are 3e-7 to 5e-7
+(m = 2) and 2e-6 to 7e-6 (m = 4) at 64 channels; XLA's own convolution on a CPU has 4e-7 to 2e-6,
+a plain sum in order 2e-7. Lavin & Gray, arXiv 1509.09308, section 4.
 """
 
 from __future__ import annotations

@@ -87,13 +87,12 @@ def test_float32_errors_are_a_small_multiple_of_the_direct_ones(kind):
     exact = passes(direct, x, kernel, dy)
     single = [np.float32(value) for value in (x, kernel, dy)]
     base = errors(passes(direct, *single), exact)
-    bounds = {2: 4, 4: 60}  # twice what is typical: about 2 and 30
-    for tile, bound in bounds.items():
+    # Beside XLA's own, 0.3 to 0.7 and 3 to 8 times. (Beside a sum in order, about 2 and 30.)
+    for tile, bound in {2: 1.5, 4: 16}.items():
         conv = lambda x, kernel, tile=tile: winograd_conv(x, kernel, tile)  # noqa: E731
         found = errors(passes(conv, *single), exact)
-        # A sum over 3136 pixels: what the direct kernel gradient loses varies with its order.
-        assert max(found[:2]) < bound * max(base[:2], default=0)
-        assert found[2] < bound * max(base[2], 3e-7)
+        assert all(f < bound * b for f, b in zip(found, base, strict=True)), (found, base)
+        assert max(found) < {2: 1.5e-6, 4: 2e-5}[tile]
 
 
 @pytest.mark.parametrize("tile", [2, 4])
