@@ -56,14 +56,9 @@ def best_convolution(
 ) -> Ways:
     """The fastest way of each pass on a CPU by measurement; "direct" where nothing else won.
 
-    <<<<<<< HEAD:repvgg_jax/passes.py
-        Measured in float32 over 4 to 56 pixels a side, 16 to 1280 channels (docs/speed.md).
-        It says nothing of accuracy: F(4x4, 3x3) is thirty times a direct convolution's rounding.
-    =======
         Measured in float32 over 4 to 56 pixels a side, 16 to 1280 channels, in a process that keeps
-        its memory (docs/speed_convolutions.md). It says nothing of
-        accuracy: F(4x4, 3x3) rounds 3 to 8 times as coarsely as XLA's own (2e-6 to 7e-6).
-    >>>>>>> bd959685ccda1ba0246f9bb136a054208cfae578:repvgg_jax/convolutions.py
+    its memory (docs/speed_convolutions.md). It says nothing of accuracy: F(4x4, 3x3) rounds 3 to 8
+    times as coarsely as XLA's own (2e-6 to 7e-6).
 
         Args:
           x_shape: [batch, height, width, in].
