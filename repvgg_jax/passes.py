@@ -56,13 +56,13 @@ def best_convolution(
 ) -> Ways:
     """The fastest way of each pass on a CPU by measurement; "direct" where nothing else won.
 
-        Measured in float32 over 4 to 56 pixels a side, 16 to 1280 channels, in a process that keeps
+    Measured in float32 over 4 to 56 pixels a side, 16 to 1280 channels, in a process that keeps
     its memory (docs/speed_convolutions.md). It says nothing of accuracy: F(4x4, 3x3) rounds 3 to 8
     times as coarsely as XLA's own (2e-6 to 7e-6).
 
-        Args:
-          x_shape: [batch, height, width, in].
-          kernel_shape: [height, width, in / groups, out].
+    Args:
+      x_shape: [batch, height, width, in].
+      kernel_shape: [height, width, in / groups, out].
     """
     batch, height, width, cin = x_shape
     narrower = min(cin, kernel_shape[3])
