@@ -81,20 +81,26 @@ def batch_shape() -> tuple[int, int]:
     return (256, 224) if ON_GPU else (64, 32)
 
 
+def gradients(net: Any, variables: Any, images: jax.Array) -> tuple[Any, Any]:
+    """Of the parameters, for made-up labels, and the new statistics."""
+    labels = jnp.arange(len(images)) % net.num_classes
+
+    def loss(params: Any) -> tuple[jax.Array, Any]:
+        given = {"params": params, "batch_stats": variables["batch_stats"]}
+        logits, updated = net.apply(given, images, train=True, mutable=["batch_stats"])
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+        return losses.mean(), updated["batch_stats"]
+
+    return jax.grad(loss, has_aux=True)(variables["params"])
+
+
 def jax_step(net: Any) -> tuple[Callable[[], Any], int]:
     """An SGD step that goes on from its own result, and its temporaries in bytes."""
     batch, size = batch_shape()
     images = jax.random.normal(jax.random.key(1), (batch, size, size, 3), net.dtype)
-    labels = jnp.arange(batch) % net.num_classes
 
     def step(variables: Any) -> Any:
-        def loss(params: Any) -> tuple[jax.Array, Any]:
-            given = {"params": params, "batch_stats": variables["batch_stats"]}
-            logits, updated = net.apply(given, images, train=True, mutable=["batch_stats"])
-            losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-            return losses.mean(), updated["batch_stats"]
-
-        grads, stats = jax.grad(loss, has_aux=True)(variables["params"])
+        grads, stats = gradients(net, variables, images)
         params = jax.tree.map(lambda p, g: p - RATE * g, variables["params"], grads)
         return {"params": params, "batch_stats": stats}
 
@@ -141,16 +147,12 @@ def b1_temporaries(block: Any) -> int:
     variables = jax.eval_shape(partial(rj.init, net), jax.random.key(0))
     images = jax.ShapeDtypeStruct((32, 224, 224, 3), jnp.float32)
 
-    def gradient(variables: Any, images: jax.Array) -> Any:
-        def loss(params: Any) -> tuple[jax.Array, Any]:
-            given = {"params": params, "batch_stats": variables["batch_stats"]}
-            logits, updated = net.apply(given, images, train=True, mutable=["batch_stats"])
-            return optax.softmax_cross_entropy(logits, jnp.zeros_like(logits)).mean(), updated
-
-        return jax.grad(loss, has_aux=True)(variables["params"])
-
     options = compiler_options(jax.devices())
-    compiled = jax.jit(gradient, compiler_options=options).lower(variables, images).compile()
+    compiled = (
+        jax.jit(partial(gradients, net), compiler_options=options)
+        .lower(variables, images)
+        .compile()
+    )
     return compiled.memory_analysis().temp_size_in_bytes
 
 

@@ -9,7 +9,6 @@ ratios to XLA's time in the same turn: above 1 is faster. Every way is checked a
 
 from __future__ import annotations
 
-import ctypes
 import statistics
 import time
 from collections.abc import Callable
@@ -24,6 +23,7 @@ from jax import Array, lax
 from repvgg_jax import winograd
 from repvgg_jax.convolution import convolve
 from repvgg_jax.passes import kernel_gradient_by_matmul
+from repvgg_jax.runtime import keep_freed_memory
 
 KEEP = flags.DEFINE_bool("keep_memory", False, "freed memory stays with the process (glibc)")
 SHAPES = flags.DEFINE_list(
@@ -35,13 +35,6 @@ SHAPES = flags.DEFINE_list(
 )
 SECONDS = flags.DEFINE_float("seconds", 2.0, "a pass and shape")
 Way = Callable[..., Array]
-
-
-def keep_memory() -> None:
-    """mallopt: M_MMAP_MAX 0, M_TRIM_THRESHOLD max, M_TOP_PAD 256 MiB, M_ARENA_MAX 1."""
-    libc = ctypes.CDLL(None)
-    for option, value in ((-4, 0), (-1, 2**31 - 1), (-2, 2**28), (-8, 1)):
-        assert libc.mallopt(option, value), "mallopt refused; needs glibc"
 
 
 def direct(x: Array, kernel: Array, strides: int) -> Array:
@@ -127,7 +120,7 @@ def measure(ways: dict[str, Way], args: tuple, seconds: float) -> dict[str, tupl
 
 def main(_: list[str]) -> None:
     if KEEP.value:
-        keep_memory()
+        assert keep_freed_memory(), "mallopt refused; needs glibc"
     columns = ("im2col", "shifted", "F2", "F4")
     print("| shape | pass | XLA, ms | " + " | ".join(columns) + " |\n|---|---|" + "---:|" * 5)
     for shape in SHAPES.value:

@@ -13,7 +13,7 @@ from jax import Array
 
 from repvgg_jax import onednn
 from repvgg_jax.errors import UsageError
-from repvgg_jax.passes import best_convolution, convolve_by, direct
+from repvgg_jax.passes import best_convolution, convolve_by, direct, margins
 
 # "xla" is the compiler's own; "onednn" a tuned library for float32 on CPUs; "winograd" takes
 # Winograd's filtering for the passes of a convolution where it was faster on a CPU; "auto" is
@@ -77,11 +77,6 @@ def compiling_for(devices: Sequence[jax.Device]) -> Iterator[None]:
         yield
     finally:
         _TARGET.reset(token)
-
-
-def margins(size: tuple[int, ...], dilation: int) -> list[tuple[int, int]]:
-    """Zeros on both sides of height and width that keep a kernel's centre on its pixel."""
-    return [(dilation * (side // 2),) * 2 for side in size]
 
 
 def convolve(

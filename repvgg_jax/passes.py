@@ -23,6 +23,11 @@ WAYS = ("direct", "winograd2", "winograd4", "matmul")
 _TILES = {"winograd2": 2, "winograd4": 4}
 
 
+def margins(size: tuple[int, ...], dilation: int) -> list[tuple[int, int]]:
+    """Zeros on both sides of height and width that keep a kernel's centre on its pixel."""
+    return [(dilation * (side // 2),) * 2 for side in size]
+
+
 def direct(
     x: Array,
     kernel: Array,
@@ -113,7 +118,7 @@ def kernel_gradient_by_matmul(
     kh, kw, share, cout = kernel_shape
     groups, wide = x.shape[-1] // share, accumulation_dtype(x.dtype)
     _, height, width, _ = dy.shape
-    padded = jnp.pad(x, [(0, 0), (kh // 2,) * 2, (kw // 2,) * 2, (0, 0)])
+    padded = jnp.pad(x, [(0, 0), *margins((kh, kw), 1), (0, 0)])
     errors = dy.reshape(-1, groups, cout // groups)
 
     def tap(i: int, j: int) -> Array:
@@ -159,8 +164,8 @@ convolve_by.defvjp(_forward_rule, _backward_rule)
 
 
 def _direct(x: Array, kernel: Array, strides: int) -> Array:
-    padding = [(side // 2,) * 2 for side in kernel.shape[:2]]
-    return direct(x, kernel, strides, x.shape[-1] // kernel.shape[2], 1, padding)
+    groups = x.shape[-1] // kernel.shape[2]
+    return direct(x, kernel, strides, groups, 1, margins(kernel.shape[:2], 1))
 
 
 def _check(kernel: Array, ways: Ways, strides: int) -> None:
