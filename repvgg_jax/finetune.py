@@ -15,7 +15,6 @@ from jax import Array
 from repvgg_jax.blocks import BLOCKS, FusedConv
 from repvgg_jax.errors import UsageError
 from repvgg_jax.fuse import check_names
-from repvgg_jax.layers import relu
 from repvgg_jax.nets.repvgg import AUXILIARY_HEAD
 from repvgg_jax.statistics import BN_EPSILON, accumulation_dtype
 
@@ -106,16 +105,13 @@ def insert_bn(
 
     @jax.jit
     def moments(images: Array) -> dict[str, tuple[Array, Array]]:
-        outputs = {}
-
-        def before_relu(call: Any, args: Any, kwargs: Any, context: Any) -> Array:
-            if context.module.name not in plan or context.method_name != "__call__":
-                return call(*args, **kwargs)
-            y = outputs[context.module.name] = call(*args)
-            return relu(y) if kwargs.get("rectified") else y
-
-        with nn.intercept_methods(before_relu):
-            wide.apply(variables, images)
+        _, state = wide.apply(
+            variables,
+            images,
+            capture_intermediates=lambda module, _: module.name in plan,
+            mutable=["intermediates"],
+        )
+        outputs = {name: state["intermediates"][name]["__call__"][0] for name in plan}
         return {n: (y.mean((0, 1, 2)), (y**2).mean((0, 1, 2))) for n, y in outputs.items()}
 
     found = [moments(images) for images in batches]

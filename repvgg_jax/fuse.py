@@ -179,8 +179,7 @@ def _compare(
         output = call(*args, **kwargs)
         name = "/".join(context.module.path)
         if name in blocks and context.method_name == "__call__":
-            # Options are a fused block's, where that is the form compared with.
-            own = blocks[name].apply({"params": fused["params"][name]}, args[0], **kwargs)
+            own = blocks[name].apply({"params": fused["params"][name]}, args[0])
             errors[name] = relative_error(output, own)
         return output
 

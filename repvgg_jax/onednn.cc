@@ -1,5 +1,5 @@
-// Convolutions by oneDNN as XLA custom calls: forward, with a bias and a ReLU where they are asked
-// for, and the gradients of input and kernel.
+// Convolutions by oneDNN as XLA custom calls: forward, with a bias where one is given, and the
+// gradients of input and kernel.
 //
 // Images are NHWC and kernels HWIO, as JAX has them. oneDNN picks its own layout for the kernel,
 // which is small, so it is reordered at each call, unless `Pack` did so beforehand; images are read
@@ -33,10 +33,10 @@ struct Problem {
   Pass pass;
   std::vector<int64_t> x, kernel, y;
   int64_t strides, groups, dilation, top, left;
-  bool bias = false, relu = false;
+  bool bias = false;
 
   std::vector<int64_t> key() const {
-    std::vector<int64_t> key{pass, strides, groups, dilation, top, left, bias, relu};
+    std::vector<int64_t> key{pass, strides, groups, dilation, top, left, bias};
     for (const auto* sizes : {&x, &kernel, &y}) {
       key.insert(key.end(), sizes->begin(), sizes->end());
     }
@@ -82,13 +82,9 @@ Plan MakePlan(const Problem& p) {
                            (p.y[2] - 1) * p.strides + (kw - 1) * p.dilation + 1 - width - p.left};
   const auto direct = dnnl::algorithm::convolution_direct;
   if (p.bias) plan.bias = memory::desc({cout}, f32, memory::format_tag::a);
-  dnnl::post_ops after_sum;
-  if (p.relu) after_sum.append_eltwise(dnnl::algorithm::eltwise_relu, 0.f, 0.f);
-  dnnl::primitive_attr attributes;
-  attributes.set_post_ops(after_sum);
   const dnnl::convolution_forward::primitive_desc forward(
       Engine(), dnnl::prop_kind::forward, direct, plan.x, any, plan.bias, plan.y, strides, gaps,
-      before, after, attributes);
+      before, after);
   if (p.pass == kForward) {
     plan.kernel = forward.weights_desc();
     plan.primitive = dnnl::convolution_forward(forward);
@@ -155,26 +151,22 @@ std::vector<int64_t> Sizes(const F32& array) {
   return {array.dimensions().begin(), array.dimensions().end()};
 }
 
-ffi::Error Forward(F32 x, F32 kernel, ffi::Result<F32> y, int64_t strides, int64_t groups,
-                   int64_t dilation, int64_t top, int64_t left) {
-  return Run({kForward, Sizes(x), Sizes(kernel), Sizes(*y), strides, groups, dilation, top, left},
-             x.untyped_data(), kernel.untyped_data(), y->untyped_data());
-}
-
-ffi::Error Biased(F32 x, F32 kernel, F32 bias, ffi::Result<F32> y, int64_t strides, int64_t groups,
-                  int64_t dilation, int64_t top, int64_t left, bool relu, bool packed) {
+ffi::Error Forward(F32 x, F32 kernel, ffi::RemainingArgs biases, ffi::Result<F32> y,
+                   int64_t strides, int64_t groups, int64_t dilation, int64_t top, int64_t left,
+                   bool packed) {
+  const bool biased = biases.size() == 1;
+  void* bias = biased ? biases.get<F32>(0)->untyped_data() : nullptr;
   return Run({kForward, Sizes(x), Sizes(kernel), Sizes(*y), strides, groups, dilation, top, left,
-              true, relu},
-             x.untyped_data(), kernel.untyped_data(), y->untyped_data(), bias.untyped_data(),
-             packed);
+              biased},
+             x.untyped_data(), kernel.untyped_data(), y->untyped_data(), bias, packed);
 }
 
-// The kernel as `Biased` takes it with `packed`: in oneDNN's layout, if that has the same size.
+// The kernel as `Forward` takes it with `packed`: in oneDNN's layout, if that has the same size.
 ffi::Error Pack(F32 kernel, ffi::Result<F32> result, int64_t strides, int64_t groups,
-                int64_t dilation, int64_t top, int64_t left, bool relu, Shape x, Shape y) {
+                int64_t dilation, int64_t top, int64_t left, bool biased, Shape x, Shape y) {
   try {
     const auto plan = PlanFor({kForward, {x.begin(), x.end()}, Sizes(kernel), {y.begin(), y.end()},
-                               strides, groups, dilation, top, left, true, relu});
+                               strides, groups, dilation, top, left, biased});
     if (!plan->packs()) {
       std::memcpy(result->untyped_data(), kernel.untyped_data(), plan->hwio.get_size());
       return ffi::Error::Success();
@@ -218,10 +210,9 @@ auto One() { return ffi::Ffi::Bind().Arg<F32>(); }
                                     .Attr<int64_t>("top")      \
                                     .Attr<int64_t>("left") more)
 
-REPVGG_JAX_HANDLER(repvgg_jax_convolution, Forward, .Arg<F32>(), );
-REPVGG_JAX_HANDLER(repvgg_jax_biased_convolution, Biased, .Arg<F32>().Arg<F32>(),
-                   .Attr<bool>("relu").Attr<bool>("packed"));
+REPVGG_JAX_HANDLER(repvgg_jax_convolution, Forward, .Arg<F32>().RemainingArgs(),
+                   .Attr<bool>("packed"));
 REPVGG_JAX_HANDLER(repvgg_jax_pack, Pack, ,
-                   .Attr<bool>("relu").Attr<Shape>("x").Attr<Shape>("y"));
+                   .Attr<bool>("biased").Attr<Shape>("x").Attr<Shape>("y"));
 REPVGG_JAX_HANDLER(repvgg_jax_input_gradient, InputGradient, .Arg<F32>(), );
 REPVGG_JAX_HANDLER(repvgg_jax_kernel_gradient, KernelGradient, .Arg<F32>(), );

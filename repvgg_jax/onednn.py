@@ -28,7 +28,7 @@ from jax.core import Tracer
 from repvgg_jax.compilation import cache_folder
 
 _SOURCE = Path(__file__).with_suffix(".cc")
-_CALLS = ("convolution", "biased_convolution", "pack", "input_gradient", "kernel_gradient")
+_CALLS = ("convolution", "pack", "input_gradient", "kernel_gradient")
 _INSTALL = "install it with pip install -r requirements-cpu.txt"
 
 
@@ -104,9 +104,7 @@ class Window(NamedTuple):
     padding: tuple[tuple[int, int], tuple[int, int]]
 
 
-def convolve(
-    x: Array, kernel: Array, bias: Array | None, window: Window, rectified: bool = False
-) -> Array:
+def convolve(x: Array, kernel: Array, bias: Array | None, window: Window) -> Array:
     """Cross-correlation of float32 images NHWC with a kernel HWIO, on one CPU device.
 
     A kernel that is a constant of the program being traced (`jax.jit(partial(net.apply, fused))`)
@@ -116,32 +114,24 @@ def convolve(
       x: [batch, height, width, cin].
       kernel: [kh, kw, cin / groups, features].
       bias: [features], added in the same pass over memory; or None.
-      rectified: whether max(., 0) follows in that pass; only with a bias.
     """
     packed = None
-    if bias is not None and isinstance(x, Tracer) and not isinstance(kernel, Tracer):
+    if isinstance(x, Tracer) and not isinstance(kernel, Tracer):
         shapes = {"x": x.shape, "y": _shape(x, kernel, window)}
         attributes = {key: np.array(shape, np.int64) for key, shape in shapes.items()}
         with jax.ensure_compile_time_eval():
-            packed = _call("pack", kernel.shape, window, kernel, relu=rectified, **attributes)
-    return _convolve(x, kernel, bias, packed, window, rectified)
+            biased = bias is not None
+            packed = _call("pack", kernel.shape, window, kernel, biased=biased, **attributes)
+    return _convolve(x, kernel, bias, packed, window)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(4, 5))
+@partial(jax.custom_vjp, nondiff_argnums=(4,))
 def _convolve(
-    x: Array,
-    kernel: Array,
-    bias: Array | None,
-    packed: Array | None,
-    window: Window,
-    rectified: bool,
+    x: Array, kernel: Array, bias: Array | None, packed: Array | None, window: Window
 ) -> Array:
+    arrays = [x, kernel if packed is None else packed, *([] if bias is None else [bias])]
     shape = _shape(x, kernel, window)
-    if bias is None:
-        return _call("convolution", shape, window, x, kernel)
-    flags = dict(relu=rectified, packed=packed is not None)
-    own = kernel if packed is None else packed
-    return _call("biased_convolution", shape, window, x, own, bias, **flags)
+    return _call("convolution", shape, window, *arrays, packed=packed is not None)
 
 
 def _shape(x: Array, kernel: Array, window: Window) -> tuple[int, ...]:
@@ -154,16 +144,13 @@ def _shape(x: Array, kernel: Array, window: Window) -> tuple[int, ...]:
 
 
 def _forward(
-    x: Array, kernel: Array, bias: Array | None, packed: Array | None, *static: Any
+    x: Array, kernel: Array, bias: Array | None, packed: Array | None, window: Window
 ) -> tuple[Array, Any]:
-    y = _convolve(x, kernel, bias, packed, *static)
-    return y, (x, kernel, bias, packed, y if static[-1] else None)
+    return _convolve(x, kernel, bias, packed, window), (x, kernel, bias, packed)
 
 
-def _backward(window: Window, rectified: bool, kept: Any, dy: Array) -> tuple[Any, ...]:
-    x, kernel, bias, packed, y = kept
-    if rectified:
-        dy = jnp.where(y > 0, dy, 0)
+def _backward(window: Window, kept: Any, dy: Array) -> tuple[Any, ...]:
+    x, kernel, bias, packed = kept
     dx = _call("input_gradient", x.shape, window, dy, kernel)
     dkernel = _call("kernel_gradient", kernel.shape, window, x, dy)
     dbias = None if bias is None else dy.sum((0, 1, 2))

@@ -13,13 +13,10 @@ from repvgg_jax.layers import Conv
 
 
 class FusedConv(Block):
-    """conv(x, kernel) + bias: [batch, height, width, cin] -> [batch, height / strides, ...].
-
-    A caller that rectifies the result can have it rectified: then it is written to memory once.
-    """
+    """conv(x, kernel) + bias: [batch, height, width, cin] -> [batch, height / strides, ...]."""
 
     @nn.compact
-    def __call__(self, x: Array, train: bool = False, *, rectified: bool = False) -> Array:
+    def __call__(self, x: Array, train: bool = False) -> Array:
         return Conv(
             self.features,
             self.kernel_size,
@@ -27,7 +24,6 @@ class FusedConv(Block):
             groups=self.groups,
             dilation=self.dilation,
             use_bias=True,
-            rectified=rectified,
             dtype=self.dtype,
             algorithm=self.conv_algorithm,
             name="conv",

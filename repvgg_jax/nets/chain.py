@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array
 
-from repvgg_jax.blocks import FusedConv, RepVGGBlock
+from repvgg_jax.blocks import RepVGGBlock
 from repvgg_jax.convolution import check_algorithm
 from repvgg_jax.errors import UsageError
 from repvgg_jax.layers import Dtype, SqueezeExcite, dense, fenced, relu
@@ -153,29 +153,20 @@ class Chain(nn.Module):
         blocks = self.blocks()
         ends = {name.split("_")[0]: name for name in blocks}
         for name, block in blocks.items():
-            x = fenced(self.run_activated(block, name, x, train), train)
+            x = self.activate(self.run_block(block, name, x, train), name)
+            x = fenced(x, train)
             if ends[stage := name.split("_")[0]] == name:
                 self.sow("intermediates", stage, x)
             self.after_block(x, name, train)
         return x
 
-    def run_activated(self, block: nn.Module, name: str, x: Array, train: bool) -> Array:
-        """A block, and what stands after it; a plain ReLU after a fused block is done by it."""
-        if isinstance(block, FusedConv) and not self.se_hidden(name, block.features):
-            return self.run_block(block, name, x, train, rectified=True)
-        return self.activate(self.run_block(block, name, x, train), name)
-
-    def run_block(
-        self, block: nn.Module, name: str, x: Array, train: bool, **options: bool
-    ) -> Array:
-        """An unbound block as a submodule of this net; the options are its own."""
+    def run_block(self, block: nn.Module, name: str, x: Array, train: bool) -> Array:
+        """An unbound block as a submodule of this net."""
         moves = train and name not in self.frozen_blocks()
         block = block.clone(parent=self, name=name)
         if not train or self.remat is None:
-            return block(x, moves, **options)
-        return nn.remat(lambda block, x: block(x, moves, **options), policy=REMAT[self.remat])(
-            block, x
-        )
+            return block(x, moves)
+        return nn.remat(lambda block, x: block(x, moves), policy=REMAT[self.remat])(block, x)
 
     def after_block(self, x: Array, name: str, train: bool) -> None:
         """What training hangs onto a block's activated output; nothing here."""
