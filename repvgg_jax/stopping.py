@@ -23,7 +23,8 @@ class Stopping:
     """Turns SIGTERM, a first SIGINT and a deadline into `Stopped`, raised between two steps.
 
     A context manager, in which signals are caught. Schedulers send SIGTERM some seconds before they
-    kill; a second SIGINT quits at once.
+    kill; a second SIGINT quits at once. A signal that the process was started to ignore, as shells
+    start what runs in the background, stays ignored.
 
     Args:
       deadline: seconds from now by which all must be written; None for no such limit. A tenth of
@@ -37,12 +38,15 @@ class Stopping:
         self._first: float | None = None
         self._longest: float | None = None
         self._reason: str | None = None
+        self._interrupted = False
         self._former: dict[int, Any] = {}
         self._asked: Any = None  # the last question whether some process wants to stop
 
     def __enter__(self) -> Stopping:
         if threading.current_thread() is threading.main_thread():
-            self._former = {number: signal.signal(number, self._caught) for number in _SIGNALS}
+            for number in _SIGNALS:
+                if signal.getsignal(number) is not signal.SIG_IGN:
+                    self._former[number] = signal.signal(number, self._caught)
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -50,9 +54,11 @@ class Stopping:
             signal.signal(number, handler)
 
     def _caught(self, number: int, frame: FrameType | None) -> None:
-        if number == signal.SIGINT and self._reason is not None:
-            raise KeyboardInterrupt
-        self._reason = signal.Signals(number).name
+        if number == signal.SIGINT:
+            if self._interrupted:
+                raise KeyboardInterrupt
+            self._interrupted = True
+        self._reason = self._reason or signal.Signals(number).name
 
     def check(self, mesh: Mesh | None = None) -> None:
         """Raises Stopped where it is time to; to be called once a step, or batch of an evaluation.

@@ -113,7 +113,8 @@ def train(config: ConfigDict, workdir: Path, stopping: Stopping | None = None) -
         if restored := checkpoint.restore_latest(manager, state.variables, state.optimizer):
             state = state.restored(*restored[:2])
         start = int(state.step)
-        rows = read_metrics(workdir / METRICS_FILE) if start else []
+        curves = workdir / METRICS_FILE
+        rows = read_metrics(curves) if start and curves.exists() else []
         before = max((row["seconds"] for row in rows if row["step"] <= start), default=0.0)
         with Monitor(workdir, steps, config.train.batch_size, start, primary=primary()) as monitor:
             if start:

@@ -113,6 +113,15 @@ def test_a_signal_during_evaluation_saves_what_was_trained(undisturbed, tmp_path
     assert steps_of(tmp_path, "eval") == [2, 4]  # the one that was cut off is made up for
 
 
+@pytest.fixture
+def interruptible():
+    """Also where the tests themselves run in the background, with SIGINT ignored."""
+    former = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, former)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_a_second_interrupt_quits():
     with Stopping() as stopping:
         signal.raise_signal(signal.SIGINT)
@@ -122,6 +131,27 @@ def test_a_second_interrupt_quits():
             signal.raise_signal(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt):  # and the former handler is back
         signal.raise_signal(signal.SIGINT)
+
+
+@pytest.mark.usefixtures("interruptible")
+def test_the_first_interrupt_after_another_signal_does_not_quit():
+    with Stopping() as stopping:
+        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGINT)
+        with pytest.raises(Stopped, match="SIGTERM"):
+            stopping.check()
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+
+
+def test_a_signal_that_is_ignored_stays_so():
+    former = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    try:
+        with Stopping() as stopping:
+            signal.raise_signal(signal.SIGTERM)
+            stopping.check()
+    finally:
+        signal.signal(signal.SIGTERM, former)
 
 
 def test_what_comes_before_the_first_step_is_not_kept_in_reserve(monkeypatch):
@@ -176,7 +206,7 @@ def test_a_deadline_leaves_time_to_save(tmp_path, monkeypatch):
         train.train(config, tmp_path)
     assert time.monotonic() - started < 16  # with what comes before the first step
     (step,) = checkpoint.steps(tmp_path)
-    assert 5 < step < 60
+    assert 0 < step < 60
 
 
 def test_the_command_exits_0_on_sigterm_and_goes_on(tmp_path):
