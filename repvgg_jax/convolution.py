@@ -88,6 +88,7 @@ def convolve(
     groups: int = 1,
     dilation: int = 1,
     padded: bool = True,
+    rectified: bool = False,
     dtype: Any = jnp.float32,
     algorithm: str = "auto",
 ) -> Array:
@@ -103,6 +104,7 @@ def convolve(
       bias: [features], added where given.
       strides, groups, dilation: of both axes.
       padded: whether the margin is added; else the input has it.
+      rectified: whether `relu` follows, which costs nothing where oneDNN computes.
       dtype: compute type.
       algorithm: one of `ALGORITHMS`. Where oneDNN computes, the gradient is known but no forward
         mode (`jax.jvp`); "xla" has all.
@@ -112,13 +114,14 @@ def convolve(
     bias = None if bias is None else bias.astype(dtype)
     if takes_onednn(algorithm, x, kernel):
         window = onednn.Window(strides, groups, dilation, tuple(padding))
-        return onednn.convolve(x, kernel, bias, window)
+        return onednn.convolve(x, kernel, bias, window, rectified)
     if algorithm == "winograd" and padded and dilation == 1 and not _BY_XLA_ALONE.get():
         ways = best_convolution(x.shape, kernel.shape, strides)
         y = convolve_by(x, kernel, ways, strides)
     else:
         y = direct(x, kernel, strides, groups, dilation, padding)
-    return y if bias is None else y + bias
+    y = y if bias is None else y + bias
+    return relu(y) if rectified else y
 
 
 @jax.custom_jvp

@@ -184,7 +184,8 @@ def _compare(
         return output
 
     with nn.intercept_methods(compare_block):
-        expected = net.apply(variables, images, train=False)
+        # With intermediates, so that a fused block gives what stands before its ReLU.
+        expected, _ = net.apply(variables, images, train=False, mutable=["intermediates"])
     got = plain.apply(fused, images, train=False)
     log_p, log_q = jax.nn.log_softmax(expected), jax.nn.log_softmax(got)
     agreement = {

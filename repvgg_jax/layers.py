@@ -38,7 +38,7 @@ class Conv(nn.Module):
     Attributes:
       features: output channels.
       size: of the kernel, one number or (height, width).
-      strides, groups, dilation, padded, dtype, algorithm: as `convolve` has them.
+      strides, groups, dilation, padded, rectified, dtype, algorithm: as `convolve` has them.
       use_bias: whether a bias by channel is added.
     """
 
@@ -49,6 +49,7 @@ class Conv(nn.Module):
     dilation: int = 1
     padded: bool = True
     use_bias: bool = False
+    rectified: bool = False
     dtype: Dtype = jnp.float32
     algorithm: str = "auto"
 
@@ -68,6 +69,7 @@ class Conv(nn.Module):
             groups=self.groups,
             dilation=self.dilation,
             padded=self.padded,
+            rectified=self.rectified,
             dtype=self.dtype,
             algorithm=self.algorithm,
         )

@@ -1,5 +1,5 @@
-// Convolutions by oneDNN as XLA custom calls: forward, with a bias where one is given, and the
-// gradients of input and kernel.
+// Convolutions by oneDNN as XLA custom calls: forward, with a bias and a ReLU where they are asked
+// for, and the gradients of input and kernel.
 //
 // Images are NHWC and kernels HWIO, as JAX has them. oneDNN picks its own layout for the kernel,
 // which is small, so it is reordered at each call, unless `Pack` did so beforehand; images are read
@@ -33,10 +33,10 @@ struct Problem {
   Pass pass;
   std::vector<int64_t> x, kernel, y;
   int64_t strides, groups, dilation, top, left;
-  bool bias = false;
+  bool bias = false, relu = false;
 
   std::vector<int64_t> key() const {
-    std::vector<int64_t> key{pass, strides, groups, dilation, top, left, bias};
+    std::vector<int64_t> key{pass, strides, groups, dilation, top, left, bias, relu};
     for (const auto* sizes : {&x, &kernel, &y}) {
       key.insert(key.end(), sizes->begin(), sizes->end());
     }
@@ -82,9 +82,13 @@ Plan MakePlan(const Problem& p) {
                            (p.y[2] - 1) * p.strides + (kw - 1) * p.dilation + 1 - width - p.left};
   const auto direct = dnnl::algorithm::convolution_direct;
   if (p.bias) plan.bias = memory::desc({cout}, f32, memory::format_tag::a);
+  dnnl::post_ops after_sum;
+  if (p.relu) after_sum.append_eltwise(dnnl::algorithm::eltwise_relu, 0.f, 0.f);
+  dnnl::primitive_attr attributes;
+  attributes.set_post_ops(after_sum);
   const dnnl::convolution_forward::primitive_desc forward(
       Engine(), dnnl::prop_kind::forward, direct, plan.x, any, plan.bias, plan.y, strides, gaps,
-      before, after);
+      before, after, attributes);
   if (p.pass == kForward) {
     plan.kernel = forward.weights_desc();
     plan.primitive = dnnl::convolution_forward(forward);
@@ -153,20 +157,21 @@ std::vector<int64_t> Sizes(const F32& array) {
 
 ffi::Error Forward(F32 x, F32 kernel, ffi::RemainingArgs biases, ffi::Result<F32> y,
                    int64_t strides, int64_t groups, int64_t dilation, int64_t top, int64_t left,
-                   bool packed) {
+                   bool relu, bool packed) {
   const bool biased = biases.size() == 1;
   void* bias = biased ? biases.get<F32>(0)->untyped_data() : nullptr;
   return Run({kForward, Sizes(x), Sizes(kernel), Sizes(*y), strides, groups, dilation, top, left,
-              biased},
+              biased, relu},
              x.untyped_data(), kernel.untyped_data(), y->untyped_data(), bias, packed);
 }
 
 // The kernel as `Forward` takes it with `packed`: in oneDNN's layout, if that has the same size.
 ffi::Error Pack(F32 kernel, ffi::Result<F32> result, int64_t strides, int64_t groups,
-                int64_t dilation, int64_t top, int64_t left, bool biased, Shape x, Shape y) {
+                int64_t dilation, int64_t top, int64_t left, bool biased, bool relu, Shape x,
+                Shape y) {
   try {
     const auto plan = PlanFor({kForward, {x.begin(), x.end()}, Sizes(kernel), {y.begin(), y.end()},
-                               strides, groups, dilation, top, left, biased});
+                               strides, groups, dilation, top, left, biased, relu});
     if (!plan->packs()) {
       std::memcpy(result->untyped_data(), kernel.untyped_data(), plan->hwio.get_size());
       return ffi::Error::Success();
@@ -211,8 +216,8 @@ auto One() { return ffi::Ffi::Bind().Arg<F32>(); }
                                     .Attr<int64_t>("left") more)
 
 REPVGG_JAX_HANDLER(repvgg_jax_convolution, Forward, .Arg<F32>().RemainingArgs(),
-                   .Attr<bool>("packed"));
+                   .Attr<bool>("relu").Attr<bool>("packed"));
 REPVGG_JAX_HANDLER(repvgg_jax_pack, Pack, ,
-                   .Attr<bool>("biased").Attr<Shape>("x").Attr<Shape>("y"));
+                   .Attr<bool>("biased").Attr<bool>("relu").Attr<Shape>("x").Attr<Shape>("y"));
 REPVGG_JAX_HANDLER(repvgg_jax_input_gradient, InputGradient, .Arg<F32>(), );
 REPVGG_JAX_HANDLER(repvgg_jax_kernel_gradient, KernelGradient, .Arg<F32>(), );

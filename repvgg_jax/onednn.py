@@ -104,7 +104,9 @@ class Window(NamedTuple):
     padding: tuple[tuple[int, int], tuple[int, int]]
 
 
-def convolve(x: Array, kernel: Array, bias: Array | None, window: Window) -> Array:
+def convolve(
+    x: Array, kernel: Array, bias: Array | None, window: Window, rectified: bool = False
+) -> Array:
     """Cross-correlation of float32 images NHWC with a kernel HWIO, on one CPU device.
 
     A kernel that is a constant of the program being traced (`jax.jit(partial(net.apply, fused))`)
@@ -114,24 +116,30 @@ def convolve(x: Array, kernel: Array, bias: Array | None, window: Window) -> Arr
       x: [batch, height, width, cin].
       kernel: [kh, kw, cin / groups, features].
       bias: [features], added in the same pass over memory; or None.
+      rectified: whether max(., 0) follows in that pass.
     """
     packed = None
     if isinstance(x, Tracer) and not isinstance(kernel, Tracer):
         shapes = {"x": x.shape, "y": _shape(x, kernel, window)}
-        attributes = {key: np.array(shape, np.int64) for key, shape in shapes.items()}
+        flags = dict(biased=bias is not None, relu=rectified)
+        flags |= {key: np.array(shape, np.int64) for key, shape in shapes.items()}
         with jax.ensure_compile_time_eval():
-            biased = bias is not None
-            packed = _call("pack", kernel.shape, window, kernel, biased=biased, **attributes)
-    return _convolve(x, kernel, bias, packed, window)
+            packed = _call("pack", kernel.shape, window, kernel, **flags)
+    return _convolve(x, kernel, bias, packed, window, rectified)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(4,))
+@partial(jax.custom_vjp, nondiff_argnums=(4, 5))
 def _convolve(
-    x: Array, kernel: Array, bias: Array | None, packed: Array | None, window: Window
+    x: Array,
+    kernel: Array,
+    bias: Array | None,
+    packed: Array | None,
+    window: Window,
+    rectified: bool,
 ) -> Array:
     arrays = [x, kernel if packed is None else packed, *([] if bias is None else [bias])]
-    shape = _shape(x, kernel, window)
-    return _call("convolution", shape, window, *arrays, packed=packed is not None)
+    flags = dict(relu=rectified, packed=packed is not None)
+    return _call("convolution", _shape(x, kernel, window), window, *arrays, **flags)
 
 
 def _shape(x: Array, kernel: Array, window: Window) -> tuple[int, ...]:
@@ -144,13 +152,16 @@ def _shape(x: Array, kernel: Array, window: Window) -> tuple[int, ...]:
 
 
 def _forward(
-    x: Array, kernel: Array, bias: Array | None, packed: Array | None, window: Window
+    x: Array, kernel: Array, bias: Array | None, packed: Array | None, *static: Any
 ) -> tuple[Array, Any]:
-    return _convolve(x, kernel, bias, packed, window), (x, kernel, bias, packed)
+    y = _convolve(x, kernel, bias, packed, *static)
+    return y, (x, kernel, bias, packed, y if static[-1] else None)
 
 
-def _backward(window: Window, kept: Any, dy: Array) -> tuple[Any, ...]:
-    x, kernel, bias, packed = kept
+def _backward(window: Window, rectified: bool, kept: Any, dy: Array) -> tuple[Any, ...]:
+    x, kernel, bias, packed, y = kept
+    if rectified:
+        dy = jnp.where(y > 0, dy, 0)
     dx = _call("input_gradient", x.shape, window, dy, kernel)
     dkernel = _call("kernel_gradient", kernel.shape, window, x, dy)
     dbias = None if bias is None else dy.sum((0, 1, 2))

@@ -42,13 +42,14 @@ def assert_close(got, expected):
         np.testing.assert_allclose(a, b, atol=1e-5 * np.abs(b).max(), rtol=0)
 
 
+@pytest.mark.parametrize("rectified", [False, True])
 @pytest.mark.parametrize("biased", [False, True])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_values_and_gradients(shape, biased):
+def test_values_and_gradients(shape, biased, rectified):
     side, cin, features, size, strides, groups, dilation = shape
     x, kernel, bias = arrays(side, cin, features, size, groups)
     given = (x, kernel, bias) if biased else (x, kernel)
-    geometry = dict(strides=strides, groups=groups, dilation=dilation)
+    geometry = dict(strides=strides, groups=groups, dilation=dilation, rectified=rectified)
 
     def both(algorithm):
         run = partial(convolve, **geometry, algorithm=algorithm)
@@ -56,6 +57,7 @@ def test_values_and_gradients(shape, biased):
         return y, pull(jnp.cos(jnp.arange(y.size, dtype=y.dtype)).reshape(y.shape))
 
     expected = both("xla")
+    assert expected[0].min() < 0 or rectified
     assert_close(both("onednn"), expected)
 
 
@@ -63,7 +65,7 @@ def test_values_and_gradients(shape, biased):
 def test_a_constant_kernel_is_packed_while_tracing(shape):
     side, cin, features, size, strides, groups, dilation = shape
     x, kernel, bias = arrays(side, cin, features, size, groups)
-    run = partial(convolve, strides=strides, groups=groups, dilation=dilation)
+    run = partial(convolve, strides=strides, groups=groups, dilation=dilation, rectified=True)
 
     def constant(algorithm):
         forward = partial(run, kernel=kernel, bias=bias, algorithm=algorithm)
@@ -88,11 +90,13 @@ def test_new_weights_in_the_same_arrays_place_are_seen():
 
 
 @pytest.mark.parametrize("options", [{}, {"se_reduction": 4}], ids=str)
-def test_a_fused_net_is_the_same_by_onednn_and_by_xla(options):
+def test_a_fused_nets_relu_is_in_the_convolution_unless_squeeze_and_excite_is_between(options):
     small = dict(depths=(1, 2), widths=(8, 16), strides=(2, 2), num_classes=5)
     net = rj.create("repvgg_a0", **small, **options, conv_algorithm="onednn")
     images = random_images(2, 12, 12, 3)
     plain, fused = rj.fuse(net, random_variables(net, 0))
+    program = jax.jit(plain.apply).lower(fused, images).as_text()
+    assert program.count("relu = true") == (0 if options else 3)
     by_xla = plain.clone(conv_algorithm="xla")
     expected = jax.jit(by_xla.apply)(fused, images)
     assert_close(jax.jit(plain.apply)(fused, images), expected)

@@ -13,10 +13,14 @@ from repvgg_jax.layers import Conv
 
 
 class FusedConv(Block):
-    """conv(x, kernel) + bias: [batch, height, width, cin] -> [batch, height / strides, ...]."""
+    """conv(x, kernel) + bias: [batch, height, width, cin] -> [batch, height / strides, ...].
+
+    The net, whose nonlinearity follows, can have it done at once (`rectified`): then the result is
+    written to memory once.
+    """
 
     @nn.compact
-    def __call__(self, x: Array, train: bool = False) -> Array:
+    def __call__(self, x: Array, train: bool = False, *, rectified: bool = False) -> Array:
         return Conv(
             self.features,
             self.kernel_size,
@@ -24,6 +28,7 @@ class FusedConv(Block):
             groups=self.groups,
             dilation=self.dilation,
             use_bias=True,
+            rectified=rectified,
             dtype=self.dtype,
             algorithm=self.conv_algorithm,
             name="conv",

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array
 
-from repvgg_jax.blocks import RepVGGBlock
+from repvgg_jax.blocks import FusedConv, RepVGGBlock
 from repvgg_jax.convolution import check_algorithm
 from repvgg_jax.errors import UsageError
 from repvgg_jax.layers import Dtype, SqueezeExcite, dense, fenced, relu
@@ -153,27 +153,38 @@ class Chain(nn.Module):
         blocks = self.blocks()
         ends = {name.split("_")[0]: name for name in blocks}
         for name, block in blocks.items():
-            x = self.activate(self.run_block(block, name, x, train), name)
-            x = fenced(x, train)
+            x = fenced(self.run_activated(block, name, x, train), train)
             if ends[stage := name.split("_")[0]] == name:
                 self.sow("intermediates", stage, x)
             self.after_block(x, name, train)
         return x
 
-    def run_block(self, block: nn.Module, name: str, x: Array, train: bool) -> Array:
-        """An unbound block as a submodule of this net."""
+    def run_activated(self, block: nn.Module, name: str, x: Array, train: bool) -> Array:
+        """A block and what stands after it: the nonlinearity, squeeze-and-excite before it."""
+        if self.se_hidden(name, block.features):
+            return relu(self.squeeze_excite(self.run_block(block, name, x, train), name))
+        return self.run_rectified(block, name, x, train)
+
+    def run_rectified(self, block: nn.Module, name: str, x: Array, train: bool) -> Array:
+        """relu(block(x)), which a fused block does at once, unless intermediates are asked for."""
+        if isinstance(block, FusedConv) and not self.is_mutable_collection("intermediates"):
+            return self.run_block(block, name, x, train, rectified=True)
+        return relu(self.run_block(block, name, x, train))
+
+    def run_block(
+        self, block: nn.Module, name: str, x: Array, train: bool, **options: bool
+    ) -> Array:
+        """An unbound block as a submodule of this net; the options are its own."""
         moves = train and name not in self.frozen_blocks()
         block = block.clone(parent=self, name=name)
         if not train or self.remat is None:
-            return block(x, moves)
-        return nn.remat(lambda block, x: block(x, moves), policy=REMAT[self.remat])(block, x)
+            return block(x, moves, **options)
+        return nn.remat(lambda block, x: block(x, moves, **options), policy=REMAT[self.remat])(
+            block, x
+        )
 
     def after_block(self, x: Array, name: str, train: bool) -> None:
         """What training hangs onto a block's activated output; nothing here."""
-
-    def activate(self, x: Array, name: str) -> Array:
-        """What stands between two blocks: the nonlinearity, and squeeze-and-excite before it."""
-        return relu(self.squeeze_excite(x, name))
 
     def squeeze_excite(self, x: Array, name: str) -> Array:
         """The layer `<name>_se`, where the block has one."""

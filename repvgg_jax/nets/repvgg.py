@@ -145,9 +145,9 @@ class RepVGGPlus(RepVGG):
 
     auxiliary: bool = True
 
-    def activate(self, x: Array, name: str) -> Array:
-        """The nonlinearity, and squeeze-and-excite after it."""
-        return self.squeeze_excite(relu(x), name)
+    def run_activated(self, block: nn.Module, name: str, x: Array, train: bool) -> Array:
+        """A block and what stands after it: the nonlinearity, squeeze-and-excite after it."""
+        return self.squeeze_excite(self.run_rectified(block, name, x, train), name)
 
     def auxiliary_heads(self) -> dict[str, str]:
         """Block -> name of the head that training has after it."""

@@ -61,11 +61,14 @@ class ResidualReorg(Chain):
         def run(name: str, y: Array) -> Array:
             return self.run_block(blocks[name], name, y, train)
 
+        def rectified(name: str, y: Array) -> Array:
+            return self.run_rectified(blocks[name], name, y, train)
+
         for name in names:
             if name in blocks:
-                x = relu(run(name, x))
+                x = rectified(name, x)
             else:
-                y = run(f"{name}_conv1", relu(run(f"{name}_conv0", x)))
+                y = run(f"{name}_conv1", rectified(f"{name}_conv0", x))
                 shortcut = f"{name}_shortcut"
                 x = relu((run(shortcut, x) if shortcut in blocks else x) + y)
             x = fenced(x, train)
