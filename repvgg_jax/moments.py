@@ -216,13 +216,18 @@ def _kernel_gradient(x: Array, d: Array, shape: tuple[int, ...], groups: int) ->
     return jax.vjp(conv, jnp.zeros(shape, x.dtype))[1](d)[0]
 
 
-def moments_are_faster(shape: tuple[int, ...], strides: int) -> bool:
+def moments_are_faster(x: Array, strides: int, algorithm: str) -> bool:
     """Whether `sum_normalized` beats the branches one by one, for images [batch, h, w, cin].
 
     It has five small products where they have three, and fewer passes over the images: a gain on a
-    CPU where pixels outnumber channels by far, none where a compiler fuses statistics into what
-    makes their input (docs/speed.md).
+    CPU where pixels outnumber channels by far, but none where oneDNN computes the products' rivals,
+    nor where a compiler fuses statistics into what makes their input (docs/speed.md).
+
+    Args:
+      x: in the compute type.
+      strides: of the block.
+      algorithm: of its convolutions.
     """
-    batch, height, width, cin = shape
+    batch, height, width, cin = x.shape
     pixels = batch * -(-height // strides) * -(-width // strides)
-    return on_one_cpu() and pixels >= 16 * cin
+    return on_one_cpu() and not takes_onednn(algorithm, x) and pixels >= 16 * cin

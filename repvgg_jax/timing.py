@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -16,13 +17,19 @@ Times = dict[str, list[float]]
 def take_turns(functions: Mapping[str, Callable[[], Any]], rounds: int) -> Times:
     """Seconds of each function in every round, one after the other, after one round unmeasured.
 
+    Each round has an order of its own, as a function may leave caches, memory and threads behind
+    that slow or speed the next.
+
     Args:
       functions: of no arguments; what JAX arrays they return is waited for.
       rounds: from 1 on.
     """
     times: Times = {name: [] for name in functions}
+    order, shuffle = list(functions), random.Random(0).shuffle
     for turn in range(rounds + 1):
-        for name, function in functions.items():
+        shuffle(order)
+        for name in order:
+            function = functions[name]
             start = time.perf_counter()
             jax.block_until_ready(function())
             if turn:

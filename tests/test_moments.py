@@ -166,12 +166,15 @@ def test_moments_of_groups_within_a_device_need_no_collective():
     assert count[8] <= 2 < count[None]
 
 
-def test_the_rule_takes_moments_on_one_cpu_where_pixels_outnumber_channels():
-    assert not moments_are_faster((64, 32, 32, 16), 1)  # four devices here
+def test_the_rule_takes_moments_on_one_cpu_by_xla_where_pixels_outnumber_channels():
+    many, few = jnp.ones((64, 32, 32, 16)), jnp.ones((64, 4, 4, 256))
+    assert not moments_are_faster(many, 1, "xla")  # four devices here
     with compiling_for(jax.devices()[:1]):
-        assert moments_are_faster((64, 32, 32, 16), 1)
-        assert not moments_are_faster((64, 4, 4, 256), 1)
-        assert not moments_are_faster((64, 8, 8, 256), 2)
+        assert moments_are_faster(many, 1, "xla")
+        assert moments_are_faster(many, 1, "auto") == bool(onednn.missing())
+        assert moments_are_faster(many.astype(jnp.bfloat16), 1, "auto")
+        assert not moments_are_faster(few, 1, "xla")
+        assert not moments_are_faster(jnp.ones((64, 8, 8, 256)), 2, "xla")
 
 
 @pytest.mark.parametrize("field", ["branch_statistics", "conv_algorithm"])

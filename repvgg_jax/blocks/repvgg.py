@@ -77,7 +77,7 @@ class RepVGGBlock(Block):
 
     def _by_moments(self, x: Array) -> bool:
         if self.branch_statistics == "auto":
-            return moments_are_faster(x.shape, self.strides)
+            return moments_are_faster(x.astype(self.dtype), self.strides, self.conv_algorithm)
         return self.branch_statistics == "moments"
 
     def _sum_by_moments(self, x: Array, suffixes: dict[str, str]) -> Array:
