@@ -35,7 +35,7 @@ lint: $(VENV)/requirements-dev.installed
 
 bench: $(VENV)/requirements-dev.installed
 	$(RUN) -m experiments.bench_torch
-	$(RUN) -m experiments.bench_onnxruntime --constant --keep_freed_memory --patience=20
+	JAX_PLATFORMS=cpu $(RUN) -m experiments.bench_onnxruntime --constant --keep_freed_memory --patience=20
 
 # Class folders of JPEGs: make bench-data DATA=/data/imagenet
 bench-data: setup

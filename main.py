@@ -122,7 +122,7 @@ def main(argv: list[str]) -> None:
         check_config()
         if CONFIG.value is not None and CONFIG.value.train.deterministic:
             make_deterministic()
-        if MODE.value not in ("prepare", "compile"):  # the latter measures the compiler
+        if MODE.value not in ("prepare", "compile", "bench"):  # those measure the compiler
             keep_programs()
         join_processes(COORDINATOR.value, NUM_PROCESSES.value, PROCESS_INDEX.value)
         with leaving_at_once():

@@ -16,7 +16,9 @@ from typing import Any
 import orbax.checkpoint as ocp
 from absl import logging
 from flax import linen as nn
+from ml_collections import ConfigDict
 
+from repvgg_jax import onednn
 from repvgg_jax.averages import Averaged
 from repvgg_jax.config import make_net, read_config
 from repvgg_jax.errors import DamagedError, RunError, UsageError
@@ -273,14 +275,14 @@ def load(
     if fused and step is not None:
         raise UsageError("fused weights are of one step, which fusion.json names; drop step")
     if fused:
-        return load_fused(workdir, make_net(read_config(workdir)))
+        return load_fused(workdir, make_net(_config(workdir)))
     return load_trained(workdir, step)[:2]
 
 
 def load_trained(workdir: Path, step: int | None = None) -> tuple[nn.Module, dict[str, Any], int]:
     """What `load` gives of the train form, and the step that it is of."""
     workdir = Path(workdir).absolute()
-    config = read_config(workdir)
+    config = _config(workdir)
     net = make_net(config)
     directory, found = _checkpoints(workdir), steps(workdir)
     if not found:
@@ -298,6 +300,14 @@ def load_trained(workdir: Path, step: int | None = None) -> tuple[nn.Module, dic
     if config.optim.ema_decay > 0:
         variables = {name: Averaged(tree) for name, tree in variables.items()}
     return net, variables, step
+
+
+def _config(workdir: Path) -> ConfigDict:
+    """A run's config, for this host, which may lack the library that the run was made with."""
+    config = read_config(workdir)
+    if config.model.conv_algorithm == "onednn" and onednn.missing():
+        config.model.conv_algorithm = "auto"
+    return config
 
 
 def _as_dicts(variables: Variables) -> dict[str, Any]:

@@ -39,9 +39,11 @@ def takes_onednn(algorithm: str, *arrays: Array) -> bool:
     convolutions over several, and a call that leaves the program it would run on one.
 
     Raises:
-      UsageError: as `check_algorithm`.
+      UsageError: as `check_algorithm`, and for "onednn" where the program is for no CPU.
     """
     check_algorithm(algorithm)
+    if algorithm == "onednn" and not on_cpus():
+        raise UsageError("conv_algorithm='onednn' is for CPUs; auto takes it where it can")
     if _BY_XLA_ALONE.get() or not all(array.dtype == jnp.float32 for array in arrays):
         return False
     if algorithm == "auto":
@@ -106,13 +108,17 @@ def convolve(
       padded: whether the margin is added; else the input has it.
       rectified: whether `relu` follows, which costs nothing where oneDNN computes.
       dtype: compute type.
-      algorithm: one of `ALGORITHMS`. Where oneDNN computes, the gradient is known but no forward
-        mode (`jax.jvp`); "xla" has all.
+      algorithm: one of `ALGORITHMS`. Where oneDNN computes, the first gradient is known, but
+        neither a second one nor forward mode (`jax.jvp`); "xla" has all.
+
+    Raises:
+      UsageError: as `takes_onednn`.
+      TypeError, ValueError: for shapes that don't go together.
     """
     x, kernel = x.astype(dtype), kernel.astype(dtype)
     padding = margins(kernel.shape[:2], dilation) if padded else [(0, 0), (0, 0)]
     bias = None if bias is None else bias.astype(dtype)
-    if takes_onednn(algorithm, x, kernel):
+    if takes_onednn(algorithm, x, kernel) and _size(x, kernel, strides, groups, dilation, padding):
         window = onednn.Window(strides, groups, dilation, tuple(padding))
         return onednn.convolve(x, kernel, bias, window, rectified)
     if algorithm == "winograd" and padded and dilation == 1 and not _BY_XLA_ALONE.get():
@@ -122,6 +128,11 @@ def convolve(
         y = direct(x, kernel, strides, groups, dilation, padding)
     y = y if bias is None else y + bias
     return relu(y) if rectified else y
+
+
+def _size(x: Array, kernel: Array, *geometry: Any) -> int:
+    """Numbers in the result; raises what XLA says of shapes that don't go together."""
+    return jax.eval_shape(lambda x, k: direct(x, k, *geometry), x, kernel).size
 
 
 @jax.custom_jvp

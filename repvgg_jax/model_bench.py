@@ -36,6 +36,7 @@ class Row:
     """One form of a model at one batch size.
 
     Attributes:
+      device: kind and number of those used: one in evaluation, all in training.
       form: "train form", "plain" (one convolution and BatchNorm a layer), "fused".
       task: "step" of training, or "forward" in evaluation mode.
       batch: images.
@@ -45,7 +46,7 @@ class Row:
       compile_seconds: tracing included.
       milliseconds: of a batch, the median of rounds in which the forms take turns.
       images_per_second: at that time.
-      share_of_peak: of the fastest matrix product on this machine; a step counts as three passes.
+      share_of_peak: of the fastest matrix product of these devices; a step counts as three passes.
       ratio: of the form's time to the plain net's (step) or the fused net's (forward).
     """
 
@@ -97,6 +98,11 @@ def run_bench(config: ConfigDict | None, workdir: Path) -> None:
     for task in ("forward", "step"):
         _print_header(task)
         for batch in sorted(batches):
+            if task == "step" and batch % jax.device_count():
+                print(
+                    f"batch {batch} is left out: it does not go over {jax.device_count()} devices"
+                )
+                continue
             rows = _measure(config, task, batch, peak)
             with (workdir / BENCH_FILE).open("a", encoding="utf-8") as file:
                 for row in rows:
@@ -128,10 +134,10 @@ def _row(
     size = config.data.image_size
     macs = count_macs(program.net, program.variables, size)
     winograd = count_winograd_multiplications(program.net, program.variables, size)
-    passes = 3 if task == "step" else 1
+    passes, devices = (3, jax.device_count()) if task == "step" else (1, 1)
     return Row(
         model=config.model.name,
-        device=f"{jax.devices()[0].device_kind} x{jax.device_count()}",
+        device=f"{jax.devices()[0].device_kind} x{devices}",
         dtype=config.model.dtype,
         image_size=size,
         form=program.form,
@@ -144,17 +150,17 @@ def _row(
         compile_seconds=program.compile_seconds,
         milliseconds=1e3 * seconds,
         images_per_second=batch / seconds,
-        share_of_peak=2 * macs * passes * batch / seconds / peak,
+        share_of_peak=2 * macs * passes * batch / seconds / (devices * peak),
         ratio=ratio(times, program.form, programs[-1].form),
     )
 
 
 def _forwards(config: ConfigDict, batch: int) -> list[_Program]:
-    """Train form and fused, in evaluation mode."""
-    net, size = make_net(config), config.data.image_size
-    variables = init(net, jax.random.key(0))
-    images = jnp.zeros((batch, size, size, 3), net.dtype)
-    programs, forms = [], {"train form": (net, variables), "fused": fuse(net, variables)}
+    """All forms in evaluation mode."""
+    size, nets = config.data.image_size, {name: make_net(c) for name, c in _forms(config).items()}
+    forms = {name: (net, init(net, jax.random.key(0))) for name, net in nets.items()}
+    forms["fused"] = fuse(*forms["train form"])
+    programs, images = [], jnp.zeros((batch, size, size, 3), nets["train form"].dtype)
     for form, (net, variables) in forms.items():
         forward = jax.jit(partial(net.apply, train=False))
         compiled, seconds = _compile(forward, variables, images)
@@ -163,15 +169,11 @@ def _forwards(config: ConfigDict, batch: int) -> list[_Program]:
     return programs
 
 
-def _steps(config: ConfigDict, batch: int) -> list[_Program]:
+def _steps(given: ConfigDict, batch: int) -> list[_Program]:
     """Train form and plain net, a real training step with its optimizer."""
-    programs, size = [], config.data.image_size
-    for form in ("train form", "plain"):
-        config = config.copy_and_resolve_references()
+    programs, size = [], given.data.image_size
+    for form, config in _forms(given).items():
         config.train.batch_size = config.train.eval_batch_size = batch
-        if form == "plain":
-            config.model.block, config.model.branches = "plain", None
-            config.model.branch_statistics = None
         mesh = config_mesh(config)
         net, tx = make_net(config), make_optimizer(config, lambda step: 0.1)
         state = init_state(net, tx, mesh, jax.random.key(0), config.optim.ema_decay > 0)
@@ -185,6 +187,18 @@ def _steps(config: ConfigDict, batch: int) -> list[_Program]:
         run = _Steps(compiled, state, data, key)
         programs.append(_Program(form, net, variables, run, _temporaries(compiled), seconds))
     return programs
+
+
+def _forms(config: ConfigDict) -> dict[str, ConfigDict]:
+    """The config, and that of the plain net, where the model's blocks can be chosen."""
+    forms = {name: config.copy_and_resolve_references() for name in ("train form", "plain")}
+    model = forms["plain"].model
+    model.block, model.branches, model.branch_statistics = "plain", None, None
+    try:
+        make_net(forms["plain"])
+    except UsageError:
+        del forms["plain"]
+    return forms
 
 
 @dataclass

@@ -8,6 +8,7 @@
 
 #include <cstdint>
 #include <cstring>
+#include <exception>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -146,7 +147,7 @@ ffi::Error Run(const Problem& problem, void* x, void* kernel, void* y, void* bia
     }
     stream.wait();
     return ffi::Error::Success();
-  } catch (const dnnl::error& error) {
+  } catch (const std::exception& error) {
     return ffi::Error(ffi::ErrorCode::kInternal, std::string("oneDNN: ") + error.what());
   }
 }
@@ -182,7 +183,7 @@ ffi::Error Pack(F32 kernel, ffi::Result<F32> result, int64_t strides, int64_t gr
     dnnl::reorder(plan->reorder).execute(stream, from, to);
     stream.wait();
     return ffi::Error::Success();
-  } catch (const dnnl::error& error) {
+  } catch (const std::exception& error) {
     return ffi::Error(ffi::ErrorCode::kInternal, std::string("oneDNN: ") + error.what());
   }
 }

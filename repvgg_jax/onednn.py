@@ -11,6 +11,7 @@ import ctypes
 import hashlib
 import importlib.metadata
 import os
+import shlex
 import shutil
 import subprocess
 import tempfile
@@ -29,6 +30,10 @@ from repvgg_jax.compilation import cache_folder
 
 _SOURCE = Path(__file__).with_suffix(".cc")
 _CALLS = ("convolution", "pack", "input_gradient", "kernel_gradient")
+_PARTS = (
+    ("onednn-cpu-gomp", "libdnnl.so.3"),
+    ("onednn-devel-cpu-gomp", "oneapi/dnnl/dnnl.hpp"),
+)
 _INSTALL = "install it with pip install -r requirements-cpu.txt"
 
 
@@ -39,12 +44,14 @@ def missing() -> str | None:
     The first call compiles, where nothing was compiled before (4 s).
     """
     try:
-        library = ctypes.CDLL(str(_compiled(_file("onednn-cpu-gomp", "libdnnl.so.3"))))
+        files = [_file(*names) for names in _PARTS]
     except (importlib.metadata.PackageNotFoundError, FileNotFoundError):
         return f"oneDNN is not here; {_INSTALL}"
-    except (OSError, subprocess.CalledProcessError) as error:
+    try:
+        library = _loaded(*files)
+    except (OSError, RuntimeError, subprocess.CalledProcessError) as error:  # no home: the second
         lines = (getattr(error, "stderr", None) or str(error)).splitlines()
-        reason = next((line for line in lines if "error" in line), lines[0])
+        reason = next((line for line in lines if "error" in line), [*lines, "no reason given"][0])
         logging.warning("oneDNN's convolutions cannot be used: %s", reason)
         return f"it cannot be used: {reason}"
     for name in _CALLS:
@@ -61,26 +68,36 @@ def _file(package: str, name: str) -> Path:
     raise FileNotFoundError(f"{package} has no {name}")
 
 
-def _compiled(library: Path) -> Path:
+def _loaded(library: Path, header: Path) -> ctypes.CDLL:
+    """The calls, compiled anew where what an earlier run left cannot be loaded."""
+    built = _compiled(library, header.parents[2])
+    try:
+        return ctypes.CDLL(str(built))
+    except OSError:
+        built.unlink(missing_ok=True)
+        return ctypes.CDLL(str(_compiled(library, header.parents[2])))
+
+
+def _compiled(library: Path, headers: Path) -> Path:
     """`onednn.cc` as a shared object that is linked to the library."""
-    headers = _file("onednn-devel-cpu-gomp", "oneapi/dnnl/dnnl.hpp").parents[2]
     parts = [_SOURCE.read_bytes(), str(library).encode(), jax.lib.__version__.encode()]
     digest = hashlib.sha256(b"\n".join(parts)).hexdigest()[:12]
     folder = cache_folder()
     built = folder / f"onednn-{digest}.so"
     if built.exists():
         return built
-    compiler = os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")
-    if compiler is None:
-        raise OSError("no C++ compiler (g++ or clang++) is here")
-    folder.mkdir(parents=True, exist_ok=True)
+    given = shlex.split(os.environ.get("CXX", ""))
+    compiler = given or [name for name in ("g++", "clang++") if shutil.which(name)][:1]
+    if not compiler or not shutil.which(compiler[0]):
+        raise OSError(f"no C++ compiler is here ({' '.join(given) or 'g++ or clang++'})")
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)  # programs are trusted
     logging.info("compiling %s", _SOURCE.name)
     # Under a name of its own until it is whole: several processes may come here at once.
     with tempfile.TemporaryDirectory(dir=folder) as own:
         made = Path(own) / built.name
         subprocess.run(
             [
-                *(compiler, "-O2", "-std=c++17", "-fPIC", "-shared", "-w", str(_SOURCE)),
+                *(*compiler, "-O2", "-std=c++17", "-fPIC", "-shared", "-w", str(_SOURCE)),
                 *(f"-I{headers}", f"-I{jax.ffi.include_dir()}", str(library)),
                 *(f"-Wl,-rpath,{library.parent}", "-o", str(made)),
             ],

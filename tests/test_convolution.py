@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 import repvgg_jax as rj
-from repvgg_jax import onednn
+from configs import quickstart
+from repvgg_jax import onednn, train
 from repvgg_jax.bench import count_macs
 from repvgg_jax.convolution import check_algorithm, compiling_for, convolve
 from repvgg_jax.statistics import BN_EPSILON, normalize
@@ -106,6 +107,50 @@ def test_a_compiler_that_fails_is_named(monkeypatch, fresh_search, tmp_path):
     monkeypatch.setenv("CXX", "false")
     assert "cannot be used" in onednn.missing()
     assert not list((tmp_path / "repvgg_jax").iterdir())
+
+
+@pytest.mark.parametrize("compiler", ["/nowhere/g++", "nowhere --fast"])
+def test_a_compiler_that_is_not_there_is_named(compiler, monkeypatch, fresh_search, tmp_path):
+    if onednn.missing():
+        pytest.skip("oneDNN is not here")
+    onednn.missing.cache_clear()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("CXX", compiler)
+    assert onednn.missing() == f"it cannot be used: no C++ compiler is here ({compiler})"
+
+
+def test_calls_that_cannot_be_loaded_are_compiled_anew(monkeypatch, tmp_path):
+    if reason := onednn.missing():
+        pytest.skip(reason)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    library, header = (onednn._file(*names) for names in onednn._PARTS)
+    built = onednn._compiled(library, header.parents[2])
+    built.write_bytes(built.read_bytes()[:100])
+    assert onednn._loaded(library, header).repvgg_jax_convolution
+    assert built.stat().st_size > 100
+
+
+def test_shapes_are_checked_as_xla_does():
+    if reason := onednn.missing():
+        pytest.skip(reason)
+    x, kernel = jnp.ones((2, 4, 4, 8)), jnp.ones((3, 3, 4, 6))
+    for algorithm in ("onednn", "xla"):
+        with pytest.raises((TypeError, ValueError), match="feature"):
+            convolve(x, kernel, algorithm=algorithm)
+        small = convolve(x[:, :1], jnp.ones((3, 3, 8, 6)), padded=False, algorithm=algorithm)
+        assert small.shape == (2, 0, 2, 6)
+
+
+def test_a_run_by_onednn_opens_where_that_is_missing(monkeypatch, tmp_path):
+    if reason := onednn.missing():
+        pytest.skip(reason)
+    config = quickstart.get_config()
+    config.train.steps, config.optim.warmup_epochs = 1, 0.0
+    config.model.conv_algorithm = "onednn"
+    config.model.depths, config.model.widths, config.model.strides = (1,), (8,), (2,)
+    train.train(config, tmp_path)
+    monkeypatch.setattr(onednn, "missing", lambda: "not here")
+    assert rj.load(tmp_path)[0].conv_algorithm == "auto"
 
 
 @pytest.mark.parametrize("constant", [False, True], ids=["random", "a constant channel"])

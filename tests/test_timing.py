@@ -46,13 +46,13 @@ def test_bench_has_a_row_for_each_form_task_and_batch(tmp_path, capsys):
     run_bench(config, tmp_path)
     rows = [json.loads(line) for line in (tmp_path / BENCH_FILE).read_text().splitlines()]
     assert [(row["task"], row["batch"], row["form"]) for row in rows] == [
-        *itertools.product(["forward"], [4, 8], ["train form", "fused"]),
+        *itertools.product(["forward"], [4, 8], ["train form", "plain", "fused"]),
         *itertools.product(["step"], [4, 8], ["train form", "plain"]),
     ]
     net = rj.create(**config.model.to_dict())
     fused, folded = rj.fuse(net, random_variables(net, 0, 8))
-    assert rows[1]["macs"] == count_macs(fused, folded, 8)
-    assert rows[1]["parameters"] == count_parameters(folded)
+    assert rows[2]["macs"] == count_macs(fused, folded, 8)
+    assert rows[2]["parameters"] == count_parameters(folded)
     for row in rows:
         assert row["images_per_second"] == pytest.approx(1e3 * row["batch"] / row["milliseconds"])
         assert all(math.isfinite(x) and x > 0 for x in row.values() if isinstance(x, float))
@@ -63,8 +63,17 @@ def test_bench_leaves_out_batches_that_would_take_too_long(tmp_path, capsys):
     config = small_config()
     config.bench.batch_sizes, config.bench.seconds = (4, 8), 1e-9
     run_bench(config, tmp_path)
-    assert len((tmp_path / BENCH_FILE).read_text().splitlines()) == 4
+    assert len((tmp_path / BENCH_FILE).read_text().splitlines()) == 5
     assert "bench.seconds=1e-09" in capsys.readouterr().out
+
+
+def test_bench_leaves_out_steps_that_do_not_go_over_the_devices(tmp_path, capsys):
+    config = small_config()
+    config.bench.batch_sizes = (1,)
+    run_bench(config, tmp_path)
+    rows = [json.loads(line) for line in (tmp_path / BENCH_FILE).read_text().splitlines()]
+    assert {(row["task"], row["device"]) for row in rows} == {("forward", "cpu x1")}
+    assert "batch 1 is left out: it does not go over 4 devices" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("sizes", [(), (0,), (2.5,)])
