@@ -104,6 +104,11 @@ def config_mesh(config: ConfigDict, devices: Sequence[jax.Device] | None = None)
       UsageError: where sizes of mesh, batches, microbatches and BatchNorm groups don't go together.
     """
     mesh = make_mesh(config.mesh.data, config.mesh.fsdp, devices)
+    if config.model.conv_algorithm == "onednn" and mesh.size > 1:
+        raise UsageError(
+            f"model.conv_algorithm=onednn computes on one device, and the mesh has {mesh.size}; "
+            "auto takes what each can"
+        )
     accumulate, group = config.train.accumulate, config.model.bn_group_size or 1
     check_divides("train.batch_size", config.train.batch_size, mesh, accumulate)
     check_divides("train.eval_batch_size", config.train.eval_batch_size, mesh)

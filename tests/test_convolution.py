@@ -11,6 +11,7 @@ import repvgg_jax as rj
 from configs import quickstart
 from repvgg_jax import onednn, train
 from repvgg_jax.bench import count_macs
+from repvgg_jax.config import make_workdir
 from repvgg_jax.convolution import check_algorithm, compiling_for, convolve
 from repvgg_jax.statistics import BN_EPSILON, normalize
 from tests.trees import random_images, random_variables
@@ -146,11 +147,22 @@ def test_a_run_by_onednn_opens_where_that_is_missing(monkeypatch, tmp_path):
         pytest.skip(reason)
     config = quickstart.get_config()
     config.train.steps, config.optim.warmup_epochs = 1, 0.0
-    config.model.conv_algorithm = "onednn"
     config.model.depths, config.model.widths, config.model.strides = (1,), (8,), (2,)
     train.train(config, tmp_path)
+    config.model.conv_algorithm = "onednn"
+    make_workdir(config, tmp_path)
     monkeypatch.setattr(onednn, "missing", lambda: "not here")
     assert rj.load(tmp_path)[0].conv_algorithm == "auto"
+
+
+def test_training_by_onednn_on_several_devices_is_refused(tmp_path):
+    config = quickstart.get_config()
+    config.model.conv_algorithm = "onednn"
+    with pytest.raises(
+        rj.UsageError,
+        match="on one device, and the mesh has 4" if not onednn.missing() else "oneDNN",
+    ):
+        train.train(config, tmp_path)
 
 
 @pytest.mark.parametrize("constant", [False, True], ids=["random", "a constant channel"])
