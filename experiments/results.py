@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import statistics
 import time
 from pathlib import Path
 from typing import Any
@@ -94,7 +95,8 @@ def row_of(run: Run, workdir: Path) -> dict[str, Any]:
     config = run.config()
     report = json.loads((workdir / REPORT_FILE).read_text())
     about = read_about(workdir)
-    rate, deciding = report["examples_per_second"], identity(config)
+    deciding, metrics = identity(config), read_metrics(workdir / METRICS_FILE)
+    rate = report["examples_per_second"] or _median_rate(metrics)
     done = time.gmtime((workdir / REPORT_FILE).stat().st_mtime)
     return {
         "version": VERSION,
@@ -117,7 +119,7 @@ def row_of(run: Run, workdir: Path) -> dict[str, Any]:
         "params": report["params"],
         "macs": report["macs"],
         "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", done),
-        "curves": _curves(workdir),
+        "curves": _curves(metrics),
     }
 
 
@@ -127,8 +129,13 @@ def read_about(workdir: Path) -> dict[str, Any]:
     return json.loads(path.read_text()) if path.exists() else {}
 
 
-def _curves(workdir: Path) -> dict[str, dict[str, list[float | None]]]:
-    rows = read_metrics(workdir / METRICS_FILE)
+def _median_rate(rows: list[dict[str, Any]]) -> float | None:
+    """Of a run whose last start had no step left to take, so that its report knows none."""
+    rates = [row["examples_per_second"] for row in rows if row.get("examples_per_second")]
+    return statistics.median(rates) if rates else None
+
+
+def _curves(rows: list[dict[str, Any]]) -> dict[str, dict[str, list[float | None]]]:
     return {
         kind: {
             name: [row.get(name) for row in rows if row["kind"] == kind]

@@ -20,7 +20,6 @@ import jax
 from experiments import workdirs
 from experiments.cost import expected_seconds, steps_of
 from experiments.launchers import LAUNCHERS, Job, LauncherOptions
-from experiments.launchers.local import last_words
 from experiments.results import RESULTS, read_rows
 from experiments.run_one import record
 from experiments.sweeps import PROTOCOLS, SEEDS, SWEEPS, Run, expand, parse_overrides
@@ -147,8 +146,10 @@ def run_sweep(argv: Sequence[str]) -> None:
     print(table(runs, states, seconds), flush=True)
     for run, state in zip(runs, states, strict=True):
         if state == "failed":
-            words = last_words(run.workdir(options.workdirs))
+            words = workdirs.last_words(run.workdir(options.workdirs))
             print(f"{run.job_name} failed: {words} (--retry_failed runs it again)")
+        elif state == "running":
+            print(f"{run.job_name} is held by {workdirs.held_by(run.workdir(options.workdirs))}")
     if options.dry_run:
         return
     jobs = []

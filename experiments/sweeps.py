@@ -13,7 +13,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from configs import cifar10_short
-from experiments.ablations import SWEEPS
+from experiments.ablations import SWEEPS, Sweep
 from repvgg_jax.config import check_groups, make_net
 from repvgg_jax.config_fields import check_values, config_hash, unknown_field
 from repvgg_jax.errors import UsageError
@@ -212,6 +212,12 @@ def _listed(errors: Iterable[str]) -> str:
 
 
 __all__ = [
-    *("PROTOCOLS", "SEEDS", "SWEEPS", "Run", "Sweep"),
-    *("expand", "parse_overrides", "set_field"),
+    "PROTOCOLS",
+    "SEEDS",
+    "SWEEPS",
+    "Run",
+    "Sweep",
+    "expand",
+    "parse_overrides",
+    "set_field",
 ]

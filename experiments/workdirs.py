@@ -102,3 +102,12 @@ def state(run: Run, root: Path, recorded: set[str]) -> str:
         return "failed"
     begun = any(path.name.isdigit() for path in (workdir / "checkpoints").glob("*"))
     return "interrupted" if begun else "new"
+
+
+def last_words(folder: Path) -> str:
+    """The last line of a failed run's error, or else of its output."""
+    for name in (ERROR_FILE, LOG_FILE):
+        path = folder / name
+        if path.exists() and (lines := path.read_text(errors="replace").strip().splitlines()):
+            return lines[-1]
+    return "it said nothing"

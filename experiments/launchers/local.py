@@ -15,7 +15,7 @@ from pathlib import Path
 
 from experiments.launchers import Job, LauncherOptions
 from experiments.run_one import STOPPED
-from experiments.workdirs import ERROR_FILE, LOG_FILE
+from experiments.workdirs import LOG_FILE, last_words
 from repvgg_jax.errors import RunError, Stopped
 
 _POLL_SECONDS = 0.2
@@ -35,8 +35,9 @@ def devices(environment: dict[str, str]) -> tuple[str, list[str]]:
     platforms = environment.get("JAX_PLATFORMS", "")
     if platforms == "cpu":
         return "cpu", []
-    if visible := environment.get("CUDA_VISIBLE_DEVICES"):
-        return "cuda", visible.split(",")
+    if (visible := environment.get("CUDA_VISIBLE_DEVICES")) is not None:
+        indices = [index for index in visible.split(",") if index not in ("", "-1")]
+        return ("cuda", indices) if indices else ("cpu", [])
     for platform, pattern in (("cuda", r"nvidia(\d+)"), ("tpu", r"accel(\d+)")):
         found = (re.fullmatch(pattern, path.name) for path in Path("/dev").glob("*"))
         if indices := sorted(int(match[1]) for match in found if match):
@@ -124,15 +125,6 @@ def workdir(job: Job) -> Path:
     """Where the job's run trains, as its command says."""
     flag = "--workdir="
     return Path(next(word for word in job.command if word.startswith(flag)).removeprefix(flag))
-
-
-def last_words(folder: Path) -> str:
-    """The last line of a failed run's error, or else of its output."""
-    for name in (ERROR_FILE, LOG_FILE):
-        path = folder / name
-        if path.exists() and (lines := path.read_text(errors="replace").strip().splitlines()):
-            return lines[-1]
-    return "it said nothing"
 
 
 @contextmanager
