@@ -80,9 +80,11 @@ def _write_about(config: ConfigDict, workdir: Path) -> None:
     The memory is the compiled step's, which is the same at every start.
     """
     temporaries = read_about(workdir).get("temporaries_bytes")
-    if temporaries is None and config.optim.repoptimizer_from is None:
-        compiled = ahead.compile_step(config, jax.devices())
-        temporaries = compiled.memory_analysis().temp_size_in_bytes
+    # Compiling for several processes may wait for the others, who are not here.
+    alone = jax.process_count() == 1 and config.optim.repoptimizer_from is None
+    if temporaries is None and alone:
+        memory = ahead.compile_step(config, jax.devices()).memory_analysis()
+        temporaries = None if memory is None else memory.temp_size_in_bytes
     write_json(workdir / ABOUT_FILE, {**git_commit(), "temporaries_bytes": temporaries})
 
 

@@ -251,19 +251,25 @@ def test_a_sweep_killed_three_times_gives_the_rows_of_an_undisturbed_one(tmp_pat
     def start(folder):
         command = [sys.executable, "-m", "experiments.run", "branches", "--launcher=local"]
         command += ["--seeds=0", "--only=none,both", f"--workdirs={tmp_path / folder / 'runs'}"]
-        command += [f"--results={tmp_path / folder / 'results'}", *flags(train__steps=400)]
+        command += [f"--results={tmp_path / folder / 'results'}"]
+        command += flags(train__steps=60, train__checkpoint_every=5)
         return subprocess.Popen(command, cwd=ROOT, start_new_session=True)
 
-    began = time.monotonic()
+    def steps():
+        """Of both runs, by the lines of their curves, one for two steps."""
+        files = (tmp_path / "killed" / "runs").glob("*/metrics.jsonl")
+        return 2 * sum(path.read_text().count('"train"') for path in files)
+
     assert start("whole").wait(timeout=300) == 0
-    span, rng, killed = time.monotonic() - began, random.Random(0), 0
-    for _ in range(3):
-        process = start("killed")
-        time.sleep(rng.uniform(0.3, 0.7) * span)
-        killed += process.poll() is None
+    rng = random.Random(0)
+    for low in (4, 30, 75):  # in the first run twice, in the second once
+        process, until = start("killed"), low + rng.randrange(25)
+        while process.poll() is None and steps() < until:
+            time.sleep(0.002)
+        time.sleep(rng.uniform(0, 0.3))
+        assert process.poll() is None, "it ended before it was killed"
         os.killpg(process.pid, signal.SIGKILL)
         process.wait(timeout=60)
-    assert killed == 3
     assert start("killed").wait(timeout=300) == 0
     whole = rows_without_times(tmp_path / "whole" / "results")
     assert whole.keys() == {"none", "both"}
