@@ -22,6 +22,7 @@ def get_config() -> ConfigDict:
     model.widths = placeholder(tuple)  # channels a stage; the model's own
     model.strides = placeholder(tuple)  # of each stage's first block; 2 everywhere
     model.groups = placeholder(int)  # of every second layer; the model's own
+    model.grouped_layers = placeholder(tuple)  # other layers for them, the stem being 0
     model.branches = placeholder(tuple)  # some of ("kxk", "1x1", "identity"); all
     model.copies = placeholder(int)  # of the kxk branch of block mobileone; 4
     model.depth = placeholder(int)  # these four of deep_plain: its layers; 1000

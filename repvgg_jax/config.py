@@ -109,15 +109,20 @@ def config_mesh(config: ConfigDict, devices: Sequence[jax.Device] | None = None)
             f"model.conv_algorithm=onednn computes on one device, and the mesh has {mesh.size}; "
             "auto takes what each can"
         )
-    accumulate, group = config.train.accumulate, config.model.bn_group_size or 1
-    check_divides("train.batch_size", config.train.batch_size, mesh, accumulate)
+    check_divides("train.batch_size", config.train.batch_size, mesh, config.train.accumulate)
     check_divides("train.eval_batch_size", config.train.eval_batch_size, mesh)
-    if config.train.batch_size % (accumulate * group):
+    check_groups(config)
+    return mesh
+
+
+def check_groups(config: ConfigDict) -> None:
+    """Raises UsageError unless microbatches are whole BatchNorm groups."""
+    accumulate, group = config.train.accumulate, config.model.bn_group_size or 1
+    if group < 1 or config.train.batch_size % (accumulate * group):
         raise UsageError(
             f"model.bn_group_size={group}: must divide train.batch_size / train.accumulate = "
             f"{config.train.batch_size} / {accumulate}"
         )
-    return mesh
 
 
 def make_net(config: ConfigDict) -> nn.Module:

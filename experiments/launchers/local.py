@@ -1,0 +1,143 @@
+"""The launcher `local`: processes of this machine, one a device."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from experiments.launchers import Job, LauncherOptions
+from experiments.run_one import STOPPED
+from experiments.workdirs import LOG_FILE, last_words
+from repvgg_jax.errors import RunError, Stopped
+
+_POLL_SECONDS = 0.2
+_KILLED = {STOPPED, -signal.SIGTERM, -signal.SIGINT, 130}  # told to stop, wherever it was
+
+
+@dataclass
+class _Child:
+    job: Job
+    process: subprocess.Popen
+    slot: int
+    started: float
+
+
+def devices(environment: dict[str, str]) -> tuple[str, list[str]]:
+    """`("cuda", ["0", "1"])`, without starting a backend, which would take the devices' memory."""
+    platforms = environment.get("JAX_PLATFORMS", "")
+    if platforms == "cpu":
+        return "cpu", []
+    if (visible := environment.get("CUDA_VISIBLE_DEVICES")) is not None:
+        indices = [index for index in visible.split(",") if index not in ("", "-1")]
+        return ("cuda", indices) if indices else ("cpu", [])
+    for platform, pattern in (("cuda", r"nvidia(\d+)"), ("tpu", r"accel(\d+)")):
+        found = (re.fullmatch(pattern, path.name) for path in Path("/dev").glob("*"))
+        if indices := sorted(int(match[1]) for match in found if match):
+            return platform, [str(index) for index in indices]
+    return "cpu", []
+
+
+def device_environment(platform: str, indices: Sequence[str], slot: int, slots: int) -> dict:
+    """What a child is told of the one device that is its own, or shared where slots are more."""
+    if platform == "cpu":
+        return {}
+    index = indices[slot % len(indices)]
+    if platform == "tpu":
+        one = "1,1,1"
+        bounds = {"TPU_CHIPS_PER_PROCESS_BOUNDS": one, "TPU_PROCESS_BOUNDS": one}
+        return {"TPU_VISIBLE_CHIPS": index, **bounds}
+    sharing = -(-slots // len(indices))
+    fraction = {"XLA_PYTHON_CLIENT_MEM_FRACTION": f"{0.9 / sharing:.2f}"} if sharing > 1 else {}
+    return {"CUDA_VISIBLE_DEVICES": index, **fraction}
+
+
+def launch(jobs: Sequence[Job], options: LauncherOptions) -> None:
+    """Runs the jobs, `options.processes` at a time; by default one a device, one on a CPU.
+
+    A failed job doesn't keep the others from running. SIGINT and SIGTERM are passed on: the
+    children save and stop, and no other is started.
+
+    Raises:
+      RunError: at the end, where jobs failed, with the last words of each.
+      Stopped: where it was told to stop.
+    """
+    platform, indices = devices(dict(os.environ))
+    slots = options.processes or max(1, len(indices))
+    waiting, running, ends = list(jobs), [], {"finished": [], "failed": [], "stopped": []}
+    with _signals() as caught:
+        passed_on = 0
+        while running or (waiting and not caught):
+            free = sorted(set(range(slots)) - {child.slot for child in running})
+            for slot in free[: len(waiting)] if not caught else ():
+                given = device_environment(platform, indices, slot, slots)
+                running.append(_start(waiting.pop(0), slot, given))
+            if len(caught) > passed_on:
+                passed_on = len(caught)
+                for child in running:  # a SIGTERM: the terminal's SIGINT they have got themselves
+                    child.process.terminate()
+            time.sleep(_POLL_SECONDS)
+            for child in [child for child in running if child.process.poll() is not None]:
+                running.remove(child)
+                ends[_end(child)].append(child.job)
+    counts = ", ".join(f"{len(found)} {end}" for end, found in ends.items() if found)
+    print(f"{len(jobs)} runs: {counts or 'none started'}", flush=True)
+    if caught:
+        raise Stopped(f"stopped by {signal.Signals(caught[0]).name}; the same command goes on")
+    if ends["failed"]:
+        words = "; ".join(f"{job.name}: {last_words(workdir(job))}" for job in ends["failed"])
+        raise RunError(f"{len(ends['failed'])} of {len(jobs)} runs failed: {words}")
+
+
+def _start(job: Job, slot: int, environment: dict[str, str]) -> _Child:
+    folder = workdir(job)
+    folder.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable if word == "python" else word for word in job.command]
+    with (folder / LOG_FILE).open("ab") as log:
+        process = subprocess.Popen(
+            command,
+            env=os.environ | environment,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+        )
+    print(f"{job.name} started, output in {folder / LOG_FILE}", flush=True)
+    return _Child(job, process, slot, time.monotonic())
+
+
+def _end(child: _Child) -> str:
+    code = child.process.returncode
+    end = "finished" if code == 0 else "stopped" if code in _KILLED else "failed"
+    words = f": {last_words(workdir(child.job))}" if end == "failed" else ""
+    seconds = time.monotonic() - child.started
+    print(f"{child.job.name} {end} after {seconds:.0f} s{words}", flush=True)
+    return end
+
+
+def workdir(job: Job) -> Path:
+    """Where the job's run trains, as its command says."""
+    flag = "--workdir="
+    return Path(next(word for word in job.command if word.startswith(flag)).removeprefix(flag))
+
+
+@contextmanager
+def _signals() -> Iterator[list[int]]:
+    """The signals caught within, which would else end this process and not its children."""
+    caught: list[int] = []
+    former = {
+        number: signal.signal(number, lambda number, frame: caught.append(number))
+        for number in (signal.SIGINT, signal.SIGTERM)
+        if signal.getsignal(number) is not signal.SIG_IGN
+    }
+    try:
+        yield caught
+    finally:
+        for number, handler in former.items():
+            signal.signal(number, handler)

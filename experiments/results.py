@@ -1,0 +1,145 @@
+"""`experiments/results/SWEEP.jsonl`: one row a finished run, written from any number of hosts."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+from experiments.sweeps import Run
+from repvgg_jax.config_fields import identity
+from repvgg_jax.errors import UsageError
+from repvgg_jax.records import METRICS_FILE, read_metrics
+
+RESULTS = Path("experiments/results")
+VERSION = 1
+_START = b'{"version"'  # of every row
+REPORT_FILE = "report.json"  # of a finished run
+ABOUT_FILE = "run.json"  # what only the process that trains can say: commit, temporaries
+
+
+def append_row(path: str | os.PathLike[str], row: dict[str, Any]) -> None:
+    """Appends one line, whole, whoever else is appending.
+
+    One write to a descriptor in append mode, under a lock of the file; POSIX locks hold over NFS,
+    where appending by itself is not atomic. What a writer that died left of a line is closed.
+
+    Raises:
+      UsageError: where the file cannot be written to.
+    """
+    line = (json.dumps(row, allow_nan=False) + "\n").encode()
+    path = Path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o666)
+    except OSError as error:
+        raise UsageError(f"{path} cannot be written to ({error.strerror})") from None
+    try:
+        fcntl.lockf(descriptor, fcntl.LOCK_EX)  # gone with the process, however that ends
+        size = os.fstat(descriptor).st_size
+        if size and os.pread(descriptor, 1, size - 1) != b"\n":
+            line = b"\n" + line
+        if (written := os.write(descriptor, line)) < len(line):
+            raise UsageError(f"{path}: {written} of {len(line)} bytes written; is the disk full?")
+        os.fsync(descriptor)
+    except OSError as error:
+        raise UsageError(f"{path} cannot be written to ({error.strerror})") from None
+    finally:
+        os.close(descriptor)
+
+
+def read_rows(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
+    """The rows of a file, the last of those with the same config hash; none where there is no file.
+
+    Lines that a writer's death tore are left out: they end where another row's line starts.
+
+    Raises:
+      UsageError: for a row of another version, and a line that is no row, by file and line.
+    """
+    path = Path(path)
+    if not path.exists():
+        return []
+    rows: dict[str, dict[str, Any]] = {}
+    for number, line in enumerate(path.read_bytes().splitlines(), start=1):
+        try:
+            row = json.loads(line)
+        except ValueError:
+            if line[: len(_START)] == _START[: len(line)]:  # of a row of ours, and not its end
+                continue
+            raise UsageError(f"{path}, line {number}: no row; mend or remove that line") from None
+        if not isinstance(row, dict) or row.get("version") != VERSION:
+            version = row.get("version") if isinstance(row, dict) else None
+            raise UsageError(
+                f"{path}, line {number}: version {version!r}, where this code reads {VERSION}; "
+                "move the file away, or read it with the code that wrote it"
+            )
+        if "config_hash" not in row:
+            raise UsageError(f"{path}, line {number}: no config_hash; mend or remove that line")
+        rows.pop(row["config_hash"], None)  # so that a later one takes its later place
+        rows[row["config_hash"]] = row
+    return list(rows.values())
+
+
+def finished(run: Run, workdir: Path) -> bool:
+    """Whether the workdir holds this run's report, the last thing that a run writes."""
+    path = workdir / REPORT_FILE
+    return path.exists() and json.loads(path.read_text()).get("config_hash") == run.config_hash
+
+
+def row_of(run: Run, workdir: Path) -> dict[str, Any]:
+    """The row of a finished run, from what lies in its workdir."""
+    config = run.config()
+    report = json.loads((workdir / REPORT_FILE).read_text())
+    about = read_about(workdir)
+    deciding, metrics = identity(config), read_metrics(workdir / METRICS_FILE)
+    rate = report["examples_per_second"] or _median_rate(metrics)
+    done = time.gmtime((workdir / REPORT_FILE).stat().st_mtime)
+    return {
+        "version": VERSION,
+        "sweep": run.sweep,
+        "name": run.name,
+        "seed": run.seed,
+        "protocol": run.protocol,
+        "config_hash": run.config_hash,
+        "commit": about.get("commit"),
+        "dirty": about.get("dirty"),
+        "device": report["device"],
+        "overrides": {name: v for name, v in run.overrides.items() if name in deciding},
+        "top1": report["top1"],
+        "fusion_error": report.get("fusion", {}).get("max_relative_error"),
+        "steps": report["steps"],
+        "step_seconds": config.train.batch_size / rate if rate else None,
+        "examples_per_second": rate,
+        "wall_seconds": report["wall_seconds"],
+        "temporaries_bytes": about.get("temporaries_bytes"),
+        "params": report["params"],
+        "macs": report["macs"],
+        "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", done),
+        "curves": _curves(metrics),
+    }
+
+
+def read_about(workdir: Path) -> dict[str, Any]:
+    """What `run.json` says; nothing where it isn't there."""
+    path = workdir / ABOUT_FILE
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def _median_rate(rows: list[dict[str, Any]]) -> float | None:
+    """Of a run whose last start had no step left to take, so that its report knows none."""
+    rates = [row["examples_per_second"] for row in rows if row.get("examples_per_second")]
+    return statistics.median(rates) if rates else None
+
+
+def _curves(rows: list[dict[str, Any]]) -> dict[str, dict[str, list[float | None]]]:
+    return {
+        kind: {
+            name: [row.get(name) for row in rows if row["kind"] == kind]
+            for name in ("step", "loss", "top1")
+        }
+        for kind in ("train", "eval")
+    }

@@ -1,0 +1,160 @@
+"""What one job of a sweep does: train, or go on training, and append the row.
+
+python -m experiments.run_one --sweep=branches --name=both --seed=0 --protocol=cifar10_short \\
+    --workdir=runs/sweeps/1a2b3c4d5e6f --results=experiments/results [--config.field=value ...]
+
+Exit codes: 0 finished; 75 told to stop, and resumable by the same command; 2 a mistake of the
+user's, or the run is another process's; 3 a run that cannot go on; 1 an error of ours.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+import traceback
+from collections.abc import Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import jax
+from absl import logging
+from ml_collections import ConfigDict
+
+from experiments import workdirs
+from experiments.results import ABOUT_FILE, append_row, finished, read_about, read_rows, row_of
+from experiments.sweeps import Run, expand, parse_overrides
+from repvgg_jax import ahead
+from repvgg_jax.compilation import keep_programs
+from repvgg_jax.errors import RunError, Stopped, UsageError
+from repvgg_jax.modes import run_train
+from repvgg_jax.records import replace_text, write_json
+from repvgg_jax.runtime import (
+    all_processes,
+    join_processes,
+    leaving_at_once,
+    make_deterministic,
+    primary,
+    sync_processes,
+)
+
+STOPPED = 75  # sysexits.h: a temporary failure, the user is invited to retry
+ROOT = Path(__file__).parent.parent
+# Rows are committed too, and appending one doesn't make the code another.
+_CODE = (".", ":!experiments/results", ":!experiments/RESULTS.md")
+
+
+def execute(run: Run, workdir: Path, results: Path) -> None:
+    """Trains where the run isn't finished, and appends its row where that isn't there.
+
+    Raises:
+      UsageError: where the workdir is not this run's, or held by another process.
+      Stopped, RunError: as `run_train`.
+    """
+    if workdir.name != run.config_hash:
+        raise UsageError(f"--workdir={workdir}: must end in the run's hash, {run.config_hash}")
+    if primary():
+        workdirs.make(run, workdir.parent)
+    sync_processes("workdir of the sweep made")
+    with workdirs.locked(workdir) if primary() else nullcontext():
+        if not all_processes(finished(run, workdir)):
+            if primary():
+                (workdir / workdirs.ERROR_FILE).unlink(missing_ok=True)
+                _write_about(run.config(), workdir)
+            run_train(run.config(), workdir)
+        if primary():
+            record(run, workdir, results)
+
+
+def record(run: Run, workdir: Path, results: Path) -> None:
+    """Appends a finished run's row to its sweep's file, unless it is there."""
+    path = results / f"{run.sweep}.jsonl"
+    if all(row["config_hash"] != run.config_hash for row in read_rows(path)):
+        append_row(path, row_of(run, workdir))
+
+
+def _write_about(config: ConfigDict, workdir: Path) -> None:
+    """What the row says of this code and device, written before training so that no kill loses it.
+
+    The memory is the compiled step's, which is the same at every start.
+    """
+    temporaries = read_about(workdir).get("temporaries_bytes")
+    # Compiling for several processes may wait for the others, who are not here.
+    alone = jax.process_count() == 1 and config.optim.repoptimizer_from is None
+    if temporaries is None and alone:
+        memory = ahead.compile_step(config, jax.devices()).memory_analysis()
+        temporaries = None if memory is None else memory.temp_size_in_bytes
+    write_json(workdir / ABOUT_FILE, {**git_commit(), "temporaries_bytes": temporaries})
+
+
+def git_commit() -> dict[str, Any]:
+    """The code's commit, and whether files that git knows differ from it; None without git."""
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(ROOT), *arguments]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+    try:
+        changes = git("status", "--porcelain", "--untracked-files=no", "--", *_CODE)
+        return {"commit": git("rev-parse", "HEAD"), "dirty": bool(changes)}
+    except (OSError, subprocess.CalledProcessError):
+        return {"commit": None, "dirty": None}
+
+
+def parse(argv: Sequence[str]) -> tuple[Run, Path, Path]:
+    """The run that the flags describe, its workdir, and the folder of results."""
+    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
+    for name in ("sweep", "name", "protocol"):
+        parser.add_argument(f"--{name}", required=True)
+    parser.add_argument("--seed", required=True, type=int)
+    for name in ("workdir", "results"):
+        parser.add_argument(f"--{name}", required=True, type=Path)
+    options, rest = parser.parse_known_args(argv)
+    fields = parse_overrides(rest)
+    [run] = expand(options.sweep, options.protocol, [options.seed], fields, [options.name])
+    return run, options.workdir, options.results
+
+
+def main(argv: Sequence[str]) -> int:
+    """The exit code; a failure's last line is left in the workdir for `experiments.status`."""
+    logging.set_verbosity(logging.WARNING)
+    workdir = None
+    try:
+        run, workdir, results = parse(argv)
+        if run.config().train.deterministic:
+            make_deterministic()
+        keep_programs()
+        join_processes()
+        with leaving_at_once():
+            execute(run, workdir, results)
+    except Stopped as stop:
+        print(stop, file=sys.stderr)
+        return STOPPED
+    except workdirs.HeldError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    except RunError as error:
+        _leave(workdir, str(error))
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("interrupted: the same command goes on from the last checkpoint", file=sys.stderr)
+        return STOPPED
+    except Exception as error:
+        traceback.print_exc()
+        _leave(workdir, f"{type(error).__name__}: {error}")
+        return 1
+    return 0
+
+
+def _leave(workdir: Path | None, words: str) -> None:
+    if workdir is not None and workdir.is_dir():
+        line = next(iter(words.strip().splitlines()), words)
+        replace_text(workdir / workdirs.ERROR_FILE, line + "\n")
+
+
+if __name__ == "__main__":
+    code = main(sys.argv[1:])
+    sys.stdout.flush()
+    sys.exit(code)

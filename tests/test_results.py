@@ -1,0 +1,101 @@
+"""Rows from any number of writers, some of whom die."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from experiments.results import append_row, read_rows
+from repvgg_jax.errors import UsageError
+
+ROOT = Path(__file__).parent.parent
+WRITERS = """
+import os, sys
+from experiments.results import append_row
+for writer in range(5):
+    if os.fork() == 0:
+        for index in range(60):
+            name = f"{writer}-{index}"
+            append_row(sys.argv[1], {"version": 1, "config_hash": name, "pad": name * 900})
+        os._exit(0)
+assert all(os.wait()[1] == 0 for _ in range(5))
+"""
+
+
+def row(name, **fields):
+    return {"version": 1, "config_hash": name, **fields}
+
+
+def die_while_writing(path, size):
+    """A process that is killed with `size` bytes of its row written."""
+    if pid := os.fork():
+        assert os.waitpid(pid, 0)[1] == signal.SIGKILL
+        return
+    file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+    os.write(file, json.dumps(row("dead", pad="x" * 100)).encode()[:size])
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_rows_of_many_writers_at_once_are_whole(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    subprocess.run([sys.executable, "-c", WRITERS, str(path)], cwd=ROOT, check=True, timeout=120)
+    rows = read_rows(path)
+    assert {row["config_hash"] for row in rows} == {f"{w}-{i}" for w in range(5) for i in range(60)}
+    assert all(row["pad"] == row["config_hash"] * 900 for row in rows)
+    assert path.read_bytes().count(b"\n") == len(rows)
+
+
+@pytest.mark.filterwarnings("ignore:os.fork")
+@pytest.mark.parametrize("size", [1, 5, 40, 120])
+def test_what_a_dead_writer_left_costs_no_other_row(tmp_path, size):
+    path = tmp_path / "folder" / "rows.jsonl"
+    append_row(path, row("before"))
+    die_while_writing(path, size)
+    assert [row["config_hash"] for row in read_rows(path)] == ["before"]
+    append_row(path, row("after"))
+    assert [row["config_hash"] for row in read_rows(path)] == ["before", "after"]
+
+
+def test_of_rows_of_one_run_the_last_counts(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    for name, top1 in (("a", 0.1), ("b", 0.2), ("a", 0.3)):
+        append_row(path, row(name, top1=top1))
+    assert [(row["config_hash"], row["top1"]) for row in read_rows(path)] == [
+        ("b", 0.2),
+        ("a", 0.3),
+    ]
+    assert read_rows(tmp_path / "none.jsonl") == []
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ({"version": 2, "config_hash": "b"}, "rows.jsonl, line 2: version 2"),
+        ({"config_hash": "b"}, "line 2: version None"),
+        ({"version": 1}, "line 2: no config_hash"),
+        ([1], "line 2: version None"),
+    ],
+)
+def test_rows_of_another_version_are_refused_by_name(tmp_path, line, says):
+    path = tmp_path / "rows.jsonl"
+    append_row(path, row("a"))
+    append_row(path, line)
+    with pytest.raises(UsageError, match=says):
+        read_rows(path)
+
+
+def test_what_is_no_row_is_refused_by_name(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text("<<<<<<< HEAD\n" + json.dumps(row("a")) + "\n")
+    with pytest.raises(UsageError, match="line 1: no row"):
+        read_rows(path)
+
+
+def test_a_file_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UsageError, match=r"rows\.jsonl cannot be written"):
+        append_row(tmp_path / "file" / "rows.jsonl", row("a"))

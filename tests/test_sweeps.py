@@ -1,0 +1,276 @@
+"""Sweeps: what they expand to, checks before anything starts, runs that are held and resumed."""
+
+import json
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from experiments import run, run_one, status, workdirs
+from experiments.launchers import Job, LauncherOptions
+from experiments.launchers.local import device_environment, devices, launch
+from experiments.results import read_rows
+from experiments.sweeps import PROTOCOLS, SWEEPS, Sweep, expand, parse_overrides
+from repvgg_jax.errors import RunError, Stopped, UsageError
+from tests.sweep_runs import flags
+
+ROOT = Path(__file__).parent.parent
+FACTS = ROOT.parent / "shared" / "facts.json"
+TIMES = {"finished", "wall_seconds", "step_seconds", "examples_per_second", "commit", "dirty"}
+
+
+@pytest.mark.parametrize("name", SWEEPS)
+def test_every_sweep_can_be_built_in_both_protocols(name):
+    sweep = SWEEPS[name]
+    for protocol in PROTOCOLS:
+        runs = expand(name, protocol)
+        assert len(runs) == 3 * len(sweep.variants)
+        names = {run.job_name for run in runs}
+        assert len(names) == len(runs)
+        assert all(re.fullmatch(r"[a-z0-9-]{1,80}", name) for name in names)
+    assert sweep.baseline in sweep.variants
+    assert sweep.published.keys() <= sweep.variants.keys()
+    assert bool(sweep.published) == bool(sweep.source)
+
+
+def one(sweep, name, seed=0, **fields):
+    [found] = expand(sweep, seeds=[seed], only=[name], overrides=fields)
+    return found
+
+
+def test_a_hash_is_shared_by_what_computes_the_same_and_by_nothing_else():
+    both = one("branches", "both")
+    assert both.config_hash == one("variants", "full").config_hash
+    assert both.config_hash == one("blocks", "repvgg").config_hash
+    assert both.config_hash == one("branches", "both", **{"data.data_dir": "/x"}).config_hash
+    others = [
+        one("branches", "both", 1),
+        one("branches", "none"),
+        *expand("groups", "cifar10_full"),
+    ]
+    assert both.config_hash not in {other.config_hash for other in others}
+    [given] = expand("branches", seeds=[2], only=["none"], overrides={"train.epochs": 1})
+    assert given.config().model.branches == ("kxk",)
+    assert (given.config().train.epochs, given.config().seed) == (1.0, 2)
+
+
+def test_all_mistakes_are_listed_at_once(monkeypatch):
+    variants = {
+        "good": {},
+        "field": {"model.blok": "dbb"},
+        "block": {"model.block": "dbbb"},
+        "branch": {"model.branches": ("3x3",)},
+        "group": {"model.bn_group_size": 48},
+        "type": {"train.epochs": "many"},
+        "range": {"optim.momentum": 2.0},
+        "two": {"model.groop": 2, "optim.momentun": 0.5},
+        "fit": {"model.depths": (1, 2)},
+    }
+    monkeypatch.setitem(SWEEPS, "wrong", Sweep("", "good", variants))
+    with pytest.raises(UsageError) as caught:
+        expand("wrong")
+    said = str(caught.value)
+    assert said.startswith("9 mistakes:")
+    for name, words in {
+        "field": "did you mean model.block",
+        "block": "unknown block 'dbbb'",
+        "branch": "3x3",
+        "group": "bn_group_size=48",
+        "type": "must be of type float",
+        "range": "optim.momentum=2.0",
+        "two": "model.groop",
+        "fit": "widths",
+    }.items():
+        assert re.search(f"wrong/{name}: .*{re.escape(words)}", said), said
+    assert "optim.momentun" in said
+    assert "good" not in said
+
+
+def test_unknown_words_and_undone_variants_are_refused():
+    with pytest.raises(UsageError, match=r"(?s)3 mistakes.*branchez.*cifar11.*seeds 1,1"):
+        expand("branchez", "cifar11", [1, 1])
+    with pytest.raises(UsageError, match="no fast; it has none, identity, 1x1, both"):
+        expand("branches", only=["fast"])
+    with pytest.raises(UsageError, match="none and identity and 1x1 and both are one and the same"):
+        expand("branches", overrides={"model.branches": ("kxk",)})
+
+
+def test_flags_are_read_by_the_type_of_their_field():
+    given = ["--config.data.name=1", "--config.data.flip=false", "--config.model.widths=(1,2)"]
+    assert parse_overrides(given) == {
+        "data.name": "1",
+        "data.flip": False,
+        "model.widths": (1, 2),
+    }
+    for wrong in (["--fast"], ["--config.seed"], ["--config.seed=1", "--config.seed=2"]):
+        with pytest.raises(UsageError, match=wrong[0].split("=")[0]):
+            parse_overrides(wrong)
+
+
+@pytest.mark.skipif(not FACTS.exists(), reason="shared/facts.json, the papers' figures, is missing")
+def test_published_figures_are_the_papers():
+    paper = json.loads(FACTS.read_text())
+    assert SWEEPS["groups"].published == {
+        str(groups): paper["repvgg"][name]["paper_table4_120ep"]["top1"]
+        for groups, name in ((1, "B1"), (2, "B1g2"), (4, "B1g4"))
+    }
+    rows = paper["repvgg_paper"]["table6_ablation_B0"]
+    both = {(row["identity"], row["conv1x1"]): row["top1"] for row in rows}
+    found = {
+        (name in ("identity", "both"), name in ("1x1", "both")): top1
+        for name, top1 in SWEEPS["branches"].published.items()
+    }
+    assert found == both
+    variants = SWEEPS["variants"].published
+    table = list(paper["repvgg_paper"]["table7_variants_B0"].values())
+    assert list(variants.values()) == table  # in the paper's order, the names being ours
+    blocks = {"plain": both[False, False], "repvgg": both[True, True]} | variants
+    assert SWEEPS["blocks"].published.items() <= blocks.items()
+
+
+HOLDER = """
+import sys, time
+from pathlib import Path
+from experiments.workdirs import locked
+with locked(Path(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_the_second_process_is_told_who_holds_a_run_and_the_dead_hold_none(tmp_path):
+    command = [sys.executable, "-c", HOLDER, str(tmp_path)]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout.readline() == "held\n"
+        who = rf"process {holder.pid} on \S+ since 20\d\d-"
+        assert re.match(who, workdirs.held_by(tmp_path))
+        with pytest.raises(workdirs.HeldError, match=who), workdirs.locked(tmp_path):
+            pass
+        holder.kill()
+    assert workdirs.held_by(tmp_path) is None
+    with workdirs.locked(tmp_path):
+        pass
+
+
+def test_a_run_is_trained_once_for_all_sweeps_and_failures_wait(tmp_path, capsys, monkeypatch):
+    started = []
+    monkeypatch.setattr(
+        run,
+        "LAUNCHERS",
+        {"local": lambda jobs, _: started.extend(run_one.main(job.command[3:]) for job in jobs)},
+    )
+    folders = [f"--workdirs={tmp_path / 'runs'}", f"--results={tmp_path / 'results'}"]
+
+    def sweep(name, *arguments, **changes):
+        started.clear()
+        given = [name, "--seeds=0", *folders, *arguments, *flags(**changes)]
+        assert run.main(given) == 0
+        return capsys.readouterr().out, started.copy()
+
+    assert sweep("branches", "--only=none", "--dry_run")[1] == []
+    said, codes = sweep("branches", "--only=none")
+    assert codes == [0]
+    assert "1 new; to run: 1" in said
+    assert sweep("branches", "--only=none")[1] == []
+    said, codes = sweep("blocks", "--only=plain")  # the same run
+    assert codes == []
+    [row], [other] = (read_rows(tmp_path / f"results/{n}.jsonl") for n in ("branches", "blocks"))
+    assert other == row | {"sweep": "blocks", "name": "plain"}
+    assert (row["steps"], row["seed"], row["version"]) == (8, 0, 1)
+    assert row["curves"]["eval"]["step"] == [6, 8]
+    assert row["top1"].keys() == {"train_form", "fused"}
+    assert row["overrides"]["model.branches"] == ["kxk"]
+    assert row["temporaries_bytes"] > 0
+    # A learning rate from which the loss is not finite.
+    wild = {"optim__learning_rate": 1e20}
+    assert sweep("branches", "--only=none", **wild)[1] == [3]
+    said, codes = sweep("branches", "--only=none", **wild)
+    assert codes == []
+    assert "failed: step" in said
+    assert sweep("branches", "--only=none", "--retry_failed", **wild)[1] == [3]
+    capsys.readouterr()
+    given = ["branches", "--only=none,both", "--seeds=0", *folders]
+    assert status.main([*given, *flags()]) == 0
+    said = capsys.readouterr().out
+    assert re.search(r"none seed 0 +\w{12}  done +train form \d+\.\d\d%, fused", said)
+    assert "1 done, 1 new" in said
+    status.main([*given, *flags(**wild)])
+    assert re.search(r"failed +step \d+: loss", capsys.readouterr().out)
+
+
+def job(tmp_path, name, code):
+    return Job(name, ("python", "-c", code, f"--workdir={tmp_path / name}"), None)
+
+
+def test_a_failed_job_does_not_keep_the_others_from_running(tmp_path, capsys):
+    jobs = [job(tmp_path, "bad", "print('first'); raise ValueError('the last line')")]
+    jobs += [job(tmp_path, f"good{i}", "print('fine')") for i in range(2)]
+    with pytest.raises(RunError, match="1 of 3 runs failed: bad: ValueError: the last line"):
+        launch(jobs, LauncherOptions(processes=2))
+    assert "3 runs: 2 finished, 1 failed" in capsys.readouterr().out
+    assert (tmp_path / "good1" / "log.txt").read_text() == "fine\n"
+
+
+def test_a_signal_is_passed_on_and_no_other_job_starts(tmp_path):
+    code = (
+        "import os, signal, sys, time\n"
+        "signal.signal(signal.SIGTERM, lambda *_: (print('saved', flush=True), sys.exit(75)))\n"
+        "os.kill(os.getppid(), signal.SIGTERM)\n"
+        "time.sleep(60)"
+    )
+    jobs = [job(tmp_path, "one", code), job(tmp_path, "two", "print('never')")]
+    with pytest.raises(Stopped, match="SIGTERM; the same command goes on"):
+        launch(jobs, LauncherOptions(processes=1))
+    assert (tmp_path / "one" / "log.txt").read_text() == "saved\n"
+    assert not (tmp_path / "two").exists()
+
+
+def test_jobs_are_spread_over_the_devices():
+    assert devices({"CUDA_VISIBLE_DEVICES": "2,3"}) == ("cuda", ["2", "3"])
+    assert devices({"CUDA_VISIBLE_DEVICES": ""}) == ("cpu", [])
+    assert devices({"JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": "0"}) == ("cpu", [])
+    given = [device_environment("cuda", ["2", "3"], slot, 4) for slot in range(4)]
+    assert [one["CUDA_VISIBLE_DEVICES"] for one in given] == ["2", "3", "2", "3"]
+    assert {one["XLA_PYTHON_CLIENT_MEM_FRACTION"] for one in given} == {"0.45"}
+    assert device_environment("tpu", ["0", "1"], 1, 2)["TPU_VISIBLE_CHIPS"] == "1"
+
+
+def rows_without_times(results):
+    rows = read_rows(results / "branches.jsonl")
+    return {row["name"]: {k: v for k, v in row.items() if k not in TIMES} for row in rows}
+
+
+@pytest.mark.slow
+def test_a_sweep_killed_three_times_gives_the_rows_of_an_undisturbed_one(tmp_path):
+    def start(folder):
+        command = [sys.executable, "-m", "experiments.run", "branches", "--launcher=local"]
+        command += ["--seeds=0", "--only=none,both", f"--workdirs={tmp_path / folder / 'runs'}"]
+        command += [f"--results={tmp_path / folder / 'results'}"]
+        command += flags(train__steps=60, train__checkpoint_every=5)
+        return subprocess.Popen(command, cwd=ROOT, start_new_session=True)
+
+    def steps():
+        """Of both runs, by the lines of their curves, one for two steps."""
+        files = (tmp_path / "killed" / "runs").glob("*/metrics.jsonl")
+        return 2 * sum(path.read_text().count('"train"') for path in files)
+
+    assert start("whole").wait(timeout=300) == 0
+    rng = random.Random(0)
+    for low in (4, 30, 75):  # in the first run twice, in the second once
+        process, until = start("killed"), low + rng.randrange(25)
+        while process.poll() is None and steps() < until:
+            time.sleep(0.002)
+        time.sleep(rng.uniform(0, 0.3))
+        assert process.poll() is None, "it ended before it was killed"
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait(timeout=60)
+    assert start("killed").wait(timeout=300) == 0
+    whole = rows_without_times(tmp_path / "whole" / "results")
+    assert whole.keys() == {"none", "both"}
+    assert rows_without_times(tmp_path / "killed" / "results") == whole
