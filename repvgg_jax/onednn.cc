@@ -6,6 +6,7 @@
 // and written where they lie.
 // A primitive is made once for each shape, since making one compiles code.
 
+#include <algorithm>
 #include <cstdint>
 #include <cstring>
 #include <exception>
@@ -48,6 +49,7 @@ struct Problem {
 struct Plan {
   dnnl::primitive primitive;
   memory::desc x, kernel, bias, y;  // as the primitive wants them
+  memory::desc scratchpad;          // what it works in
   memory::desc hwio;                // the kernel as JAX has it
   dnnl::reorder reorder;            // between the two, where they differ
 
@@ -79,29 +81,38 @@ Plan MakePlan(const Problem& p) {
 
   const memory::dims strides{p.strides, p.strides}, gaps{p.dilation - 1, p.dilation - 1};
   const memory::dims before{p.top, p.left};
-  const memory::dims after{(p.y[1] - 1) * p.strides + (kh - 1) * p.dilation + 1 - height - p.top,
-                           (p.y[2] - 1) * p.strides + (kw - 1) * p.dilation + 1 - width - p.left};
+  // Pixels that no window reaches are no negative padding: oneDNN then writes where it must not.
+  const auto beyond = [&p](int64_t y, int64_t size, int64_t x, int64_t before) {
+    return std::max<int64_t>(0, (y - 1) * p.strides + (size - 1) * p.dilation + 1 - x - before);
+  };
+  const memory::dims after{beyond(p.y[1], kh, height, p.top), beyond(p.y[2], kw, width, p.left)};
   const auto direct = dnnl::algorithm::convolution_direct;
   if (p.bias) plan.bias = memory::desc({cout}, f32, memory::format_tag::a);
   dnnl::post_ops after_sum;
   if (p.relu) after_sum.append_eltwise(dnnl::algorithm::eltwise_relu, 0.f, 0.f);
   dnnl::primitive_attr attributes;
   attributes.set_post_ops(after_sum);
+  // Else the library keeps one scratchpad for each thread that makes primitives, while XLA runs
+  // them on any of its threads, and several at once.
+  attributes.set_scratchpad_mode(dnnl::scratchpad_mode::user);
   const dnnl::convolution_forward::primitive_desc forward(
       Engine(), dnnl::prop_kind::forward, direct, plan.x, any, plan.bias, plan.y, strides, gaps,
       before, after, attributes);
   if (p.pass == kForward) {
     plan.kernel = forward.weights_desc();
+    plan.scratchpad = forward.scratchpad_desc();
     plan.primitive = dnnl::convolution_forward(forward);
   } else if (p.pass == kInputGradient) {
     const dnnl::convolution_backward_data::primitive_desc backward(
-        Engine(), direct, plan.x, any, plan.y, strides, gaps, before, after, forward);
+        Engine(), direct, plan.x, any, plan.y, strides, gaps, before, after, forward, attributes);
     plan.kernel = backward.weights_desc();
+    plan.scratchpad = backward.scratchpad_desc();
     plan.primitive = dnnl::convolution_backward_data(backward);
   } else {
     const dnnl::convolution_backward_weights::primitive_desc backward(
-        Engine(), direct, plan.x, any, plan.y, strides, gaps, before, after, forward);
+        Engine(), direct, plan.x, any, plan.y, strides, gaps, before, after, forward, attributes);
     plan.kernel = backward.diff_weights_desc();
+    plan.scratchpad = backward.scratchpad_desc();
     plan.primitive = dnnl::convolution_backward_weights(backward);
   }
   if (plan.kernel != plan.hwio) {
@@ -139,6 +150,7 @@ ffi::Error Run(const Problem& problem, void* x, void* kernel, void* y, void* bia
         {problem.pass == kInputGradient ? DNNL_ARG_DIFF_SRC : DNNL_ARG_SRC,
          memory(plan->x, Engine(), x)},
         {problem.pass == kKernelGradient ? DNNL_ARG_DIFF_WEIGHTS : DNNL_ARG_WEIGHTS, own},
+        {DNNL_ARG_SCRATCHPAD, memory(plan->scratchpad, Engine())},
         {gradient ? DNNL_ARG_DIFF_DST : DNNL_ARG_DST, memory(plan->y, Engine(), y)}};
     if (bias) arguments.emplace(DNNL_ARG_BIAS, memory(plan->bias, Engine(), bias));
     plan->primitive.execute(stream, arguments);

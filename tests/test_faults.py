@@ -79,6 +79,7 @@ def test_a_run_killed_twenty_times_ends_as_the_undisturbed_one(tmp_path):
     assert [row["loss"] for row in rows] == [row["loss"] for row in others]
 
 
+@pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_saves_at_the_next_step(number, undisturbed, tmp_path, monkeypatch):
     at_batch(monkeypatch, 3, lambda batch: os.kill(os.getpid(), number))  # before the second step

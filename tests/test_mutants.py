@@ -103,8 +103,8 @@ FAULTS = {
     "dilation": (branch_file, "Conv", undilated, exact, (1,)),
     "order of squeeze-and-excite and ReLU": (
         RepVGG,
-        "activate",
-        RepVGGPlus.activate,
+        "run_activated",
+        RepVGGPlus.run_activated,
         test_fuse.test_squeeze_excite_stands_before_the_relu_and_averages_all_of_the_map,
         (),
     ),
