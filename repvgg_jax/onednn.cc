@@ -8,11 +8,13 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <cstdlib>
 #include <cstring>
 #include <exception>
 #include <map>
 #include <memory>
 #include <mutex>
+#include <new>
 #include <string>
 #include <unordered_map>
 #include <utility>
@@ -60,6 +62,22 @@ struct Plan {
 dnnl::engine& Engine() {
   static dnnl::engine engine(dnnl::engine::kind::cpu, 0);
   return engine;
+}
+
+// Memory of this thread to work in, kept from call to call, since fresh pages would cost more.
+void* Scratch(const memory::desc& wanted) {
+  thread_local std::unique_ptr<void, decltype(&std::free)> kept(nullptr, &std::free);
+  thread_local size_t size = 0;
+  if (wanted.get_size() > size) {
+    size = (wanted.get_size() + 63) / 64 * 64;
+    kept.reset();  // first, so that there are never two
+    kept.reset(std::aligned_alloc(64, size));
+    if (!kept) {
+      size = 0;
+      throw std::bad_alloc();
+    }
+  }
+  return kept.get();
 }
 
 Plan MakePlan(const Problem& p) {
@@ -150,7 +168,7 @@ ffi::Error Run(const Problem& problem, void* x, void* kernel, void* y, void* bia
         {problem.pass == kInputGradient ? DNNL_ARG_DIFF_SRC : DNNL_ARG_SRC,
          memory(plan->x, Engine(), x)},
         {problem.pass == kKernelGradient ? DNNL_ARG_DIFF_WEIGHTS : DNNL_ARG_WEIGHTS, own},
-        {DNNL_ARG_SCRATCHPAD, memory(plan->scratchpad, Engine())},
+        {DNNL_ARG_SCRATCHPAD, memory(plan->scratchpad, Engine(), Scratch(plan->scratchpad))},
         {gradient ? DNNL_ARG_DIFF_DST : DNNL_ARG_DST, memory(plan->y, Engine(), y)}};
     if (bias) arguments.emplace(DNNL_ARG_BIAS, memory(plan->bias, Engine(), bias));
     plan->primitive.execute(stream, arguments);
