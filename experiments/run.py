@@ -155,7 +155,6 @@ def run_sweep(argv: Sequence[str]) -> None:
     jobs = []
     for run, state, cost in zip(runs, states, seconds, strict=True):
         if state in TO_RUN:
-            workdirs.make(run, options.workdirs)
             jobs.append(job_of(run, options, cost))
         elif state == "done" and run.config_hash not in recorded:  # by another sweep
             record(run, run.workdir(options.workdirs), options.results)
