@@ -13,16 +13,17 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from experiments.report_costs import common_scatter, sweep_scatter
 from experiments.report_figures import (
     draw_curves,
     draw_differences,
     draw_fusion_errors,
     draw_scatter,
 )
-from experiments.report_labels import Point
 from experiments.report_numbers import Group, Row, compare_order, group_rows, known_values
 from experiments.report_page import Block, Figure, Heading, Paragraph, Table, to_html, to_markdown
 from experiments.report_tables import (
+    NONE,
     accuracy_table,
     cost_table,
     count,
@@ -30,7 +31,7 @@ from experiments.report_tables import (
     done,
     order_blocks,
     other_table,
-    step_times,
+    signed,
 )
 from experiments.results import RESULTS, read_rows
 from experiments.sweeps import SWEEPS
@@ -88,10 +89,8 @@ def _overview(groups: Sequence[Group]) -> Table:
         tau = compare_order(group, sweep.published).tau
         shared = [f"`{name}={value}`" for name, value in group.shared.items()]
         protocol = " with ".join([f"`{group.protocol}`", *[", ".join(shared)][: len(shared)]])
-        rows.append(
-            [f"[{group.sweep}](#{group.name})", sweep.title, protocol, done(group)]
-            + ["–" if tau is None else f"{tau:.2f}".replace("-", "\N{MINUS SIGN}")]
-        )
+        order = NONE if tau is None else signed(tau)
+        rows.append([f"[{group.sweep}](#{group.name})", sweep.title, protocol, done(group), order])
     return Table(header, rows, 2)
 
 
@@ -117,90 +116,36 @@ def _figures(group: Group) -> list[Figure]:
     if group.runs[group.baseline] and len(group.rows) > len(group.runs[group.baseline]):
         caption = (
             f"{about}: difference to the baseline. Bar: mean; line: its 95% interval; circles: "
+            "seeds; diamonds: the paper's difference. What the frame cuts off goes on beyond it."
         )
-        caption += "seeds; diamonds: the paper's difference. An arrow: beyond the axis."
         figures.append(Figure(f"{group.name}-differences", draw_differences(group), caption))
     caption = f"{about}: curves, mean over seeds ± 1 standard deviation; the loss is smoothed."
     figures.append(Figure(f"{group.name}-curves", draw_curves(group), caption))
-    points, cost = _points(group)
-    if points:
-        caption = f"{about}: accuracy against {cost}, ± 1 standard deviation over seeds."
-        svg = draw_scatter(f"{group.name}-scatter", points, cost)
-        figures.append(Figure(f"{group.name}-scatter", svg, caption))
+    scatter = sweep_scatter(group)
+    if len(scatter.points) > 1:
+        caption = f"{about}: accuracy against {scatter.cost}, ± 1 standard deviation over seeds."
+        svg = draw_scatter(f"{group.name}-scatter", scatter.points, scatter.cost)
+        figures.append(Figure(f"{group.name}-scatter", svg, caption + scatter.remark))
     if any(row.get("fusion_error") for row in group.rows):
         caption = f"{about}: fusion error of each run."
         figures.append(Figure(f"{group.name}-fusion", draw_fusion_errors(group), caption))
     return figures
 
 
-def _points(group: Group) -> tuple[list[Point], str]:
-    """A sweep's scatter and what its accuracy is drawn against.
-
-    Fused throughput where all rows have it, fused MACs where not; and where all nets fuse to one
-    of the same cost, as blocks and branches do, the time of a training step.
-    """
-    costs, label = fused_costs(group)
-    if len(set(costs.values())) < 2:
-        times = {name: step_times(group, list(runs.values())) for name, runs in group.runs.items()}
-        costs = {name: sample.mean for name, sample in times.items() if sample.values}
-        label = "training step (ms); all fuse to the same cost"
-    names = [name for name in group.runs if name in costs]
-    kinds = {name: i for i, name in enumerate(n for n in names if n != group.baseline)}
-    samples = {name: group.top1(name) for name in names}
-    points = [
-        Point(name, costs[name], samples[name].mean, samples[name].std or 0.0, kinds.get(name, -1))
-        for name in names
-    ]
-    return (points if len(points) > 1 else []), label
-
-
-def fused_costs(group: Group) -> tuple[dict[str, float], str]:
-    """Variant -> what its fused form costs, and the name and unit of that."""
-    rows = group.rows
-    if rows and len(known_values(rows, "throughput", "fused")) == len(rows):
-        path, unit, label = ("throughput", "fused"), 1.0, "throughput of the fused form (images/s)"
-    else:
-        path, unit, label = ("macs", "fused"), 1e6, "MACs of the fused form (millions)"
-    found = {n: known_values(list(runs.values()), *path) for n, runs in group.runs.items()}
-    return {name: sum(v) / len(v) / unit for name, v in found.items() if v}, label
-
-
 def _all_sweeps(groups: Sequence[Group]) -> list[Block]:
-    """A scatter a protocol over all sweeps: names where no other net is both better and cheaper."""
+    """A scatter a protocol over all its sweeps."""
     blocks: list[Block] = []
     for protocol in dict.fromkeys(group.protocol for group in groups):
         chosen = [g for g in groups if g.protocol == protocol and not g.shared]
-        entries, seen = [], set()
-        for kind, group in enumerate(chosen):
-            costs, label = fused_costs(group)
-            for name in costs:
-                hashes = frozenset(row["config_hash"] for row in group.runs[name].values())
-                if not hashes & seen:  # the baselines of several sweeps are the same runs
-                    entries.append((kind, group, name, costs[name], label))
-                seen |= hashes
-        if len(chosen) < 2 or len({entry[4] for entry in entries}) != 1:
+        if len(chosen) < 2 or not (scatter := common_scatter(chosen)):
             continue
-        points = _frontier(entries)
-        name, label = f"all-{protocol}-scatter", entries[0][4]
-        legend = [(kind, group.sweep) for kind, group in enumerate(chosen)]
-        caption = f"All sweeps, {protocol}: accuracy against {label}; named are the nets that no "
-        caption += "other beats in both. Runs that several sweeps share are drawn once."
-        blocks.append(Figure(name, draw_scatter(name, points, label, legend), caption))
+        caption = f"All sweeps, {protocol}: accuracy against {scatter.cost}. Named are the nets "
+        caption += "that no other beats in both. Runs that several sweeps share are drawn once."
+        legend = [(list(SWEEPS).index(group.sweep), group.sweep) for group in chosen]
+        name = f"all-{protocol}-scatter"
+        svg = draw_scatter(name, scatter.points, scatter.cost, legend)
+        blocks.append(Figure(name, svg, caption + scatter.remark))
     return [Heading(2, "All sweeps together", "all"), *blocks] if blocks else []
-
-
-def _frontier(entries: Sequence[tuple[int, Group, str, float, str]]) -> list[Point]:
-    """The points, with labels for those on the frontier."""
-    points, sign = [], -1 if entries[0][4].startswith("throughput") else 1
-    samples = [(group.top1(name), sign * cost) for _, group, name, cost, _ in entries]
-    for (kind, group, name, cost, _), (sample, price) in zip(entries, samples, strict=True):
-        beaten = any(
-            other.mean >= sample.mean and p <= price and (other.mean, p) != (sample.mean, price)
-            for other, p in samples
-        )
-        label = "" if beaten else f"{group.sweep}: {name}"
-        points.append(Point(label, cost, sample.mean, sample.std or 0.0, kind))
-    return points
 
 
 def write_report(results: Path, out: Path) -> list[Path]:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from experiments.report_labels import Point, label_points
-from experiments.report_numbers import Group, Row
+from experiments.report_numbers import Group, Row, Sample
 from experiments.sweeps import SWEEPS
 from repvgg_jax.curves import smoothed
 
@@ -72,7 +72,9 @@ def draw_differences(group: Group) -> str:
     names = [v for v in group.runs if v != group.baseline]
     samples = [group.difference(name, group.baseline) for name in names]
     published = SWEEPS[group.sweep].published
-    reach = _reach([max(map(abs, sample.values.values()), default=0.0) for sample in samples])
+    known = [name for name in names if name in published and group.baseline in published]
+    paper = {name: published[name] - published[group.baseline] for name in known}
+    reach = max([_reach([_extent(s) for s in samples]), *(1.1 * abs(x) for x in paper.values())])
 
     def paint(figure: Any) -> None:
         axes = figure.subplots()
@@ -81,21 +83,20 @@ def draw_differences(group: Group) -> str:
                 _bar(axes, y, sample, reach)
             else:
                 axes.text(0, y, " no run yet", va="center", color="0.35")
-            if name in published and group.baseline in published:
-                x = published[name] - published[group.baseline]
+            if name in paper:
                 style = dict(marker="D", markersize=5.5, color=VERMILLION, linestyle="none")
-                axes.plot(np.clip(x, -reach, reach), y, markerfacecolor="white", zorder=4, **style)
+                axes.plot(paper[name], y, markerfacecolor="white", zorder=4, **style)
         axes.set_yticks(range(len(names)), names)
         axes.set_ylim(len(names) - 0.4, -0.6)
         axes.set_xlim(-1.08 * reach, 1.08 * reach)
         axes.axvline(0, color=BLACK, linewidth=1)
         axes.grid(visible=False, axis="y")
-        axes.set_xlabel(f"top-1 less that of {group.baseline}, same seeds (points)")
+        axes.set_xlabel(f"top-1 minus that of {group.baseline}, same seeds (points)")
 
     return draw(f"{group.name}-differences", 0.75 + 0.3 * len(names), paint)
 
 
-def _bar(axes: Any, y: int, sample: Any, reach: float) -> None:
+def _bar(axes: Any, y: int, sample: Sample, reach: float) -> None:
     mean, half = sample.mean, sample.half_width
     axes.barh(y, np.clip(mean, -reach, reach), height=0.62, color="#9CC9E6")
     low, high = (mean - half, mean + half) if half is not None else (mean, mean)
@@ -110,6 +111,14 @@ def _bar(axes: Any, y: int, sample: Any, reach: float) -> None:
         text = f"{mean:+.1f} ▸" if mean > 0 else f"◂ {mean:+.1f}".replace("-", "\N{MINUS SIGN}")
         align = "right" if mean > 0 else "left"
         axes.text(side * 1.05 * reach, y, text, ha=align, va="center", fontsize=8.5, zorder=5)
+
+
+def _extent(sample: Sample) -> float:
+    """How far from zero seeds and interval reach; an interval of twice that may be cut off."""
+    largest = max(map(abs, sample.values.values()), default=0.0)
+    if (half := sample.half_width) is None:
+        return largest
+    return max(largest, min(abs(sample.mean) + half, 2 * largest))
 
 
 def _reach(extents: Sequence[float]) -> float:
@@ -131,7 +140,7 @@ def draw_curves(group: Group) -> str:
     chunks = [names[i : i + 5] for i in range(0, len(names), 5)] or [[]]
 
     def paint(figure: Any) -> None:
-        grid = figure.subplots(len(chunks), 2, squeeze=False, sharex="col", sharey="col")
+        grid = figure.subplots(len(chunks), 2, squeeze=False, sharex="col")
         for panels, chunk in zip(grid, chunks, strict=True):
             baseline = [group.baseline] if group.runs[group.baseline] else []
             for index, name in enumerate([*baseline, *chunk]):

@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 
-@dataclass(frozen=True)
-class Point:
+class Point(NamedTuple):
     """A point of a scatter: `y` with its standard deviation over seeds, 0 where there is none.
 
-    `kind` picks colour and marker; a point without a label has an empty one.
+    `kind` picks colour and marker, -1 being the baseline's.
     """
 
-    label: str
+    name: str
     x: float
     y: float
     std: float
     kind: int
+    labelled: bool
 
 
 def label_points(figure: Any, axes: Any, points: Sequence[Point]) -> None:
@@ -34,15 +33,16 @@ def label_points(figure: Any, axes: Any, points: Sequence[Point]) -> None:
     figure.set_layout_engine("none")
     renderer, pixel = figure.canvas.get_renderer(), figure.dpi / 72
     taken = [_box_of(axes, point, 4.5 * pixel) for point in points]
-    for point in sorted((p for p in points if p.label), key=lambda p: (-p.y, p.x, p.label)):
+    for point in sorted((p for p in points if p.labelled), key=lambda p: (-p.y, p.x, p.name)):
         x, y = axes.transData.transform((point.x, point.y))
-        text = axes.annotate(point.label, (point.x, point.y), fontsize=8.5)
+        text = axes.annotate(point.name, (point.x, point.y), fontsize=8.5)
         extent = text.get_window_extent(renderer)
         width, height = extent.width + 2 * pixel, extent.height
         best = None
         for dx, dy in _places(width, height, pixel):
             box = Bbox.from_bounds(x + dx, y + dy, width, height)
             cost = sum(_overlap(box, other) for other in taken) + _outside(box, axes.bbox)
+            cost += 200 * sum(_crosses(x, y, box, other) for other in taken)
             if best is None or cost < best[0]:
                 best = cost, dx, dy, box
             if not cost:
@@ -53,7 +53,7 @@ def label_points(figure: Any, axes: Any, points: Sequence[Point]) -> None:
         far = max(abs(dx + width / 2) - width / 2, abs(dy + height / 2) - height / 2) > 12 * pixel
         line = dict(arrowstyle="-", color="0.6", linewidth=0.7, shrinkA=0, shrinkB=3)
         axes.annotate(
-            point.label,
+            point.name,
             (point.x, point.y),
             xytext=(dx / pixel, dy / pixel),
             textcoords="offset points",
@@ -91,6 +91,16 @@ def _overlap(a: Any, b: Any) -> float:
     """The area that two boxes share."""
     width = min(a.x1, b.x1) - max(a.x0, b.x0)
     return max(width, 0) * max(min(a.y1, b.y1) - max(a.y0, b.y0), 0)
+
+
+def _crosses(x: float, y: float, box: Any, other: Any) -> bool:
+    """Whether the line from a point to its label goes through another point or label."""
+    from matplotlib.path import Path
+
+    if other.contains(x, y):  # its own, or one that stands on it
+        return False
+    end = min(max(x, box.x0), box.x1), min(max(y, box.y0), box.y1)
+    return Path([(x, y), end]).intersects_bbox(other, filled=True)
 
 
 def _outside(box: Any, frame: Any) -> float:

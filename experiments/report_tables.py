@@ -5,12 +5,21 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
-from experiments.report_numbers import Group, Ordering, Row, Sample, fields, known_values
+from experiments.report_costs import step_times
+from experiments.report_numbers import (
+    Group,
+    Ordering,
+    Pair,
+    Row,
+    Sample,
+    fields,
+    known_values,
+)
 from experiments.report_page import Block, Paragraph, Table
 from experiments.sweeps import PROTOCOLS, SWEEPS, Run
 from repvgg_jax.errors import UsageError
 
-NONE = "–"
+NONE = "\N{EN DASH}"
 
 
 def signed(value: float, digits: int = 2, plus: bool = True) -> str:
@@ -59,14 +68,15 @@ def describe(group: Group) -> list[Paragraph]:
     words = [_protocol(group)]
     if steps := sorted(set(known_values(group.rows, "steps"))):
         words.append(f"{_span(steps)} steps a run")
+    changed = " with uncommitted changes"
     commits = [
-        f"`{(row.get('commit') or 'unknown')[:10]}`{' with uncommitted changes' * bool(row['dirty'])}"
-        for row in ({"dirty": False, **row} for row in group.rows)
+        f"`{(row.get('commit') or 'unknown')[:10]}`{changed if row.get('dirty') else ''}"
+        for row in group.rows
     ]
     devices = [row.get("device") or "unknown device" for row in group.rows]
     lines = [f"{', '.join(words)}. On {_tally(devices)}. Commit {_tally(commits)}."]
     if gaps := missing(group):
-        lines.append(f"**Incomplete: {done(group)} runs.** Missing from {', '.join(gaps)}.")
+        lines.append(f"**Incomplete: {done(group)} runs.** Not there in full: {', '.join(gaps)}.")
     if not group.runs[group.baseline]:
         lines.append(f"No differences yet: the baseline `{group.baseline}` has not been run.")
     if group.older:
@@ -85,7 +95,7 @@ def _protocol(group: Group) -> str:
         return words
     train, dtype = config.train, config.model.dtype
     return (
-        f"{words}: {config.data.source}, {train.epochs:g} epochs in batches of "
+        f"{words}: {config.data.name}, {train.epochs:g} epochs in batches of "
         f"{train.batch_size}, {dtype}"
     )
 
@@ -107,8 +117,8 @@ def accuracy_table(group: Group) -> Table:
     """Both forms' top-1, the paired difference to the baseline, and the paper's beside them."""
     published, baseline = SWEEPS[group.sweep].published, group.baseline
     header = ["variant", "seeds", "train form, %", "fused, %"]
-    header += [f"less {baseline}, points", "its 95% interval"]
-    header += ["paper, %", f"paper less {baseline}"] if published else []
+    header += [f"minus `{baseline}`, points", "its 95% interval"]
+    header += ["paper, %", f"paper minus `{baseline}`"] if published else []
     rows = []
     for name, runs in group.runs.items():
         seeds = f"{len(runs)}" if len(runs) == group.seeds else f"{len(runs)} of {group.seeds}"
@@ -130,7 +140,7 @@ def accuracy_table(group: Group) -> Table:
 
 def cost_table(group: Group) -> Table:
     """Size and cost of both forms, and how exactly they agree."""
-    header = ["variant", "parameters, train form", "fused", "M MACs, train form", "fused"]
+    header = ["variant", "parameters, train form", "fused", "MACs (M), train form", "fused"]
     header += ["step, ms", "temporaries, MB", "fusion error, max"]
     rows = []
     for name, seeds in group.runs.items():
@@ -154,19 +164,6 @@ def _first(values: Sequence[float], form: str, unit: float) -> str:
     return form.format(max(values) if unit == 1 else max(values) / unit)
 
 
-def usual_device(group: Group) -> str | None:
-    """The device of most runs, the only one whose times are compared."""
-    counts = Counter(row.get("device") for row in group.rows)
-    return min(counts, key=lambda device: (-counts[device], str(device)), default=None)
-
-
-def step_times(group: Group, runs: Sequence[Row]) -> Sample:
-    """Milliseconds a training step, of the runs on the usual device."""
-    device = usual_device(group)
-    times = [(r["seed"], r.get("step_seconds")) for r in runs if r.get("device") == device]
-    return Sample({seed: 1000 * seconds for seed, seconds in times if seconds is not None})
-
-
 def _step(group: Group, runs: Sequence[Row]) -> str:
     times = step_times(group, runs)
     if not times.values:
@@ -181,31 +178,36 @@ def order_blocks(group: Group, order: Ordering) -> list[Block]:
         return [Paragraph("No published figures to compare the order with.")]
     if order.tau is None:
         return [Paragraph(f"Too few variants yet to compare the order with {source}.")]
-    clear = sum(_beyond(pair.ours) is True for pair in order.kept)
+    kept, turned = order.kept, order.reversed
     text = (
         f"**Our order against the paper's** ({source}): Kendall's tau {signed(order.tau)} over "
-        f"{len(order.variants)} of its {len(published)} variants. Of {count(len(order.pairs), 'pair')}, "
-        f"{len(order.kept)} stand as in the paper ({clear} by more than noise) and "
-        f"{len(order.reversed)} the other way round"
+        f"{len(order.variants)} of its {len(published)} variants. "
+        f"Of {count(len(order.pairs), 'pair')}, {len(kept)} stand as in the paper "
+        f"({_clear(kept)} by more than noise) and {len(turned)} the other way round"
     )
-    if not order.reversed:
+    if not turned:
         return [Paragraph(text + ".")]
-    clear = sum(_beyond(pair.ours) is True for pair in order.reversed)
     header = ["ours above", "ours below", "by, points", "its 95% interval", "paper's difference"]
     header.append("larger than noise")
-    rows = [
-        [f"`{pair.above}`", f"`{pair.below}`", mean_std(pair.ours, plus=True)]
-        + [interval(pair.ours), signed(pair.paper), _NOISE[_beyond(pair.ours)]]
-        for pair in order.reversed
-    ]
-    return [Paragraph(f"{text} ({clear} by more than noise):"), Table(header, rows, 4)]
+    rows = []
+    for pair in sorted(turned, key=_by_weight):
+        row = [f"`{pair.above}`", f"`{pair.below}`", mean_std(pair.ours, plus=True)]
+        row += [interval(pair.ours), signed(pair.paper), _NOISE[pair.ours.beyond_noise]]
+        rows.append(row)
+    return [Paragraph(f"{text} ({_clear(turned)} by more than noise):"), Table(header, rows, 4)]
+
+
+def _clear(pairs: Sequence[Pair]) -> int:
+    return sum(pair.ours.beyond_noise is True for pair in pairs)
+
+
+def _by_weight(pair: Pair) -> tuple[bool, float, str, str]:
+    """Those beyond noise first, then the larger ones."""
+    size = pair.ours.mean if pair.ours.values else 0.0
+    return pair.ours.beyond_noise is not True, -size, pair.above, pair.below
 
 
 _NOISE = {True: "yes", False: "no", None: "not known: under two seeds of both"}
-
-
-def _beyond(sample: Sample) -> bool | None:
-    return sample.beyond_noise if sample.values else None
 
 
 def other_table(others: Sequence[tuple[Row, str]]) -> Table:
