@@ -92,7 +92,8 @@ def common_scatter(groups: Sequence[Group]) -> Scatter | None:
             hashes = {row["config_hash"] for row in group.runs[name].values()}
             if not hashes & seen:
                 top1, name = group.top1(name), f"{group.sweep}: {name}"
-                points.append(Point(name, cost, top1.mean, top1.std or 0.0, kind, labelled=False))
+                # Without their deviations, which in such a crowd would be a thicket.
+                points.append(Point(name, cost, top1.mean, 0.0, kind, labelled=False))
             seen |= hashes
     sign = -1 if label == _THROUGHPUT else 1
     return _without_fallen(_name_frontier(points, sign), label)

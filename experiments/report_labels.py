@@ -51,7 +51,9 @@ def label_points(figure: Any, axes: Any, points: Sequence[Point]) -> None:
         taken.append(box)
         text.remove()
         far = max(abs(dx + width / 2) - width / 2, abs(dy + height / 2) - height / 2) > 12 * pixel
+        end = _nearest(x, y, box)
         line = dict(arrowstyle="-", color="0.6", linewidth=0.7, shrinkA=0, shrinkB=3)
+        line["relpos"] = (end[0] - box.x0) / width, (end[1] - box.y0) / height
         axes.annotate(
             point.name,
             (point.x, point.y),
@@ -99,8 +101,12 @@ def _crosses(x: float, y: float, box: Any, other: Any) -> bool:
 
     if other.contains(x, y):  # its own, or one that stands on it
         return False
-    end = min(max(x, box.x0), box.x1), min(max(y, box.y0), box.y1)
-    return Path([(x, y), end]).intersects_bbox(other, filled=True)
+    return Path([(x, y), _nearest(x, y, box)]).intersects_bbox(other, filled=True)
+
+
+def _nearest(x: float, y: float, box: Any) -> tuple[float, float]:
+    """The box's point that is nearest to (x, y), where the line to a label ends."""
+    return min(max(x, box.x0), box.x1), min(max(y, box.y0), box.y1)
 
 
 def _outside(box: Any, frame: Any) -> float:

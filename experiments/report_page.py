@@ -57,7 +57,7 @@ def _markdown(block: Block, folder: str) -> str:
         case Paragraph(text):
             return text
         case Figure(name, _, caption):
-            return f"![{caption}]({folder}/{name}.svg)\n\n*{caption}*"
+            return f"![{name}]({folder}/{name}.svg)\n\n*{caption}*"
         case Table(header, rows, figures):
             marks = ["---"] * (len(header) - figures) + ["--:"] * figures
             lines = [header, marks, *rows]
@@ -137,7 +137,8 @@ table { border-collapse: collapse; margin: .8rem 0 1.1rem; font-size: .875rem; l
 th, td { padding: .36rem .7rem; text-align: left; vertical-align: baseline }
 thead th { font-weight: 600; color: var(--soft); vertical-align: bottom; min-width: 5.5rem;
   border-bottom: 1.5px solid var(--ink) }
-tbody th { font-weight: 500; position: sticky; left: 0; background: #fff; white-space: nowrap }
+tbody th { font-weight: 500; white-space: nowrap }
+tr > :first-child { position: sticky; left: 0; background: #fff }
 tbody tr > * { border-bottom: 1px solid var(--line) }
 td.f { text-align: right; white-space: nowrap }
 th.f { text-align: right }

@@ -73,14 +73,15 @@ def write(folder, rows):
 def test_rebuilt_bit_for_bit_whatever_the_order_of_the_rows(tmp_path):
     rows = all_rows()
     rows[3] |= {"device": "gpu x1"}
-    rows.append(row("both", 1, 60.0, config_hash="f" * 12, finished="2025-01-01T00:00:00Z"))
+    rows += [row("both", 1, 60.0, config_hash="f" * 12)]  # finished in the same second
+    rows += [row("none", i, 60.0, "lost") for i in range(3)]
     shuffled = [rows[i] for i in np.random.default_rng(0).permutation(len(rows))]
     for name, some in (("a", rows), ("b", shuffled)):
         write(tmp_path / name, some)
     write_report(tmp_path / "a", tmp_path / "out_a")
     # In another process: nothing that differs between processes gets in either.
     command = [sys.executable, "-m", "experiments.report", "--results", tmp_path / "b"]
-    subprocess.run([*command, "--out", tmp_path / "out_b"], check=True, cwd=ROOT, timeout=120)
+    subprocess.run([*command, "--out", tmp_path / "out_b"], check=True, cwd=ROOT, timeout=300)
     files = sorted(p.relative_to(tmp_path / "out_a") for p in (tmp_path / "out_a").rglob("*.*"))
     assert len(files) > 7
     for file in files:
@@ -108,6 +109,15 @@ def test_differences_are_of_the_seeds_of_both():
     (group,), _ = group_rows(rows)
     assert group.difference("none", "both").values == {2: pytest.approx(-2.5)}
     assert group.difference("1x1", "both").values == {}
+
+
+def test_of_two_runs_of_a_seed_the_later_counts():
+    rows = [row("both", 0), row("both", 0, 60.0, config_hash="f" * 12)]
+    rows[1]["finished"] = "2025-01-01T00:00:00Z"
+    for some in (rows, rows[::-1]):
+        (group,), _ = group_rows(some)
+        assert (group.top1("both").values, group.older) == ({0: pytest.approx(72.0)}, 1)
+    assert "1 older row of" in to_markdown(report_blocks(rows, {}), "figures")
 
 
 def test_order_is_compared_by_kendalls_tau():
