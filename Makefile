@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: setup quickstart test test-full lint bench bench-data clean
+.PHONY: setup quickstart test test-full lint bench bench-data report clean
 
 setup: $(VENV)/requirements.installed
 
@@ -41,6 +41,10 @@ bench: $(VENV)/requirements-dev.installed
 bench-data: setup
 	$(RUN) -m pip install --quiet -r requirements-bench.txt
 	$(RUN) main.py --mode=bench_data --config configs/a0.py --config.data.source=folder --config.data.data_dir=$(DATA)
+
+# Tables and pictures of the sweeps' rows, experiments/results/*.jsonl.
+report: setup
+	$(RUN) -m experiments.report
 
 clean:
 	rm -rf $(VENV) runs build *.egg-info

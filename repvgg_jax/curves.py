@@ -33,7 +33,7 @@ def draw_curves(rows: Sequence[Mapping[str, Any]], path: str | os.PathLike[str])
         if smooth := len(values) >= 10:
             axes.plot(steps, scale * values, color=_BLUE, alpha=0.25, linewidth=0.8)
         if len(values):
-            line = scale * (_smoothed(values) if smooth else values)
+            line = scale * (smoothed(values) if smooth else values)
             dot = "o" if len(values) == 1 else None
             title = "training, smoothed" if smooth else "training"
             axes.plot(steps, line, color=_BLUE, linewidth=1.8, marker=dot, label=title)
@@ -63,7 +63,7 @@ def _series(
     return np.array(steps, float), np.array(values, float)
 
 
-def _smoothed(values: np.ndarray) -> np.ndarray:
+def smoothed(values: np.ndarray) -> np.ndarray:
     """A centred weighted mean over about a tenth of the curve: no lag, and no pull at its ends."""
     window = np.hanning(max(5, len(values) // 10 | 1) + 2)[1:-1]
     weights = np.convolve(np.ones_like(values), window, mode="same")

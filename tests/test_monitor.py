@@ -238,9 +238,9 @@ def test_curves_of_little(tmp_path, rows):
 def test_smoothing_keeps_a_constant_and_calms_noise():
     import numpy as np
 
-    np.testing.assert_allclose(curves._smoothed(np.full(30, 2.5)), 2.5)
+    np.testing.assert_allclose(curves.smoothed(np.full(30, 2.5)), 2.5)
     noise = np.random.default_rng(0).normal(size=300)
-    smooth = curves._smoothed(noise)
+    smooth = curves.smoothed(noise)
     assert smooth.shape == noise.shape
     assert smooth.std() < 0.4 * noise.std()
 

@@ -1,0 +1,120 @@
+"""Accuracy against cost: what a variant costs, and the points of the scatters."""
+
+from __future__ import annotations
+
+import statistics
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from experiments.report_labels import Point
+from experiments.report_numbers import Group, Row, Sample, known_values
+from experiments.sweeps import SWEEPS
+
+_THROUGHPUT, _MACS = "throughput of the fused form (images/s)", "MACs of the fused form (millions)"
+_STEP = "time of a training step (ms)"
+
+
+@dataclass(frozen=True)
+class Scatter:
+    """Points, the cost that they are drawn against, and what to say of both.
+
+    `left_out`: points so far below the rest that they would hide its differences.
+    """
+
+    points: list[Point]
+    cost: str
+    left_out: list[Point]
+
+    @property
+    def remark(self) -> str:
+        """Why it is against time, and which points are left out; nothing where neither is so."""
+        why = " Most of these fuse to nets of one cost." if self.cost == _STEP else ""
+        names = [f"{point.name} ({point.y:.1f}%)" for point in self.left_out]
+        return why + (f" Far below, and not drawn: {', '.join(names)}." if names else "")
+
+
+def usual_device(group: Group) -> str | None:
+    """The device of most runs, the only one whose times are compared."""
+    counts = Counter(row.get("device") for row in group.rows)
+    return min(counts, key=lambda device: (-counts[device], str(device)), default=None)
+
+
+def step_times(group: Group, runs: Sequence[Row]) -> Sample:
+    """Milliseconds a training step, of the runs on the usual device."""
+    device = usual_device(group)
+    times = [(r["seed"], r.get("step_seconds")) for r in runs if r.get("device") == device]
+    return Sample({seed: 1000 * seconds for seed, seconds in times if seconds is not None})
+
+
+def fused_costs(group: Group) -> tuple[dict[str, float], str]:
+    """Variant -> what its fused form costs, and the name of that: throughput where all rows have
+    it, MACs where not."""
+    if group.rows and len(known_values(group.rows, "throughput", "fused")) == len(group.rows):
+        path, unit, label = ("throughput", "fused"), 1.0, _THROUGHPUT
+    else:
+        path, unit, label = ("macs", "fused"), 1e6, _MACS
+    found = {name: known_values(list(runs.values()), *path) for name, runs in group.runs.items()}
+    return {name: statistics.fmean(v) / unit for name, v in found.items() if v}, label
+
+
+def sweep_scatter(group: Group) -> Scatter:
+    """A sweep's own scatter, every point named.
+
+    Where most nets fuse to the same, as those of branches and blocks do, they would stand in one
+    column; then it is against what their training costs.
+    """
+    costs, label = fused_costs(group)
+    if 2 * len(set(costs.values())) < max(len(costs), 4):
+        times = {name: step_times(group, list(runs.values())) for name, runs in group.runs.items()}
+        costs, label = {name: time.mean for name, time in times.items() if time.values}, _STEP
+    others = [name for name in costs if name != group.baseline]
+    points = []
+    for name, cost in costs.items():
+        top1, kind = group.top1(name), others.index(name) if name in others else -1
+        points.append(Point(name, cost, top1.mean, top1.std or 0.0, kind, labelled=True))
+    return _without_fallen(points, label)
+
+
+def common_scatter(groups: Sequence[Group]) -> Scatter | None:
+    """One scatter of several sweeps, a kind each; named are the nets that no other beats.
+
+    Runs that several sweeps share are drawn once. None where costs are of different kinds.
+    """
+    costs = [fused_costs(group) for group in groups]
+    if len({label for of_variant, label in costs if of_variant}) != 1:
+        return None
+    label = next(label for of_variant, label in costs if of_variant)
+    points, seen = [], set()
+    for group, (of_variant, _) in zip(groups, costs, strict=True):
+        kind = list(SWEEPS).index(group.sweep)  # the same in every protocol's picture
+        for name, cost in of_variant.items():
+            hashes = {row["config_hash"] for row in group.runs[name].values()}
+            if not hashes & seen:
+                top1, name = group.top1(name), f"{group.sweep}: {name}"
+                # Without their deviations, which in such a crowd would be a thicket.
+                points.append(Point(name, cost, top1.mean, 0.0, kind, labelled=False))
+            seen |= hashes
+    sign = -1 if label == _THROUGHPUT else 1
+    return _without_fallen(_name_frontier(points, sign), label)
+
+
+def _name_frontier(points: Sequence[Point], sign: int) -> list[Point]:
+    """With the names of those that no other is as good and as cheap as, and better in one."""
+    named = []
+    for point in points:
+        here = (-point.y, sign * point.x)
+        others = ((-other.y, sign * other.x) for other in points)
+        beaten = any(o[0] <= here[0] and o[1] <= here[1] and o != here for o in others)
+        named.append(point._replace(labelled=not beaten))
+    return named
+
+
+def _without_fallen(points: Sequence[Point], label: str) -> Scatter:
+    """Leaves out what lies below the best by over 8 points and by three times what half do."""
+    if not points:
+        return Scatter([], label, [])
+    best = max(point.y for point in points)
+    reach = max(8.0, 3 * (best - statistics.median(point.y for point in points)))
+    kept = [point for point in points if best - point.y <= reach]
+    return Scatter(kept, label, [point for point in points if best - point.y > reach])

@@ -1,0 +1,222 @@
+"""The report's tables and sentences of one group of runs, and of those that are in no group."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+
+from experiments.report_costs import step_times
+from experiments.report_numbers import (
+    Group,
+    Ordering,
+    Pair,
+    Row,
+    Sample,
+    fields,
+    known_values,
+)
+from experiments.report_page import Block, Paragraph, Table
+from experiments.sweeps import PROTOCOLS, SWEEPS, Run
+from repvgg_jax.errors import UsageError
+
+NONE = "\N{EN DASH}"
+
+
+def signed(value: float, digits: int = 2, plus: bool = True) -> str:
+    """A number with a true minus sign, and none on a zero."""
+    text = f"{value:+.{digits}f}" if plus else f"{value:.{digits}f}"
+    if not float(text):
+        text = text.lstrip("+-")
+    return text.replace("-", "\N{MINUS SIGN}")
+
+
+def mean_std(sample: Sample, plus: bool = False) -> str:
+    """`71.02 ± 0.31`; a single seed has no deviation, and says so."""
+    if not sample.values:
+        return NONE
+    deviation = "(1 seed)" if sample.std is None else f"± {sample.std:.2f}"
+    return f"{signed(sample.mean, plus=plus)} {deviation}"
+
+
+def interval(sample: Sample) -> str:
+    """The mean's 95% interval."""
+    if (half := sample.half_width) is None:
+        return NONE
+    return f"[{signed(sample.mean - half)}, {signed(sample.mean + half)}]"
+
+
+def count(number: int, word: str) -> str:
+    return f"{number} {word}{'' if number == 1 else 's'}"
+
+
+def done(group: Group) -> str:
+    """`9 of 12`: runs that there are, of those that there should be."""
+    return f"{len(group.rows)} of {group.seeds * len(group.runs)}"
+
+
+def missing(group: Group) -> list[str]:
+    """`identity (2 of 3 seeds)`: variants that lack runs."""
+    return [
+        f"`{name}` ({len(runs)} of {group.seeds} seeds)"
+        for name, runs in group.runs.items()
+        if len(runs) < group.seeds
+    ]
+
+
+def describe(group: Group) -> list[Paragraph]:
+    """Which protocol, on what, from which code; and what isn't there."""
+    words = [_protocol(group)]
+    if steps := sorted(set(known_values(group.rows, "steps"))):
+        words.append(f"{_span(steps)} steps a run")
+    changed = " with uncommitted changes"
+    commits = [
+        f"`{(row.get('commit') or 'unknown')[:10]}`{changed if row.get('dirty') else ''}"
+        for row in group.rows
+    ]
+    devices = [row.get("device") or "unknown device" for row in group.rows]
+    lines = [f"{', '.join(words)}. On {_tally(devices)}. Commit {_tally(commits)}."]
+    if gaps := missing(group):
+        lines.append(f"**Incomplete: {done(group)} runs.** Not there in full: {', '.join(gaps)}.")
+    if not group.runs[group.baseline]:
+        lines.append(f"No differences yet: the baseline `{group.baseline}` has not been run.")
+    if group.older:
+        lines.append(f"{count(group.older, 'older row')} of the same variant and seed left out.")
+    return [Paragraph(line) for line in lines]
+
+
+def _protocol(group: Group) -> str:
+    shared = ", ".join(f"`{name}={value}`" for name, value in fields(group.shared))
+    words = f"Protocol `{group.protocol}`{' with ' * bool(shared)}{shared}"
+    if group.protocol not in PROTOCOLS:
+        return f"{words} (not in this code)"
+    try:
+        config = Run(group.sweep, group.baseline, 0, group.protocol, group.shared).config()
+    except UsageError:  # of fields that the code had when the runs were made
+        return words
+    train, dtype = config.train, config.model.dtype
+    return (
+        f"{words}: {config.data.name}, {train.epochs:g} epochs in batches of "
+        f"{train.batch_size}, {dtype}"
+    )
+
+
+def _tally(words: Iterable[str]) -> str:
+    """`cpu x1 (9 runs), H100 x1 (3 runs)`: the most frequent first."""
+    counts = Counter(words)
+    if len(counts) == 1:
+        return next(iter(counts))
+    ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    return ", ".join(f"{word} ({count(n, 'run')})" for word, n in ordered)
+
+
+def _span(values: Sequence[int]) -> str:
+    return f"{values[0]:,}" if len(values) == 1 else f"{values[0]:,} to {values[-1]:,}"
+
+
+def accuracy_table(group: Group) -> Table:
+    """Both forms' top-1, the paired difference to the baseline, and the paper's beside them."""
+    published, baseline = SWEEPS[group.sweep].published, group.baseline
+    header = ["variant", "seeds", "train form, %", "fused, %"]
+    header += [f"minus `{baseline}`, points", "its 95% interval"]
+    header += ["paper, %", f"paper minus `{baseline}`"] if published else []
+    rows = []
+    for name, runs in group.runs.items():
+        seeds = f"{len(runs)}" if len(runs) == group.seeds else f"{len(runs)} of {group.seeds}"
+        fused = group.top1(name, "fused")
+        row = [f"`{name}`", seeds, mean_std(group.top1(name))]
+        row.append("cannot be fused" if runs and not fused.values else mean_std(fused))
+        if name == baseline:
+            row += ["baseline", NONE]
+        else:
+            difference = group.difference(name, baseline)
+            row += [mean_std(difference, plus=True), interval(difference)]
+        if published:
+            row.append(f"{published[name]:.2f}" if name in published else NONE)
+            both = name != baseline and name in published and baseline in published
+            row.append(signed(published[name] - published[baseline]) if both else NONE)
+        rows.append(row)
+    return Table(header, rows, len(header) - 1)
+
+
+def cost_table(group: Group) -> Table:
+    """Size and cost of both forms, and how exactly they agree."""
+    header = ["variant", "parameters, train form", "fused", "MACs (M), train form", "fused"]
+    header += ["step, ms", "temporaries, MB", "fusion error, max"]
+    rows = []
+    for name, seeds in group.runs.items():
+        runs, row = list(seeds.values()), [f"`{name}`"]
+        for path in (("params", "train_form"), ("params", "fused")):
+            row.append(_first(known_values(runs, *path), "{:,}", 1))
+        for path in (("macs", "train_form"), ("macs", "fused")):
+            row.append(_first(known_values(runs, *path), "{:,.1f}", 1e6))
+        row.append(_step(group, runs))
+        row.append(_first(known_values(runs, "temporaries_bytes"), "{:,.1f}", 1e6))
+        errors = known_values(runs, "fusion_error")
+        row.append(f"{max(errors):.1e}".replace("-", "\N{MINUS SIGN}") if errors else NONE)
+        rows.append(row)
+    return Table(header, rows, len(header) - 1)
+
+
+def _first(values: Sequence[float], form: str, unit: float) -> str:
+    """The largest: the same for all seeds, unless the code that counts has changed."""
+    if not values:
+        return NONE
+    return form.format(max(values) if unit == 1 else max(values) / unit)
+
+
+def _step(group: Group, runs: Sequence[Row]) -> str:
+    times = step_times(group, runs)
+    if not times.values:
+        return NONE
+    return f"{times.mean:.1f}" + ("" if times.std is None else f" ± {times.std:.1f}")
+
+
+def order_blocks(group: Group, order: Ordering) -> list[Block]:
+    """How our order of the variants compares with the paper's, and every reversed pair."""
+    published, source = SWEEPS[group.sweep].published, SWEEPS[group.sweep].source
+    if not published:
+        return [Paragraph("No published figures to compare the order with.")]
+    if order.tau is None:
+        return [Paragraph(f"Too few variants yet to compare the order with {source}.")]
+    kept, turned = order.kept, order.reversed
+    text = (
+        f"**Our order against the paper's** ({source}): Kendall's tau {signed(order.tau)} over "
+        f"{len(order.variants)} of its {len(published)} variants. "
+        f"Of {count(len(order.pairs), 'pair')}, {len(kept)} stand as in the paper "
+        f"({_clear(kept)} by more than noise) and {len(turned)} the other way round"
+    )
+    if not turned:
+        return [Paragraph(text + ".")]
+    header = ["ours above", "ours below", "by, points", "its 95% interval", "paper's difference"]
+    header.append("larger than noise")
+    rows = []
+    for pair in sorted(turned, key=_by_weight):
+        row = [f"`{pair.above}`", f"`{pair.below}`", mean_std(pair.ours, plus=True)]
+        row += [interval(pair.ours), signed(pair.paper), _NOISE[pair.ours.beyond_noise]]
+        rows.append(row)
+    return [Paragraph(f"{text} ({_clear(turned)} by more than noise):"), Table(header, rows, 4)]
+
+
+def _clear(pairs: Sequence[Pair]) -> int:
+    return sum(pair.ours.beyond_noise is True for pair in pairs)
+
+
+def _by_weight(pair: Pair) -> tuple[bool, float, str, str]:
+    """Those beyond noise first, then the larger ones."""
+    size = pair.ours.mean if pair.ours.values else 0.0
+    return pair.ours.beyond_noise is not True, -size, pair.above, pair.below
+
+
+_NOISE = {True: "yes", False: "no", None: "not known: under two seeds of both"}
+
+
+def other_table(others: Sequence[tuple[Row, str]]) -> Table:
+    """Rows that are in no sweep's table, and why."""
+    header = ["sweep", "variant", "seed", "protocol", "config", "why here", "train form, %"]
+    rows = []
+    for row, problem in others:
+        words = [str(row.get(name, NONE)) for name in ("sweep", "name", "seed", "protocol")]
+        top1 = known_values([row], "top1", "train_form")
+        last = f"{100 * top1[0]:.2f}" if top1 else NONE
+        rows.append([*words, f"`{row.get('config_hash', NONE)}`", problem, last])
+    return Table(header, rows, 1)
