@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -20,13 +21,25 @@ from jaxtyping import Float, Int
 from repvgg_jax.affine import Affine, identity, pad_to
 from repvgg_jax.blocks import RepVGGBlock
 from repvgg_jax.blocks.block import fold_branch, fold_norm
+from repvgg_jax.config import make_source, make_transform, read_config
+from repvgg_jax.data import eval_batches
 from repvgg_jax.errors import UsageError
+from repvgg_jax.evaluation import as_images
 from repvgg_jax.fuse import fuse
 from repvgg_jax.statistics import BN_EPSILON
 
 Variables = Mapping[str, Any]
 Row = dict[str, Any]
 Images = Float[Array, "batch height width 3"]
+
+
+def images_of(workdir: str | Path, count: int) -> tuple[Images, Int[Array, "batch"]]:
+    """The first images of a run's evaluation split, as its net takes them, and their labels."""
+    config = read_config(Path(workdir))
+    source, transform = make_source(config, "test"), make_transform(config)
+    batch = next(iter(eval_batches(source, transform, min(count, len(source)), workers=0)))
+    mean, std = tuple(config.data.mean), tuple(config.data.std)
+    return as_images(jnp.asarray(batch["image"]), mean, std), jnp.asarray(batch["label"])
 
 
 def branches_of(net: nn.Module, variables: Variables) -> dict[str, dict[str, str]]:
