@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: setup quickstart test test-full lint bench bench-data report clean
+.PHONY: setup quickstart test test-full lint bench bench-data report notebook clean
 
 setup: $(VENV)/requirements.installed
 
@@ -45,6 +45,11 @@ bench-data: setup
 # Tables and pictures of the sweeps' rows, experiments/results/*.jsonl.
 report: setup
 	$(RUN) -m experiments.report
+
+# The branches of a trained net, on runs/quickstart or ANALYSIS_WORKDIR: runs/analysis.html
+notebook: $(VENV)/requirements-dev.installed
+	$(RUN) -m jupytext --sync experiments/analysis.ipynb
+	$(RUN) -m nbconvert --execute --to html --output-dir runs experiments/analysis.ipynb
 
 clean:
 	rm -rf $(VENV) runs build *.egg-info

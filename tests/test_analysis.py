@@ -1,15 +1,20 @@
 """What the notebook shows of a trained net is so."""
 
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import repvgg_jax as rj
+from configs import quickstart
 from experiments import analysis
+from repvgg_jax import train
 from repvgg_jax.blocks import RepVGGBlock
 from tests.trees import random_images, random_variables
 
+ROOT = Path(__file__).parent.parent
 SMALL = dict(depths=(1, 2, 1), widths=(8, 8, 12), strides=(2, 1, 2), num_classes=5)
 
 
@@ -121,3 +126,29 @@ def test_the_fused_kernel_differs_by_what_the_other_branches_add(trained):
         analysis.kernel_table(*rj.fuse(net, variables))
     for row in analysis.kernel_table(plain, own):
         assert row["change"] == 0
+
+
+def test_the_notebook_is_its_text_and_runs(tmp_path):
+    jupytext, nbclient = pytest.importorskip("jupytext"), pytest.importorskip("nbclient")
+    notebook, text = (
+        jupytext.read(ROOT / f"experiments/analysis.{kind}") for kind in ("ipynb", "md")
+    )
+    cells = [[(cell.cell_type, cell.source) for cell in one.cells] for one in (notebook, text)]
+    assert cells[0] == cells[1]
+    assert not any(cell.get("outputs") for cell in notebook.cells)
+
+    config = quickstart.get_config()
+    config.train.steps, config.optim.warmup_epochs = 2, 0.0
+    train.train(config, tmp_path / "run")
+    notebook.cells[1].source = (
+        f"import os; os.environ['ANALYSIS_WORKDIR'] = {str(tmp_path / 'run')!r}\n"
+        + notebook.cells[1].source
+    )
+    nbclient.NotebookClient(notebook, timeout=300, resources={"metadata": {"path": ROOT}}).execute()
+    shown = [
+        output.data
+        for cell in notebook.cells
+        for output in cell.get("outputs", ())
+        if output.output_type == "display_data"
+    ]
+    assert sum("image/png" in data for data in shown) == 7
