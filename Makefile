@@ -49,7 +49,7 @@ report: setup
 # The branches of a trained net, on runs/quickstart or ANALYSIS_WORKDIR: runs/analysis.html
 notebook: $(VENV)/requirements-dev.installed
 	$(RUN) -m jupytext --sync experiments/analysis.ipynb
-	$(RUN) -m nbconvert --execute --to html --output-dir runs experiments/analysis.ipynb
+	$(RUN) -m nbconvert --log-level=ERROR --execute --to html --output-dir runs experiments/analysis.ipynb
 
 clean:
 	rm -rf $(VENV) runs build *.egg-info

@@ -144,7 +144,9 @@ def test_the_notebook_is_its_text_and_runs(tmp_path):
         f"import os; os.environ['ANALYSIS_WORKDIR'] = {str(tmp_path / 'run')!r}\n"
         + notebook.cells[1].source
     )
-    nbclient.NotebookClient(notebook, timeout=300, resources={"metadata": {"path": ROOT}}).execute()
+    nbclient.NotebookClient(
+        notebook, timeout=300, resources={"metadata": {"path": ROOT / "experiments"}}
+    ).execute()
     shown = [
         output.data
         for cell in notebook.cells
