@@ -19,7 +19,7 @@ RESULTS = Path("experiments/results")
 VERSION = 1
 _START = b'{"version"'  # of every row
 REPORT_FILE = "report.json"  # of a finished run
-ABOUT_FILE = "run.json"  # what only the process that trains can say: commit, temporaries
+ABOUT_FILE = "run.json"  # what only the process that trains can say: commit, cores, temporaries
 
 
 def append_row(path: str | os.PathLike[str], row: dict[str, Any]) -> None:
@@ -107,7 +107,7 @@ def row_of(run: Run, workdir: Path) -> dict[str, Any]:
         "config_hash": run.config_hash,
         "commit": about.get("commit"),
         "dirty": about.get("dirty"),
-        "device": report["device"],
+        "device": _device(report["device"], about.get("cores")),
         "overrides": {name: v for name, v in run.overrides.items() if name in deciding},
         "top1": report["top1"],
         "fusion_error": report.get("fusion", {}).get("max_relative_error"),
@@ -121,6 +121,13 @@ def row_of(run: Run, workdir: Path) -> dict[str, Any]:
         "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", done),
         "curves": _curves(metrics),
     }
+
+
+def _device(device: str, cores: int | None) -> str:
+    """With a CPU's cores, without which its times say nothing."""
+    if cores is None or not device.startswith("cpu"):
+        return device
+    return f"{device}, {cores} core{'s' * (cores > 1)}"
 
 
 def read_about(workdir: Path) -> dict[str, Any]:

@@ -10,6 +10,7 @@ user's, or the run is another process's; 3 a run that cannot go on; 1 an error o
 from __future__ import annotations
 
 import argparse
+import os
 import subprocess
 import sys
 import traceback
@@ -85,7 +86,9 @@ def _write_about(config: ConfigDict, workdir: Path) -> None:
     if temporaries is None and alone:
         memory = ahead.compile_step(config, jax.devices()).memory_analysis()
         temporaries = None if memory is None else memory.temp_size_in_bytes
-    write_json(workdir / ABOUT_FILE, {**git_commit(), "temporaries_bytes": temporaries})
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    about = {**git_commit(), "cores": cores, "temporaries_bytes": temporaries}
+    write_json(workdir / ABOUT_FILE, about)
 
 
 def git_commit() -> dict[str, Any]:

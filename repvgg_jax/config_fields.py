@@ -54,9 +54,14 @@ def plain(config: ConfigDict) -> dict[str, Any]:
 
 
 def identity(config: Mapping) -> dict[str, Any]:
-    """The fields that decide what a run computes, of a config or its JSON."""
+    """The fields that decide what a run computes, of a config or its JSON.
+
+    Those that are unset are left out, so that a new field doesn't make old runs others, as long as
+    it is born unset.
+    """
     tree = plain(config) if isinstance(config, ConfigDict) else config
-    return {key: value for key, value in flat(tree) if key not in _NOT_IDENTITY}
+    fields = flat(tree)
+    return {key: v for key, v in fields if v is not None and key not in _NOT_IDENTITY}
 
 
 def config_hash(config: Mapping) -> str:

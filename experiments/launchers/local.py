@@ -59,6 +59,18 @@ def device_environment(platform: str, indices: Sequence[str], slot: int, slots: 
     return {"CUDA_VISIBLE_DEVICES": index, **fraction}
 
 
+def cores(platform: str, slot: int, slots: int) -> set[int]:
+    """The CPU cores of a child, which shares none; the empty set where it may use any.
+
+    Two runs of a core each finish sooner than two that fight for both cores, and than one after the
+    other with both: steps of small nets have parts that one core computes.
+    """
+    if platform != "cpu" or not hasattr(os, "sched_getaffinity"):
+        return set()
+    mine = sorted(os.sched_getaffinity(0))
+    return set(mine[slot::slots]) if 1 < slots <= len(mine) else set()
+
+
 def launch(jobs: Sequence[Job], options: LauncherOptions) -> None:
     """Runs the jobs, `options.processes` at a time; by default one a device, one on a CPU.
 
@@ -78,7 +90,7 @@ def launch(jobs: Sequence[Job], options: LauncherOptions) -> None:
             free = sorted(set(range(slots)) - {child.slot for child in running})
             for slot in free[: len(waiting)] if not caught else ():
                 given = device_environment(platform, indices, slot, slots)
-                running.append(_start(waiting.pop(0), slot, given))
+                running.append(_start(waiting.pop(0), slot, given, cores(platform, slot, slots)))
             if len(caught) > passed_on:
                 passed_on = len(caught)
                 for child in running:  # a SIGTERM: the terminal's SIGINT they have got themselves
@@ -96,7 +108,7 @@ def launch(jobs: Sequence[Job], options: LauncherOptions) -> None:
         raise RunError(f"{len(ends['failed'])} of {len(jobs)} runs failed: {words}")
 
 
-def _start(job: Job, slot: int, environment: dict[str, str]) -> _Child:
+def _start(job: Job, slot: int, environment: dict[str, str], cores: set[int]) -> _Child:
     folder = workdir(job)
     folder.mkdir(parents=True, exist_ok=True)
     command = [sys.executable if word == "python" else word for word in job.command]
@@ -108,6 +120,8 @@ def _start(job: Job, slot: int, environment: dict[str, str]) -> _Child:
             stdout=log,
             stderr=subprocess.STDOUT,
         )
+    if cores:  # long before it has threads
+        os.sched_setaffinity(process.pid, cores)
     print(f"{job.name} started, output in {folder / LOG_FILE}", flush=True)
     return _Child(job, process, slot, time.monotonic())
 
