@@ -24,6 +24,7 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from experiments import workdirs
+from experiments.launchers import STOPPED
 from experiments.results import ABOUT_FILE, append_row, finished, read_about, read_rows, row_of
 from experiments.sweeps import Run, expand, parse_overrides
 from repvgg_jax import ahead
@@ -40,7 +41,6 @@ from repvgg_jax.runtime import (
     sync_processes,
 )
 
-STOPPED = 75  # sysexits.h: a temporary failure, the user is invited to retry
 ROOT = Path(__file__).parent.parent
 # Rows are committed too, and appending one doesn't make the code another.
 _CODE = (".", ":!experiments/results", ":!experiments/RESULTS.md")

@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 
 from configs import cifar10_short
 from experiments.ablations import SWEEPS, Sweep
+from experiments.launchers import LONGEST_NAME
 from repvgg_jax.config import check_groups, make_net
 from repvgg_jax.config_fields import check_values, config_hash, unknown_field
 from repvgg_jax.errors import UsageError
@@ -60,9 +61,10 @@ class Run:
 
     @property
     def job_name(self) -> str:
-        """For schedulers: unique, of small letters, digits and hyphens."""
+        """For schedulers: small letters, digits and hyphens; unique, and cut to what all take."""
+        end = f"-s{self.seed}-{self.config_hash}"
         words = re.sub(r"[^a-z0-9]+", "-", f"{self.sweep}-{self.name}".lower())
-        return f"{words}-s{self.seed}-{self.config_hash}"
+        return words[: LONGEST_NAME - len(end)].rstrip("-") + end
 
     def workdir(self, root: Path) -> Path:
         """Where it trains. Sweeps share their common runs."""

@@ -1,159 +1,172 @@
-"""Jobs by submitit's local executor, preempted for real, and JobSets by the published schema."""
+"""Launchers, chosen by name, and SLURM's by running submitit's jobs here."""
 
-import copy
-import importlib.util
-import json
 import os
 import signal
+import stat
+import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-import repvgg_jax as rj
-from experiments.launchers import LAUNCHERS, Job, LauncherOptions
-from experiments.launchers import slurm as slurm_launcher
-from experiments.launchers.kubernetes import job_set, slice_of
-from repvgg_jax.errors import RunError
+from experiments.launchers import LAUNCHERS, Job, LauncherOptions, slurm
+from repvgg_jax.errors import UsageError
 
-SCHEMA = json.loads((Path(__file__).parent / "data/jobset.json").read_text())
-
-# Counts its starts; the first one waits to be told to stop, saves, and says that it did.
+ROOT = Path(__file__).parent.parent
+# A run of nothing: it counts its starts, saves when told to stop, and is done at the second.
 RUN = """
-import os, pathlib, signal, sys, time
-path = pathlib.Path(sys.argv[1])
-starts = len(path.read_text().split()) if path.exists() else 0
-def stop(*_):
-    path.write_text(path.read_text() + " saved")
+import os, signal, sys, time
+from pathlib import Path
+
+folder, kind = Path(sys.argv[1]), sys.argv[2]
+
+def note(what):
+    with (folder / "log").open("a") as file:
+        file.write(what + "\\n")
+
+def save(number, frame):
+    note("saved")
     sys.exit(75)
-signal.signal(signal.SIGTERM, stop)
-path.with_name("parent").write_text(str(os.getppid()))
-path.write_text("started" if not starts else path.read_text() + " resumed")
-while not starts:
-    time.sleep(0.05)
+
+signal.signal(signal.SIGTERM, save if kind != "deaf" else lambda number, frame: note("deaf"))
+note("start")
+(folder / "starting").write_text(f"{os.getppid()} {os.getpid()}")
+(folder / "starting").rename(folder / "ready")
+if kind == "fails":
+    sys.exit(3)
+if (folder / "log").read_text().count("start") == 1 and kind != "short":
+    for _ in range(600):  # no longer than the test could wait
+        time.sleep(0.1)
+note("done")
 """
 
 
-def job(name="branches-both-s0-1a2b3c4d5e6f", *words):
-    command = ("python", "-m", "experiments.run_one", "--workdir=/runs/sweeps/1a2b3c4d5e6f")
-    return Job(name, (*command, "--results=/runs/results", *words), None)
+def run_of_nothing(folder, kind="long"):
+    folder.mkdir()
+    return Job(folder.name, ("python", "-c", RUN, str(folder), kind), None)
 
 
-def on_gke(**fields):
-    given = dict(image="registry/repvgg:1", queue="tpus", volume="runs", slice="v5e:4x4")
-    return LauncherOptions(**given | fields)
-
-
-def until(condition, seconds=60):
-    end = time.monotonic() + seconds
+def wait_for(condition, seconds=60.0):
+    until = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < end
+        assert time.monotonic() < until, "it took too long"
         time.sleep(0.05)
 
 
-def test_a_preempted_job_saves_and_is_queued_again(tmp_path):
-    path = tmp_path / "starts"
-    command = ("python", "-c", RUN, str(path))
-    options = LauncherOptions(cluster="local", logs=tmp_path / "logs", minutes=30)
-    [handle] = slurm_launcher.submit([Job("a", command, None)], options)
-    until(lambda: path.exists() and path.read_text() == "started")
-    # As slurm does before it takes a node away.
-    os.kill(int((tmp_path / "parent").read_text()), signal.SIGUSR2)
-    handle.wait()
-    assert handle.exception() is None
-    assert path.read_text() == "started saved resumed"
+def log(folder):
+    return (folder / "log").read_text().split()
 
 
-def test_a_failed_job_is_named_and_the_others_run(tmp_path):
-    fails = Job("fails", ("python", "-c", "import sys; sys.exit(3)"), None)
-    works = Job("works", ("python", "-c", f"open({str(tmp_path / 'done')!r}, 'w')"), None)
-    options = LauncherOptions(cluster="local", logs=tmp_path / "logs")
-    with pytest.raises(RunError, match=r"1 of 2 runs failed: fails: .*exit code 3"):
-        LAUNCHERS["slurm"]([fails, works], options)
-    assert (tmp_path / "done").exists()
+def processes(folder):
+    """Of submitit and of the run, its child, once that has started."""
+    wait_for((folder / "ready").exists)
+    return [int(word) for word in (folder / "ready").read_text().split()]
 
 
-@pytest.mark.parametrize(
-    ("cluster", "missing", "words"),
-    [
-        ("slurm", "submitit", "pip install submitit"),
-        ("slurm", "sbatch", "no sbatch is here"),
-        ("sulrm", None, "slurm or local"),
-    ],
-)
-def test_what_slurm_lacks_is_said(cluster, missing, words, tmp_path, monkeypatch):
-    if missing == "submitit":
-        monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """Options of submitit's local executor, whose processes import from this repository."""
+    pytest.importorskip("submitit", reason="submitit is not installed")
+    monkeypatch.chdir(ROOT)
+    return LauncherOptions(folder=tmp_path / "jobs", cluster="local", gpus=0, minutes=5, grace=12)
+
+
+def test_a_preempted_run_saves_and_is_started_again(here, tmp_path):
+    jobs = [run_of_nothing(tmp_path / "long"), run_of_nothing(tmp_path / "other", "short")]
+    submitted = slurm.submit(jobs, here)
+    submitit_process, _ = processes(tmp_path / "long")
+    os.kill(submitit_process, signal.SIGTERM)  # the order in which SLURM sends them
+    os.kill(submitit_process, signal.SIGUSR2)
+    for job in submitted:
+        job.result()
+    assert log(tmp_path / "long") == ["start", "saved", "start", "done"]
+    assert log(tmp_path / "other") == ["start", "done"]
+
+
+def test_a_run_that_does_not_save_in_time_is_killed_and_started_again(here, tmp_path):
+    [job] = slurm.submit([run_of_nothing(tmp_path / "deaf", "deaf")], replace(here, grace=2))
+    os.kill(processes(tmp_path / "deaf")[0], signal.SIGUSR2)
+    job.result()
+    assert log(tmp_path / "deaf") == ["start", "deaf", "start", "done"]
+
+
+def test_sigterm_alone_saves_and_requeues_nothing(here, tmp_path):
+    [job] = slurm.submit([run_of_nothing(tmp_path / "long")], replace(here, grace=1))
+    os.kill(processes(tmp_path / "long")[0], signal.SIGTERM)
+    assert "stopped by SIGTERM" in str(job.exception())
+    assert log(tmp_path / "long") == ["start", "saved"]
+
+
+def test_a_run_that_fails_is_not_started_again(here, tmp_path):
+    [job] = slurm.submit([run_of_nothing(tmp_path / "bad", "fails")], here)
+    assert "exit code 3" in str(job.exception())
+    assert log(tmp_path / "bad") == ["start"]
+
+
+def test_signals_for_submitit_do_not_end_the_run(here, tmp_path):
+    """SLURM may send them to all processes of a step."""
+    folder = tmp_path / "long"
+    [job] = slurm.submit([run_of_nothing(folder)], here)
+    submitit_process, run = processes(folder)
+    assert os.getpgid(run) != os.getpgid(submitit_process)
+    os.kill(run, signal.SIGUSR2)
+    os.kill(submitit_process, signal.SIGUSR2)
+    job.result()
+    assert log(folder) == ["start", "saved", "start", "done"]
+
+
+def test_what_slurm_is_asked_for(tmp_path, monkeypatch, capsys):
+    """With an sbatch that keeps the script: the flags of the array are SLURM's own names."""
+    pytest.importorskip("submitit", reason="submitit is not installed")
+    (tmp_path / "bin").mkdir()
+    for name, script in {
+        "sbatch": f'cat "$1" > {tmp_path}/script; echo Submitted batch job 12',
+        "srun": "",
+    }.items():
+        path = tmp_path / "bin" / name
+        path.write_text(f"#!/bin/sh\n{script}\n")
+        path.chmod(path.stat().st_mode | stat.S_IXUSR)
+    monkeypatch.setenv("PATH", f"{tmp_path}/bin", prepend=os.pathsep)
+    options = LauncherOptions(
+        folder=tmp_path / "jobs", processes=2, partition="gpu", minutes=90, cpus=6, grace=100
+    )
+    jobs = [Job(f"run-{index}", ("python", "-c", ""), None) for index in range(3)]
+    LAUNCHERS["slurm"](jobs, options)
+    script = (tmp_path / "script").read_text()
+    for flag in (
+        "array=0-2%2",
+        "cpus-per-task=6",
+        "gpus-per-node=1",
+        "partition=gpu",
+        "requeue",
+        "signal=USR2@100",
+        "time=90",
+    ):
+        assert f"#SBATCH --{flag}\n" in script
+    assert "run-2 is 12_2, output in " in capsys.readouterr().out
+
+
+def test_slurm_says_what_is_missing(tmp_path, monkeypatch):
+    options = LauncherOptions(folder=tmp_path)
+    with monkeypatch.context() as patch, pytest.raises(UsageError, match="pip install submitit"):
+        patch.setitem(sys.modules, "submitit", None)
+        slurm.submit([], options)
+    with pytest.raises(UsageError, match="--minutes=1: must be longer than --grace=120"):
+        slurm.submit([], replace(options, minutes=1))
+    pytest.importorskip("submitit", reason="submitit is not installed")
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(rj.UsageError, match=words):
-        LAUNCHERS["slurm"]([job()], LauncherOptions(cluster=cluster, logs=tmp_path))
+    with pytest.raises(UsageError, match='Could not detect "srun"'):
+        slurm.submit([], options)
+    with pytest.raises(UsageError, match="cluster=pbs"):
+        slurm.submit([], replace(options, cluster="pbs"))
 
 
-def test_a_command_runs_with_the_interpreter_that_submits():
-    assert slurm_launcher._argv(job())[0] == sys.executable
-
-
-def valid(manifest):
-    jsonschema = pytest.importorskip("jsonschema")
-    return jsonschema.Draft202012Validator(SCHEMA).is_valid(manifest)
-
-
-@pytest.mark.parametrize("slice_", ["v5e:1x1", "v5e:4x4", "v4:2x2x4", "v5p:4x4x8", "v6e:16x16"])
-def test_job_sets_are_what_the_published_schema_takes(slice_):
-    assert valid(job_set(job(), on_gke(slice=slice_)))
-
-
-@pytest.mark.parametrize(
-    "mutant",
-    [
-        lambda spec: spec.update(suspended=spec.pop("suspend")),
-        lambda spec: spec["failurePolicy"].update(maxRestarts="20"),
-        lambda spec: spec["replicatedJobs"][0].pop("template"),
-        lambda spec: spec["replicatedJobs"][0]["template"]["spec"].update(parallellism=4),
-        lambda spec: spec["replicatedJobs"][0]["template"]["spec"]["template"]["spec"].update(
-            restartPolicy="never"
-        ),
-    ],
-)
-def test_the_schema_refuses_a_field_that_is_wrong(mutant):
-    manifest = job_set(job(), on_gke())
-    broken = copy.deepcopy(manifest)
-    mutant(broken["spec"])
-    assert valid(manifest)
-    assert not valid(broken)
-
-
-def test_a_slice_has_its_hosts_and_chips():
-    assert slice_of("v5e:16x16") == ("tpu-v5-lite-podslice", "16x16", 64, 4)
-    assert slice_of("v5e:1x1") == ("tpu-v5-lite-podslice", "1x1", 1, 1)
-    spec = job_set(job(), on_gke(slice="v4:2x2x4"))["spec"]["replicatedJobs"][0]["template"]["spec"]
-    assert (spec["parallelism"], spec["completions"]) == (4, 4)
-    [container] = spec["template"]["spec"]["containers"]
-    assert container["resources"]["limits"] == {"google.com/tpu": 4}
-
-
-@pytest.mark.parametrize(
-    ("name", "fields", "words"),
-    [
-        ("branches", {"slice": "v9:2x2"}, "--slice=v9:2x2"),
-        ("branches", {"slice": "v5e:2x2x2"}, "2 axes, such as 4x4"),
-        ("branches", {"slice": "v5e:3x3"}, "9 chips are no whole hosts of 4"),
-        ("branches", {"image": None, "queue": None}, "needs --image, --queue"),
-        ("branches", {"mount": Path("/elsewhere")}, "not on the volume"),
-        ("Branches", {}, "no name for a JobSet"),
-        ("b" * 50, {"slice": "v5e:16x16"}, "48 at most"),
-    ],
-)
-def test_what_makes_no_job_set_is_said(name, fields, words):
-    with pytest.raises(rj.UsageError, match=words):
-        job_set(job(name), on_gke(**fields))
-
-
-def test_manifests_are_written_one_a_run(tmp_path, capsys):
-    yaml = pytest.importorskip("yaml")
-    jobs = [job("a-s0"), job("b-s0")]
-    LAUNCHERS["kubernetes"](jobs, on_gke(manifests=tmp_path))
-    read = yaml.safe_load((tmp_path / "b-s0.yaml").read_text())
-    assert read == job_set(jobs[1], on_gke(manifests=tmp_path))
-    assert f"-f {tmp_path}/a-s0.yaml" in capsys.readouterr().out
+def test_launchers_are_imported_when_used():
+    code = (
+        "import sys; from experiments.launchers import LAUNCHERS; "
+        "assert list(LAUNCHERS) == ['local', 'slurm', 'kubernetes']; "
+        "assert not {'submitit', 'yaml', 'experiments.launchers.slurm'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, timeout=60)

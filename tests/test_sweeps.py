@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from experiments import run, run_one, status, workdirs
-from experiments.launchers import Job, LauncherOptions
-from experiments.launchers.local import device_environment, devices, launch
+from experiments.launchers import LONGEST_NAME, Job, LauncherOptions
+from experiments.launchers.local import cores, device_environment, devices, launch
 from experiments.results import read_rows
 from experiments.sweeps import PROTOCOLS, SWEEPS, Sweep, expand, parse_overrides
 from repvgg_jax.errors import RunError, Stopped, UsageError
@@ -33,7 +33,8 @@ def test_every_sweep_can_be_built_in_both_protocols(name):
         assert len(runs) == 3 * len(sweep.variants)
         names = {run.job_name for run in runs}
         assert len(names) == len(runs)
-        assert all(re.fullmatch(r"[a-z0-9-]{1,80}", name) for name in names)
+        assert all(re.fullmatch(r"[a-z]([a-z0-9]|-[a-z0-9])*", name) for name in names)
+        assert max(map(len, names)) <= LONGEST_NAME
     assert sweep.baseline in sweep.variants
     assert sweep.published.keys() <= sweep.variants.keys()
     assert bool(sweep.published) == bool(sweep.source)
@@ -239,6 +240,20 @@ def test_jobs_are_spread_over_the_devices():
     assert [one["CUDA_VISIBLE_DEVICES"] for one in given] == ["2", "3", "2", "3"]
     assert {one["XLA_PYTHON_CLIENT_MEM_FRACTION"] for one in given} == {"0.45"}
     assert device_environment("tpu", ["0", "1"], 1, 2)["TPU_VISIBLE_CHIPS"] == "1"
+
+
+def test_jobs_on_a_cpu_share_no_core(tmp_path):
+    mine = os.sched_getaffinity(0)
+    assert cores("cpu", 0, 1) == cores("cuda", 0, 2) == cores("cpu", 0, len(mine) + 1) == set()
+    if len(mine) == 1:
+        pytest.skip("one core cannot be shared out")
+    shares = [cores("cpu", slot, 2) for slot in range(2)]
+    assert shares[0] | shares[1] == mine
+    assert not shares[0] & shares[1]
+    code = "import os; print(sorted(os.sched_getaffinity(0)))"
+    launch([job(tmp_path, f"j{i}", code) for i in range(2)], LauncherOptions(processes=2))
+    said = {(tmp_path / f"j{i}" / "log.txt").read_text().strip() for i in range(2)}
+    assert said == {str(sorted(share)) for share in shares}
 
 
 def rows_without_times(results):

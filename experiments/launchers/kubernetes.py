@@ -1,7 +1,7 @@
-"""The launcher `kubernetes`: a JobSet for each run, which Kueue admits to a TPU slice on GKE.
+"""The launcher `kubernetes`: a JobSet for each run on a TPU slice of GKE, queued by Kueue.
 
-Nothing is applied: the manifests are written, for `kubectl apply -f`. A run that is preempted is
-told by SIGTERM, saves, and goes on in the JobSet's next attempt.
+It writes manifests and sends none. `kubectl create -f` does, and leaves alone what is there;
+`kubectl apply` would suspend what runs.
 """
 
 from __future__ import annotations
@@ -10,123 +10,218 @@ import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from experiments.launchers import Job, LauncherOptions
+import yaml
+
+from experiments.launchers import STOPPED, Job, LauncherOptions
 from repvgg_jax.errors import UsageError
 
-# Accelerator -> its label on GKE's nodes, axes of its topologies, chips of a host in a slice.
+_ROLE = "run"  # of the one replicated job, and of the container
+_LABEL = r"[a-z]([-a-z0-9]*[a-z0-9])?"  # RFC 1035: a name in DNS
+_LONGEST = 63
+# Generation -> GKE's name of it, and how many axes its torus has (Google Cloud, "Plan TPUs in
+# GKE"). Slices of one host have all its chips; in larger ones a host has four.
 _ACCELERATORS = {
-    "v4": ("tpu-v4-podslice", 3, 4),
-    "v5e": ("tpu-v5-lite-podslice", 2, 4),
-    "v5p": ("tpu-v5p-slice", 3, 4),
-    "v6e": ("tpu-v6e-slice", 2, 4),
+    "v4": ("tpu-v4-podslice", 3),
+    "v5e": ("tpu-v5-lite-podslice", 2),
+    "v5p": ("tpu-v5p-slice", 3),
+    "v6e": ("tpu-v6e-slice", 2),
 }
-_RESTARTS = 20
-_GRACE_SECONDS = 120  # from SIGTERM to the end: a checkpoint's time
+_CHIPS_A_HOST = 4
+_PLANES = ["1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16"]
+_SMALL_CUBES = ["2x2x1", "2x2x2", "2x2x4", "2x4x4"]
 
 
-def launch(jobs: Sequence[Job], options: LauncherOptions) -> None:
-    """Writes `<manifests>/<name>.yaml` for each job, and says how to apply them.
+class Slice(NamedTuple):
+    """A TPU slice as GKE sees it."""
 
-    Raises:
-      UsageError: for an option that is missing or makes no slice, or a workdir off the volume.
-    """
-    import yaml
-
-    manifests = {job.name: job_set(job, options) for job in jobs}
-    options.manifests.mkdir(parents=True, exist_ok=True)
-    for name, manifest in manifests.items():
-        text = yaml.safe_dump(manifest, sort_keys=False, width=100)
-        (options.manifests / f"{name}.yaml").write_text(text, encoding="utf-8")
-    files = " ".join(f"-f {options.manifests / name}.yaml" for name in manifests)
-    print(f"{len(jobs)} manifests; kubectl apply {files}")
+    accelerator: str
+    topology: str
+    hosts: int
+    chips: int  # of one host
 
 
-def slice_of(text: str) -> tuple[str, str, int, int]:
-    """`v5e:4x4` -> node label, topology, hosts, chips of a host.
+def parse_slice(text: str) -> Slice:
+    """`v5e:4x4` -> 4 hosts of 4 chips.
 
     Raises:
-      UsageError: for what is no slice.
+      UsageError: for a slice that GKE doesn't have.
     """
-    accelerator, _, topology = text.partition(":")
-    if accelerator not in _ACCELERATORS:
-        known = ", ".join(_ACCELERATORS)
-        raise UsageError(f"--slice={text}: ACCELERATOR:TOPOLOGY, the accelerator one of {known}")
-    label, axes, of_host = _ACCELERATORS[accelerator]
-    if not re.fullmatch(r"[1-9]\d*" + r"x[1-9]\d*" * (axes - 1), topology):
-        example = "x".join("4" * axes)
-        raise UsageError(f"--slice={text}: a topology of {axes} axes, such as {example}")
-    chips = math.prod(map(int, topology.split("x")))
-    if chips > of_host and chips % of_host:
-        raise UsageError(f"--slice={text}: {chips} chips are no whole hosts of {of_host}")
-    return label, topology, max(1, chips // of_host), min(chips, of_host)
-
-
-def job_set(job: Job, options: LauncherOptions) -> dict[str, Any]:
-    """The manifest of one run: a process on each host of a slice.
-
-    Raises:
-      UsageError: as `launch`.
-    """
-    required = {"--image": options.image, "--queue": options.queue, "--volume": options.volume}
-    if missing := [flag for flag, value in required.items() if value is None]:
-        raise UsageError(f"--launcher=kubernetes needs {', '.join(missing)}")
-    label, topology, hosts, chips = slice_of(options.slice)
-    # Pods are called <name>-run-0-<host>-<five letters>, which must be a label of DNS.
-    longest = 63 - len(f"-run-0-{hosts - 1}-abcde")
-    if not re.fullmatch(r"[a-z]([a-z0-9-]*[a-z0-9])?", job.name) or len(job.name) > longest:
+    name, _, topology = text.partition(":")
+    if name not in _ACCELERATORS:
+        raise UsageError(f"--slice={text}: give {', '.join(_ACCELERATORS)} and a size: v5e:4x4")
+    accelerator, axes = _ACCELERATORS[name]
+    if axes == 2 and topology not in _PLANES:
+        raise UsageError(f"--slice={text}: {name} has {', '.join(_PLANES)}")
+    if axes == 3 and topology not in _SMALL_CUBES and not _is_large_cube(topology):
         raise UsageError(
-            f"{job.name}: no name for a JobSet, which has small letters, digits and hyphens, "
-            f"{longest} at most"
+            f"--slice={text}: {name} has {', '.join(_SMALL_CUBES)}, and three multiples of 4 in "
+            "ascending order, such as 4x4x8"
         )
-    _check_workdir(job, options.mount)
-    container = {
-        "name": "run",
-        "image": options.image,
-        "command": list(job.command),
-        "resources": {"limits": {"google.com/tpu": chips}},
-        "volumeMounts": [{"name": "runs", "mountPath": str(options.mount)}],
+    chips = math.prod(int(size) for size in topology.split("x"))
+    if topology == "2x4" or chips < _CHIPS_A_HOST:
+        return Slice(accelerator, topology, 1, chips)
+    return Slice(accelerator, topology, chips // _CHIPS_A_HOST, _CHIPS_A_HOST)
+
+
+def _is_large_cube(topology: str) -> bool:
+    if not re.fullmatch(r"[1-9]\d?x[1-9]\d?x[1-9]\d?", topology):
+        return False
+    sizes = [int(size) for size in topology.split("x")]
+    return sizes == sorted(sizes) and all(size % 4 == 0 for size in sizes)
+
+
+def manifest(job: Job, options: LauncherOptions) -> dict[str, Any]:
+    """The JobSet of one run: a pod on each host of the slice, all of them restarted together.
+
+    Kueue lifts `suspend` when the whole slice is free. A pod that was told to stop exits with
+    `STOPPED`; that, and an eviction, restarts the run without counting as one of its restarts.
+
+    Raises:
+      UsageError: for what the cluster would refuse.
+    """
+    _check_options(options)
+    tpu = parse_slice(options.slice)
+    _check_job(job, tpu.hosts, options.mount)
+    metadata: dict[str, Any] = {
+        "name": job.name,
+        "namespace": options.namespace,
+        "labels": {"kueue.x-k8s.io/queue-name": options.queue},
     }
-    pod = {
-        "restartPolicy": "Never",  # the JobSet restarts all hosts together
-        "terminationGracePeriodSeconds": _GRACE_SECONDS,
-        "nodeSelector": {
-            "cloud.google.com/gke-tpu-accelerator": label,
-            "cloud.google.com/gke-tpu-topology": topology,
-        },
-        "containers": [container],
-        "volumes": [{"name": "runs", "persistentVolumeClaim": {"claimName": options.volume}}],
-    }
-    spec = {
-        "parallelism": hosts,
-        "completions": hosts,
-        "completionMode": "Indexed",
-        "backoffLimit": 0,
-        "template": {"spec": pod},
+    if tpu.hosts > 1:  # all pods on the hosts of one slice, and no other's among them
+        exclusive = "alpha.jobset.sigs.k8s.io/exclusive-topology"
+        metadata["annotations"] = {exclusive: "cloud.google.com/gke-nodepool"}
+    disruption = {
+        "action": "RestartJobSetAndIgnoreMaxRestarts",
+        "name": "disruption",
+        "onJobFailureReasons": ["PodFailurePolicy"],
     }
     return {
         "apiVersion": "jobset.x-k8s.io/v1alpha2",
         "kind": "JobSet",
-        "metadata": {
-            "name": job.name,
-            "namespace": options.namespace,
-            "labels": {"kueue.x-k8s.io/queue-name": options.queue},
-        },
+        "metadata": metadata,
         "spec": {
-            "suspend": True,  # until Kueue admits it
-            "failurePolicy": {"maxRestarts": _RESTARTS},
-            "replicatedJobs": [{"name": "run", "replicas": 1, "template": {"spec": spec}}],
+            "suspend": True,
+            "network": {"enableDNSHostnames": True},
+            "failurePolicy": {"maxRestarts": options.restarts, "rules": [disruption]},
+            "replicatedJobs": [
+                {"name": _ROLE, "replicas": 1, "template": {"spec": _job(job, tpu, options)}}
+            ],
         },
     }
 
 
-def _check_workdir(job: Job, mount: Path) -> None:
-    """Raises UsageError where the run would write to where it is lost with its pod."""
-    for flag in ("--workdir=", "--results="):
-        for word in job.command:
-            if word.startswith(flag) and mount not in Path(word.removeprefix(flag)).parents:
-                raise UsageError(
-                    f"{word}: not on the volume, which is mounted at {mount}; give "
-                    f"--workdirs={mount}/sweeps --results={mount}/results"
-                )
+def _job(job: Job, tpu: Slice, options: LauncherOptions) -> dict[str, Any]:
+    """The spec of the batch/v1 Job."""
+    told_to_stop = {"containerName": _ROLE, "operator": "In", "values": [STOPPED]}
+    evicted = {"type": "DisruptionTarget", "status": "True"}
+    return {
+        "completionMode": "Indexed",
+        "completions": tpu.hosts,
+        "parallelism": tpu.hosts,
+        "backoffLimit": 0,  # the hosts of a run cannot go on without one of them
+        "podFailurePolicy": {
+            "rules": [
+                {"action": "FailJob", "onExitCodes": told_to_stop},
+                {"action": "FailJob", "onPodConditions": [evicted]},
+            ]
+        },
+        "template": _pod(job, tpu, options),
+    }
+
+
+def _pod(job: Job, tpu: Slice, options: LauncherOptions) -> dict[str, Any]:
+    chips = {"google.com/tpu": tpu.chips}
+    container = {
+        "name": _ROLE,
+        "image": options.image,
+        "command": list(job.command),
+        # No run on the host's own processor where the chips cannot be had.
+        "env": [{"name": "JAX_PLATFORMS", "value": "tpu,cpu"}],
+        "resources": {"requests": chips, "limits": dict(chips)},
+        "volumeMounts": [{"name": "runs", "mountPath": str(options.mount)}],
+    }
+    spec = {
+        "restartPolicy": "Never",
+        "terminationGracePeriodSeconds": options.grace,
+        "nodeSelector": {
+            "cloud.google.com/gke-tpu-accelerator": tpu.accelerator,
+            "cloud.google.com/gke-tpu-topology": tpu.topology,
+        },
+        "containers": [container],
+        "volumes": [{"name": "runs", **_volume(options.volume)}],
+    }
+    if options.service_account is not None:
+        spec["serviceAccountName"] = options.service_account
+    if options.volume.startswith("gs://"):
+        return {"metadata": {"annotations": {"gke-gcsfuse/volumes": "true"}}, "spec": spec}
+    return {"spec": spec}
+
+
+def _volume(text: str) -> dict[str, Any]:
+    """The source of a volume: a bucket, or a claim."""
+    if not text.startswith("gs://"):
+        return {"persistentVolumeClaim": {"claimName": text}}
+    bucket, _, folder = text.removeprefix("gs://").strip("/").partition("/")
+    mount_options = "implicit-dirs" + f",only-dir:{folder}" * bool(folder)
+    attributes = {"bucketName": bucket, "mountOptions": mount_options}
+    return {"csi": {"driver": "gcsfuse.csi.storage.gke.io", "volumeAttributes": attributes}}
+
+
+def _check_options(options: LauncherOptions) -> None:
+    needed = ("slice", "image", "queue", "volume")
+    if missing := [f"--{name}" for name in needed if not getattr(options, name)]:
+        raise UsageError(f"--launcher=kubernetes needs {', '.join(missing)} too")
+    subdomain = r"[a-z0-9]([-a-z0-9.]*[a-z0-9])?"  # RFC 1123
+    if not re.fullmatch(rf"gs://[a-z0-9][-_.a-z0-9]+(/[^,]*)?|{subdomain}", options.volume):
+        raise UsageError(
+            f"--volume={options.volume}: gs://BUCKET[/FOLDER], or the name of a claim in "
+            f"the namespace {options.namespace}"
+        )
+    if not options.mount.is_absolute():
+        raise UsageError(f"--mount={options.mount}: an absolute path in the pod, such as /runs")
+    for flag in ("namespace", "queue", "service_account"):
+        value = getattr(options, flag)
+        if value is not None and not re.fullmatch(subdomain, value):
+            raise UsageError(f"--{flag}={value}: a-z, 0-9, hyphens and dots only")
+
+
+def _check_job(job: Job, hosts: int, mount: Path) -> None:
+    """Raises UsageError where the cluster would refuse the name, or a pod would lose its work."""
+    # A pod is called <JobSet>-<role>-<job's index>-<pod's index>-<five characters>.
+    longest = _LONGEST - len(f"-{_ROLE}-0-{hosts - 1}-abcde")
+    if not re.fullmatch(_LABEL, job.name) or len(job.name) > longest:
+        raise UsageError(
+            f"the job's name {job.name!r} ({len(job.name)} characters) is none for Kubernetes: a "
+            f"letter, then a-z, 0-9 and hyphens, {longest} at most on {hosts} hosts, so that its "
+            f"pods' names are DNS labels of {_LONGEST}"
+        )
+    for word in job.command:
+        flag, _, path = word.partition("=")
+        if flag == "--workdir" and not Path(path).is_relative_to(mount):
+            raise UsageError(
+                f"{word} is not under --mount={mount}, where a pod sees the volume; what it writes "
+                f"elsewhere is lost with it. Give --workdirs={mount / 'sweeps'}"
+            )
+
+
+def launch(jobs: Sequence[Job], options: LauncherOptions) -> None:
+    """Writes a manifest for each job into `options.folder`, once all of them can be made.
+
+    Raises:
+      UsageError: as `manifest`, or where the folder cannot be written to.
+    """
+    texts = {job.name: yaml.safe_dump(manifest(job, options), sort_keys=False) for job in jobs}
+    try:
+        options.folder.mkdir(parents=True, exist_ok=True)
+        paths = [options.folder / f"{name}.yaml" for name in texts]
+        for path, text in zip(paths, texts.values(), strict=True):
+            path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise UsageError(f"{options.folder} cannot be written to ({error.strerror})") from None
+    for path in paths:
+        print(path)
+    print(
+        f"{len(paths)} manifests; queue them with: kubectl create -f {options.folder}", flush=True
+    )

@@ -13,8 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from experiments.launchers import Job, LauncherOptions
-from experiments.run_one import STOPPED
+from experiments.launchers import STOPPED, Job, LauncherOptions
 from experiments.workdirs import LOG_FILE, last_words
 from repvgg_jax.errors import RunError, Stopped
 

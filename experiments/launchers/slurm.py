@@ -1,110 +1,151 @@
-"""The launcher `slurm`: one array of jobs, each queued again until its run is finished."""
+"""The launcher `slurm`: one array job through submitit, requeued whenever it is preempted."""
 
 from __future__ import annotations
 
-import importlib.util
-import shutil
+import os
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 from experiments.launchers import Job, LauncherOptions
 from repvgg_jax.errors import RunError, UsageError
 
-_STOPPED = 75
-_SIGNAL_SECONDS = 120  # before its end that a job is told of it; a checkpoint is written meanwhile
-_RESTARTS = 1000  # times that a job may come to its end unfinished
+_TO_KILL = 10.0  # seconds of the grace that are left for requeueing
+_SIGNALS = {signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2}
 
 
-@dataclass
-class Command:
-    """Runs an argv, in the job that submitit makes of it.
+class Requeued:
+    """Runs a command, and has submitit requeue it when it must give way.
 
-    Slurm's warning, of preemption or of the end of the job's time, comes to submitit as a signal,
-    which asks `checkpoint` what to queue: the same command, once its process has saved and ended.
+    Before a time limit and at a preemption submitit gets SIGUSR2 and calls `checkpoint`: the
+    command gets a SIGTERM and the grace to save in, then the job is queued again and starts the
+    same command, which goes on. SIGTERM alone is passed on too but requeues nothing, as it is also
+    what scancel sends: this waits for the SIGUSR2 or the kill that follows, so that a job which
+    SLURM itself means to requeue doesn't end before.
+
+    Args:
+      grace: seconds between such a signal and the kill.
     """
 
-    argv: tuple[str, ...]
-    _child: subprocess.Popen | None = field(default=None, repr=False)
+    def __init__(self, grace: float):
+        self.grace = grace
+        self._child: subprocess.Popen | None = None
+        self._told = False
 
-    def __call__(self) -> None:
-        """Raises RuntimeError unless the command exits with 0."""
-        self._child = subprocess.Popen(self.argv)
-        # Not `wait`, in which a signal's handler could not poll.
-        while (code := self._child.poll()) is None:
-            time.sleep(0.2)
+    def __call__(self, command: Sequence[str]) -> None:
+        """Runs it to its end.
+
+        Raises:
+          RunError: where that is another than success.
+        """
+        program = sys.executable if command[0] == "python" else command[0]
+        signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)  # none comes while there is half a child
+        try:
+            signal.signal(signal.SIGTERM, self._tell)
+            # A group of its own: a SIGUSR2 to all processes of a step would end the command.
+            self._child = subprocess.Popen(
+                [program, *command[1:]], process_group=0, preexec_fn=_only_sigterm
+            )
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
+        self._ended(block=True)
+        code = self._child.wait()
+        if code and self._told:
+            time.sleep(self.grace)
+            raise RunError("stopped by SIGTERM; the next launch goes on from what was saved")
         if code:
-            stopped = " (told to stop; the same sweep goes on)" if code == _STOPPED else ""
-            raise RuntimeError(f"exit code {code}{stopped}: {' '.join(self.argv)}")
+            raise RunError(f"{' '.join(command)}: exit code {code}")
 
-    def checkpoint(self) -> Any:
-        """What submitit queues again."""
+    def checkpoint(self, command: Sequence[str]) -> Any:
+        """What submitit is to queue again; the command has saved by then, or is killed."""
         from submitit.helpers import DelayedSubmission
 
         if self._child is not None:
+            self._tell()
+            until = time.monotonic() + max(self.grace - _TO_KILL, self.grace / 2)
+            while not self._ended() and time.monotonic() < until:
+                time.sleep(0.05)
+            if not self._ended():
+                print(f"not saved within {self.grace:g} s; it goes on from its last checkpoint")
+                self._child.kill()
+        return DelayedSubmission(Requeued(self.grace), command)
+
+    def _tell(self, *signal_and_frame: object) -> None:
+        """The command is to save and stop; once, as SLURM may send several signals."""
+        if not self._told and not self._ended():
             self._child.terminate()
-            end = time.monotonic() + 0.9 * _SIGNAL_SECONDS
-            while self._child.poll() is None and time.monotonic() < end:
-                time.sleep(0.1)
-        return DelayedSubmission(Command(self.argv))
+        self._told = True
+
+    def _ended(self, block: bool = False) -> bool:
+        """Popen's own wait holds a lock, which a signal's handler in the midst of it cannot get."""
+        options = os.WEXITED | os.WNOWAIT | (0 if block else os.WNOHANG)
+        try:
+            return os.waitid(os.P_PID, self._child.pid, options) is not None
+        except ChildProcessError:  # waited for already
+            return True
 
 
-def launch(jobs: Sequence[Job], options: LauncherOptions) -> None:
-    """Submits the jobs as one array, `options.processes` of them at a time at most.
-
-    Raises:
-      UsageError: where submitit or slurm is missing.
-      RunError: with `cluster="local"`, whose jobs are waited for, where some failed.
-    """
-    submitted = submit(jobs, options)
-    for job, handle in zip(jobs, submitted, strict=True):
-        print(f"{job.name}: job {handle.job_id}, output in {handle.paths.stdout}", flush=True)
-    if options.cluster == "local":
-        errors = {job.name: handle.exception() for job, handle in zip(jobs, submitted, strict=True)}
-        if failed := {name: error for name, error in errors.items() if error is not None}:
-            words = "; ".join(f"{name}: {_reason(error)}" for name, error in failed.items())
-            raise RunError(f"{len(failed)} of {len(jobs)} runs failed: {words}")
+def _only_sigterm() -> None:
+    """In the child, before the command: what wakes submitit is no business of its."""
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    signal.signal(signal.SIGUSR2, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
 
 
 def submit(jobs: Sequence[Job], options: LauncherOptions) -> list[Any]:
-    """submitit's handles of the jobs."""
-    if importlib.util.find_spec("submitit") is None:
-        raise UsageError("--launcher=slurm needs submitit: pip install submitit")
-    if options.cluster not in ("slurm", "local"):
-        raise UsageError(f"--cluster={options.cluster}: slurm or local")
-    if options.cluster == "slurm" and shutil.which("sbatch") is None:
+    """Submits the jobs as one array.
+
+    Returns:
+      submitit's job for each.
+
+    Raises:
+      UsageError: without submitit or SLURM, or where SLURM doesn't take the job.
+    """
+    try:
+        import submitit
+    except ImportError:
+        raise UsageError("--launcher=slurm needs submitit: pip install submitit") from None
+    if options.minutes * 60 <= options.grace:
         raise UsageError(
-            "--launcher=slurm: no sbatch is here; start it on a login node, or try it "
-            "with --cluster=local"
+            f"--minutes={options.minutes}: must be longer than --grace={options.grace} seconds"
         )
-    import submitit
-
-    executor = submitit.AutoExecutor(
-        options.logs, cluster=options.cluster, slurm_max_num_timeout=_RESTARTS
-    )
+    try:
+        executor = submitit.AutoExecutor(
+            options.folder, cluster=options.cluster, slurm_max_num_timeout=options.restarts
+        )
+    except (RuntimeError, ValueError) as error:
+        raise UsageError(
+            f"--launcher=slurm --cluster={options.cluster}: {error} Start it where jobs are "
+            "submitted, or try it here with --cluster=local"
+        ) from None
     executor.update_parameters(
-        name="repvgg_jax",
-        timeout_min=options.minutes,
+        name="sweep",
+        nodes=1,
+        tasks_per_node=1,
         cpus_per_task=options.cpus,
-        gpus_per_node=options.gpus if options.cluster == "slurm" else 0,
+        gpus_per_node=options.gpus or None,
+        timeout_min=options.minutes,
+        slurm_partition=options.partition,
+        slurm_account=options.account,
+        slurm_signal_delay_s=options.grace,
         slurm_array_parallelism=options.processes or len(jobs),
-        slurm_signal_delay_s=_SIGNAL_SECONDS,
-        slurm_additional_parameters={"requeue": True},
-        **({"slurm_partition": options.partition} if options.partition else {}),
+        slurm_additional_parameters={"requeue": True},  # where preemption is SLURM's own
     )
-    with executor.batch():
-        return [executor.submit(Command(_argv(job))) for job in jobs]
+    try:
+        return executor.map_array(Requeued(options.grace), [list(job.command) for job in jobs])
+    except submitit.core.utils.FailedJobError as error:
+        reason = " ".join(str(error).split())[:300]
+        raise UsageError(f"--launcher=slurm: the cluster refuses the jobs: {reason}") from None
 
 
-def _reason(error: Exception) -> str:
-    """The line of submitit's words that says what happened in the job."""
-    lines = str(error).strip().splitlines()
-    return next((line for line in reversed(lines) if "Error: " in line), lines[0])
+def launch(jobs: Sequence[Job], options: LauncherOptions) -> None:
+    """Submits the jobs as one array, and says which is which; it doesn't wait for them.
 
-
-def _argv(job: Job) -> tuple[str, ...]:
-    """With the interpreter that submits, whose environment the nodes share."""
-    return tuple(sys.executable if word == "python" else word for word in job.command)
+    Raises:
+      UsageError: as `submit`.
+    """
+    for job, submitted in zip(jobs, submit(jobs, options), strict=True):
+        print(f"{job.name} is {submitted.job_id}, output in {submitted.paths.stdout}", flush=True)
