@@ -100,6 +100,9 @@ def get_config() -> ConfigDict:
     # Kernels decay, and the identity BatchNorm's scale, as in the released code (whose name rule
     # spares "bn" and "bias" and misses that one). The first expression that matches wins.
     optim.decay_rules = ((r".*kernel", 1.0), (r".*/bn0/scale", 1.0), (r".*/branch_scales", 1.0))
+    # The released code's L2 of RepVGG's blocks in place of kernels' decay: the 1x1 and the tap
+    # that it is added to decay as the tap that they fuse to.
+    optim.custom_l2 = placeholder(bool)
     optim.bias_rate_factor = 1.0  # the learning rate of biases over that of the rest
     optim.rate_rules = ()  # more such factors, matched first: ((r"head/.*", 10.0),)
     optim.ema_decay = 0.0  # of the average that is evaluated and fused; 0 for none

@@ -230,11 +230,12 @@ SWEEPS: dict[str, Sweep] = {
             "kernels_and_scales": {"optim.decay_rules": ((r".*(kernel|scale)", 1.0),)},
             "everything": {"optim.decay_rules": ((r".*", 1.0),)},
             "kxk_kernels": {"optim.decay_rules": ((r".*/conv1/kernel", 0.0), (r".*kernel", 1.0))},
+            "custom_l2": {"optim.custom_l2": True},
             "none": {"optim.weight_decay": 0.0},
             "1e-4": {"optim.weight_decay": 1e-4},
         },
-        note="`released`: kernels and the identity BatchNorm's scale, 5e-4. The released code's "
-        "custom L2, on the fused kernel, is not in this code base, and so not here.",
+        note="`released`: kernels and the identity BatchNorm's scale, 5e-4; `custom_l2`: the "
+        "released code's option of that name, which decays the 1x1 and the centre tap as one.",
     ),
     "recipe": Sweep(
         title="Training recipe",

@@ -14,6 +14,8 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from repvgg_jax import optim
+from repvgg_jax.blocks import module_type
+from repvgg_jax.blocks.repvgg import BRANCHES, RepVGGBlock
 from repvgg_jax.config_fields import BOUNDS, flat, identity, plain
 from repvgg_jax.data import Source, Transform, load_source
 from repvgg_jax.errors import UsageError
@@ -208,7 +210,10 @@ def make_schedule(config: ConfigDict, train_size: int) -> optax.Schedule:
 
 def make_optimizer(config: ConfigDict, schedule: optax.Schedule) -> optax.GradientTransformation:
     """The optimizer that `config.optim` describes."""
-    values, frozen = config.optim, make_net(config).frozen_blocks()
+    net, values = make_net(config), config.optim
+    if values.custom_l2:
+        _check_custom_l2(net, config.model.branches)
+    frozen = net.frozen_blocks()
     tx = optim.sgd(
         schedule,
         momentum=values.momentum,
@@ -220,6 +225,7 @@ def make_optimizer(config: ConfigDict, schedule: optax.Schedule) -> optax.Gradie
             *values.rate_rules,
             (r".*/bias", values.bias_rate_factor),
         ),
+        custom_l2=bool(values.custom_l2),
     )
     chain = [tx]
     if values.clip_norm is not None:
@@ -227,3 +233,13 @@ def make_optimizer(config: ConfigDict, schedule: optax.Schedule) -> optax.Gradie
     if values.max_norm is not None:
         chain.append(optim.max_norm(values.max_norm, sorted(frozen)))
     return optax.chain(*chain) if len(chain) > 1 else tx
+
+
+def _check_custom_l2(net: nn.Module, branches: Sequence[str] | None) -> None:
+    """Raises UsageError where the net has no blocks that optim.custom_l2 is of."""
+    block = module_type(getattr(net, "block", nn.Module))
+    if block is not RepVGGBlock or not {"kxk", "1x1"} <= set(branches or BRANCHES):
+        raise UsageError(
+            "optim.custom_l2 is for blocks of a kxk and a 1x1, each with its BatchNorm: "
+            "model.block=repvgg, with both of these model.branches"
+        )

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
+from jax import Array
+
+from repvgg_jax.statistics import BN_EPSILON
 
 # (regular expression, value): the first to match all of `stage0_block0/conv3/kernel` wins.
 NameRules = Sequence[tuple[str, float]]
@@ -50,6 +53,7 @@ def sgd(
     weight_decay: float = 1e-4,
     decay_rules: NameRules = ((r".*kernel", 1.0),),
     rate_rules: NameRules = (),
+    custom_l2: bool = False,
 ) -> optax.GradientTransformation:
     """SGD as RepVGG was trained with (arXiv 2101.03697, section 4.1, and the released code).
 
@@ -62,10 +66,14 @@ def sgd(
       weight_decay: L2, added to the gradient before the momentum.
       decay_rules: name rules for d.
       rate_rules: name rules for r, such as 2 for biases.
+      custom_l2: d is 0 for the kernels whose decay `custom_l2` adds to the loss.
     """
 
     def decay(grads: Any, params: Any) -> Any:
         factors = by_name(params, decay_rules, 0.0)
+        for block, *convolutions in _two_branched(params) if custom_l2 else ():
+            for name in convolutions:
+                factors[block][name] = {"kernel": 0.0}
         return jax.tree.map(lambda g, p, d: g + weight_decay * d * p, grads, params, factors)
 
     def rate(updates: Any, params: Any) -> Any:
@@ -77,6 +85,45 @@ def sgd(
         optax.stateless(rate),
         optax.scale_by_learning_rate(schedule),
     )
+
+
+def custom_l2(params: Mapping[str, Any], batch_stats: Mapping[str, Any]) -> Array:
+    """The released code's L2 of RepVGG's blocks: half of it times the decay is added to the loss.
+
+    With t = gamma / sigma of each branch's BatchNorm, its running variance and no gradient, C the
+    centre tap and R the other taps of the kxk,
+      sum over blocks of |R|^2 + sum |t_k C + t_1 W_1|^2 / (t_k^2 + t_1^2),
+    so that the 1x1 and the tap that it is added to decay as the one tap that they fuse to. The
+    identity has no part in it. (DingXiaoH/RepVGG, `get_custom_L2`.)
+
+    Args:
+      params: of a net; blocks other than RepVGG's with kxk and 1x1 add nothing.
+      batch_stats: of the same net.
+    """
+    total = jnp.zeros(())
+    for block, kxk, one in _two_branched(params):
+        layers, scales = params[block], []
+        for name in (kxk, one):
+            norm = name.replace("conv", "bn")
+            rate = jax.lax.rsqrt(batch_stats[block][norm]["var"] + BN_EPSILON)
+            scales.append(jax.lax.stop_gradient(layers[norm]["scale"] * rate))
+        kernel, (k, k1) = layers[kxk]["kernel"], scales
+        middle = kernel.shape[0] // 2
+        centre = kernel[middle, middle]
+        fused = k * centre + k1 * layers[one]["kernel"][0, 0]
+        total += jnp.sum(kernel**2) - jnp.sum(centre**2) + jnp.sum(fused**2 / (k**2 + k1**2))
+    return total
+
+
+def _two_branched(params: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """Block, its kxk and its 1x1, for the blocks that have just these, or the identity besides."""
+    found = []
+    for block, layers in params.items():
+        names = sorted(layers.keys() - {"bn0"}) if isinstance(layers, Mapping) else []
+        match = re.fullmatch(r"bn1 bn(\d+) conv1 conv\1", " ".join(names))
+        if match and match[1] != "1":
+            found.append((block, f"conv{match[1]}", "conv1"))
+    return found
 
 
 def max_norm(limit: float, frozen: Sequence[str] = ()) -> optax.GradientTransformation:

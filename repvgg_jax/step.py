@@ -14,6 +14,7 @@ from flax import struct
 from jax import Array
 from jax.sharding import Mesh
 
+from repvgg_jax import optim
 from repvgg_jax.averages import as_average, update_average
 from repvgg_jax.data import IMAGENET_MEAN, IMAGENET_STD
 from repvgg_jax.evaluation import Batch, Metrics, as_images
@@ -114,6 +115,7 @@ def train_step(
     mixup: float = 0.0,
     cutmix: float = 0.0,
     auxiliary_weight: float = 0.1,
+    custom_l2: float = 0.0,
     ema_decay: float = 0.0,
     accumulate: int = 1,
     bn_group_size: int | None = None,
@@ -130,6 +132,8 @@ def train_step(
       label_smoothing: share of the target that is spread over all classes.
       mixup, cutmix: alphas, as `mixing.mix` has them.
       auxiliary_weight: of each auxiliary head's loss, where the net has such heads.
+      custom_l2: weight decay of the kernels that `optim.custom_l2` is of, half of which times that
+        is added to the loss that is minimised, and not to the one that is returned.
       ema_decay: of the average, where the state keeps one.
       accumulate: microbatches that the batch is taken in, one after the other, to save memory. The
         update is that of the whole batch where BatchNorm's groups are parts of a microbatch.
@@ -161,8 +165,10 @@ def train_step(
         loss = optax.softmax_cross_entropy(logits, targets).mean()
         for other in jax.tree.leaves(updated.get(AUXILIARY, {})):
             loss += auxiliary_weight * optax.softmax_cross_entropy(other, targets).mean()
+        batch_stats = updated.get("batch_stats", {})
+        penalty = custom_l2 / 2 * optim.custom_l2(params, batch_stats) if custom_l2 else 0.0
         top1 = (logits.argmax(-1) == label).mean()
-        return loss, {"loss": loss, "top1": top1, "batch_stats": updated.get("batch_stats", {})}
+        return loss + penalty, {"loss": loss, "top1": top1, "batch_stats": batch_stats}
 
     gradient = jax.grad(loss_fn, has_aux=True)
     if accumulate == 1:

@@ -173,6 +173,7 @@ def jit_train_step(
         mixup=config.train.mixup,
         cutmix=config.train.cutmix,
         auxiliary_weight=config.optim.auxiliary_weight,
+        custom_l2=config.optim.weight_decay if config.optim.custom_l2 else 0.0,
         ema_decay=config.optim.ema_decay,
         accumulate=config.train.accumulate,
         bn_group_size=config.model.bn_group_size,
