@@ -35,6 +35,7 @@ from experiments.report_tables import (
 )
 from experiments.results import RESULTS, read_rows
 from experiments.sweeps import SWEEPS
+from experiments.throughput import with_throughput
 from repvgg_jax.errors import RunError, UsageError
 
 TITLE = "Ablation sweeps: results"
@@ -158,6 +159,7 @@ def write_report(results: Path, out: Path) -> list[Path]:
     if not rows:
         command = _RUN.format("branches")
         raise UsageError(f"no rows in {results}/*.jsonl yet; this makes some: {command}")
+    rows = with_throughput(rows, results)
     remarks = {path.stem: path.read_text() for path in sorted(results.glob("*.md"))}
     blocks = report_blocks(rows, remarks)
     figures = [block for block in blocks if isinstance(block, Figure)]

@@ -141,7 +141,7 @@ def accuracy_table(group: Group) -> Table:
 def cost_table(group: Group) -> Table:
     """Size and cost of both forms, and how exactly they agree."""
     header = ["variant", "parameters, train form", "fused", "MACs (M), train form", "fused"]
-    header += ["step, ms", "temporaries, MB", "fusion error, max"]
+    header += ["images/s as deployed", "step, ms", "temporaries, MB", "fusion error, max"]
     rows = []
     for name, seeds in group.runs.items():
         runs, row = list(seeds.values()), [f"`{name}`"]
@@ -149,6 +149,8 @@ def cost_table(group: Group) -> Table:
             row.append(_first(known_values(runs, *path), "{:,}", 1))
         for path in (("macs", "train_form"), ("macs", "fused")):
             row.append(_first(known_values(runs, *path), "{:,.1f}", 1e6))
+        rates = known_values(runs, "throughput", "images_per_second")
+        row.append(_first(rates, "{:,.0f}", 1))
         row.append(_step(group, runs))
         row.append(_first(known_values(runs, "temporaries_bytes"), "{:,.1f}", 1e6))
         errors = known_values(runs, "fusion_error")

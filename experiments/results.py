@@ -107,7 +107,7 @@ def row_of(run: Run, workdir: Path) -> dict[str, Any]:
         "config_hash": run.config_hash,
         "commit": about.get("commit"),
         "dirty": about.get("dirty"),
-        "device": _device(report["device"], about.get("cores")),
+        "device": device_words(report["device"], about.get("cores")),
         "overrides": {name: v for name, v in run.overrides.items() if name in deciding},
         "top1": report["top1"],
         "fusion_error": report.get("fusion", {}).get("max_relative_error"),
@@ -123,7 +123,12 @@ def row_of(run: Run, workdir: Path) -> dict[str, Any]:
     }
 
 
-def _device(device: str, cores: int | None) -> str:
+def cpu_cores() -> int | None:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+
+
+def device_words(device: str, cores: int | None) -> str:
     """With a CPU's cores, without which its times say nothing."""
     if cores is None or not device.startswith("cpu"):
         return device

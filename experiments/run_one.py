@@ -10,7 +10,6 @@ user's, or the run is another process's; 3 a run that cannot go on; 1 an error o
 from __future__ import annotations
 
 import argparse
-import os
 import subprocess
 import sys
 import traceback
@@ -25,7 +24,15 @@ from ml_collections import ConfigDict
 
 from experiments import workdirs
 from experiments.launchers import STOPPED
-from experiments.results import ABOUT_FILE, append_row, finished, read_about, read_rows, row_of
+from experiments.results import (
+    ABOUT_FILE,
+    append_row,
+    cpu_cores,
+    finished,
+    read_about,
+    read_rows,
+    row_of,
+)
 from experiments.sweeps import Run, expand, parse_overrides
 from repvgg_jax import ahead
 from repvgg_jax.compilation import keep_programs
@@ -86,8 +93,7 @@ def _write_about(config: ConfigDict, workdir: Path) -> None:
     if temporaries is None and alone:
         memory = ahead.compile_step(config, jax.devices()).memory_analysis()
         temporaries = None if memory is None else memory.temp_size_in_bytes
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    about = {**git_commit(), "cores": cores, "temporaries_bytes": temporaries}
+    about = {**git_commit(), "cores": cpu_cores(), "temporaries_bytes": temporaries}
     write_json(workdir / ABOUT_FILE, about)
 
 
