@@ -96,7 +96,7 @@ def row_of(run: Run, workdir: Path) -> dict[str, Any]:
     report = json.loads((workdir / REPORT_FILE).read_text())
     about = read_about(workdir)
     deciding, metrics = identity(config), read_metrics(workdir / METRICS_FILE)
-    rate = report["examples_per_second"] or _median_rate(metrics)
+    rate = _median_rate(metrics) or report["examples_per_second"]
     done = time.gmtime((workdir / REPORT_FILE).stat().st_mtime)
     return {
         "version": VERSION,
@@ -142,7 +142,7 @@ def read_about(workdir: Path) -> dict[str, Any]:
 
 
 def _median_rate(rows: list[dict[str, Any]]) -> float | None:
-    """Of a run whose last start had no step left to take, so that its report knows none."""
+    """The median, as the mean of a report counts the hours that a laptop slept through."""
     rates = [row["examples_per_second"] for row in rows if row.get("examples_per_second")]
     return statistics.median(rates) if rates else None
 
