@@ -33,7 +33,7 @@ from experiments.report_tables import (
     other_table,
     signed,
 )
-from experiments.results import RESULTS, read_rows
+from experiments.results import RESULTS, read_sweeps
 from experiments.sweeps import SWEEPS
 from experiments.throughput import with_throughput
 from repvgg_jax.errors import RunError, UsageError
@@ -155,7 +155,7 @@ def write_report(results: Path, out: Path) -> list[Path]:
     Raises:
       UsageError: where there are no rows, or a row of another version.
     """
-    rows = [row for path in sorted(results.glob("*.jsonl")) for row in read_rows(path)]
+    rows = read_sweeps(results)
     if not rows:
         command = _RUN.format("branches")
         raise UsageError(f"no rows in {results}/*.jsonl yet; this makes some: {command}")

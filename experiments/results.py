@@ -84,6 +84,15 @@ def read_rows(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
     return list(rows.values())
 
 
+def read_sweeps(results: Path) -> list[dict[str, Any]]:
+    """The rows of all sweeps' files in a folder; runs that sweeps share have a row in each.
+
+    Raises:
+      UsageError: as `read_rows`.
+    """
+    return [row for path in sorted(results.glob("*.jsonl")) for row in read_rows(path)]
+
+
 def finished(run: Run, workdir: Path) -> bool:
     """Whether the workdir holds this run's report, the last thing that a run writes."""
     path = workdir / REPORT_FILE
@@ -100,8 +109,7 @@ def row_of(run: Run, workdir: Path) -> dict[str, Any]:
     done = time.gmtime((workdir / REPORT_FILE).stat().st_mtime)
     return {
         "version": VERSION,
-        "sweep": run.sweep,
-        "name": run.name,
+        **place(run),
         "seed": run.seed,
         "protocol": run.protocol,
         "config_hash": run.config_hash,
@@ -121,6 +129,11 @@ def row_of(run: Run, workdir: Path) -> dict[str, Any]:
         "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", done),
         "curves": _curves(metrics),
     }
+
+
+def place(run: Run) -> dict[str, str]:
+    """Where a row stands, in which rows of one run differ between sweeps."""
+    return {"sweep": run.sweep, "name": run.name}
 
 
 def cpu_cores() -> int | None:

@@ -20,7 +20,7 @@ import jax
 from experiments import workdirs
 from experiments.cost import expected_seconds, steps_of
 from experiments.launchers import LAUNCHERS, Job, LauncherOptions
-from experiments.results import RESULTS, read_rows
+from experiments.results import RESULTS, read_sweeps
 from experiments.run_one import record
 from experiments.sweeps import PROTOCOLS, SEEDS, SWEEPS, Run, expand, parse_overrides
 from repvgg_jax.errors import RunError, Stopped, UsageError
@@ -136,13 +136,12 @@ def run_sweep(argv: Sequence[str]) -> None:
     """Launches what is not finished, held or failed, after checking all of it."""
     options, runs, launcher_options = parse(argv)
     check_data(runs)
-    path = options.results / f"{options.sweep}.jsonl"
-    every = [row for file in sorted(options.results.glob("*.jsonl")) for row in read_rows(file)]
-    recorded = {row["config_hash"] for row in read_rows(path)}
+    rows = read_sweeps(options.results)
+    recorded = {row["config_hash"] for row in rows}
     states = [workdirs.state(run, options.workdirs, recorded) for run in runs]
     if options.retry_failed:
         states = ["interrupted" if state == "failed" else state for state in states]
-    seconds = [expected_seconds(run, every) for run in runs]
+    seconds = [expected_seconds(run, rows) for run in runs]
     print(table(runs, states, seconds), flush=True)
     for run, state in zip(runs, states, strict=True):
         if state == "failed":
@@ -156,7 +155,7 @@ def run_sweep(argv: Sequence[str]) -> None:
     for run, state, cost in zip(runs, states, seconds, strict=True):
         if state in TO_RUN:
             jobs.append(job_of(run, options, cost))
-        elif state == "done" and run.config_hash not in recorded:  # by another sweep
+        elif state == "done":  # perhaps by another sweep
             record(run, run.workdir(options.workdirs), options.results)
     if jobs:
         LAUNCHERS[options.launcher](jobs, launcher_options)

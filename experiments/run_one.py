@@ -29,8 +29,9 @@ from experiments.results import (
     append_row,
     cpu_cores,
     finished,
+    place,
     read_about,
-    read_rows,
+    read_sweeps,
     row_of,
 )
 from experiments.sweeps import Run, expand, parse_overrides
@@ -76,10 +77,14 @@ def execute(run: Run, workdir: Path, results: Path) -> None:
 
 
 def record(run: Run, workdir: Path, results: Path) -> None:
-    """Appends a finished run's row to its sweep's file, unless it is there."""
+    """Appends a finished run's row to its sweep's file, unless it is there.
+
+    A run that another sweep has a row of was run for that, and its workdir may be gone.
+    """
     path = results / f"{run.sweep}.jsonl"
-    if all(row["config_hash"] != run.config_hash for row in read_rows(path)):
-        append_row(path, row_of(run, workdir))
+    rows = [row for row in read_sweeps(results) if row["config_hash"] == run.config_hash]
+    if all(row["sweep"] != run.sweep for row in rows):
+        append_row(path, rows[0] | place(run) if rows else row_of(run, workdir))
 
 
 def _write_about(config: ConfigDict, workdir: Path) -> None:

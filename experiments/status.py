@@ -18,7 +18,7 @@ import jax
 
 from experiments import workdirs
 from experiments.cost import steps_of
-from experiments.results import REPORT_FILE, read_rows
+from experiments.results import REPORT_FILE, read_sweeps
 from experiments.run import parse_sweep, sweep_parser
 from experiments.sweeps import Run
 from repvgg_jax.config import read_config
@@ -31,7 +31,7 @@ _CLEAR = "\x1b[2J\x1b[H"
 
 def status(runs: Sequence[Run], root: Path, results: Path) -> str:
     """The table, a line a run, and how many are in which state."""
-    rows = {row["config_hash"]: row for row in read_rows(results / f"{runs[0].sweep}.jsonl")}
+    rows = {row["config_hash"]: row for row in read_sweeps(results)}
     states = [workdirs.state(run, root, rows.keys()) for run in runs]
     names = [f"{run.name} seed {run.seed}" for run in runs]
     width = max(map(len, names))

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 from absl import logging
 from flax import linen as nn
 
-from experiments.results import RESULTS, cpu_cores, device_words, read_rows
+from experiments.results import RESULTS, cpu_cores, device_words, read_sweeps
 from experiments.run_one import git_commit
 from experiments.sweeps import PROTOCOLS, SWEEPS, Run, expand
 from repvgg_jax import fuse, init
@@ -138,7 +138,8 @@ def main(arguments: Sequence[str]) -> int:
     options = parser.parse_args(arguments)
     path = options.results / FILE
     try:
-        sweeps = [sweep for sweep in SWEEPS if read_rows(options.results / f"{sweep}.jsonl")]
+        recorded = {row["sweep"] for row in read_sweeps(options.results)}
+        sweeps = [sweep for sweep in SWEEPS if sweep in recorded]
         if not sweeps:
             raise UsageError(f"no rows in {options.results}/*.jsonl yet; run a sweep first")
         runs = [run for sweep in sweeps for run in expand(sweep, options.protocol, seeds=[0])]

@@ -4,6 +4,7 @@ import json
 import os
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -179,8 +180,12 @@ def test_a_run_is_trained_once_for_all_sweeps_and_failures_wait(tmp_path, capsys
     assert codes == [0]
     assert "1 new; to run: 1" in said
     assert sweep("branches", "--only=none")[1] == []
-    said, codes = sweep("blocks", "--only=plain")  # the same run
+    (tmp_path / "results/branches.jsonl").unlink()
+    assert sweep("branches", "--only=none")[1] == []  # the row is made from the workdir
+    shutil.rmtree(tmp_path / "runs")
+    said, codes = sweep("blocks", "--only=plain")  # the same run, of which only the row is left
     assert codes == []
+    assert "1 done; to run: 0" in said
     [row], [other] = (read_rows(tmp_path / f"results/{n}.jsonl") for n in ("branches", "blocks"))
     assert other == row | {"sweep": "blocks", "name": "plain"}
     assert (row["steps"], row["seed"], row["version"]) == (8, 0, 1)
