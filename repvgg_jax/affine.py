@@ -120,12 +120,18 @@ def chain(first: Affine, second: Affine, groups: int = 1) -> Affine:
         biases2 = jnp.split(jnp.broadcast_to(second.bias, second.kernel.shape[-1:]), groups)
         pieces = zip(kernels1, biases1, kernels2, biases2, strict=True)
         return concat(*(chain(Affine(k1, b1), Affine(k2, b2)) for k1, b1, k2, b2 in pieces))
-    (h1, w1, cin, _), (h2, w2, _, cout) = first.kernel.shape, second.kernel.shape
-    dtype = jnp.result_type(first.kernel, second.kernel)
-    kernel = jnp.zeros((h1 + h2 - 1, w1 + w2 - 1, cin, cout), dtype)
-    for row in range(h2):
-        for column in range(w2):
-            tap = first.kernel @ second.kernel[row, column]
-            kernel = kernel.at[row : row + h1, column : column + w1].add(tap)
+    (height, width), size = second.kernel.shape[:2], first.kernel.shape[:2]
+    if size == (1, 1):
+        taps = jnp.broadcast_to(first.kernel, (height, width, *first.kernel.shape[2:]))
+        kernel = taps @ second.kernel
+    else:
+        kernel = sum(
+            jnp.pad(
+                first.kernel @ second.kernel[h, w],
+                [(h, height - 1 - h), (w, width - 1 - w), (0, 0), (0, 0)],
+            )
+            for h in range(height)
+            for w in range(width)
+        )
     through = jnp.broadcast_to(first.bias, first.kernel.shape[-1:]) @ second.kernel.sum((0, 1))
     return Affine(kernel, second.bias + through)

@@ -11,7 +11,16 @@ import pytest
 
 import repvgg_jax as rj
 from repvgg_jax.bench import count_macs, count_parameters
-from repvgg_jax.blocks import BLOCKS, FusedConv, Reparam, dirac, doconv, fuse_block, orepa
+from repvgg_jax.blocks import (
+    BLOCKS,
+    FusedConv,
+    Reparam,
+    dirac,
+    doconv,
+    expandnet,
+    fuse_block,
+    orepa,
+)
 from repvgg_jax.blocks.block import Block
 from repvgg_jax.fuse import relative_error
 from tests.trees import random_images, random_variables, randomised
@@ -313,3 +322,44 @@ def test_the_border_of_a_diverse_branch_carries_no_gradient():
     scale = params["scale"] / np.sqrt(stats["var"] + 1e-5)
     expected = 3 * kernel[1, 1] @ scale  # the centre tap alone, of three images
     np.testing.assert_allclose(jax.grad(loss)(bias), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["expandnet", "expandnet_ck"])
+@pytest.mark.parametrize("case", [(3, 8, 2, 1, 5, 1), (8, 8, 1, 2, 5, 2), (8, 16, 2, 1, 3, 1)])
+def test_an_expanded_convolution_is_its_layers_one_after_the_other(name, case):
+    strides, groups, dilation = case[2], case[3], case[5]
+
+    def one_by_one(x, kernels):
+        """Padded once; the stride is the last kxk's, and a 1x1 after it has nothing to skip."""
+        margin = dilation * (case[4] // 2)
+        y = jnp.pad(x, [(0, 0), (margin, margin), (margin, margin), (0, 0)])
+        last = max(index for index, kernel in enumerate(kernels) if kernel.shape[0] > 1)
+        for index, kernel in enumerate(kernels):
+            y = jax.lax.conv_general_dilated(
+                y,
+                kernel,
+                (strides if index == last else 1,) * 2,
+                "VALID",
+                rhs_dilation=(dilation, dilation),
+                dimension_numbers=("NHWC", "HWIO", "NHWC"),
+                feature_group_count=groups,
+            )
+        return y
+
+    with jax.enable_x64(True):
+        block, variables, x = build(name, *case, (9, 8), "float64")
+        params = variables["params"]
+        kernels = [params[f"conv{i}"]["kernel"] for i in range(len(params) - 1)]
+        assert len(kernels) == (3 if name == "expandnet" else block.kernel_size // 2)
+
+        def in_one(x, kernels):
+            trees = {f"conv{i}": {"kernel": kernel} for i, kernel in enumerate(kernels)}
+            return block.conv_with(x, expandnet.chained(block, trees).kernel)
+
+        expected, pull = jax.vjp(one_by_one, x, kernels)
+        got, pull_in_one = jax.vjp(in_one, x, kernels)
+        assert relative_error(expected, got) < 1e-12
+        direction = random_images(*expected.shape, seed=3, dtype="float64")
+        gradients = (jax.tree.leaves(pulled(direction)) for pulled in (pull, pull_in_one))
+        pairs = zip(*gradients, strict=True)
+        assert all(relative_error(theirs, ours) < 1e-12 for theirs, ours in pairs)
