@@ -6,6 +6,7 @@ ours as an ordering to compare with, not as a figure to reach.
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -31,6 +32,10 @@ class Sweep:
     published: dict[str, float] = field(default_factory=dict)
     source: str = ""
     note: str = ""
+
+    def own(self, variant: str) -> Overrides:
+        """A variant's fields as a row has them: of JSON's types."""
+        return json.loads(json.dumps(self.variants[variant]))
 
 
 TABLE_6 = "RepVGG (arXiv 2101.03697), Table 6: RepVGG-B0 on ImageNet, 120 epochs"

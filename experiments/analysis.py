@@ -7,6 +7,7 @@ the branches of a layer add up to its fused kernel.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from repvgg_jax.blocks import RepVGGBlock
 from repvgg_jax.blocks.block import fold_branch, fold_norm
 from repvgg_jax.config import make_source, make_transform, read_config
 from repvgg_jax.data import eval_batches
+from repvgg_jax.data.sources import Example, Source
 from repvgg_jax.errors import UsageError
 from repvgg_jax.evaluation import as_images
 from repvgg_jax.fuse import fuse
@@ -34,12 +36,35 @@ Images = Float[Array, "batch height width 3"]
 
 
 def images_of(workdir: str | Path, count: int) -> tuple[Images, Int[Array, "batch"]]:
-    """The first images of a run's evaluation split, as its net takes them, and their labels."""
+    """Images of a run's evaluation split, as its net takes them, and their labels.
+
+    They are spread over all of the split, which may be sorted by class.
+    """
     config = read_config(Path(workdir))
     source, transform = make_source(config, "test"), make_transform(config)
-    batch = next(iter(eval_batches(source, transform, min(count, len(source)), workers=0)))
+    count = min(count, len(source))
+    chosen = _Chosen(source, np.linspace(0, len(source) - 1, count).astype(int).tolist())
+    batch = next(iter(eval_batches(chosen, transform, count, workers=0)))
+    batch = {name: leaf[batch["mask"] > 0] for name, leaf in batch.items()}  # could be read
     mean, std = tuple(config.data.mean), tuple(config.data.std)
     return as_images(jnp.asarray(batch["image"]), mean, std), jnp.asarray(batch["label"])
+
+
+@dataclass(frozen=True)
+class _Chosen:
+    """Some examples of a source, as a source."""
+
+    source: Source
+    indices: list[int]
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: int) -> Example:
+        return self.source[self.indices[index]]
+
+    def __getattr__(self, name: str) -> Any:  # the data set's name and classes
+        return getattr(self.source, name)
 
 
 def branches_of(net: nn.Module, variables: Variables) -> dict[str, dict[str, str]]:
@@ -114,8 +139,8 @@ def branch_table(net: nn.Module, variables: Variables) -> list[Row]:
 def kernel_table(net: nn.Module, variables: Variables) -> list[Row]:
     """How each layer's fused kernel F differs from its trained kxk's, K as trained, K' folded.
 
-    `change`: |F - K'| / |F|; `cosine`: of F and K; `centre`, `trained_centre`: the share of the
-    centre tap in the energy |.|^2 of F and of K.
+    `change`: |F - K'| / |F|; `centre`, `trained_centre`: the share of the centre tap in the energy
+    |.|^2 of F and of K.
     """
     rows = []
     for layer, branches in folded_branches(net, variables).items():
@@ -129,7 +154,6 @@ def kernel_table(net: nn.Module, variables: Variables) -> list[Row]:
             {
                 "layer": layer,
                 "change": float(jnp.linalg.norm((fused - folded).ravel()) / norm),
-                "cosine": float((fused * trained).sum() / norm / jnp.linalg.norm(trained.ravel())),
                 "centre": float((_centre(fused) ** 2).sum() / norm**2),
                 "trained_centre": float((_centre(trained) ** 2).sum() / (trained**2).sum()),
             }

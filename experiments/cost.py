@@ -1,11 +1,14 @@
-"""How many steps runs have, and how long they take by those that are finished."""
+"""How many steps runs have, and what they cost by those that are finished."""
 
 from __future__ import annotations
 
+import re
 import statistics
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from functools import cache
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
@@ -13,6 +16,14 @@ from experiments.sweeps import Run
 from repvgg_jax.config import make_schedule, total_steps
 from repvgg_jax.data import load_source
 from repvgg_jax.data.prepared import load_prepared
+from repvgg_jax.records import METRICS_FILE, read_metrics
+
+
+class Cost(NamedTuple):
+    """Of what is left of a run: seconds, and devices that it takes for as long."""
+
+    seconds: float
+    devices: int
 
 
 def steps_of(config: ConfigDict) -> int:
@@ -40,12 +51,45 @@ def _train_size(source: str, name: str, data_dir: str | None, classes: int) -> i
     return len(train)
 
 
-def expected_seconds(run: Run, rows: Sequence[dict[str, Any]]) -> float | None:
-    """Of the whole run, by the seconds a step of finished runs of its protocol; None for none.
+def trained_steps(workdir: Path) -> int:
+    """How far a run is, by its curves."""
+    path = workdir / METRICS_FILE
+    rows = read_metrics(path) if path.exists() else []
+    return max((row["step"] for row in rows if row["kind"] == "train"), default=0)
 
-    Those of the same variant with other seeds count where there are some; all of them else.
+
+def usual_device(rows: Sequence[Mapping[str, Any]]) -> str | None:
+    """The device of most rows, the only one whose times are compared; None of no rows."""
+    counts = Counter(row.get("device") for row in rows)
+    return min(counts, key=lambda device: (-counts[device], str(device)), default=None)
+
+
+def expected_cost(
+    run: Run, workdir: Path, steps: int, rows: Sequence[dict[str, Any]]
+) -> Cost | None:
+    """Of what is left of a run, by the seconds a step of finished runs; None where there are none.
+
+    These are of its protocol, and of one device. Those of the same variant with other seeds count
+    where there are some; all of them else.
+
+    Args:
+      run: of a sweep.
+      workdir: where it may have begun.
+      steps: of the whole run.
+      rows: of finished runs.
     """
-    rows = [row for row in rows if row["protocol"] == run.protocol and row["steps"]]
+    rows = [row for row in rows if row["protocol"] == run.protocol and row.get("steps")]
+    device = usual_device(rows)
+    rows = [row for row in rows if row.get("device") == device and row.get("wall_seconds")]
     same = [row for row in rows if (row["sweep"], row["name"]) == (run.sweep, run.name)]
     rates = [row["wall_seconds"] / row["steps"] for row in same or rows]
-    return statistics.median(rates) * steps_of(run.config()) if rates else None
+    if not rates:
+        return None
+    left = max(0, steps - trained_steps(workdir))
+    return Cost(statistics.median(rates) * left, devices_of(device))
+
+
+def devices_of(device: str | None) -> int:
+    """Of a row's words: 16 of `TPU v5e x16`."""
+    count = re.search(r" x(\d+)", device or "")
+    return int(count[1]) if count else 1

@@ -61,10 +61,11 @@ def report_blocks(rows: Sequence[Row], remarks: dict[str, str]) -> list[Block]:
     ran = [name for name in SWEEPS if any(group.sweep == name for group in groups)]
     finished = max(known_values(rows, "finished"), default="")
     when = f", the last of them finished {finished}" if finished else ""
+    runs = count(len({row["config_hash"] for row in rows}), "run")
     links = ", ".join(f"[{name}](#{name})" for name in ran)
     blocks: list[Block] = [
         Heading(1, TITLE, "top"),
-        Paragraph(f"{count(len(rows), 'run')}{when}. {'Sweeps: ' * bool(ran)}{links}"),
+        Paragraph(f"{runs}{when}. {'Sweeps: ' * bool(ran)}{links}"),
         Paragraph(_READING),
     ]
     blocks += [_overview(groups)] if groups else []

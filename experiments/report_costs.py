@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import statistics
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from experiments.cost import usual_device
 from experiments.report_labels import Point
 from experiments.report_numbers import Group, Row, Sample, known_values
 from experiments.sweeps import SWEEPS
@@ -34,15 +34,9 @@ class Scatter:
         return why + (f" Far below, and not drawn: {', '.join(names)}." if names else "")
 
 
-def usual_device(group: Group) -> str | None:
-    """The device of most runs, the only one whose times are compared."""
-    counts = Counter(row.get("device") for row in group.rows)
-    return min(counts, key=lambda device: (-counts[device], str(device)), default=None)
-
-
 def step_times(group: Group, runs: Sequence[Row]) -> Sample:
     """Milliseconds a training step, of the runs on the usual device."""
-    device = usual_device(group)
+    device = usual_device(group.rows)
     times = [(r["seed"], r.get("step_seconds")) for r in runs if r.get("device") == device]
     return Sample({seed: 1000 * seconds for seed, seconds in times if seconds is not None})
 

@@ -14,7 +14,6 @@ from typing import Any
 from experiments.sweeps import PROTOCOLS, SEEDS, SWEEPS
 
 Row = Mapping[str, Any]
-_NEEDED = ("sweep", "name", "seed", "protocol", "config_hash", "top1")
 
 
 @dataclass(frozen=True)
@@ -119,8 +118,6 @@ def group_rows(rows: Iterable[Row]) -> tuple[list[Group], list[tuple[Row, str]]]
 
 def _problem(row: Row) -> str:
     """Why a row is in no table; empty where it is."""
-    if missing := [name for name in _NEEDED if name not in row]:
-        return f"has no {', '.join(missing)}"
     if row["sweep"] not in SWEEPS:
         return f"no sweep {row['sweep']}"
     if row["name"] not in SWEEPS[row["sweep"]].variants:
@@ -130,7 +127,7 @@ def _problem(row: Row) -> str:
 
 def _shared(row: Row) -> dict[str, Any]:
     """The overrides that aren't the variant's own."""
-    own = json.loads(json.dumps(SWEEPS[row["sweep"]].variants[row["name"]]))  # tuples to lists
+    own = SWEEPS[row["sweep"]].own(row["name"])
     given = row.get("overrides") or {}
     return {name: v for name, v in given.items() if name not in own or own[name] != v}
 

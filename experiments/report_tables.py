@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
+from experiments.cost import usual_device
 from experiments.report_costs import step_times
 from experiments.report_numbers import (
     Group,
@@ -89,15 +90,16 @@ def _protocol(group: Group) -> str:
     words = f"Protocol `{group.protocol}`{' with ' * bool(shared)}{shared}"
     if group.protocol not in PROTOCOLS:
         return f"{words} (not in this code)"
+    variants = SWEEPS[group.sweep].variants
+    overrides = variants[group.baseline] | group.shared
     try:
-        config = Run(group.sweep, group.baseline, 0, group.protocol, group.shared).config()
+        config = Run(group.sweep, group.baseline, 0, group.protocol, overrides).config()
     except UsageError:  # of fields that the code had when the runs were made
         return words
-    train, dtype = config.train, config.model.dtype
-    return (
-        f"{words}: {config.data.name}, {train.epochs:g} epochs in batches of "
-        f"{train.batch_size}, {dtype}"
-    )
+    train = config.train
+    words += f": {config.data.name}, {train.epochs:g} epochs in batches of {train.batch_size}"
+    varies = any("model.dtype" in own for own in variants.values())
+    return words if varies else f"{words}, {config.model.dtype}"
 
 
 def _tally(words: Iterable[str]) -> str:
@@ -141,25 +143,26 @@ def accuracy_table(group: Group) -> Table:
 def cost_table(group: Group) -> Table:
     """Size and cost of both forms, and how exactly they agree."""
     header = ["variant", "parameters, train form", "fused", "MACs (M), train form", "fused"]
-    header += ["images/s as deployed", "step, ms", "temporaries, MB", "fusion error, max"]
+    timed = f"step, ms ({usual_device(group.rows) or 'unknown device'})"
+    header += ["images/s as deployed", timed, "temporaries, MB", "fusion error, max"]
     rows = []
     for name, seeds in group.runs.items():
         runs, row = list(seeds.values()), [f"`{name}`"]
         for path in (("params", "train_form"), ("params", "fused")):
-            row.append(_first(known_values(runs, *path), "{:,}", 1))
+            row.append(_largest(known_values(runs, *path), "{:,}", 1))
         for path in (("macs", "train_form"), ("macs", "fused")):
-            row.append(_first(known_values(runs, *path), "{:,.1f}", 1e6))
+            row.append(_largest(known_values(runs, *path), "{:,.1f}", 1e6))
         rates = known_values(runs, "throughput", "images_per_second")
-        row.append(_first(rates, "{:,.0f}", 1))
+        row.append(_largest(rates, "{:,.0f}", 1))
         row.append(_step(group, runs))
-        row.append(_first(known_values(runs, "temporaries_bytes"), "{:,.1f}", 1e6))
+        row.append(_largest(known_values(runs, "temporaries_bytes"), "{:,.1f}", 1e6))
         errors = known_values(runs, "fusion_error")
         row.append(f"{max(errors):.1e}".replace("-", "\N{MINUS SIGN}") if errors else NONE)
         rows.append(row)
     return Table(header, rows, len(header) - 1)
 
 
-def _first(values: Sequence[float], form: str, unit: float) -> str:
+def _largest(values: Sequence[float], form: str, unit: float) -> str:
     """The largest: the same for all seeds, unless the code that counts has changed."""
     if not values:
         return NONE

@@ -17,6 +17,8 @@ from repvgg_jax.records import METRICS_FILE, read_metrics
 
 RESULTS = Path("experiments/results")
 VERSION = 1
+# What no reader can do without.
+_NEEDED = ("config_hash", "sweep", "name", "seed", "protocol", "top1")
 _START = b'{"version"'  # of every row
 REPORT_FILE = "report.json"  # of a finished run
 ABOUT_FILE = "run.json"  # what only the process that trains can say: commit, cores, temporaries
@@ -77,8 +79,9 @@ def read_rows(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
                 f"{path}, line {number}: version {version!r}, where this code reads {VERSION}; "
                 "move the file away, or read it with the code that wrote it"
             )
-        if "config_hash" not in row:
-            raise UsageError(f"{path}, line {number}: no config_hash; mend or remove that line")
+        if missing := [name for name in _NEEDED if name not in row]:
+            words = ", ".join(missing)
+            raise UsageError(f"{path}, line {number}: no {words}; mend or remove that line")
         rows.pop(row["config_hash"], None)  # so that a later one takes its later place
         rows[row["config_hash"]] = row
     return list(rows.values())
@@ -104,7 +107,7 @@ def row_of(run: Run, workdir: Path) -> dict[str, Any]:
     config = run.config()
     report = json.loads((workdir / REPORT_FILE).read_text())
     about = read_about(workdir)
-    deciding, metrics = identity(config), read_metrics(workdir / METRICS_FILE)
+    metrics = read_metrics(workdir / METRICS_FILE)
     rate = _median_rate(metrics) or report["examples_per_second"]
     done = time.gmtime((workdir / REPORT_FILE).stat().st_mtime)
     return {
@@ -116,7 +119,6 @@ def row_of(run: Run, workdir: Path) -> dict[str, Any]:
         "commit": about.get("commit"),
         "dirty": about.get("dirty"),
         "device": device_words(report["device"], about.get("cores")),
-        "overrides": {name: v for name, v in run.overrides.items() if name in deciding},
         "top1": report["top1"],
         "fusion_error": report.get("fusion", {}).get("max_relative_error"),
         "steps": report["steps"],
@@ -131,9 +133,11 @@ def row_of(run: Run, workdir: Path) -> dict[str, Any]:
     }
 
 
-def place(run: Run) -> dict[str, str]:
-    """Where a row stands, in which rows of one run differ between sweeps."""
-    return {"sweep": run.sweep, "name": run.name}
+def place(run: Run) -> dict[str, Any]:
+    """What of a row is the sweep's: rows of one run differ between sweeps in nothing else."""
+    deciding = identity(run.config())
+    overrides = {name: value for name, value in run.overrides.items() if name in deciding}
+    return {"sweep": run.sweep, "name": run.name, "overrides": overrides}
 
 
 def cpu_cores() -> int | None:

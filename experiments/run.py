@@ -18,11 +18,11 @@ from pathlib import Path
 import jax
 
 from experiments import workdirs
-from experiments.cost import expected_seconds, steps_of
-from experiments.launchers import LAUNCHERS, Job, LauncherOptions
+from experiments.cost import Cost, expected_cost, steps_of
+from experiments.launchers import LAUNCHERS, Job, LauncherOptions, launcher
 from experiments.results import RESULTS, read_sweeps
 from experiments.run_one import record
-from experiments.sweeps import PROTOCOLS, SEEDS, SWEEPS, Run, expand, parse_overrides
+from experiments.sweeps import PROTOCOLS, SEEDS, SWEEPS, Run, expand, of_variants, parse_overrides
 from repvgg_jax.errors import RunError, Stopped, UsageError
 
 WORKDIRS = Path("runs/sweeps")
@@ -36,7 +36,7 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[Run], LauncherO
       UsageError: listing all that is wrong with the sweep.
     """
     parser = sweep_parser(__doc__)
-    parser.add_argument("--launcher", choices=list(LAUNCHERS), default="local")
+    parser.add_argument("--launcher", choices=LAUNCHERS, default="local")
     parser.add_argument("--retry_failed", action="store_true", help="run failed runs too")
     parser.add_argument("--dry_run", action="store_true", help="only say what would run")
     hints = typing.get_type_hints(LauncherOptions)
@@ -45,6 +45,9 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[Run], LauncherO
         parser.add_argument(f"--{name}", type=_reader(hints[name]), default=argparse.SUPPRESS)
     options, runs = parse_sweep(parser, argv)
     given = {name: value for name, value in vars(options).items() if name in names}
+    if strange := given.keys() - launcher(options.launcher).FLAGS:
+        flags = ", ".join(f"--{name}" for name in sorted(strange))
+        raise UsageError(f"--launcher={options.launcher} takes no {flags}; see docs/sweeps.md")
     return options, runs, LauncherOptions(**given)
 
 
@@ -70,12 +73,15 @@ def parse_sweep(
     """The flags, and the runs that they describe."""
     options, rest = parser.parse_known_args(argv)
     fields = parse_overrides(rest)
-    options.fields = [word for word in rest if word.startswith("--config.")]
+    options.fields = rest
     return options, expand(options.sweep, options.protocol, options.seeds, fields, options.only)
 
 
 def _numbers(text: str) -> tuple[int, ...]:
-    return tuple(int(word) for word in text.split(","))
+    try:
+        return tuple(int(word) for word in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r}: numbers with commas, such as 0,1,2") from None
 
 
 def _words(text: str) -> tuple[str, ...]:
@@ -84,13 +90,10 @@ def _words(text: str) -> tuple[str, ...]:
 
 def _reader(hint: object) -> typing.Callable[[str], object]:
     """What reads a flag of a field's type: `int | None` by int."""
-    kinds = [kind for kind in typing.get_args(hint) or (hint,) if kind is not type(None)]
-    if kinds[0] is bool:
-        return lambda text: text.lower() in ("1", "true", "yes")
-    return kinds[0] if kinds[0] in (int, float, Path) else str
+    return next(kind for kind in typing.get_args(hint) or (hint,) if kind is not type(None))
 
 
-def job_of(run: Run, options: argparse.Namespace, seconds: float | None) -> Job:
+def job_of(run: Run, options: argparse.Namespace) -> Job:
     """The command of one run, for whichever launcher."""
     words = {
         "sweep": run.sweep,
@@ -102,63 +105,82 @@ def job_of(run: Run, options: argparse.Namespace, seconds: float | None) -> Job:
     }
     flags = [f"--{name}={value}" for name, value in words.items()]
     command = ("python", "-m", "experiments.run_one", *flags, *options.fields)
-    return Job(run.job_name, command, seconds)
+    return Job(run.job_name, command)
 
 
-def check_data(runs: Sequence[Run]) -> None:
-    """Raises UsageError where runs' data cannot be used, or are too few for their schedules."""
+def count_steps(runs: Sequence[Run], elsewhere: bool) -> list[int | None]:
+    """Steps of each run; None where the data that say so are not here, but where it runs.
+
+    Args:
+      runs: of one sweep.
+      elsewhere: whether they run on other machines, and their data may be there alone.
+
+    Raises:
+      UsageError: where data cannot be used, or are too few for a schedule.
+    """
+    steps: list[int | None] = []
     problems: dict[str, list[str]] = {}
     for run in runs:
         try:
-            steps_of(run.config())
+            steps.append(steps_of(run.config()))
         except UsageError as error:
-            problems.setdefault(str(error), []).append(run.name)
-    if problems:
-        raise UsageError("; ".join(problems))
+            steps.append(None)
+            names = problems.setdefault(str(error), [])
+            names += [run.name] * (run.name not in names)
+    if problems and not elsewhere:
+        raise UsageError(of_variants(runs[0].sweep, problems))
+    for problem in problems:
+        print(f"not checked: {problem}; the jobs need it where they run")
+    return steps
 
 
-def table(runs: Sequence[Run], states: Sequence[str], seconds: Sequence[float | None]) -> str:
+def table(runs: Sequence[Run], states: Sequence[str], costs: Sequence[Cost | None]) -> str:
     """A line a run, and what those that are still to come cost."""
     width = max(len(run.job_name) for run in runs)
     lines = [f"{'run':<{width}}  {'state':<11}  expected"]
-    for run, state, cost in zip(runs, states, seconds, strict=True):
-        words = "-" if state == "done" else "unknown" if cost is None else f"{cost:,.0f} s"
+    for run, state, cost in zip(runs, states, costs, strict=True):
+        words = "-" if state == "done" else "unknown" if cost is None else f"{cost.seconds:,.0f} s"
         lines.append(f"{run.job_name:<{width}}  {state:<11}  {words}")
-    costs = [cost for cost, state in zip(seconds, states, strict=True) if state in TO_RUN]
-    known = [cost for cost in costs if cost is not None]
-    unknown = f", and {len(costs) - len(known)} runs of unknown length" * (len(known) < len(costs))
+    coming = [cost for cost, state in zip(costs, states, strict=True) if state in TO_RUN]
+    known = [cost for cost in coming if cost is not None]
+    lacking = len(coming) - len(known)
+    unknown = f", and {lacking} runs of unknown length" if known and lacking else ""
     counts = ", ".join(f"{states.count(s)} {s}" for s in workdirs.STATES if s in states)
-    hours = f"{sum(known) / 3600:.2f} device hours" if known or not costs else "unknown cost"
-    return "\n".join([*lines, f"{counts}; to run: {len(costs)}, {hours}{unknown * bool(known)}"])
+    hours = sum(cost.seconds * cost.devices for cost in known) / 3600
+    words = f"{hours:.2f} device hours" if known or not coming else "unknown cost"
+    return "\n".join([*lines, f"{counts}; to run: {len(coming)}, {words}{unknown}"])
 
 
 def run_sweep(argv: Sequence[str]) -> None:
     """Launches what is not finished, held or failed, after checking all of it."""
     options, runs, launcher_options = parse(argv)
-    check_data(runs)
+    steps = count_steps(runs, elsewhere=options.launcher != "local")
     rows = read_sweeps(options.results)
     recorded = {row["config_hash"] for row in rows}
     states = [workdirs.state(run, options.workdirs, recorded) for run in runs]
     if options.retry_failed:
         states = ["interrupted" if state == "failed" else state for state in states]
-    seconds = [expected_seconds(run, rows) for run in runs]
-    print(table(runs, states, seconds), flush=True)
+    costs = [
+        None if count is None else expected_cost(run, run.workdir(options.workdirs), count, rows)
+        for run, count in zip(runs, steps, strict=True)
+    ]
+    print(table(runs, states, costs), flush=True)
     for run, state in zip(runs, states, strict=True):
         if state == "failed":
             words = workdirs.last_words(run.workdir(options.workdirs))
             print(f"{run.job_name} failed: {words} (--retry_failed runs it again)")
         elif state == "running":
             print(f"{run.job_name} is held by {workdirs.held_by(run.workdir(options.workdirs))}")
+    to_run = [run for run, state in zip(runs, states, strict=True) if state in TO_RUN]
+    jobs, chosen = [job_of(run, options) for run in to_run], launcher(options.launcher)
+    chosen.check(jobs, launcher_options)
     if options.dry_run:
         return
-    jobs = []
-    for run, state, cost in zip(runs, states, seconds, strict=True):
-        if state in TO_RUN:
-            jobs.append(job_of(run, options, cost))
-        elif state == "done":  # perhaps by another sweep
+    for run, state in zip(runs, states, strict=True):
+        if state == "done":  # perhaps by another sweep
             record(run, run.workdir(options.workdirs), options.results)
     if jobs:
-        LAUNCHERS[options.launcher](jobs, launcher_options)
+        chosen.launch(jobs, launcher_options)
 
 
 def main(argv: Sequence[str]) -> int:

@@ -13,8 +13,8 @@ import argparse
 import subprocess
 import sys
 import traceback
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -50,8 +50,9 @@ from repvgg_jax.runtime import (
 )
 
 ROOT = Path(__file__).parent.parent
-# Rows are committed too, and appending one doesn't make the code another.
-_CODE = (".", ":!experiments/results", ":!experiments/RESULTS.md")
+# Rows and their report are committed too, and a new one doesn't make the code another.
+_REPORT = ("results", "figures", "RESULTS.md", "report.html")
+_CODE = (".", *(f":!experiments/{name}" for name in _REPORT))
 
 
 def execute(run: Run, workdir: Path, results: Path) -> None:
@@ -66,7 +67,7 @@ def execute(run: Run, workdir: Path, results: Path) -> None:
     if primary():
         workdirs.make(run, workdir.parent)
     sync_processes("workdir of the sweep made")
-    with workdirs.locked(workdir) if primary() else nullcontext():
+    with workdirs.locked(workdir) if primary() else nullcontext(), _leaving_last_words(workdir):
         if not all_processes(finished(run, workdir)):
             if primary():
                 (workdir / workdirs.ERROR_FILE).unlink(missing_ok=True)
@@ -74,6 +75,26 @@ def execute(run: Run, workdir: Path, results: Path) -> None:
             run_train(run.config(), workdir)
         if primary():
             record(run, workdir, results)
+
+
+@contextmanager
+def _leaving_last_words(workdir: Path) -> Iterator[None]:
+    """What a failure within says stays in the workdir, for `experiments.status`."""
+
+    def leave(error: Exception) -> None:
+        words = str(error) if isinstance(error, RunError) else f"{type(error).__name__}: {error}"
+        line = next(iter(words.strip().splitlines()), words)
+        replace_text(workdir / workdirs.ERROR_FILE, line + "\n")
+
+    with leaving_at_once(leave):
+        try:
+            yield
+        except Stopped:
+            raise
+        except Exception as error:
+            if jax.process_count() == 1:
+                leave(error)
+            raise
 
 
 def record(run: Run, workdir: Path, results: Path) -> None:
@@ -131,9 +152,8 @@ def parse(argv: Sequence[str]) -> tuple[Run, Path, Path]:
 
 
 def main(argv: Sequence[str]) -> int:
-    """The exit code; a failure's last line is left in the workdir for `experiments.status`."""
+    """The exit code, as above."""
     logging.set_verbosity(logging.WARNING)
-    workdir = None
     try:
         run, workdir, results = parse(argv)
         if run.config().train.deterministic:
@@ -145,27 +165,16 @@ def main(argv: Sequence[str]) -> int:
     except Stopped as stop:
         print(stop, file=sys.stderr)
         return STOPPED
-    except workdirs.HeldError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
     except RunError as error:
-        _leave(workdir, str(error))
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print("interrupted: the same command goes on from the last checkpoint", file=sys.stderr)
         return STOPPED
-    except Exception as error:
+    except Exception:
         traceback.print_exc()
-        _leave(workdir, f"{type(error).__name__}: {error}")
         return 1
     return 0
-
-
-def _leave(workdir: Path | None, words: str) -> None:
-    if workdir is not None and workdir.is_dir():
-        line = next(iter(words.strip().splitlines()), words)
-        replace_text(workdir / workdirs.ERROR_FILE, line + "\n")
 
 
 if __name__ == "__main__":

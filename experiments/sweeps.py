@@ -13,10 +13,16 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from configs import cifar10_short
-from experiments.ablations import SWEEPS, Sweep
+from experiments.ablations import SWEEPS
 from experiments.launchers import LONGEST_NAME
-from repvgg_jax.config import check_groups, make_net
-from repvgg_jax.config_fields import check_values, config_hash, unknown_field
+from repvgg_jax.config import (
+    check_groups,
+    make_net,
+    make_optimizer,
+    make_transform,
+    read_config,
+)
+from repvgg_jax.config_fields import config_hash, unknown_field, value_problems
 from repvgg_jax.errors import UsageError
 
 PROTOCOLS: dict[str, Callable[[], ConfigDict]] = {
@@ -93,17 +99,21 @@ def parse_overrides(arguments: Iterable[str]) -> dict[str, Any]:
     """`--config.train.epochs=3` -> `{"train.epochs": 3}`, by the type of the field.
 
     Raises:
-      UsageError: for what isn't of this form, or given twice. Unknown fields are `expand`'s.
+      UsageError: listing all that isn't of this form, or given twice. Unknown fields are
+        `expand`'s.
     """
     fields: dict[str, Any] = {}
-    default = cifar10_short.get_config()
+    errors, default = [], cifar10_short.get_config()
     for argument in arguments:
         if not (match := re.fullmatch(r"--config\.([\w.]+)=(.*)", argument, re.DOTALL)):
-            raise UsageError(f"{argument!r} is no flag; fields are given as --config.field=value")
+            errors.append(f"{argument!r} is no flag; fields are given as --config.field=value")
+            continue
         name, text = match.groups()
         if name in fields:
-            raise UsageError(f"--config.{name} is given twice; give it once")
+            errors.append(f"--config.{name} is given twice; give it once")
         fields[name] = text if _is_text(default, name) else _literal(text)
+    if errors:
+        raise UsageError(listed(errors))
     return fields
 
 
@@ -147,7 +157,7 @@ def expand(
     """
     errors = _unknown(name, protocol, seeds, only)
     if errors:
-        raise UsageError(_listed(errors))
+        raise UsageError(listed(errors))
     shared, variants = dict(overrides or {}), SWEEPS[name].variants
     runs = [
         Run(name, variant, seed, protocol, {**variants[variant], **shared})
@@ -161,9 +171,7 @@ def expand(
             problems.setdefault(problem, []).append(run.name)
     problems |= {} if problems else _same(runs[: len(runs) // len(seeds)])
     if problems:
-        raise UsageError(
-            _listed(f"{name}/{','.join(names)}: {text}" for text, names in problems.items())
-        )
+        raise UsageError(of_variants(name, problems))
     return runs
 
 
@@ -189,13 +197,26 @@ def _problems(run: Run) -> list[str]:
             set_field(config, name, value)
         except UsageError as error:
             problems.append(str(error))
-    # Which values fit together can only be said of the fields that are there.
-    for check in (check_values, make_net, check_groups) if not problems else ():
+    if problems:  # which values fit together can only be said of fields that are there
+        return problems
+    problems += value_problems(config)
+    for check in (make_net, check_groups, make_transform, _check_optimizer, _check_sources):
         try:
             check(config)
         except (UsageError, TypeError, ValueError) as error:
             problems.append(str(error))
-    return problems
+    return list(dict.fromkeys(problems))
+
+
+def _check_optimizer(config: ConfigDict) -> None:
+    make_optimizer(config, lambda step: 0.0)
+
+
+def _check_sources(config: ConfigDict) -> None:
+    """Raises UsageError where the runs whose weights it starts from are not there."""
+    for workdir in (config.init_from, config.optim.repoptimizer_from):
+        if workdir is not None:
+            read_config(Path(workdir))
 
 
 def _same(runs: Sequence[Run]) -> dict[str, list[str]]:
@@ -208,18 +229,12 @@ def _same(runs: Sequence[Run]) -> dict[str, list[str]]:
     return {f"{' and '.join(names)} {words}": names for names in twice}
 
 
-def _listed(errors: Iterable[str]) -> str:
+def of_variants(sweep: str, problems: Mapping[str, Sequence[str]]) -> str:
+    """Problem -> the variants that have it, as a list of mistakes."""
+    return listed(f"{sweep}/{','.join(names)}: {text}" for text, names in problems.items())
+
+
+def listed(errors: Iterable[str]) -> str:
+    """One mistake, or all of them a line each."""
     errors = list(errors)
     return errors[0] if len(errors) == 1 else "\n  ".join([f"{len(errors)} mistakes:", *errors])
-
-
-__all__ = [
-    "PROTOCOLS",
-    "SEEDS",
-    "SWEEPS",
-    "Run",
-    "Sweep",
-    "expand",
-    "parse_overrides",
-    "set_field",
-]

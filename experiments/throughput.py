@@ -98,10 +98,8 @@ def _fused_shapes(net: nn.Module, variables: Any) -> tuple[nn.Module, Any]:
     return plain[0], shapes
 
 
-def with_throughput(rows: Sequence[dict[str, Any]], results: Path) -> list[dict[str, Any]]:
-    """The rows, with `throughput` where their variant's was measured in their protocol.
-
-    A row whose command changed fields of the model is of another net, and is left as it is.
+def read_records(results: Path) -> list[dict[str, Any]]:
+    """What was measured, a record a protocol.
 
     Raises:
       UsageError: for a file of another version.
@@ -111,9 +109,20 @@ def with_throughput(rows: Sequence[dict[str, Any]], results: Path) -> list[dict[
     if versions := {record.get("version") for record in records} - {VERSION}:
         raise UsageError(
             f"{path}: version {min(map(str, versions))}, where this code reads {VERSION}; "
-            "python -m experiments.throughput writes it anew"
+            "remove it, and python -m experiments.throughput writes it anew"
         )
-    by_protocol = {record["protocol"]: record for record in records}
+    return records
+
+
+def with_throughput(rows: Sequence[dict[str, Any]], results: Path) -> list[dict[str, Any]]:
+    """The rows, with `throughput` where their variant's was measured in their protocol.
+
+    A row whose command changed fields of the model is of another net, and is left as it is.
+
+    Raises:
+      UsageError: as `read_records`.
+    """
+    by_protocol = {record["protocol"]: record for record in read_records(results)}
     return [row | _throughput(row, by_protocol.get(row.get("protocol"))) for row in rows]
 
 
@@ -122,8 +131,8 @@ def _throughput(row: dict[str, Any], record: dict[str, Any] | None) -> dict[str,
     rates = record["images_per_second"].get(sweep, {}) if record else {}
     if name not in rates or sweep not in SWEEPS or name not in SWEEPS[sweep].variants:
         return {}
-    own = json.loads(json.dumps(SWEEPS[sweep].variants[name]))
-    given = row.get("overrides", {})
+    own = SWEEPS[sweep].own(name)
+    given = row.get("overrides") or {}
     changed = {field for field in own | given if own.get(field) != given.get(field)}
     if any(field.startswith(("model.", "data.")) for field in changed):
         return {}
@@ -143,8 +152,8 @@ def main(arguments: Sequence[str]) -> int:
         if not sweeps:
             raise UsageError(f"no rows in {options.results}/*.jsonl yet; run a sweep first")
         runs = [run for sweep in sweeps for run in expand(sweep, options.protocol, seeds=[0])]
+        records = read_records(options.results)
         record = measure(runs)
-        records = json.loads(path.read_text()) if path.exists() else []
         others = [other for other in records if other["protocol"] != options.protocol]
         path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, [*others, record])

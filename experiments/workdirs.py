@@ -65,10 +65,16 @@ def locked(workdir: Path) -> Iterator[None]:
 
 
 def _try(descriptor: int, kind: int) -> bool:
+    """Raises UsageError on a file system that has no locks."""
     try:
         fcntl.lockf(descriptor, kind | fcntl.LOCK_NB)
     except (BlockingIOError, PermissionError):
         return False
+    except OSError as error:
+        raise UsageError(
+            f"a file of the workdirs cannot be locked ({error.strerror}), and nothing else keeps "
+            "two processes from training one run; take --workdirs on another file system"
+        ) from None
     return True
 
 

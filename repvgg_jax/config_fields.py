@@ -111,17 +111,23 @@ BOUNDS = {
 
 
 def check_values(config: ConfigDict) -> None:
-    """Raises UsageError for numbers out of range or at odds, or a rule that is no expression."""
+    """Raises UsageError, with all of them, where there are `value_problems`."""
+    if problems := list(value_problems(config)):
+        raise UsageError("; ".join(problems))
+
+
+def value_problems(config: ConfigDict) -> Iterator[str]:
+    """Numbers out of range or at odds, and rules that are no expressions."""
     fields = dict(flat(plain(config)))
     for name, (low, high) in BOUNDS.items():
         value = fields[name]
         # So written that NaN is out of every range.
         if value is not None and not (value >= low and (high is None or value <= high)):
             span = f"from {low} to {high}" if high is not None else f"from {low} on"
-            raise UsageError(f"{name}={value}: must be {span}")
+            yield f"{name}={value}: must be {span}"
     batch_size = config.train.batch_size
     if (config.train.mixup or config.train.cutmix) and batch_size % 2:
-        raise UsageError(
+        yield (
             f"train.batch_size={batch_size}: must be even, as train.mixup and train.cutmix mix "
             "pairs of images"
         )
@@ -133,11 +139,9 @@ def check_values(config: ConfigDict) -> None:
                 re.compile(pattern)
                 float(factor)
             except (TypeError, ValueError):
-                raise UsageError(
-                    f"optim.{name}: {rule!r} is no pair of an expression and a factor"
-                ) from None
+                yield f"optim.{name}: {rule!r} is no pair of an expression and a factor"
             except re.error as error:
-                raise UsageError(f"optim.{name}: {pattern!r} is no expression: {error}") from None
+                yield f"optim.{name}: {pattern!r} is no expression: {error}"
 
 
 def unknown_field(config: ConfigDict, overrides: list[str]) -> str | None:

@@ -6,8 +6,9 @@ import ctypes
 import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 
 import jax
 import numpy as np
@@ -18,6 +19,7 @@ from repvgg_jax.errors import RunError, Stopped, UsageError
 # A process that went away is noticed within this many seconds, and ends the others.
 HEARTBEAT_SECONDS = 20
 
+_LAST_WORDS: ContextVar[Callable[[Exception], None] | None] = ContextVar("last_words", default=None)
 _DETERMINISTIC = ("--xla_gpu_deterministic_ops=true", "--xla_gpu_autotune_level=0")
 
 
@@ -100,12 +102,17 @@ def _in_a_cluster() -> bool:
 
 
 @contextmanager
-def leaving_at_once() -> Iterator[None]:
+def leaving_at_once(last_words: Callable[[Exception], None] | None = None) -> Iterator[None]:
     """Within, where there are several processes, an error ends this one without any clean-up.
 
     Clean-up waits for the others, who wait for this one in the middle of a step: so this one says
     what is wrong and is gone, which the others notice.
+
+    Args:
+      last_words: called with an error that is this process's own before it goes, also from within
+        another `leaving_at_once` inside this one.
     """
+    token = _LAST_WORDS.set(last_words or _LAST_WORDS.get())
     try:
         yield
     except Stopped:  # all of them do, after the same step
@@ -127,7 +134,11 @@ def leaving_at_once() -> Iterator[None]:
             said += "; the same command goes on from the last checkpoint"
             code = RunError.exit_code
         print(f"error: process {jax.process_index()}: {said}", file=sys.stderr, flush=True)
+        if (last_words := _LAST_WORDS.get()) and not isinstance(error, jax.errors.JaxRuntimeError):
+            last_words(error)
         os._exit(code)
+    finally:
+        _LAST_WORDS.reset(token)
 
 
 def primary() -> bool:

@@ -7,17 +7,19 @@ from pathlib import Path
 import pytest
 import yaml
 
-from experiments.launchers import LAUNCHERS, LONGEST_NAME, Job, LauncherOptions, kubernetes
+from experiments.launchers import LONGEST_NAME, Job, LauncherOptions, kubernetes, launcher
 from repvgg_jax.errors import UsageError
 
 JOB = Job(
     "branches-both-s0-1a2b3c4d5e6f",
-    ("python", "-m", "experiments.run_one", "--seed=0", "--workdir=/runs/sweeps/1a2b3c4d5e6f"),
-    None,
+    (
+        *("python", "-m", "experiments.run_one", "--seed=0"),
+        *("--workdir=/runs/sweeps/1a2b3c4d5e6f", "--results=/runs/results"),
+    ),
 )
 TPU = LauncherOptions(
     slice="v5e:4x4",
-    image="europe-docker.pkg.dev/p/r/repvgg:1",
+    image="registry.example/repvgg:1",
     queue="tpu",
     volume="gs://lab-runs/repvgg",
 )
@@ -147,12 +149,14 @@ def test_hosts_of_a_slice(text, hosts, chips):
         ({"volume": "s3://bucket"}, "--volume=s3://bucket: gs://BUCKET"),
         ({"mount": Path("runs")}, "--mount=runs: an absolute path"),
         ({"namespace": "Team"}, "--namespace=Team: a-z"),
+        ({"mount": Path("/runs/sweeps")}, "Give --results=/runs/sweeps/results"),
         ({"mount": Path("/data")}, "Give --workdirs=/data/sweeps"),
     ],
 )
-def test_mistakes_are_said_before_anything_is_written(tmp_path, changes, words):
+@pytest.mark.parametrize("ask", [kubernetes.check, kubernetes.launch])
+def test_mistakes_are_said_before_anything_is_written(tmp_path, ask, changes, words):
     with pytest.raises(UsageError, match=words):
-        kubernetes.launch([JOB], replace(TPU, folder=tmp_path / "jobs", **changes))
+        ask([JOB], replace(TPU, folder=tmp_path / "jobs", **changes))
     assert not (tmp_path / "jobs").exists()
 
 
@@ -168,7 +172,7 @@ def test_names_are_labels_of_dns():
 
 def test_what_is_written_is_read_back_the_same(tmp_path, capsys):
     jobs = [replace(JOB, name=f"branches-both-s{seed}") for seed in range(3)]
-    LAUNCHERS["kubernetes"](jobs, replace(TPU, folder=tmp_path))
+    launcher("kubernetes").launch(jobs, replace(TPU, folder=tmp_path))
     for job in jobs:
         text = (tmp_path / f"{job.name}.yaml").read_text()
         assert yaml.safe_load(text) == kubernetes.manifest(job, replace(TPU, folder=tmp_path))

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments.launchers import LAUNCHERS, Job, LauncherOptions, slurm
+from experiments.launchers import STOPPED, Job, LauncherOptions, launcher, slurm
 from repvgg_jax.errors import UsageError
 
 ROOT = Path(__file__).parent.parent
@@ -45,7 +45,7 @@ note("done")
 
 def run_of_nothing(folder, kind="long"):
     folder.mkdir()
-    return Job(folder.name, ("python", "-c", RUN, str(folder), kind), None)
+    return Job(folder.name, ("python", "-c", RUN, str(folder), kind))
 
 
 def wait_for(condition, seconds=60.0):
@@ -132,8 +132,8 @@ def test_what_slurm_is_asked_for(tmp_path, monkeypatch, capsys):
     options = LauncherOptions(
         folder=tmp_path / "jobs", processes=2, partition="gpu", minutes=90, cpus=6, grace=100
     )
-    jobs = [Job(f"run-{index}", ("python", "-c", ""), None) for index in range(3)]
-    LAUNCHERS["slurm"](jobs, options)
+    jobs = [Job(f"run-{index}", ("python", "-c", "")) for index in range(3)]
+    launcher("slurm").launch(jobs, options)
     script = (tmp_path / "script").read_text()
     for flag in (
         "array=0-2%2",
@@ -152,21 +152,32 @@ def test_slurm_says_what_is_missing(tmp_path, monkeypatch):
     options = LauncherOptions(folder=tmp_path)
     with monkeypatch.context() as patch, pytest.raises(UsageError, match="pip install submitit"):
         patch.setitem(sys.modules, "submitit", None)
-        slurm.submit([], options)
+        slurm.check([], options)
     with pytest.raises(UsageError, match="--minutes=1: must be longer than --grace=120"):
-        slurm.submit([], replace(options, minutes=1))
+        slurm.check([], replace(options, minutes=1))
     pytest.importorskip("submitit", reason="submitit is not installed")
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(UsageError, match='Could not detect "srun"'):
-        slurm.submit([], options)
+        slurm.check([], options)
     with pytest.raises(UsageError, match="cluster=pbs"):
-        slurm.submit([], replace(options, cluster="pbs"))
+        slurm.check([], replace(options, cluster="pbs"))
+
+
+@pytest.mark.parametrize(
+    ("code", "says"),
+    [(STOPPED, "stopped by its own deadline; the next launch"), (3, "exit code 3")],
+)
+def test_a_job_that_ends_untold_says_why(code, says):
+    job = ["python", "-c", f"raise SystemExit({code})"]
+    here = f"from experiments.launchers.slurm import Requeued; Requeued(0)({job})"
+    command = [sys.executable, "-c", here]
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert says in ended.stderr.splitlines()[-1]
 
 
 def test_launchers_are_imported_when_used():
     code = (
-        "import sys; from experiments.launchers import LAUNCHERS; "
-        "assert list(LAUNCHERS) == ['local', 'slurm', 'kubernetes']; "
-        "assert not {'submitit', 'yaml', 'experiments.launchers.slurm'} & set(sys.modules)"
+        "import sys; from experiments.launchers import launcher; launcher('local'); "
+        "assert not {'submitit', 'experiments.launchers.slurm'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, timeout=60)

@@ -20,14 +20,17 @@ for writer in range(5):
     if os.fork() == 0:
         for index in range(60):
             name = f"{writer}-{index}"
-            append_row(sys.argv[1], {"version": 1, "config_hash": name, "pad": name * 900})
+            needed = dict(sweep="s", name="n", seed=0, protocol="p", top1={})
+            row = {"version": 1, "config_hash": name, **needed, "pad": name * 900}
+            append_row(sys.argv[1], row)
         os._exit(0)
 assert all(os.wait()[1] == 0 for _ in range(5))
 """
 
 
 def row(name, **fields):
-    return {"version": 1, "config_hash": name, **fields}
+    needed = dict(sweep="branches", name="both", seed=0, protocol="cifar10_short", top1={})
+    return {"version": 1, "config_hash": name, **needed, **fields}
 
 
 def die_while_writing(path, size):
@@ -76,7 +79,7 @@ def test_of_rows_of_one_run_the_last_counts(tmp_path):
     [
         ({"version": 2, "config_hash": "b"}, "rows.jsonl, line 2: version 2"),
         ({"config_hash": "b"}, "line 2: version None"),
-        ({"version": 1}, "line 2: no config_hash"),
+        ({"version": 1, "name": "a", "top1": {}}, "line 2: no config_hash, sweep, seed, protocol"),
         ([1], "line 2: version None"),
     ],
 )

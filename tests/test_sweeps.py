@@ -14,10 +14,11 @@ from pathlib import Path
 import pytest
 
 from experiments import run, run_one, status, workdirs
-from experiments.launchers import LONGEST_NAME, Job, LauncherOptions
+from experiments.ablations import Sweep
+from experiments.launchers import LONGEST_NAME, Job, LauncherOptions, local
 from experiments.launchers.local import cores, device_environment, devices, launch
 from experiments.results import read_rows
-from experiments.sweeps import PROTOCOLS, SWEEPS, Sweep, expand, parse_overrides
+from experiments.sweeps import PROTOCOLS, SWEEPS, expand, parse_overrides
 from repvgg_jax.errors import RunError, Stopped, UsageError
 from tests.sweep_runs import flags
 
@@ -72,13 +73,17 @@ def test_all_mistakes_are_listed_at_once(monkeypatch):
         "type": {"train.epochs": "many"},
         "range": {"optim.momentum": 2.0},
         "two": {"model.groop": 2, "optim.momentun": 0.5},
+        "values": {"optim.momentum": -1.0, "optim.learning_rate": -1.0},
         "fit": {"model.depths": (1, 2)},
+        "images": {"data.policy": "strong"},
+        "optimizer": {"model.block": "acb", "optim.custom_l2": True},
+        "weights": {"init_from": "/nowhere"},
     }
     monkeypatch.setitem(SWEEPS, "wrong", Sweep("", "good", variants))
     with pytest.raises(UsageError) as caught:
         expand("wrong")
     said = str(caught.value)
-    assert said.startswith("9 mistakes:")
+    assert said.startswith("14 mistakes:")
     for name, words in {
         "field": "did you mean model.block",
         "block": "unknown block 'dbbb'",
@@ -88,9 +93,14 @@ def test_all_mistakes_are_listed_at_once(monkeypatch):
         "range": "optim.momentum=2.0",
         "two": "model.groop",
         "fit": "widths",
+        "images": "strong",
+        "optimizer": "optim.custom_l2",
+        "weights": "no run in /nowhere",
     }.items():
         assert re.search(f"wrong/{name}: .*{re.escape(words)}", said), said
     assert "optim.momentun" in said
+    assert "wrong/values: optim.momentum=-1.0" in said
+    assert "wrong/values: optim.learning_rate=-1.0" in said
     assert "good" not in said
 
 
@@ -113,6 +123,8 @@ def test_flags_are_read_by_the_type_of_their_field():
     for wrong in (["--fast"], ["--config.seed"], ["--config.seed=1", "--config.seed=2"]):
         with pytest.raises(UsageError, match=wrong[0].split("=")[0]):
             parse_overrides(wrong)
+    with pytest.raises(UsageError, match=r"2 mistakes:(.|\n)*--fast(.|\n)*given twice"):
+        parse_overrides(["--fast", "--config.seed=1", "--config.seed=2"])
 
 
 @pytest.mark.skipif(not FACTS.exists(), reason="shared/facts.json, the papers' figures, is missing")
@@ -163,9 +175,7 @@ def test_the_second_process_is_told_who_holds_a_run_and_the_dead_hold_none(tmp_p
 def test_a_run_is_trained_once_for_all_sweeps_and_failures_wait(tmp_path, capsys, monkeypatch):
     started = []
     monkeypatch.setattr(
-        run,
-        "LAUNCHERS",
-        {"local": lambda jobs, _: started.extend(run_one.main(job.command[3:]) for job in jobs)},
+        local, "launch", lambda jobs, _: started.extend(run_one.main(j.command[3:]) for j in jobs)
     )
     folders = [f"--workdirs={tmp_path / 'runs'}", f"--results={tmp_path / 'results'}"]
 
@@ -211,7 +221,7 @@ def test_a_run_is_trained_once_for_all_sweeps_and_failures_wait(tmp_path, capsys
 
 
 def job(tmp_path, name, code):
-    return Job(name, ("python", "-c", code, f"--workdir={tmp_path / name}"), None)
+    return Job(name, ("python", "-c", code, f"--workdir={tmp_path / name}"))
 
 
 def test_a_failed_job_does_not_keep_the_others_from_running(tmp_path, capsys):

@@ -1,19 +1,23 @@
-"""What runs jobs: `LAUNCHERS[name](jobs, options)`.
+"""What runs jobs: `launcher(name).check(jobs, options)`, then `.launch(jobs, options)`.
 
-A launcher's own module is imported when it is used, and what it needs with it.
+A launcher is a module, imported when it is used, and what it needs with it.
 """
 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Sequence
+import signal
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
+from typing import Protocol
 
 # The exit code of a command that was told to stop, and goes on when started again: of sysexits.h, a
 # temporary failure, the user is invited to retry.
 STOPPED = 75
+# How a command ends that was told to stop, also before it could tell: by the signal itself, or with
+# what a shell makes of a SIGINT.
+STOPPED_CODES = (STOPPED, -signal.SIGTERM, -signal.SIGINT, 128 + signal.SIGINT)
 LONGEST_NAME = 48  # of a job: Kubernetes' names of pods add 15 characters, and have 63 at most
 
 
@@ -25,12 +29,10 @@ class Job:
       name: unique, of small letters, digits and hyphens; `LONGEST_NAME` characters suit everywhere.
       command: the argv that runs it, or goes on with it; `python` is the launcher's own. It exits
         with 0 when done, with `STOPPED` when told to stop by SIGTERM.
-      seconds: expected, where that is known.
     """
 
     name: str
     command: tuple[str, ...]
-    seconds: float | None
 
 
 @dataclass(frozen=True)
@@ -73,10 +75,21 @@ class LauncherOptions:
     service_account: str | None = None
 
 
-def _launch(name: str, jobs: Sequence[Job], options: LauncherOptions) -> None:
-    importlib.import_module(f"experiments.launchers.{name}").launch(jobs, options)
+class Launcher(Protocol):
+    """What a launcher's module has: beside its functions, the fields of the options it reads."""
+
+    FLAGS: set[str]
+
+    def check(self, jobs: Sequence[Job], options: LauncherOptions) -> None:
+        """Raises UsageError, before anything starts, for what `launch` would refuse."""
+
+    def launch(self, jobs: Sequence[Job], options: LauncherOptions) -> None:
+        """Runs the jobs, or hands them to what will."""
 
 
-LAUNCHERS: dict[str, Callable[[Sequence[Job], LauncherOptions], None]] = {
-    name: partial(_launch, name) for name in ("local", "slurm", "kubernetes")
-}
+LAUNCHERS = ("local", "slurm", "kubernetes")
+
+
+def launcher(name: str) -> Launcher:
+    """The module of one of `LAUNCHERS`."""
+    return importlib.import_module(f"experiments.launchers.{name}")

@@ -17,6 +17,8 @@ import yaml
 from experiments.launchers import STOPPED, Job, LauncherOptions
 from repvgg_jax.errors import UsageError
 
+FLAGS = {"folder", "grace", "restarts", "slice", "image", "queue", "namespace", "volume", "mount"}
+FLAGS |= {"service_account"}
 _ROLE = "run"  # of the one replicated job, and of the container
 _LABEL = r"[a-z]([-a-z0-9]*[a-z0-9])?"  # RFC 1035: a name in DNS
 _LONGEST = 63
@@ -197,13 +199,23 @@ def _check_job(job: Job, hosts: int, mount: Path) -> None:
             f"letter, then a-z, 0-9 and hyphens, {longest} at most on {hosts} hosts, so that its "
             f"pods' names are DNS labels of {_LONGEST}"
         )
+    wanted = {
+        "--workdir": f"--workdirs={mount / 'sweeps'}",
+        "--results": f"--results={mount / 'results'}",
+    }
     for word in job.command:
         flag, _, path = word.partition("=")
-        if flag == "--workdir" and not Path(path).is_relative_to(mount):
+        if flag in wanted and not Path(path).is_relative_to(mount):
             raise UsageError(
                 f"{word} is not under --mount={mount}, where a pod sees the volume; what it writes "
-                f"elsewhere is lost with it. Give --workdirs={mount / 'sweeps'}"
+                f"elsewhere is lost with it. Give {wanted[flag]}"
             )
+
+
+def check(jobs: Sequence[Job], options: LauncherOptions) -> None:
+    """Raises UsageError where a manifest cannot be made."""
+    for job in jobs:
+        manifest(job, options)
 
 
 def launch(jobs: Sequence[Job], options: LauncherOptions) -> None:

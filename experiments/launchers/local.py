@@ -13,12 +13,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from experiments.launchers import STOPPED, Job, LauncherOptions
-from experiments.workdirs import LOG_FILE, last_words
+from experiments.launchers import STOPPED_CODES, Job, LauncherOptions
+from experiments.workdirs import ERROR_FILE, LOG_FILE, last_words
 from repvgg_jax.errors import RunError, Stopped
+from repvgg_jax.records import replace_text
 
+FLAGS = {"processes"}
 _POLL_SECONDS = 0.2
-_KILLED = {STOPPED, -signal.SIGTERM, -signal.SIGINT, 130}  # told to stop, wherever it was
 
 
 @dataclass
@@ -68,6 +69,10 @@ def cores(platform: str, slot: int, slots: int) -> set[int]:
         return set()
     mine = sorted(os.sched_getaffinity(0))
     return set(mine[slot::slots]) if 1 < slots <= len(mine) else set()
+
+
+def check(jobs: Sequence[Job], options: LauncherOptions) -> None:
+    """Nothing can be wrong here that the jobs themselves don't say."""
 
 
 def launch(jobs: Sequence[Job], options: LauncherOptions) -> None:
@@ -127,7 +132,11 @@ def _start(job: Job, slot: int, environment: dict[str, str], cores: set[int]) ->
 
 def _end(child: _Child) -> str:
     code = child.process.returncode
-    end = "finished" if code == 0 else "stopped" if code in _KILLED else "failed"
+    end = "finished" if code == 0 else "stopped" if code in STOPPED_CODES else "failed"
+    if end == "failed" and code < 0:  # it could not say so itself
+        name = signal.Signals(-code).name
+        hint = " (out of memory?)" * (-code == signal.SIGKILL)
+        replace_text(workdir(child.job) / ERROR_FILE, f"killed by {name}{hint}\n")
     words = f": {last_words(workdir(child.job))}" if end == "failed" else ""
     seconds = time.monotonic() - child.started
     print(f"{child.job.name} {end} after {seconds:.0f} s{words}", flush=True)

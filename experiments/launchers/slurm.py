@@ -10,9 +10,11 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from experiments.launchers import Job, LauncherOptions
+from experiments.launchers import STOPPED, STOPPED_CODES, Job, LauncherOptions
 from repvgg_jax.errors import RunError, UsageError
 
+FLAGS = {"processes", "folder", "grace", "restarts", "cluster", "partition", "account", "minutes"}
+FLAGS |= {"cpus", "gpus"}
 _TO_KILL = 10.0  # seconds of the grace that are left for requeueing
 _SIGNALS = {signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2}
 
@@ -53,9 +55,11 @@ class Requeued:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
         self._ended(block=True)
         code = self._child.wait()
-        if code and self._told:
+        if self._told and code in STOPPED_CODES:
             time.sleep(self.grace)
             raise RunError("stopped by SIGTERM; the next launch goes on from what was saved")
+        if code == STOPPED:
+            raise RunError("stopped by its own deadline; the next launch goes on from there")
         if code:
             raise RunError(f"{' '.join(command)}: exit code {code}")
 
@@ -95,15 +99,12 @@ def _only_sigterm() -> None:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
 
 
-def submit(jobs: Sequence[Job], options: LauncherOptions) -> list[Any]:
-    """Submits the jobs as one array.
+def check(jobs: Sequence[Job], options: LauncherOptions) -> None:
+    """Raises UsageError without submitit or SLURM, or for a time limit that is none."""
+    _executor(options, len(jobs))
 
-    Returns:
-      submitit's job for each.
 
-    Raises:
-      UsageError: without submitit or SLURM, or where SLURM doesn't take the job.
-    """
+def _executor(options: LauncherOptions, count: int) -> Any:
     try:
         import submitit
     except ImportError:
@@ -131,12 +132,27 @@ def submit(jobs: Sequence[Job], options: LauncherOptions) -> list[Any]:
         slurm_partition=options.partition,
         slurm_account=options.account,
         slurm_signal_delay_s=options.grace,
-        slurm_array_parallelism=options.processes or len(jobs),
+        slurm_array_parallelism=options.processes or max(1, count),
         slurm_additional_parameters={"requeue": True},  # where preemption is SLURM's own
     )
+    return executor
+
+
+def submit(jobs: Sequence[Job], options: LauncherOptions) -> list[Any]:
+    """Submits the jobs as one array.
+
+    Returns:
+      submitit's job for each.
+
+    Raises:
+      UsageError: as `check`, or where SLURM doesn't take the jobs.
+    """
+    executor = _executor(options, len(jobs))
+    from submitit.core.utils import FailedJobError
+
     try:
         return executor.map_array(Requeued(options.grace), [list(job.command) for job in jobs])
-    except submitit.core.utils.FailedJobError as error:
+    except FailedJobError as error:
         reason = " ".join(str(error).split())[:300]
         raise UsageError(f"--launcher=slurm: the cluster refuses the jobs: {reason}") from None
 
