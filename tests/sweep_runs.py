@@ -25,3 +25,14 @@ def flags(**changes):
     """The fields as a command line has them."""
     fields = FIELDS | {name.replace("__", "."): value for name, value in changes.items()}
     return [f"--config.{name}={value}" for name, value in fields.items()]
+
+
+# A process that holds a workdir.
+HOLDER = """
+import sys, time
+from pathlib import Path
+from experiments.workdirs import locked
+with locked(Path(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(60)
+"""

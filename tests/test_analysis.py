@@ -1,5 +1,6 @@
 """What the notebook shows of a trained net is so."""
 
+import json
 from pathlib import Path
 
 import jax
@@ -12,6 +13,7 @@ from configs import quickstart
 from experiments import analysis
 from repvgg_jax import train
 from repvgg_jax.blocks import RepVGGBlock
+from repvgg_jax.config_fields import plain
 from tests.trees import random_images, random_variables
 
 ROOT = Path(__file__).parent.parent
@@ -34,6 +36,31 @@ def test_folded_branches_add_up_to_the_fused_kernel(trained):
         for name, part in (("kernel", 0), ("bias", 1)):
             total = sum(affine[part] for affine in branches.values())
             np.testing.assert_allclose(total, conv[name], atol=1e-5 * np.abs(total).max())
+
+
+def test_scales_and_norms_are_of_the_trained_branches(trained):
+    net, variables = trained
+    for row in analysis.branch_table(net, variables):
+        params, stats = (variables[kind][row["layer"]] for kind in ("params", "batch_stats"))
+        suffix = {"kxk": "3", "1x1": "1", "identity": "0"}[row["branch"]]
+        gamma, var = params[f"bn{suffix}"]["scale"], stats[f"bn{suffix}"]["var"]
+        kernel = params.get(f"conv{suffix}", {"kernel": np.eye(len(gamma))})["kernel"]
+        assert row["kernel_norm"] == pytest.approx(
+            np.sqrt((np.asarray(kernel) ** 2).sum()), rel=1e-5
+        )
+        expected = np.mean(np.abs(gamma) / np.sqrt(var + 1e-5))
+        assert row["scale"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_images_are_spread_over_the_split(tmp_path):
+    config = quickstart.get_config()
+    (tmp_path / "config.json").write_text(json.dumps(plain(config)))
+    images, labels = analysis.images_of(tmp_path, 10)
+    every, of_all = analysis.images_of(tmp_path, 10**6)
+    places = np.linspace(0, len(every) - 1, 10).astype(int)
+    np.testing.assert_array_equal(images, every[places])
+    np.testing.assert_array_equal(labels, of_all[places])
+    assert images.shape[0] == 10
 
 
 def test_shares_of_the_centre_add_up_to_one_and_a_removed_branch_has_none(trained):
@@ -119,8 +146,18 @@ def test_one_scale_for_each_channel_rounds_no_worse(trained):
 def test_the_fused_kernel_differs_by_what_the_other_branches_add(trained):
     net, variables = trained
     plain = net.clone(block=rj.create("repvgg_a0", block="plain").block)
-    changes = [row["change"] for row in analysis.kernel_table(net, variables)]
-    assert min(changes) > 0.01
+    for row in analysis.kernel_table(net, variables):
+        branches = analysis.folded_branches(net, variables)[row["layer"]]
+        fused = np.sum([affine.kernel for affine in branches.values()], axis=0)
+        others = fused - branches["kxk"].kernel
+        norm = np.linalg.norm(fused)
+        assert row["change"] == pytest.approx(np.linalg.norm(others) / norm, rel=1e-5)
+        assert not others[0].any()  # they add to the centre alone
+        assert row["centre"] == pytest.approx((np.linalg.norm(fused[1, 1]) / norm) ** 2, rel=1e-5)
+        trained = np.asarray(variables["params"][row["layer"]]["conv3"]["kernel"])
+        energy = (trained**2).sum((2, 3)) / (trained**2).sum()
+        assert row["trained_centre"] == pytest.approx(energy[1, 1], rel=1e-5)
+        assert row["trained_centre"] != pytest.approx(row["centre"], rel=0.01)
     own = random_variables(plain, 0)
     with pytest.raises(rj.UsageError, match="RepVGG's own block"):
         analysis.kernel_table(*rj.fuse(net, variables))

@@ -75,6 +75,37 @@ class Pair:
         return self.logs[index].read_text()
 
 
+FAILS = """
+import sys
+from pathlib import Path
+from repvgg_jax.runtime import join_processes, leaving_at_once, sync_processes
+join_processes(sys.argv[1], 2, int(sys.argv[2]))
+with leaving_at_once(lambda error: Path(sys.argv[3]).write_text(str(error))):
+    with leaving_at_once():
+        if sys.argv[2] == "1":
+            raise ValueError("of process 1")
+        sync_processes("never")
+"""
+
+
+def test_a_failing_process_leaves_its_last_words_and_the_others_none(tmp_path):
+    address = f"127.0.0.1:{free_port()}"
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", FAILS, address, f"{i}", tmp_path / f"{i}"], cwd=ROOT
+        )
+        for i in range(2)
+    ]
+    try:
+        assert processes[1].wait(60) == 3
+        assert (tmp_path / "1").read_text() == "of process 1"
+        assert processes[0].wait(3 * HEARTBEAT_SECONDS) != 0
+        assert not (tmp_path / "0").exists()
+    finally:
+        for process in processes:
+            process.kill()
+
+
 @pytest.fixture(scope="module")
 def two_by_two(tmp_path_factory):
     """A whole run of two processes with two devices each: its folder, and what was said."""

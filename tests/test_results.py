@@ -9,7 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from experiments.results import append_row, read_rows
+from experiments.report_numbers import group_rows
+from experiments.results import append_row, place, read_rows, read_sweeps
+from experiments.run_one import record
+from experiments.sweeps import expand
 from repvgg_jax.errors import UsageError
 
 ROOT = Path(__file__).parent.parent
@@ -102,3 +105,24 @@ def test_a_file_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UsageError, match=r"rows\.jsonl cannot be written"):
         append_row(tmp_path / "file" / "rows.jsonl", row("a"))
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [("branches/both", "quantization/float32"), ("quantization/float32", "branches/both")],
+)
+def test_a_shared_run_stands_in_each_sweep_as_its_own(tmp_path, first, second):
+    runs = []
+    for words in (first, second):
+        sweep, name = words.split("/")
+        runs += expand(sweep, seeds=[0], only=[name])
+    assert runs[0].config_hash == runs[1].config_hash
+    trained = row(runs[0].config_hash, top1={"train_form": 0.5}) | place(runs[0])
+    append_row(tmp_path / f"{runs[0].sweep}.jsonl", trained)
+    record(runs[1], tmp_path / "no workdir", tmp_path)
+    groups, others = group_rows(read_sweeps(tmp_path))
+    assert not others
+    assert {(group.sweep, group.rows[0]["name"]) for group in groups} == {
+        (run.sweep, run.name) for run in runs
+    }
+    assert [group.shared for group in groups] == [{}, {}]

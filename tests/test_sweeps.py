@@ -20,7 +20,7 @@ from experiments.launchers.local import cores, device_environment, devices, laun
 from experiments.results import read_rows
 from experiments.sweeps import PROTOCOLS, SWEEPS, expand, parse_overrides
 from repvgg_jax.errors import RunError, Stopped, UsageError
-from tests.sweep_runs import flags
+from tests.sweep_runs import HOLDER, flags
 
 ROOT = Path(__file__).parent.parent
 FACTS = ROOT.parent / "shared" / "facts.json"
@@ -148,16 +148,6 @@ def test_published_figures_are_the_papers():
     assert SWEEPS["blocks"].published.items() <= blocks.items()
 
 
-HOLDER = """
-import sys, time
-from pathlib import Path
-from experiments.workdirs import locked
-with locked(Path(sys.argv[1])):
-    print("held", flush=True)
-    time.sleep(60)
-"""
-
-
 def test_the_second_process_is_told_who_holds_a_run_and_the_dead_hold_none(tmp_path):
     command = [sys.executable, "-c", HOLDER, str(tmp_path)]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as holder:
@@ -231,6 +221,13 @@ def test_a_failed_job_does_not_keep_the_others_from_running(tmp_path, capsys):
         launch(jobs, LauncherOptions(processes=2))
     assert "3 runs: 2 finished, 1 failed" in capsys.readouterr().out
     assert (tmp_path / "good1" / "log.txt").read_text() == "fine\n"
+
+
+def test_a_job_that_was_killed_has_failed(tmp_path):
+    bad = job(tmp_path, "bad", "import os, signal; os.kill(os.getpid(), signal.SIGKILL)")
+    with pytest.raises(RunError, match="bad: killed by SIGKILL"):
+        launch([bad], LauncherOptions())
+    assert workdirs.last_words(tmp_path / "bad").startswith("killed by SIGKILL")
 
 
 def test_a_signal_is_passed_on_and_no_other_job_starts(tmp_path):

@@ -1,0 +1,100 @@
+"""What a sweep is said to cost, and how far its runs are said to be."""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from experiments import run, status, workdirs
+from experiments.cost import Cost, expected_cost
+from experiments.sweeps import expand
+from tests.sweep_runs import FIELDS, HOLDER, flags
+
+ROOT = Path(__file__).parent.parent
+
+
+def row(name="both", seconds=100.0, device="cpu x1, 2 cores", **changes):
+    place = dict(sweep="branches", name=name, seed=0, protocol="cifar10_short")
+    return {**place, "device": device, "steps": 50, "wall_seconds": seconds, **changes}
+
+
+@pytest.fixture
+def both():
+    [found] = expand("branches", seeds=[1], only=["both"], overrides=FIELDS)
+    return found
+
+
+def curves(workdir, *rows):
+    workdir.mkdir(parents=True, exist_ok=True)
+    lines = (json.dumps({"kind": "train", "step": step, "seconds": s}) + "\n" for step, s in rows)
+    (workdir / "metrics.jsonl").write_text("".join(lines))
+
+
+def test_a_run_costs_what_its_variant_did_on_the_usual_device(tmp_path, both):
+    assert expected_cost(both, tmp_path, 25, []) is None
+    assert expected_cost(both, tmp_path, 25, [row(protocol="cifar10_full")]) is None
+    others = [row("none", 60), row("identity", 60), row("none", 1e5, "H100 x1", steps=1)]
+    assert expected_cost(both, tmp_path, 25, others) == Cost(30, 1)
+    own = [row(seconds=80), row(seconds=100), row(seconds=1e4)]
+    assert expected_cost(both, tmp_path, 25, others + own) == Cost(50, 1)
+    curves(tmp_path, (5, 1.0), (10, 2.0))
+    assert expected_cost(both, tmp_path, 25, others + own) == Cost(30, 1)  # of what is left
+
+
+def test_device_hours_are_of_all_devices(tmp_path, both):
+    cost = expected_cost(both, tmp_path, 50, [row(device="TPU v5e x16", seconds=450)])
+    assert cost == Cost(450, 16)
+    said = run.table([both, both, both], ["new", "done", "failed"], [cost, cost, cost])
+    assert said.endswith("1 done, 1 failed, 1 new; to run: 1, 2.00 device hours")
+    assert " 450 s" in said
+    said = run.table([both, both], ["new", "interrupted"], [cost, None])
+    assert said.endswith("to run: 2, 2.00 device hours, and 1 runs of unknown length")
+
+
+def test_data_may_be_missing_only_where_the_jobs_are_not(tmp_path, capsys):
+    # Two images a class are no epoch's warm-up: what only the data can tell.
+    command = ["branches", "--dry_run", "--seeds=0", "--only=none", f"--workdirs={tmp_path}"]
+    command += [*flags(data__source="folder", data__data_dir=tmp_path / "nowhere")]
+    assert run.main(command) == 2
+    assert "branches/none: " in capsys.readouterr().err
+    tpu = ["--launcher=kubernetes", "--slice=v5e:1x1", "--image=i", "--queue=q", "--volume=claim"]
+    tpu += [f"--mount={tmp_path}", f"--results={tmp_path}"]
+    assert run.main([*command, *tpu]) == 0
+    said = capsys.readouterr().out
+    assert "not checked: " in said
+    assert "to run: 1, unknown cost" in said
+
+
+@pytest.mark.parametrize(
+    ("flag", "launcher"), [("--partition=gpu", "local"), ("--queue=tpu", "slurm")]
+)
+def test_flags_of_another_launcher_are_refused(flag, launcher, capsys):
+    command = ["branches", "--dry_run", f"--launcher={launcher}", flag, *flags()]
+    assert run.main(command) == 2
+    assert f"--launcher={launcher} takes no {flag.split('=')[0]}" in capsys.readouterr().err
+
+
+def test_a_running_run_shows_its_progress_and_the_time_that_is_left(tmp_path, both):
+    results = tmp_path / "results"
+    folder = workdirs.make(both, tmp_path)
+
+    def said():
+        return status.status([both], tmp_path, results).splitlines()[0]
+
+    assert said().endswith("new")
+    curves(folder, (2, 10.0), (4, 40.0))  # 15 seconds a step, and 8 steps in all
+    (folder / "checkpoints/4").mkdir(parents=True)
+    assert said().endswith("interrupted  step 4/8")
+    command = [sys.executable, "-c", HOLDER, str(folder)]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout.readline() == "held\n"
+        now = time.time()
+        (folder / "metrics.jsonl").touch()
+        words = said()
+        assert time.time() - now < 5
+        holder.kill()
+    assert "running      step 4/8, " in words
+    assert words.endswith(("1:00 left", "0:59 left", "0:58 left", "0:57 left", "0:56 left"))
