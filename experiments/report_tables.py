@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from experiments.cost import usual_device
-from experiments.report_costs import step_times
+from experiments.report_costs import step_time
 from experiments.report_numbers import (
     Group,
     Ordering,
@@ -143,7 +143,7 @@ def accuracy_table(group: Group) -> Table:
 def cost_table(group: Group) -> Table:
     """Size and cost of both forms, and how exactly they agree."""
     header = ["variant", "parameters, train form", "fused", "MACs (M), train form", "fused"]
-    timed = f"step, ms ({usual_device(group.rows) or 'unknown device'})"
+    timed = f"step, ms, fastest seed ({usual_device(group.rows) or 'unknown device'})"
     header += ["images/s as deployed", timed, "temporaries, MB", "fusion error, max"]
     rows = []
     for name, seeds in group.runs.items():
@@ -154,7 +154,8 @@ def cost_table(group: Group) -> Table:
             row.append(_largest(known_values(runs, *path), "{:,.1f}", 1e6))
         rates = known_values(runs, "throughput", "images_per_second")
         row.append(_largest(rates, "{:,.0f}", 1))
-        row.append(_step(group, runs))
+        time = step_time(group, runs)
+        row.append(NONE if time is None else f"{time:.1f}")
         row.append(_largest(known_values(runs, "temporaries_bytes"), "{:,.1f}", 1e6))
         errors = known_values(runs, "fusion_error")
         row.append(f"{max(errors):.1e}".replace("-", "\N{MINUS SIGN}") if errors else NONE)
@@ -167,13 +168,6 @@ def _largest(values: Sequence[float], form: str, unit: float) -> str:
     if not values:
         return NONE
     return form.format(max(values) if unit == 1 else max(values) / unit)
-
-
-def _step(group: Group, runs: Sequence[Row]) -> str:
-    times = step_times(group, runs)
-    if not times.values:
-        return NONE
-    return f"{times.mean:.1f}" + ("" if times.std is None else f" ± {times.std:.1f}")
 
 
 def order_blocks(group: Group, order: Ordering) -> list[Block]:
