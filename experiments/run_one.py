@@ -10,6 +10,7 @@ user's, or the run is another process's; 3 a run that cannot go on; 1 an error o
 from __future__ import annotations
 
 import argparse
+import os
 import subprocess
 import sys
 import traceback
@@ -42,7 +43,9 @@ from repvgg_jax.modes import run_train
 from repvgg_jax.records import replace_text, write_json
 from repvgg_jax.runtime import (
     all_processes,
+    devices_here,
     join_processes,
+    keep_freed_memory,
     leaving_at_once,
     make_deterministic,
     primary,
@@ -158,6 +161,8 @@ def main(argv: Sequence[str]) -> int:
         run, workdir, results = parse(argv)
         if run.config().train.deterministic:
             make_deterministic()
+        if devices_here(os.environ)[0] == "cpu":
+            keep_freed_memory()
         keep_programs()
         join_processes()
         with leaving_at_once():

@@ -6,9 +6,10 @@ import ctypes
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -33,19 +34,35 @@ def make_deterministic() -> None:
     os.environ["XLA_FLAGS"] = " ".join([*flags, *(f for f in _DETERMINISTIC if f not in flags)])
 
 
+def devices_here(environment: Mapping[str, str]) -> tuple[str, list[str]]:
+    """`("cuda", ["0", "1"])`, without starting a backend, which would take the devices' memory."""
+    platforms = environment.get("JAX_PLATFORMS", "")
+    if platforms == "cpu":
+        return "cpu", []
+    if (visible := environment.get("CUDA_VISIBLE_DEVICES")) is not None:
+        indices = [index for index in visible.split(",") if index not in ("", "-1")]
+        return ("cuda", indices) if indices else ("cpu", [])
+    for platform, pattern in (("cuda", r"nvidia(\d+)"), ("tpu", r"accel(\d+)")):
+        found = (re.fullmatch(pattern, path.name) for path in Path("/dev").glob("*"))
+        if indices := sorted(int(match[1]) for match in found if match):
+            return platform, [str(index) for index in indices]
+    return "cpu", []
+
+
 def keep_freed_memory() -> bool:
     """Let the C library keep what large arrays leave behind; False where it has no such switch.
 
     XLA's buffers on a CPU are allocated for every run of a program. By default glibc hands large
     ones back to the system, which zeroes each page anew when the next run touches it. For the whole
-    process; it holds on to the most that it ever needed.
+    process, from before it has threads; it holds on to the most that it ever needed.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError, TypeError):
         return False
-    # M_MMAP_MAX, M_TRIM_THRESHOLD and M_TOP_PAD of malloc.h.
-    return all([mallopt(-4, 0), mallopt(-1, 2**31 - 1), mallopt(-2, 2**26)])
+    # M_MMAP_MAX, M_TRIM_THRESHOLD, M_TOP_PAD and M_ARENA_MAX of malloc.h. A thread's own arena has
+    # no room for more than 64 MB, and asks the system for those whatever the first of these says.
+    return all([mallopt(-4, 0), mallopt(-1, 2**31 - 1), mallopt(-2, 2**26), mallopt(-8, 1)])
 
 
 def join_processes(

@@ -2,6 +2,7 @@
 
 import json
 import os
+import platform
 import re
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 import repvgg_jax as rj
 from repvgg_jax import onednn
@@ -173,3 +175,37 @@ def test_fences_change_no_gradient():
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-6 + 1e-4 * abs(b).max()),
         *jax.device_get((fenced(params, images), free(params, images))),
     )
+
+
+FREED = """
+import ctypes, json, resource, threading
+from repvgg_jax.runtime import keep_freed_memory
+
+libc = ctypes.CDLL(None)
+libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
+libc.memset.argtypes = [ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t]
+libc.free.argtypes = [ctypes.c_void_p]
+kept, found = keep_freed_memory(), []
+
+def allocate():
+    for _ in range(3):
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        block = libc.malloc(100_000_000)
+        libc.memset(block, 1, 100_000_000)
+        libc.free(block)
+        found.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+
+thread = threading.Thread(target=allocate)  # as XLA does
+thread.start()
+thread.join()
+print(json.dumps({"kept": kept, "faults": found}))
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc has these switches")
+def test_freed_memory_is_kept_in_threads_too():
+    said = json.loads(start(FREED)[0])
+    first, *later = said["faults"]
+    assert said["kept"]
+    assert first > 40  # pages of 2 MB at the most
+    assert max(later) < first / 10

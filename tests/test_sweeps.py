@@ -16,10 +16,11 @@ import pytest
 from experiments import run, run_one, status, workdirs
 from experiments.ablations import Sweep
 from experiments.launchers import LONGEST_NAME, Job, LauncherOptions, local
-from experiments.launchers.local import cores, device_environment, devices, launch
+from experiments.launchers.local import cores, device_environment, launch
 from experiments.results import read_rows
 from experiments.sweeps import PROTOCOLS, SWEEPS, expand, parse_overrides
 from repvgg_jax.errors import RunError, Stopped, UsageError
+from repvgg_jax.runtime import devices_here
 from tests.sweep_runs import HOLDER, flags
 
 ROOT = Path(__file__).parent.parent
@@ -245,9 +246,9 @@ def test_a_signal_is_passed_on_and_no_other_job_starts(tmp_path):
 
 
 def test_jobs_are_spread_over_the_devices():
-    assert devices({"CUDA_VISIBLE_DEVICES": "2,3"}) == ("cuda", ["2", "3"])
-    assert devices({"CUDA_VISIBLE_DEVICES": ""}) == ("cpu", [])
-    assert devices({"JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": "0"}) == ("cpu", [])
+    assert devices_here({"CUDA_VISIBLE_DEVICES": "2,3"}) == ("cuda", ["2", "3"])
+    assert devices_here({"CUDA_VISIBLE_DEVICES": ""}) == ("cpu", [])
+    assert devices_here({"JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": "0"}) == ("cpu", [])
     given = [device_environment("cuda", ["2", "3"], slot, 4) for slot in range(4)]
     assert [one["CUDA_VISIBLE_DEVICES"] for one in given] == ["2", "3", "2", "3"]
     assert {one["XLA_PYTHON_CLIENT_MEM_FRACTION"] for one in given} == {"0.45"}

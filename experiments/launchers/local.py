@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -17,6 +16,7 @@ from experiments.launchers import STOPPED_CODES, Job, LauncherOptions
 from experiments.workdirs import ERROR_FILE, LOG_FILE, last_words
 from repvgg_jax.errors import RunError, Stopped
 from repvgg_jax.records import replace_text
+from repvgg_jax.runtime import devices_here
 
 FLAGS = {"processes"}
 _POLL_SECONDS = 0.2
@@ -28,21 +28,6 @@ class _Child:
     process: subprocess.Popen
     slot: int
     started: float
-
-
-def devices(environment: dict[str, str]) -> tuple[str, list[str]]:
-    """`("cuda", ["0", "1"])`, without starting a backend, which would take the devices' memory."""
-    platforms = environment.get("JAX_PLATFORMS", "")
-    if platforms == "cpu":
-        return "cpu", []
-    if (visible := environment.get("CUDA_VISIBLE_DEVICES")) is not None:
-        indices = [index for index in visible.split(",") if index not in ("", "-1")]
-        return ("cuda", indices) if indices else ("cpu", [])
-    for platform, pattern in (("cuda", r"nvidia(\d+)"), ("tpu", r"accel(\d+)")):
-        found = (re.fullmatch(pattern, path.name) for path in Path("/dev").glob("*"))
-        if indices := sorted(int(match[1]) for match in found if match):
-            return platform, [str(index) for index in indices]
-    return "cpu", []
 
 
 def device_environment(platform: str, indices: Sequence[str], slot: int, slots: int) -> dict:
@@ -85,7 +70,7 @@ def launch(jobs: Sequence[Job], options: LauncherOptions) -> None:
       RunError: at the end, where jobs failed, with the last words of each.
       Stopped: where it was told to stop.
     """
-    platform, indices = devices(dict(os.environ))
+    platform, indices = devices_here(os.environ)
     slots = options.processes or max(1, len(indices))
     waiting, running, ends = list(jobs), [], {"finished": [], "failed": [], "stopped": []}
     with _signals() as caught:
