@@ -26,7 +26,6 @@ from configs import quickstart
 from repvgg_jax import modes, optim
 from repvgg_jax.bench import count_parameters
 from repvgg_jax.blocks import BLOCKS, FusedConv
-from repvgg_jax.compilation import compiler_options
 from repvgg_jax.records import replace_text, write_json
 from repvgg_jax.sharding import make_mesh, shard_batch
 from repvgg_jax.train import init_state, train_step
@@ -81,8 +80,7 @@ def stepper(name: str, batch: Any) -> Callable[[], float]:
     """A call that takes a training step of a small net on the batch, and says its seconds."""
     net = rj.create("repvgg_b0", block=name, **SMALL)
     held = [init_state(net, optim.sgd(lambda step: 0.01), make_mesh(), jax.random.key(0))]
-    options = compiler_options(jax.devices())
-    step = jax.jit(train_step, donate_argnums=0, compiler_options=options)
+    step = jax.jit(train_step, donate_argnums=0)
 
     def run() -> float:
         begin = time.perf_counter()
