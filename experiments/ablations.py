@@ -128,7 +128,7 @@ SWEEPS: dict[str, Sweep] = {
             "residual_reorg": 74.56,
         },
         source=TABLE_7,
-        note="relu_in_branch cannot be fused, and residual_reorg deploys as a residual net.",
+        note="`relu_in_branch` cannot be fused, and `residual_reorg` deploys as a residual net.",
     ),
     "groups": Sweep(
         title="Grouped convolutions, and where",
@@ -144,7 +144,7 @@ SWEEPS: dict[str, Sweep] = {
         },
         published={"1": 78.37, "2": 77.78, "4": 77.58},
         source="RepVGG (arXiv 2101.03697), Table 4: B1, B1g2 and B1g4 on ImageNet, 120 epochs",
-        note="2 and 4 are in every second layer, as the paper's; the others say where.",
+        note="`2` and `4` are in every second layer, as the paper's; the others say where.",
     ),
     "depth": Sweep(
         title="Depth of stage 3 (the paper's stage 4) and of all stages, beside plain nets",
@@ -158,15 +158,15 @@ SWEEPS: dict[str, Sweep] = {
                 "all_x2": _depths(1, 4, 8, 8, 1),
             }
         ),
-        note="stage4_N has N layers in the paper's stage 4; plain_* has the 3x3 branch alone.",
+        note="`stage4_N` has N layers in the paper's stage 4; `plain_` has the 3x3 branch alone.",
     ),
     "deeper": Sweep(
-        title="Depth that takes two cores half an hour a run, beside plain nets",
+        title="Depth beyond 40 layers, beside plain nets",
         baseline="stage4_64",
         variants=_with_plain(
             {"stage4_64": _depths(1, 2, 4, 64, 1), "all_x4": _depths(1, 8, 16, 16, 1)}
         ),
-        note="It goes on where `depth` ends, with the same names.",
+        note="It goes on where `depth` ends, with the same names; half an hour a run on two cores.",
     ),
     "blocks": Sweep(
         title="Blocks of the zoo",
@@ -194,7 +194,7 @@ SWEEPS: dict[str, Sweep] = {
             "relu_in_branch": 75.69,
         },
         source=f"{TABLE_7}; plain: its Table 6",
-        note="csla trains its constant scales, as RepOptimizer's hyper-search does.",
+        note="`csla` trains its constant scales, as RepOptimizer's hyper-search does.",
     ),
     "width": Sweep(
         title="Width",

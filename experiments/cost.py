@@ -13,17 +13,21 @@ from typing import Any, NamedTuple
 from ml_collections import ConfigDict
 
 from experiments.sweeps import Run
+from repvgg_jax import checkpoint
 from repvgg_jax.config import make_schedule, total_steps
 from repvgg_jax.data import load_source
 from repvgg_jax.data.prepared import load_prepared
-from repvgg_jax.records import METRICS_FILE, read_metrics
 
 
 class Cost(NamedTuple):
-    """Of what is left of a run: seconds, and devices that it takes for as long."""
+    """Of what is left of a run: seconds, and devices that it takes for as long.
+
+    `guessed`: by runs of other variants, of whatever size.
+    """
 
     seconds: float
     devices: int
+    guessed: bool
 
 
 def steps_of(config: ConfigDict) -> int:
@@ -51,11 +55,9 @@ def _train_size(source: str, name: str, data_dir: str | None, classes: int) -> i
     return len(train)
 
 
-def trained_steps(workdir: Path) -> int:
-    """How far a run is, by its curves."""
-    path = workdir / METRICS_FILE
-    rows = read_metrics(path) if path.exists() else []
-    return max((row["step"] for row in rows if row["kind"] == "train"), default=0)
+def saved_steps(workdir: Path) -> int:
+    """From which step a run that is not running would go on."""
+    return max(checkpoint.steps(workdir), default=0)
 
 
 def usual_device(rows: Sequence[Mapping[str, Any]]) -> str | None:
@@ -85,8 +87,8 @@ def expected_cost(
     rates = [row["wall_seconds"] / row["steps"] for row in same or rows]
     if not rates:
         return None
-    left = max(0, steps - trained_steps(workdir))
-    return Cost(statistics.median(rates) * left, devices_of(device))
+    left = max(0, steps - saved_steps(workdir))
+    return Cost(statistics.median(rates) * left, devices_of(device), guessed=not same)
 
 
 def devices_of(device: str | None) -> int:

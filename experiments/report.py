@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from experiments.report_costs import common_scatter, sweep_scatter
+from experiments.report_costs import common_scatter, sweep_scatter, with_fastest_times
 from experiments.report_figures import (
     draw_curves,
     draw_differences,
@@ -115,10 +115,11 @@ def _sweep_blocks(name: str, groups: Sequence[Group], remarks: str | None) -> li
 def _figures(group: Group) -> list[Figure]:
     about = f"{group.sweep}, {group.protocol}"
     figures = []
+    published = "; diamonds: the paper's difference" * bool(SWEEPS[group.sweep].published)
     if group.runs[group.baseline] and len(group.rows) > len(group.runs[group.baseline]):
         caption = (
             f"{about}: difference to the baseline. Bar: mean; line: its 95% interval; circles: "
-            "seeds; diamonds: the paper's difference. What the frame cuts off goes on beyond it."
+            f"seeds{published}. What the frame cuts off goes on beyond it."
         )
         figures.append(Figure(f"{group.name}-differences", draw_differences(group), caption))
     caption = f"{about}: curves, mean over seeds ± 1 standard deviation; the loss is smoothed."
@@ -160,7 +161,7 @@ def write_report(results: Path, out: Path) -> list[Path]:
     if not rows:
         command = _RUN.format("branches")
         raise UsageError(f"no rows in {results}/*.jsonl yet; this makes some: {command}")
-    rows = with_throughput(rows, results)
+    rows = with_throughput(with_fastest_times(rows), results)
     remarks = {path.stem: path.read_text() for path in sorted(results.glob("*.md"))}
     blocks = report_blocks(rows, remarks)
     figures = [block for block in blocks if isinstance(block, Figure)]
@@ -168,6 +169,8 @@ def write_report(results: Path, out: Path) -> list[Path]:
     texts[out / "RESULTS.md"] = to_markdown(blocks, "figures")
     texts[out / "report.html"] = to_html(TITLE, blocks)
     (out / "figures").mkdir(parents=True, exist_ok=True)
+    for path in set((out / "figures").glob("*.svg")) - texts.keys():  # of rows that are gone
+        path.unlink()
     for path, text in texts.items():
         path.write_text(text)
     return list(texts)[-2:]
@@ -176,10 +179,10 @@ def write_report(results: Path, out: Path) -> list[Path]:
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--results", type=Path, default=RESULTS, help="the folder of the rows")
-    parser.add_argument("--out", type=Path, default=RESULTS.parent, help="the documents' folder")
+    parser.add_argument("--out", type=Path, help="the documents' folder, by default that above")
     options = parser.parse_args(arguments)
     try:
-        for path in write_report(options.results, options.out):
+        for path in write_report(options.results, options.out or options.results.parent):
             print(path)
     except RunError as error:
         print(f"error: {error}", file=sys.stderr)

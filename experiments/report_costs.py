@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -32,6 +33,17 @@ class Scatter:
         why = " Most of these fuse to nets of one cost." if self.cost == _STEP else ""
         names = [f"{point.name} ({point.y:.1f}%)" for point in self.left_out]
         return why + (f" Far below, and not drawn: {', '.join(names)}." if names else "")
+
+
+def with_fastest_times(rows: Sequence[Row]) -> list[Row]:
+    """Rows of one run, measured in several sittings, all with the shortest of their step times."""
+    fastest: dict[tuple[str, str | None], float] = {}
+    for row in rows:
+        if row.get("step_seconds") is not None:
+            key = (row["config_hash"], row.get("device"))
+            fastest[key] = min(row["step_seconds"], fastest.get(key, math.inf))
+    times = (fastest.get((row["config_hash"], row.get("device"))) for row in rows)
+    return [{**row, "step_seconds": time} for row, time in zip(rows, times, strict=True)]
 
 
 def step_time(group: Group, runs: Sequence[Row]) -> float | None:

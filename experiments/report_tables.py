@@ -142,7 +142,8 @@ def accuracy_table(group: Group) -> Table:
 
 def cost_table(group: Group) -> Table:
     """Size and cost of both forms, and how exactly they agree."""
-    header = ["variant", "parameters, train form", "fused", "MACs (M), train form", "fused"]
+    header = ["variant", "parameters, train form", "parameters, fused"]
+    header += ["MACs (M), train form", "MACs (M), fused"]
     timed = f"step, ms, fastest seed ({usual_device(group.rows) or 'unknown device'})"
     header += ["images/s as deployed", timed, "temporaries, MB", "fusion error, max"]
     rows = []

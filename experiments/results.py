@@ -124,7 +124,7 @@ def row_of(run: Run, workdir: Path) -> dict[str, Any]:
         "steps": report["steps"],
         "step_seconds": config.train.batch_size / rate if rate else None,
         "examples_per_second": rate,
-        "wall_seconds": report["wall_seconds"],
+        "wall_seconds": max(report["wall_seconds"], *(row.get("seconds", 0) for row in metrics)),
         "temporaries_bytes": about.get("temporaries_bytes"),
         "params": report["params"],
         "macs": report["macs"],

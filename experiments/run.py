@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import os
 import sys
 import typing
 from collections.abc import Sequence
@@ -22,7 +23,16 @@ from experiments.cost import Cost, expected_cost, steps_of
 from experiments.launchers import LAUNCHERS, Job, LauncherOptions, launcher
 from experiments.results import RESULTS, read_sweeps
 from experiments.run_one import record
-from experiments.sweeps import PROTOCOLS, SEEDS, SWEEPS, Run, expand, of_variants, parse_overrides
+from experiments.sweeps import (
+    PROTOCOLS,
+    SEEDS,
+    SWEEPS,
+    Run,
+    expand,
+    listed,
+    of_variants,
+    parse_overrides,
+)
 from repvgg_jax.errors import RunError, Stopped, UsageError
 
 WORKDIRS = Path("runs/sweeps")
@@ -85,7 +95,9 @@ def _numbers(text: str) -> tuple[int, ...]:
 
 
 def _words(text: str) -> tuple[str, ...]:
-    return tuple(word for word in text.split(",") if word)
+    if not all(words := tuple(text.split(","))):
+        raise argparse.ArgumentTypeError(f"{text!r}: names with commas, such as none,both")
+    return words
 
 
 def _reader(hint: object) -> typing.Callable[[str], object]:
@@ -108,6 +120,16 @@ def job_of(run: Run, options: argparse.Namespace) -> Job:
     return Job(run.job_name, command)
 
 
+def check_folders(*folders: Path) -> None:
+    """Raises UsageError for what is no folder that this process can write to, or make."""
+    for folder in folders:
+        there = next(
+            path for path in (folder.absolute(), *folder.absolute().parents) if path.exists()
+        )
+        if not there.is_dir() or not os.access(there, os.W_OK):
+            raise UsageError(f"{folder} cannot be written to: {there} is no folder that one can")
+
+
 def count_steps(runs: Sequence[Run], elsewhere: bool) -> list[int | None]:
     """Steps of each run; None where the data that say so are not here, but where it runs.
 
@@ -128,7 +150,7 @@ def count_steps(runs: Sequence[Run], elsewhere: bool) -> list[int | None]:
             names = problems.setdefault(str(error), [])
             names += [run.name] * (run.name not in names)
     if problems and not elsewhere:
-        raise UsageError(of_variants(runs[0].sweep, problems))
+        raise UsageError(listed(of_variants(runs[0].sweep, problems)))
     for problem in problems:
         print(f"not checked: {problem}; the jobs need it where they run")
     return steps
@@ -139,7 +161,9 @@ def table(runs: Sequence[Run], states: Sequence[str], costs: Sequence[Cost | Non
     width = max(len(run.job_name) for run in runs)
     lines = [f"{'run':<{width}}  {'state':<11}  expected"]
     for run, state, cost in zip(runs, states, costs, strict=True):
-        words = "-" if state == "done" else "unknown" if cost is None else f"{cost.seconds:,.0f} s"
+        words = "-" if state == "done" else "unknown"
+        if state != "done" and cost is not None:
+            words = f"{'about ' * cost.guessed}{cost.seconds:,.0f} s"
         lines.append(f"{run.job_name:<{width}}  {state:<11}  {words}")
     coming = [cost for cost, state in zip(costs, states, strict=True) if state in TO_RUN]
     known = [cost for cost in coming if cost is not None]
@@ -148,12 +172,16 @@ def table(runs: Sequence[Run], states: Sequence[str], costs: Sequence[Cost | Non
     counts = ", ".join(f"{states.count(s)} {s}" for s in workdirs.STATES if s in states)
     hours = sum(cost.seconds * cost.devices for cost in known) / 3600
     words = f"{hours:.2f} device hours" if known or not coming else "unknown cost"
+    if guessed := sum(cost.guessed for cost in known):
+        words += f" ({guessed} of them by runs of other variants, of whatever size)"
     return "\n".join([*lines, f"{counts}; to run: {len(coming)}, {words}{unknown}"])
 
 
 def run_sweep(argv: Sequence[str]) -> None:
     """Launches what is not finished, held or failed, after checking all of it."""
     options, runs, launcher_options = parse(argv)
+    if options.launcher == "local":
+        check_folders(options.workdirs, options.results)
     steps = count_steps(runs, elsewhere=options.launcher != "local")
     rows = read_sweeps(options.results)
     recorded = {row["config_hash"] for row in rows}

@@ -3,8 +3,8 @@
 python -m experiments.run_one --sweep=branches --name=both --seed=0 --protocol=cifar10_short \\
     --workdir=runs/sweeps/1a2b3c4d5e6f --results=experiments/results [--config.field=value ...]
 
-Exit codes: 0 finished; 75 told to stop, and resumable by the same command; 2 a mistake of the
-user's, or the run is another process's; 3 a run that cannot go on; 1 an error of ours.
+Exit codes: 0 finished; 75 told to stop, and resumable by the same command; 73 the run is another
+process's; 2 a mistake of the user's; 3 a run that cannot go on; 1 an error of ours.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from experiments import workdirs
-from experiments.launchers import STOPPED
+from experiments.launchers import HELD, STOPPED
 from experiments.results import (
     ABOUT_FILE,
     append_row,
@@ -170,6 +170,9 @@ def main(argv: Sequence[str]) -> int:
     except Stopped as stop:
         print(stop, file=sys.stderr)
         return STOPPED
+    except workdirs.HeldError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return HELD
     except RunError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code

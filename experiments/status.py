@@ -8,6 +8,7 @@ they say which runs are meant.
 from __future__ import annotations
 
 import json
+import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -17,7 +18,7 @@ from typing import Any
 import jax
 
 from experiments import workdirs
-from experiments.cost import steps_of
+from experiments.cost import saved_steps, steps_of
 from experiments.results import REPORT_FILE, read_sweeps
 from experiments.run import parse_sweep, sweep_parser
 from experiments.sweeps import Run
@@ -51,27 +52,30 @@ def detail(workdir: Path, state: str, row: dict[str, Any] | None) -> str:
         return ", ".join(f"{form.replace('_', ' ')} {value:.2%}" for form, value in top1.items())
     if state == "failed":
         return workdirs.last_words(workdir)
-    return progress(workdir) if state in ("running", "interrupted") else ""
+    return progress(workdir, state == "running") if state in ("running", "interrupted") else ""
 
 
-def progress(workdir: Path) -> str:
-    """`step 300/1172`, and the time left by the pace of the steps in its curves."""
+def progress(workdir: Path, running: bool) -> str:
+    """`step 300/1172`; of a running run with the time left, by the pace of its curves.
+
+    Where it isn't running, the step is that of the checkpoint from which it would go on.
+    """
     path = workdir / METRICS_FILE
-    rows = read_metrics(path) if path.exists() else []
-    trained = [row for row in rows if row["kind"] == "train"]
-    if not trained:
+    rows = read_metrics(path) if running and path.exists() else []
+    last = max((row["step"] for row in rows), default=saved_steps(workdir))
+    if not last:
         return "before its first steps"
-    last = rows[-1]["step"]
     try:
         total = steps_of(read_config(workdir))
     except UsageError:  # its data are on another machine
         return f"step {last}"
     words = f"step {last}/{total}"
     if last == total:
-        return f"{words}, evaluating and fusing"
-    first, latest = trained[0], trained[-1]
-    if workdirs.held_by(workdir) is None or latest["step"] == first["step"]:
+        return f"{words}, evaluating and fusing" if running else words
+    trained = [row for row in rows if row["kind"] == "train"]
+    if not trained or trained[-1]["step"] == trained[0]["step"]:
         return words
+    first, latest = trained[0], trained[-1]
     pace = (latest["seconds"] - first["seconds"]) / (latest["step"] - first["step"])
     since = max(0.0, time.time() - path.stat().st_mtime)
     return f"{words}, {clock(max(0.0, pace * (total - last) - since))} left"
@@ -100,4 +104,5 @@ def main(argv: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` is no error
     sys.exit(main(sys.argv[1:]))

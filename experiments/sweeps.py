@@ -155,23 +155,25 @@ def expand(
     Raises:
       UsageError: listing all that is wrong: unknown words, fields and values that cannot be built.
     """
-    errors = _unknown(name, protocol, seeds, only)
-    if errors:
+    shared, errors = dict(overrides or {}), _unknown(name, protocol, seeds, only)
+    if "seed" in shared:
+        errors.append("--config.seed is a run's own; give --seeds")
+    if name not in SWEEPS or protocol not in PROTOCOLS or not seeds:
         raise UsageError(listed(errors))
-    shared, variants = dict(overrides or {}), SWEEPS[name].variants
+    variants = SWEEPS[name].variants
+    chosen = [variant for variant in variants if variant in only] or list(variants)
     runs = [
         Run(name, variant, seed, protocol, {**variants[variant], **shared})
         for seed in seeds
-        for variant in variants
-        if not only or variant in only
+        for variant in chosen
     ]
     problems: dict[str, list[str]] = {}
-    for run in runs[: len(runs) // len(seeds)]:  # seeds differ in nothing that can be wrong
+    for run in runs[: len(chosen)]:  # seeds differ in nothing that can be wrong
         for problem in _problems(run):
             problems.setdefault(problem, []).append(run.name)
-    problems |= {} if problems else _same(runs[: len(runs) // len(seeds)])
-    if problems:
-        raise UsageError(of_variants(name, problems))
+    problems |= {} if problems else _same(runs[: len(chosen)])
+    if errors or problems:
+        raise UsageError(listed([*errors, *of_variants(name, problems)]))
     return runs
 
 
@@ -186,6 +188,8 @@ def _unknown(name: str, protocol: str, seeds: Sequence[int], only: Sequence[str]
     known = SWEEPS[name].variants if name in SWEEPS else only
     if missing := [variant for variant in only if variant not in known]:
         errors.append(f"{name} has no {', '.join(missing)}; it has {', '.join(known)}")
+    if len(set(only)) < len(only):
+        errors.append(f"--only={','.join(only)}: each variant once")
     return errors
 
 
@@ -229,9 +233,9 @@ def _same(runs: Sequence[Run]) -> dict[str, list[str]]:
     return {f"{' and '.join(names)} {words}": names for names in twice}
 
 
-def of_variants(sweep: str, problems: Mapping[str, Sequence[str]]) -> str:
-    """Problem -> the variants that have it, as a list of mistakes."""
-    return listed(f"{sweep}/{','.join(names)}: {text}" for text, names in problems.items())
+def of_variants(sweep: str, problems: Mapping[str, Sequence[str]]) -> list[str]:
+    """A line for each problem, with the variants that have it."""
+    return [f"{sweep}/{','.join(names)}: {text}" for text, names in problems.items()]
 
 
 def listed(errors: Iterable[str]) -> str:

@@ -1,6 +1,7 @@
 """What a sweep is said to cost, and how far its runs are said to be."""
 
 import json
+import re
 import subprocess
 import sys
 import time
@@ -10,7 +11,9 @@ import pytest
 
 from experiments import run, status, workdirs
 from experiments.cost import Cost, expected_cost
+from experiments.launchers import Job, LauncherOptions, local
 from experiments.sweeps import expand
+from repvgg_jax.errors import UsageError
 from tests.sweep_runs import FIELDS, HOLDER, flags
 
 ROOT = Path(__file__).parent.parent
@@ -37,21 +40,25 @@ def test_a_run_costs_what_its_variant_did_on_the_usual_device(tmp_path, both):
     assert expected_cost(both, tmp_path, 25, []) is None
     assert expected_cost(both, tmp_path, 25, [row(protocol="cifar10_full")]) is None
     others = [row("none", 60), row("identity", 60), row("none", 1e5, "H100 x1", steps=1)]
-    assert expected_cost(both, tmp_path, 25, others) == Cost(30, 1)
+    assert expected_cost(both, tmp_path, 25, others) == Cost(30, 1, guessed=True)
     own = [row(seconds=80), row(seconds=100), row(seconds=1e4)]
-    assert expected_cost(both, tmp_path, 25, others + own) == Cost(50, 1)
-    curves(tmp_path, (5, 1.0), (10, 2.0))
-    assert expected_cost(both, tmp_path, 25, others + own) == Cost(30, 1)  # of what is left
+    assert expected_cost(both, tmp_path, 25, others + own) == Cost(50, 1, guessed=False)
+    (tmp_path / "checkpoints/10").mkdir(parents=True)
+    left = expected_cost(both, tmp_path, 25, others + own)
+    assert left == Cost(30, 1, guessed=False)
 
 
 def test_device_hours_are_of_all_devices(tmp_path, both):
     cost = expected_cost(both, tmp_path, 50, [row(device="TPU v5e x16", seconds=450)])
-    assert cost == Cost(450, 16)
+    assert cost == Cost(450, 16, guessed=False)
     said = run.table([both, both, both], ["new", "done", "failed"], [cost, cost, cost])
     assert said.endswith("1 done, 1 failed, 1 new; to run: 1, 2.00 device hours")
     assert " 450 s" in said
     said = run.table([both, both], ["new", "interrupted"], [cost, None])
     assert said.endswith("to run: 2, 2.00 device hours, and 1 runs of unknown length")
+    said = run.table([both], ["new"], [cost._replace(guessed=True)])
+    assert "about 450 s" in said
+    assert "(1 of them by runs of other variants" in said
 
 
 def test_data_may_be_missing_only_where_the_jobs_are_not(tmp_path, capsys):
@@ -86,8 +93,8 @@ def test_a_running_run_shows_its_progress_and_the_time_that_is_left(tmp_path, bo
 
     assert said().endswith("new")
     curves(folder, (2, 10.0), (4, 40.0))  # 15 seconds a step, and 8 steps in all
-    (folder / "checkpoints/4").mkdir(parents=True)
-    assert said().endswith("interrupted  step 4/8")
+    (folder / "checkpoints/3").mkdir(parents=True)
+    assert said().endswith("interrupted  step 3/8")  # from where it would go on
     command = [sys.executable, "-c", HOLDER, str(folder)]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as holder:
         assert holder.stdout.readline() == "held\n"
@@ -98,3 +105,32 @@ def test_a_running_run_shows_its_progress_and_the_time_that_is_left(tmp_path, bo
         holder.kill()
     assert "running      step 4/8, " in words
     assert words.endswith(("1:00 left", "0:59 left", "0:58 left", "0:57 left", "0:56 left"))
+
+
+def test_a_run_that_another_process_has_is_no_failure(tmp_path, both, capsys):
+    folder = workdirs.make(both, tmp_path)
+    words = dict(sweep=both.sweep, name=both.name, seed=1, protocol=both.protocol, workdir=folder)
+    command = ("python", "-m", "experiments.run_one", f"--results={tmp_path / 'results'}")
+    command += (*(f"--{name}={word}" for name, word in words.items()), *flags())
+    holder = [sys.executable, "-c", HOLDER, str(folder)]
+    with subprocess.Popen(holder, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "held\n"
+        local.launch([Job("both", command)], LauncherOptions())  # raises nothing
+        process.kill()
+    said = capsys.readouterr().out
+    assert re.search(rf"both held after \d+ s: process {process.pid} on \S+ since .* had it", said)
+    assert "1 runs: 1 held" in said
+    assert not (folder / workdirs.ERROR_FILE).exists()
+
+
+@pytest.mark.parametrize("flag", ["workdirs", "results"])
+def test_folders_that_cannot_be_are_refused_first(tmp_path, flag, capsys):
+    (tmp_path / "file").write_text("")
+    command = ["branches", "--dry_run", *flags(), f"--{flag}={tmp_path / 'file' / 'under'}"]
+    assert run.main(command) == 2
+    assert f"{tmp_path / 'file'} is no folder" in capsys.readouterr().err
+
+
+def test_numbers_of_launchers_are_checked_all_at_once():
+    with pytest.raises(UsageError, match=r"--processes=0: must be 1 or more; --grace=-3: must be"):
+        LauncherOptions(processes=0, grace=-3)

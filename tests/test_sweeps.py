@@ -110,6 +110,8 @@ def test_unknown_words_and_undone_variants_are_refused():
         expand("branchez", "cifar11", [1, 1])
     with pytest.raises(UsageError, match="no fast; it has none, identity, 1x1, both"):
         expand("branches", only=["fast"])
+    with pytest.raises(UsageError, match=r"3 mistakes:(.|\n)*has no fast(.|\n)*--seeds(.|\n)*blok"):
+        expand("branches", only=["fast"], overrides={"seed": 3, "model.blok": 1})
     with pytest.raises(UsageError, match="none and identity and 1x1 and both are one and the same"):
         expand("branches", overrides={"model.branches": ("kxk",)})
 

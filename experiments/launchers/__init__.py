@@ -12,9 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from repvgg_jax.errors import UsageError
+
 # The exit code of a command that was told to stop, and goes on when started again: of sysexits.h, a
 # temporary failure, the user is invited to retry.
 STOPPED = 75
+HELD = 73  # of a command whose run is another process's: it cannot create what it should write
 # How a command ends that was told to stop, also before it could tell: by the signal itself, or with
 # what a shell makes of a SIGINT.
 STOPPED_CODES = (STOPPED, -signal.SIGTERM, -signal.SIGINT, 128 + signal.SIGINT)
@@ -28,7 +31,8 @@ class Job:
     Attributes:
       name: unique, of small letters, digits and hyphens; `LONGEST_NAME` characters suit everywhere.
       command: the argv that runs it, or goes on with it; `python` is the launcher's own. It exits
-        with 0 when done, with `STOPPED` when told to stop by SIGTERM.
+        with 0 when done, with `STOPPED` when told to stop by SIGTERM, with `HELD` where
+        another process has the run.
     """
 
     name: str
@@ -73,6 +77,14 @@ class LauncherOptions:
     volume: str | None = None
     mount: Path = Path("/runs")
     service_account: str | None = None
+
+    def __post_init__(self) -> None:
+        """Raises UsageError, listing all, for numbers that make no sense."""
+        least = dict(processes=1, grace=0, restarts=0, minutes=1, cpus=1, gpus=0)
+        given = {name: getattr(self, name) for name in least}
+        if wrong := [n for n, v in given.items() if v is not None and v < least[n]]:
+            words = (f"--{name}={given[name]}: must be {least[name]} or more" for name in wrong)
+            raise UsageError("; ".join(words))
 
 
 class Launcher(Protocol):

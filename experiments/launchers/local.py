@@ -12,14 +12,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from experiments.launchers import STOPPED_CODES, Job, LauncherOptions
-from experiments.workdirs import ERROR_FILE, LOG_FILE, last_words
-from repvgg_jax.errors import RunError, Stopped
+from experiments.launchers import HELD, STOPPED_CODES, Job, LauncherOptions
+from experiments.workdirs import ERROR_FILE, LOG_FILE, held_by, last_words
+from repvgg_jax.errors import RunError, Stopped, UsageError
 from repvgg_jax.records import replace_text
 from repvgg_jax.runtime import devices_here
 
 FLAGS = {"processes"}
 _POLL_SECONDS = 0.2
+_ENDS = ("finished", "failed", "held", "stopped")
 
 
 @dataclass
@@ -72,7 +73,7 @@ def launch(jobs: Sequence[Job], options: LauncherOptions) -> None:
     """
     platform, indices = devices_here(os.environ)
     slots = options.processes or max(1, len(indices))
-    waiting, running, ends = list(jobs), [], {"finished": [], "failed": [], "stopped": []}
+    waiting, running, ends = list(jobs), [], {end: [] for end in _ENDS}
     with _signals() as caught:
         passed_on = 0
         while running or (waiting and not caught):
@@ -99,7 +100,10 @@ def launch(jobs: Sequence[Job], options: LauncherOptions) -> None:
 
 def _start(job: Job, slot: int, environment: dict[str, str], cores: set[int]) -> _Child:
     folder = workdir(job)
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"{folder} cannot be written to ({error.strerror})") from None
     command = [sys.executable if word == "python" else word for word in job.command]
     with (folder / LOG_FILE).open("ab") as log:
         process = subprocess.Popen(
@@ -117,12 +121,15 @@ def _start(job: Job, slot: int, environment: dict[str, str], cores: set[int]) ->
 
 def _end(child: _Child) -> str:
     code = child.process.returncode
-    end = "finished" if code == 0 else "stopped" if code in STOPPED_CODES else "failed"
+    ends = {0: "finished", HELD: "held", **dict.fromkeys(STOPPED_CODES, "stopped")}
+    end = ends.get(code, "failed")
     if end == "failed" and code < 0:  # it could not say so itself
         name = signal.Signals(-code).name
         hint = " (out of memory?)" * (-code == signal.SIGKILL)
         replace_text(workdir(child.job) / ERROR_FILE, f"killed by {name}{hint}\n")
     words = f": {last_words(workdir(child.job))}" if end == "failed" else ""
+    if end == "held":
+        words = f": {held_by(workdir(child.job)) or 'another process'} had it"
     seconds = time.monotonic() - child.started
     print(f"{child.job.name} {end} after {seconds:.0f} s{words}", flush=True)
     return end

@@ -118,8 +118,9 @@ def _executor(options: LauncherOptions, count: int) -> Any:
             options.folder, cluster=options.cluster, slurm_max_num_timeout=options.restarts
         )
     except (RuntimeError, ValueError) as error:
+        reason = str(error).rstrip(".")
         raise UsageError(
-            f"--launcher=slurm --cluster={options.cluster}: {error} Start it where jobs are "
+            f"--launcher=slurm --cluster={options.cluster}: {reason}. Start it where jobs are "
             "submitted, or try it here with --cluster=local"
         ) from None
     executor.update_parameters(
