@@ -224,6 +224,8 @@ def draw_scatter(
       legend: kind and its name, where the kinds have names.
     """
 
+    from matplotlib.ticker import LogLocator, NullLocator
+
     def paint(figure: Any) -> None:
         axes = figure.subplots()
         for point in points:
@@ -240,12 +242,19 @@ def draw_scatter(
             axes.plot([], [], linestyle="none", markersize=6, label=text, **style)
         if legend:
             figure.legend(frameon=False, loc="outside right upper")
+        costs = [point.x for point in points]
+        if max(costs) > 4 * min(costs):  # or the dear ones would crowd the rest
+            axes.set_xscale("log")
+            axes.xaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
+            axes.xaxis.set_major_formatter("{x:,.0f}")
+            axes.xaxis.set_minor_locator(NullLocator())
         axes.margins(0.16, 0.12)
         axes.set_xlabel(x_label)
         axes.set_ylabel("top-1 (%)")
         label_points(figure, axes, points)
 
-    return draw(name, 3.9, paint)
+    crowded = sum(point.labelled for point in points) > 10
+    return draw(name, 5.2 if crowded else 3.9, paint)
 
 
 def _marker(kind: int) -> str:

@@ -32,6 +32,7 @@ def label_points(figure: Any, axes: Any, points: Sequence[Point]) -> None:
     figure.draw_without_rendering()  # settles the layout, and so where a point is
     figure.set_layout_engine("none")
     renderer, pixel = figure.canvas.get_renderer(), figure.dpi / 72
+    places = [tuple(axes.transData.transform((point.x, point.y))) for point in points]
     taken = [_box_of(axes, point, 4.5 * pixel) for point in points]
     for point in sorted((p for p in points if p.labelled), key=lambda p: (-p.y, p.x, p.name)):
         x, y = axes.transData.transform((point.x, point.y))
@@ -43,11 +44,13 @@ def label_points(figure: Any, axes: Any, points: Sequence[Point]) -> None:
             box = Bbox.from_bounds(x + dx, y + dy, width, height)
             cost = sum(_overlap(box, other) for other in taken) + _outside(box, axes.bbox)
             cost += 200 * sum(_crosses(x, y, box, other) for other in taken)
+            nearer = _nearer((x, y), box, places)
+            cost += 100 * nearer
             if best is None or cost < best[0]:
-                best = cost, dx, dy, box
+                best = cost, dx, dy, box, nearer
             if not cost:
                 break
-        _, dx, dy, box = best
+        _, dx, dy, box, nearer = best
         taken.append(box)
         text.remove()
         far = max(abs(dx + width / 2) - width / 2, abs(dy + height / 2) - height / 2) > 12 * pixel
@@ -61,7 +64,7 @@ def label_points(figure: Any, axes: Any, points: Sequence[Point]) -> None:
             textcoords="offset points",
             fontsize=8.5,
             annotation_clip=False,
-            arrowprops=line if far else None,
+            arrowprops=line if far or nearer else None,
         )
 
 
@@ -102,6 +105,15 @@ def _crosses(x: float, y: float, box: Any, other: Any) -> bool:
     if other.contains(x, y):  # its own, or one that stands on it
         return False
     return Path([(x, y), _nearest(x, y, box)]).intersects_bbox(other, filled=True)
+
+
+def _nearer(own: tuple[float, float], box: Any, places: Sequence[tuple[float, float]]) -> int:
+    """How many other points a label stands as near to as to its own, and might be taken for."""
+    distance = math.dist(own, _nearest(*own, box))
+    return sum(
+        place != own and math.dist(place, _nearest(*place, box)) < 1.3 * distance
+        for place in places
+    )
 
 
 def _nearest(x: float, y: float, box: Any) -> tuple[float, float]:
