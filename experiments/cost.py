@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import statistics
 from collections import Counter
@@ -12,6 +13,7 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
+from experiments.results import place
 from experiments.sweeps import Run
 from repvgg_jax import checkpoint
 from repvgg_jax.config import make_schedule, total_steps
@@ -83,12 +85,19 @@ def expected_cost(
     rows = [row for row in rows if row["protocol"] == run.protocol and row.get("steps")]
     device = usual_device(rows)
     rows = [row for row in rows if row.get("device") == device and row.get("wall_seconds")]
-    same = [row for row in rows if (row["sweep"], row["name"]) == (run.sweep, run.name)]
+    own = _computed(place(run)["overrides"])
+    same = [row for row in rows if _computed(row.get("overrides") or {}) == own]
     rates = [row["wall_seconds"] / row["steps"] for row in same or rows]
     if not rates:
         return None
     left = max(0, steps - saved_steps(workdir))
     return Cost(statistics.median(rates) * left, devices_of(device), guessed=not same)
+
+
+def _computed(overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a run's fields decides how long a step takes, as JSON has it."""
+    length = ("train.steps", "train.epochs", "optim.warmup_epochs")
+    return json.loads(json.dumps({k: v for k, v in overrides.items() if k not in length}))
 
 
 def devices_of(device: str | None) -> int:

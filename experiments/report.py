@@ -9,6 +9,7 @@ what a person has to say of that sweep, paragraphs of text that both documents t
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -38,6 +39,8 @@ from experiments.sweeps import SWEEPS
 from experiments.throughput import with_throughput
 from repvgg_jax.errors import RunError, UsageError
 
+# The figures that a report may have.
+_OURS = re.compile(rf"({'|'.join(SWEEPS)}|all)-.+-(differences|curves|scatter|fusion)\.svg")
 TITLE = "Ablation sweeps: results"
 _RUN = "python -m experiments.run {} --launcher=local --config.data.data_dir=..."
 _READING = (
@@ -169,8 +172,9 @@ def write_report(results: Path, out: Path) -> list[Path]:
     texts[out / "RESULTS.md"] = to_markdown(blocks, "figures")
     texts[out / "report.html"] = to_html(TITLE, blocks)
     (out / "figures").mkdir(parents=True, exist_ok=True)
-    for path in set((out / "figures").glob("*.svg")) - texts.keys():  # of rows that are gone
-        path.unlink()
+    for path in (out / "figures").glob("*.svg"):
+        if _OURS.fullmatch(path.name) and path not in texts:  # of rows that are gone
+            path.unlink()
     for path, text in texts.items():
         path.write_text(text)
     return list(texts)[-2:]

@@ -246,7 +246,7 @@ def draw_scatter(
         if max(costs) > 4 * min(costs):  # or the dear ones would crowd the rest
             axes.set_xscale("log")
             axes.xaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
-            axes.xaxis.set_major_formatter("{x:,.0f}")
+            axes.xaxis.set_major_formatter("{x:,g}")
             axes.xaxis.set_minor_locator(NullLocator())
         axes.margins(0.16, 0.12)
         axes.set_xlabel(x_label)

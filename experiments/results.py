@@ -124,7 +124,7 @@ def row_of(run: Run, workdir: Path) -> dict[str, Any]:
         "steps": report["steps"],
         "step_seconds": config.train.batch_size / rate if rate else None,
         "examples_per_second": rate,
-        "wall_seconds": max(report["wall_seconds"], *(row.get("seconds", 0) for row in metrics)),
+        "wall_seconds": max([report["wall_seconds"], *(row["seconds"] for row in metrics)]),
         "temporaries_bytes": about.get("temporaries_bytes"),
         "params": report["params"],
         "macs": report["macs"],
@@ -134,7 +134,7 @@ def row_of(run: Run, workdir: Path) -> dict[str, Any]:
 
 
 def place(run: Run) -> dict[str, Any]:
-    """What of a row is the sweep's: rows of one run differ between sweeps in nothing else."""
+    """What of a row is the sweep's; the rest is the run's, whichever sweep trained it."""
     deciding = identity(run.config())
     overrides = {name: value for name, value in run.overrides.items() if name in deciding}
     return {"sweep": run.sweep, "name": run.name, "overrides": overrides}

@@ -124,14 +124,14 @@ def check_folders(*folders: Path) -> None:
     """Raises UsageError for what is no folder that this process can write to, or make."""
     for folder in folders:
         there = next(
-            path for path in (folder.absolute(), *folder.absolute().parents) if path.exists()
+            path for path in (folder.absolute(), *folder.absolute().parents) if os.path.exists(path)
         )
         if not there.is_dir() or not os.access(there, os.W_OK):
             raise UsageError(f"{folder} cannot be written to: {there} is no folder that one can")
 
 
-def count_steps(runs: Sequence[Run], elsewhere: bool) -> list[int | None]:
-    """Steps of each run; None where the data that say so are not here, but where it runs.
+def count_steps(runs: Sequence[Run], elsewhere: bool) -> dict[str, int]:
+    """Steps by config hash, without runs whose data, which say so, are only where they run.
 
     Args:
       runs: of one sweep.
@@ -140,13 +140,12 @@ def count_steps(runs: Sequence[Run], elsewhere: bool) -> list[int | None]:
     Raises:
       UsageError: where data cannot be used, or are too few for a schedule.
     """
-    steps: list[int | None] = []
+    steps: dict[str, int] = {}
     problems: dict[str, list[str]] = {}
     for run in runs:
         try:
-            steps.append(steps_of(run.config()))
+            steps[run.config_hash] = steps_of(run.config())
         except UsageError as error:
-            steps.append(None)
             names = problems.setdefault(str(error), [])
             names += [run.name] * (run.name not in names)
     if problems and not elsewhere:
@@ -154,6 +153,10 @@ def count_steps(runs: Sequence[Run], elsewhere: bool) -> list[int | None]:
     for problem in problems:
         print(f"not checked: {problem}; the jobs need it where they run")
     return steps
+
+
+def runs_of(number: int) -> str:
+    return f"{number} run{'s' * (number != 1)}"
 
 
 def table(runs: Sequence[Run], states: Sequence[str], costs: Sequence[Cost | None]) -> str:
@@ -168,12 +171,12 @@ def table(runs: Sequence[Run], states: Sequence[str], costs: Sequence[Cost | Non
     coming = [cost for cost, state in zip(costs, states, strict=True) if state in TO_RUN]
     known = [cost for cost in coming if cost is not None]
     lacking = len(coming) - len(known)
-    unknown = f", and {lacking} runs of unknown length" if known and lacking else ""
+    unknown = f", and {runs_of(lacking)} of unknown length" if known and lacking else ""
     counts = ", ".join(f"{states.count(s)} {s}" for s in workdirs.STATES if s in states)
     hours = sum(cost.seconds * cost.devices for cost in known) / 3600
     words = f"{hours:.2f} device hours" if known or not coming else "unknown cost"
     if guessed := sum(cost.guessed for cost in known):
-        words += f" ({guessed} of them by runs of other variants, of whatever size)"
+        words += f" ({runs_of(guessed)} by the time of other variants, of whatever size)"
     return "\n".join([*lines, f"{counts}; to run: {len(coming)}, {words}{unknown}"])
 
 
@@ -182,15 +185,18 @@ def run_sweep(argv: Sequence[str]) -> None:
     options, runs, launcher_options = parse(argv)
     if options.launcher == "local":
         check_folders(options.workdirs, options.results)
-    steps = count_steps(runs, elsewhere=options.launcher != "local")
     rows = read_sweeps(options.results)
     recorded = {row["config_hash"] for row in rows}
     states = [workdirs.state(run, options.workdirs, recorded) for run in runs]
     if options.retry_failed:
         states = ["interrupted" if state == "failed" else state for state in states]
+    left = [run for run, state in zip(runs, states, strict=True) if state != "done"]
+    steps = count_steps(left, elsewhere=options.launcher != "local")
     costs = [
-        None if count is None else expected_cost(run, run.workdir(options.workdirs), count, rows)
-        for run, count in zip(runs, steps, strict=True)
+        expected_cost(run, run.workdir(options.workdirs), steps[run.config_hash], rows)
+        if run.config_hash in steps
+        else None
+        for run in runs
     ]
     print(table(runs, states, costs), flush=True)
     for run, state in zip(runs, states, strict=True):
@@ -198,10 +204,12 @@ def run_sweep(argv: Sequence[str]) -> None:
             words = workdirs.last_words(run.workdir(options.workdirs))
             print(f"{run.job_name} failed: {words} (--retry_failed runs it again)")
         elif state == "running":
-            print(f"{run.job_name} is held by {workdirs.held_by(run.workdir(options.workdirs))}")
+            holder = workdirs.held_by(run.workdir(options.workdirs)) or "another process"
+            print(f"{run.job_name} is held by {holder}")
     to_run = [run for run, state in zip(runs, states, strict=True) if state in TO_RUN]
     jobs, chosen = [job_of(run, options) for run in to_run], launcher(options.launcher)
-    chosen.check(jobs, launcher_options)
+    if jobs:
+        chosen.check(jobs, launcher_options)
     if options.dry_run:
         return
     for run, state in zip(runs, states, strict=True):

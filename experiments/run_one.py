@@ -15,7 +15,7 @@ import subprocess
 import sys
 import traceback
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from experiments import workdirs
-from experiments.launchers import HELD, STOPPED
+from experiments.launchers import STOPPED
 from experiments.results import (
     ABOUT_FILE,
     append_row,
@@ -87,7 +87,8 @@ def _leaving_last_words(workdir: Path) -> Iterator[None]:
     def leave(error: Exception) -> None:
         words = str(error) if isinstance(error, RunError) else f"{type(error).__name__}: {error}"
         line = next(iter(words.strip().splitlines()), words)
-        replace_text(workdir / workdirs.ERROR_FILE, line + "\n")
+        with suppress(OSError):  # it may be the disk that is full
+            replace_text(workdir / workdirs.ERROR_FILE, line + "\n")
 
     with leaving_at_once(leave):
         try:
@@ -170,9 +171,6 @@ def main(argv: Sequence[str]) -> int:
     except Stopped as stop:
         print(stop, file=sys.stderr)
         return STOPPED
-    except workdirs.HeldError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return HELD
     except RunError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code

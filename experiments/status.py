@@ -7,6 +7,7 @@ they say which runs are meant.
 
 from __future__ import annotations
 
+import argparse
 import json
 import signal
 import sys
@@ -81,11 +82,17 @@ def progress(workdir: Path, running: bool) -> str:
     return f"{words}, {clock(max(0.0, pace * (total - last) - since))} left"
 
 
+def _pause(text: str) -> float:
+    if not (seconds := float(text)) > 0:
+        raise argparse.ArgumentTypeError(f"{text}: seconds, more than 0")
+    return seconds
+
+
 def main(argv: Sequence[str]) -> int:
     """Prints the table, again and again with --watch."""
     parser = sweep_parser(__doc__)
     words = "again every 5 seconds, or as many as given"
-    parser.add_argument("--watch", nargs="?", type=float, const=5.0, metavar="SECONDS", help=words)
+    parser.add_argument("--watch", nargs="?", type=_pause, const=5.0, metavar="SECONDS", help=words)
     jax.config.update("jax_platforms", "cpu")
     try:
         options, runs = parse_sweep(parser, argv)

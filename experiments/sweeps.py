@@ -203,7 +203,8 @@ def _problems(run: Run) -> list[str]:
             problems.append(str(error))
     if problems:  # which values fit together can only be said of fields that are there
         return problems
-    problems += value_problems(config)
+    if problems := list(value_problems(config)):  # and other checks compute with numbers in range
+        return problems
     for check in (make_net, check_groups, make_transform, _check_optimizer, _check_sources):
         try:
             check(config)

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from experiments.launchers import HELD
 from experiments.results import finished
 from experiments.sweeps import Run
 from repvgg_jax.config_fields import plain
@@ -27,6 +28,8 @@ STATES = ("done", "running", "interrupted", "failed", "new")
 
 class HeldError(UsageError):
     """Another process has the run."""
+
+    exit_code = HELD
 
 
 def make(run: Run, root: Path) -> Path:

@@ -21,6 +21,12 @@ from repvgg_jax.errors import RunError, Stopped, UsageError
 HEARTBEAT_SECONDS = 20
 
 _LAST_WORDS: ContextVar[Callable[[Exception], None] | None] = ContextVar("last_words", default=None)
+# TPU hosts have files of the one kind or the other.
+_DEVICE_FILES = (
+    ("cuda", "/dev", r"nvidia(\d+)"),
+    ("tpu", "/dev", r"accel(\d+)"),
+    ("tpu", "/dev/vfio", r"(\d+)"),
+)
 _DETERMINISTIC = ("--xla_gpu_deterministic_ops=true", "--xla_gpu_autotune_level=0")
 
 
@@ -36,17 +42,17 @@ def make_deterministic() -> None:
 
 def devices_here(environment: Mapping[str, str]) -> tuple[str, list[str]]:
     """`("cuda", ["0", "1"])`, without starting a backend, which would take the devices' memory."""
-    platforms = environment.get("JAX_PLATFORMS", "")
-    if platforms == "cpu":
+    wanted = environment.get("JAX_PLATFORMS", "").split(",")[0]
+    if wanted == "cpu":
         return "cpu", []
     if (visible := environment.get("CUDA_VISIBLE_DEVICES")) is not None:
         indices = [index for index in visible.split(",") if index not in ("", "-1")]
         return ("cuda", indices) if indices else ("cpu", [])
-    for platform, pattern in (("cuda", r"nvidia(\d+)"), ("tpu", r"accel(\d+)")):
-        found = (re.fullmatch(pattern, path.name) for path in Path("/dev").glob("*"))
+    for platform, folder, pattern in _DEVICE_FILES:
+        found = (re.fullmatch(pattern, path.name) for path in Path(folder).glob("*"))
         if indices := sorted(int(match[1]) for match in found if match):
             return platform, [str(index) for index in indices]
-    return "cpu", []
+    return wanted if wanted == "tpu" else "cpu", []
 
 
 def keep_freed_memory() -> bool:
@@ -146,16 +152,22 @@ def leaving_at_once(last_words: Callable[[Exception], None] | None = None) -> It
         else:
             reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
             said = reason
-            if isinstance(error, jax.errors.JaxRuntimeError):
+            if _is_anothers(error):
                 said = f"another process ended, so that this one cannot go on either ({reason})"
             said += "; the same command goes on from the last checkpoint"
             code = RunError.exit_code
         print(f"error: process {jax.process_index()}: {said}", file=sys.stderr, flush=True)
-        if (last_words := _LAST_WORDS.get()) and not isinstance(error, jax.errors.JaxRuntimeError):
+        if (last_words := _LAST_WORDS.get()) and not _is_anothers(error):
             last_words(error)
         os._exit(code)
     finally:
         _LAST_WORDS.reset(token)
+
+
+def _is_anothers(error: Exception) -> bool:
+    """Whether it is how JAX says that another process is gone; not this one's lack of memory."""
+    own = ("RESOURCE_EXHAUSTED", "INVALID_ARGUMENT", "UNIMPLEMENTED")
+    return isinstance(error, jax.errors.JaxRuntimeError) and not str(error).startswith(own)
 
 
 def primary() -> bool:

@@ -12,6 +12,7 @@ import pytest
 from experiments import run, status, workdirs
 from experiments.cost import Cost, expected_cost
 from experiments.launchers import Job, LauncherOptions, local
+from experiments.results import place
 from experiments.sweeps import expand
 from repvgg_jax.errors import UsageError
 from tests.sweep_runs import FIELDS, HOLDER, flags
@@ -20,8 +21,11 @@ ROOT = Path(__file__).parent.parent
 
 
 def row(name="both", seconds=100.0, device="cpu x1, 2 cores", **changes):
-    place = dict(sweep="branches", name=name, seed=0, protocol="cifar10_short")
-    return {**place, "device": device, "steps": 50, "wall_seconds": seconds, **changes}
+    where = dict(sweep="branches", name=name, seed=0, protocol="cifar10_short")
+    [found] = expand("branches", seeds=[0], only=[name], overrides=FIELDS)
+    overrides = json.loads(json.dumps(place(found)["overrides"]))
+    measured = {"device": device, "steps": 50, "wall_seconds": seconds, "overrides": overrides}
+    return {**where, **measured, **changes}
 
 
 @pytest.fixture
@@ -44,6 +48,10 @@ def test_a_run_costs_what_its_variant_did_on_the_usual_device(tmp_path, both):
     own = [row(seconds=80), row(seconds=100), row(seconds=1e4)]
     assert expected_cost(both, tmp_path, 25, others + own) == Cost(50, 1, guessed=False)
     (tmp_path / "checkpoints/10").mkdir(parents=True)
+    wide = {**own[0]["overrides"], "model.widths": [8, 8]}
+    assert expected_cost(both, tmp_path, 25, [row(overrides=wide)]).guessed
+    shared = row() | {"sweep": "blocks", "name": "repvgg"}
+    assert not expected_cost(both, tmp_path, 25, [shared]).guessed
     left = expected_cost(both, tmp_path, 25, others + own)
     assert left == Cost(30, 1, guessed=False)
 
@@ -55,14 +63,13 @@ def test_device_hours_are_of_all_devices(tmp_path, both):
     assert said.endswith("1 done, 1 failed, 1 new; to run: 1, 2.00 device hours")
     assert " 450 s" in said
     said = run.table([both, both], ["new", "interrupted"], [cost, None])
-    assert said.endswith("to run: 2, 2.00 device hours, and 1 runs of unknown length")
+    assert said.endswith("to run: 2, 2.00 device hours, and 1 run of unknown length")
     said = run.table([both], ["new"], [cost._replace(guessed=True)])
     assert "about 450 s" in said
-    assert "(1 of them by runs of other variants" in said
+    assert "(1 run by the time of other variants" in said
 
 
 def test_data_may_be_missing_only_where_the_jobs_are_not(tmp_path, capsys):
-    # Two images a class are no epoch's warm-up: what only the data can tell.
     command = ["branches", "--dry_run", "--seeds=0", "--only=none", f"--workdirs={tmp_path}"]
     command += [*flags(data__source="folder", data__data_dir=tmp_path / "nowhere")]
     assert run.main(command) == 2

@@ -79,12 +79,13 @@ def test_all_mistakes_are_listed_at_once(monkeypatch):
         "images": {"data.policy": "strong"},
         "optimizer": {"model.block": "acb", "optim.custom_l2": True},
         "weights": {"init_from": "/nowhere"},
+        "nothing": {"train.accumulate": 0},
     }
     monkeypatch.setitem(SWEEPS, "wrong", Sweep("", "good", variants))
     with pytest.raises(UsageError) as caught:
         expand("wrong")
     said = str(caught.value)
-    assert said.startswith("14 mistakes:")
+    assert said.startswith("15 mistakes:")
     for name, words in {
         "field": "did you mean model.block",
         "block": "unknown block 'dbbb'",
@@ -97,6 +98,7 @@ def test_all_mistakes_are_listed_at_once(monkeypatch):
         "images": "strong",
         "optimizer": "optim.custom_l2",
         "weights": "no run in /nowhere",
+        "nothing": "train.accumulate=0: must be from 1 on",
     }.items():
         assert re.search(f"wrong/{name}: .*{re.escape(words)}", said), said
     assert "optim.momentun" in said

@@ -56,7 +56,7 @@ class LauncherOptions:
       image: kubernetes: of the container, with this project as its working directory.
       queue, namespace: kubernetes: Kueue's local queue, and where that is.
       volume: kubernetes: gs://BUCKET[/FOLDER], or the name of a claim.
-      mount: kubernetes: where a pod sees the volume; workdirs lie there.
+      mount: kubernetes: where a pod sees the volume; workdirs and results lie there.
       service_account: kubernetes: that may use the bucket.
     """
 

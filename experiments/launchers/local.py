@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -74,7 +74,7 @@ def launch(jobs: Sequence[Job], options: LauncherOptions) -> None:
     platform, indices = devices_here(os.environ)
     slots = options.processes or max(1, len(indices))
     waiting, running, ends = list(jobs), [], {end: [] for end in _ENDS}
-    with _signals() as caught:
+    with _signals() as caught, _leaving_none_behind(running):
         passed_on = 0
         while running or (waiting and not caught):
             free = sorted(set(range(slots)) - {child.slot for child in running})
@@ -98,14 +98,27 @@ def launch(jobs: Sequence[Job], options: LauncherOptions) -> None:
         raise RunError(f"{len(ends['failed'])} of {len(jobs)} runs failed: {words}")
 
 
+@contextmanager
+def _leaving_none_behind(running: Sequence[_Child]) -> Iterator[None]:
+    """What still runs when this fails is told to stop, as nobody would pass signals on to it."""
+    try:
+        yield
+    finally:
+        for child in running:
+            child.process.terminate()
+        for child in running:
+            child.process.wait()
+
+
 def _start(job: Job, slot: int, environment: dict[str, str], cores: set[int]) -> _Child:
     folder = workdir(job)
+    command = [sys.executable if word == "python" else word for word in job.command]
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        log = (folder / LOG_FILE).open("ab")
     except OSError as error:
         raise UsageError(f"{folder} cannot be written to ({error.strerror})") from None
-    command = [sys.executable if word == "python" else word for word in job.command]
-    with (folder / LOG_FILE).open("ab") as log:
+    with log:
         process = subprocess.Popen(
             command,
             env=os.environ | environment,
@@ -126,7 +139,8 @@ def _end(child: _Child) -> str:
     if end == "failed" and code < 0:  # it could not say so itself
         name = signal.Signals(-code).name
         hint = " (out of memory?)" * (-code == signal.SIGKILL)
-        replace_text(workdir(child.job) / ERROR_FILE, f"killed by {name}{hint}\n")
+        with suppress(OSError):
+            replace_text(workdir(child.job) / ERROR_FILE, f"killed by {name}{hint}\n")
     words = f": {last_words(workdir(child.job))}" if end == "failed" else ""
     if end == "held":
         words = f": {held_by(workdir(child.job)) or 'another process'} had it"

@@ -10,7 +10,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from experiments.launchers import STOPPED, STOPPED_CODES, Job, LauncherOptions
+from experiments.launchers import HELD, STOPPED, STOPPED_CODES, Job, LauncherOptions
 from repvgg_jax.errors import RunError, UsageError
 
 FLAGS = {"processes", "folder", "grace", "restarts", "cluster", "partition", "account", "minutes"}
@@ -60,6 +60,8 @@ class Requeued:
             raise RunError("stopped by SIGTERM; the next launch goes on from what was saved")
         if code == STOPPED:
             raise RunError("stopped by its own deadline; the next launch goes on from there")
+        if code == HELD:
+            raise RunError("another process has this run; its log says which")
         if code:
             raise RunError(f"{' '.join(command)}: exit code {code}")
 
