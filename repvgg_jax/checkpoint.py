@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -36,8 +36,14 @@ from repvgg_jax.runtime import all_processes, primary, sync_processes
 Variables = Mapping[str, Any]
 
 
-def open_manager(workdir: Path, keep: int) -> ocp.CheckpointManager:
-    """Asynchronous saves under `<workdir>/checkpoints`: the `keep` latest and the best top-1."""
+@contextmanager
+def open_manager(workdir: Path, keep: int) -> Iterator[ocp.CheckpointManager]:
+    """Asynchronous saves under `<workdir>/checkpoints`: the `keep` latest and the best top-1.
+
+    Raises:
+      RunError: where the last save cannot be written. It doesn't take the place of an error that is
+        on its way already, as a full disk fails more than one thing.
+    """
     policies = ocp.checkpoint_managers
     preserve = [
         policies.LatestN(keep),
@@ -47,7 +53,7 @@ def open_manager(workdir: Path, keep: int) -> ocp.CheckpointManager:
             keep_checkpoints_without_metrics=False,
         ),
     ]
-    return _manager(
+    manager = _manager(
         workdir,
         preservation_policy=policies.AnyPreservationPolicy(preserve),
         cleanup_tmp_directories=True,  # which a process left that died while it saved
@@ -55,6 +61,14 @@ def open_manager(workdir: Path, keep: int) -> ocp.CheckpointManager:
             post_finalization_callback=partial(_add_checksums, _checkpoints(workdir))
         ),
     )
+    try:
+        yield manager
+    except BaseException:
+        with suppress(Exception):
+            manager.close()
+        raise
+    with _writing(manager):
+        manager.close()
 
 
 def _reader(workdir: Path) -> ocp.CheckpointManager:

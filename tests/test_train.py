@@ -166,6 +166,20 @@ def test_checkpoints_keep_the_latest_and_the_best(tmp_path):
     assert checkpoint.steps(tmp_path) == [2, 4, 5]
 
 
+def test_a_save_that_fails_at_the_end_is_said_but_not_before_what_came_first(tmp_path, monkeypatch):
+    def close(manager):
+        raise ValueError("RESOURCE_EXHAUSTED: No space left on device")
+
+    monkeypatch.setattr(checkpoint.ocp.CheckpointManager, "close", close)
+    with pytest.raises(RunError, match="^first$"), checkpoint.open_manager(tmp_path, keep=1):
+        raise RunError("first")
+    with (
+        pytest.raises(RunError, match="could not be written to .*No space left"),
+        checkpoint.open_manager(tmp_path, keep=1),
+    ):
+        pass
+
+
 def test_a_checkpoint_of_four_devices_opens_on_one(tmp_path):
     many = fresh_state(sharding.make_mesh())
     with checkpoint.open_manager(tmp_path, keep=1) as manager:
