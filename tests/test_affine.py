@@ -106,10 +106,14 @@ def test_chain_is_one_after_the_other(case, first_size):
         (case["size"], case["size"], mid // g, 4),
         (4,),
     )
-    first, second = Affine(k1, b1), Affine(k2, b2)
     valid = [(0, 0), (0, 0)]
-    one_by_one = apply(second, apply(first, x, g, valid), g, valid)
-    close(apply(affine.chain(first, second, g), x, g, valid), one_by_one)
+
+    @jax.jit  # a compilation a shape, not one for each operation
+    def both(first, second, x):
+        one_by_one = apply(second, apply(first, x, g, valid), g, valid)
+        return apply(affine.chain(first, second, g), x, g, valid), one_by_one
+
+    close(*both(Affine(k1, b1), Affine(k2, b2), x))
 
 
 def test_a_kernel_without_a_common_centre_is_refused():
