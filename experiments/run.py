@@ -187,6 +187,7 @@ def run_sweep(argv: Sequence[str]) -> None:
         check_folders(options.workdirs, options.results)
     rows = read_sweeps(options.results)
     recorded = {row["config_hash"] for row in rows}
+    of_sweep = {row["config_hash"] for row in rows if row["sweep"] == options.sweep}
     states = [workdirs.state(run, options.workdirs, recorded) for run in runs]
     if options.retry_failed:
         states = ["interrupted" if state == "failed" else state for state in states]
@@ -213,7 +214,7 @@ def run_sweep(argv: Sequence[str]) -> None:
     if options.dry_run:
         return
     for run, state in zip(runs, states, strict=True):
-        if state == "done":  # perhaps by another sweep
+        if state == "done" and run.config_hash not in of_sweep:  # by another
             record(run, run.workdir(options.workdirs), options.results)
     if jobs:
         chosen.launch(jobs, launcher_options)
