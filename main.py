@@ -9,7 +9,6 @@ python main.py --mode compile --config configs/b1.py --topology v5e:4x4
 Any field of configs/default.py can be given: --config.train.epochs=3
 """
 
-import os
 import sys
 from pathlib import Path
 from typing import NoReturn
@@ -17,20 +16,13 @@ from typing import NoReturn
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from repvgg_jax.compilation import keep_programs
 from repvgg_jax.config_fields import unknown_field
 from repvgg_jax.data_bench import run_bench_data
 from repvgg_jax.errors import RunError, Stopped, UsageError
 from repvgg_jax.exchange import run_import, run_to_torch
 from repvgg_jax.model_bench import run_bench
 from repvgg_jax.modes import MODES, run_compile, run_prepare
-from repvgg_jax.runtime import (
-    devices_here,
-    join_processes,
-    keep_freed_memory,
-    leaving_at_once,
-    make_deterministic,
-)
+from repvgg_jax.runtime import join_processes, leaving_at_once, prepare_process
 
 FLAGS = flags.FLAGS
 CONFIG = config_flags.DEFINE_config_file("config", help_string="a file of configs/, or your own")
@@ -127,12 +119,10 @@ def main(argv: list[str]) -> None:
                 f"{argv[1]!r} is no flag; write --config FILE and --config.field=value"
             )
         check_config()
-        if CONFIG.value is not None and CONFIG.value.train.deterministic:
-            make_deterministic()
-        if devices_here(os.environ)[0] == "cpu":
-            keep_freed_memory()
-        if MODE.value not in ("prepare", "compile", "bench"):  # those measure the compiler
-            keep_programs()
+        prepare_process(
+            deterministic=CONFIG.value is not None and CONFIG.value.train.deterministic,
+            keep_compiled=MODE.value not in ("prepare", "compile", "bench"),
+        )
         join_processes(COORDINATOR.value, NUM_PROCESSES.value, PROCESS_INDEX.value)
         with leaving_at_once():
             run_mode()

@@ -9,7 +9,6 @@ SWEEP` shows how far it is.
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import os
 import sys
 import typing
@@ -46,15 +45,20 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[Run], LauncherO
       UsageError: listing all that is wrong with the sweep.
     """
     parser = sweep_parser(__doc__)
-    parser.add_argument("--launcher", choices=LAUNCHERS, default="local")
+    parser.add_argument(
+        "--launcher", choices=LAUNCHERS, default="local", help="what runs them; local by default"
+    )
     parser.add_argument("--retry_failed", action="store_true", help="run failed runs too")
     parser.add_argument("--dry_run", action="store_true", help="only say what would run")
-    hints = typing.get_type_hints(LauncherOptions)
-    names = [field.name for field in dataclasses.fields(LauncherOptions)]
-    for name in names:
-        parser.add_argument(f"--{name}", type=_reader(hints[name]), default=argparse.SUPPRESS)
+    hints = typing.get_type_hints(LauncherOptions, include_extras=True)
+    of_launchers = parser.add_argument_group("flags of launchers")
+    for name, hint in hints.items():
+        [help_text] = hint.__metadata__
+        of_launchers.add_argument(
+            f"--{name}", type=_reader(hint.__origin__), default=argparse.SUPPRESS, help=help_text
+        )
     options, runs = parse_sweep(parser, argv)
-    given = {name: value for name, value in vars(options).items() if name in names}
+    given = {name: value for name, value in vars(options).items() if name in hints}
     if strange := given.keys() - launcher(options.launcher).FLAGS:
         flags = ", ".join(f"--{name}" for name in sorted(strange))
         raise UsageError(f"--launcher={options.launcher} takes no {flags}; see docs/sweeps.md")
@@ -72,8 +76,8 @@ def sweep_parser(description: str | None) -> argparse.ArgumentParser:
     parser.add_argument("--protocol", default="cifar10_short", help=", ".join(PROTOCOLS))
     parser.add_argument("--seeds", type=_numbers, default=SEEDS, help="0,1,2 by default")
     parser.add_argument("--only", type=_words, default=(), help="variants, by commas")
-    parser.add_argument("--results", type=Path, default=RESULTS)
-    parser.add_argument("--workdirs", type=Path, default=WORKDIRS)
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the rows")
+    parser.add_argument("--workdirs", type=Path, default=WORKDIRS, help="folder to train in")
     return parser
 
 

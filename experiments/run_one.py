@@ -10,7 +10,6 @@ process's; 2 a mistake of the user's; 3 a run that cannot go on; 1 an error of o
 from __future__ import annotations
 
 import argparse
-import os
 import subprocess
 import sys
 import traceback
@@ -37,17 +36,14 @@ from experiments.results import (
 )
 from experiments.sweeps import Run, expand, parse_overrides
 from repvgg_jax import ahead
-from repvgg_jax.compilation import keep_programs
 from repvgg_jax.errors import RunError, Stopped, UsageError
 from repvgg_jax.modes import run_train
 from repvgg_jax.records import replace_text, write_json
 from repvgg_jax.runtime import (
     all_processes,
-    devices_here,
     join_processes,
-    keep_freed_memory,
     leaving_at_once,
-    make_deterministic,
+    prepare_process,
     primary,
     sync_processes,
 )
@@ -160,11 +156,7 @@ def main(argv: Sequence[str]) -> int:
     logging.set_verbosity(logging.WARNING)
     try:
         run, workdir, results = parse(argv)
-        if run.config().train.deterministic:
-            make_deterministic()
-        if devices_here(os.environ)[0] == "cpu":
-            keep_freed_memory()
-        keep_programs()
+        prepare_process(run.config().train.deterministic)
         join_processes()
         with leaving_at_once():
             execute(run, workdir, results)

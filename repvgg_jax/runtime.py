@@ -15,6 +15,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from repvgg_jax.compilation import keep_programs
 from repvgg_jax.errors import RunError, Stopped, UsageError
 
 # A process that went away is noticed within this many seconds, and ends the others.
@@ -28,6 +29,21 @@ _DEVICE_FILES = (
     ("tpu", "/dev/vfio", r"(\d+)"),
 )
 _DETERMINISTIC = ("--xla_gpu_deterministic_ops=true", "--xla_gpu_autotune_level=0")
+
+
+def prepare_process(deterministic: bool, keep_compiled: bool = True) -> None:
+    """What a run settles before JAX starts its backend.
+
+    Args:
+      deterministic: as `make_deterministic`.
+      keep_compiled: as `compilation.keep_programs`; not for what measures the compiler.
+    """
+    if deterministic:
+        make_deterministic()
+    if devices_here(os.environ)[0] == "cpu":
+        keep_freed_memory()
+    if keep_compiled:
+        keep_programs()
 
 
 def make_deterministic() -> None:

@@ -68,9 +68,10 @@ def at_batch(monkeypatch, number, action):
 # --- Killed, stopped, out of time -----------------------------------------------------------------
 
 
-def test_a_run_killed_twenty_times_ends_as_the_undisturbed_one(tmp_path):
-    said = python("-m", "tests.restarts", tmp_path / "run", 20)
-    assert "killed 20" in said
+@pytest.mark.parametrize("kills", [5, pytest.param(20, marks=pytest.mark.slow)])
+def test_a_run_killed_many_times_ends_as_the_undisturbed_one(kills, tmp_path):
+    said = python("-m", "tests.restarts", tmp_path / "run", kills)
+    assert f"killed {kills}" in said
     for step in (checkpoint.steps(tmp_path / "run")[-1], None):
         equal(rj.load(tmp_path / "run", step=step)[1], rj.load(tmp_path / "whole")[1])
     for kind in ("train", "eval"):

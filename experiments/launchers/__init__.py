@@ -10,7 +10,7 @@ import signal
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Annotated, Protocol
 
 from repvgg_jax.errors import UsageError
 
@@ -41,42 +41,40 @@ class Job:
 
 @dataclass(frozen=True)
 class LauncherOptions:
-    """What launchers may be told; each field is a flag of `experiments.run`.
+    """What launchers may be told; each field is a flag of `experiments.run`, with that help."""
 
-    Attributes:
-      processes: runs at a time. local: one a device; slurm: as many as the scheduler lets.
-      folder: slurm: of logs, on a file system that all nodes see; kubernetes: of manifests.
-      grace: slurm, kubernetes: seconds to save in, between being told to stop and being killed.
-      restarts: slurm: after time limits; kubernetes: after failures.
-      cluster: slurm, or local for the same jobs on this machine.
-      partition, account: slurm's.
-      minutes: slurm: time limit; what takes longer is queued again, and goes on.
-      cpus, gpus: slurm: of a run, all on one node; 0 GPUs for none.
-      slice: kubernetes: TPU chips along each axis, as --mode=compile has them: v5e:4x4.
-      image: kubernetes: of the container, with this project as its working directory.
-      queue, namespace: kubernetes: Kueue's local queue, and where that is.
-      volume: kubernetes: gs://BUCKET[/FOLDER], or the name of a claim.
-      mount: kubernetes: where a pod sees the volume; workdirs and results lie there.
-      service_account: kubernetes: that may use the bucket.
-    """
-
-    processes: int | None = None
-    folder: Path = Path("runs/jobs")
-    grace: int = 120
-    restarts: int = 20
-    cluster: str = "slurm"
-    partition: str | None = None
-    account: str | None = None
-    minutes: int = 240
-    cpus: int = 8
-    gpus: int = 1
-    slice: str | None = None
-    image: str | None = None
-    queue: str | None = None
-    namespace: str = "default"
-    volume: str | None = None
-    mount: Path = Path("/runs")
-    service_account: str | None = None
+    processes: Annotated[
+        int | None,
+        "local, slurm: runs at a time; by default one a device, or as many as SLURM lets",
+    ] = None
+    folder: Annotated[
+        Path, "slurm: of logs, on a disk that all nodes see; kubernetes: of manifests"
+    ] = Path("runs/jobs")
+    grace: Annotated[
+        int, "slurm, kubernetes: seconds to save in, between being told to stop and being killed"
+    ] = 120
+    restarts: Annotated[int, "slurm: after time limits; kubernetes: after failures"] = 20
+    cluster: Annotated[str, "slurm: or local, for the same jobs on this machine"] = "slurm"
+    partition: Annotated[str | None, "slurm"] = None
+    account: Annotated[str | None, "slurm"] = None
+    minutes: Annotated[int, "slurm: time limit; what takes longer is queued again, and goes on"] = (
+        240
+    )
+    cpus: Annotated[int, "slurm: of a run"] = 8
+    gpus: Annotated[int, "slurm: of a run, all on one node; 0 for none"] = 1
+    slice: Annotated[
+        str | None, "kubernetes: TPU chips along each axis, as --mode=compile has them: v5e:4x4"
+    ] = None
+    image: Annotated[
+        str | None, "kubernetes: of the container, with this project as its working directory"
+    ] = None
+    queue: Annotated[str | None, "kubernetes: Kueue's local queue"] = None
+    namespace: Annotated[str, "kubernetes: of the queue, and of what is queued"] = "default"
+    volume: Annotated[str | None, "kubernetes: gs://BUCKET[/FOLDER], or the name of a claim"] = None
+    mount: Annotated[
+        Path, "kubernetes: where a pod sees the volume; workdirs and results lie there"
+    ] = Path("/runs")
+    service_account: Annotated[str | None, "kubernetes: that may use the bucket"] = None
 
     def __post_init__(self) -> None:
         """Raises UsageError, listing all, for numbers that make no sense."""
