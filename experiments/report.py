@@ -8,13 +8,13 @@ what a person has to say of that sweep, paragraphs of text that both documents t
 
 from __future__ import annotations
 
-import argparse
 import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from experiments.report_costs import common_scatter, sweep_scatter, with_fastest_times
+from experiments.flags import Parser
+from experiments.report_costs import common_scatter, sweep_scatter
 from experiments.report_figures import (
     draw_curves,
     draw_differences,
@@ -164,7 +164,7 @@ def write_report(results: Path, out: Path) -> list[Path]:
     if not rows:
         command = _RUN.format("branches")
         raise UsageError(f"no rows in {results}/*.jsonl yet; this makes some: {command}")
-    rows = with_throughput(with_fastest_times(rows), results)
+    rows = with_throughput(rows, results)
     remarks = {path.stem: path.read_text() for path in sorted(results.glob("*.md"))}
     blocks = report_blocks(rows, remarks)
     figures = [block for block in blocks if isinstance(block, Figure)]
@@ -181,11 +181,11 @@ def write_report(results: Path, out: Path) -> list[Path]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = Parser(__doc__)
     parser.add_argument("--results", type=Path, default=RESULTS, help="the folder of the rows")
     parser.add_argument("--out", type=Path, help="the documents' folder, by default that above")
-    options = parser.parse_args(arguments)
     try:
+        options = parser.parse_args(arguments)
         for path in write_report(options.results, options.out or options.results.parent):
             print(path)
     except RunError as error:

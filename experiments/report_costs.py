@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from experiments.cost import usual_device
 from experiments.report_labels import Point
-from experiments.report_numbers import Group, Row, known_values
+from experiments.report_numbers import Group, known_values
 from experiments.sweeps import SWEEPS
 
 _THROUGHPUT, _MACS = "images/s as deployed", "MACs of the fused form (millions)"
-_STEP = "time of a training step (ms, of the fastest seed)"
+_STEP = "time of a training step, ms"
 
 
 @dataclass(frozen=True)
@@ -30,43 +29,52 @@ class Scatter:
     @property
     def remark(self) -> str:
         """Why it is against time, and which points are left out; nothing where neither is so."""
-        why = " Most of these fuse to nets of one cost." if self.cost == _STEP else ""
+        against_time = self.cost.startswith(_STEP)
+        why = " Most of these fuse to nets of one cost." if against_time else ""
         names = [f"{point.name} ({point.y:.1f}%)" for point in self.left_out]
         return why + (f" Far below, and not drawn: {', '.join(names)}." if names else "")
 
 
-def with_fastest_times(rows: Sequence[Row]) -> list[Row]:
-    """Rows of one run, measured in several sittings, all with the shortest of their step times."""
-    fastest: dict[tuple[str, str | None], float] = {}
-    for row in rows:
-        if row.get("step_seconds") is not None:
-            key = (row["config_hash"], row.get("device"))
-            fastest[key] = min(row["step_seconds"], fastest.get(key, math.inf))
-    times = (fastest.get((row["config_hash"], row.get("device"))) for row in rows)
-    return [{**row, "step_seconds": time} for row, time in zip(rows, times, strict=True)]
+def measured(group: Group, task: str) -> str | None:
+    """How the throughput of all rows was measured; None where some lack it, or differ in that."""
+    found = [row.get("throughput") or {} for row in group.rows]
+    words = {each["measured"] if task in each else None for each in found}
+    return words.pop() if len(words) == 1 else None
 
 
-def step_time(group: Group, runs: Sequence[Row]) -> float | None:
-    """Milliseconds a training step of the fastest seed on the usual device.
+def _largest(group: Group, *path: str) -> dict[str, float]:
+    """Variant -> the largest of its runs' figures, which are one unless the code has changed."""
+    found = {name: known_values(list(runs.values()), *path) for name, runs in group.runs.items()}
+    return {name: max(values) for name, values in found.items() if values}
 
-    What else the machine does only adds, and differs from sitting to sitting.
+
+def step_times(group: Group) -> tuple[dict[str, float], str]:
+    """Variant -> milliseconds of a training step, and how they were measured.
+
+    By turns where all rows have such a figure. Else by the runs themselves, of the fastest seed on
+    the usual device: what else the machine does only adds, but differs from hour to hour.
     """
+    if how := measured(group, "training"):
+        times = _largest(group, "throughput", "training", "seconds")
+        return {name: 1000 * seconds for name, seconds in times.items()}, how
     device = usual_device(group.rows)
-    times = known_values([row for row in runs if row.get("device") == device], "step_seconds")
-    return 1000 * min(times) if times else None
+    found = {
+        name: known_values(
+            [row for row in runs.values() if row.get("device") == device], "step_seconds"
+        )
+        for name, runs in group.runs.items()
+    }
+    times = {name: 1000 * min(values) for name, values in found.items() if values}
+    return times, f"fastest seed, {device or 'unknown device'}"
 
 
 def fused_costs(group: Group) -> tuple[dict[str, float], str]:
     """Variant -> what its deployed form costs, and the name of that: throughput where all rows have
     one that was measured alike, the fused form's MACs where not."""
-    measured = {(row.get("throughput") or {}).get("measured") for row in group.rows}
-    if len(measured) == 1 and None not in measured:
-        path, unit = ("throughput", "images_per_second"), 1.0
-        label = f"{_THROUGHPUT} ({measured.pop()})"
-    else:
-        path, unit, label = ("macs", "fused"), 1e6, _MACS
-    found = {name: known_values(list(runs.values()), *path) for name, runs in group.runs.items()}
-    return {name: statistics.fmean(v) / unit for name, v in found.items() if v}, label
+    if how := measured(group, "deployed"):
+        rates = _largest(group, "throughput", "deployed", "images_per_second")
+        return rates, f"{_THROUGHPUT} ({how})"
+    return {name: n / 1e6 for name, n in _largest(group, "macs", "fused").items()}, _MACS
 
 
 def sweep_scatter(group: Group) -> Scatter:
@@ -77,8 +85,8 @@ def sweep_scatter(group: Group) -> Scatter:
     """
     costs, label = fused_costs(group)
     if 2 * len(set(costs.values())) < max(len(costs), 4):
-        times = {name: step_time(group, list(runs.values())) for name, runs in group.runs.items()}
-        costs, label = {name: time for name, time in times.items() if time is not None}, _STEP
+        costs, how = step_times(group)
+        label = f"{_STEP} ({how})"
     others = [name for name in costs if name != group.baseline]
     points = []
     for name, cost in costs.items():

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
 
-from experiments.sweeps import PROTOCOLS, SEEDS, SWEEPS
+from experiments.sweeps import PROTOCOLS, SEEDS, SWEEPS, strange_fields
 
 Row = Mapping[str, Any]
 
@@ -110,7 +110,7 @@ def group_rows(rows: Iterable[Row]) -> tuple[list[Group], list[tuple[Row, str]]]
         if problem := _problem(row):
             others.append((row, problem))
             continue
-        shared = json.dumps(_shared(row), sort_keys=True)
+        shared = json.dumps(strange_fields(row), sort_keys=True)
         group = found.setdefault((row["sweep"], row["protocol"], shared), {})
         group.setdefault(row["name"], []).append(row)
     return [_group(*key, found[key]) for key in sorted(found, key=_place)], others
@@ -123,13 +123,6 @@ def _problem(row: Row) -> str:
     if row["name"] not in SWEEPS[row["sweep"]].variants:
         return f"{row['sweep']} has no variant {row['name']}"
     return "" if row["top1"].get("train_form") is not None else "has no top-1"
-
-
-def _shared(row: Row) -> dict[str, Any]:
-    """The overrides that aren't the variant's own."""
-    own = SWEEPS[row["sweep"]].own(row["name"])
-    given = row.get("overrides") or {}
-    return {name: v for name, v in given.items() if name not in own or own[name] != v}
 
 
 def _place(key: tuple[str, str, str]) -> tuple[Any, ...]:

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
-from experiments.cost import usual_device
-from experiments.report_costs import step_time
+from experiments.report_costs import measured, step_times
 from experiments.report_numbers import (
     Group,
     Ordering,
@@ -97,7 +96,8 @@ def _protocol(group: Group) -> str:
     except UsageError:  # of fields that the code had when the runs were made
         return words
     train = config.train
-    words += f": {config.data.name}, {train.epochs:g} epochs in batches of {train.batch_size}"
+    length = "" if train.steps else f"{train.epochs:g} epochs "  # steps are said of the rows
+    words += f": {config.data.name}, {length}in batches of {train.batch_size}"
     varies = any("model.dtype" in own for own in variants.values())
     return words if varies else f"{words}, {config.model.dtype}"
 
@@ -142,22 +142,25 @@ def accuracy_table(group: Group) -> Table:
 
 def cost_table(group: Group) -> Table:
     """Size and cost of both forms, and how exactly they agree."""
+    times, how = step_times(group)
     header = ["variant", "parameters, train form", "parameters, fused"]
-    header += ["MACs (M), train form", "MACs (M), fused"]
-    timed = f"step, ms, fastest seed ({usual_device(group.rows) or 'unknown device'})"
-    header += ["images/s as deployed", timed, "temporaries, MB", "fusion error, max"]
+    header += ["MACs (M), train form", "MACs (M), fused", "images/s as deployed"]
+    header += [f"step, ms ({how})", f"times `{group.baseline}`"]
+    header += ["temporaries, MB", "fusion error, max"]
+    # Of one code for all where measured: the runs' own are of the commits that trained them.
+    alike = measured(group, "training")
+    temporaries = (("throughput", "training") if alike else ()) + ("temporaries_bytes",)
+    figures = [(("params", form), "{:,}", 1) for form in ("train_form", "fused")]
+    figures += [(("macs", form), "{:,.1f}", 1e6) for form in ("train_form", "fused")]
+    figures += [(("throughput", "deployed", "images_per_second"), "{:,.0f}", 1)]
     rows = []
     for name, seeds in group.runs.items():
         runs, row = list(seeds.values()), [f"`{name}`"]
-        for path in (("params", "train_form"), ("params", "fused")):
-            row.append(_largest(known_values(runs, *path), "{:,}", 1))
-        for path in (("macs", "train_form"), ("macs", "fused")):
-            row.append(_largest(known_values(runs, *path), "{:,.1f}", 1e6))
-        rates = known_values(runs, "throughput", "images_per_second")
-        row.append(_largest(rates, "{:,.0f}", 1))
-        time = step_time(group, runs)
+        row += [_largest(known_values(runs, *path), form, unit) for path, form, unit in figures]
+        time, to = times.get(name), times.get(group.baseline)
         row.append(NONE if time is None else f"{time:.1f}")
-        row.append(_largest(known_values(runs, "temporaries_bytes"), "{:,.1f}", 1e6))
+        row.append(NONE if time is None or to is None else f"{time / to:.2f}")
+        row.append(_largest(known_values(runs, *temporaries), "{:,.1f}", 1e6))
         errors = known_values(runs, "fusion_error")
         row.append(f"{max(errors):.1e}".replace("-", "\N{MINUS SIGN}") if errors else NONE)
         rows.append(row)

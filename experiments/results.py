@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from experiments.sweeps import Run
+from experiments.sweeps import PROTOCOLS, SWEEPS, Run
 from repvgg_jax.config_fields import identity
 from repvgg_jax.errors import UsageError
 from repvgg_jax.records import METRICS_FILE, read_metrics
@@ -55,7 +55,7 @@ def append_row(path: str | os.PathLike[str], row: dict[str, Any]) -> None:
 
 
 def read_rows(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
-    """The rows of a file, the last of those with the same config hash; none where there is no file.
+    """The rows of a file, the last of each variant's config hash; none where there is no file.
 
     Lines that a writer's death tore are left out: they end where another row's line starts.
 
@@ -65,7 +65,7 @@ def read_rows(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
     path = Path(path)
     if not path.exists():
         return []
-    rows: dict[str, dict[str, Any]] = {}
+    rows: dict[tuple[str, str], dict[str, Any]] = {}
     for number, line in enumerate(path.read_bytes().splitlines(), start=1):
         try:
             row = json.loads(line)
@@ -82,8 +82,9 @@ def read_rows(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
         if missing := [name for name in _NEEDED if name not in row]:
             words = ", ".join(missing)
             raise UsageError(f"{path}, line {number}: no {words}; mend or remove that line")
-        rows.pop(row["config_hash"], None)  # so that a later one takes its later place
-        rows[row["config_hash"]] = row
+        key = (row["config_hash"], row["name"])
+        rows.pop(key, None)  # so that a later one takes its later place
+        rows[key] = row
     return list(rows.values())
 
 
@@ -135,8 +136,14 @@ def row_of(run: Run, workdir: Path) -> dict[str, Any]:
 
 def place(run: Run) -> dict[str, Any]:
     """What of a row is the sweep's; the rest is the run's, whichever sweep trained it."""
-    deciding = identity(run.config())
-    overrides = {name: value for name, value in run.overrides.items() if name in deciding}
+    deciding, usual = identity(run.config()), identity(PROTOCOLS[run.protocol]())
+    own = SWEEPS[run.sweep].variants[run.name]
+    # By the config's values, not as they were typed: what is the protocol's anyway changes nothing.
+    overrides = {
+        name: deciding[name]
+        for name in run.overrides
+        if name in deciding and (name in own or deciding[name] != usual.get(name))
+    }
     return {"sweep": run.sweep, "name": run.name, "overrides": overrides}
 
 

@@ -19,6 +19,7 @@ import jax
 
 from experiments import workdirs
 from experiments.cost import Cost, expected_cost, steps_of
+from experiments.flags import Parser
 from experiments.launchers import LAUNCHERS, Job, LauncherOptions, launcher
 from experiments.results import RESULTS, read_sweeps
 from experiments.run_one import record
@@ -65,13 +66,9 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[Run], LauncherO
     return options, runs, LauncherOptions(**given)
 
 
-def sweep_parser(description: str | None) -> argparse.ArgumentParser:
+def sweep_parser(description: str | None) -> Parser:
     """Flags that say which runs, and where what they write lies."""
-    parser = argparse.ArgumentParser(
-        description=description,
-        allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = Parser(description)
     parser.add_argument("sweep", help=", ".join(SWEEPS))
     parser.add_argument("--protocol", default="cifar10_short", help=", ".join(PROTOCOLS))
     parser.add_argument("--seeds", type=_numbers, default=SEEDS, help="0,1,2 by default")
@@ -81,9 +78,7 @@ def sweep_parser(description: str | None) -> argparse.ArgumentParser:
     return parser
 
 
-def parse_sweep(
-    parser: argparse.ArgumentParser, argv: Sequence[str]
-) -> tuple[argparse.Namespace, list[Run]]:
+def parse_sweep(parser: Parser, argv: Sequence[str]) -> tuple[argparse.Namespace, list[Run]]:
     """The flags, and the runs that they describe."""
     options, rest = parser.parse_known_args(argv)
     fields = parse_overrides(rest)
@@ -191,7 +186,7 @@ def run_sweep(argv: Sequence[str]) -> None:
         check_folders(options.workdirs, options.results)
     rows = read_sweeps(options.results)
     recorded = {row["config_hash"] for row in rows}
-    of_sweep = {row["config_hash"] for row in rows if row["sweep"] == options.sweep}
+    of_sweep = {(row["config_hash"], row["name"]) for row in rows if row["sweep"] == options.sweep}
     states = [workdirs.state(run, options.workdirs, recorded) for run in runs]
     if options.retry_failed:
         states = ["interrupted" if state == "failed" else state for state in states]
@@ -218,7 +213,7 @@ def run_sweep(argv: Sequence[str]) -> None:
     if options.dry_run:
         return
     for run, state in zip(runs, states, strict=True):
-        if state == "done" and run.config_hash not in of_sweep:  # by another
+        if state == "done" and (run.config_hash, run.name) not in of_sweep:  # for another
             record(run, run.workdir(options.workdirs), options.results)
     if jobs:
         chosen.launch(jobs, launcher_options)

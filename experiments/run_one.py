@@ -9,7 +9,6 @@ process's; 2 a mistake of the user's; 3 a run that cannot go on; 1 an error of o
 
 from __future__ import annotations
 
-import argparse
 import subprocess
 import sys
 import traceback
@@ -23,6 +22,7 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from experiments import workdirs
+from experiments.flags import Parser
 from experiments.launchers import STOPPED
 from experiments.results import (
     ABOUT_FILE,
@@ -100,11 +100,11 @@ def _leaving_last_words(workdir: Path) -> Iterator[None]:
 def record(run: Run, workdir: Path, results: Path) -> None:
     """Appends a finished run's row to its sweep's file, unless it is there.
 
-    A run that another sweep has a row of was run for that, and its workdir may be gone.
+    A run that has a row under another sweep or name was run for that, and its workdir may be gone.
     """
     path = results / f"{run.sweep}.jsonl"
     rows = [row for row in read_sweeps(results) if row["config_hash"] == run.config_hash]
-    if all(row["sweep"] != run.sweep for row in rows):
+    if all((row["sweep"], row["name"]) != (run.sweep, run.name) for row in rows):
         append_row(path, rows[0] | place(run) if rows else row_of(run, workdir))
 
 
@@ -139,7 +139,7 @@ def git_commit() -> dict[str, Any]:
 
 def parse(argv: Sequence[str]) -> tuple[Run, Path, Path]:
     """The run that the flags describe, its workdir, and the folder of results."""
-    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
+    parser = Parser(__doc__)
     for name in ("sweep", "name", "protocol"):
         parser.add_argument(f"--{name}", required=True)
     parser.add_argument("--seed", required=True, type=int)

@@ -95,6 +95,14 @@ def set_field(config: ConfigDict, name: str, value: Any) -> None:
         raise UsageError(f"--config.{name}={value!r}: must be of type {known}") from None
 
 
+def strange_fields(row: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a row's overrides, as a command gave them, that its variant has otherwise."""
+    own = SWEEPS[row["sweep"]].own(row["name"])
+    given = row.get("overrides") or {}
+    names = [name for name in {**own, **given} if own.get(name) != given.get(name)]
+    return {name: given.get(name) for name in names}
+
+
 def parse_overrides(arguments: Iterable[str]) -> dict[str, Any]:
     """`--config.train.epochs=3` -> `{"train.epochs": 3}`, by the type of the field.
 

@@ -1,18 +1,18 @@
-"""Images a second of what each variant deploys, for the report: `python -m experiments.throughput`.
+"""Images a second of each variant, trained and deployed: `python -m experiments.throughput`.
 
 All variants of the sweeps that have rows are measured by turns in one process, on one device, and
-those that fuse to one and the same program are measured once: what is left between two figures is
-the nets' own difference. Where a variant cannot be fused its train form is what it deploys. Writes
-`experiments/results/throughput.json`; nothing else should run meanwhile.
+those of one and the same program are measured once: what is left between two figures is the nets'
+own difference, where the times of runs are of different hours. Where a variant cannot be fused its
+train form is what it deploys. Writes `experiments/results/throughput.json`, which the report
+reads; nothing else should run meanwhile.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import statistics
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,69 +21,105 @@ import jax
 import jax.numpy as jnp
 from absl import logging
 from flax import linen as nn
+from ml_collections import ConfigDict
 
+from experiments.flags import Parser
 from experiments.results import RESULTS, cpu_cores, device_words, read_sweeps
 from experiments.run_one import git_commit
-from experiments.sweeps import PROTOCOLS, SWEEPS, Run, expand
+from experiments.sweeps import PROTOCOLS, SWEEPS, Run, expand, strange_fields
 from repvgg_jax import fuse, init
+from repvgg_jax.ahead import lower_step
 from repvgg_jax.config import make_net
 from repvgg_jax.errors import RunError, UsageError
+from repvgg_jax.model_bench import Steps
 from repvgg_jax.records import write_json
+from repvgg_jax.runtime import prepare_process
 from repvgg_jax.timing import take_turns
 
 FILE = "throughput.json"
-VERSION = 1
-BATCH, ROUNDS = 128, 20
+VERSION = 2
+ROUNDS = 10
+# Fields that change neither program.
+_LENGTH = {"train.epochs", "train.steps"}
+_Figures = dict[str, dict[str, dict[str, Any]]]  # sweep -> variant -> name -> value
+# A program, and what makes of it, compiled, a function that runs it.
+_Lowered = tuple[jax.stages.Lowered, Callable[[jax.stages.Compiled], Callable[[], Any]]]
 
 
-def measure(runs: Iterable[Run], batch: int = BATCH, rounds: int = ROUNDS) -> dict[str, Any]:
-    """The record of one protocol: how it was measured, and sweep -> variant -> images a second.
+def measure(runs: Sequence[Run], rounds: int = ROUNDS) -> dict[str, Any]:
+    """The record of one protocol: how it was measured, and sweep -> variant -> figures.
 
     Args:
       runs: of one protocol, one seed of each variant.
-      batch: images in a forward pass.
       rounds: of which the median counts.
     """
-    runs = list(runs)
-    programs: dict[str, Callable[[], Any]] = {}  # by their text before they are compiled
-    deployed = {}
-    for run in runs:
-        lowered, variables, images = _lower(run, batch)
-        text = deployed[run.sweep, run.name] = lowered.as_text()
-        if text not in programs:
-            zeros = jax.tree.map(
-                lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), (variables, images)
-            )
-            programs[text] = partial(lowered.compile(), *zeros)
-    times = take_turns(programs, rounds)
-    found: dict[str, dict[str, float]] = {}
-    for (sweep, name), text in deployed.items():
-        rate = batch / statistics.median(times[text])
-        found.setdefault(sweep, {})[name] = float(f"{rate:.4g}")
     return {
         "version": VERSION,
         "protocol": runs[0].protocol,
         "device": device_words(f"{jax.devices()[0].device_kind} x1", cpu_cores()),
-        "batch": batch,
+        "batch": runs[0].config().train.batch_size,
         "rounds": rounds,
         **git_commit(),
-        "images_per_second": found,
+        "training": _by_turns(runs, _training_step, rounds),
+        "deployed": _by_turns(runs, _deployed_forward, rounds),
     }
 
 
-def _lower(run: Run, batch: int) -> tuple[jax.stages.Lowered, Any, Any]:
-    """The forward pass that the run's variant deploys, and the shapes of what it takes."""
-    config = run.config()
+def _by_turns(
+    runs: Sequence[Run], lower: Callable[[ConfigDict], _Lowered], rounds: int
+) -> _Figures:
+    """Of each run's program: seconds of a batch, images a second, bytes of its temporaries."""
+    programs: dict[str, Callable[[], Any]] = {}  # by their text before they are compiled
+    temporaries: dict[str, int] = {}
+    texts = {}
+    for run in runs:
+        lowered, prepare = lower(run.config())
+        text = texts[run.sweep, run.name] = lowered.as_text()
+        if text not in programs:
+            compiled = lowered.compile()
+            programs[text] = prepare(compiled)
+            temporaries[text] = compiled.memory_analysis().temp_size_in_bytes
+    times = take_turns(programs, rounds)
+    batch = runs[0].config().train.batch_size
+    found: _Figures = {}
+    for (sweep, name), text in texts.items():
+        seconds = statistics.median(times[text])
+        found.setdefault(sweep, {})[name] = {
+            "seconds": float(f"{seconds:.4g}"),
+            "images_per_second": float(f"{batch / seconds:.4g}"),
+            "temporaries_bytes": temporaries[text],
+        }
+    return found
+
+
+def _training_step(config: ConfigDict) -> _Lowered:
+    lowered, arguments = lower_step(config, jax.devices()[:1])
+
+    def prepare(step: jax.stages.Compiled) -> Callable[[], Any]:
+        state, batch, _ = arguments
+        return Steps(step, *_zeros_of((state, batch)), jax.random.key(0))
+
+    return lowered, prepare
+
+
+def _deployed_forward(config: ConfigDict) -> _Lowered:
     size = config.data.eval_image_size or config.data.image_size
     net = make_net(config)
     variables = jax.eval_shape(lambda key: init(net, key, size), jax.random.key(0))
     try:
         net, variables = _fused_shapes(net, variables)
     except UsageError:  # no convolution equals its block, and it deploys as it is
-        logging.info("%s/%s cannot be fused", run.sweep, run.name)
-    images = jax.ShapeDtypeStruct((batch, size, size, 3), net.dtype)
-    forward = jax.jit(partial(net.apply, train=False))
-    return forward.lower(variables, images), variables, images
+        logging.info("%s cannot be fused", config.model.block)
+    images = jax.ShapeDtypeStruct((config.train.batch_size, size, size, 3), net.dtype)
+    lowered = jax.jit(partial(net.apply, train=False)).lower(variables, images)
+    return lowered, lambda forward: partial(forward, *_zeros_of((variables, images)))
+
+
+def _zeros_of(shapes: Any) -> Any:
+    """Arrays of these shapes, where their shardings say."""
+    return jax.tree.map(
+        lambda leaf: jnp.zeros(leaf.shape, leaf.dtype, device=leaf.sharding), shapes
+    )
 
 
 def _fused_shapes(net: nn.Module, variables: Any) -> tuple[nn.Module, Any]:
@@ -117,7 +153,8 @@ def read_records(results: Path) -> list[dict[str, Any]]:
 def with_throughput(rows: Sequence[dict[str, Any]], results: Path) -> list[dict[str, Any]]:
     """The rows, with `throughput` where their variant's was measured in their protocol.
 
-    A row whose command changed fields of the model is of another net, and is left as it is.
+    `{"training": ..., "deployed": ..., "measured": how}`, without the latter where the row's
+    command changed fields of the net, and without the former where it changed any but the length.
 
     Raises:
       UsageError: as `read_records`.
@@ -127,32 +164,35 @@ def with_throughput(rows: Sequence[dict[str, Any]], results: Path) -> list[dict[
 
 
 def _throughput(row: dict[str, Any], record: dict[str, Any] | None) -> dict[str, Any]:
-    sweep, name = row.get("sweep"), row.get("name")
-    rates = record["images_per_second"].get(sweep, {}) if record else {}
-    if name not in rates or sweep not in SWEEPS or name not in SWEEPS[sweep].variants:
+    sweep, name = row["sweep"], row["name"]
+    if record is None or sweep not in SWEEPS or name not in SWEEPS[sweep].variants:
         return {}
-    own = SWEEPS[sweep].own(name)
-    given = row.get("overrides") or {}
-    changed = {field for field in own | given if own.get(field) != given.get(field)}
-    if any(field.startswith(("model.", "data.")) for field in changed):
-        return {}
+    changed = strange_fields(row).keys() - _LENGTH
+    tasks = {"training": not changed, "deployed": not any(map(_of_the_net, changed))}
+    figures = {task: record[task].get(sweep, {}).get(name) for task, same in tasks.items() if same}
+    found = {task: figure for task, figure in figures.items() if figure}
     words = f"batch {record['batch']}, {record['device']}"
-    return {"throughput": {"images_per_second": rates[name], "measured": words}}
+    return {"throughput": {**found, "measured": words}} if found else {}
+
+
+def _of_the_net(field: str) -> bool:
+    return field.startswith(("model.", "data."))
 
 
 def main(arguments: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
+    parser = Parser(__doc__)
     parser.add_argument("--protocol", choices=list(PROTOCOLS), default="cifar10_short")
     parser.add_argument("--results", type=Path, default=RESULTS)
-    options = parser.parse_args(arguments)
-    path = options.results / FILE
     try:
+        options = parser.parse_args(arguments)
+        path = options.results / FILE
         recorded = {row["sweep"] for row in read_sweeps(options.results)}
         sweeps = [sweep for sweep in SWEEPS if sweep in recorded]
         if not sweeps:
             raise UsageError(f"no rows in {options.results}/*.jsonl yet; run a sweep first")
         runs = [run for sweep in sweeps for run in expand(sweep, options.protocol, seeds=[0])]
         records = read_records(options.results)
+        prepare_process(deterministic=False)
         record = measure(runs)
         others = [other for other in records if other["protocol"] != options.protocol]
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -160,8 +200,10 @@ def main(arguments: Sequence[str]) -> int:
     except RunError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
-    for sweep, rates in record["images_per_second"].items():
-        print(sweep, ", ".join(f"{name} {rate:,.0f}" for name, rate in rates.items()))
+    for task in ("training", "deployed"):
+        for sweep, variants in record[task].items():
+            rates = (f"{name} {of['images_per_second']:,.0f}" for name, of in variants.items())
+            print(f"{task}, {sweep}: {', '.join(rates)}")
     print(f"images/s, {record['device']}, batch {record['batch']}; {path}")
     return 0
 

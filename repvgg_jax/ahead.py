@@ -150,17 +150,7 @@ def compile_step(config: ConfigDict, devices: list[jax.Device]) -> jax.stages.Co
       UsageError: for a config that cannot run on these devices.
       RunError: where the compiler finds that the step does not fit the devices' memory.
     """
-    check_values(config)
-    if config.optim.repoptimizer_from is not None:
-        raise UsageError("--mode=compile does not take optim.repoptimizer_from; leave it out")
-    # Evaluation is not compiled, and may have any batch.
-    config = config.copy_and_resolve_references()
-    config.train.eval_batch_size = config.train.batch_size
-    mesh = config_mesh(config, devices)
-    state, key = _abstract_state(config, mesh)
-    step = jit_train_step(config, mesh, state)
-    with compiling_for(devices):
-        lowered = step.lower(state, _abstract_batch(config, mesh), key)
+    lowered, _ = lower_step(config, devices)
     try:
         return lowered.compile()
     except jax.errors.JaxRuntimeError as error:
@@ -170,6 +160,28 @@ def compile_step(config: ConfigDict, devices: list[jax.Device]) -> jax.stages.Co
             f"train.batch_size={config.train.batch_size} does not fit {len(devices)} x "
             f"{devices[0].device_kind}; take more devices or a smaller batch. {_one_line(error)}"
         ) from None
+
+
+def lower_step(config: ConfigDict, devices: list[jax.Device]) -> tuple[jax.stages.Lowered, Any]:
+    """The training step as `compile_step` compiles it, and its arguments as shapes.
+
+    Returns:
+      The step, and its `(state, batch, key)` of `jax.ShapeDtypeStruct`s with their shardings.
+
+    Raises:
+      UsageError: as `compile_step`.
+    """
+    check_values(config)
+    if config.optim.repoptimizer_from is not None:
+        raise UsageError("--mode=compile does not take optim.repoptimizer_from; leave it out")
+    # Evaluation is not compiled, and may have any batch.
+    config = config.copy_and_resolve_references()
+    config.train.eval_batch_size = config.train.batch_size
+    mesh = config_mesh(config, devices)
+    state, key = _abstract_state(config, mesh)
+    arguments = (state, _abstract_batch(config, mesh), key)
+    with compiling_for(devices):
+        return jit_train_step(config, mesh, state).lower(*arguments), arguments
 
 
 def _abstract_state(config: ConfigDict, mesh: Mesh) -> tuple[Any, Any]:

@@ -184,7 +184,7 @@ def _steps(given: ConfigDict, batch: int) -> list[_Program]:
         variables = jax.tree.map(
             lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), state.variables
         )
-        run = _Steps(compiled, state, data, key)
+        run = Steps(compiled, state, data, key)
         programs.append(_Program(form, net, variables, run, _temporaries(compiled), seconds))
     return programs
 
@@ -202,7 +202,7 @@ def _forms(config: ConfigDict) -> dict[str, ConfigDict]:
 
 
 @dataclass
-class _Steps:
+class Steps:
     """Takes the next step at each call; the step before gave its state away."""
 
     step: Callable[..., Any]

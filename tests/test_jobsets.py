@@ -173,8 +173,10 @@ def test_names_are_labels_of_dns():
 def test_what_is_written_is_read_back_the_same(tmp_path, capsys):
     jobs = [replace(JOB, name=f"branches-both-s{seed}") for seed in range(3)]
     launcher("kubernetes").launch(jobs, replace(TPU, folder=tmp_path))
+    [folder] = tmp_path.iterdir()  # of this launch alone
+    assert {path.name for path in folder.iterdir()} == {f"{job.name}.yaml" for job in jobs}
     for job in jobs:
-        text = (tmp_path / f"{job.name}.yaml").read_text()
+        text = (folder / f"{job.name}.yaml").read_text()
         assert yaml.safe_load(text) == kubernetes.manifest(job, replace(TPU, folder=tmp_path))
         assert "&id" not in text  # anchors are not for people
-    assert f"kubectl create -f {tmp_path}" in capsys.readouterr().out
+    assert f"kubectl create -f {folder}\n" in capsys.readouterr().out

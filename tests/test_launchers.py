@@ -156,6 +156,11 @@ def test_slurm_says_what_is_missing(tmp_path, monkeypatch):
     with pytest.raises(UsageError, match="--minutes=1: must be longer than --grace=120"):
         slurm.check([], replace(options, minutes=1))
     pytest.importorskip("submitit", reason="submitit is not installed")
+    (tmp_path / "file").touch()
+    with pytest.raises(
+        UsageError, match=r"--folder=\S+/file/jobs cannot be written to \(Not a dir"
+    ):
+        slurm.check([], replace(options, cluster="local", folder=tmp_path / "file/jobs"))
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(UsageError, match='Could not detect "srun"'):
         slurm.check([], options)

@@ -168,7 +168,10 @@ def test_runs_with_other_fields_are_not_mixed_with_the_protocols_own():
     assert (plain.shared, changed.shared) == ({}, epochs)
     assert plain.top1("none").values[0] == pytest.approx(69.1)
     text = to_markdown(report_blocks([longer], {}), "figures")
-    assert "`train.epochs=60.0`: cifar10, 60 epochs" in text
+    assert "`train.epochs=60.0`: cifar10, 60 epochs in batches of 128" in text
+    steps = row("none", 0, overrides={"model.branches": ["kxk"], "train.steps": 300})
+    text = to_markdown(report_blocks([steps], {}), "figures")
+    assert "`train.steps=300`: cifar10, in batches of 128, float32, 300 steps a run" in text
 
 
 @pytest.mark.parametrize("changes", [{"name": "gone|x"}, {"sweep": "lost"}, {"top1": {}}])

@@ -12,7 +12,7 @@ import pytest
 from experiments.report_numbers import group_rows
 from experiments.results import append_row, place, read_rows, read_sweeps
 from experiments.run_one import record
-from experiments.sweeps import expand
+from experiments.sweeps import expand, strange_fields
 from repvgg_jax.errors import UsageError
 
 ROOT = Path(__file__).parent.parent
@@ -105,6 +105,41 @@ def test_a_file_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UsageError, match=r"rows\.jsonl cannot be written"):
         append_row(tmp_path / "file" / "rows.jsonl", row("a"))
+
+
+def test_a_row_says_what_differs_from_the_protocol_however_it_was_typed():
+    def placed(**given):
+        fields = {name.replace("_", ".", 1): value for name, value in given.items()}
+        [run] = expand("branches", seeds=[0], only=["none"], overrides=fields)
+        return place(run)["overrides"]
+
+    own = {"model.branches": ["kxk"]}
+    assert placed(optim_learning_rate=0.2, train_epochs=3, data_data_dir="/data") == own
+    assert placed(train_epochs=60) == placed(train_epochs=60.0) == own | {"train.epochs": 60.0}
+    assert placed(model_branches=("kxk", "1x1")) == {"model.branches": ["kxk", "1x1"]}
+    assert placed(data_mean=(0.5, 0.5, 0.5)) == own | {"data.mean": [0.5, 0.5, 0.5]}
+
+
+def test_a_run_that_was_another_variants_has_a_row_of_its_own(tmp_path):
+    fields = {"model.branches": ("kxk",)}
+    [other] = expand("branches", seeds=[0], only=["both"], overrides=fields)
+    [run] = expand("branches", seeds=[0], only=["none"])
+    assert other.config_hash == run.config_hash
+    trained = row(run.config_hash, top1={"train_form": 0.5}) | place(other)
+    append_row(tmp_path / "branches.jsonl", trained)
+    for _ in range(2):
+        record(run, tmp_path / "no workdir", tmp_path)
+        assert [row["name"] for row in read_sweeps(tmp_path)] == ["both", "none"]
+    ours, others = group_rows(read_sweeps(tmp_path))[0]
+    assert ours.shared == {}
+    assert [list(ours.runs[name]) for name in ("none", "both")] == [[0], []]
+    assert others.shared == {"model.branches": ["kxk"]}
+
+
+def test_fields_that_a_variant_lost_are_told_too():
+    assert strange_fields({"sweep": "blocks", "name": "acb", "overrides": {}}) == {
+        "model.block": None
+    }
 
 
 @pytest.mark.parametrize(

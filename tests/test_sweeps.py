@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments import run, run_one, status, workdirs
+from experiments import report, run, run_one, status, throughput, workdirs
 from experiments.ablations import Sweep
 from experiments.launchers import LONGEST_NAME, Job, LauncherOptions, local
 from experiments.launchers.local import cores, device_environment, launch
@@ -226,6 +226,18 @@ def test_a_failed_job_does_not_keep_the_others_from_running(tmp_path, capsys):
         launch(jobs, LauncherOptions(processes=2))
     assert "3 runs: 2 finished, 1 failed" in capsys.readouterr().out
     assert (tmp_path / "good1" / "log.txt").read_text() == "fine\n"
+    assert workdirs.last_words(tmp_path / "bad") == "ValueError: the last line"
+    assert (tmp_path / "bad" / workdirs.ERROR_FILE).exists()  # so that it waits for --retry_failed
+    launch([job(tmp_path, "bad", "print('better')")], LauncherOptions())
+    assert workdirs.last_words(tmp_path / "bad") == "better"
+
+
+@pytest.mark.parametrize("command", [run, status, report, throughput])
+def test_a_mistaken_flag_is_one_line(command, capsys):
+    assert command.main(["branches", "--seeds=1,,2", "--results="]) == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert re.fullmatch(r"error: .*; --help lists the flags\n", said.err)
 
 
 def test_a_job_that_was_killed_has_failed(tmp_path):

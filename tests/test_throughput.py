@@ -1,11 +1,12 @@
-"""Throughput as deployed: one figure for what fuses to one program, and rows that it belongs to."""
+"""Throughput: one figure for what is one program, and rows that it belongs to."""
 
 import json
 
 import pytest
 
-from experiments.report_costs import fused_costs
+from experiments.report_costs import fused_costs, step_times
 from experiments.report_numbers import group_rows
+from experiments.report_tables import cost_table
 from experiments.sweeps import expand
 from experiments.throughput import FILE, measure, with_throughput
 from repvgg_jax.errors import UsageError
@@ -17,37 +18,73 @@ def row(name, **overrides):
     own = {"none": {"model.branches": ["kxk"]}, "both": {}}[name]
     top1 = {"train_form": 0.5, "fused": 0.5}
     about = {"sweep": "branches", "name": name, "seed": 0, "protocol": "cifar10_short"}
-    return {**about, "overrides": own | overrides, "top1": top1, "config_hash": name}
+    memory, seconds = {"none": 2e6, "both": 3e6}[name], {"none": 0.1, "both": 0.4}[name]
+    run = {"temporaries_bytes": memory, "step_seconds": seconds, "device": "cpu x1, 1 core"}
+    return {**about, **run, "overrides": own | overrides, "top1": top1, "config_hash": name}
 
 
-def test_what_fuses_to_one_program_has_one_figure():
-    shared = {"model.block": None, "data.image_size": 8, **SMALL}
+def test_what_is_one_program_has_one_figure():
+    shared = {"data.image_size": 8, "train.batch_size": 2, **SMALL}
     branches = expand("branches", seeds=[0], only=["none", "both"], overrides=shared)
-    del shared["model.block"]
-    blocks = expand("blocks", seeds=[0], only=["dbb", "relu_in_branch"], overrides=shared)
-    found = measure([*branches, *blocks], batch=2, rounds=1)["images_per_second"]
-    assert found["branches"]["none"] == found["branches"]["both"] == found["blocks"]["dbb"] > 0
-    assert found["blocks"]["relu_in_branch"] != found["blocks"]["dbb"]  # it is not fused
+    few = ["plain", "dbb", "relu_in_branch"]
+    blocks = expand("blocks", seeds=[0], only=few, overrides=shared)
+    found = measure([*branches, *blocks], rounds=1)
+    deployed, training = found["deployed"], found["training"]
+    assert deployed["branches"]["none"] == deployed["branches"]["both"] == deployed["blocks"]["dbb"]
+    assert deployed["blocks"]["relu_in_branch"] != deployed["blocks"]["dbb"]  # it is not fused
+    assert training["branches"]["none"] == training["blocks"]["plain"]
+    dbb, plain = training["blocks"]["dbb"], training["blocks"]["plain"]
+    assert dbb["temporaries_bytes"] > plain["temporaries_bytes"] > 0
+    assert dbb["images_per_second"] == pytest.approx(2 / dbb["seconds"], rel=1e-3)
 
 
-def test_a_row_has_the_figure_of_the_net_that_it_is_of(tmp_path):
-    rows = [row("none"), row("both", **{"train.epochs": 9.0}), row("both", **{"model.groups": 2})]
+def record(folder):
+    """Both variants', of the same speed deployed; `both` trains at half of the other's."""
+    record = {"version": 2, "protocol": "cifar10_short", "device": "cpu x1, 2 cores", "batch": 64}
+    record["deployed"] = {
+        "branches": {name: {"images_per_second": 100.0} for name in ("none", "both")}
+    }
+    record["training"] = {
+        "branches": {
+            "none": {"seconds": 0.25, "temporaries_bytes": 10_000_000},
+            "both": {"seconds": 0.5, "temporaries_bytes": 12_500_000},
+        }
+    }
+    (folder / FILE).write_text(json.dumps([record]))
+
+
+def test_a_row_has_the_figures_of_the_programs_that_it_is_of(tmp_path):
+    changes = [{}, {"train.epochs": 9.0}, {"optim.ema_decay": 0.9}, {"model.groups": 2}]
+    rows = [row("both", **changed) for changed in changes]
     assert with_throughput(rows, tmp_path) == rows
-    record = {"version": 1, "protocol": "cifar10_short", "device": "cpu x1, 2 cores", "batch": 64}
-    record["images_per_second"] = {"branches": {"none": 100.0, "both": 90.0}}
-    (tmp_path / FILE).write_text(json.dumps([record]))
-    first, trained_longer, of_another_net = with_throughput(rows, tmp_path)
-    assert first["throughput"]["images_per_second"] == 100.0
-    assert trained_longer["throughput"]["images_per_second"] == 90.0
-    assert "throughput" not in of_another_net
-    [[group], _] = group_rows([first, row("both")])
-    assert "MACs" in fused_costs(group)[1]  # not before all have one
-    [[group], _] = group_rows(with_throughput([row("none"), row("both")], tmp_path))
-    words = "images/s as deployed (batch 64, cpu x1, 2 cores)"
-    assert fused_costs(group) == ({"none": 100.0, "both": 90.0}, words)
+    record(tmp_path)
+    alike, longer, averaged, another = with_throughput(rows, tmp_path)
+    assert alike["throughput"] == longer["throughput"]
+    assert alike["throughput"].keys() == {"training", "deployed", "measured"}
+    assert averaged["throughput"].keys() == {"deployed", "measured"}  # its step has more to do
+    assert "throughput" not in another
+
+
+def test_costs_are_those_measured_by_turns_once_all_rows_have_them(tmp_path):
+    record(tmp_path)
+    rows = [row("none"), row("both")]
+    [[group], _] = group_rows([*with_throughput(rows[:1], tmp_path), rows[1]])
+    assert "MACs" in fused_costs(group)[1]
+    assert step_times(group) == ({"none": 100.0, "both": 400.0}, "fastest seed, cpu x1, 1 core")
+    [[group], _] = group_rows(with_throughput(rows, tmp_path))
+    how = "batch 64, cpu x1, 2 cores"
+    assert fused_costs(group) == (
+        {"none": 100.0, "both": 100.0},
+        f"images/s as deployed ({how})",
+    )
+    assert step_times(group) == ({"none": 250.0, "both": 500.0}, how)
+    table = cost_table(group)
+    column = table.header.index("times `both`")
+    lines = {line[0]: line[column : column + 2] for line in table.rows}
+    assert (lines["`none`"], lines["`both`"]) == (["0.50", "10.0"], ["1.00", "12.5"])
 
 
 def test_a_file_of_another_version_is_refused(tmp_path):
     (tmp_path / FILE).write_text(json.dumps([{"version": 0}]))
-    with pytest.raises(UsageError, match=r"throughput.json: version 0, where this code reads 1"):
+    with pytest.raises(UsageError, match=r"throughput.json: version 0, where this code reads 2"):
         with_throughput([row("none")], tmp_path)

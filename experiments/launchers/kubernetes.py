@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import re
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -219,21 +220,23 @@ def check(jobs: Sequence[Job], options: LauncherOptions) -> None:
 
 
 def launch(jobs: Sequence[Job], options: LauncherOptions) -> None:
-    """Writes a manifest for each job into `options.folder`, once all of them can be made.
+    """Writes a manifest for each job, once all of them can be made.
+
+    Into a new folder of `options.folder`, as what queues a folder would queue those of earlier
+    launches too.
 
     Raises:
       UsageError: as `manifest`, or where the folder cannot be written to.
     """
     texts = {job.name: yaml.safe_dump(manifest(job, options), sort_keys=False) for job in jobs}
+    folder = options.folder / time.strftime("%Y-%m-%dT%H%M%S")
     try:
-        options.folder.mkdir(parents=True, exist_ok=True)
-        paths = [options.folder / f"{name}.yaml" for name in texts]
+        folder.mkdir(parents=True)
+        paths = [folder / f"{name}.yaml" for name in texts]
         for path, text in zip(paths, texts.values(), strict=True):
             path.write_text(text, encoding="utf-8")
     except OSError as error:
         raise UsageError(f"{options.folder} cannot be written to ({error.strerror})") from None
     for path in paths:
         print(path)
-    print(
-        f"{len(paths)} manifests; queue them with: kubectl create -f {options.folder}", flush=True
-    )
+    print(f"{len(paths)} manifests; queue them with: kubectl create -f {folder}", flush=True)

@@ -115,6 +115,7 @@ def _start(job: Job, slot: int, environment: dict[str, str], cores: set[int]) ->
     command = [sys.executable if word == "python" else word for word in job.command]
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        (folder / ERROR_FILE).unlink(missing_ok=True)  # what it died of before
         log = (folder / LOG_FILE).open("ab")
     except OSError as error:
         raise UsageError(f"{folder} cannot be written to ({error.strerror})") from None
@@ -135,17 +136,18 @@ def _start(job: Job, slot: int, environment: dict[str, str], cores: set[int]) ->
 def _end(child: _Child) -> str:
     code = child.process.returncode
     ends = {0: "finished", HELD: "held", **dict.fromkeys(STOPPED_CODES, "stopped")}
-    end = ends.get(code, "failed")
-    if end == "failed" and code < 0:  # it could not say so itself
-        name = signal.Signals(-code).name
-        hint = " (out of memory?)" * (-code == signal.SIGKILL)
-        with suppress(OSError):
-            replace_text(workdir(child.job) / ERROR_FILE, f"killed by {name}{hint}\n")
-    words = f": {last_words(workdir(child.job))}" if end == "failed" else ""
-    if end == "held":
-        words = f": {held_by(workdir(child.job)) or 'another process'} had it"
+    end, folder, words = ends.get(code, "failed"), workdir(child.job), ""
+    if end == "failed":
+        if code < 0:
+            hint = " (out of memory?)" * (-code == signal.SIGKILL)
+            words = f"killed by {signal.Signals(-code).name}{hint}"
+        words = words or last_words(folder)
+        with suppress(OSError):  # it could not say so itself, or died too early for that
+            replace_text(folder / ERROR_FILE, words + "\n")
+    elif end == "held":
+        words = f"{held_by(folder) or 'another process'} had it"
     seconds = time.monotonic() - child.started
-    print(f"{child.job.name} {end} after {seconds:.0f} s{words}", flush=True)
+    print(f"{child.job.name} {end} after {seconds:.0f} s{words and f': {words}'}", flush=True)
     return end
 
 

@@ -102,7 +102,7 @@ def _only_sigterm() -> None:
 
 
 def check(jobs: Sequence[Job], options: LauncherOptions) -> None:
-    """Raises UsageError without submitit or SLURM, or for a time limit that is none."""
+    """Raises UsageError without submitit, SLURM or the folder, or for a time limit that is none."""
     _executor(options, len(jobs))
 
 
@@ -124,6 +124,10 @@ def _executor(options: LauncherOptions, count: int) -> Any:
         raise UsageError(
             f"--launcher=slurm --cluster={options.cluster}: {reason}. Start it where jobs are "
             "submitted, or try it here with --cluster=local"
+        ) from None
+    except OSError as error:  # it makes its folder
+        raise UsageError(
+            f"--folder={options.folder} cannot be written to ({error.strerror})"
         ) from None
     executor.update_parameters(
         name="sweep",
