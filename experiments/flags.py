@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from repvgg_jax.errors import UsageError
 
@@ -12,15 +12,12 @@ class Parser(argparse.ArgumentParser):
     """Raises UsageError where argparse would print its usage and exit.
 
     Args:
-      description: as it is written, in lines of its own.
-      options: of `argparse.ArgumentParser`.
+      description: kept as it is written, in lines of its own.
     """
 
-    def __init__(self, description: str | None, **options: Any):
+    def __init__(self, description: str | None):
         as_written = argparse.RawDescriptionHelpFormatter
-        super().__init__(
-            description=description, formatter_class=as_written, allow_abbrev=False, **options
-        )
+        super().__init__(description=description, formatter_class=as_written, allow_abbrev=False)
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"{message}; --help lists the flags")

@@ -42,7 +42,7 @@ def measured(group: Group, task: str) -> str | None:
     return words.pop() if len(words) == 1 else None
 
 
-def _largest(group: Group, *path: str) -> dict[str, float]:
+def largest(group: Group, *path: str) -> dict[str, float]:
     """Variant -> the largest of its runs' figures, which are one unless the code has changed."""
     found = {name: known_values(list(runs.values()), *path) for name, runs in group.runs.items()}
     return {name: max(values) for name, values in found.items() if values}
@@ -55,7 +55,7 @@ def step_times(group: Group) -> tuple[dict[str, float], str]:
     the usual device: what else the machine does only adds, but differs from hour to hour.
     """
     if how := measured(group, "training"):
-        times = _largest(group, "throughput", "training", "seconds")
+        times = largest(group, "throughput", "training", "seconds")
         return {name: 1000 * seconds for name, seconds in times.items()}, how
     device = usual_device(group.rows)
     found = {
@@ -72,9 +72,9 @@ def fused_costs(group: Group) -> tuple[dict[str, float], str]:
     """Variant -> what its deployed form costs, and the name of that: throughput where all rows have
     one that was measured alike, the fused form's MACs where not."""
     if how := measured(group, "deployed"):
-        rates = _largest(group, "throughput", "deployed", "images_per_second")
+        rates = largest(group, "throughput", "deployed", "images_per_second")
         return rates, f"{_THROUGHPUT} ({how})"
-    return {name: n / 1e6 for name, n in _largest(group, "macs", "fused").items()}, _MACS
+    return {name: n / 1e6 for name, n in largest(group, "macs", "fused").items()}, _MACS
 
 
 def sweep_scatter(group: Group) -> Scatter:

@@ -52,7 +52,7 @@ class Group:
 
     Attributes:
       sweep, protocol: their names.
-      shared: fields given to all runs of the sweep on the command line.
+      shared: fields that all runs have otherwise than their variants, as a command line gave them.
       runs: variant, in the sweep's order, -> seed -> row; a variant without runs is there too.
       older: rows left out, as the same variant and seed was run again with another config.
     """

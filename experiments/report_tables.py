@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
-from experiments.report_costs import measured, step_times
+from experiments.report_costs import largest, measured, step_times
 from experiments.report_numbers import (
     Group,
     Ordering,
@@ -150,28 +150,24 @@ def cost_table(group: Group) -> Table:
     # Of one code for all where measured: the runs' own are of the commits that trained them.
     alike = measured(group, "training")
     temporaries = (("throughput", "training") if alike else ()) + ("temporaries_bytes",)
-    figures = [(("params", form), "{:,}", 1) for form in ("train_form", "fused")]
-    figures += [(("macs", form), "{:,.1f}", 1e6) for form in ("train_form", "fused")]
-    figures += [(("throughput", "deployed", "images_per_second"), "{:,.0f}", 1)]
-    rows = []
-    for name, seeds in group.runs.items():
-        runs, row = list(seeds.values()), [f"`{name}`"]
-        row += [_largest(known_values(runs, *path), form, unit) for path, form, unit in figures]
-        time, to = times.get(name), times.get(group.baseline)
-        row.append(NONE if time is None else f"{time:.1f}")
-        row.append(NONE if time is None or to is None else f"{time / to:.2f}")
-        row.append(_largest(known_values(runs, *temporaries), "{:,.1f}", 1e6))
-        errors = known_values(runs, "fusion_error")
-        row.append(f"{max(errors):.1e}".replace("-", "\N{MINUS SIGN}") if errors else NONE)
-        rows.append(row)
+    columns = [(("params", form), "{:,}", 1) for form in ("train_form", "fused")]
+    columns += [(("macs", form), "{:,.1f}", 1e6) for form in ("train_form", "fused")]
+    columns += [(("throughput", "deployed", "images_per_second"), "{:,.0f}", 1)]
+    figures = [_formatted(largest(group, *path), form, unit) for path, form, unit in columns]
+    figures.append(_formatted(times, "{:.1f}", 1))
+    figures.append(_formatted(times, "{:.2f}", times.get(group.baseline)))
+    figures.append(_formatted(largest(group, *temporaries), "{:,.1f}", 1e6))
+    errors = _formatted(largest(group, "fusion_error"), "{:.1e}", 1)
+    figures.append({name: text.replace("-", "\N{MINUS SIGN}") for name, text in errors.items()})
+    rows = [[f"`{name}`", *(of.get(name, NONE) for of in figures)] for name in group.runs]
     return Table(header, rows, len(header) - 1)
 
 
-def _largest(values: Sequence[float], form: str, unit: float) -> str:
-    """The largest: the same for all seeds, unless the code that counts has changed."""
-    if not values:
-        return NONE
-    return form.format(max(values) if unit == 1 else max(values) / unit)
+def _formatted(values: Mapping[str, float], form: str, unit: float | None) -> dict[str, str]:
+    """Each in a unit, where that is known."""
+    if unit is None:
+        return {}
+    return {name: form.format(v if unit == 1 else v / unit) for name, v in values.items()}
 
 
 def order_blocks(group: Group, order: Ordering) -> list[Block]:

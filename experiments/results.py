@@ -140,9 +140,9 @@ def place(run: Run) -> dict[str, Any]:
     own = SWEEPS[run.sweep].variants[run.name]
     # By the config's values, not as they were typed: what is the protocol's anyway changes nothing.
     overrides = {
-        name: deciding[name]
+        name: deciding.get(name)
         for name in run.overrides
-        if name in deciding and (name in own or deciding[name] != usual.get(name))
+        if name in own or deciding.get(name) != usual.get(name)
     }
     return {"sweep": run.sweep, "name": run.name, "overrides": overrides}
 

@@ -9,7 +9,6 @@ SWEEP` shows how far it is.
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 import typing
 from collections.abc import Sequence
@@ -20,7 +19,7 @@ import jax
 from experiments import workdirs
 from experiments.cost import Cost, expected_cost, steps_of
 from experiments.flags import Parser
-from experiments.launchers import LAUNCHERS, Job, LauncherOptions, launcher
+from experiments.launchers import LAUNCHERS, Job, LauncherOptions, check_folders, launcher
 from experiments.results import RESULTS, read_sweeps
 from experiments.run_one import record
 from experiments.sweeps import (
@@ -117,16 +116,6 @@ def job_of(run: Run, options: argparse.Namespace) -> Job:
     flags = [f"--{name}={value}" for name, value in words.items()]
     command = ("python", "-m", "experiments.run_one", *flags, *options.fields)
     return Job(run.job_name, command)
-
-
-def check_folders(*folders: Path) -> None:
-    """Raises UsageError for what is no folder that this process can write to, or make."""
-    for folder in folders:
-        there = next(
-            path for path in (folder.absolute(), *folder.absolute().parents) if os.path.exists(path)
-        )
-        if not there.is_dir() or not os.access(there, os.W_OK):
-            raise UsageError(f"{folder} cannot be written to: {there} is no folder that one can")
 
 
 def count_steps(runs: Sequence[Run], elsewhere: bool) -> dict[str, int]:

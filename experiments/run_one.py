@@ -36,6 +36,7 @@ from experiments.results import (
 )
 from experiments.sweeps import Run, expand, parse_overrides
 from repvgg_jax import ahead
+from repvgg_jax.compilation import temporaries_bytes
 from repvgg_jax.errors import RunError, Stopped, UsageError
 from repvgg_jax.modes import run_train
 from repvgg_jax.records import replace_text, write_json
@@ -117,8 +118,7 @@ def _write_about(config: ConfigDict, workdir: Path) -> None:
     # Compiling for several processes may wait for the others, who are not here.
     alone = jax.process_count() == 1 and config.optim.repoptimizer_from is None
     if temporaries is None and alone:
-        memory = ahead.compile_step(config, jax.devices()).memory_analysis()
-        temporaries = None if memory is None else memory.temp_size_in_bytes
+        temporaries = temporaries_bytes(ahead.compile_step(config, jax.devices()))
     about = {**git_commit(), "cores": cpu_cores(), "temporaries_bytes": temporaries}
     write_json(workdir / ABOUT_FILE, about)
 

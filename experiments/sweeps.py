@@ -96,11 +96,15 @@ def set_field(config: ConfigDict, name: str, value: Any) -> None:
 
 
 def strange_fields(row: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of a row's overrides, as a command gave them, that its variant has otherwise."""
+    """The fields in which a row's overrides differ from its variant's, with the row's values.
+
+    None where the row has none, as of a field that the variant has got since.
+    """
     own = SWEEPS[row["sweep"]].own(row["name"])
     given = row.get("overrides") or {}
+    unset = given.keys() - own.keys()  # by a command, where they are None
     names = [name for name in {**own, **given} if own.get(name) != given.get(name)]
-    return {name: given.get(name) for name in names}
+    return {name: given.get(name) for name in sorted({*names, *unset})}
 
 
 def parse_overrides(arguments: Iterable[str]) -> dict[str, Any]:

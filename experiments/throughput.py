@@ -10,6 +10,7 @@ reads; nothing else should run meanwhile.
 from __future__ import annotations
 
 import json
+import re
 import statistics
 import sys
 from collections.abc import Callable, Sequence
@@ -29,6 +30,7 @@ from experiments.run_one import git_commit
 from experiments.sweeps import PROTOCOLS, SWEEPS, Run, expand, strange_fields
 from repvgg_jax import fuse, init
 from repvgg_jax.ahead import lower_step
+from repvgg_jax.compilation import temporaries_bytes
 from repvgg_jax.config import make_net
 from repvgg_jax.errors import RunError, UsageError
 from repvgg_jax.model_bench import Steps
@@ -39,8 +41,9 @@ from repvgg_jax.timing import take_turns
 FILE = "throughput.json"
 VERSION = 2
 ROUNDS = 10
-# Fields that change neither program.
-_LENGTH = {"train.epochs", "train.steps"}
+# Fields that change neither program, and all that change what is deployed.
+_LENGTH = {"train.epochs", "train.steps", "optim.warmup_epochs"}
+_DEPLOYED = re.compile(r"model\.|data\.(eval_)?image_size$")
 _Figures = dict[str, dict[str, dict[str, Any]]]  # sweep -> variant -> name -> value
 # A program, and what makes of it, compiled, a function that runs it.
 _Lowered = tuple[jax.stages.Lowered, Callable[[jax.stages.Compiled], Callable[[], Any]]]
@@ -70,7 +73,7 @@ def _by_turns(
 ) -> _Figures:
     """Of each run's program: seconds of a batch, images a second, bytes of its temporaries."""
     programs: dict[str, Callable[[], Any]] = {}  # by their text before they are compiled
-    temporaries: dict[str, int] = {}
+    temporaries: dict[str, int | None] = {}
     texts = {}
     for run in runs:
         lowered, prepare = lower(run.config())
@@ -78,7 +81,7 @@ def _by_turns(
         if text not in programs:
             compiled = lowered.compile()
             programs[text] = prepare(compiled)
-            temporaries[text] = compiled.memory_analysis().temp_size_in_bytes
+            temporaries[text] = temporaries_bytes(compiled)
     times = take_turns(programs, rounds)
     batch = runs[0].config().train.batch_size
     found: _Figures = {}
@@ -153,8 +156,8 @@ def read_records(results: Path) -> list[dict[str, Any]]:
 def with_throughput(rows: Sequence[dict[str, Any]], results: Path) -> list[dict[str, Any]]:
     """The rows, with `throughput` where their variant's was measured in their protocol.
 
-    `{"training": ..., "deployed": ..., "measured": how}`, without the latter where the row's
-    command changed fields of the net, and without the former where it changed any but the length.
+    `{"training": ..., "deployed": ..., "measured": how}`: without `deployed` where the command of
+    the row changed the net or the images' size, without `training` where more than the length.
 
     Raises:
       UsageError: as `read_records`.
@@ -168,21 +171,19 @@ def _throughput(row: dict[str, Any], record: dict[str, Any] | None) -> dict[str,
     if record is None or sweep not in SWEEPS or name not in SWEEPS[sweep].variants:
         return {}
     changed = strange_fields(row).keys() - _LENGTH
-    tasks = {"training": not changed, "deployed": not any(map(_of_the_net, changed))}
+    tasks = {"training": not changed, "deployed": not any(map(_DEPLOYED.match, changed))}
     figures = {task: record[task].get(sweep, {}).get(name) for task, same in tasks.items() if same}
     found = {task: figure for task, figure in figures.items() if figure}
     words = f"batch {record['batch']}, {record['device']}"
     return {"throughput": {**found, "measured": words}} if found else {}
 
 
-def _of_the_net(field: str) -> bool:
-    return field.startswith(("model.", "data."))
-
-
 def main(arguments: Sequence[str]) -> int:
     parser = Parser(__doc__)
-    parser.add_argument("--protocol", choices=list(PROTOCOLS), default="cifar10_short")
-    parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument(
+        "--protocol", choices=list(PROTOCOLS), default="cifar10_short", help="whose nets to measure"
+    )
+    parser.add_argument("--results", type=Path, default=RESULTS, help="the folder of the rows")
     try:
         options = parser.parse_args(arguments)
         path = options.results / FILE

@@ -84,7 +84,7 @@ class Cost:
         return self.arguments + self.outputs - self.aliased + self.temporaries + self.code
 
 
-def prepare_process(topology: str) -> None:
+def prepare_compiler(topology: str) -> None:
     """Make this process one that compiles for `topology`; before JAX starts a backend."""
     for name, value in _LIBTPU.items():
         os.environ.setdefault(name, value)

@@ -92,6 +92,12 @@ def compiler_options(devices: Sequence[jax.Device]) -> dict[str, str] | None:
     return None
 
 
+def temporaries_bytes(compiled: jax.stages.Compiled) -> int | None:
+    """What a program takes besides its arguments and results; None where its backend won't say."""
+    memory = compiled.memory_analysis()
+    return None if memory is None else memory.temp_size_in_bytes
+
+
 class Start:
     """A clock for the start of a run.
 

@@ -17,6 +17,7 @@ from flax import linen as nn
 from ml_collections import ConfigDict
 
 from repvgg_jax.bench import count_macs, count_parameters, count_winograd_multiplications
+from repvgg_jax.compilation import temporaries_bytes
 from repvgg_jax.config import config_mesh, make_net, make_optimizer
 from repvgg_jax.config_fields import check_values
 from repvgg_jax.errors import UsageError
@@ -165,7 +166,7 @@ def _forwards(config: ConfigDict, batch: int) -> list[_Program]:
         forward = jax.jit(partial(net.apply, train=False))
         compiled, seconds = _compile(forward, variables, images)
         run = partial(compiled, variables, images)
-        programs.append(_Program(form, net, variables, run, _temporaries(compiled), seconds))
+        programs.append(_Program(form, net, variables, run, temporaries_bytes(compiled), seconds))
     return programs
 
 
@@ -185,7 +186,7 @@ def _steps(given: ConfigDict, batch: int) -> list[_Program]:
             lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), state.variables
         )
         run = Steps(compiled, state, data, key)
-        programs.append(_Program(form, net, variables, run, _temporaries(compiled), seconds))
+        programs.append(_Program(form, net, variables, run, temporaries_bytes(compiled), seconds))
     return programs
 
 
@@ -219,10 +220,6 @@ def _compile(function: Any, *arguments: Any) -> tuple[Any, float]:
     start = time.perf_counter()
     compiled = function.lower(*arguments).compile()
     return compiled, time.perf_counter() - start
-
-
-def _temporaries(compiled: Any) -> int:
-    return compiled.memory_analysis().temp_size_in_bytes
 
 
 def _print_header(task: str) -> None:

@@ -158,7 +158,7 @@ def run_compile(config: ConfigDict | None, topology: str | None, workdir: Path |
         )
     if workdir is not None:
         check_workdir(config, workdir)
-    ahead.prepare_process(topology)
+    ahead.prepare_compiler(topology)
     devices, started = ahead.topology_devices(topology), time.monotonic()
     cost = ahead.describe(ahead.compile_step(config, devices))
     seconds, images = time.monotonic() - started, config.train.batch_size

@@ -157,10 +157,8 @@ def test_slurm_says_what_is_missing(tmp_path, monkeypatch):
         slurm.check([], replace(options, minutes=1))
     pytest.importorskip("submitit", reason="submitit is not installed")
     (tmp_path / "file").touch()
-    with pytest.raises(
-        UsageError, match=r"--folder=\S+/file/jobs cannot be written to \(Not a dir"
-    ):
-        slurm.check([], replace(options, cluster="local", folder=tmp_path / "file/jobs"))
+    with pytest.raises(UsageError, match=r"/file/jobs cannot be written to: \S+/file is no folder"):
+        slurm.check([], replace(options, folder=tmp_path / "file/jobs"))
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(UsageError, match='Could not detect "srun"'):
         slurm.check([], options)

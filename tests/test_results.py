@@ -117,6 +117,7 @@ def test_a_row_says_what_differs_from_the_protocol_however_it_was_typed():
     assert placed(optim_learning_rate=0.2, train_epochs=3, data_data_dir="/data") == own
     assert placed(train_epochs=60) == placed(train_epochs=60.0) == own | {"train.epochs": 60.0}
     assert placed(model_branches=("kxk", "1x1")) == {"model.branches": ["kxk", "1x1"]}
+    assert placed(model_widths=None) == own | {"model.widths": None}  # of the net's own
     assert placed(data_mean=(0.5, 0.5, 0.5)) == own | {"data.mean": [0.5, 0.5, 0.5]}
 
 
@@ -136,10 +137,16 @@ def test_a_run_that_was_another_variants_has_a_row_of_its_own(tmp_path):
     assert others.shared == {"model.branches": ["kxk"]}
 
 
-def test_fields_that_a_variant_lost_are_told_too():
-    assert strange_fields({"sweep": "blocks", "name": "acb", "overrides": {}}) == {
-        "model.block": None
-    }
+def test_fields_that_a_row_lacks_or_has_unset_are_told_too():
+    def strange(sweep, name, **overrides):
+        fields = {key.replace("_", ".", 1): value for key, value in overrides.items()}
+        return strange_fields({"sweep": sweep, "name": name, "overrides": fields})
+
+    assert strange("blocks", "acb") == {"model.block": None}
+    assert strange("blocks", "acb", model_block="acb") == {}
+    assert strange("blocks", "repvgg", model_widths=None) == {"model.widths": None}
+    [run] = expand("init", seeds=[0], only=["he_relu"])
+    assert strange_fields(place(run)) == {}  # which has unset fields of its own
 
 
 @pytest.mark.parametrize(

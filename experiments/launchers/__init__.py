@@ -6,6 +6,7 @@ A launcher is a module, imported when it is used, and what it needs with it.
 from __future__ import annotations
 
 import importlib
+import os
 import signal
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -83,6 +84,16 @@ class LauncherOptions:
         if wrong := [n for n, v in given.items() if v is not None and v < least[n]]:
             words = (f"--{name}={given[name]}: must be {least[name]} or more" for name in wrong)
             raise UsageError("; ".join(words))
+
+
+def check_folders(*folders: Path) -> None:
+    """Raises UsageError for what is no folder that this process can write to, or make."""
+    for folder in folders:
+        there = next(
+            path for path in (folder.absolute(), *folder.absolute().parents) if os.path.exists(path)
+        )
+        if not there.is_dir() or not os.access(there, os.W_OK):
+            raise UsageError(f"{folder} cannot be written to: {there} is no folder that one can")
 
 
 class Launcher(Protocol):

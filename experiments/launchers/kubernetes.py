@@ -7,6 +7,7 @@ It writes manifests and sends none. `kubectl create -f` does, and leaves alone w
 from __future__ import annotations
 
 import math
+import os
 import re
 import time
 from collections.abc import Sequence
@@ -15,7 +16,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from experiments.launchers import STOPPED, Job, LauncherOptions
+from experiments.launchers import STOPPED, Job, LauncherOptions, check_folders
 from repvgg_jax.errors import UsageError
 
 FLAGS = {"folder", "grace", "restarts", "slice", "image", "queue", "namespace", "volume", "mount"}
@@ -214,7 +215,8 @@ def _check_job(job: Job, hosts: int, mount: Path) -> None:
 
 
 def check(jobs: Sequence[Job], options: LauncherOptions) -> None:
-    """Raises UsageError where a manifest cannot be made."""
+    """Raises UsageError where a manifest cannot be made, or written."""
+    check_folders(options.folder)
     for job in jobs:
         manifest(job, options)
 
@@ -229,14 +231,14 @@ def launch(jobs: Sequence[Job], options: LauncherOptions) -> None:
       UsageError: as `manifest`, or where the folder cannot be written to.
     """
     texts = {job.name: yaml.safe_dump(manifest(job, options), sort_keys=False) for job in jobs}
-    folder = options.folder / time.strftime("%Y-%m-%dT%H%M%S")
+    folder = options.folder / f"{time.strftime('%Y-%m-%dT%H%M%S')}-{os.getpid()}"
     try:
         folder.mkdir(parents=True)
         paths = [folder / f"{name}.yaml" for name in texts]
         for path, text in zip(paths, texts.values(), strict=True):
             path.write_text(text, encoding="utf-8")
     except OSError as error:
-        raise UsageError(f"{options.folder} cannot be written to ({error.strerror})") from None
+        raise UsageError(f"{folder} cannot be written to ({error.strerror})") from None
     for path in paths:
         print(path)
     print(f"{len(paths)} manifests; queue them with: kubectl create -f {folder}", flush=True)

@@ -10,7 +10,14 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from experiments.launchers import HELD, STOPPED, STOPPED_CODES, Job, LauncherOptions
+from experiments.launchers import (
+    HELD,
+    STOPPED,
+    STOPPED_CODES,
+    Job,
+    LauncherOptions,
+    check_folders,
+)
 from repvgg_jax.errors import RunError, UsageError
 
 FLAGS = {"processes", "folder", "grace", "restarts", "cluster", "partition", "account", "minutes"}
@@ -103,6 +110,7 @@ def _only_sigterm() -> None:
 
 def check(jobs: Sequence[Job], options: LauncherOptions) -> None:
     """Raises UsageError without submitit, SLURM or the folder, or for a time limit that is none."""
+    check_folders(options.folder)
     _executor(options, len(jobs))
 
 
@@ -124,10 +132,6 @@ def _executor(options: LauncherOptions, count: int) -> Any:
         raise UsageError(
             f"--launcher=slurm --cluster={options.cluster}: {reason}. Start it where jobs are "
             "submitted, or try it here with --cluster=local"
-        ) from None
-    except OSError as error:  # it makes its folder
-        raise UsageError(
-            f"--folder={options.folder} cannot be written to ({error.strerror})"
         ) from None
     executor.update_parameters(
         name="sweep",
