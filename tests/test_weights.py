@@ -110,8 +110,9 @@ def test_logits_equal_pytorchs_in_both_forms(name, size, overrides, timm):
     for model, deploy, layout in sides:
         assert relative(theirs(model, x), logits) < TOLERANCE
         assert_same(from_torch(net, model.state_dict()), variables)
+        state_dict = model.state_dict()
         for key, array in to_torch(net, variables, layout).items():
-            np.testing.assert_array_equal(array, model.state_dict()[key].numpy())
+            np.testing.assert_array_equal(array, state_dict[key].numpy())
         deployed = deploy()  # folded by the other side
         got = from_torch(plain, deployed.state_dict())
         assert relative(theirs(deployed, x), ours(plain, got, x)) < TOLERANCE
