@@ -30,7 +30,7 @@ import repvgg_jax as rj
 from repvgg_jax import onednn
 from repvgg_jax.bench import count_macs
 from repvgg_jax.blocks import RepVGGBlock
-from repvgg_jax.compilation import compiler_options
+from repvgg_jax.compilation import compiler_options, temporaries_bytes
 from repvgg_jax.timing import matmul_peak, ratio, take_turns
 from tests.torch_twin import TwinRepVGG
 
@@ -116,7 +116,7 @@ def jax_step(net: Any) -> tuple[Callable[[], Any], int]:
         state = compiled(state, images, labels)
         return state
 
-    return run, compiled.memory_analysis().temp_size_in_bytes
+    return run, temporaries_bytes(compiled)
 
 
 def torch_step(plain: bool) -> Callable[[], None]:
@@ -155,7 +155,7 @@ def b1_temporaries(block: Any) -> int:
         .lower(variables, images, labels)
         .compile()
     )
-    return compiled.memory_analysis().temp_size_in_bytes
+    return temporaries_bytes(compiled)
 
 
 def fused_share_of_peak() -> float:

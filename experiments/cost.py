@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import statistics
 from collections import Counter
@@ -14,7 +13,7 @@ from typing import Any, NamedTuple
 from ml_collections import ConfigDict
 
 from experiments.results import place
-from experiments.sweeps import Run
+from experiments.sweeps import LENGTH, Run
 from repvgg_jax import checkpoint
 from repvgg_jax.config import make_schedule, total_steps
 from repvgg_jax.data import load_source
@@ -95,9 +94,8 @@ def expected_cost(
 
 
 def _computed(overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """What of a run's fields decides how long a step takes, as JSON has it."""
-    length = ("train.steps", "train.epochs", "optim.warmup_epochs")
-    return json.loads(json.dumps({k: v for k, v in overrides.items() if k not in length}))
+    """What of a run's fields decides how long a step takes."""
+    return {name: value for name, value in overrides.items() if name not in LENGTH}
 
 
 def devices_of(device: str | None) -> int:

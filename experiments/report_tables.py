@@ -150,7 +150,7 @@ def cost_table(group: Group) -> Table:
     # Of one code for all where measured: the runs' own are of the commits that trained them.
     alike = measured(group, "training")
     temporaries = (("throughput", "training") if alike else ()) + ("temporaries_bytes",)
-    columns = [(("params", form), "{:,}", 1) for form in ("train_form", "fused")]
+    columns = [(("params", form), "{:,.0f}", 1) for form in ("train_form", "fused")]
     columns += [(("macs", form), "{:,.1f}", 1e6) for form in ("train_form", "fused")]
     columns += [(("throughput", "deployed", "images_per_second"), "{:,.0f}", 1)]
     figures = [_formatted(largest(group, *path), form, unit) for path, form, unit in columns]
@@ -167,7 +167,7 @@ def _formatted(values: Mapping[str, float], form: str, unit: float | None) -> di
     """Each in a unit, where that is known."""
     if unit is None:
         return {}
-    return {name: form.format(v if unit == 1 else v / unit) for name, v in values.items()}
+    return {name: form.format(value / unit) for name, value in values.items()}
 
 
 def order_blocks(group: Group, order: Ordering) -> list[Block]:

@@ -30,6 +30,8 @@ PROTOCOLS: dict[str, Callable[[], ConfigDict]] = {
     "cifar10_full": lambda: cifar10_short.get_config("full"),
 }
 SEEDS = (0, 1, 2)
+# Fields that change how long a run is, and none of its steps.
+LENGTH = {"train.epochs", "train.steps", "optim.warmup_epochs"}
 
 
 @dataclass(frozen=True)
@@ -102,9 +104,11 @@ def strange_fields(row: Mapping[str, Any]) -> dict[str, Any]:
     """
     own = SWEEPS[row["sweep"]].own(row["name"])
     given = row.get("overrides") or {}
-    unset = given.keys() - own.keys()  # by a command, where they are None
-    names = [name for name in {**own, **given} if own.get(name) != given.get(name)]
-    return {name: given.get(name) for name in sorted({*names, *unset})}
+    return {
+        name: given.get(name)
+        for name in {**own, **given}
+        if name not in own or own[name] != given.get(name)
+    }
 
 
 def parse_overrides(arguments: Iterable[str]) -> dict[str, Any]:

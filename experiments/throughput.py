@@ -27,7 +27,7 @@ from ml_collections import ConfigDict
 from experiments.flags import Parser
 from experiments.results import RESULTS, cpu_cores, device_words, read_sweeps
 from experiments.run_one import git_commit
-from experiments.sweeps import PROTOCOLS, SWEEPS, Run, expand, strange_fields
+from experiments.sweeps import LENGTH, PROTOCOLS, SWEEPS, Run, expand, strange_fields
 from repvgg_jax import fuse, init
 from repvgg_jax.ahead import lower_step
 from repvgg_jax.compilation import temporaries_bytes
@@ -41,8 +41,7 @@ from repvgg_jax.timing import take_turns
 FILE = "throughput.json"
 VERSION = 2
 ROUNDS = 10
-# Fields that change neither program, and all that change what is deployed.
-_LENGTH = {"train.epochs", "train.steps", "optim.warmup_epochs"}
+# All fields that change what is deployed.
 _DEPLOYED = re.compile(r"model\.|data\.(eval_)?image_size$")
 _Figures = dict[str, dict[str, dict[str, Any]]]  # sweep -> variant -> name -> value
 # A program, and what makes of it, compiled, a function that runs it.
@@ -170,7 +169,7 @@ def _throughput(row: dict[str, Any], record: dict[str, Any] | None) -> dict[str,
     sweep, name = row["sweep"], row["name"]
     if record is None or sweep not in SWEEPS or name not in SWEEPS[sweep].variants:
         return {}
-    changed = strange_fields(row).keys() - _LENGTH
+    changed = strange_fields(row).keys() - LENGTH
     tasks = {"training": not changed, "deployed": not any(map(_DEPLOYED.match, changed))}
     figures = {task: record[task].get(sweep, {}).get(name) for task, same in tasks.items() if same}
     found = {task: figure for task, figure in figures.items() if figure}

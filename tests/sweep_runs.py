@@ -21,9 +21,14 @@ FIELDS = {
 }
 
 
+def dotted(changes):
+    """`{"train__steps": 8}`, as keywords can be, with the names that fields have."""
+    return {name.replace("__", "."): value for name, value in changes.items()}
+
+
 def flags(**changes):
     """The fields as a command line has them."""
-    fields = FIELDS | {name.replace("__", "."): value for name, value in changes.items()}
+    fields = FIELDS | dotted(changes)
     return [f"--config.{name}={value}" for name, value in fields.items()]
 
 

@@ -14,6 +14,7 @@ from experiments.results import append_row, place, read_rows, read_sweeps
 from experiments.run_one import record
 from experiments.sweeps import expand, strange_fields
 from repvgg_jax.errors import UsageError
+from tests.sweep_runs import dotted
 
 ROOT = Path(__file__).parent.parent
 WRITERS = """
@@ -109,16 +110,15 @@ def test_a_file_that_cannot_be_written_is_named(tmp_path):
 
 def test_a_row_says_what_differs_from_the_protocol_however_it_was_typed():
     def placed(**given):
-        fields = {name.replace("_", ".", 1): value for name, value in given.items()}
-        [run] = expand("branches", seeds=[0], only=["none"], overrides=fields)
+        [run] = expand("branches", seeds=[0], only=["none"], overrides=dotted(given))
         return place(run)["overrides"]
 
     own = {"model.branches": ["kxk"]}
-    assert placed(optim_learning_rate=0.2, train_epochs=3, data_data_dir="/data") == own
-    assert placed(train_epochs=60) == placed(train_epochs=60.0) == own | {"train.epochs": 60.0}
-    assert placed(model_branches=("kxk", "1x1")) == {"model.branches": ["kxk", "1x1"]}
-    assert placed(model_widths=None) == own | {"model.widths": None}  # of the net's own
-    assert placed(data_mean=(0.5, 0.5, 0.5)) == own | {"data.mean": [0.5, 0.5, 0.5]}
+    assert placed(optim__learning_rate=0.2, train__epochs=3, data__data_dir="/data") == own
+    assert placed(train__epochs=60) == placed(train__epochs=60.0) == own | {"train.epochs": 60.0}
+    assert placed(model__branches=("kxk", "1x1")) == {"model.branches": ["kxk", "1x1"]}
+    assert placed(model__widths=None) == own | {"model.widths": None}  # of the net's own
+    assert placed(data__mean=(0.5, 0.5, 0.5)) == own | {"data.mean": [0.5, 0.5, 0.5]}
 
 
 def test_a_run_that_was_another_variants_has_a_row_of_its_own(tmp_path):
@@ -139,12 +139,11 @@ def test_a_run_that_was_another_variants_has_a_row_of_its_own(tmp_path):
 
 def test_fields_that_a_row_lacks_or_has_unset_are_told_too():
     def strange(sweep, name, **overrides):
-        fields = {key.replace("_", ".", 1): value for key, value in overrides.items()}
-        return strange_fields({"sweep": sweep, "name": name, "overrides": fields})
+        return strange_fields({"sweep": sweep, "name": name, "overrides": dotted(overrides)})
 
     assert strange("blocks", "acb") == {"model.block": None}
-    assert strange("blocks", "acb", model_block="acb") == {}
-    assert strange("blocks", "repvgg", model_widths=None) == {"model.widths": None}
+    assert strange("blocks", "acb", model__block="acb") == {}
+    assert strange("blocks", "repvgg", model__widths=None) == {"model.widths": None}
     [run] = expand("init", seeds=[0], only=["he_relu"])
     assert strange_fields(place(run)) == {}  # which has unset fields of its own
 

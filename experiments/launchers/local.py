@@ -138,16 +138,15 @@ def _end(child: _Child) -> str:
     ends = {0: "finished", HELD: "held", **dict.fromkeys(STOPPED_CODES, "stopped")}
     end, folder, words = ends.get(code, "failed"), workdir(child.job), ""
     if end == "failed":
-        if code < 0:
-            hint = " (out of memory?)" * (-code == signal.SIGKILL)
-            words = f"killed by {signal.Signals(-code).name}{hint}"
-        words = words or last_words(folder)
+        hint = " (out of memory?)" * (-code == signal.SIGKILL)
+        said = f"killed by {signal.Signals(-code).name}{hint}" if code < 0 else last_words(folder)
+        words = f": {said}"
         with suppress(OSError):  # it could not say so itself, or died too early for that
-            replace_text(folder / ERROR_FILE, words + "\n")
+            replace_text(folder / ERROR_FILE, said + "\n")
     elif end == "held":
-        words = f"{held_by(folder) or 'another process'} had it"
+        words = f": {held_by(folder) or 'another process'} had it"
     seconds = time.monotonic() - child.started
-    print(f"{child.job.name} {end} after {seconds:.0f} s{words and f': {words}'}", flush=True)
+    print(f"{child.job.name} {end} after {seconds:.0f} s{words}", flush=True)
     return end
 
 
