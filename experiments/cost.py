@@ -10,20 +10,23 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, FrozenConfigDict
 
 from experiments.results import place
-from experiments.sweeps import LENGTH, Run
+from experiments.sweeps import LENGTH, PROTOCOLS, Run
 from repvgg_jax import checkpoint
+from repvgg_jax.bench import count_macs
 from repvgg_jax.config import make_schedule, total_steps
 from repvgg_jax.data import load_source
 from repvgg_jax.data.prepared import load_prepared
+from repvgg_jax.fused_weights import abstract_variables
+from repvgg_jax.nets import create
 
 
 class Cost(NamedTuple):
     """Of what is left of a run: seconds, and devices that it takes for as long.
 
-    `guessed`: by runs of other variants, of whatever size.
+    `guessed`: by runs of other variants, and what their steps multiply.
     """
 
     seconds: float
@@ -73,7 +76,7 @@ def expected_cost(
     """Of what is left of a run, by the seconds a step of finished runs; None where there are none.
 
     These are of its protocol, and of one device. Those of the same variant with other seeds count
-    where there are some; all of them else.
+    where there are some. Else all do, by their seconds a multiply-add of the training form.
 
     Args:
       run: of a sweep.
@@ -85,12 +88,35 @@ def expected_cost(
     device = usual_device(rows)
     rows = [row for row in rows if row.get("device") == device and row.get("wall_seconds")]
     own = _computed(place(run)["overrides"])
-    same = [row for row in rows if _computed(row.get("overrides") or {}) == own]
-    rates = [row["wall_seconds"] / row["steps"] for row in same or rows]
-    if not rates:
+    if same := [row for row in rows if _computed(row.get("overrides") or {}) == own]:
+        step_seconds = statistics.median(map(_step_seconds, same))
+    elif rows:
+        config, usual = run.config(), PROTOCOLS[run.protocol]()
+        size = config.data.eval_image_size or config.data.image_size
+        macs = _macs(FrozenConfigDict(config.model), size) * config.train.batch_size
+        rates = [_mac_seconds(row, usual.train.batch_size) for row in rows]
+        step_seconds = macs * statistics.median(rates)
+    else:
         return None
     left = max(0, steps - saved_steps(workdir))
-    return Cost(statistics.median(rates) * left, devices_of(device), guessed=not same)
+    return Cost(step_seconds * left, devices_of(device), guessed=not same)
+
+
+def _step_seconds(row: Mapping[str, Any]) -> float:
+    return row["wall_seconds"] / row["steps"]
+
+
+def _mac_seconds(row: Mapping[str, Any], batch_size: int) -> float:
+    """Of one multiply-add of the training form; `batch_size` is the protocol's."""
+    batch_size = (row.get("overrides") or {}).get("train.batch_size", batch_size)
+    return _step_seconds(row) / batch_size / row["macs"]["train_form"]
+
+
+@cache
+def _macs(model: FrozenConfigDict, image_size: int) -> int:
+    """Of the training form, for one image."""
+    net = create(**model.to_dict())
+    return count_macs(net, abstract_variables(net), image_size)
 
 
 def _computed(overrides: Mapping[str, Any]) -> dict[str, Any]:

@@ -164,7 +164,7 @@ def table(runs: Sequence[Run], states: Sequence[str], costs: Sequence[Cost | Non
     hours = sum(cost.seconds * cost.devices for cost in known) / 3600
     words = f"{hours:.2f} device hours" if known or not coming else "unknown cost"
     if guessed := sum(cost.guessed for cost in known):
-        words += f" ({runs_of(guessed)} by the time of other variants, of whatever size)"
+        words += f" ({runs_of(guessed)} by other variants' time a multiply-add)"
     return "\n".join([*lines, f"{counts}; to run: {len(coming)}, {words}{unknown}"])
 
 

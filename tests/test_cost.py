@@ -14,7 +14,10 @@ from experiments.cost import Cost, expected_cost
 from experiments.launchers import Job, LauncherOptions, local
 from experiments.results import place
 from experiments.sweeps import expand
+from repvgg_jax.bench import count_macs
+from repvgg_jax.config import make_net
 from repvgg_jax.errors import UsageError
+from repvgg_jax.fused_weights import abstract_variables
 from tests.sweep_runs import FIELDS, HOLDER, flags
 
 ROOT = Path(__file__).parent.parent
@@ -25,7 +28,13 @@ def row(name="both", seconds=100.0, device="cpu x1, 2 cores", **changes):
     [found] = expand("branches", seeds=[0], only=[name], overrides=FIELDS)
     overrides = json.loads(json.dumps(place(found)["overrides"]))
     measured = {"device": device, "steps": 50, "wall_seconds": seconds, "overrides": overrides}
-    return {**where, **measured, **changes}
+    return {**where, **measured, "macs": {"train_form": macs(found)}, **changes}
+
+
+def macs(run):
+    config = run.config()
+    net = make_net(config)
+    return count_macs(net, abstract_variables(net), config.data.image_size)
 
 
 @pytest.fixture
@@ -43,8 +52,8 @@ def curves(workdir, *rows):
 def test_a_run_costs_what_its_variant_did_on_the_usual_device(tmp_path, both):
     assert expected_cost(both, tmp_path, 25, []) is None
     assert expected_cost(both, tmp_path, 25, [row(protocol="cifar10_full")]) is None
-    others = [row("none", 60), row("identity", 60), row("none", 1e5, "H100 x1", steps=1)]
-    assert expected_cost(both, tmp_path, 25, others) == Cost(30, 1, guessed=True)
+    others = [row("none", 60), row("none", 60), row("none", 1e5, "H100 x1", steps=1)]
+    assert expected_cost(both, tmp_path, 25, others).guessed
     own = [row(seconds=80), row(seconds=100), row(seconds=1e4)]
     assert expected_cost(both, tmp_path, 25, others + own) == Cost(50, 1, guessed=False)
     (tmp_path / "checkpoints/10").mkdir(parents=True)
@@ -54,6 +63,19 @@ def test_a_run_costs_what_its_variant_did_on_the_usual_device(tmp_path, both):
     assert not expected_cost(both, tmp_path, 25, [shared]).guessed
     left = expected_cost(both, tmp_path, 25, others + own)
     assert left == Cost(30, 1, guessed=False)
+
+
+def test_other_variants_count_by_their_multiply_adds(tmp_path, both):
+    def expected(**changes):
+        cost = expected_cost(both, tmp_path, 25, [row("none", 60, **changes)])
+        assert cost.guessed
+        return cost.seconds
+
+    assert expected(macs={"train_form": macs(both)}) == pytest.approx(30)
+    assert expected(macs={"train_form": macs(both) / 4}) == pytest.approx(120)
+    assert 30 < expected() < 40  # the 1x1 branches are a ninth more
+    wide = {**row("none")["overrides"], "train.batch_size": 4 * both.config().train.batch_size}
+    assert expected(overrides=wide) == pytest.approx(expected() / 4)
 
 
 def test_device_hours_are_of_all_devices(tmp_path, both):
@@ -66,7 +88,7 @@ def test_device_hours_are_of_all_devices(tmp_path, both):
     assert said.endswith("to run: 2, 2.00 device hours, and 1 run of unknown length")
     said = run.table([both], ["new"], [cost._replace(guessed=True)])
     assert "about 450 s" in said
-    assert "(1 run by the time of other variants" in said
+    assert "(1 run by other variants' time a multiply-add)" in said
 
 
 def test_data_may_be_missing_only_where_the_jobs_are_not(tmp_path, capsys):
