@@ -7,6 +7,7 @@ import json
 import os
 import statistics
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +56,7 @@ def append_row(path: str | os.PathLike[str], row: dict[str, Any]) -> None:
 
 
 def read_rows(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
-    """The rows of a file, the last of each variant's config hash; none where there is no file.
+    """The rows of a file, the last of each place of a config hash; none where there is no file.
 
     Lines that a writer's death tore are left out: they end where another row's line starts.
 
@@ -65,7 +66,7 @@ def read_rows(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
     path = Path(path)
     if not path.exists():
         return []
-    rows: dict[tuple[str, str], dict[str, Any]] = {}
+    rows: dict[tuple[str, ...], dict[str, Any]] = {}
     for number, line in enumerate(path.read_bytes().splitlines(), start=1):
         try:
             row = json.loads(line)
@@ -82,7 +83,7 @@ def read_rows(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
         if missing := [name for name in _NEEDED if name not in row]:
             words = ", ".join(missing)
             raise UsageError(f"{path}, line {number}: no {words}; mend or remove that line")
-        key = (row["config_hash"], row["name"])
+        key = place_key(row)
         rows.pop(key, None)  # so that a later one takes its later place
         rows[key] = row
     return list(rows.values())
@@ -115,8 +116,6 @@ def row_of(run: Run, workdir: Path) -> dict[str, Any]:
         "version": VERSION,
         **place(run),
         "seed": run.seed,
-        "protocol": run.protocol,
-        "config_hash": run.config_hash,
         "commit": about.get("commit"),
         "dirty": about.get("dirty"),
         "device": device_words(report["device"], about.get("cores")),
@@ -135,7 +134,7 @@ def row_of(run: Run, workdir: Path) -> dict[str, Any]:
 
 
 def place(run: Run) -> dict[str, Any]:
-    """What of a row is the sweep's; the rest is the run's, whichever sweep trained it."""
+    """What of a row is the sweep's and protocol's; the rest is the run's, whoever trained it."""
     deciding, usual = identity(run.config()), identity(PROTOCOLS[run.protocol]())
     own = SWEEPS[run.sweep].variants[run.name]
     # By the config's values, not as they were typed: what is the protocol's anyway changes nothing.
@@ -144,7 +143,13 @@ def place(run: Run) -> dict[str, Any]:
         for name in run.overrides
         if name in own or deciding.get(name) != usual.get(name)
     }
-    return {"sweep": run.sweep, "name": run.name, "overrides": overrides}
+    where = {"sweep": run.sweep, "name": run.name, "protocol": run.protocol}
+    return {**where, "config_hash": run.config_hash, "overrides": overrides}
+
+
+def place_key(row: Mapping[str, Any]) -> tuple[str, ...]:
+    """Which of the places a row has that one run may have rows in."""
+    return tuple(row[name] for name in ("config_hash", "sweep", "name", "protocol"))
 
 
 def cpu_cores() -> int | None:

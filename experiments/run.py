@@ -20,7 +20,7 @@ from experiments import workdirs
 from experiments.cost import Cost, expected_cost, steps_of
 from experiments.flags import Parser
 from experiments.launchers import LAUNCHERS, Job, LauncherOptions, check_folders, launcher
-from experiments.results import RESULTS, read_sweeps
+from experiments.results import RESULTS, place, place_key, read_sweeps
 from experiments.run_one import record
 from experiments.sweeps import (
     PROTOCOLS,
@@ -175,7 +175,7 @@ def run_sweep(argv: Sequence[str]) -> None:
         check_folders(options.workdirs, options.results)
     rows = read_sweeps(options.results)
     recorded = {row["config_hash"] for row in rows}
-    of_sweep = {(row["config_hash"], row["name"]) for row in rows if row["sweep"] == options.sweep}
+    places = set(map(place_key, rows))
     states = [workdirs.state(run, options.workdirs, recorded) for run in runs]
     if options.retry_failed:
         states = ["interrupted" if state == "failed" else state for state in states]
@@ -202,7 +202,7 @@ def run_sweep(argv: Sequence[str]) -> None:
     if options.dry_run:
         return
     for run, state in zip(runs, states, strict=True):
-        if state == "done" and (run.config_hash, run.name) not in of_sweep:  # for another
+        if state == "done" and place_key(place(run)) not in places:  # it was run for another
             record(run, run.workdir(options.workdirs), options.results)
     if jobs:
         chosen.launch(jobs, launcher_options)

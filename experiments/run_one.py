@@ -30,6 +30,7 @@ from experiments.results import (
     cpu_cores,
     finished,
     place,
+    place_key,
     read_about,
     read_sweeps,
     row_of,
@@ -101,11 +102,11 @@ def _leaving_last_words(workdir: Path) -> Iterator[None]:
 def record(run: Run, workdir: Path, results: Path) -> None:
     """Appends a finished run's row to its sweep's file, unless it is there.
 
-    A run that has a row under another sweep or name was run for that, and its workdir may be gone.
+    A run that has a row in another place was run for that, and its workdir may be gone.
     """
     path = results / f"{run.sweep}.jsonl"
     rows = [row for row in read_sweeps(results) if row["config_hash"] == run.config_hash]
-    if all((row["sweep"], row["name"]) != (run.sweep, run.name) for row in rows):
+    if place_key(place(run)) not in map(place_key, rows):
         append_row(path, rows[0] | place(run) if rows else row_of(run, workdir))
 
 

@@ -137,6 +137,27 @@ def test_a_run_that_was_another_variants_has_a_row_of_its_own(tmp_path):
     assert others.shared == {"model.branches": ["kxk"]}
 
 
+def test_a_run_that_was_another_protocols_has_a_row_in_its_own(tmp_path):
+    fields = {
+        "train.epochs": 20.0,
+        "model.strides": (1, 1, 2, 2, 2),
+        "model.dtype": "bfloat16",
+        "optim.warmup_epochs": 1.0,
+    }
+    [short] = expand("branches", seeds=[0], only=["both"], overrides=fields)
+    [run] = expand("branches", "cifar10_full", seeds=[0], only=["both"])
+    assert short.config_hash == run.config_hash
+    trained = row(run.config_hash, top1={"train_form": 0.5}) | place(short)
+    append_row(tmp_path / "branches.jsonl", trained)
+    for _ in range(2):
+        record(run, tmp_path / "no workdir", tmp_path)
+    groups, _ = group_rows(read_sweeps(tmp_path))
+    shared = {group.protocol: group.shared for group in groups}
+    assert shared["cifar10_full"] == {}
+    assert shared["cifar10_short"].keys() == fields.keys()
+    assert len(groups) == 2
+
+
 def test_fields_that_a_row_lacks_or_has_unset_are_told_too():
     def strange(sweep, name, **overrides):
         return strange_fields({"sweep": sweep, "name": name, "overrides": dotted(overrides)})
