@@ -20,25 +20,30 @@ class Scatter:
     """Points, the cost that they are drawn against, and what to say of both.
 
     `left_out`: points so far below the rest that they would hide its differences.
+    `unmeasured`: names of variants that have runs, and no such cost.
     """
 
     points: list[Point]
     cost: str
     left_out: list[Point]
+    unmeasured: list[str]
 
     @property
     def remark(self) -> str:
-        """Why it is against time, and which points are left out; nothing where neither is so."""
-        against_time = self.cost.startswith(_STEP)
-        why = " Most of these fuse to nets of one cost." if against_time else ""
-        names = [f"{point.name} ({point.y:.1f}%)" for point in self.left_out]
-        return why + (f" Far below, and not drawn: {', '.join(names)}." if names else "")
+        """Why it is against time, and what is not drawn; nothing where neither is so."""
+        text = " Most of these fuse to nets of one cost." if self.cost.startswith(_STEP) else ""
+        if names := [f"{point.name} ({point.y:.1f}%)" for point in self.left_out]:
+            text += f" Far below, and not drawn: {', '.join(names)}."
+        if self.unmeasured:
+            names, command = ", ".join(self.unmeasured), "`python -m experiments.throughput`"
+            text += f" Not measured yet, and not drawn: {names} ({command} measures them)."
+        return text
 
 
 def measured(group: Group, task: str) -> str | None:
-    """How the throughput of all rows was measured; None where some lack it, or differ in that."""
+    """How throughput was measured, of the rows that have it; None where none has, or not alike."""
     found = [row.get("throughput") or {} for row in group.rows]
-    words = {each["measured"] if task in each else None for each in found}
+    words = {each["measured"] for each in found if task in each}
     return words.pop() if len(words) == 1 else None
 
 
@@ -51,8 +56,9 @@ def largest(group: Group, *path: str) -> dict[str, float]:
 def step_times(group: Group) -> tuple[dict[str, float], str]:
     """Variant -> milliseconds of a training step, and how they were measured.
 
-    By turns where all rows have such a figure. Else by the runs themselves, of the fastest seed on
-    the usual device: what else the machine does only adds, but differs from hour to hour.
+    By turns, of those that have such a figure. Where none has, by the runs themselves, of the
+    fastest seed on the usual device: what else the machine does only adds, but differs from hour to
+    hour.
     """
     if how := measured(group, "training"):
         times = largest(group, "throughput", "training", "seconds")
@@ -69,8 +75,8 @@ def step_times(group: Group) -> tuple[dict[str, float], str]:
 
 
 def fused_costs(group: Group) -> tuple[dict[str, float], str]:
-    """Variant -> what its deployed form costs, and the name of that: throughput where all rows have
-    one that was measured alike, the fused form's MACs where not."""
+    """Variant -> what its deployed form costs, and the name of that: the throughput of those that
+    have one, the fused form's MACs where none has."""
     if how := measured(group, "deployed"):
         rates = largest(group, "throughput", "deployed", "images_per_second")
         return rates, f"{_THROUGHPUT} ({how})"
@@ -92,30 +98,37 @@ def sweep_scatter(group: Group) -> Scatter:
     for name, cost in costs.items():
         top1, kind = group.top1(name), others.index(name) if name in others else -1
         points.append(Point(name, cost, top1.mean, top1.std or 0.0, kind, labelled=True))
-    return _without_fallen(points, label)
+    unmeasured = [name for name, runs in group.runs.items() if runs and name not in costs]
+    return _without_fallen(points, label, unmeasured)
 
 
 def common_scatter(groups: Sequence[Group]) -> Scatter | None:
     """One scatter of several sweeps, a kind each; named are the nets that no other beats.
 
-    Runs that several sweeps share are drawn once. None where costs are of different kinds.
+    Runs that several sweeps share are drawn once. Throughput where any group has it; None where no
+    group has a cost.
     """
     costs = [fused_costs(group) for group in groups]
-    if len({label for of_variant, label in costs if of_variant}) != 1:
+    labels = [label for of_variant, label in costs if of_variant]
+    if not labels:
         return None
-    label = next(label for of_variant, label in costs if of_variant)
-    points, seen = [], set()
-    for group, (of_variant, _) in zip(groups, costs, strict=True):
+    label = next((label for label in labels if label.startswith(_THROUGHPUT)), labels[0])
+    points, unmeasured, seen = [], {}, set()
+    for group, (of_variant, its_label) in zip(groups, costs, strict=True):
         kind = list(SWEEPS).index(group.sweep)  # the same in every protocol's picture
-        for name, cost in of_variant.items():
-            hashes = {row["config_hash"] for row in group.runs[name].values()}
-            if not hashes & seen:
-                top1, name = group.top1(name), f"{group.sweep}: {name}"
+        for name, runs in group.runs.items():
+            hashes = frozenset(row["config_hash"] for row in runs.values())
+            words = f"{group.sweep}: {name}"
+            if hashes and (name not in of_variant or its_label != label):
+                unmeasured[hashes] = words
+            elif hashes and not hashes & seen:
                 # Without their deviations, which in such a crowd would be a thicket.
-                points.append(Point(name, cost, top1.mean, 0.0, kind, labelled=False))
-            seen |= hashes
+                top1 = group.top1(name).mean
+                points.append(Point(words, of_variant[name], top1, 0.0, kind, labelled=False))
+                seen |= hashes
+    lacking = [words for hashes, words in unmeasured.items() if not hashes & seen]
     sign = -1 if label.startswith(_THROUGHPUT) else 1
-    return _without_fallen(_name_frontier(points, sign), label)
+    return _without_fallen(_name_frontier(points, sign), label, lacking)
 
 
 def _name_frontier(points: Sequence[Point], sign: int) -> list[Point]:
@@ -129,11 +142,12 @@ def _name_frontier(points: Sequence[Point], sign: int) -> list[Point]:
     return named
 
 
-def _without_fallen(points: Sequence[Point], label: str) -> Scatter:
+def _without_fallen(points: Sequence[Point], label: str, unmeasured: list[str]) -> Scatter:
     """Leaves out what lies below the best by over 8 points and by three times what half do."""
     if not points:
-        return Scatter([], label, [])
+        return Scatter([], label, [], unmeasured)
     best = max(point.y for point in points)
     reach = max(8.0, 3 * (best - statistics.median(point.y for point in points)))
     kept = [point for point in points if best - point.y <= reach]
-    return Scatter(kept, label, [point for point in points if best - point.y > reach])
+    left_out = [point for point in points if best - point.y > reach]
+    return Scatter(kept, label, left_out, unmeasured)

@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from experiments.report_costs import fused_costs, step_times
+from experiments.report_costs import common_scatter, fused_costs, step_times
 from experiments.report_numbers import group_rows
-from experiments.report_tables import cost_table
+from experiments.report_tables import NONE, cost_table
 from experiments.sweeps import expand
 from experiments.throughput import FILE, measure, with_throughput
 from repvgg_jax.errors import UsageError
@@ -15,10 +15,11 @@ SMALL = {"model.depths": (1, 1), "model.widths": (4, 4), "model.strides": (2, 2)
 
 
 def row(name, **overrides):
-    own = {"none": {"model.branches": ["kxk"]}, "both": {}}[name]
+    own = {"none": {"model.branches": ["kxk"]}, "1x1": {"model.branches": ["kxk", "1x1"]}}
+    own = own.get(name, {})
     top1 = {"train_form": 0.5, "fused": 0.5}
     about = {"sweep": "branches", "name": name, "seed": 0, "protocol": "cifar10_short"}
-    memory, seconds = {"none": 2e6, "both": 3e6}[name], {"none": 0.1, "both": 0.4}[name]
+    memory, seconds = (2e6, 0.1) if name == "none" else (3e6, 0.4)
     run = {"temporaries_bytes": memory, "step_seconds": seconds, "device": "cpu x1, 1 core"}
     return {**about, **run, "overrides": own | overrides, "top1": top1, "config_hash": name}
 
@@ -65,12 +66,12 @@ def test_a_row_has_the_figures_of_the_programs_that_it_is_of(tmp_path):
     assert "throughput" not in another
 
 
-def test_costs_are_those_measured_by_turns_once_all_rows_have_them(tmp_path):
-    record(tmp_path)
+def test_costs_are_those_measured_by_turns_once_there_are_some(tmp_path):
     rows = [row("none"), row("both")]
-    [[group], _] = group_rows([*with_throughput(rows[:1], tmp_path), rows[1]])
+    [[group], _] = group_rows(rows)
     assert "MACs" in fused_costs(group)[1]
     assert step_times(group) == ({"none": 100.0, "both": 400.0}, "fastest seed, cpu x1, 1 core")
+    record(tmp_path)
     [[group], _] = group_rows(with_throughput(rows, tmp_path))
     how = "batch 64, cpu x1, 2 cores"
     assert fused_costs(group) == (
@@ -82,6 +83,22 @@ def test_costs_are_those_measured_by_turns_once_all_rows_have_them(tmp_path):
     column = table.header.index("times `both`")
     lines = {line[0]: line[column : column + 2] for line in table.rows}
     assert (lines["`none`"], lines["`both`"]) == (["0.50", "10.0"], ["1.00", "12.5"])
+
+
+def test_what_is_not_measured_yet_is_named_and_hides_nothing_else(tmp_path):
+    record(tmp_path)
+    four = {"overrides": {"model.groups": 4}, "macs": {"fused": 5e6}, "config_hash": "groups 4"}
+    other = row("both") | {"sweep": "groups", "name": "4", **four}
+    rows = [row("none"), row("both"), row("1x1"), other]
+    groups, _ = group_rows(with_throughput(rows, tmp_path))
+    scatter = common_scatter(groups)
+    assert "images/s" in scatter.cost
+    assert {point.name for point in scatter.points} == {"branches: none", "branches: both"}
+    assert scatter.unmeasured == ["branches: 1x1", "groups: 4"]
+    assert "not drawn: branches: 1x1, groups: 4 (" in scatter.remark
+    table = cost_table(groups[0])
+    lines = {line[0]: line for line in table.rows}
+    assert lines["`1x1`"][table.header.index("images/s as deployed")] == NONE
 
 
 def test_a_file_of_another_version_is_refused(tmp_path):
