@@ -157,6 +157,7 @@ SWEEPS: dict[str, Sweep] = {
                 "stage4_32": _depths(1, 2, 4, 32, 1),
                 "stage4_64": _depths(1, 2, 4, 64, 1),
                 "all_x2": _depths(1, 4, 8, 8, 1),
+                "all_x8": _depths(1, 16, 32, 32, 1),
             }
         ),
         note="`stage4_N` has N layers in the paper's stage 4; `plain_` has the 3x3 branch alone.",

@@ -30,7 +30,7 @@ from experiments.run_one import git_commit
 from experiments.sweeps import LENGTH, PROTOCOLS, SWEEPS, Run, expand, strange_fields
 from repvgg_jax import fuse, init
 from repvgg_jax.ahead import lower_step
-from repvgg_jax.compilation import temporaries_bytes
+from repvgg_jax.compilation import compiler_options, temporaries_bytes
 from repvgg_jax.config import make_net
 from repvgg_jax.errors import RunError, UsageError
 from repvgg_jax.model_bench import Steps
@@ -113,7 +113,9 @@ def _deployed_forward(config: ConfigDict) -> _Lowered:
     except UsageError:  # no convolution equals its block, and it deploys as it is
         logging.info("%s cannot be fused", config.model.block)
     images = jax.ShapeDtypeStruct((config.train.batch_size, size, size, 3), net.dtype)
-    lowered = jax.jit(partial(net.apply, train=False)).lower(variables, images)
+    options = compiler_options(jax.devices())  # an evaluation's, for what cannot be fused
+    forward = jax.jit(partial(net.apply, train=False), compiler_options=options)
+    lowered = forward.lower(variables, images)
     return lowered, lambda forward: partial(forward, *_zeros_of((variables, images)))
 
 

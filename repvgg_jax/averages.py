@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from functools import partial
 from typing import Any
 
 import jax
@@ -10,6 +11,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array
 
+from repvgg_jax.compilation import compiler_options
 from repvgg_jax.errors import UsageError
 from repvgg_jax.layers import BN_MOMENTUM
 
@@ -95,7 +97,7 @@ def reestimate_batch_stats(
     frozen = {name: stats[name] for name in net.frozen_blocks()}
     zeros = jax.tree.map(jnp.zeros_like, stats)
 
-    @jax.jit
+    @partial(jax.jit, compiler_options=compiler_options(jax.devices()))
     def moments(images: Array) -> Any:
         # From zero, what BatchNorm's running average holds is (1 - momentum) of the batch's own.
         _, state = net.apply(

@@ -80,12 +80,13 @@ def drop_oldest(folder: Path, limit: int) -> None:
 
 
 def compiler_options(devices: Sequence[jax.Device]) -> dict[str, str] | None:
-    """For `jax.jit` of a training step on these devices.
+    """For `jax.jit` of a step of training or evaluation on these devices.
 
     On a CPU, XLA drops the `lax.optimization_barrier`s after blocks (`layers.fenced`) before it
-    fuses elementwise operations. Each fusion of the backward pass then computes the identity
-    branches of all blocks that come after it in the stage anew: a step takes twice as long, and
-    compiles five times as long (docs/speed.md). Without the pass that drops them, they hold.
+    fuses elementwise operations. Each fusion then computes the identity branches of all blocks
+    before it in the stage anew, and in the backward pass of all after it: a training step takes
+    twice as long, an evaluation of 80 layers ten times, and both compile for five to ten times as
+    long (docs/speed.md). Without the pass that drops them, they hold.
     """
     if devices[0].platform == "cpu":
         return {"xla_disable_hlo_passes": "cse_barrier_expander"}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import jax
@@ -17,6 +17,7 @@ from jaxtyping import Float
 from ml_collections import ConfigDict
 
 from repvgg_jax.averages import check_pair
+from repvgg_jax.compilation import compiler_options
 from repvgg_jax.config import make_source, make_transform
 from repvgg_jax.data import IMAGENET_MEAN, IMAGENET_STD, eval_batches, normalize
 from repvgg_jax.errors import RunError
@@ -33,7 +34,6 @@ def as_images(
     return normalize(images, mean, std) if images.dtype == jnp.uint8 else images
 
 
-@partial(jax.jit, static_argnames=("net", "mean", "std"))
 def eval_step(
     net: nn.Module,
     variables: Any,
@@ -55,6 +55,13 @@ def eval_step(
         "loss": jnp.where(mask > 0, losses, 0.0).sum(),
         "count": mask.sum(),
     }
+
+
+@cache
+def compiled_step(platform: str) -> Callable[..., Metrics]:
+    """`eval_step` under `jax.jit`, as the compiler of a kind of device is best told to make it."""
+    options = compiler_options(jax.devices(platform))
+    return jax.jit(eval_step, static_argnames=("net", "mean", "std"), compiler_options=options)
 
 
 def evaluate(
@@ -86,10 +93,11 @@ def evaluate(
     check_pair(variables)
     if mesh:  # those of `load` lie on one device, and training may have split them
         variables = replicate(variables, mesh)
+    step = compiled_step(mesh.devices.flat[0].platform if mesh else jax.default_backend())
     sums = []
     for batch in batches:
         batch = shard_batch(batch, mesh) if mesh else batch
-        sums.append(eval_step(net, variables, batch, mean=mean, std=std))
+        sums.append(step(net, variables, batch, mean=mean, std=std))
         # One batch ahead of the device at most, or a fast source would fill its memory.
         sums[-2:-1] = jax.device_get(sums[-2:-1])
         if after_batch:

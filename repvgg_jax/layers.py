@@ -22,14 +22,14 @@ BN_MOMENTUM = 0.9  # the share of the old statistic that stays; PyTorch calls th
 kernel_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
 
-def fenced(x: Array, train: bool) -> Array:
+def fenced(x: Array) -> Array:
     """`x` after a block, which XLA's CPU backend is to make once, and its gradient once.
 
     Without this it makes both anew for each use, through all identity branches before it: these are
     an elementwise path through a stage. Takes effect with `compilation.compiler_options`; other
     backends know when a second time costs too much.
     """
-    return lax.optimization_barrier(x) if train and on_cpus() else x
+    return lax.optimization_barrier(x) if on_cpus() else x
 
 
 class Conv(nn.Module):

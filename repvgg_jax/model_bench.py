@@ -17,7 +17,7 @@ from flax import linen as nn
 from ml_collections import ConfigDict
 
 from repvgg_jax.bench import count_macs, count_parameters, count_winograd_multiplications
-from repvgg_jax.compilation import temporaries_bytes
+from repvgg_jax.compilation import compiler_options, temporaries_bytes
 from repvgg_jax.config import config_mesh, make_net, make_optimizer
 from repvgg_jax.config_fields import check_values
 from repvgg_jax.errors import UsageError
@@ -163,7 +163,8 @@ def _forwards(config: ConfigDict, batch: int) -> list[_Program]:
     forms["fused"] = fuse(*forms["train form"])
     programs, images = [], jnp.zeros((batch, size, size, 3), nets["train form"].dtype)
     for form, (net, variables) in forms.items():
-        forward = jax.jit(partial(net.apply, train=False))
+        options = compiler_options(jax.devices())
+        forward = jax.jit(partial(net.apply, train=False), compiler_options=options)
         compiled, seconds = _compile(forward, variables, images)
         run = partial(compiled, variables, images)
         programs.append(_Program(form, net, variables, run, temporaries_bytes(compiled), seconds))

@@ -6,6 +6,7 @@ import platform
 import re
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -16,6 +17,7 @@ import pytest
 import repvgg_jax as rj
 from repvgg_jax import onednn
 from repvgg_jax.compilation import compiler_options, drop_oldest
+from repvgg_jax.evaluation import compiled_step
 
 ROOT = Path(__file__).parent.parent
 JAX_SETTINGS = (
@@ -132,8 +134,8 @@ def test_importing_brings_nothing_heavy():
     assert {"jax", "flax"} <= set(names)
 
 
-def deep(depth, **fields):
-    """A net whose last stage has so many identities, and its loss with images to take it on."""
+def deep_net(depth, **fields):
+    """A net whose last stage has so many identities, its variables, and images."""
     net = rj.create(
         "repvgg_a0", num_classes=4, depths=(1, depth), widths=(4, 8), strides=(1, 1), **fields
     )
@@ -141,7 +143,12 @@ def deep(depth, **fields):
     shapes = jax.eval_shape(lambda key: rj.init(net, key, 8), jax.random.key(0))
     variables = jax.tree.map(lambda leaf: 1 + 0.1 * rng.normal(size=leaf.shape), shapes)
     variables = jax.tree.map(jnp.float32, variables)
-    images = jax.random.normal(jax.random.key(1), (8, 8, 8, 3))
+    return net, variables, jax.random.normal(jax.random.key(1), (8, 8, 8, 3))
+
+
+def deep(depth, **fields):
+    """The loss of such a net, with parameters and images to take it on."""
+    net, variables, images = deep_net(depth, **fields)
 
     def loss(params, images):
         logits, _ = net.apply(variables | {"params": params}, images, True, mutable=["batch_stats"])
@@ -165,6 +172,25 @@ def test_a_fusion_does_not_grow_with_the_depth():
         step = jax.jit(jax.grad(loss), compiler_options=options)
         sizes.append(largest_fusion(step.lower(params, images).compile()))
     assert sizes[1] <= sizes[0] + 5, sizes
+
+
+def test_an_evaluations_fusion_does_not_grow_with_the_depth_either():
+    sizes = []
+    for depth in (3, 6):
+        net, variables, images = deep_net(depth)
+        batch = {"image": images, "label": jnp.zeros(8, jnp.int32), "mask": jnp.ones(8)}
+        mean = (0.0, 0.0, 0.0)
+        step = compiled_step(jax.default_backend())
+        lowered = step.lower(net, variables, batch, mean=mean, std=(1.0, 1.0, 1.0))
+        sizes.append(largest_fusion(lowered.compile()))
+    assert sizes[1] <= sizes[0] + 5, sizes
+
+
+def test_what_is_deployed_has_no_fences():
+    net, variables, images = deep_net(3)
+    for module, tree in ((net, variables), rj.fuse(net, variables)):
+        program = jax.jit(partial(module.apply, train=False)).lower(tree, images).as_text()
+        assert ("optimization_barrier" in program) == (module is net)
 
 
 def test_fences_change_no_gradient():

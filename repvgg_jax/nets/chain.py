@@ -153,11 +153,16 @@ class Chain(nn.Module):
         blocks = self.blocks()
         ends = {name.split("_")[0]: name for name in blocks}
         for name, block in blocks.items():
-            x = fenced(self.run_activated(block, name, x, train), train)
+            x = self.run_activated(block, name, x, train)
+            x = fenced(x) if self.fences(train) else x
             if ends[stage := name.split("_")[0]] == name:
                 self.sow("intermediates", stage, x)
             self.after_block(x, name, train)
         return x
+
+    def fences(self, train: bool) -> bool:
+        """Whether `fenced` stands after blocks; not in what is deployed, which has no use for it."""
+        return train or self.block is not FusedConv
 
     def run_activated(self, block: nn.Module, name: str, x: Array, train: bool) -> Array:
         """A block and what stands after it: the nonlinearity, squeeze-and-excite before it."""
