@@ -24,14 +24,20 @@ from repvgg_jax.nets import create
 
 
 class Cost(NamedTuple):
-    """Of what is left of a run: seconds, and devices that it takes for as long.
+    """Of what is left of a run: seconds, and the device that they are of, as rows name it.
 
-    `guessed`: by runs of other variants, and what their steps multiply.
+    `guessed`: by runs of other variants, in proportion to their multiply-adds.
     """
 
     seconds: float
-    devices: int
+    device: str
     guessed: bool
+
+    @property
+    def device_hours(self) -> float:
+        """Of all devices: 16 of `TPU v5e x16`."""
+        count = re.search(r" x(\d+)", self.device)
+        return self.seconds * (int(count[1]) if count else 1) / 3600
 
 
 def steps_of(config: ConfigDict) -> int:
@@ -71,45 +77,46 @@ def usual_device(rows: Sequence[Mapping[str, Any]]) -> str | None:
 
 
 def expected_cost(
-    run: Run, workdir: Path, steps: int, rows: Sequence[dict[str, Any]]
+    run: Run, workdir: Path, steps: int | None, rows: Sequence[dict[str, Any]]
 ) -> Cost | None:
-    """Of what is left of a run, by the seconds a step of finished runs; None where there are none.
+    """Of what is left of a run, by the measured steps of finished runs; None where there are none.
 
     These are of its protocol, and of one device. Those of the same variant with other seeds count
-    where there are some. Else all do, by their seconds a multiply-add of the training form.
+    where there are some; else all do, by their seconds a multiply-add of the training form. What
+    runs do beside training is to its time as in the median of all.
 
     Args:
       run: of a sweep.
       workdir: where it may have begun.
-      steps: of the whole run.
+      steps: of the whole run; None where its data are not here, and rows of its length say it.
       rows: of finished runs.
     """
-    rows = [row for row in rows if row["protocol"] == run.protocol and row.get("steps")]
+    rows = [row for row in rows if row["protocol"] == run.protocol and row.get("step_seconds")]
     device = usual_device(rows)
     rows = [row for row in rows if row.get("device") == device and row.get("wall_seconds")]
-    own = _computed(place(run)["overrides"])
-    if same := [row for row in rows if _computed(row.get("overrides") or {}) == own]:
-        step_seconds = statistics.median(map(_step_seconds, same))
-    elif rows:
-        config, usual = run.config(), PROTOCOLS[run.protocol]()
-        size = config.data.eval_image_size or config.data.image_size
-        macs = _macs(FrozenConfigDict(config.model), size) * config.train.batch_size
-        rates = [_mac_seconds(row, usual.train.batch_size) for row in rows]
-        step_seconds = macs * statistics.median(rates)
-    else:
+    length = _length(place(run))
+    steps = steps or max((r["steps"] for r in rows if _length(r) == length), default=None)
+    if not rows or steps is None:
         return None
+    own = _computed(place(run))
+    same = [row["step_seconds"] for row in rows if _computed(row) == own]
+    step_seconds = statistics.median(same) if same else _by_macs(run, rows)
+    # A pause, as of a laptop that slept, is in a run's wall time too: hence the median.
+    in_all = statistics.median(r["wall_seconds"] / r["steps"] / r["step_seconds"] for r in rows)
     left = max(0, steps - saved_steps(workdir))
-    return Cost(step_seconds * left, devices_of(device), guessed=not same)
+    return Cost(step_seconds * in_all * left, device or "unknown device", guessed=not same)
 
 
-def _step_seconds(row: Mapping[str, Any]) -> float:
-    return row["wall_seconds"] / row["steps"]
-
-
-def _mac_seconds(row: Mapping[str, Any], batch_size: int) -> float:
-    """Of one multiply-add of the training form; `batch_size` is the protocol's."""
-    batch_size = (row.get("overrides") or {}).get("train.batch_size", batch_size)
-    return _step_seconds(row) / batch_size / row["macs"]["train_form"]
+def _by_macs(run: Run, rows: Sequence[Mapping[str, Any]]) -> float:
+    """Seconds of a step, by the rows' seconds a multiply-add of the training form."""
+    config, usual = run.config(), PROTOCOLS[run.protocol]().train.batch_size
+    size = config.data.eval_image_size or config.data.image_size
+    macs = _macs(FrozenConfigDict(config.model), size) * config.train.batch_size
+    batches = [_fields(row).get("train.batch_size", usual) for row in rows]
+    return macs * statistics.median(
+        row["step_seconds"] / batch / row["macs"]["train_form"]
+        for row, batch in zip(rows, batches, strict=True)
+    )
 
 
 @cache
@@ -119,12 +126,16 @@ def _macs(model: FrozenConfigDict, image_size: int) -> int:
     return count_macs(net, abstract_variables(net), image_size)
 
 
-def _computed(overrides: Mapping[str, Any]) -> dict[str, Any]:
+def _length(row: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a run's fields decides how many steps it has."""
+    names = {*LENGTH, "train.batch_size"}
+    return {name: value for name, value in _fields(row).items() if name in names}
+
+
+def _computed(row: Mapping[str, Any]) -> dict[str, Any]:
     """What of a run's fields decides how long a step takes."""
-    return {name: value for name, value in overrides.items() if name not in LENGTH}
+    return {name: value for name, value in _fields(row).items() if name not in LENGTH}
 
 
-def devices_of(device: str | None) -> int:
-    """Of a row's words: 16 of `TPU v5e x16`."""
-    count = re.search(r" x(\d+)", device or "")
-    return int(count[1]) if count else 1
+def _fields(row: Mapping[str, Any]) -> Mapping[str, Any]:
+    return row.get("overrides") or {}

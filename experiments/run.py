@@ -161,11 +161,13 @@ def table(runs: Sequence[Run], states: Sequence[str], costs: Sequence[Cost | Non
     lacking = len(coming) - len(known)
     unknown = f", and {runs_of(lacking)} of unknown length" if known and lacking else ""
     counts = ", ".join(f"{states.count(s)} {s}" for s in workdirs.STATES if s in states)
-    hours = sum(cost.seconds * cost.devices for cost in known) / 3600
-    words = f"{hours:.2f} device hours" if known or not coming else "unknown cost"
+    words = "unknown cost"
+    if known:
+        words = f"{sum(cost.device_hours for cost in known):.2f} device hours of {known[0].device}"
     if guessed := sum(cost.guessed for cost in known):
         words += f" ({runs_of(guessed)} by other variants' time a multiply-add)"
-    return "\n".join([*lines, f"{counts}; to run: {len(coming)}, {words}{unknown}"])
+    to_run = f"{len(coming)}, {words}{unknown}" if coming else "none"
+    return "\n".join([*lines, f"{counts}; to run: {to_run}"])
 
 
 def run_sweep(argv: Sequence[str]) -> None:
@@ -181,11 +183,12 @@ def run_sweep(argv: Sequence[str]) -> None:
         states = ["interrupted" if state == "failed" else state for state in states]
     left = [run for run, state in zip(runs, states, strict=True) if state != "done"]
     steps = count_steps(left, elsewhere=options.launcher != "local")
+    measured = rows or read_sweeps(RESULTS)  # as of a cluster's folder, not seen from here
     costs = [
-        expected_cost(run, run.workdir(options.workdirs), steps[run.config_hash], rows)
-        if run.config_hash in steps
+        expected_cost(run, run.workdir(options.workdirs), steps.get(run.config_hash), measured)
+        if state != "done"
         else None
-        for run in runs
+        for run, state in zip(runs, states, strict=True)
     ]
     print(table(runs, states, costs), flush=True)
     for run, state in zip(runs, states, strict=True):

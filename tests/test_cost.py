@@ -21,13 +21,16 @@ from repvgg_jax.fused_weights import abstract_variables
 from tests.sweep_runs import FIELDS, HOLDER, flags
 
 ROOT = Path(__file__).parent.parent
+CPU = "cpu x1, 2 cores"
 
 
-def row(name="both", seconds=100.0, device="cpu x1, 2 cores", **changes):
+def row(name="both", seconds=100.0, device=CPU, **changes):
     where = dict(sweep="branches", name=name, seed=0, protocol="cifar10_short")
     [found] = expand("branches", seeds=[0], only=[name], overrides=FIELDS)
     overrides = json.loads(json.dumps(place(found)["overrides"]))
-    measured = {"device": device, "steps": 50, "wall_seconds": seconds, "overrides": overrides}
+    # A fifth of the time is not training.
+    times = {"wall_seconds": seconds, "step_seconds": 0.8 * seconds / 50}
+    measured = {"device": device, "steps": 50, **times, "overrides": overrides}
     return {**where, **measured, "macs": {"train_form": macs(found)}, **changes}
 
 
@@ -55,14 +58,17 @@ def test_a_run_costs_what_its_variant_did_on_the_usual_device(tmp_path, both):
     others = [row("none", 60), row("none", 60), row("none", 1e5, "H100 x1", steps=1)]
     assert expected_cost(both, tmp_path, 25, others).guessed
     own = [row(seconds=80), row(seconds=100), row(seconds=1e4)]
-    assert expected_cost(both, tmp_path, 25, others + own) == Cost(50, 1, guessed=False)
+    cost = expected_cost(both, tmp_path, 25, others + own)
+    assert cost == Cost(pytest.approx(50), CPU, guessed=False)
+    paused = own[0] | {"wall_seconds": 1e6}  # while the steps took as long as they do
+    assert expected_cost(both, tmp_path, 25, [*own, paused, own[0]]).seconds < 60
     (tmp_path / "checkpoints/10").mkdir(parents=True)
     wide = {**own[0]["overrides"], "model.widths": [8, 8]}
     assert expected_cost(both, tmp_path, 25, [row(overrides=wide)]).guessed
     shared = row() | {"sweep": "blocks", "name": "repvgg"}
     assert not expected_cost(both, tmp_path, 25, [shared]).guessed
     left = expected_cost(both, tmp_path, 25, others + own)
-    assert left == Cost(30, 1, guessed=False)
+    assert left == Cost(pytest.approx(30), CPU, guessed=False)
 
 
 def test_other_variants_count_by_their_multiply_adds(tmp_path, both):
@@ -80,15 +86,16 @@ def test_other_variants_count_by_their_multiply_adds(tmp_path, both):
 
 def test_device_hours_are_of_all_devices(tmp_path, both):
     cost = expected_cost(both, tmp_path, 50, [row(device="TPU v5e x16", seconds=450)])
-    assert cost == Cost(450, 16, guessed=False)
+    assert cost == Cost(pytest.approx(450), "TPU v5e x16", guessed=False)
     said = run.table([both, both, both], ["new", "done", "failed"], [cost, cost, cost])
-    assert said.endswith("1 done, 1 failed, 1 new; to run: 1, 2.00 device hours")
+    assert said.endswith("1 done, 1 failed, 1 new; to run: 1, 2.00 device hours of TPU v5e x16")
     assert " 450 s" in said
     said = run.table([both, both], ["new", "interrupted"], [cost, None])
-    assert said.endswith("to run: 2, 2.00 device hours, and 1 run of unknown length")
+    assert said.endswith("to run: 2, 2.00 device hours of TPU v5e x16, and 1 run of unknown length")
     said = run.table([both], ["new"], [cost._replace(guessed=True)])
     assert "about 450 s" in said
     assert "(1 run by other variants' time a multiply-add)" in said
+    assert run.table([both], ["done"], [cost]).endswith("1 done; to run: none")
 
 
 def test_data_may_be_missing_only_where_the_jobs_are_not(tmp_path, capsys):
@@ -102,6 +109,10 @@ def test_data_may_be_missing_only_where_the_jobs_are_not(tmp_path, capsys):
     said = capsys.readouterr().out
     assert "not checked: " in said
     assert "to run: 1, unknown cost" in said
+    # By the repository's rows, as that folder has none.
+    words = ["branches", "--dry_run", "--seeds=7", "--only=none", "--config.data.data_dir=/nowhere"]
+    assert run.main([*words, *tpu, f"--workdirs={tmp_path}"]) == 0
+    assert re.search(r"to run: 1, 0\.\d\d device hours of cpu x1, ", capsys.readouterr().out)
 
 
 @pytest.mark.parametrize(

@@ -190,7 +190,7 @@ def test_a_run_is_trained_once_for_all_sweeps_and_failures_wait(tmp_path, capsys
     shutil.rmtree(tmp_path / "runs")
     said, codes = sweep("blocks", "--only=plain")  # the same run, of which only the row is left
     assert codes == []
-    assert "1 done; to run: 0" in said
+    assert "1 done; to run: none" in said
     [row], [other] = (read_rows(tmp_path / f"results/{n}.jsonl") for n in ("branches", "blocks"))
     assert other == row | {"sweep": "blocks", "name": "plain"}
     assert (row["steps"], row["seed"], row["version"]) == (8, 0, 1)

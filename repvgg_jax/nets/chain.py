@@ -161,7 +161,7 @@ class Chain(nn.Module):
         return x
 
     def fences(self, train: bool) -> bool:
-        """Whether `fenced` stands after blocks; not in what is deployed, which has no use for it."""
+        """Whether `fenced` stands after blocks; what is deployed has no use for it."""
         return train or self.block is not FusedConv
 
     def run_activated(self, block: nn.Module, name: str, x: Array, train: bool) -> Array:
