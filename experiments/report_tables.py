@@ -68,13 +68,9 @@ def describe(group: Group) -> list[Paragraph]:
     words = [_protocol(group)]
     if steps := sorted(set(known_values(group.rows, "steps"))):
         words.append(f"{_span(steps)} steps a run")
-    changed = " with uncommitted changes"
-    commits = [
-        f"`{(row.get('commit') or 'unknown')[:10]}`{changed if row.get('dirty') else ''}"
-        for row in group.rows
-    ]
     devices = [row.get("device") or "unknown device" for row in group.rows]
-    lines = [f"{', '.join(words)}. On {_tally(devices)}. Commit {_tally(commits)}."]
+    commits = _tally(map(_code, group.rows))
+    lines = [f"{', '.join(words)}. On {_tally(devices)}. Commit {commits}."]
     if gaps := missing(group):
         lines.append(f"**Incomplete: {done(group)} runs.** Not there in full: {', '.join(gaps)}.")
     if not group.runs[group.baseline]:
@@ -82,6 +78,14 @@ def describe(group: Group) -> list[Paragraph]:
     if group.older:
         lines.append(f"{count(group.older, 'older row')} of the same variant and seed left out.")
     return [Paragraph(line) for line in lines]
+
+
+def _code(row: Row) -> str:
+    """The commit that a run ended with, and what else it began with."""
+    earlier = [f"`{commit[:10]}`" for commit in row.get("earlier_commits") or []]
+    words = f"`{(row.get('commit') or 'unknown')[:10]}`"
+    words += f" begun with {' and '.join(earlier)}" if earlier else ""
+    return words + (" with uncommitted changes" if row.get("dirty") else "")
 
 
 def _protocol(group: Group) -> str:

@@ -117,6 +117,7 @@ def row_of(run: Run, workdir: Path) -> dict[str, Any]:
         **place(run),
         "seed": run.seed,
         "commit": about.get("commit"),
+        "earlier_commits": about.get("earlier_commits", []),  # which it began with
         "dirty": about.get("dirty"),
         "device": device_words(report["device"], about.get("cores")),
         "top1": report["top1"],

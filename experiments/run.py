@@ -54,6 +54,8 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[Run], LauncherO
     of_launchers = parser.add_argument_group("flags of launchers")
     for name, hint in hints.items():
         [help_text] = hint.__metadata__
+        default = getattr(LauncherOptions, name)
+        help_text += "" if default is None else f" (default: {default})"
         of_launchers.add_argument(
             f"--{name}", type=_reader(hint.__origin__), default=argparse.SUPPRESS, help=help_text
         )

@@ -72,7 +72,7 @@ def execute(run: Run, workdir: Path, results: Path) -> None:
         if not all_processes(finished(run, workdir)):
             if primary():
                 (workdir / workdirs.ERROR_FILE).unlink(missing_ok=True)
-                _write_about(run.config(), workdir)
+                write_about(run.config(), workdir)
             run_train(run.config(), workdir)
         if primary():
             record(run, workdir, results)
@@ -110,25 +110,30 @@ def record(run: Run, workdir: Path, results: Path) -> None:
         append_row(path, rows[0] | place(run) if rows else row_of(run, workdir))
 
 
-def _write_about(config: ConfigDict, workdir: Path) -> None:
+def write_about(config: ConfigDict, workdir: Path) -> None:
     """What the row says of this code and device, written before training so that no kill loses it.
 
     The memory is the compiled step's, which is the same at every start.
     """
-    temporaries = read_about(workdir).get("temporaries_bytes")
+    before, code = read_about(workdir), git_commit()
+    temporaries = before.get("temporaries_bytes")
     # Compiling for several processes may wait for the others, who are not here.
     alone = jax.process_count() == 1 and config.optim.repoptimizer_from is None
     if temporaries is None and alone:
         temporaries = temporaries_bytes(ahead.compile_step(config, jax.devices()))
-    about = {**git_commit(), "cores": cpu_cores(), "temporaries_bytes": temporaries}
-    write_json(workdir / ABOUT_FILE, about)
+    earlier = [*before.get("earlier_commits", []), before.get("commit")]
+    earlier = [commit for commit in dict.fromkeys(earlier) if commit not in (None, code["commit"])]
+    about = {"earlier_commits": earlier, "cores": cpu_cores(), "temporaries_bytes": temporaries}
+    dirty = None if code["dirty"] is None else bool(code["dirty"] or before.get("dirty"))
+    write_json(workdir / ABOUT_FILE, code | about | {"dirty": dirty})
 
 
 def git_commit() -> dict[str, Any]:
     """The code's commit, and whether files that git knows differ from it; None without git."""
 
     def git(*arguments: str) -> str:
-        command = ["git", "-C", str(ROOT), *arguments]
+        # Also where it is another user's, as in a container.
+        command = ["git", "-c", f"safe.directory={ROOT}", "-C", str(ROOT), *arguments]
         return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
 
     try:

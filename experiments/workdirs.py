@@ -5,10 +5,11 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import signal
 import socket
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from experiments.launchers import HELD
@@ -16,7 +17,7 @@ from experiments.results import finished
 from experiments.sweeps import Run
 from repvgg_jax.config_fields import plain
 from repvgg_jax.errors import UsageError
-from repvgg_jax.records import write_json
+from repvgg_jax.records import replace_text, write_json
 
 LOCK_FILE = "lock"
 ERROR_FILE = "error.txt"  # of a failed run: its last words
@@ -42,6 +43,12 @@ def make(run: Run, root: Path) -> Path:
     except OSError as error:
         raise UsageError(f"{workdir} cannot be written to ({error.strerror})") from None
     return workdir
+
+
+def of_command(command: Sequence[str]) -> Path:
+    """Where the run of a job's command trains."""
+    flag = "--workdir="
+    return Path(next(word for word in command if word.startswith(flag)).removeprefix(flag))
 
 
 @contextmanager
@@ -114,9 +121,25 @@ def state(run: Run, root: Path, recorded: set[str]) -> str:
 
 
 def last_words(folder: Path) -> str:
-    """The last line of a failed run's error, or else of its output."""
+    """The last line of a failed run's error, or else of its output; empty where it said nothing."""
     for name in (ERROR_FILE, LOG_FILE):
         path = folder / name
         if path.exists() and (lines := path.read_text(errors="replace").strip().splitlines()):
             return lines[-1]
-    return "it said nothing"
+    return ""
+
+
+def keep_last_words(folder: Path, code: int) -> str:
+    """What a failed process died of, by its exit code as Popen has it; for the workdir, too.
+
+    So a run that was killed, or died too early to say anything there, has failed all the same.
+    """
+    if code < 0:
+        hint = " (out of memory?)" * (-code == signal.SIGKILL)
+        words = f"killed by {signal.Signals(-code).name}{hint}"
+    else:
+        words = last_words(folder) or f"exit code {code}"
+    with suppress(OSError):
+        folder.mkdir(parents=True, exist_ok=True)
+        replace_text(folder / ERROR_FILE, words + "\n")
+    return words

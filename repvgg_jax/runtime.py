@@ -100,7 +100,9 @@ def join_processes(
       count, index: of the processes.
 
     Raises:
-      UsageError: where only some of the three are given, or the processes don't find each other.
+      UsageError: where only some of the three are given, or processes by them don't find each
+        other.
+      RunError: where those of a cluster don't.
     """
     given = {"--coordinator": coordinator, "--num_processes": count, "--process_index": index}
     missing = [flag for flag, value in given.items() if value is None]
@@ -121,10 +123,12 @@ def join_processes(
     try:
         jax.distributed.initialize(**arguments, heartbeat_timeout_seconds=HEARTBEAT_SECONDS)
     except (RuntimeError, ValueError) as error:
-        reason = str(error).splitlines()[0][:200]
+        words = f"the processes did not find each other ({str(error).splitlines()[0][:200]})"
+        if not arguments:  # the cluster's affair, which may go well the next time
+            raise RunError(f"{words}; each host must run one, and reach the first's") from error
         raise UsageError(
-            f"the processes did not find each other ({reason}); --coordinator=HOST:PORT must be "
-            "reachable from all of them, and each must have its own --process_index"
+            f"{words}; --coordinator=HOST:PORT must be reachable from all of them, and each must "
+            "have its own --process_index"
         ) from error
 
 

@@ -1,14 +1,23 @@
 """Manifests of JobSets, against the schemas that JobSet and Kubernetes publish."""
 
 import copy
+import re
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import yaml
 
-from experiments.launchers import LONGEST_NAME, Job, LauncherOptions, kubernetes, launcher
-from repvgg_jax.errors import UsageError
+from experiments.launchers import (
+    HELD,
+    LONGEST_NAME,
+    STOPPED,
+    Job,
+    LauncherOptions,
+    kubernetes,
+    launcher,
+)
+from repvgg_jax.errors import RunError, UsageError
 
 JOB = Job(
     "branches-both-s0-1a2b3c4d5e6f",
@@ -115,6 +124,63 @@ def test_no_other_word_of_an_enumeration_is_taken(valid, path):
     assert not valid(changed(manifest, path, lambda parent, key: parent.update({key: "Sometimes"})))
 
 
+def test_what_fails_for_good_and_what_starts_again():
+    manifest = kubernetes.manifest(JOB, replace(TPU, restarts=3))
+    policy = manifest["spec"]["failurePolicy"]
+    job = manifest["spec"]["replicatedJobs"][0]["template"]["spec"]
+    by_code, by_condition = job["podFailurePolicy"]["rules"]
+    assert policy["maxRestarts"] == 3
+
+    def action(code=None):
+        """JobSet's, at the end of a pod with such a code, or of one that was evicted."""
+        if code is None:
+            assert by_condition["onPodConditions"] == [
+                {"type": "DisruptionTarget", "status": "True"}
+            ]
+            message = (
+                "Pod team/run-0 has condition DisruptionTarget matching FailJob rule at index 1"
+            )
+        elif code in by_code["onExitCodes"]["values"]:
+            message = (  # Kubernetes', of pkg/controller/job/pod_failure_policy.go
+                f"Container run for pod team/run-0 failed with exit code {code} matching FailJob "
+                "rule at index 0"
+            )
+        else:
+            return "counts"  # BackoffLimitExceeded, which no rule of JobSet's names
+        for rule in policy["rules"]:
+            assert rule["onJobFailureReasons"] == ["PodFailurePolicy"]
+            patterns = rule.get("onJobFailureMessagePatterns")
+            if patterns is None or any(re.search(pattern, message) for pattern in patterns):
+                return rule["action"]
+
+    assert action(UsageError.exit_code) == action(HELD) == "FailJobSet"
+    assert action(STOPPED) == action(None) == "RestartJobSetAndIgnoreMaxRestarts"
+    assert action(1) == action(RunError.exit_code) == action(137) == "counts"
+
+
+def test_words_that_the_schema_has_as_text():
+    models = pytest.importorskip(
+        "kubeflow_trainer_api.models", reason="kubeflow-trainer-api is not installed"
+    )
+    fields = models.JobsetV1alpha2FailurePolicyRule.model_fields
+    said = fields["action"].description.partition("Valid values are ")[2].rstrip(".").split(", ")
+    form = re.search(r'"(\^.*\$)"', fields["name"].description)[1]
+    for rule in kubernetes.manifest(JOB, TPU)["spec"]["failurePolicy"]["rules"]:
+        assert rule["action"] in said
+        assert re.fullmatch(form, rule["name"])
+
+
+def test_a_bucket_lets_checkpoints_be_renamed():
+    def attributes(volume):
+        manifest = kubernetes.manifest(JOB, replace(TPU, volume=volume))
+        pod = manifest["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]["spec"]
+        return pod["volumes"][0]["csi"]["volumeAttributes"]
+
+    options = "implicit-dirs,rename-dir-limit=200000"
+    assert attributes("gs://lab") == {"bucketName": "lab", "mountOptions": options}
+    assert attributes("gs://lab/a/b/")["mountOptions"] == f"{options},only-dir=a/b"
+
+
 @pytest.mark.parametrize(
     ("text", "hosts", "chips"),
     [
@@ -149,6 +215,8 @@ def test_hosts_of_a_slice(text, hosts, chips):
         ({"volume": "s3://bucket"}, "--volume=s3://bucket: gs://BUCKET"),
         ({"mount": Path("runs")}, "--mount=runs: an absolute path"),
         ({"namespace": "Team"}, "--namespace=Team: a-z"),
+        ({"namespace": "a.b"}, "--namespace=a.b: a-z, 0-9 and hyphens only"),
+        ({"queue": "q" * 64}, "hyphens and dots only, 63 at most"),
         ({"mount": Path("/runs/sweeps")}, "Give --results=/runs/sweeps/results"),
         ({"mount": Path("/data")}, "Give --workdirs=/data/sweeps"),
     ],

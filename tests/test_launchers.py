@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from experiments import workdirs
 from experiments.launchers import STOPPED, Job, LauncherOptions, launcher, slurm
 from repvgg_jax.errors import UsageError
 
@@ -36,6 +37,8 @@ note("start")
 (folder / "starting").rename(folder / "ready")
 if kind == "fails":
     sys.exit(3)
+if kind == "killed":
+    os.kill(os.getpid(), signal.SIGKILL)
 if (folder / "log").read_text().count("start") == 1 and kind != "short":
     for _ in range(600):  # no longer than the test could wait
         time.sleep(0.1)
@@ -45,7 +48,7 @@ note("done")
 
 def run_of_nothing(folder, kind="long"):
     folder.mkdir()
-    return Job(folder.name, ("python", "-c", RUN, str(folder), kind))
+    return Job(folder.name, ("python", "-c", RUN, str(folder), kind, f"--workdir={folder}"))
 
 
 def wait_for(condition, seconds=60.0):
@@ -102,7 +105,14 @@ def test_sigterm_alone_saves_and_requeues_nothing(here, tmp_path):
 def test_a_run_that_fails_is_not_started_again(here, tmp_path):
     [job] = slurm.submit([run_of_nothing(tmp_path / "bad", "fails")], here)
     assert "exit code 3" in str(job.exception())
+    assert workdirs.last_words(tmp_path / "bad") == "exit code 3"
     assert log(tmp_path / "bad") == ["start"]
+
+
+def test_a_run_that_was_killed_has_failed(here, tmp_path):
+    [job] = slurm.submit([run_of_nothing(tmp_path / "big", "killed")], here)
+    assert "exit code -9" in str(job.exception())
+    assert workdirs.last_words(tmp_path / "big") == "killed by SIGKILL (out of memory?)"
 
 
 def test_signals_for_submitit_do_not_end_the_run(here, tmp_path):
@@ -170,8 +180,8 @@ def test_slurm_says_what_is_missing(tmp_path, monkeypatch):
     ("code", "says"),
     [(STOPPED, "stopped by its own deadline; the next launch"), (3, "exit code 3")],
 )
-def test_a_job_that_ends_untold_says_why(code, says):
-    job = ["python", "-c", f"raise SystemExit({code})"]
+def test_a_job_that_ends_untold_says_why(code, says, tmp_path):
+    job = ["python", "-c", f"raise SystemExit({code})", f"--workdir={tmp_path}"]
     here = f"from experiments.launchers.slurm import Requeued; Requeued(0)({job})"
     command = [sys.executable, "-c", here]
     ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)

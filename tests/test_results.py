@@ -10,11 +10,12 @@ from pathlib import Path
 import pytest
 
 from experiments.report_numbers import group_rows
-from experiments.results import append_row, place, read_rows, read_sweeps
-from experiments.run_one import record
+from experiments.report_tables import describe
+from experiments.results import ABOUT_FILE, append_row, place, read_about, read_rows, read_sweeps
+from experiments.run_one import git_commit, record, write_about
 from experiments.sweeps import expand, strange_fields
 from repvgg_jax.errors import UsageError
-from tests.sweep_runs import dotted
+from tests.sweep_runs import FIELDS, dotted
 
 ROOT = Path(__file__).parent.parent
 WRITERS = """
@@ -156,6 +157,22 @@ def test_a_run_that_was_another_protocols_has_a_row_in_its_own(tmp_path):
     assert shared["cifar10_full"] == {}
     assert shared["cifar10_short"].keys() == fields.keys()
     assert len(groups) == 2
+
+
+def test_a_run_that_goes_on_with_other_code_says_so(tmp_path):
+    [run] = expand("branches", seeds=[0], only=["none"], overrides=FIELDS)
+    start = {"commit": "a" * 40, "dirty": True, "temporaries_bytes": 1}  # which is not made anew
+    (tmp_path / ABOUT_FILE).write_text(json.dumps(start))
+    code = git_commit()
+    for _ in range(2):
+        write_about(run.config(), tmp_path)
+        about = read_about(tmp_path)
+        assert (about["earlier_commits"], about["commit"]) == (["a" * 40], code["commit"])
+        assert about["dirty"]
+    trained = row("none", top1={"train_form": 0.5}, device="cpu") | place(run) | about
+    [[group], _] = group_rows([trained])
+    words = f"Commit `{code['commit'][:10]}` begun with `aaaaaaaaaa` with uncommitted changes."
+    assert words in describe(group)[0].text
 
 
 def test_fields_that_a_row_lacks_or_has_unset_are_told_too():

@@ -25,7 +25,15 @@ from tests.sweep_runs import HOLDER, flags
 
 ROOT = Path(__file__).parent.parent
 FACTS = ROOT.parent / "shared" / "facts.json"
-TIMES = {"finished", "wall_seconds", "step_seconds", "examples_per_second", "commit", "dirty"}
+TIMES = {
+    "finished",
+    "wall_seconds",
+    "step_seconds",
+    "examples_per_second",
+    "commit",
+    "dirty",
+    "earlier_commits",
+}
 
 
 @pytest.mark.parametrize("name", SWEEPS)
@@ -269,6 +277,13 @@ def test_jobs_are_spread_over_the_devices():
     assert [one["CUDA_VISIBLE_DEVICES"] for one in given] == ["2", "3", "2", "3"]
     assert {one["XLA_PYTHON_CLIENT_MEM_FRACTION"] for one in given} == {"0.45"}
     assert device_environment("tpu", ["0", "1"], 1, 2)["TPU_VISIBLE_CHIPS"] == "1"
+
+
+def test_a_chip_of_a_tpu_has_one_process(monkeypatch):
+    monkeypatch.setattr(local, "devices_here", lambda environment: ("tpu", ["0", "1"]))
+    local.check([], LauncherOptions(processes=2))
+    with pytest.raises(UsageError, match="--processes=4: 2 at most"):
+        local.check([], LauncherOptions(processes=4))
 
 
 def test_jobs_on_a_cpu_share_no_core(tmp_path):

@@ -56,22 +56,24 @@ class LauncherOptions:
     ] = 120
     restarts: Annotated[int, "slurm: after time limits; kubernetes: after failures"] = 20
     cluster: Annotated[str, "slurm: or local, for the same jobs on this machine"] = "slurm"
-    partition: Annotated[str | None, "slurm"] = None
-    account: Annotated[str | None, "slurm"] = None
+    partition: Annotated[str | None, "slurm: the partition, by default the cluster's own"] = None
+    account: Annotated[str | None, "slurm: who is charged, by default the user's own"] = None
     minutes: Annotated[int, "slurm: time limit; what takes longer is queued again, and goes on"] = (
         240
     )
     cpus: Annotated[int, "slurm: of a run"] = 8
     gpus: Annotated[int, "slurm: of a run, all on one node; 0 for none"] = 1
     slice: Annotated[
-        str | None, "kubernetes: TPU chips along each axis, as --mode=compile has them: v5e:4x4"
+        str | None, "kubernetes, needed: chips along each axis, as --mode=compile has them: v5e:4x4"
     ] = None
     image: Annotated[
-        str | None, "kubernetes: of the container, with this project as its working directory"
+        str | None, "kubernetes, needed: an image with this project as its working directory"
     ] = None
-    queue: Annotated[str | None, "kubernetes: Kueue's local queue"] = None
+    queue: Annotated[str | None, "kubernetes, needed: Kueue's local queue"] = None
     namespace: Annotated[str, "kubernetes: of the queue, and of what is queued"] = "default"
-    volume: Annotated[str | None, "kubernetes: gs://BUCKET[/FOLDER], or the name of a claim"] = None
+    volume: Annotated[
+        str | None, "kubernetes, needed: gs://BUCKET[/FOLDER], or the name of a claim"
+    ] = None
     mount: Annotated[
         Path, "kubernetes: where a pod sees the volume; workdirs and results lie there"
     ] = Path("/runs")

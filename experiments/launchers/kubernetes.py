@@ -16,12 +16,13 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from experiments.launchers import STOPPED, Job, LauncherOptions, check_folders
+from experiments.launchers import HELD, STOPPED, Job, LauncherOptions, check_folders
 from repvgg_jax.errors import UsageError
 
 FLAGS = {"folder", "grace", "restarts", "slice", "image", "queue", "namespace", "volume", "mount"}
 FLAGS |= {"service_account"}
 _ROLE = "run"  # of the one replicated job, and of the container
+_FINAL = (UsageError.exit_code, HELD)  # exit codes that starting again would only repeat
 _LABEL = r"[a-z]([-a-z0-9]*[a-z0-9])?"  # RFC 1035: a name in DNS
 _LONGEST = 63
 # Generation -> GKE's name of it, and how many axes its torus has (Google Cloud, "Plan TPUs in
@@ -80,7 +81,8 @@ def manifest(job: Job, options: LauncherOptions) -> dict[str, Any]:
     """The JobSet of one run: a pod on each host of the slice, all of them restarted together.
 
     Kueue lifts `suspend` when the whole slice is free. A pod that was told to stop exits with
-    `STOPPED`; that, and an eviction, restarts the run without counting as one of its restarts.
+    `STOPPED`; that, and an eviction, restarts the run without counting as one of its restarts. A
+    mistake, and a run that another process has, fail the JobSet at once.
 
     Raises:
       UsageError: for what the cluster would refuse.
@@ -96,6 +98,15 @@ def manifest(job: Job, options: LauncherOptions) -> dict[str, Any]:
     if tpu.hosts > 1:  # all pods on the hosts of one slice, and no other's among them
         exclusive = "alpha.jobset.sigs.k8s.io/exclusive-topology"
         metadata["annotations"] = {exclusive: "cloud.google.com/gke-nodepool"}
+    # Both make a Job fail for one reason; Kubernetes' message has the exit code. The first counts.
+    final = {
+        "action": "FailJobSet",
+        "name": "final",
+        "onJobFailureReasons": ["PodFailurePolicy"],
+        "onJobFailureMessagePatterns": [
+            rf"failed with exit code ({'|'.join(map(str, _FINAL))}) matching"
+        ],
+    }
     disruption = {
         "action": "RestartJobSetAndIgnoreMaxRestarts",
         "name": "disruption",
@@ -108,7 +119,7 @@ def manifest(job: Job, options: LauncherOptions) -> dict[str, Any]:
         "spec": {
             "suspend": True,
             "network": {"enableDNSHostnames": True},
-            "failurePolicy": {"maxRestarts": options.restarts, "rules": [disruption]},
+            "failurePolicy": {"maxRestarts": options.restarts, "rules": [final, disruption]},
             "replicatedJobs": [
                 {"name": _ROLE, "replicas": 1, "template": {"spec": _job(job, tpu, options)}}
             ],
@@ -118,7 +129,7 @@ def manifest(job: Job, options: LauncherOptions) -> dict[str, Any]:
 
 def _job(job: Job, tpu: Slice, options: LauncherOptions) -> dict[str, Any]:
     """The spec of the batch/v1 Job."""
-    told_to_stop = {"containerName": _ROLE, "operator": "In", "values": [STOPPED]}
+    known = {"containerName": _ROLE, "operator": "In", "values": sorted((STOPPED, *_FINAL))}
     evicted = {"type": "DisruptionTarget", "status": "True"}
     return {
         "completionMode": "Indexed",
@@ -127,7 +138,7 @@ def _job(job: Job, tpu: Slice, options: LauncherOptions) -> dict[str, Any]:
         "backoffLimit": 0,  # the hosts of a run cannot go on without one of them
         "podFailurePolicy": {
             "rules": [
-                {"action": "FailJob", "onExitCodes": told_to_stop},
+                {"action": "FailJob", "onExitCodes": known},
                 {"action": "FailJob", "onPodConditions": [evicted]},
             ]
         },
@@ -168,7 +179,8 @@ def _volume(text: str) -> dict[str, Any]:
     if not text.startswith("gs://"):
         return {"persistentVolumeClaim": {"claimName": text}}
     bucket, _, folder = text.removeprefix("gs://").strip("/").partition("/")
-    mount_options = "implicit-dirs" + f",only-dir:{folder}" * bool(folder)
+    # A checkpoint is renamed when it is whole, which gcsfuse refuses to do to folders by default.
+    mount_options = "implicit-dirs,rename-dir-limit=200000" + f",only-dir={folder}" * bool(folder)
     attributes = {"bucketName": bucket, "mountOptions": mount_options}
     return {"csi": {"driver": "gcsfuse.csi.storage.gke.io", "volumeAttributes": attributes}}
 
@@ -177,7 +189,10 @@ def _check_options(options: LauncherOptions) -> None:
     needed = ("slice", "image", "queue", "volume")
     if missing := [f"--{name}" for name in needed if not getattr(options, name)]:
         raise UsageError(f"--launcher=kubernetes needs {', '.join(missing)} too")
-    subdomain = r"[a-z0-9]([-a-z0-9.]*[a-z0-9])?"  # RFC 1123
+    label, subdomain = (
+        r"[a-z0-9]([-a-z0-9]*[a-z0-9])?",
+        r"[a-z0-9]([-a-z0-9.]*[a-z0-9])?",
+    )  # RFC 1123
     if not re.fullmatch(rf"gs://[a-z0-9][-_.a-z0-9]+(/[^,]*)?|{subdomain}", options.volume):
         raise UsageError(
             f"--volume={options.volume}: gs://BUCKET[/FOLDER], or the name of a claim in "
@@ -185,10 +200,17 @@ def _check_options(options: LauncherOptions) -> None:
         )
     if not options.mount.is_absolute():
         raise UsageError(f"--mount={options.mount}: an absolute path in the pod, such as /runs")
-    for flag in ("namespace", "queue", "service_account"):
+    # The queue's name is a label's value in a manifest.
+    names = {
+        "namespace": (label, 63),
+        "queue": (subdomain, 63),
+        "service_account": (subdomain, 253),
+    }
+    for flag, (form, longest) in names.items():
         value = getattr(options, flag)
-        if value is not None and not re.fullmatch(subdomain, value):
-            raise UsageError(f"--{flag}={value}: a-z, 0-9, hyphens and dots only")
+        if value is not None and not (re.fullmatch(form, value) and len(value) <= longest):
+            dots = ", hyphens and dots" if form == subdomain else " and hyphens"
+            raise UsageError(f"--{flag}={value}: a-z, 0-9{dots} only, {longest} at most")
 
 
 def _check_job(job: Job, hosts: int, mount: Path) -> None:

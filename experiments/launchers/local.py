@@ -8,14 +8,19 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 from experiments.launchers import HELD, STOPPED_CODES, Job, LauncherOptions
-from experiments.workdirs import ERROR_FILE, LOG_FILE, held_by, last_words
+from experiments.workdirs import (
+    ERROR_FILE,
+    LOG_FILE,
+    held_by,
+    keep_last_words,
+    last_words,
+    of_command,
+)
 from repvgg_jax.errors import RunError, Stopped, UsageError
-from repvgg_jax.records import replace_text
 from repvgg_jax.runtime import devices_here
 
 FLAGS = {"processes"}
@@ -58,7 +63,13 @@ def cores(platform: str, slot: int, slots: int) -> set[int]:
 
 
 def check(jobs: Sequence[Job], options: LauncherOptions) -> None:
-    """Nothing can be wrong here that the jobs themselves don't say."""
+    """Raises UsageError for more processes than chips of a TPU, of which each has one process."""
+    platform, indices = devices_here(os.environ)
+    if platform == "tpu" and (options.processes or 1) > max(1, len(indices)):
+        raise UsageError(
+            f"--processes={options.processes}: {len(indices)} at most, as a TPU's chip is one "
+            "process's alone"
+        )
 
 
 def launch(jobs: Sequence[Job], options: LauncherOptions) -> None:
@@ -94,8 +105,8 @@ def launch(jobs: Sequence[Job], options: LauncherOptions) -> None:
     if caught:
         raise Stopped(f"stopped by {signal.Signals(caught[0]).name}; the same command goes on")
     if ends["failed"]:
-        words = "; ".join(f"{job.name}: {last_words(workdir(job))}" for job in ends["failed"])
-        raise RunError(f"{len(ends['failed'])} of {len(jobs)} runs failed: {words}")
+        words = (f"{job.name}: {last_words(of_command(job.command))}" for job in ends["failed"])
+        raise RunError(f"{len(ends['failed'])} of {len(jobs)} runs failed: {'; '.join(words)}")
 
 
 @contextmanager
@@ -111,7 +122,7 @@ def _leaving_none_behind(running: Sequence[_Child]) -> Iterator[None]:
 
 
 def _start(job: Job, slot: int, environment: dict[str, str], cores: set[int]) -> _Child:
-    folder = workdir(job)
+    folder = of_command(job.command)
     command = [sys.executable if word == "python" else word for word in job.command]
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -136,24 +147,14 @@ def _start(job: Job, slot: int, environment: dict[str, str], cores: set[int]) ->
 def _end(child: _Child) -> str:
     code = child.process.returncode
     ends = {0: "finished", HELD: "held", **dict.fromkeys(STOPPED_CODES, "stopped")}
-    end, folder, words = ends.get(code, "failed"), workdir(child.job), ""
+    end, folder, words = ends.get(code, "failed"), of_command(child.job.command), ""
     if end == "failed":
-        hint = " (out of memory?)" * (-code == signal.SIGKILL)
-        said = f"killed by {signal.Signals(-code).name}{hint}" if code < 0 else last_words(folder)
-        words = f": {said}"
-        with suppress(OSError):  # it could not say so itself, or died too early for that
-            replace_text(folder / ERROR_FILE, said + "\n")
+        words = f": {keep_last_words(folder, code)}"
     elif end == "held":
         words = f": {held_by(folder) or 'another process'} had it"
     seconds = time.monotonic() - child.started
     print(f"{child.job.name} {end} after {seconds:.0f} s{words}", flush=True)
     return end
-
-
-def workdir(job: Job) -> Path:
-    """Where the job's run trains, as its command says."""
-    flag = "--workdir="
-    return Path(next(word for word in job.command if word.startswith(flag)).removeprefix(flag))
 
 
 @contextmanager

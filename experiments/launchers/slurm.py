@@ -18,6 +18,7 @@ from experiments.launchers import (
     LauncherOptions,
     check_folders,
 )
+from experiments.workdirs import keep_last_words, of_command
 from repvgg_jax.errors import RunError, UsageError
 
 FLAGS = {"processes", "folder", "grace", "restarts", "cluster", "partition", "account", "minutes"}
@@ -70,7 +71,8 @@ class Requeued:
         if code == HELD:
             raise RunError("another process has this run; its log says which")
         if code:
-            raise RunError(f"{' '.join(command)}: exit code {code}")
+            words = keep_last_words(of_command(command), code)
+            raise RunError(f"{' '.join(command)}: exit code {code}: {words}")
 
     def checkpoint(self, command: Sequence[str]) -> Any:
         """What submitit is to queue again; the command has saved by then, or is killed."""
