@@ -8,9 +8,21 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 Overrides = dict[str, Any]
+
+
+class Pair(NamedTuple):
+    """A block in its own paper: top-1 in percent of a net with another block, and with this one.
+
+    `beside` is that other block's variant; `source` says paper, table, net and data.
+    """
+
+    beside: str
+    without: float
+    with_it: float
+    source: str
 
 
 @dataclass(frozen=True)
@@ -23,6 +35,7 @@ class Sweep:
       variants: name -> dotted fields of configs/default.py and their values.
       published: variant -> the paper's top-1 in percent, where it has one.
       source: of those figures: table and protocol.
+      pairs: variant -> its own paper's figures, on another net.
       note: what a reader of the table should know.
     """
 
@@ -31,6 +44,7 @@ class Sweep:
     variants: dict[str, Overrides]
     published: dict[str, float] = field(default_factory=dict)
     source: str = ""
+    pairs: dict[str, Pair] = field(default_factory=dict)
     note: str = ""
 
     def own(self, variant: str) -> Overrides:
@@ -40,6 +54,8 @@ class Sweep:
 
 TABLE_6 = "RepVGG (arXiv 2101.03697), Table 6: RepVGG-B0 on ImageNet, 120 epochs"
 TABLE_7 = "RepVGG (arXiv 2101.03697), Table 7: RepVGG-B0 on ImageNet, 120 epochs"
+DBB_TABLE_2 = "DBB (arXiv 2103.13425), Table 2: ResNet-18 on ImageNet"
+DIRAC_START = "`dirac`'s BatchNorms start at a scale of 1 (its authors': between 0 and 1)."
 PLAIN = {"model.branches": ("kxk",)}
 
 
@@ -128,7 +144,8 @@ SWEEPS: dict[str, Sweep] = {
             "residual_reorg": 74.56,
         },
         source=TABLE_7,
-        note="`relu_in_branch` cannot be fused, and `residual_reorg` deploys as a residual net.",
+        note="`relu_in_branch` cannot be fused, and `residual_reorg` deploys as a residual net. "
+        f"{DIRAC_START}",
     ),
     "groups": Sweep(
         title="Grouped convolutions, and where",
@@ -188,7 +205,27 @@ SWEEPS: dict[str, Sweep] = {
             "relu_in_branch": 75.69,
         },
         source=f"{TABLE_7}; plain: its Table 6",
-        note="`csla` trains its constant scales, as RepOptimizer's hyper-search does.",
+        pairs={
+            "acb": Pair("plain", 69.54, 70.53, f"{DBB_TABLE_2}, as ACNet"),
+            "dbb": Pair("plain", 69.54, 70.99, DBB_TABLE_2),
+            "orepa": Pair(
+                "repvgg", 72.41, 73.04, "OREPA (arXiv 2204.00826), Table 4: RepVGG-A0 on ImageNet"
+            ),
+            "doconv": Pair(
+                "plain",
+                68.96,
+                69.97,
+                "DO-Conv (arXiv 2006.12030): a plain net of 18 layers on ImageNet",
+            ),
+            "csla": Pair(
+                "repvgg",
+                78.41,
+                78.47,
+                "RepOptimizer (arXiv 2205.15242), Table 2: B1 on ImageNet, by its optimizer",
+            ),
+        },
+        note="`csla` trains its constant scales, as RepOptimizer's hyper-search does, from 1 "
+        f"(there from sqrt(2 / l) in a stage's layer l). {DIRAC_START}",
     ),
     "width": Sweep(
         title="Width",

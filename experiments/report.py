@@ -32,6 +32,7 @@ from experiments.report_tables import (
     done,
     order_blocks,
     other_table,
+    pairs_table,
     signed,
 )
 from experiments.results import RESULTS, read_sweeps
@@ -111,6 +112,11 @@ def _sweep_blocks(name: str, groups: Sequence[Group], remarks: str | None) -> li
         title = f"{name}, {group.protocol}{' with ' * bool(shared)}{shared}"
         blocks += [Heading(3, title, group.name), *describe(group), accuracy_table(group)]
         blocks += order_blocks(group, compare_order(group, sweep.published))
+        if sweep.pairs:
+            blocks += [
+                Paragraph("Blocks as their own papers have them, on other nets:"),
+                pairs_table(group),
+            ]
         blocks += [cost_table(group), *_figures(group)]
     return blocks
 

@@ -144,6 +144,19 @@ def accuracy_table(group: Group) -> Table:
     return Table(header, rows, len(header) - 1)
 
 
+def pairs_table(group: Group) -> Table:
+    """Ours beside what a block's own paper has of it, on another net."""
+    header = ["variant", "beside", "its paper", "top-1 there, %", "difference there"]
+    header += ["ours, points", "its 95% interval"]
+    rows = []
+    for name, pair in SWEEPS[group.sweep].pairs.items():
+        ours = group.difference(name, pair.beside)
+        row = [f"`{name}`", f"`{pair.beside}`", pair.source]
+        row += [f"{pair.without:.2f} → {pair.with_it:.2f}", signed(pair.with_it - pair.without)]
+        rows.append([*row, mean_std(ours, plus=True), interval(ours)])
+    return Table(header, rows, 4)
+
+
 def cost_table(group: Group) -> Table:
     """Size and cost of both forms, and how exactly they agree."""
     times, how = step_times(group)

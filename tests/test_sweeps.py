@@ -48,6 +48,7 @@ def test_every_sweep_can_be_built_in_both_protocols(name):
         assert max(map(len, names)) <= LONGEST_NAME
     assert sweep.baseline in sweep.variants
     assert sweep.published.keys() <= sweep.variants.keys()
+    assert {*sweep.pairs, *(pair.beside for pair in sweep.pairs.values())} <= {*sweep.variants}
     assert bool(sweep.published) == bool(sweep.source)
 
 
@@ -159,6 +160,22 @@ def test_published_figures_are_the_papers():
     assert list(variants.values()) == table  # in the paper's order, the names being ours
     blocks = {"plain": both[False, False], "repvgg": both[True, True]} | variants
     assert SWEEPS["blocks"].published.items() <= blocks.items()
+
+
+@pytest.mark.skipif(not FACTS.exists(), reason="shared/facts.json, the papers' figures, is missing")
+def test_pairs_are_their_papers():
+    paper = json.loads(FACTS.read_text())["other_results"]
+    plain, acb, dbb = paper["DBB_table2"]["ResNet-18"]
+    orepa = paper["OREPA_table4"]["RepVGG-A0"]
+    doconv, gain = paper["DOConv_gain"]["Plain-18"]
+    csla = {name: paper["RepOpt_table2"][name][0] for name in ("RepVGG-B1", "RepOpt-VGG-B1")}
+    assert {name: pair[1:3] for name, pair in SWEEPS["blocks"].pairs.items()} == {
+        "acb": (plain, acb),
+        "dbb": (plain, dbb),
+        "orepa": (orepa["repvgg"][0], orepa["orepa"][0]),
+        "doconv": (pytest.approx(doconv - gain), doconv),
+        "csla": tuple(csla.values()),
+    }
 
 
 def test_the_second_process_is_told_who_holds_a_run_and_the_dead_hold_none(tmp_path):
