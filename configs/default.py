@@ -25,10 +25,12 @@ def get_config() -> ConfigDict:
     model.grouped_layers = placeholder(tuple)  # other layers for them, the stem being 0
     model.branches = placeholder(tuple)  # some of ("kxk", "1x1", "identity"); all
     model.copies = placeholder(int)  # of the kxk branch of block mobileone; 4
-    model.depth = placeholder(int)  # these four of deep_plain: its layers; 1000
+    # How block repvgg or plain starts: lecun, he, timm, or default, which is PyTorch's. For
+    # deep_plain: delta_orthogonal (its own), he, default.
+    model.initializer = placeholder(str)
+    model.depth = placeholder(int)  # these three of deep_plain: its layers; 1000
     model.width = placeholder(int)  # their channels; 32
     model.activation = placeholder(str)  # tanh (its own), relu, leaky_relu
-    model.initializer = placeholder(str)  # delta_orthogonal (its own), he, default
     # Images, following each other in the batch, that a BatchNorm's statistics are taken over in
     # training; the whole batch over all devices unless given. The paper's is 32, a GPU's share.
     model.bn_group_size = placeholder(int)

@@ -238,6 +238,18 @@ SWEEPS: dict[str, Sweep] = {
         },
     ),
     "init": Sweep(
+        title="Initialisation, of three branches and of one",
+        baseline="default",
+        variants=_with_plain(
+            {
+                "default": {},
+                **{name: {"model.initializer": name} for name in ("lecun", "he", "timm")},
+            }
+        ),
+        note="Variances of kernels: `default` 1 / (3 fan_in), uniform, as PyTorch's; `lecun` "
+        "1 / fan_in; `he` 2 / fan_in; `timm` 2 / fan_out, with BatchNorm's scales about 0.1.",
+    ),
+    "deep_init": Sweep(
         title="Initialisation of 100 plain layers without BatchNorm",
         baseline="delta_orthogonal_tanh",
         variants={
@@ -249,10 +261,8 @@ SWEEPS: dict[str, Sweep] = {
             "delta_orthogonal_leaky_relu_max_norm": _deep(
                 "leaky_relu", "delta_orthogonal", **_MAX_NORM
             ),
-            "three_branches": {},
         },
-        note="Only the net deep_plain has a choice of initialisers; the nets with BatchNorm start "
-        "from the default. Rates are those of configs/deep_plain.py for the depth, not tuned.",
+        note="Rates are those of configs/deep_plain.py for the depth, not tuned.",
     ),
     "bn_group_size": Sweep(
         title="Images that a BatchNorm's statistics are taken over",

@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
 import repvgg_jax as rj
@@ -88,8 +90,54 @@ def test_compute_type_leaves_parameters_and_logits_wide():
 
 
 @pytest.mark.parametrize(
+    ("name", "variance", "scale"),
+    [
+        ("default", lambda fan_in, fan_out: 1 / (3 * fan_in), (1.0, 0.0)),
+        ("lecun", lambda fan_in, fan_out: 1 / fan_in, (1.0, 0.0)),
+        ("he", lambda fan_in, fan_out: 2 / fan_in, (1.0, 0.0)),
+        ("timm", lambda fan_in, fan_out: 2 / fan_out, (0.1, 0.1)),
+    ],
+)
+def test_initializers_have_their_variances(name, variance, scale):
+    fields = dict(depths=(1, 3), widths=(8, 64), strides=(1, 2), groups=4, num_classes=10)
+    net, usual = (rj.create("repvgg_a0", **fields, initializer=start) for start in (name, None))
+    params = rj.init(net, jax.random.key(0), 8)["params"]
+    before = rj.init(usual, jax.random.key(0), 8)["params"]
+    assert jax.tree.map(jnp.shape, params) == jax.tree.map(jnp.shape, before)
+    jax.tree.map(np.testing.assert_array_equal, params["head"], before["head"])
+    kernels = []
+    for block, groups in (("stage1_block0", 1), ("stage1_block1", 4), ("stage1_block2", 1)):
+        kernel = params[block]["conv3"]["kernel"]
+        assert net.plan()[block]["groups"] == groups
+        kh, kw, inputs, features = kernel.shape
+        want = variance(kh * kw * inputs, kh * kw * features / groups)
+        assert abs(kernel.mean()) < 0.1 * want**0.5
+        assert kernel.var() == pytest.approx(want, rel=0.15)
+        kernels.append(kernel)
+    assert not np.isclose(kernels[0][..., :4, :4], kernels[2][..., :4, :4]).any()
+    scales = np.concatenate([params[f"stage1_block{i}"]["bn3"]["scale"] for i in range(3)])
+    assert scales.mean() == pytest.approx(scale[0], abs=0.05)
+    assert scales.std() == pytest.approx(scale[1], abs=0.03)
+
+
+def test_an_initializer_is_no_more_than_a_start():
+    net = rj.create("repvgg_a0", num_classes=4, depths=(1, 2), widths=(4, 4), strides=(1, 1))
+    other = net.clone(initializer="timm")
+    variables = rj.init(other, jax.random.key(0), 8)
+    images = jax.random.normal(jax.random.key(1), (2, 8, 8, 3))
+    np.testing.assert_array_equal(other.apply(variables, images), net.apply(variables, images))
+    plain, fused = rj.fuse(other, variables)
+    rj.init(plain, jax.random.key(0), 8)  # which has no BatchNorm to start
+    np.testing.assert_allclose(
+        plain.apply(fused, images), net.apply(variables, images), rtol=1e-4, atol=1e-5
+    )
+
+
+@pytest.mark.parametrize(
     ("overrides", "says"),
     [
+        ({"initializer": "kaiming"}, "choose from default, lecun, he, timm"),
+        ({"initializer": "he", "block": "dbb"}, "DiverseBranchBlock starts as its paper says"),
         ({"name": "repvgg_b1g3"}, "did you mean repvgg_b1g"),
         ({"block": "repvg"}, "did you mean repvgg"),
         ({"num_clases": 10}, "did you mean num_classes"),

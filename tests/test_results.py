@@ -182,7 +182,7 @@ def test_fields_that_a_row_lacks_or_has_unset_are_told_too():
     assert strange("blocks", "acb") == {"model.block": None}
     assert strange("blocks", "acb", model__block="acb") == {}
     assert strange("blocks", "repvgg", model__widths=None) == {"model.widths": None}
-    [run] = expand("init", seeds=[0], only=["he_relu"])
+    [run] = expand("deep_init", seeds=[0], only=["he_relu"])
     assert strange_fields(place(run)) == {}  # which has unset fields of its own
 
 

@@ -17,6 +17,7 @@ from jax import Array
 from repvgg_jax.blocks import BLOCKS, module_type
 from repvgg_jax.errors import UsageError
 from repvgg_jax.nets import deep_plain, mobileone, repvgg, residual
+from repvgg_jax.nets.chain import Chain
 
 _VARIANTS = repvgg.VARIANTS | mobileone.VARIANTS | residual.VARIANTS | deep_plain.VARIANTS
 NETS: dict[str, Callable[..., nn.Module]] = dict(sorted(_VARIANTS.items()))
@@ -87,7 +88,13 @@ def init(
     """
     height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
     images = jnp.zeros((1, height, width, channels))
-    return jax.jit(partial(net.init, train=False))(key, images)
+
+    @jax.jit
+    def fresh(key: Array, images: Array) -> dict[str, Any]:
+        variables = net.init(key, images, train=False)
+        return net.started(variables, key) if isinstance(net, Chain) else variables
+
+    return fresh(key, images)
 
 
 @cache

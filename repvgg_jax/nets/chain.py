@@ -11,10 +11,11 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array
 
-from repvgg_jax.blocks import FusedConv, RepVGGBlock
+from repvgg_jax.blocks import FusedConv, RepVGGBlock, module_type
 from repvgg_jax.convolution import check_algorithm
 from repvgg_jax.errors import UsageError
 from repvgg_jax.layers import Dtype, SqueezeExcite, dense, fenced, relu
+from repvgg_jax.nets.initializers import INITIALIZERS, draw_again
 from repvgg_jax.statistics import accumulation_dtype
 
 
@@ -59,6 +60,7 @@ class Chain(nn.Module):
         devices; the whole batch by default. The paper's is 32, a GPU's share of 256.
       remat: what a block keeps for its gradient: one of `REMAT`, the rest being computed again.
       conv_algorithm: what computes the convolutions, one of `convolution.ALGORITHMS`.
+      initializer: of RepVGG's block, one of `INITIALIZERS`; other blocks start as their papers say.
     """
 
     depths: tuple[int, ...]
@@ -71,6 +73,7 @@ class Chain(nn.Module):
     bn_group_size: int | None = None
     remat: str | None = None
     conv_algorithm: str = "auto"
+    initializer: str | None = None
 
     def plan(self) -> dict[str, dict[str, Any]]:
         """Name -> hyper-parameters of every block, `stage3_block5` being the sixth of stage 3.
@@ -84,10 +87,31 @@ class Chain(nn.Module):
         """Name -> unbound block of every entry of the plan.
 
         Raises:
-          UsageError: as `plan`, and where `frozen` names none of the blocks.
+          UsageError: as `plan`, and where `frozen` names none of the blocks, or `initializer` none
+            of those there are, or another block's.
         """
         self.frozen_blocks()
+        self._check_initializer()
         return {name: self.make_block(name, spec) for name, spec in self.plan().items()}
+
+    def _check_initializer(self) -> None:
+        if self.initializer is None:
+            return
+        if self.initializer not in INITIALIZERS:
+            known = ", ".join(INITIALIZERS)
+            raise UsageError(f"initializer={self.initializer!r}: choose from {known}")
+        if (block := module_type(self.block)) not in (RepVGGBlock, FusedConv):
+            raise UsageError(
+                f"initializer={self.initializer!r}: {block.__name__} starts as its paper says; "
+                "leave it unset, or set block to repvgg or plain"
+            )
+
+    def started(self, variables: dict[str, Any], key: Array) -> dict[str, Any]:
+        """Fresh variables as `initializer` says; what is fused has no start of its own."""
+        if self.initializer is None or self.block is FusedConv:
+            return variables
+        params = draw_again(variables["params"], self.plan(), self.initializer, key)
+        return variables | {"params": params}
 
     def frozen_blocks(self) -> frozenset[str]:
         """Names of the blocks that `frozen` describes.
