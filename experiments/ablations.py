@@ -161,7 +161,8 @@ SWEEPS: dict[str, Sweep] = {
         },
         published={"1": 78.37, "2": 77.78, "4": 77.58},
         source="RepVGG (arXiv 2101.03697), Table 4: B1, B1g2 and B1g4 on ImageNet, 120 epochs",
-        note="`2` and `4` are in every second layer, as the paper's; the others say where.",
+        note="`2` and `4` are in every second layer, as the paper's; the others say where, by "
+        "stages that are counted from 0, the stem: 1 to 4 are the paper's 2 to 5.",
     ),
     "depth": Sweep(
         title="Depth of stage 3 (the paper's stage 4) and of all stages, beside plain nets",

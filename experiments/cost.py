@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import statistics
 from collections import Counter
@@ -21,6 +22,8 @@ from repvgg_jax.data import load_source
 from repvgg_jax.data.prepared import load_prepared
 from repvgg_jax.fused_weights import abstract_variables
 from repvgg_jax.nets import create
+
+_Row = Mapping[str, Any]
 
 
 class Cost(NamedTuple):
@@ -70,20 +73,18 @@ def saved_steps(workdir: Path) -> int:
     return max(checkpoint.steps(workdir), default=0)
 
 
-def usual_device(rows: Sequence[Mapping[str, Any]]) -> str | None:
+def usual_device(rows: Sequence[_Row]) -> str | None:
     """The device of most rows, the only one whose times are compared; None of no rows."""
     counts = Counter(row.get("device") for row in rows)
     return min(counts, key=lambda device: (-counts[device], str(device)), default=None)
 
 
-def expected_cost(
-    run: Run, workdir: Path, steps: int | None, rows: Sequence[dict[str, Any]]
-) -> Cost | None:
+def expected_cost(run: Run, workdir: Path, steps: int | None, rows: Sequence[_Row]) -> Cost | None:
     """Of what is left of a run, by the measured steps of finished runs; None where there are none.
 
-    These are of its protocol, and of one device. Those of the same variant with other seeds count
-    where there are some; else all do, by their seconds a multiply-add of the training form. What
-    runs do beside training is to its time as in the median of all.
+    These are of its protocol, and of one device, each run once. Those of the same variant with
+    other seeds count where there are some; else those nearest in multiply-adds, by their seconds
+    for one. What runs do beside training is to its time as in the median of these.
 
     Args:
       run: of a sweep.
@@ -91,32 +92,42 @@ def expected_cost(
       steps: of the whole run; None where its data are not here, and rows of its length say it.
       rows: of finished runs.
     """
-    rows = [row for row in rows if row["protocol"] == run.protocol and row.get("step_seconds")]
+    by_hash = {row["config_hash"]: row for row in rows if row["protocol"] == run.protocol}
+    rows = [row for row in by_hash.values() if row.get("step_seconds") and row.get("wall_seconds")]
     device = usual_device(rows)
-    rows = [row for row in rows if row.get("device") == device and row.get("wall_seconds")]
+    rows = [row for row in rows if row.get("device") == device]
     length = _length(place(run))
     steps = steps or max((r["steps"] for r in rows if _length(r) == length), default=None)
     if not rows or steps is None:
         return None
     own = _computed(place(run))
-    same = [row["step_seconds"] for row in rows if _computed(row) == own]
-    step_seconds = statistics.median(same) if same else _by_macs(run, rows)
+    if same := [row for row in rows if _computed(row) == own]:
+        chosen, step_seconds = same, statistics.median(row["step_seconds"] for row in same)
+    else:
+        chosen, step_seconds = _by_macs(run, rows)
     # A pause, as of a laptop that slept, is in a run's wall time too: hence the median.
-    in_all = statistics.median(r["wall_seconds"] / r["steps"] / r["step_seconds"] for r in rows)
+    in_all = statistics.median(r["wall_seconds"] / r["steps"] / r["step_seconds"] for r in chosen)
     left = max(0, steps - saved_steps(workdir))
     return Cost(step_seconds * in_all * left, device or "unknown device", guessed=not same)
 
 
-def _by_macs(run: Run, rows: Sequence[Mapping[str, Any]]) -> float:
-    """Seconds of a step, by the rows' seconds a multiply-add of the training form."""
+def _by_macs(run: Run, rows: Sequence[_Row]) -> tuple[list[_Row], float]:
+    """The rows within a factor of two of the nearest in size, and a step's seconds by them.
+
+    A run's size is the multiply-adds of its training form for a batch.
+    """
     config, usual = run.config(), PROTOCOLS[run.protocol]().train.batch_size
     size = config.data.eval_image_size or config.data.image_size
     macs = _macs(FrozenConfigDict(config.model), size) * config.train.batch_size
-    batches = [_fields(row).get("train.batch_size", usual) for row in rows]
-    return macs * statistics.median(
-        row["step_seconds"] / batch / row["macs"]["train_form"]
-        for row, batch in zip(rows, batches, strict=True)
-    )
+
+    def times(row: _Row) -> float:
+        """How many times as large the run is."""
+        batch = _fields(row).get("train.batch_size", usual)
+        return macs / row["macs"]["train_form"] / batch
+
+    away = [abs(math.log(times(row))) for row in rows]
+    near = [row for row, far in zip(rows, away, strict=True) if far <= min(away) + math.log(2)]
+    return near, statistics.median(row["step_seconds"] * times(row) for row in near)
 
 
 @cache
@@ -126,16 +137,16 @@ def _macs(model: FrozenConfigDict, image_size: int) -> int:
     return count_macs(net, abstract_variables(net), image_size)
 
 
-def _length(row: Mapping[str, Any]) -> dict[str, Any]:
+def _length(row: _Row) -> dict[str, Any]:
     """What of a run's fields decides how many steps it has."""
     names = {*LENGTH, "train.batch_size"}
     return {name: value for name, value in _fields(row).items() if name in names}
 
 
-def _computed(row: Mapping[str, Any]) -> dict[str, Any]:
+def _computed(row: _Row) -> dict[str, Any]:
     """What of a run's fields decides how long a step takes."""
     return {name: value for name, value in _fields(row).items() if name not in LENGTH}
 
 
-def _fields(row: Mapping[str, Any]) -> Mapping[str, Any]:
+def _fields(row: _Row) -> Mapping[str, Any]:
     return row.get("overrides") or {}

@@ -14,18 +14,20 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from experiments.flags import Parser
-from experiments.report_costs import common_scatter, sweep_scatter
+from experiments.report_costs import common_scatter, measuring, sweep_scatter
 from experiments.report_figures import (
+    cut_off,
     draw_curves,
     draw_differences,
     draw_fusion_errors,
     draw_scatter,
 )
-from experiments.report_numbers import Group, Row, compare_order, group_rows, known_values
+from experiments.report_numbers import Group, Row, compare_order, fields, group_rows, known_values
 from experiments.report_page import Block, Figure, Heading, Paragraph, Table, to_html, to_markdown
 from experiments.report_tables import (
     NONE,
     accuracy_table,
+    clear,
     cost_table,
     count,
     describe,
@@ -88,14 +90,15 @@ def report_blocks(rows: Sequence[Row], remarks: dict[str, str]) -> list[Block]:
 
 
 def _overview(groups: Sequence[Group]) -> Table:
-    header = ["sweep", "what is varied", "protocol", "runs", "order against the paper's, tau"]
+    header = ["sweep", "what is varied", "protocol", "runs"]
+    header.append("order against the paper's: tau (pairs beyond noise)")
     rows = []
     for group in groups:
         sweep = SWEEPS[group.sweep]
-        tau = compare_order(group, sweep.published).tau
+        compared = compare_order(group, sweep.published)
         shared = [f"`{name}={value}`" for name, value in group.shared.items()]
         protocol = " with ".join([f"`{group.protocol}`", *[", ".join(shared)][: len(shared)]])
-        order = NONE if tau is None else signed(tau)
+        order = NONE if compared.tau is None else f"{signed(compared.tau)} ({clear(compared)})"
         rows.append([f"[{group.sweep}](#{group.name})", sweep.title, protocol, done(group), order])
     return Table(header, rows, 2)
 
@@ -117,18 +120,20 @@ def _sweep_blocks(name: str, groups: Sequence[Group], remarks: str | None) -> li
                 Paragraph("Blocks as their own papers have them, on other nets:"),
                 pairs_table(group),
             ]
-        blocks += [cost_table(group), *_figures(group)]
+        blocks.append(cost_table(group))
+        blocks += [Paragraph(words)] if (words := measuring(group)) else []
+        blocks += _figures(group)
     return blocks
 
 
 def _figures(group: Group) -> list[Figure]:
-    about = f"{group.sweep}, {group.protocol}"
+    about = ", ".join([group.sweep, group.protocol, *map("=".join, fields(group.shared))])
     figures = []
     published = "; diamonds: the paper's difference" * bool(SWEEPS[group.sweep].published)
     if group.runs[group.baseline] and len(group.rows) > len(group.runs[group.baseline]):
         caption = (
             f"{about}: difference to the baseline. Bar: mean; line: its 95% interval; circles: "
-            f"seeds{published}. What the frame cuts off goes on beyond it."
+            f"seeds{published}.{' Arrows: it goes on beyond the frame.' * cut_off(group)}"
         )
         figures.append(Figure(f"{group.name}-differences", draw_differences(group), caption))
     caption = f"{about}: curves, mean over seeds ± 1 standard deviation; the loss is smoothed."
@@ -139,7 +144,7 @@ def _figures(group: Group) -> list[Figure]:
         svg = draw_scatter(f"{group.name}-scatter", scatter.points, scatter.cost)
         figures.append(Figure(f"{group.name}-scatter", svg, caption + scatter.remark))
     if any(row.get("fusion_error") for row in group.rows):
-        caption = f"{about}: fusion error of each run."
+        caption = f"{about}: fusion error, a circle a run."
         figures.append(Figure(f"{group.name}-fusion", draw_fusion_errors(group), caption))
     return figures
 

@@ -47,6 +47,18 @@ def measured(group: Group, task: str) -> str | None:
     return words.pop() if len(words) == 1 else None
 
 
+def measuring(group: Group) -> str:
+    """What a reader should know of figures that are not of the runs themselves; empty of none."""
+    found = sorted({row["throughput"]["by"] for row in group.rows if row.get("throughput")})
+    if not found:
+        return ""
+    return (
+        "Images/s as deployed and the steps beside them are not of these runs: `python -m "
+        "experiments.throughput` measured all variants by turns in one process "
+        f"({'; '.join(found)}). What cannot be fused is deployed in its train form."
+    )
+
+
 def largest(group: Group, *path: str) -> dict[str, float]:
     """Variant -> the largest of its runs' figures, which are one unless the code has changed."""
     found = {name: known_values(list(runs.values()), *path) for name, runs in group.runs.items()}

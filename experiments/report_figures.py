@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -36,6 +37,7 @@ _STYLE = {
     "grid.color": "0.9",
 }
 _WIDTH = 6.6  # inches
+_EDGE = 1.08  # of a frame, beside how far what is in it reaches
 
 
 def draw(name: str, height: float, paint: Callable[[Any], None]) -> str:
@@ -67,14 +69,16 @@ def draw(name: str, height: float, paint: Callable[[Any], None]) -> str:
 _SPACES = 'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
 
 
+def cut_off(group: Group) -> bool:
+    """Whether a bar or an interval of `draw_differences` goes on beyond its frame."""
+    _, samples, _, reach = _differences(group)
+    ends = (abs(sample.mean) + (sample.half_width or 0.0) for sample in samples if sample.values)
+    return max(ends, default=0.0) > _EDGE * reach
+
+
 def draw_differences(group: Group) -> str:
     """Bars of the paired differences to the baseline, with each seed and the paper's difference."""
-    names = [v for v in group.runs if v != group.baseline]
-    samples = [group.difference(name, group.baseline) for name in names]
-    published = SWEEPS[group.sweep].published
-    known = [name for name in names if name in published and group.baseline in published]
-    paper = {name: published[name] - published[group.baseline] for name in known}
-    reach = max([_reach([_extent(s) for s in samples]), *(1.1 * abs(x) for x in paper.values())])
+    names, samples, paper, reach = _differences(group)
 
     def paint(figure: Any) -> None:
         axes = figure.subplots()
@@ -88,7 +92,7 @@ def draw_differences(group: Group) -> str:
                 axes.plot(paper[name], y, markerfacecolor="white", zorder=4, **style)
         axes.set_yticks(range(len(names)), names)
         axes.set_ylim(len(names) - 0.4, -0.6)
-        axes.set_xlim(-1.08 * reach, 1.08 * reach)
+        axes.set_xlim(-_EDGE * reach, _EDGE * reach)
         axes.axvline(0, color=BLACK, linewidth=1)
         axes.grid(visible=False, axis="y")
         axes.set_xlabel(f"top-1 minus that of {group.baseline}, same seeds (points)")
@@ -96,21 +100,34 @@ def draw_differences(group: Group) -> str:
     return draw(f"{group.name}-differences", 0.75 + 0.3 * len(names), paint)
 
 
+def _differences(group: Group) -> tuple[list[str], list[Sample], dict[str, float], float]:
+    """Variants, their differences to the baseline and the paper's, and how far the axis goes."""
+    names = [v for v in group.runs if v != group.baseline]
+    samples = [group.difference(name, group.baseline) for name in names]
+    published = SWEEPS[group.sweep].published
+    known = [name for name in names if name in published and group.baseline in published]
+    paper = {name: published[name] - published[group.baseline] for name in known}
+    reach = max([_reach([_extent(s) for s in samples]), *(1.1 * abs(x) for x in paper.values())])
+    return names, samples, paper, reach
+
+
 def _bar(axes: Any, y: int, sample: Sample, reach: float) -> None:
-    mean, half = sample.mean, sample.half_width
-    axes.barh(y, np.clip(mean, -reach, reach), height=0.62, color="#9CC9E6")
-    low, high = (mean - half, mean + half) if half is not None else (mean, mean)
-    if half is not None and max(-high, low) < reach:
-        low, high = np.clip([low, high], -1.08 * reach, 1.08 * reach)
-        axes.plot([low, high], [y, y], color=BLACK, linewidth=1.3, zorder=3)
+    mean, half, edge = sample.mean, sample.half_width or 0.0, _EDGE * reach
+    axes.barh(y, np.clip(mean, -edge, edge), height=0.62, color="#9CC9E6")
+    low, high = mean - half, mean + half
+    if half and max(-high, low) < reach:
+        axes.plot(np.clip([low, high], -edge, edge), [y, y], color=BLACK, linewidth=1.3, zorder=3)
     style = dict(s=15, facecolors="white", edgecolors=BLUE, linewidths=1.1, zorder=3)
     inside = [value for value in sample.values.values() if abs(value) <= reach]
     axes.scatter(inside, [y] * len(inside), **style)
+    for side, marker in ((-1, "<"), (1, ">")):
+        if max(side * low, side * high) > edge:
+            arrow = dict(marker=marker, markersize=5, color=BLACK, linestyle="none", zorder=5)
+            axes.plot(side * 1.055 * reach, y, **arrow)
     if abs(mean) > reach:  # the bar is cut off: how far it would go
-        side = 1 if mean > 0 else -1
-        text = f"{mean:+.1f} ▸" if mean > 0 else f"◂ {mean:+.1f}".replace("-", "\N{MINUS SIGN}")
-        align = "right" if mean > 0 else "left"
-        axes.text(side * 1.05 * reach, y, text, ha=align, va="center", fontsize=8.5, zorder=5)
+        text, align = f"{mean:+.1f}".replace("-", "\N{MINUS SIGN}"), "right" if mean > 0 else "left"
+        place = math.copysign(1.02 * reach, mean)
+        axes.text(place, y, text, ha=align, va="center", fontsize=8.5, zorder=5)
 
 
 def _extent(sample: Sample) -> float:
@@ -195,9 +212,9 @@ def draw_fusion_errors(group: Group) -> str:
     def paint(figure: Any) -> None:
         axes = figure.subplots()
         for y, name in enumerate(names):
-            runs = sorted(group.runs[name].items())
-            for i, error in enumerate(r["fusion_error"] for _, r in runs if r.get("fusion_error")):
-                style = dict(marker=MARKERS[i % 6], color=COLORS[i % 6], markersize=5.5, alpha=0.85)
+            errors = [row.get("fusion_error") for _, row in sorted(group.runs[name].items())]
+            for i, error in enumerate(error for error in errors if error):
+                style = dict(marker="o", color=BLUE, markerfacecolor="white", markersize=5)
                 axes.plot(error, y + 0.16 * (i % 3 - 1), linestyle="none", **style)
         axes.axvline(np.finfo(np.float32).eps, color="0.4", linewidth=1, linestyle="--")
         axes.set_xscale("log")
@@ -206,7 +223,7 @@ def draw_fusion_errors(group: Group) -> str:
         low, high = axes.get_xlim()
         axes.set_xlim(min(low, 5e-8), max(high, 2e-5))
         axes.set_xlabel(
-            "largest relative error of fusing, a marker a run; dashed: float32's spacing"
+            "largest relative error of fusing, a circle a run; dashed: float32's spacing"
         )
 
     return draw(f"{group.name}-fusion", 0.75 + 0.24 * len(names), paint)
@@ -228,7 +245,7 @@ def draw_scatter(
 
     def paint(figure: Any) -> None:
         axes = figure.subplots()
-        for point in points:
+        for point in sorted(points, key=lambda point: point.kind < 0):  # the baseline on top
             color = BLACK if point.kind < 0 else COLORS[point.kind % 6]
             # The second six are hollow.
             face = "white" if point.kind >= 6 else color

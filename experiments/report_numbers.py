@@ -147,7 +147,7 @@ class Pair:
     """Two variants that ours has in the other order than the paper, or in the same.
 
     Attributes:
-      above, below: by our means.
+      above, below: by ours.
       ours: the paired difference in points, of the seeds of both; there may be none.
       paper: the published difference in points, negative where it has them in the other order.
     """
@@ -184,18 +184,19 @@ class Ordering:
 def compare_order(group: Group, published: Mapping[str, float]) -> Ordering:
     """Kendall's tau-b, (C - D) / sqrt((n0 - ties of ours) (n0 - ties of theirs)), n0 = n(n-1)/2.
 
-    Variants are ordered by the mean of all their seeds, so that a pair whose seeds differ may have
-    a paired difference of the other sign.
+    Two variants are ordered by the mean difference over the seeds of both; by their means where
+    they have no seed in common.
     """
     variants = [name for name in group.runs if group.runs[name] and name in published]
-    means = {name: group.top1(name).mean for name in variants}
     pairs, ties_ours, ties_theirs = [], 0, 0
     for a, b in combinations(variants, 2):
-        ties_ours += means[a] == means[b]
+        paired = group.difference(a, b)
+        ours = paired.mean if paired.values else group.top1(a).mean - group.top1(b).mean
+        ties_ours += ours == 0
         ties_theirs += published[a] == published[b]
-        if means[a] == means[b] or published[a] == published[b]:
+        if ours == 0 or published[a] == published[b]:
             continue
-        above, below = (a, b) if means[a] > means[b] else (b, a)
+        above, below = (a, b) if ours > 0 else (b, a)
         difference = group.difference(above, below)
         pairs.append(Pair(above, below, difference, published[above] - published[below]))
     n0 = len(variants) * (len(variants) - 1) // 2

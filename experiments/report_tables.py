@@ -213,6 +213,11 @@ def order_blocks(group: Group, order: Ordering) -> list[Block]:
     return [Paragraph(f"{text} ({_clear(turned)} by more than noise):"), Table(header, rows, 4)]
 
 
+def clear(order: Ordering) -> str:
+    """`3 of 28`: pairs that more than noise tells apart."""
+    return f"{_clear(order.pairs)} of {len(order.pairs)}"
+
+
 def _clear(pairs: Sequence[Pair]) -> int:
     return sum(pair.ours.beyond_noise is True for pair in pairs)
 

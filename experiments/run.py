@@ -168,8 +168,9 @@ def table(runs: Sequence[Run], states: Sequence[str], costs: Sequence[Cost | Non
         words = f"{sum(cost.device_hours for cost in known):.2f} device hours of {known[0].device}"
     if guessed := sum(cost.guessed for cost in known):
         words += f" ({runs_of(guessed)} by other variants' time a multiply-add)"
-    to_run = f"{len(coming)}, {words}{unknown}" if coming else "none"
-    return "\n".join([*lines, f"{counts}; to run: {to_run}"])
+    if coming:
+        return "\n".join([*lines, f"{counts}; to run: {len(coming)}, {words}{unknown}"])
+    return "\n".join([*lines, f"{counts}; to run: none"])
 
 
 def run_sweep(argv: Sequence[str]) -> None:
@@ -185,7 +186,8 @@ def run_sweep(argv: Sequence[str]) -> None:
         states = ["interrupted" if state == "failed" else state for state in states]
     left = [run for run, state in zip(runs, states, strict=True) if state != "done"]
     steps = count_steps(left, elsewhere=options.launcher != "local")
-    measured = rows or read_sweeps(RESULTS)  # as of a cluster's folder, not seen from here
+    # The repository's too: a new folder has none, and a cluster's may not be seen from here.
+    measured = [*(read_sweeps(RESULTS) if options.results != RESULTS else ()), *rows]
     costs = [
         expected_cost(run, run.workdir(options.workdirs), steps.get(run.config_hash), measured)
         if state != "done"
@@ -193,6 +195,8 @@ def run_sweep(argv: Sequence[str]) -> None:
         for run, state in zip(runs, states, strict=True)
     ]
     print(table(runs, states, costs), flush=True)
+    if not left:
+        print(f"rows are in {options.results}; other --results and --workdirs train them anew")
     for run, state in zip(runs, states, strict=True):
         if state == "failed":
             words = workdirs.last_words(run.workdir(options.workdirs))
@@ -201,16 +205,17 @@ def run_sweep(argv: Sequence[str]) -> None:
             holder = workdirs.held_by(run.workdir(options.workdirs)) or "another process"
             print(f"{run.job_name} is held by {holder}")
     to_run = [run for run, state in zip(runs, states, strict=True) if state in TO_RUN]
-    jobs, chosen = [job_of(run, options) for run in to_run], launcher(options.launcher)
-    if jobs:
-        chosen.check(jobs, launcher_options)
+    chosen = launcher(options.launcher)
+    chosen.check([job_of(run, options) for run in runs], launcher_options)
     if options.dry_run:
         return
     for run, state in zip(runs, states, strict=True):
         if state == "done" and place_key(place(run)) not in places:  # it was run for another
             record(run, run.workdir(options.workdirs), options.results)
-    if jobs:
-        chosen.launch(jobs, launcher_options)
+    if to_run:
+        chosen.launch([job_of(run, options) for run in to_run], launcher_options)
+    if failed := states.count("failed"):
+        raise RunError(f"{runs_of(failed)} failed before; --retry_failed runs what failed again")
 
 
 def main(argv: Sequence[str]) -> int:

@@ -13,6 +13,7 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -83,15 +84,16 @@ def progress(workdir: Path, running: bool) -> str:
 
 
 def _pause(text: str) -> float:
-    if not (seconds := float(text)) > 0:
-        raise argparse.ArgumentTypeError(f"{text}: seconds, more than 0")
-    return seconds
+    with suppress(ValueError):
+        if (seconds := float(text)) > 0:
+            return seconds
+    raise argparse.ArgumentTypeError(f"{text!r}: seconds, more than 0")
 
 
 def main(argv: Sequence[str]) -> int:
-    """Prints the table, again and again with --watch."""
+    """Prints the table, with --watch again and again until all runs are done."""
     parser = sweep_parser(__doc__)
-    words = "again every 5 seconds, or as many as given"
+    words = "again every 5 seconds, or as many as given, until all are done"
     parser.add_argument("--watch", nargs="?", type=_pause, const=5.0, metavar="SECONDS", help=words)
     jax.config.update("jax_platforms", "cpu")
     try:
@@ -100,7 +102,7 @@ def main(argv: Sequence[str]) -> int:
             table = status(runs, options.workdirs, options.results)
             clear = _CLEAR if options.watch and sys.stdout.isatty() else ""
             print(clear + table, flush=True)
-            if not options.watch:
+            if not options.watch or table.endswith(f": {len(runs)} done"):
                 return 0
             time.sleep(options.watch)
     except RunError as error:

@@ -176,7 +176,8 @@ def _throughput(row: dict[str, Any], record: dict[str, Any] | None) -> dict[str,
     figures = {task: record[task].get(sweep, {}).get(name) for task, same in tasks.items() if same}
     found = {task: figure for task, figure in figures.items() if figure}
     words = f"batch {record['batch']}, {record['device']}"
-    return {"throughput": {**found, "measured": words}} if found else {}
+    by = f"{record['rounds']} rounds, commit `{(record['commit'] or 'unknown')[:10]}`"
+    return {"throughput": {**found, "measured": words, "by": by}} if found else {}
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -188,10 +189,17 @@ def main(arguments: Sequence[str]) -> int:
     try:
         options = parser.parse_args(arguments)
         path = options.results / FILE
-        recorded = {row["sweep"] for row in read_sweeps(options.results)}
+        recorded = {
+            row["sweep"]
+            for row in read_sweeps(options.results)
+            if row["protocol"] == options.protocol and not strange_fields(row).keys() - LENGTH
+        }
         sweeps = [sweep for sweep in SWEEPS if sweep in recorded]
         if not sweeps:
-            raise UsageError(f"no rows in {options.results}/*.jsonl yet; run a sweep first")
+            raise UsageError(
+                f"no rows of {options.protocol}'s own nets in {options.results}/*.jsonl yet; run a "
+                "sweep first, without fields that change its nets"
+            )
         runs = [run for sweep in sweeps for run in expand(sweep, options.protocol, seeds=[0])]
         records = read_records(options.results)
         prepare_process(deterministic=False)

@@ -1,5 +1,6 @@
 """What a sweep is said to cost, and how far its runs are said to be."""
 
+import itertools
 import json
 import re
 import subprocess
@@ -24,6 +25,9 @@ ROOT = Path(__file__).parent.parent
 CPU = "cpu x1, 2 cores"
 
 
+NUMBERS = itertools.count()
+
+
 def row(name="both", seconds=100.0, device=CPU, **changes):
     where = dict(sweep="branches", name=name, seed=0, protocol="cifar10_short")
     [found] = expand("branches", seeds=[0], only=[name], overrides=FIELDS)
@@ -31,6 +35,7 @@ def row(name="both", seconds=100.0, device=CPU, **changes):
     # A fifth of the time is not training.
     times = {"wall_seconds": seconds, "step_seconds": 0.8 * seconds / 50}
     measured = {"device": device, "steps": 50, **times, "overrides": overrides}
+    measured["config_hash"] = str(next(NUMBERS))
     return {**where, **measured, "macs": {"train_form": macs(found)}, **changes}
 
 
@@ -60,8 +65,10 @@ def test_a_run_costs_what_its_variant_did_on_the_usual_device(tmp_path, both):
     own = [row(seconds=80), row(seconds=100), row(seconds=1e4)]
     cost = expected_cost(both, tmp_path, 25, others + own)
     assert cost == Cost(pytest.approx(50), CPU, guessed=False)
-    paused = own[0] | {"wall_seconds": 1e6}  # while the steps took as long as they do
-    assert expected_cost(both, tmp_path, 25, [*own, paused, own[0]]).seconds < 60
+    paused = row(seconds=80) | {"wall_seconds": 1e6}  # while the steps took as long as they do
+    assert expected_cost(both, tmp_path, 25, [*own, paused]).seconds < 60
+    once = expected_cost(both, tmp_path, 25, [row(seconds=80)] * 3 + [row(seconds=100)])
+    assert once.seconds == pytest.approx(45)  # a run has a row in each of its sweeps
     (tmp_path / "checkpoints/10").mkdir(parents=True)
     wide = {**own[0]["overrides"], "model.widths": [8, 8]}
     assert expected_cost(both, tmp_path, 25, [row(overrides=wide)]).guessed
@@ -82,6 +89,8 @@ def test_other_variants_count_by_their_multiply_adds(tmp_path, both):
     assert 30 < expected() < 40  # the 1x1 branches are a ninth more
     wide = {**row("none")["overrides"], "train.batch_size": 4 * both.config().train.batch_size}
     assert expected(overrides=wide) == pytest.approx(expected() / 4)
+    tiny = row("none", 1e6, macs={"train_form": 10})  # which says nothing of larger nets
+    assert expected_cost(both, tmp_path, 25, [tiny, row("none", 60)]).seconds == expected()
 
 
 def test_device_hours_are_of_all_devices(tmp_path, both):

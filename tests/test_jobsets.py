@@ -217,6 +217,10 @@ def test_hosts_of_a_slice(text, hosts, chips):
         ({"namespace": "Team"}, "--namespace=Team: a-z"),
         ({"namespace": "a.b"}, "--namespace=a.b: a-z, 0-9 and hyphens only"),
         ({"queue": "q" * 64}, "hyphens and dots only, 63 at most"),
+        (
+            {"slice": "v5e:3x3", "volume": "s3://bucket", "queue": "Q", "mount": Path("/data")},
+            r"v5e has 1x1.*; --volume=s3.*; --queue=Q.*; --workdir=.*; --results=",
+        ),
         ({"mount": Path("/runs/sweeps")}, "Give --results=/runs/sweeps/results"),
         ({"mount": Path("/data")}, "Give --workdirs=/data/sweeps"),
     ],

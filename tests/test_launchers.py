@@ -172,7 +172,7 @@ def test_slurm_says_what_is_missing(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(UsageError, match='Could not detect "srun"'):
         slurm.check([], options)
-    with pytest.raises(UsageError, match="cluster=pbs"):
+    with pytest.raises(UsageError, match="--cluster=pbs: slurm or local"):
         slurm.check([], replace(options, cluster="pbs"))
 
 

@@ -199,10 +199,10 @@ def test_a_run_is_trained_once_for_all_sweeps_and_failures_wait(tmp_path, capsys
     )
     folders = [f"--workdirs={tmp_path / 'runs'}", f"--results={tmp_path / 'results'}"]
 
-    def sweep(name, *arguments, **changes):
+    def sweep(name, *arguments, code=0, **changes):
         started.clear()
         given = [name, "--seeds=0", *folders, *arguments, *flags(**changes)]
-        assert run.main(given) == 0
+        assert run.main(given) == code
         return capsys.readouterr().out, started.copy()
 
     assert sweep("branches", "--only=none", "--dry_run")[1] == []
@@ -215,7 +215,7 @@ def test_a_run_is_trained_once_for_all_sweeps_and_failures_wait(tmp_path, capsys
     shutil.rmtree(tmp_path / "runs")
     said, codes = sweep("blocks", "--only=plain")  # the same run, of which only the row is left
     assert codes == []
-    assert "1 done; to run: none" in said
+    assert f"1 done; to run: none\nrows are in {tmp_path / 'results'}; " in said
     [row], [other] = (read_rows(tmp_path / f"results/{n}.jsonl") for n in ("branches", "blocks"))
     assert other == row | {"sweep": "blocks", "name": "plain"}
     assert (row["steps"], row["seed"], row["version"]) == (8, 0, 1)
@@ -226,7 +226,7 @@ def test_a_run_is_trained_once_for_all_sweeps_and_failures_wait(tmp_path, capsys
     # A learning rate from which the loss is not finite.
     wild = {"optim__learning_rate": 1e20}
     assert sweep("branches", "--only=none", **wild)[1] == [3]
-    said, codes = sweep("branches", "--only=none", **wild)
+    said, codes = sweep("branches", "--only=none", code=RunError.exit_code, **wild)
     assert codes == []
     assert "failed: step" in said
     assert sweep("branches", "--only=none", "--retry_failed", **wild)[1] == [3]

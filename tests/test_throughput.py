@@ -42,6 +42,7 @@ def test_what_is_one_program_has_one_figure():
 def record(folder):
     """Both variants', of the same speed deployed; `both` trains at half of the other's."""
     record = {"version": 2, "protocol": "cifar10_short", "device": "cpu x1, 2 cores", "batch": 64}
+    record |= {"rounds": 9, "commit": "0123456789abcdef", "dirty": False}
     record["deployed"] = {
         "branches": {name: {"images_per_second": 100.0} for name in ("none", "both")}
     }
@@ -61,8 +62,10 @@ def test_a_row_has_the_figures_of_the_programs_that_it_is_of(tmp_path):
     record(tmp_path)
     alike, longer, averaged, another = with_throughput(rows, tmp_path)
     assert alike["throughput"] == longer["throughput"]
-    assert alike["throughput"].keys() == {"training", "deployed", "measured"}
-    assert averaged["throughput"].keys() == {"deployed", "measured"}  # its step has more to do
+    how = {"measured": "batch 64, cpu x1, 2 cores", "by": "9 rounds, commit `0123456789`"}
+    assert alike["throughput"].keys() == {"training", "deployed", *how}
+    assert how.items() <= averaged["throughput"].items()
+    assert "training" not in averaged["throughput"]  # its step has more to do
     assert "throughput" not in another
 
 

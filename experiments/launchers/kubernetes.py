@@ -10,7 +10,7 @@ import math
 import os
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -85,11 +85,9 @@ def manifest(job: Job, options: LauncherOptions) -> dict[str, Any]:
     mistake, and a run that another process has, fail the JobSet at once.
 
     Raises:
-      UsageError: for what the cluster would refuse.
+      UsageError: for what the cluster would refuse, listing all of it.
     """
-    _check_options(options)
-    tpu = parse_slice(options.slice)
-    _check_job(job, tpu.hosts, options.mount)
+    tpu = _checked(job, options)
     metadata: dict[str, Any] = {
         "name": job.name,
         "namespace": options.namespace,
@@ -185,40 +183,51 @@ def _volume(text: str) -> dict[str, Any]:
     return {"csi": {"driver": "gcsfuse.csi.storage.gke.io", "volumeAttributes": attributes}}
 
 
-def _check_options(options: LauncherOptions) -> None:
+def _checked(job: Job, options: LauncherOptions) -> Slice:
+    """The slice; raises UsageError, listing all that is wrong with the options and the job."""
     needed = ("slice", "image", "queue", "volume")
+    problems, tpu = [], None
     if missing := [f"--{name}" for name in needed if not getattr(options, name)]:
-        raise UsageError(f"--launcher=kubernetes needs {', '.join(missing)} too")
-    label, subdomain = (
-        r"[a-z0-9]([-a-z0-9]*[a-z0-9])?",
-        r"[a-z0-9]([-a-z0-9.]*[a-z0-9])?",
-    )  # RFC 1123
-    if not re.fullmatch(rf"gs://[a-z0-9][-_.a-z0-9]+(/[^,]*)?|{subdomain}", options.volume):
-        raise UsageError(
+        problems.append(f"--launcher=kubernetes needs {', '.join(missing)} too")
+    if options.slice:
+        try:
+            tpu = parse_slice(options.slice)
+        except UsageError as error:
+            problems.append(str(error))
+    problems += _wrong_options(options)
+    problems += _wrong_job(job, tpu.hosts if tpu else 1, options.mount)
+    if problems or tpu is None:
+        raise UsageError("; ".join(problems))
+    return tpu
+
+
+def _wrong_options(options: LauncherOptions) -> Iterator[str]:
+    # RFC 1123
+    label, subdomain = r"[a-z0-9]([-a-z0-9]*[a-z0-9])?", r"[a-z0-9]([-a-z0-9.]*[a-z0-9])?"
+    volume = rf"gs://[a-z0-9][-_.a-z0-9]+(/[^,]*)?|{subdomain}"
+    if options.volume and not re.fullmatch(volume, options.volume):
+        yield (
             f"--volume={options.volume}: gs://BUCKET[/FOLDER], or the name of a claim in "
             f"the namespace {options.namespace}"
         )
     if not options.mount.is_absolute():
-        raise UsageError(f"--mount={options.mount}: an absolute path in the pod, such as /runs")
+        yield f"--mount={options.mount}: an absolute path in the pod, such as /runs"
     # The queue's name is a label's value in a manifest.
-    names = {
-        "namespace": (label, 63),
-        "queue": (subdomain, 63),
-        "service_account": (subdomain, 253),
-    }
-    for flag, (form, longest) in names.items():
+    forms = {"namespace": (label, 63), "queue": (subdomain, 63)}
+    forms["service_account"] = (subdomain, 253)
+    for flag, (form, longest) in forms.items():
         value = getattr(options, flag)
-        if value is not None and not (re.fullmatch(form, value) and len(value) <= longest):
+        if value and not (re.fullmatch(form, value) and len(value) <= longest):
             dots = ", hyphens and dots" if form == subdomain else " and hyphens"
-            raise UsageError(f"--{flag}={value}: a-z, 0-9{dots} only, {longest} at most")
+            yield f"--{flag}={value}: a-z, 0-9{dots} only, {longest} at most"
 
 
-def _check_job(job: Job, hosts: int, mount: Path) -> None:
-    """Raises UsageError where the cluster would refuse the name, or a pod would lose its work."""
+def _wrong_job(job: Job, hosts: int, mount: Path) -> Iterator[str]:
+    """A name that the cluster would refuse, and where a pod would lose its work."""
     # A pod is called <JobSet>-<role>-<job's index>-<pod's index>-<five characters>.
     longest = _LONGEST - len(f"-{_ROLE}-0-{hosts - 1}-abcde")
     if not re.fullmatch(_LABEL, job.name) or len(job.name) > longest:
-        raise UsageError(
+        yield (
             f"the job's name {job.name!r} ({len(job.name)} characters) is none for Kubernetes: a "
             f"letter, then a-z, 0-9 and hyphens, {longest} at most on {hosts} hosts, so that its "
             f"pods' names are DNS labels of {_LONGEST}"
@@ -230,7 +239,7 @@ def _check_job(job: Job, hosts: int, mount: Path) -> None:
     for word in job.command:
         flag, _, path = word.partition("=")
         if flag in wanted and not Path(path).is_relative_to(mount):
-            raise UsageError(
+            yield (
                 f"{word} is not under --mount={mount}, where a pod sees the volume; what it writes "
                 f"elsewhere is lost with it. Give {wanted[flag]}"
             )

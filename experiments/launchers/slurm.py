@@ -23,6 +23,7 @@ from repvgg_jax.errors import RunError, UsageError
 
 FLAGS = {"processes", "folder", "grace", "restarts", "cluster", "partition", "account", "minutes"}
 FLAGS |= {"cpus", "gpus"}
+_CLUSTERS = ("slurm", "local")
 _TO_KILL = 10.0  # seconds of the grace that are left for requeueing
 _SIGNALS = {signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2}
 
@@ -121,6 +122,8 @@ def _executor(options: LauncherOptions, count: int) -> Any:
         import submitit
     except ImportError:
         raise UsageError("--launcher=slurm needs submitit: pip install submitit") from None
+    if options.cluster not in _CLUSTERS:
+        raise UsageError(f"--cluster={options.cluster}: {' or '.join(_CLUSTERS)}")
     if options.minutes * 60 <= options.grace:
         raise UsageError(
             f"--minutes={options.minutes}: must be longer than --grace={options.grace} seconds"
