@@ -115,7 +115,7 @@ def _bar(axes: Any, y: int, sample: Sample, reach: float) -> None:
     mean, half, edge = sample.mean, sample.half_width or 0.0, _EDGE * reach
     axes.barh(y, np.clip(mean, -edge, edge), height=0.62, color="#9CC9E6")
     low, high = mean - half, mean + half
-    if half and max(-high, low) < reach:
+    if half and abs(mean) <= reach:
         axes.plot(np.clip([low, high], -edge, edge), [y, y], color=BLACK, linewidth=1.3, zorder=3)
     style = dict(s=15, facecolors="white", edgecolors=BLUE, linewidths=1.1, zorder=3)
     inside = [value for value in sample.values.values() if abs(value) <= reach]
@@ -126,7 +126,7 @@ def _bar(axes: Any, y: int, sample: Sample, reach: float) -> None:
             axes.plot(side * 1.055 * reach, y, **arrow)
     if abs(mean) > reach:  # the bar is cut off: how far it would go
         text, align = f"{mean:+.1f}".replace("-", "\N{MINUS SIGN}"), "right" if mean > 0 else "left"
-        place = math.copysign(1.02 * reach, mean)
+        place = math.copysign(reach, mean)
         axes.text(place, y, text, ha=align, va="center", fontsize=8.5, zorder=5)
 
 
