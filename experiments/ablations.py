@@ -6,51 +6,9 @@ ours as an ordering to compare with, not as a figure to reach.
 
 from __future__ import annotations
 
-import json
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
-Overrides = dict[str, Any]
-
-
-class Pair(NamedTuple):
-    """A block in its own paper: top-1 in percent of a net with another block, and with this one.
-
-    `beside` is that other block's variant; `source` says paper, table, net and data.
-    """
-
-    beside: str
-    without: float
-    with_it: float
-    source: str
-
-
-@dataclass(frozen=True)
-class Sweep:
-    """Configs that are compared with each other.
-
-    Attributes:
-      title: what is varied.
-      baseline: the variant that the others are compared with.
-      variants: name -> dotted fields of configs/default.py and their values.
-      published: variant -> the paper's top-1 in percent, where it has one.
-      source: of those figures: table and protocol.
-      pairs: variant -> its own paper's figures, on another net.
-      note: what a reader of the table should know.
-    """
-
-    title: str
-    baseline: str
-    variants: dict[str, Overrides]
-    published: dict[str, float] = field(default_factory=dict)
-    source: str = ""
-    pairs: dict[str, Pair] = field(default_factory=dict)
-    note: str = ""
-
-    def own(self, variant: str) -> Overrides:
-        """A variant's fields as a row has them: of JSON's types."""
-        return json.loads(json.dumps(self.variants[variant]))
-
+from experiments.sweep import Overrides, PaperPair, Sweep
 
 TABLE_6 = "RepVGG (arXiv 2101.03697), Table 6: RepVGG-B0 on ImageNet, 120 epochs"
 TABLE_7 = "RepVGG (arXiv 2101.03697), Table 7: RepVGG-B0 on ImageNet, 120 epochs"
@@ -206,19 +164,19 @@ SWEEPS: dict[str, Sweep] = {
             "relu_in_branch": 75.69,
         },
         source=f"{TABLE_7}; plain: its Table 6",
-        pairs={
-            "acb": Pair("plain", 69.54, 70.53, f"{DBB_TABLE_2}, as ACNet"),
-            "dbb": Pair("plain", 69.54, 70.99, DBB_TABLE_2),
-            "orepa": Pair(
+        own_papers={
+            "acb": PaperPair("plain", 69.54, 70.53, f"{DBB_TABLE_2}, as ACNet"),
+            "dbb": PaperPair("plain", 69.54, 70.99, DBB_TABLE_2),
+            "orepa": PaperPair(
                 "repvgg", 72.41, 73.04, "OREPA (arXiv 2204.00826), Table 4: RepVGG-A0 on ImageNet"
             ),
-            "doconv": Pair(
+            "doconv": PaperPair(
                 "plain",
                 68.96,
                 69.97,
                 "DO-Conv (arXiv 2006.12030): a plain net of 18 layers on ImageNet",
             ),
-            "csla": Pair(
+            "csla": PaperPair(
                 "repvgg",
                 78.41,
                 78.47,

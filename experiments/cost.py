@@ -6,7 +6,7 @@ import math
 import re
 import statistics
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,6 +18,7 @@ from experiments.sweeps import LENGTH, PROTOCOLS, Run
 from repvgg_jax import checkpoint
 from repvgg_jax.bench import count_macs
 from repvgg_jax.config import make_schedule, total_steps
+from repvgg_jax.config_fields import identity
 from repvgg_jax.data import load_source
 from repvgg_jax.data.prepared import load_prepared
 from repvgg_jax.fused_weights import abstract_variables
@@ -73,13 +74,19 @@ def saved_steps(workdir: Path) -> int:
     return max(checkpoint.steps(workdir), default=0)
 
 
-def usual_device(rows: Sequence[_Row]) -> str | None:
+def usual_device(rows: Iterable[_Row]) -> str | None:
     """The device of most rows, the only one whose times are compared; None of no rows."""
     counts = Counter(row.get("device") for row in rows)
     return min(counts, key=lambda device: (-counts[device], str(device)), default=None)
 
 
-def expected_cost(run: Run, workdir: Path, steps: int | None, rows: Sequence[_Row]) -> Cost | None:
+def expected_cost(
+    run: Run,
+    workdir: Path,
+    steps: int | None,
+    rows: Sequence[_Row],
+    others: Sequence[_Row] = (),
+) -> Cost | None:
     """Of what is left of a run, by the measured steps of finished runs; None where there are none.
 
     These are of its protocol, and of one device, each run once. Those of the same variant with
@@ -90,12 +97,12 @@ def expected_cost(run: Run, workdir: Path, steps: int | None, rows: Sequence[_Ro
       run: of a sweep.
       workdir: where it may have begun.
       steps: of the whole run; None where its data are not here, and rows of its length say it.
-      rows: of finished runs.
+      rows: of finished runs, whose usual device counts.
+      others: more of them, which count where they are of that device, or where `rows` has none.
     """
-    by_hash = {row["config_hash"]: row for row in rows if row["protocol"] == run.protocol}
-    rows = [row for row in by_hash.values() if row.get("step_seconds") and row.get("wall_seconds")]
-    device = usual_device(rows)
-    rows = [row for row in rows if row.get("device") == device]
+    rows, others = _measured(rows, run.protocol), _measured(others, run.protocol)
+    device = usual_device((rows or others).values())
+    rows = [row for row in (others | rows).values() if row["device"] == device]
     length = _length(place(run))
     steps = steps or max((r["steps"] for r in rows if _length(r) == length), default=None)
     if not rows or steps is None:
@@ -108,7 +115,17 @@ def expected_cost(run: Run, workdir: Path, steps: int | None, rows: Sequence[_Ro
     # A pause, as of a laptop that slept, is in a run's wall time too: hence the median.
     in_all = statistics.median(r["wall_seconds"] / r["steps"] / r["step_seconds"] for r in chosen)
     left = max(0, steps - saved_steps(workdir))
-    return Cost(step_seconds * in_all * left, device or "unknown device", guessed=not same)
+    return Cost(step_seconds * in_all * left, device, guessed=not same)
+
+
+def _measured(rows: Sequence[_Row], protocol: str) -> dict[str, _Row]:
+    """By hash, those of a protocol that have all figures."""
+    figures = ("device", "steps", "step_seconds", "wall_seconds", "macs")
+    return {
+        row["config_hash"]: row
+        for row in rows
+        if row["protocol"] == protocol and all(row.get(name) for name in figures)
+    }
 
 
 def _by_macs(run: Run, rows: Sequence[_Row]) -> tuple[list[_Row], float]:
@@ -139,7 +156,7 @@ def _macs(model: FrozenConfigDict, image_size: int) -> int:
 
 def _length(row: _Row) -> dict[str, Any]:
     """What of a run's fields decides how many steps it has."""
-    names = {*LENGTH, "train.batch_size"}
+    names = {*LENGTH, "train.batch_size", "data.source", "data.name"}
     return {name: value for name, value in _fields(row).items() if name in names}
 
 
@@ -148,5 +165,13 @@ def _computed(row: _Row) -> dict[str, Any]:
     return {name: value for name, value in _fields(row).items() if name not in LENGTH}
 
 
-def _fields(row: _Row) -> Mapping[str, Any]:
-    return row.get("overrides") or {}
+def _fields(row: _Row) -> dict[str, Any]:
+    """Those with another value than the protocol's, as a variant may name the protocol's own."""
+    usual = _identity(row["protocol"])
+    given = row.get("overrides") or {}
+    return {name: value for name, value in given.items() if usual.get(name) != value}
+
+
+@cache
+def _identity(protocol: str) -> dict[str, Any]:
+    return identity(PROTOCOLS[protocol]())

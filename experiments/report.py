@@ -34,7 +34,7 @@ from experiments.report_tables import (
     done,
     order_blocks,
     other_table,
-    pairs_table,
+    own_papers_table,
     signed,
 )
 from experiments.results import RESULTS, read_sweeps
@@ -115,10 +115,10 @@ def _sweep_blocks(name: str, groups: Sequence[Group], remarks: str | None) -> li
         title = f"{name}, {group.protocol}{' with ' * bool(shared)}{shared}"
         blocks += [Heading(3, title, group.name), *describe(group), accuracy_table(group)]
         blocks += order_blocks(group, compare_order(group, sweep.published))
-        if sweep.pairs:
+        if sweep.own_papers:
             blocks += [
                 Paragraph("Blocks as their own papers have them, on other nets:"),
-                pairs_table(group),
+                own_papers_table(group),
             ]
         blocks.append(cost_table(group))
         blocks += [Paragraph(words)] if (words := measuring(group)) else []

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
 
-from experiments.sweeps import PROTOCOLS, SEEDS, SWEEPS, strange_fields
+from experiments.sweeps import PROTOCOLS, SEEDS, SWEEPS, known, strange_fields
 
 Row = Mapping[str, Any]
 
@@ -118,10 +118,8 @@ def group_rows(rows: Iterable[Row]) -> tuple[list[Group], list[tuple[Row, str]]]
 
 def _problem(row: Row) -> str:
     """Why a row is in no table; empty where it is."""
-    if row["sweep"] not in SWEEPS:
-        return f"no sweep {row['sweep']}"
-    if row["name"] not in SWEEPS[row["sweep"]].variants:
-        return f"{row['sweep']} has no variant {row['name']}"
+    if not known(row):
+        return f"no variant {row['name']} of a sweep {row['sweep']}"
     return "" if row["top1"].get("train_form") is not None else "has no top-1"
 
 

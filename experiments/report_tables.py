@@ -144,12 +144,12 @@ def accuracy_table(group: Group) -> Table:
     return Table(header, rows, len(header) - 1)
 
 
-def pairs_table(group: Group) -> Table:
+def own_papers_table(group: Group) -> Table:
     """Ours beside what a block's own paper has of it, on another net."""
     header = ["variant", "beside", "its paper", "top-1 there, %", "difference there"]
     header += ["ours, points", "its 95% interval"]
     rows = []
-    for name, pair in SWEEPS[group.sweep].pairs.items():
+    for name, pair in SWEEPS[group.sweep].own_papers.items():
         ours = group.difference(name, pair.beside)
         row = [f"`{name}`", f"`{pair.beside}`", pair.source]
         row += [f"{pair.without:.2f} → {pair.with_it:.2f}", signed(pair.with_it - pair.without)]

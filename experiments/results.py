@@ -13,7 +13,7 @@ from typing import Any
 
 from experiments.sweeps import PROTOCOLS, SWEEPS, Run
 from repvgg_jax.config_fields import identity
-from repvgg_jax.errors import UsageError
+from repvgg_jax.errors import RunError, UsageError
 from repvgg_jax.records import METRICS_FILE, read_metrics
 
 RESULTS = Path("experiments/results")
@@ -32,7 +32,7 @@ def append_row(path: str | os.PathLike[str], row: dict[str, Any]) -> None:
     where appending by itself is not atomic. What a writer that died left of a line is closed.
 
     Raises:
-      UsageError: where the file cannot be written to.
+      RunError: where the file cannot be written to.
     """
     line = (json.dumps(row, allow_nan=False) + "\n").encode()
     path = Path(path)
@@ -40,17 +40,17 @@ def append_row(path: str | os.PathLike[str], row: dict[str, Any]) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o666)
     except OSError as error:
-        raise UsageError(f"{path} cannot be written to ({error.strerror})") from None
+        raise RunError(f"{path} cannot be written to ({error.strerror})") from None
     try:
         fcntl.lockf(descriptor, fcntl.LOCK_EX)  # gone with the process, however that ends
         size = os.fstat(descriptor).st_size
         if size and os.pread(descriptor, 1, size - 1) != b"\n":
             line = b"\n" + line
         if (written := os.write(descriptor, line)) < len(line):
-            raise UsageError(f"{path}: {written} of {len(line)} bytes written; is the disk full?")
+            raise RunError(f"{path}: {written} of {len(line)} bytes written; is the disk full?")
         os.fsync(descriptor)
     except OSError as error:
-        raise UsageError(f"{path} cannot be written to ({error.strerror})") from None
+        raise RunError(f"{path} cannot be written to ({error.strerror})") from None
     finally:
         os.close(descriptor)
 

@@ -186,10 +186,10 @@ def run_sweep(argv: Sequence[str]) -> None:
         states = ["interrupted" if state == "failed" else state for state in states]
     left = [run for run, state in zip(runs, states, strict=True) if state != "done"]
     steps = count_steps(left, elsewhere=options.launcher != "local")
-    # The repository's too: a new folder has none, and a cluster's may not be seen from here.
-    measured = [*(read_sweeps(RESULTS) if options.results != RESULTS else ()), *rows]
+    # A new folder has no rows yet, and a cluster's may not be seen from here.
+    others = read_sweeps(RESULTS) if options.results != RESULTS else []
     costs = [
-        expected_cost(run, run.workdir(options.workdirs), steps.get(run.config_hash), measured)
+        expected_cost(run, run.workdir(options.workdirs), steps.get(run.config_hash), rows, others)
         if state != "done"
         else None
         for run, state in zip(runs, states, strict=True)

@@ -124,8 +124,8 @@ def write_about(config: ConfigDict, workdir: Path) -> None:
     earlier = [*before.get("earlier_commits", []), before.get("commit")]
     earlier = [commit for commit in dict.fromkeys(earlier) if commit not in (None, code["commit"])]
     about = {"earlier_commits": earlier, "cores": cpu_cores(), "temporaries_bytes": temporaries}
-    dirty = None if code["dirty"] is None else bool(code["dirty"] or before.get("dirty"))
-    write_json(workdir / ABOUT_FILE, code | about | {"dirty": dirty})
+    about["dirty"] = before.get("dirty") or code["dirty"]
+    write_json(workdir / ABOUT_FILE, code | about)
 
 
 def git_commit() -> dict[str, Any]:

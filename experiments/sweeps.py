@@ -97,10 +97,15 @@ def set_field(config: ConfigDict, name: str, value: Any) -> None:
         raise UsageError(f"--config.{name}={value!r}: must be of type {known}") from None
 
 
+def known(row: Mapping[str, Any]) -> bool:
+    """Whether this code has the row's sweep and variant."""
+    return row["sweep"] in SWEEPS and row["name"] in SWEEPS[row["sweep"]].variants
+
+
 def strange_fields(row: Mapping[str, Any]) -> dict[str, Any]:
     """The fields in which a row's overrides differ from its variant's, with the row's values.
 
-    None where the row has none, as of a field that the variant has got since.
+    None where the row has none, as of a field that the variant has got since. Of a `known` row.
     """
     own = SWEEPS[row["sweep"]].own(row["name"])
     given = row.get("overrides") or {}

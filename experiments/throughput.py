@@ -27,7 +27,7 @@ from ml_collections import ConfigDict
 from experiments.flags import Parser
 from experiments.results import RESULTS, cpu_cores, device_words, read_sweeps
 from experiments.run_one import git_commit
-from experiments.sweeps import LENGTH, PROTOCOLS, SWEEPS, Run, expand, strange_fields
+from experiments.sweeps import LENGTH, PROTOCOLS, SWEEPS, Run, expand, known, strange_fields
 from repvgg_jax import fuse, init
 from repvgg_jax.ahead import lower_step
 from repvgg_jax.compilation import compiler_options, temporaries_bytes
@@ -169,7 +169,7 @@ def with_throughput(rows: Sequence[dict[str, Any]], results: Path) -> list[dict[
 
 def _throughput(row: dict[str, Any], record: dict[str, Any] | None) -> dict[str, Any]:
     sweep, name = row["sweep"], row["name"]
-    if record is None or sweep not in SWEEPS or name not in SWEEPS[sweep].variants:
+    if record is None or not known(row):
         return {}
     changed = strange_fields(row).keys() - LENGTH
     tasks = {"training": not changed, "deployed": not any(map(_DEPLOYED.match, changed))}
@@ -192,7 +192,9 @@ def main(arguments: Sequence[str]) -> int:
         recorded = {
             row["sweep"]
             for row in read_sweeps(options.results)
-            if row["protocol"] == options.protocol and not strange_fields(row).keys() - LENGTH
+            if row["protocol"] == options.protocol
+            and known(row)
+            and not strange_fields(row).keys() - LENGTH
         }
         sweeps = [sweep for sweep in SWEEPS if sweep in recorded]
         if not sweeps:

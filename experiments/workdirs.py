@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -16,12 +17,13 @@ from experiments.launchers import HELD
 from experiments.results import finished
 from experiments.sweeps import Run
 from repvgg_jax.config_fields import plain
-from repvgg_jax.errors import UsageError
+from repvgg_jax.errors import RunError, UsageError
 from repvgg_jax.records import replace_text, write_json
 
 LOCK_FILE = "lock"
 ERROR_FILE = "error.txt"  # of a failed run: its last words
 LOG_FILE = "log.txt"
+_NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL)
 _PATIENCE = 2.0  # seconds, as someone who looks at the state holds the lock for a moment
 
 STATES = ("done", "running", "interrupted", "failed", "new")
@@ -41,7 +43,7 @@ def make(run: Run, root: Path) -> Path:
         if not (workdir / "config.json").exists():
             write_json(workdir / "config.json", plain(run.config()))
     except OSError as error:
-        raise UsageError(f"{workdir} cannot be written to ({error.strerror})") from None
+        raise RunError(f"{workdir} cannot be written to ({error.strerror})") from None
     return workdir
 
 
@@ -75,12 +77,14 @@ def locked(workdir: Path) -> Iterator[None]:
 
 
 def _try(descriptor: int, kind: int) -> bool:
-    """Raises UsageError on a file system that has no locks."""
+    """Raises UsageError on a file system that has no locks, RunError where one fails now."""
     try:
         fcntl.lockf(descriptor, kind | fcntl.LOCK_NB)
     except (BlockingIOError, PermissionError):
         return False
     except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise RunError(f"a file of the workdirs cannot be locked ({error.strerror})") from None
         raise UsageError(
             f"a file of the workdirs cannot be locked ({error.strerror}), and nothing else keeps "
             "two processes from training one run; take --workdirs on another file system"
@@ -127,6 +131,16 @@ def last_words(folder: Path) -> str:
         if path.exists() and (lines := path.read_text(errors="replace").strip().splitlines()):
             return lines[-1]
     return ""
+
+
+def forget_last_words(folder: Path) -> None:
+    """Of an earlier process, before another starts.
+
+    Raises:
+      OSError: where the folder cannot be written to.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / ERROR_FILE).unlink(missing_ok=True)
 
 
 def keep_last_words(folder: Path, code: int) -> str:

@@ -42,7 +42,10 @@ def eval_step(
     mean: tuple[float, ...] = IMAGENET_MEAN,
     std: tuple[float, ...] = IMAGENET_STD,
 ) -> Metrics:
-    """Sums over the examples that a batch's `mask` marks: `top1`, `top5`, `loss`, `count`."""
+    """Sums over the examples that a batch's `mask` marks: `top1`, `top5`, `loss`, `count`.
+
+    Not compiled; `compiled_step` is.
+    """
     logits = net.apply(variables, as_images(batch["image"], mean, std), train=False)
     label, mask = batch["label"], batch["mask"]
     # Ranks by index among equals, so that a dead net of equal logits is not right everywhere.

@@ -207,6 +207,8 @@ def _optimizer(
         raise UsageError(
             "optim.clip_norm and max_norm break what optim.repoptimizer_from relies on; drop them"
         )
+    if getattr(net, "initializer", None):
+        raise UsageError("optim.repoptimizer_from says how the net starts; drop model.initializer")
     source, searched = checkpoint.load(workdir)
     if module_type(source.block) is not CSLABlock:
         raise UsageError(

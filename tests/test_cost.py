@@ -93,6 +93,34 @@ def test_other_variants_count_by_their_multiply_adds(tmp_path, both):
     assert expected_cost(both, tmp_path, 25, [tiny, row("none", 60)]).seconds == expected()
 
 
+def test_the_users_own_device_counts_before_the_repositorys(tmp_path, both):
+    others = [row(seconds=100 + seconds) for seconds in range(9)]
+    own = [row(seconds=10, device="H100 x1")]
+    assert expected_cost(both, tmp_path, 25, own, others) == Cost(
+        pytest.approx(5), "H100 x1", guessed=False
+    )
+    assert expected_cost(both, tmp_path, 25, [], others).device == CPU
+    tiny = [row("none", 1e6, macs={"train_form": 10})]
+    assert expected_cost(both, tmp_path, 25, tiny, others).seconds < 60
+    partial = [row() | {"macs": None}, row() | {"steps": None}]
+    assert expected_cost(both, tmp_path, 25, partial) is None
+
+
+def test_steps_are_borrowed_from_runs_on_the_same_data_only(tmp_path):
+    def expected(**fields):
+        [run] = expand("branches", seeds=[1], only=["both"], overrides=FIELDS | fields)
+        return expected_cost(run, tmp_path, None, [row(seconds=100)])
+
+    assert expected().seconds == pytest.approx(100)
+    assert expected(**{"data.name": "imagenet2012"}) is None
+    assert expected(**{"train.batch_size": 16}) is None
+
+
+def test_a_variant_that_names_the_protocols_own_value_is_the_baseline(tmp_path):
+    [run] = expand("quantization", seeds=[1], only=["float32"], overrides=FIELDS)
+    assert not expected_cost(run, tmp_path, 25, [row()]).guessed
+
+
 def test_device_hours_are_of_all_devices(tmp_path, both):
     cost = expected_cost(both, tmp_path, 50, [row(device="TPU v5e x16", seconds=450)])
     assert cost == Cost(pytest.approx(450), "TPU v5e x16", guessed=False)

@@ -153,9 +153,10 @@ def test_what_fails_for_good_and_what_starts_again():
             if patterns is None or any(re.search(pattern, message) for pattern in patterns):
                 return rule["action"]
 
-    assert action(UsageError.exit_code) == action(HELD) == "FailJobSet"
+    assert action(UsageError.exit_code) == "FailJobSet"
     assert action(STOPPED) == action(None) == "RestartJobSetAndIgnoreMaxRestarts"
-    assert action(1) == action(RunError.exit_code) == action(137) == "counts"
+    # A dead pod's lock may outlive it for a while.
+    assert {action(code) for code in (1, RunError.exit_code, HELD, 137)} == {"counts"}
 
 
 def test_words_that_the_schema_has_as_text():

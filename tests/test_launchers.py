@@ -103,7 +103,9 @@ def test_sigterm_alone_saves_and_requeues_nothing(here, tmp_path):
 
 
 def test_a_run_that_fails_is_not_started_again(here, tmp_path):
-    [job] = slurm.submit([run_of_nothing(tmp_path / "bad", "fails")], here)
+    bad = run_of_nothing(tmp_path / "bad", "fails")
+    (tmp_path / "bad" / workdirs.ERROR_FILE).write_text("of another time\n")
+    [job] = slurm.submit([bad], here)
     assert "exit code 3" in str(job.exception())
     assert workdirs.last_words(tmp_path / "bad") == "exit code 3"
     assert log(tmp_path / "bad") == ["start"]

@@ -9,12 +9,13 @@ from pathlib import Path
 
 import pytest
 
+from experiments import run_one
 from experiments.report_numbers import group_rows
 from experiments.report_tables import describe
 from experiments.results import ABOUT_FILE, append_row, place, read_about, read_rows, read_sweeps
-from experiments.run_one import git_commit, record, write_about
+from experiments.run_one import record
 from experiments.sweeps import expand, strange_fields
-from repvgg_jax.errors import UsageError
+from repvgg_jax.errors import RunError, UsageError
 from tests.sweep_runs import FIELDS, dotted
 
 ROOT = Path(__file__).parent.parent
@@ -105,7 +106,7 @@ def test_what_is_no_row_is_refused_by_name(tmp_path):
 
 def test_a_file_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(UsageError, match=r"rows\.jsonl cannot be written"):
+    with pytest.raises(RunError, match=r"rows\.jsonl cannot be written"):
         append_row(tmp_path / "file" / "rows.jsonl", row("a"))
 
 
@@ -159,19 +160,21 @@ def test_a_run_that_was_another_protocols_has_a_row_in_its_own(tmp_path):
     assert len(groups) == 2
 
 
-def test_a_run_that_goes_on_with_other_code_says_so(tmp_path):
+def test_a_run_that_goes_on_with_other_code_says_so(tmp_path, monkeypatch):
     [run] = expand("branches", seeds=[0], only=["none"], overrides=FIELDS)
     start = {"commit": "a" * 40, "dirty": True, "temporaries_bytes": 1}  # which is not made anew
     (tmp_path / ABOUT_FILE).write_text(json.dumps(start))
-    code = git_commit()
-    for _ in range(2):
-        write_about(run.config(), tmp_path)
+    for commit, dirty in (("b" * 40, False), (None, None), ("b" * 40, False)):
+        code = {"commit": commit, "dirty": dirty}
+        monkeypatch.setattr(run_one, "git_commit", lambda code=code: code)
+        run_one.write_about(run.config(), tmp_path)
         about = read_about(tmp_path)
-        assert (about["earlier_commits"], about["commit"]) == (["a" * 40], code["commit"])
-        assert about["dirty"]
+        assert about["commit"] == commit
+        assert about["dirty"]  # which it was when it began
+    assert about["earlier_commits"] == ["a" * 40]
     trained = row("none", top1={"train_form": 0.5}, device="cpu") | place(run) | about
     [[group], _] = group_rows([trained])
-    words = f"Commit `{code['commit'][:10]}` begun with `aaaaaaaaaa` with uncommitted changes."
+    words = "Commit `bbbbbbbbbb` begun with `aaaaaaaaaa` with uncommitted changes."
     assert words in describe(group)[0].text
 
 

@@ -186,6 +186,19 @@ def test_an_evaluations_fusion_does_not_grow_with_the_depth_either():
     assert sizes[1] <= sizes[0] + 5, sizes
 
 
+def test_a_residual_nets_fusion_does_not_grow_when_it_is_fused():
+    sizes = []
+    for pairs in (3, 6):
+        fields = dict(depths=(1, pairs, 1), widths=(4, 4, 8), strides=(1, 1, 1), num_classes=4)
+        net = rj.create("residual_reorg_b0", **fields)
+        plain, fused = rj.fuse(net, rj.init(net, jax.random.key(0), 8))
+        options = compiler_options(jax.devices())
+        forward = jax.jit(partial(plain.apply, train=False), compiler_options=options)
+        compiled = forward.lower(fused, jnp.zeros((8, 8, 8, 3))).compile()
+        sizes.append(largest_fusion(compiled))
+    assert sizes[1] <= sizes[0] + 5, sizes
+
+
 def test_what_is_deployed_has_no_fences():
     net, variables, images = deep_net(3)
     for module, tree in ((net, variables), rj.fuse(net, variables)):

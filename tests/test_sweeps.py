@@ -1,6 +1,5 @@
 """Sweeps: what they expand to, checks before anything starts, runs that are held and resumed."""
 
-import json
 import os
 import random
 import re
@@ -14,11 +13,11 @@ from pathlib import Path
 import pytest
 
 from experiments import report, run, run_one, status, throughput, workdirs
-from experiments.ablations import Sweep
-from experiments.launchers import LONGEST_NAME, Job, LauncherOptions, local
+from experiments.launchers import Job, LauncherOptions, local
 from experiments.launchers.local import cores, device_environment, launch
 from experiments.results import read_rows
-from experiments.sweeps import PROTOCOLS, SWEEPS, expand, parse_overrides
+from experiments.sweep import Sweep
+from experiments.sweeps import SWEEPS, expand, parse_overrides
 from repvgg_jax.errors import RunError, Stopped, UsageError
 from repvgg_jax.runtime import devices_here
 from tests.sweep_runs import HOLDER, flags
@@ -34,22 +33,6 @@ TIMES = {
     "dirty",
     "earlier_commits",
 }
-
-
-@pytest.mark.parametrize("name", SWEEPS)
-def test_every_sweep_can_be_built_in_both_protocols(name):
-    sweep = SWEEPS[name]
-    for protocol in PROTOCOLS:
-        runs = expand(name, protocol)
-        assert len(runs) == 3 * len(sweep.variants)
-        names = {run.job_name for run in runs}
-        assert len(names) == len(runs)
-        assert all(re.fullmatch(r"[a-z]([a-z0-9]|-[a-z0-9])*", name) for name in names)
-        assert max(map(len, names)) <= LONGEST_NAME
-    assert sweep.baseline in sweep.variants
-    assert sweep.published.keys() <= sweep.variants.keys()
-    assert {*sweep.pairs, *(pair.beside for pair in sweep.pairs.values())} <= {*sweep.variants}
-    assert bool(sweep.published) == bool(sweep.source)
 
 
 def one(sweep, name, seed=0, **fields):
@@ -139,43 +122,6 @@ def test_flags_are_read_by_the_type_of_their_field():
             parse_overrides(wrong)
     with pytest.raises(UsageError, match=r"2 mistakes:(.|\n)*--fast(.|\n)*given twice"):
         parse_overrides(["--fast", "--config.seed=1", "--config.seed=2"])
-
-
-@pytest.mark.skipif(not FACTS.exists(), reason="shared/facts.json, the papers' figures, is missing")
-def test_published_figures_are_the_papers():
-    paper = json.loads(FACTS.read_text())
-    assert SWEEPS["groups"].published == {
-        str(groups): paper["repvgg"][name]["paper_table4_120ep"]["top1"]
-        for groups, name in ((1, "B1"), (2, "B1g2"), (4, "B1g4"))
-    }
-    rows = paper["repvgg_paper"]["table6_ablation_B0"]
-    both = {(row["identity"], row["conv1x1"]): row["top1"] for row in rows}
-    found = {
-        (name in ("identity", "both"), name in ("1x1", "both")): top1
-        for name, top1 in SWEEPS["branches"].published.items()
-    }
-    assert found == both
-    variants = SWEEPS["variants"].published
-    table = list(paper["repvgg_paper"]["table7_variants_B0"].values())
-    assert list(variants.values()) == table  # in the paper's order, the names being ours
-    blocks = {"plain": both[False, False], "repvgg": both[True, True]} | variants
-    assert SWEEPS["blocks"].published.items() <= blocks.items()
-
-
-@pytest.mark.skipif(not FACTS.exists(), reason="shared/facts.json, the papers' figures, is missing")
-def test_pairs_are_their_papers():
-    paper = json.loads(FACTS.read_text())["other_results"]
-    plain, acb, dbb = paper["DBB_table2"]["ResNet-18"]
-    orepa = paper["OREPA_table4"]["RepVGG-A0"]
-    doconv, gain = paper["DOConv_gain"]["Plain-18"]
-    csla = {name: paper["RepOpt_table2"][name][0] for name in ("RepVGG-B1", "RepOpt-VGG-B1")}
-    assert {name: pair[1:3] for name, pair in SWEEPS["blocks"].pairs.items()} == {
-        "acb": (plain, acb),
-        "dbb": (plain, dbb),
-        "orepa": (orepa["repvgg"][0], orepa["orepa"][0]),
-        "doconv": (pytest.approx(doconv - gain), doconv),
-        "csla": tuple(csla.values()),
-    }
 
 
 def test_the_second_process_is_told_who_holds_a_run_and_the_dead_hold_none(tmp_path):
@@ -301,6 +247,9 @@ def test_a_chip_of_a_tpu_has_one_process(monkeypatch):
     local.check([], LauncherOptions(processes=2))
     with pytest.raises(UsageError, match="--processes=4: 2 at most"):
         local.check([], LauncherOptions(processes=4))
+    monkeypatch.setattr(local, "devices_here", lambda environment: ("tpu", []))
+    with pytest.raises(UsageError, match="no chip of a TPU is here"):
+        local.check([], LauncherOptions())
 
 
 def test_jobs_on_a_cpu_share_no_core(tmp_path):

@@ -4,9 +4,11 @@ import json
 
 import pytest
 
+from experiments import throughput
 from experiments.report_costs import common_scatter, fused_costs, step_times
 from experiments.report_numbers import group_rows
 from experiments.report_tables import NONE, cost_table
+from experiments.results import append_row
 from experiments.sweeps import expand
 from experiments.throughput import FILE, measure, with_throughput
 from repvgg_jax.errors import UsageError
@@ -102,6 +104,15 @@ def test_what_is_not_measured_yet_is_named_and_hides_nothing_else(tmp_path):
     table = cost_table(groups[0])
     lines = {line[0]: line for line in table.rows}
     assert lines["`1x1`"][table.header.index("images/s as deployed")] == NONE
+
+
+def test_rows_of_variants_that_are_gone_are_passed_over(tmp_path):
+    record(tmp_path)
+    gone = [row("none") | {"sweep": "gone"}, row("both") | {"name": "gone"}]
+    assert with_throughput(gone, tmp_path) == gone
+    append_row(tmp_path / "branches.jsonl", {"version": 1, **gone[1]})
+    said = [f"--results={tmp_path}"]
+    assert throughput.main(said) == UsageError.exit_code  # nothing of this code is to be measured
 
 
 def test_a_file_of_another_version_is_refused(tmp_path):

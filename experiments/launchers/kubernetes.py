@@ -16,13 +16,13 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from experiments.launchers import HELD, STOPPED, Job, LauncherOptions, check_folders
+from experiments.launchers import STOPPED, Job, LauncherOptions, check_folders
 from repvgg_jax.errors import UsageError
 
 FLAGS = {"folder", "grace", "restarts", "slice", "image", "queue", "namespace", "volume", "mount"}
 FLAGS |= {"service_account"}
 _ROLE = "run"  # of the one replicated job, and of the container
-_FINAL = (UsageError.exit_code, HELD)  # exit codes that starting again would only repeat
+_MISTAKE = UsageError.exit_code  # which starting again would only repeat
 _LABEL = r"[a-z]([-a-z0-9]*[a-z0-9])?"  # RFC 1035: a name in DNS
 _LONGEST = 63
 # Generation -> GKE's name of it, and how many axes its torus has (Google Cloud, "Plan TPUs in
@@ -82,7 +82,7 @@ def manifest(job: Job, options: LauncherOptions) -> dict[str, Any]:
 
     Kueue lifts `suspend` when the whole slice is free. A pod that was told to stop exits with
     `STOPPED`; that, and an eviction, restarts the run without counting as one of its restarts. A
-    mistake, and a run that another process has, fail the JobSet at once.
+    mistake of the user's fails the JobSet at once.
 
     Raises:
       UsageError: for what the cluster would refuse, listing all of it.
@@ -97,13 +97,11 @@ def manifest(job: Job, options: LauncherOptions) -> dict[str, Any]:
         exclusive = "alpha.jobset.sigs.k8s.io/exclusive-topology"
         metadata["annotations"] = {exclusive: "cloud.google.com/gke-nodepool"}
     # Both make a Job fail for one reason; Kubernetes' message has the exit code. The first counts.
-    final = {
+    mistake = {
         "action": "FailJobSet",
-        "name": "final",
+        "name": "mistake",
         "onJobFailureReasons": ["PodFailurePolicy"],
-        "onJobFailureMessagePatterns": [
-            rf"failed with exit code ({'|'.join(map(str, _FINAL))}) matching"
-        ],
+        "onJobFailureMessagePatterns": [f"failed with exit code {_MISTAKE} matching"],
     }
     disruption = {
         "action": "RestartJobSetAndIgnoreMaxRestarts",
@@ -117,7 +115,7 @@ def manifest(job: Job, options: LauncherOptions) -> dict[str, Any]:
         "spec": {
             "suspend": True,
             "network": {"enableDNSHostnames": True},
-            "failurePolicy": {"maxRestarts": options.restarts, "rules": [final, disruption]},
+            "failurePolicy": {"maxRestarts": options.restarts, "rules": [mistake, disruption]},
             "replicatedJobs": [
                 {"name": _ROLE, "replicas": 1, "template": {"spec": _job(job, tpu, options)}}
             ],
@@ -127,7 +125,7 @@ def manifest(job: Job, options: LauncherOptions) -> dict[str, Any]:
 
 def _job(job: Job, tpu: Slice, options: LauncherOptions) -> dict[str, Any]:
     """The spec of the batch/v1 Job."""
-    known = {"containerName": _ROLE, "operator": "In", "values": sorted((STOPPED, *_FINAL))}
+    known = {"containerName": _ROLE, "operator": "In", "values": [_MISTAKE, STOPPED]}
     evicted = {"type": "DisruptionTarget", "status": "True"}
     return {
         "completionMode": "Indexed",

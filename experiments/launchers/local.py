@@ -13,8 +13,8 @@ from dataclasses import dataclass
 
 from experiments.launchers import HELD, STOPPED_CODES, Job, LauncherOptions
 from experiments.workdirs import (
-    ERROR_FILE,
     LOG_FILE,
+    forget_last_words,
     held_by,
     keep_last_words,
     last_words,
@@ -65,7 +65,11 @@ def cores(platform: str, slot: int, slots: int) -> set[int]:
 def check(jobs: Sequence[Job], options: LauncherOptions) -> None:
     """Raises UsageError for more processes than chips of a TPU, of which each has one process."""
     platform, indices = devices_here(os.environ)
-    if platform == "tpu" and (options.processes or 1) > max(1, len(indices)):
+    if platform != "tpu":
+        return
+    if not indices:
+        raise UsageError("JAX_PLATFORMS=tpu, and no chip of a TPU is here; unset it")
+    if (options.processes or 1) > len(indices):
         raise UsageError(
             f"--processes={options.processes}: {len(indices)} at most, as a TPU's chip is one "
             "process's alone"
@@ -125,8 +129,7 @@ def _start(job: Job, slot: int, environment: dict[str, str], cores: set[int]) ->
     folder = of_command(job.command)
     command = [sys.executable if word == "python" else word for word in job.command]
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / ERROR_FILE).unlink(missing_ok=True)  # what it died of before
+        forget_last_words(folder)
         log = (folder / LOG_FILE).open("ab")
     except OSError as error:
         raise UsageError(f"{folder} cannot be written to ({error.strerror})") from None

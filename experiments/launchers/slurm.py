@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 from experiments.launchers import (
@@ -18,7 +19,7 @@ from experiments.launchers import (
     LauncherOptions,
     check_folders,
 )
-from experiments.workdirs import keep_last_words, of_command
+from experiments.workdirs import forget_last_words, keep_last_words, of_command
 from repvgg_jax.errors import RunError, UsageError
 
 FLAGS = {"processes", "folder", "grace", "restarts", "cluster", "partition", "account", "minutes"}
@@ -53,6 +54,8 @@ class Requeued:
           RunError: where that is another than success.
         """
         program = sys.executable if command[0] == "python" else command[0]
+        with suppress(OSError):  # the command itself will say so
+            forget_last_words(of_command(command))
         signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)  # none comes while there is half a child
         try:
             signal.signal(signal.SIGTERM, self._tell)

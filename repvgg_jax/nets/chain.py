@@ -60,7 +60,8 @@ class Chain(nn.Module):
         devices; the whole batch by default. The paper's is 32, a GPU's share of 256.
       remat: what a block keeps for its gradient: one of `REMAT`, the rest being computed again.
       conv_algorithm: what computes the convolutions, one of `convolution.ALGORITHMS`.
-      initializer: of RepVGG's block, one of `INITIALIZERS`; other blocks start as their papers say.
+      initializer: of RepVGG's block, one of `INITIALIZERS`; other blocks start as their papers say,
+        squeeze-and-excite and heads as ever. `nets.init` draws by it, Flax's own `init` doesn't.
     """
 
     depths: tuple[int, ...]
@@ -108,7 +109,7 @@ class Chain(nn.Module):
 
     def started(self, variables: dict[str, Any], key: Array) -> dict[str, Any]:
         """Fresh variables as `initializer` says; what is fused has no start of its own."""
-        if self.initializer is None or self.block is FusedConv:
+        if self.initializer is None or module_type(self.block) is FusedConv:
             return variables
         params = draw_again(variables["params"], self.plan(), self.initializer, key)
         return variables | {"params": params}
@@ -185,8 +186,8 @@ class Chain(nn.Module):
         return x
 
     def fences(self, train: bool) -> bool:
-        """Whether `fenced` stands after blocks; what is deployed has no use for it."""
-        return train or self.block is not FusedConv
+        """Whether `fenced` stands after blocks; a plain chain as deployed has no use for it."""
+        return train or module_type(self.block) is not FusedConv
 
     def run_activated(self, block: nn.Module, name: str, x: Array, train: bool) -> Array:
         """A block and what stands after it: the nonlinearity, squeeze-and-excite before it."""

@@ -49,7 +49,7 @@ INITIALIZERS: dict[str, Callable[[int], Start]] = {
 def draw_again(
     params: Mapping[str, Any], plan: Mapping[str, Mapping[str, Any]], name: str, key: Array
 ) -> dict[str, Any]:
-    """Parameters in which the plan's blocks start by an initializer; the head stays.
+    """Parameters in which the plan's blocks start by an initializer; all others stay.
 
     Args:
       params: of RepVGG's blocks, as the net's `init` gives them.
