@@ -136,8 +136,8 @@ SWEEPS: dict[str, Sweep] = {
                 "all_x8": _depths(1, 16, 32, 32, 1),
             }
         ),
-        note="`stage4_N` has N layers in the paper's stage 4, `all_xN` N times the layers in all stages "
-        "but the first and the last; `plain_` has the 3x3 branch alone.",
+        note="`stage4_N` has N layers in the paper's stage 4, `all_xN` N times the layers in all "
+        "stages but the first and the last; `plain_` has the 3x3 branch alone.",
     ),
     "blocks": Sweep(
         title="Blocks of the zoo",
