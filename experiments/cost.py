@@ -103,12 +103,12 @@ def expected_cost(
     rows, others = _measured(rows, run.protocol), _measured(others, run.protocol)
     device = usual_device((rows or others).values())
     rows = [row for row in (others | rows).values() if row["device"] == device]
-    length = _length(place(run))
-    steps = steps or max((r["steps"] for r in rows if _length(r) == length), default=None)
+    own = place(run)
+    alike = (row["steps"] for row in rows if _length(row) == _length(own))
+    steps = steps or max(alike, default=None)
     if not rows or steps is None:
         return None
-    own = _computed(place(run))
-    if same := [row for row in rows if _computed(row) == own]:
+    if same := [row for row in rows if _computed(row) == _computed(own)]:
         chosen, step_seconds = same, statistics.median(row["step_seconds"] for row in same)
     else:
         chosen, step_seconds = _by_macs(run, rows)
@@ -133,7 +133,7 @@ def _by_macs(run: Run, rows: Sequence[_Row]) -> tuple[list[_Row], float]:
 
     A run's size is the multiply-adds of its training form for a batch.
     """
-    config, usual = run.config(), PROTOCOLS[run.protocol]().train.batch_size
+    config, usual = run.config(), _identity(run.protocol)["train.batch_size"]
     size = config.data.eval_image_size or config.data.image_size
     macs = _macs(FrozenConfigDict(config.model), size) * config.train.batch_size
 

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import traceback
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +40,7 @@ from repvgg_jax import ahead
 from repvgg_jax.compilation import temporaries_bytes
 from repvgg_jax.errors import RunError, Stopped, UsageError
 from repvgg_jax.modes import run_train
-from repvgg_jax.records import replace_text, write_json
+from repvgg_jax.records import write_json
 from repvgg_jax.runtime import (
     all_processes,
     join_processes,
@@ -71,7 +71,7 @@ def execute(run: Run, workdir: Path, results: Path) -> None:
     with workdirs.locked(workdir) if primary() else nullcontext(), _leaving_last_words(workdir):
         if not all_processes(finished(run, workdir)):
             if primary():
-                (workdir / workdirs.ERROR_FILE).unlink(missing_ok=True)
+                workdirs.forget_last_words(workdir)
                 write_about(run.config(), workdir)
             run_train(run.config(), workdir)
         if primary():
@@ -85,8 +85,7 @@ def _leaving_last_words(workdir: Path) -> Iterator[None]:
     def leave(error: Exception) -> None:
         words = str(error) if isinstance(error, RunError) else f"{type(error).__name__}: {error}"
         line = next(iter(words.strip().splitlines()), words)
-        with suppress(OSError):  # it may be the disk that is full
-            replace_text(workdir / workdirs.ERROR_FILE, line + "\n")
+        workdirs.leave_last_words(workdir, line)
 
     with leaving_at_once(leave):
         try:

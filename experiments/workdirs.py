@@ -143,6 +143,13 @@ def forget_last_words(folder: Path) -> None:
     (folder / ERROR_FILE).unlink(missing_ok=True)
 
 
+def leave_last_words(folder: Path, words: str) -> None:
+    """One line for `last_words`, where it can be written."""
+    with suppress(OSError):  # it may be the disk that is full
+        folder.mkdir(parents=True, exist_ok=True)
+        replace_text(folder / ERROR_FILE, words + "\n")
+
+
 def keep_last_words(folder: Path, code: int) -> str:
     """What a failed process died of, by its exit code as Popen has it; for the workdir, too.
 
@@ -153,7 +160,5 @@ def keep_last_words(folder: Path, code: int) -> str:
         words = f"killed by {signal.Signals(-code).name}{hint}"
     else:
         words = last_words(folder) or f"exit code {code}"
-    with suppress(OSError):
-        folder.mkdir(parents=True, exist_ok=True)
-        replace_text(folder / ERROR_FILE, words + "\n")
+    leave_last_words(folder, words)
     return words

@@ -162,8 +162,8 @@ def _forwards(config: ConfigDict, batch: int) -> list[_Program]:
     forms = {name: (net, init(net, jax.random.key(0))) for name, net in nets.items()}
     forms["fused"] = fuse(*forms["train form"])
     programs, images = [], jnp.zeros((batch, size, size, 3), nets["train form"].dtype)
+    options = compiler_options(jax.devices())
     for form, (net, variables) in forms.items():
-        options = compiler_options(jax.devices())
         forward = jax.jit(partial(net.apply, train=False), compiler_options=options)
         compiled, seconds = _compile(forward, variables, images)
         run = partial(compiled, variables, images)

@@ -207,7 +207,7 @@ def _optimizer(
         raise UsageError(
             "optim.clip_norm and max_norm break what optim.repoptimizer_from relies on; drop them"
         )
-    if getattr(net, "initializer", None):
+    if net.initializer is not None:
         raise UsageError("optim.repoptimizer_from says how the net starts; drop model.initializer")
     source, searched = checkpoint.load(workdir)
     if module_type(source.block) is not CSLABlock:
