@@ -128,6 +128,8 @@ def test_a_run_takes_its_scales_from_a_search(tmp_path, monkeypatch):
         np.testing.assert_allclose(updates[name]["conv3"]["kernel"], -0.5 * factor, rtol=1e-6)
     state = train.train(config, tmp_path / "run").state
     assert int(state.step) == 4
+    with pytest.raises(rj.UsageError, match=r"drop model\.initializer"):
+        train._optimizer(config, net.clone(initializer="he"), lambda step: 0.5)
     config.optim.clip_norm = 1.0
     with pytest.raises(rj.UsageError, match="drop them"):
         train.train(config, tmp_path / "other")
