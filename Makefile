@@ -34,8 +34,8 @@ lint: $(VENV)/requirements-dev.installed
 	$(VENV)/bin/ruff format --check .
 
 bench: $(VENV)/requirements-dev.installed
-	$(RUN) -m experiments.bench_torch
-	JAX_PLATFORMS=cpu $(RUN) -m experiments.bench_onnxruntime --constant --keep_freed_memory --patience=20
+	$(RUN) -m experiments.benchmarks.pytorch
+	JAX_PLATFORMS=cpu $(RUN) -m experiments.benchmarks.onnxruntime --constant --keep_freed_memory --patience=20
 
 # Class folders of JPEGs: make bench-data DATA=/data/imagenet
 bench-data: setup
@@ -48,8 +48,8 @@ report: setup
 
 # The branches of a trained net, on runs/quickstart or ANALYSIS_WORKDIR: runs/analysis.html
 notebook: $(VENV)/requirements-dev.installed
-	$(RUN) -m jupytext --sync experiments/analysis.ipynb
-	$(RUN) -m nbconvert --log-level=ERROR --execute --to html --output-dir runs experiments/analysis.ipynb
+	$(RUN) -m jupytext --sync experiments/studies/analysis.ipynb
+	$(RUN) -m nbconvert --log-level=ERROR --execute --to html --output-dir runs experiments/studies/analysis.ipynb
 
 clean:
 	rm -rf $(VENV) runs build *.egg-info

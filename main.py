@@ -16,13 +16,15 @@ from typing import NoReturn
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from repvgg_jax.config_fields import unknown_field
-from repvgg_jax.data_bench import run_bench_data
+from repvgg_jax.bench.input import run_bench_data
+from repvgg_jax.bench.models import run_bench
+from repvgg_jax.cli import MODES
+from repvgg_jax.cli.compile import run_compile
+from repvgg_jax.cli.prepare import run_prepare
+from repvgg_jax.cli.pytorch import run_import, run_to_torch
+from repvgg_jax.config.fields import unknown_field
 from repvgg_jax.errors import RunError, Stopped, UsageError
-from repvgg_jax.exchange import run_import, run_to_torch
-from repvgg_jax.model_bench import run_bench
-from repvgg_jax.modes import MODES, run_compile, run_prepare
-from repvgg_jax.runtime import join_processes, leaving_at_once, prepare_process
+from repvgg_jax.runtime.processes import join_processes, leaving_at_once, prepare_process
 
 FLAGS = flags.FLAGS
 CONFIG = config_flags.DEFINE_config_file("config", help_string="a file of configs/, or your own")

@@ -6,14 +6,15 @@ The one currency is a pair `(net, variables)`: a Flax Module without arrays and 
 
 from typing import TYPE_CHECKING, Any
 
-from repvgg_jax.averages import reestimate_batch_stats
 from repvgg_jax.errors import UsageError
-from repvgg_jax.finetune import insert_bn
-from repvgg_jax.fuse import FusionReport, fuse, verify
+from repvgg_jax.fusion.fuse import fuse
+from repvgg_jax.fusion.insert_bn import insert_bn
+from repvgg_jax.fusion.reestimate import reestimate_batch_stats
+from repvgg_jax.fusion.verify import FusionReport, verify
 from repvgg_jax.nets import create, init, list_models
 
 if TYPE_CHECKING:
-    from repvgg_jax.checkpoint import load
+    from repvgg_jax.checkpoint.load import load
 
 __all__ = [
     "FusionReport",
@@ -32,7 +33,7 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     """`load` at its first use: with it come Orbax and Optax, a third of an import's time."""
     if name == "load":
-        from repvgg_jax.checkpoint import load
+        from repvgg_jax.checkpoint.load import load
 
         return load
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float
 
-from repvgg_jax.statistics import BN_EPSILON
+from repvgg_jax.ops.batch_norm import BN_EPSILON
 
 
 class Shaped(Protocol):

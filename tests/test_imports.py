@@ -1,4 +1,4 @@
-"""Imports flow one way, and the heavy or foreign ones stay out of the library's top level."""
+"""Imports flow one way, and heavy or foreign packages stay out of the library's top level."""
 
 import ast
 import subprocess
@@ -8,62 +8,77 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-# From the ground up; a module imports only from its own room or from those before it.
-ROOMS = [
-    {"errors"},
-    {"statistics", "compilation"},
-    {"onednn", "winograd"},
-    {"passes"},
-    {"convolution"},
-    {"affine", "layers", "moments", "sharding"},
-    {"blocks"},
-    {"nets"},
-    {"averages", "runtime"},
-    {"fuse", "data", "optim", "repoptimizer", "bench", "records", "curves", "hlo", "timing"},
-    {"torch_files", "torch_layout"},
-    {"weights"},
-    {"certificate", "finetune", "integrity"},
-    {"monitor"},
-    {"watch", "report", "mixing", "stopping", "feed"},
-    {"config_fields"},
-    {"config"},
-    {"fused_weights", "evaluation"},
-    {"checkpoint"},
-    {"step"},
-    {"loop"},
-    {"train"},
-    {"ahead"},
-    {"data_rivals"},
-    {"modes", "exchange", "data_bench", "model_bench"},
+# A package imports only from itself and from those before it.
+ORDER = [
+    "errors",
+    "runtime",
+    "ops",
+    "affine",
+    "layers",
+    "blocks",
+    "nets",
+    "fusion",
+    "data",
+    "interop",
+    "optim",
+    "config",
+    "checkpoint",
+    "training",
+    "bench",
+    "cli",
 ]
 FOREIGN = {"torch", "onnx", "tensorflow", "matplotlib", "tensorflow_datasets", "sklearn", "grain"}
 FOREIGN |= {"timm", "safetensors", "PIL", "simplejpeg", "cykooz_resizer", "cv2"}
-MODULES = sorted((ROOT / "repvgg_jax").rglob("*.py"))
+PACKAGE = ROOT / "repvgg_jax"
+MODULES = sorted(
+    path for path in PACKAGE.rglob("*.py") if path.parent != PACKAGE or path.stem != "__init__"
+)
 
 
-def room_of(path):
-    name = path.relative_to(ROOT / "repvgg_jax").parts[0].removesuffix(".py")
-    return next((index for index, names in enumerate(ROOMS) if name in names), None)
+def module_name(path):
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
-@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_no_upward_import(path):
-    if path == ROOT / "repvgg_jax/__init__.py":
-        return
-    here = room_of(path)
-    assert here is not None, f"say in ROOMS where {path.name} belongs"
+NAMES = {module_name(path) for path in MODULES}
+
+
+def imported(path):
+    """Modules of the package that a file imports, inside functions too."""
     for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.ImportFrom) and node.module == "repvgg_jax":
-            names = [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("repvgg_jax."):
-            names = [node.module.split(".")[1]]
-        else:
-            continue
-        for name in names:
-            assert room_of(ROOT / "repvgg_jax" / f"{name}.py") <= here, f"{path} imports {name}"
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "repvgg_jax":
+            for alias in node.names:
+                full = f"{node.module}.{alias.name}"
+                yield full if full in NAMES else node.module
 
 
-@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
+@pytest.mark.parametrize("path", MODULES, ids=module_name)
+def test_no_upward_import(path):
+    package = module_name(path).split(".")[1]
+    assert package in ORDER, f"add {package} to ORDER"
+    for name in imported(path):
+        other = name.split(".")[1] if "." in name else "cli"
+        assert ORDER.index(other) <= ORDER.index(package), f"{path} imports {name}"
+
+
+def test_no_cycle():
+    graph = {module_name(path): set(imported(path)) for path in MODULES}
+    done, path = set(), []
+
+    def visit(name):
+        assert name not in path, " -> ".join([*path[path.index(name) :], name])
+        if name not in done:
+            path.append(name)
+            for other in graph.get(name, ()):
+                if other != name:
+                    visit(other)
+            done.add(path.pop())
+
+    for name in graph:
+        visit(name)
+
+
+@pytest.mark.parametrize("path", MODULES, ids=module_name)
 def test_nothing_foreign_at_module_level(path):
     for node in ast.parse(path.read_text()).body:
         if isinstance(node, ast.Import):

@@ -9,9 +9,9 @@ from flax import linen as nn
 from jax import Array
 
 from repvgg_jax.affine import Affine, add, identity
-from repvgg_jax.blocks.block import Block, fold_branch, fold_norm
+from repvgg_jax.blocks.base import Block, fold_branch, fold_norm
 from repvgg_jax.errors import UsageError
-from repvgg_jax.layers import relu
+from repvgg_jax.ops.convolution import relu
 
 
 class IdentityWithoutBNBlock(Block):

@@ -8,7 +8,7 @@ from flax import linen as nn
 from jax import Array
 
 from repvgg_jax.affine import Affine, add
-from repvgg_jax.blocks.block import Block, fold_branch
+from repvgg_jax.blocks.base import Block, fold_branch
 
 
 class ACBlock(Block):

@@ -9,7 +9,7 @@ from flax import linen as nn
 from jax import Array
 
 from repvgg_jax.affine import Affine, add, identity
-from repvgg_jax.blocks.block import Block, fold_norm
+from repvgg_jax.blocks.base import Block, fold_norm
 
 
 class CSLABlock(Block):
@@ -18,7 +18,7 @@ class CSLABlock(Block):
     The identity exists where stride and width allow it. With s, t and u trained this is the paper's
     hyper-search, but that all start as 1 here (there s and t as sqrt(2 / l) in a stage's l-th
     layer); with s and t constant its training equals that of one plain convolution whose gradient
-    is multiplied (`repvgg_jax.repoptimizer`).
+    is multiplied (`repvgg_jax.optim.repoptimizer`).
     """
 
     @nn.compact

@@ -10,8 +10,8 @@ from flax import linen as nn
 from jax import Array, lax
 
 from repvgg_jax.affine import Affine, add, average, chain, fold_bn, identity
-from repvgg_jax.blocks.block import Block, fold_branch, fold_norm
-from repvgg_jax.layers import Conv, IdentityConv
+from repvgg_jax.blocks.base import Block, fold_branch, fold_norm
+from repvgg_jax.layers.conv import Conv, IdentityConv
 
 
 class DiverseBranchBlock(Block):

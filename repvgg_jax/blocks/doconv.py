@@ -9,8 +9,8 @@ from flax import linen as nn
 from jax import Array
 
 from repvgg_jax.affine import Affine
-from repvgg_jax.blocks.block import Block, fold_norm
-from repvgg_jax.layers import kernel_init
+from repvgg_jax.blocks.base import Block, fold_norm
+from repvgg_jax.layers.conv import kernel_init
 
 
 class DOConvBlock(Block):

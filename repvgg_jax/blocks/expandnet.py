@@ -9,8 +9,8 @@ from flax import linen as nn
 from jax import Array
 
 from repvgg_jax.affine import Affine, chain
-from repvgg_jax.blocks.block import Block, fold_norm
-from repvgg_jax.layers import Kernel
+from repvgg_jax.blocks.base import Block, fold_norm
+from repvgg_jax.layers.conv import Kernel
 
 EXPANSION = 4  # the paper's r: hidden channels of each input or output
 

@@ -8,8 +8,8 @@ from flax import linen as nn
 from jax import Array
 
 from repvgg_jax.affine import Affine
-from repvgg_jax.blocks.block import Block
-from repvgg_jax.layers import Conv
+from repvgg_jax.blocks.base import Block
+from repvgg_jax.layers.conv import Conv
 
 
 class FusedConv(Block):

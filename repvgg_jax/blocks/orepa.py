@@ -11,7 +11,7 @@ from flax import linen as nn
 from jax import Array
 
 from repvgg_jax.affine import Affine, add, chain, identity
-from repvgg_jax.blocks.block import Block, fold_norm
+from repvgg_jax.blocks.base import Block, fold_norm
 
 EXPANSION = 8  # channels that the depthwise separable branch makes of each input
 NARROW_GROUPS = 4  # with more, the 1x1 before a kxk doubles the width and is no identity

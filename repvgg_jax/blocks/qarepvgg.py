@@ -8,7 +8,7 @@ from flax import linen as nn
 from jax import Array
 
 from repvgg_jax.affine import Affine, add, identity
-from repvgg_jax.blocks.block import Block, fold_branch, fold_norm
+from repvgg_jax.blocks.base import Block, fold_branch, fold_norm
 
 
 class QARepVGGBlock(Block):

@@ -8,11 +8,12 @@ from flax import linen as nn
 from jax import Array
 
 from repvgg_jax.affine import Affine, add, identity, pad_to
-from repvgg_jax.blocks.block import Block, fold_branch, fold_norm
+from repvgg_jax.blocks.base import Block, fold_branch, fold_norm
 from repvgg_jax.errors import UsageError
-from repvgg_jax.layers import Kernel, NormVariables
-from repvgg_jax.moments import Geometry, moments_are_faster, sum_normalized
-from repvgg_jax.statistics import in_groups
+from repvgg_jax.layers.conv import Kernel
+from repvgg_jax.layers.norm import NormVariables
+from repvgg_jax.ops.batch_norm import in_groups
+from repvgg_jax.ops.branch_statistics import Geometry, moments_are_faster, sum_normalized
 
 BRANCHES = ("kxk", "1x1", "identity")
 BRANCH_STATISTICS = ("auto", "moments", "batch")
@@ -28,7 +29,7 @@ class RepVGGBlock(Block):
       branches: those of `BRANCHES` that the block has; ablations leave some out.
       branch_statistics: how training computes the 1x1 and the identity. "batch": each by itself, as
         written above; "moments": both at once from the moments of x, which is the same function and
-        gradient (`repvgg_jax.moments`); "auto": what is faster, as measured (docs/speed.md).
+        gradient (`ops.branch_statistics`); "auto": the faster one (docs/speed.md).
 
     Raises:
       UsageError: for an unknown branch or word, or where no branch is left.

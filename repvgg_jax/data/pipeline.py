@@ -9,11 +9,11 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 
-from repvgg_jax.data.decode import LazyImage, from_array
-from repvgg_jax.data.pad_crop import pad_crop_flip
+from repvgg_jax.data.augment.pad_crop import pad_crop_flip
+from repvgg_jax.data.augment.transforms import Transform, changed, eval_image, fit, train_image
+from repvgg_jax.data.decode.image import LazyImage, from_array
 from repvgg_jax.data.sampler import stream_indices
-from repvgg_jax.data.sources import ArraySource, EncodedSource, Example, Source
-from repvgg_jax.data.transforms import Transform, changed, eval_image, fit, train_image
+from repvgg_jax.data.sources.base import ArraySource, EncodedSource, Example, Source
 from repvgg_jax.errors import UsageError
 
 Batch = dict[str, np.ndarray]

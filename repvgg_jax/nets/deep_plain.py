@@ -14,12 +14,13 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array
 
-from repvgg_jax.blocks import FusedConv
-from repvgg_jax.convolution import convolve_by_matmul
+from repvgg_jax.blocks.fused import FusedConv
 from repvgg_jax.errors import UsageError
-from repvgg_jax.layers import Conv, Dtype, dense, kernel_init
-from repvgg_jax.nets.chain import check_whole
-from repvgg_jax.statistics import accumulation_dtype
+from repvgg_jax.layers.conv import Conv, Dtype, kernel_init
+from repvgg_jax.layers.dense import dense
+from repvgg_jax.nets._chain import check_whole
+from repvgg_jax.ops.batch_norm import accumulation_dtype
+from repvgg_jax.ops.convolution import convolve_by_matmul
 
 SLOPE = 0.3  # of leaky_relu below zero
 

@@ -8,10 +8,10 @@ from typing import Any
 
 from flax import linen as nn
 
-from repvgg_jax.blocks import module_type
 from repvgg_jax.blocks.mobileone import MobileOneBlock
+from repvgg_jax.blocks.registry import module_type
 from repvgg_jax.errors import UsageError
-from repvgg_jax.nets.chain import Chain, check_whole
+from repvgg_jax.nets._chain import Chain, check_whole
 
 SE_BLOCKS = 5  # pairs of the last stage but one that have squeeze-and-excite, where the net has it
 

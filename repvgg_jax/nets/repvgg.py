@@ -9,11 +9,15 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array
 
-from repvgg_jax.blocks import FusedConv, module_type
+from repvgg_jax.blocks.fused import FusedConv
+from repvgg_jax.blocks.registry import module_type
 from repvgg_jax.errors import UsageError
-from repvgg_jax.layers import BatchNorm, Conv, Dtype, dense, relu
-from repvgg_jax.nets.chain import Chain, check_whole
-from repvgg_jax.statistics import accumulation_dtype
+from repvgg_jax.layers.conv import Conv, Dtype
+from repvgg_jax.layers.dense import dense
+from repvgg_jax.layers.norm import BatchNorm
+from repvgg_jax.nets._chain import Chain, check_whole
+from repvgg_jax.ops.batch_norm import accumulation_dtype
+from repvgg_jax.ops.convolution import relu
 
 AUXILIARY_HEAD = "aux_"  # what names of auxiliary heads start with
 AUXILIARY = "auxiliary"  # the collection in which training finds the auxiliary heads' logits

@@ -1,0 +1,231 @@
+"""Training steps beside PyTorch's and beside naive Flax, by turns in one run (make bench).
+
+  python -m experiments.benchmarks.pytorch [--rounds=11]
+
+On a CPU: a net of widths 16 to 256 on 32 x 32 images, batch 64, float32. On a GPU: B1 at 224,
+batch 256, bfloat16, with PyTorch in channels_last under torch.compile(mode="max-autotune"). Both
+take plain SGD steps on the same batch. Ratios are medians over rounds in which all take turns, so
+that what else the machine does falls on all alike.
+"""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # PyTorch wants memory too
+
+import statistics
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+import torch
+from absl import app, flags
+from flax import linen as nn
+
+import repvgg_jax as rj
+from experiments.reference.torch_repvgg import TwinRepVGG
+from repvgg_jax.bench.counting import count_macs
+from repvgg_jax.bench.timing import matmul_peak, ratio, take_turns
+from repvgg_jax.blocks.repvgg import RepVGGBlock
+from repvgg_jax.ops import onednn
+from repvgg_jax.runtime.compilation import compiler_options, temporaries_bytes
+
+ROUNDS = flags.DEFINE_integer("rounds", 11, "measured runs of each step")
+ON_GPU = False  # set by main
+RATE = 0.01
+
+
+class NaiveBlock(RepVGGBlock):
+    """The block in Flax's own layers, whose gradient JAX derives; its variables are the block's."""
+
+    branch_statistics: str = "batch"
+
+    def conv_of(self, x: jax.Array, suffix: str, size: int) -> jax.Array:
+        """`nn.Conv`."""
+        return nn.Conv(
+            self.features,
+            (size, size),
+            self.strides,
+            padding=[(size // 2, size // 2)] * 2,
+            use_bias=False,
+            dtype=self.dtype,
+            name=f"conv{suffix}",
+        )(x)
+
+    def norm_of(self, x: jax.Array, suffix: str, train: bool) -> jax.Array:
+        """`nn.BatchNorm`."""
+        return nn.BatchNorm(not train, momentum=0.9, dtype=self.dtype, name=f"bn{suffix}")(x)
+
+
+def make_net(block: Any, **overrides: Any) -> Any:
+    """The net that is measured, of these blocks."""
+    if ON_GPU:
+        net = rj.create("repvgg_b1", dtype="bfloat16", **overrides)
+    else:
+        net = rj.create(
+            "repvgg_a0",
+            depths=(1, 2, 4, 8, 1),
+            widths=(16, 32, 64, 128, 256),
+            strides=(1, 1, 2, 2, 2),
+            num_classes=10,
+            **overrides,
+        )
+    return net.clone(block=block)
+
+
+def batch_shape() -> tuple[int, int]:
+    """Images, and their side."""
+    return (256, 224) if ON_GPU else (64, 32)
+
+
+def gradients(net: Any, variables: Any, images: jax.Array, labels: jax.Array) -> tuple[Any, Any]:
+    """Of the parameters, and the new statistics."""
+
+    def loss(params: Any) -> tuple[jax.Array, Any]:
+        given = {"params": params, "batch_stats": variables["batch_stats"]}
+        logits, updated = net.apply(given, images, train=True, mutable=["batch_stats"])
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+        return losses.mean(), updated["batch_stats"]
+
+    return jax.grad(loss, has_aux=True)(variables["params"])
+
+
+def jax_step(net: Any) -> tuple[Callable[[], Any], int]:
+    """An SGD step that goes on from its own result, and its temporaries in bytes."""
+    batch, size = batch_shape()
+    images = jax.random.normal(jax.random.key(1), (batch, size, size, 3), net.dtype)
+    labels = jnp.arange(batch) % net.num_classes
+
+    # The batch is an argument, since what is computed of a constant is computed while compiling.
+    def step(variables: Any, images: jax.Array, labels: jax.Array) -> Any:
+        grads, stats = gradients(net, variables, images, labels)
+        params = jax.tree.map(lambda p, g: p - RATE * g, variables["params"], grads)
+        return {"params": params, "batch_stats": stats}
+
+    state = rj.init(net, jax.random.key(0), size)
+    options = compiler_options(jax.devices())
+    step = jax.jit(step, donate_argnums=0, compiler_options=options)
+    compiled = step.lower(state, images, labels).compile()
+
+    def run() -> Any:
+        nonlocal state
+        state = compiled(state, images, labels)
+        return state
+
+    return run, temporaries_bytes(compiled)
+
+
+def torch_step(plain: bool) -> Callable[[], None]:
+    """The same step of the twin in PyTorch."""
+    net, (batch, size) = make_net(RepVGGBlock), batch_shape()
+    device = "cuda" if ON_GPU else "cpu"
+    twin = TwinRepVGG(net)
+    twin = (twin.plain() if plain else twin).to(device, memory_format=torch.channels_last)
+    forward = torch.compile(twin, mode="max-autotune") if ON_GPU else twin
+    optimizer = torch.optim.SGD(twin.parameters(), RATE)
+    images = torch.randn(batch, 3, size, size, device=device)
+    images = images.to(memory_format=torch.channels_last)
+    labels = torch.arange(batch, device=device) % net.num_classes
+
+    def run() -> None:
+        optimizer.zero_grad(set_to_none=True)
+        with torch.autocast(device, torch.bfloat16, enabled=ON_GPU):
+            loss = torch.nn.functional.cross_entropy(forward(images).float(), labels)
+        loss.backward()
+        optimizer.step()
+        if ON_GPU:
+            torch.cuda.synchronize()
+
+    return run
+
+
+def b1_temporaries(block: Any) -> int:
+    """Bytes of a training step's temporaries for B1 at 224, 32 images, float32."""
+    net = rj.create("repvgg_b1").clone(block=block)
+    variables = jax.eval_shape(partial(rj.init, net), jax.random.key(0))
+    images = jax.ShapeDtypeStruct((32, 224, 224, 3), jnp.float32)
+    labels = jax.ShapeDtypeStruct((32,), jnp.int32)
+    options = compiler_options(jax.devices())
+    compiled = (
+        jax.jit(partial(gradients, net), compiler_options=options)
+        .lower(variables, images, labels)
+        .compile()
+    )
+    return temporaries_bytes(compiled)
+
+
+def fused_share_of_peak() -> float:
+    """What the fused net reaches of the fastest matrix product, at the batch of the steps."""
+    batch, size = batch_shape()
+    net = make_net(RepVGGBlock)
+    plain, fused = rj.fuse(net, rj.init(net, jax.random.key(0), size))
+    images = jax.random.normal(jax.random.key(1), (batch, size, size, 3), net.dtype)
+    forward = jax.jit(plain.apply)
+    seconds = statistics.median(take_turns({"": lambda: forward(fused, images)}, ROUNDS.value)[""])
+    return 2 * batch * count_macs(plain, fused, size) / seconds / matmul_peak(net.dtype)
+
+
+def main(argv: list[str]) -> None:
+    """Measure, and print the table."""
+    global ON_GPU
+    ON_GPU = jax.default_backend() == "gpu"
+    if not ON_GPU and (reason := onednn.missing()):
+        print(f"without oneDNN: {reason}")
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    plain = partial(RepVGGBlock, branches=("kxk",))
+    nets = {
+        "naive": make_net(NaiveBlock, conv_algorithm="xla"),
+        "three branches": make_net(RepVGGBlock),
+        "by moments": make_net(partial(RepVGGBlock, branch_statistics="moments")),
+        "plain": make_net(plain),
+    }
+    if not ON_GPU:
+        nets["three branches, XLA"] = make_net(RepVGGBlock, conv_algorithm="xla")
+        one_by_one = partial(RepVGGBlock, branch_statistics="batch")
+        nets["one by one, XLA"] = make_net(one_by_one, conv_algorithm="xla")
+        nets["plain, XLA"] = make_net(plain, conv_algorithm="xla")
+    steps = {name: jax_step(net) for name, net in nets.items()}
+    runs = {name: run for name, (run, _) in steps.items()}
+    runs |= {"PyTorch": torch_step(False), "PyTorch, plain": torch_step(True)}
+    times = take_turns(runs, ROUNDS.value)
+
+    batch, size = batch_shape()
+    print(f"{jax.devices()[0].device_kind}: batch {batch} at {size}, {ROUNDS.value} rounds")
+    print(f"{'training step':<22} {'ms, median':>10} {'fastest':>8} {'temporaries MB':>15}")
+    for name, values in times.items():
+        memory = f"{steps[name][1] / 1e6:.0f}" if name in steps else "-"
+        print(
+            f"{name:<22} {1e3 * statistics.median(values):>10.0f} {1e3 * min(values):>8.0f} "
+            f"{memory:>15}"
+        )
+    print(f"\n{'ratio of times':<44} {'measured':>8}")
+    for name, to in [
+        ("three branches", "plain"),
+        ("by moments", "plain"),
+        ("three branches, XLA", "plain, XLA"),
+        ("one by one, XLA", "plain, XLA"),
+        ("naive", "plain, XLA"),
+        ("PyTorch", "PyTorch, plain"),
+        ("three branches", "PyTorch"),
+        ("by moments", "PyTorch"),
+        ("plain", "PyTorch, plain"),
+        ("three branches", "naive"),
+    ]:
+        if {name, to} <= times.keys():
+            print(f"{name + ' / ' + to:<44} {ratio(times, name, to):>8.2f}")
+    if ON_GPU:
+        print(f"fused, of the fastest matrix product: {fused_share_of_peak():.2f}")
+    naive, ours = b1_temporaries(NaiveBlock), b1_temporaries(RepVGGBlock)
+    print(
+        f"\nB1 at 224, batch 32: temporaries {ours / 1e6:.0f} of {naive / 1e6:.0f} MB naive, ",
+        end="",
+    )
+    print(f"{ours / naive:.2f}")
+
+
+if __name__ == "__main__":
+    app.run(main)

@@ -1,0 +1,229 @@
+"""Images per second of each variant, in both forms.
+
+  python -m experiments.benchmarks.throughput
+
+
+All variants of the sweeps that have rows are measured by turns in one process, on one device, and
+those of one and the same program are measured once: what is left between two figures is the nets'
+own difference, where the times of runs are of different hours. Where a variant cannot be fused its
+train form is what it deploys. Writes `experiments/results/throughput.json`, which the report
+reads; nothing else should run meanwhile.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import statistics
+import sys
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from absl import logging
+from flax import linen as nn
+from ml_collections import ConfigDict
+
+from experiments.sweeps.ablations import SWEEPS
+from experiments.sweeps.expand import LENGTH, PROTOCOLS, Run, expand, known, strange_fields
+from experiments.sweeps.flags import Parser
+from experiments.sweeps.rows import RESULTS, cpu_cores, device_words, read_sweeps
+from experiments.sweeps.run_one import git_commit
+from repvgg_jax import init
+from repvgg_jax.bench.aot import lower_step
+from repvgg_jax.bench.models import Steps
+from repvgg_jax.bench.timing import take_turns
+from repvgg_jax.config.build import make_net
+from repvgg_jax.errors import RunError, UsageError
+from repvgg_jax.fusion import fuse
+from repvgg_jax.runtime.compilation import compiler_options, temporaries_bytes
+from repvgg_jax.runtime.files import write_json
+from repvgg_jax.runtime.processes import prepare_process
+
+FILE = "throughput.json"
+VERSION = 2
+ROUNDS = 10
+# All fields that change what is deployed.
+_DEPLOYED = re.compile(r"model\.|data\.(eval_)?image_size$")
+_Figures = dict[str, dict[str, dict[str, Any]]]  # sweep -> variant -> name -> value
+# A program, and what makes of it, compiled, a function that runs it.
+_Lowered = tuple[jax.stages.Lowered, Callable[[jax.stages.Compiled], Callable[[], Any]]]
+
+
+def measure(runs: Sequence[Run], rounds: int = ROUNDS) -> dict[str, Any]:
+    """The record of one protocol: how it was measured, and sweep -> variant -> figures.
+
+    Args:
+      runs: of one protocol, one seed of each variant.
+      rounds: of which the median counts.
+    """
+    return {
+        "version": VERSION,
+        "protocol": runs[0].protocol,
+        "device": device_words(f"{jax.devices()[0].device_kind} x1", cpu_cores()),
+        "batch": runs[0].config().train.batch_size,
+        "rounds": rounds,
+        **git_commit(),
+        "training": _by_turns(runs, _training_step, rounds),
+        "deployed": _by_turns(runs, _deployed_forward, rounds),
+    }
+
+
+def _by_turns(
+    runs: Sequence[Run], lower: Callable[[ConfigDict], _Lowered], rounds: int
+) -> _Figures:
+    """Of each run's program: seconds of a batch, images a second, bytes of its temporaries."""
+    programs: dict[str, Callable[[], Any]] = {}  # by their text before they are compiled
+    temporaries: dict[str, int | None] = {}
+    texts = {}
+    for run in runs:
+        lowered, prepare = lower(run.config())
+        text = texts[run.sweep, run.name] = lowered.as_text()
+        if text not in programs:
+            compiled = lowered.compile()
+            programs[text] = prepare(compiled)
+            temporaries[text] = temporaries_bytes(compiled)
+    times = take_turns(programs, rounds)
+    batch = runs[0].config().train.batch_size
+    found: _Figures = {}
+    for (sweep, name), text in texts.items():
+        seconds = statistics.median(times[text])
+        found.setdefault(sweep, {})[name] = {
+            "seconds": float(f"{seconds:.4g}"),
+            "images_per_second": float(f"{batch / seconds:.4g}"),
+            "temporaries_bytes": temporaries[text],
+        }
+    return found
+
+
+def _training_step(config: ConfigDict) -> _Lowered:
+    lowered, arguments = lower_step(config, jax.devices()[:1])
+
+    def prepare(step: jax.stages.Compiled) -> Callable[[], Any]:
+        state, batch, _ = arguments
+        return Steps(step, *_zeros_of((state, batch)), jax.random.key(0))
+
+    return lowered, prepare
+
+
+def _deployed_forward(config: ConfigDict) -> _Lowered:
+    size = config.data.eval_image_size or config.data.image_size
+    net = make_net(config)
+    variables = jax.eval_shape(lambda key: init(net, key, size), jax.random.key(0))
+    try:
+        net, variables = _fused_shapes(net, variables)
+    except UsageError:  # no convolution equals its block, and it deploys as it is
+        logging.info("%s cannot be fused", config.model.block)
+    images = jax.ShapeDtypeStruct((config.train.batch_size, size, size, 3), net.dtype)
+    options = compiler_options(jax.devices())  # an evaluation's, for what cannot be fused
+    forward = jax.jit(partial(net.apply, train=False), compiler_options=options)
+    lowered = forward.lower(variables, images)
+    return lowered, lambda forward: partial(forward, *_zeros_of((variables, images)))
+
+
+def _zeros_of(shapes: Any) -> Any:
+    """Arrays of these shapes, where their shardings say."""
+    return jax.tree.map(
+        lambda leaf: jnp.zeros(leaf.shape, leaf.dtype, device=leaf.sharding), shapes
+    )
+
+
+def _fused_shapes(net: nn.Module, variables: Any) -> tuple[nn.Module, Any]:
+    plain: list[nn.Module] = []
+
+    def fused(variables: Any) -> Any:
+        module, tree = fuse(net, variables)
+        plain.append(module)
+        return tree
+
+    shapes = jax.eval_shape(fused, variables)
+    return plain[0], shapes
+
+
+def read_records(results: Path) -> list[dict[str, Any]]:
+    """What was measured, a record a protocol.
+
+    Raises:
+      UsageError: for a file of another version.
+    """
+    path = results / FILE
+    records = json.loads(path.read_text()) if path.exists() else []
+    if versions := {record.get("version") for record in records} - {VERSION}:
+        raise UsageError(
+            f"{path}: version {min(map(str, versions))}, where this code reads {VERSION}; "
+            "remove it, and python -m experiments.benchmarks.throughput writes it anew"
+        )
+    return records
+
+
+def with_throughput(rows: Sequence[dict[str, Any]], results: Path) -> list[dict[str, Any]]:
+    """The rows, with `throughput` where their variant's was measured in their protocol.
+
+    `{"training": ..., "deployed": ..., "measured": how}`: without `deployed` where the command of
+    the row changed the net or the images' size, without `training` where more than the length.
+
+    Raises:
+      UsageError: as `read_records`.
+    """
+    by_protocol = {record["protocol"]: record for record in read_records(results)}
+    return [row | _throughput(row, by_protocol.get(row.get("protocol"))) for row in rows]
+
+
+def _throughput(row: dict[str, Any], record: dict[str, Any] | None) -> dict[str, Any]:
+    sweep, name = row["sweep"], row["name"]
+    if record is None or not known(row):
+        return {}
+    changed = strange_fields(row).keys() - LENGTH
+    tasks = {"training": not changed, "deployed": not any(map(_DEPLOYED.match, changed))}
+    figures = {task: record[task].get(sweep, {}).get(name) for task, same in tasks.items() if same}
+    found = {task: figure for task, figure in figures.items() if figure}
+    words = f"batch {record['batch']}, {record['device']}"
+    by = f"{record['rounds']} rounds, commit `{(record['commit'] or 'unknown')[:10]}`"
+    return {"throughput": {**found, "measured": words, "by": by}} if found else {}
+
+
+def main(arguments: Sequence[str]) -> int:
+    parser = Parser(__doc__)
+    parser.add_argument(
+        "--protocol", choices=list(PROTOCOLS), default="cifar10_short", help="whose nets to measure"
+    )
+    parser.add_argument("--results", type=Path, default=RESULTS, help="the folder of the rows")
+    try:
+        options = parser.parse_args(arguments)
+        path = options.results / FILE
+        recorded = {
+            row["sweep"]
+            for row in read_sweeps(options.results)
+            if row["protocol"] == options.protocol
+            and known(row)
+            and not strange_fields(row).keys() - LENGTH
+        }
+        sweeps = [sweep for sweep in SWEEPS if sweep in recorded]
+        if not sweeps:
+            raise UsageError(
+                f"no rows of {options.protocol}'s own nets in {options.results}/*.jsonl yet; run a "
+                "sweep first, without fields that change its nets"
+            )
+        runs = [run for sweep in sweeps for run in expand(sweep, options.protocol, seeds=[0])]
+        records = read_records(options.results)
+        prepare_process(deterministic=False)
+        record = measure(runs)
+        others = [other for other in records if other["protocol"] != options.protocol]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, [*others, record])
+    except RunError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    for task in ("training", "deployed"):
+        for sweep, variants in record[task].items():
+            rates = (f"{name} {of['images_per_second']:,.0f}" for name, of in variants.items())
+            print(f"{task}, {sweep}: {', '.join(rates)}")
+    print(f"images/s, {record['device']}, batch {record['batch']}; {path}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

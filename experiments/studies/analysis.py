@@ -1,0 +1,269 @@
+"""What a trained RepVGG's branches do: functions over `(net, variables)` for the notebook.
+
+Of nets whose blocks are RepVGG's (all its branches, or some). Folding is as `fuse` does it, so that
+the branches of a layer add up to its fused kernel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+from jax import Array
+from jaxtyping import Float, Int
+
+from repvgg_jax.affine import Affine, identity, pad_to
+from repvgg_jax.blocks.base import fold_branch, fold_norm
+from repvgg_jax.blocks.repvgg import RepVGGBlock
+from repvgg_jax.config.build import make_source, make_transform
+from repvgg_jax.config.workdir import read_config
+from repvgg_jax.data.images import as_images
+from repvgg_jax.data.pipeline import eval_batches
+from repvgg_jax.data.sources.base import Example, Source
+from repvgg_jax.errors import UsageError
+from repvgg_jax.fusion.fuse import fuse
+from repvgg_jax.ops.batch_norm import BN_EPSILON
+
+Variables = Mapping[str, Any]
+Row = dict[str, Any]
+Images = Float[Array, "batch height width 3"]
+
+
+def images_of(workdir: str | Path, count: int) -> tuple[Images, Int[Array, "batch"]]:
+    """Images of a run's evaluation split, as its net takes them, and their labels.
+
+    They are spread over all of the split, which may be sorted by class.
+    """
+    config = read_config(Path(workdir))
+    source, transform = make_source(config, "test"), make_transform(config)
+    count = min(count, len(source))
+    chosen = _Chosen(source, np.linspace(0, len(source) - 1, count).astype(int).tolist())
+    batch = next(iter(eval_batches(chosen, transform, count, workers=0)))
+    batch = {name: leaf[batch["mask"] > 0] for name, leaf in batch.items()}  # could be read
+    mean, std = tuple(config.data.mean), tuple(config.data.std)
+    return as_images(jnp.asarray(batch["image"]), mean, std), jnp.asarray(batch["label"])
+
+
+@dataclass(frozen=True)
+class _Chosen:
+    """Some examples of a source, as a source."""
+
+    source: Source
+    indices: list[int]
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: int) -> Example:
+        return self.source[self.indices[index]]
+
+    def __getattr__(self, name: str) -> Any:  # the data set's name and classes
+        return getattr(self.source, name)
+
+
+def branches_of(net: nn.Module, variables: Variables) -> dict[str, dict[str, str]]:
+    """Layer -> branch ("kxk", "1x1", "identity") -> what its BatchNorm's name ends with.
+
+    Raises:
+      UsageError: for a net of other blocks.
+    """
+    found = {}
+    for name, block in net.blocks().items():
+        if type(block) is not RepVGGBlock:
+            raise UsageError(f"{name} is a {type(block).__name__}; this is for RepVGG's own block")
+        suffixes = {"1x1": "1", "kxk": f"{block.kernel_size}", "identity": "0"}
+        if block.kernel_size == 1:
+            del suffixes["1x1"]
+        params = variables["params"][name]
+        found[name] = {b: s for b, s in suffixes.items() if f"bn{s}" in params}
+    return found
+
+
+def folded_branches(net: nn.Module, variables: Variables) -> dict[str, dict[str, Affine]]:
+    """Layer -> branch -> the kxk convolution that it is in evaluation; they add to the fused."""
+    folded, blocks = {}, net.blocks()
+    for name, branches in branches_of(net, variables).items():
+        params, stats = variables["params"][name], variables["batch_stats"][name]
+        k = blocks[name].kernel_size
+        own = identity(blocks[name].identity_shape()) if "identity" in branches else None
+        folded[name] = {
+            branch: pad_to(
+                (k, k),
+                fold_norm(own, params, stats, suffix)
+                if branch == "identity"
+                else fold_branch(params, stats, suffix),
+            )
+            for branch, suffix in branches.items()
+        }
+    return folded
+
+
+def branch_table(net: nn.Module, variables: Variables) -> list[Row]:
+    """A row for each branch of each layer.
+
+    `kernel_norm`: of the trained kernel, |W| (of the identity, sqrt(channels)); `scale`: the mean
+    over channels of |gamma| / sqrt(var + epsilon); `folded_norm`: |W'| of the folded branch;
+    `centre_share`: <C_b, C> / <C, C> of the fused centre tap C = sum_b C_b. The shares of a layer
+    add up to 1; one is negative where a branch works against the others.
+    """
+    rows, suffixes = [], branches_of(net, variables)
+    for layer, branches in folded_branches(net, variables).items():
+        params, stats = variables["params"][layer], variables["batch_stats"][layer]
+        centres = {branch: _centre(affine.kernel) for branch, affine in branches.items()}
+        total = sum(centres.values())
+        for branch, affine in branches.items():
+            suffix = suffixes[layer][branch]
+            norm = jnp.sqrt(stats[f"bn{suffix}"]["var"] + BN_EPSILON)
+            scale = jnp.abs(params[f"bn{suffix}"]["scale"]) / norm
+            kernel = params.get(f"conv{suffix}", {}).get("kernel")
+            own = scale.size**0.5 if kernel is None else jnp.linalg.norm(kernel.ravel())
+            rows.append(
+                {
+                    "layer": layer,
+                    "branch": branch,
+                    "kernel_norm": float(own),
+                    "scale": float(scale.mean()),
+                    "folded_norm": float(jnp.linalg.norm(affine.kernel.ravel())),
+                    "centre_share": float((centres[branch] * total).sum() / (total**2).sum()),
+                }
+            )
+    return rows
+
+
+def kernel_table(net: nn.Module, variables: Variables) -> list[Row]:
+    """How each layer's fused kernel F differs from its trained kxk's, K as trained, K' folded.
+
+    `change`: |F - K'| / |F|; `centre`, `trained_centre`: the share of the centre tap in the energy
+    |.|^2 of F and of K.
+    """
+    rows = []
+    for layer, branches in folded_branches(net, variables).items():
+        fused = sum(affine.kernel for affine in branches.values())
+        if "kxk" not in branches:
+            continue
+        trained = variables["params"][layer][f"conv{fused.shape[0]}"]["kernel"]
+        folded = branches["kxk"].kernel
+        norm = jnp.linalg.norm(fused.ravel())
+        rows.append(
+            {
+                "layer": layer,
+                "change": float(jnp.linalg.norm((fused - folded).ravel()) / norm),
+                "centre": float((_centre(fused) ** 2).sum() / norm**2),
+                "trained_centre": float((_centre(trained) ** 2).sum() / (trained**2).sum()),
+            }
+        )
+    return rows
+
+
+def _centre(kernel: Array) -> Array:
+    return kernel[kernel.shape[0] // 2, kernel.shape[1] // 2]
+
+
+def receptive_fields(net: nn.Module, variables: Variables, images: Images) -> dict[str, Array]:
+    """Stage -> |d y_centre / d image| [height, width], over images and channels, at most 1.
+
+    y_centre is the sum over channels of the map's middle pixel: where in the image the unit looks
+    (the effective receptive field, arXiv 1701.04128).
+    """
+    stages = [info.name for info in net.feature_info()]
+
+    @jax.jit
+    def field(images: Array) -> list[Array]:
+        maps, pull = jax.vjp(lambda x: net.features(variables, x)[0], images)
+        fields = []
+        for chosen in range(len(maps)):
+            seeds = [
+                jnp.zeros_like(m).at[:, m.shape[1] // 2, m.shape[2] // 2].set(float(i == chosen))
+                for i, m in enumerate(maps)
+            ]
+            gradient = jnp.abs(pull(tuple(seeds))[0]).mean((0, 3))
+            fields.append(gradient / jnp.maximum(gradient.max(), jnp.finfo(gradient.dtype).tiny))
+        return fields
+
+    return dict(zip(stages, field(images), strict=True))
+
+
+def activation_ranges(net: nn.Module, variables: Variables, images: Images) -> list[Row]:
+    """Of each layer's output before its ReLU: `min`, `max`, `low` and `high` (0.1% and 99.9%)."""
+    plan = net.plan()
+    _, state = net.apply(
+        variables,
+        images,
+        capture_intermediates=lambda module, _: module.name in plan,
+        mutable=["intermediates"],
+    )
+    rows = []
+    for layer in plan:
+        y = np.asarray(state["intermediates"][layer]["__call__"][0])
+        low, high = np.percentile(y, [0.1, 99.9])
+        ends = {"min": y.min(), "max": y.max(), "low": low, "high": high}
+        rows.append({"layer": layer, **{name: float(value) for name, value in ends.items()}})
+    return rows
+
+
+def weight_table(net: nn.Module, variables: Variables) -> list[Row]:
+    """What int8 meets in each layer of the fused net, of symmetric rounding to 255 levels.
+
+    `peak`: max |w| / std of w; `kurtosis`: E[w^4] / E[w^2]^2 (3 for a Gaussian); `spread`: the
+    largest channel's max |w| over the median channel's; `tensor_error`, `channel_error`: the
+    rounding's relative RMS error with one scale for the layer, and with one for each channel.
+    """
+    _, fused = fuse(net, variables)
+    rows = []
+    for layer in net.plan():
+        w = np.asarray(fused["params"][layer]["conv"]["kernel"], np.float64)
+        peaks = np.abs(w).max((0, 1, 2))
+        rows.append(
+            {
+                "layer": layer,
+                "peak": float(np.abs(w).max() / w.std()),
+                "kurtosis": float((w**4).mean() / (w**2).mean() ** 2),
+                "spread": float(peaks.max() / np.median(peaks)),
+                "tensor_error": rounding_error(w, np.abs(w).max()),
+                "channel_error": rounding_error(w, peaks),
+            }
+        )
+    return rows
+
+
+def rounding_error(w: np.ndarray, peak: np.ndarray | float) -> float:
+    """|round(w / s) s - w| / |w| for s = peak / 127."""
+    step = np.maximum(peak, np.finfo(w.dtype).tiny) / 127
+    return float(np.linalg.norm(np.round(w / step) * step - w) / np.linalg.norm(w))
+
+
+def without_branch(variables: Variables, layer: str, suffix: str) -> dict[str, Any]:
+    """The variables with a branch's BatchNorm at gamma = beta = 0, so that it gives 0."""
+    params = dict(variables["params"])
+    norm = params[layer][f"bn{suffix}"]
+    params[layer] = {**params[layer], f"bn{suffix}": jax.tree.map(jnp.zeros_like, norm)}
+    return {**variables, "params": params}
+
+
+def removals(
+    net: nn.Module, variables: Variables, images: Images, labels: Int[Array, "batch"]
+) -> list[Row]:
+    """Loss (nats) and top-1 with one branch of one layer removed after training, and with none."""
+
+    @jax.jit
+    def measure(variables: Variables) -> tuple[Array, Array]:
+        logits = net.apply(variables, images, train=False)
+        losses = -jnp.take_along_axis(jax.nn.log_softmax(logits), labels[:, None], 1)
+        return losses.mean(), (logits.argmax(-1) == labels).mean()
+
+    def row(layer: str, branch: str, variables: Variables) -> Row:
+        loss, top1 = measure(variables)
+        return {"layer": layer, "branch": branch, "loss": float(loss), "top1": float(top1)}
+
+    rows = [row("none", "none", variables)]
+    remove = partial(without_branch, variables)
+    for layer, branches in branches_of(net, variables).items():
+        rows += [row(layer, branch, remove(layer, suffix)) for branch, suffix in branches.items()]
+    return rows

@@ -1,0 +1,148 @@
+"""What initialisation does to deep plain nets: `python -m experiments.studies.deep_plain [--fast]`.
+
+Trains the variants of configs/deep_plain.py through the same loop as `main.py`, measures how long
+programs of 10 to 10,000 layers take to compile, and writes docs/deep_plain.md with its curves.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+import repvgg_jax as rj
+from configs import deep_plain
+from repvgg_jax.errors import RunError
+from repvgg_jax.optim import sgd
+from repvgg_jax.runtime.files import replace_text
+from repvgg_jax.runtime.mesh import make_mesh
+from repvgg_jax.training.metrics import METRICS_FILE, read_metrics
+from repvgg_jax.training.step import init_state, train_step
+from repvgg_jax.training.train import train
+
+DOCS = Path(__file__).parents[2] / "docs"
+LABELS = {
+    "delta_orthogonal": "1000 layers, tanh, delta-orthogonal",
+    "default": "1000 layers, tanh, default (fan-in uniform)",
+    "leaky_relu": "100 layers, LeakyReLU, delta-orthogonal, max-norm 1.36",
+}
+
+
+def fit(variant: str, workdir: Path, steps: int | None) -> list[dict[str, Any]]:
+    """The metrics of a run of the variant, which goes on where an earlier call stopped."""
+    config = deep_plain.get_config(variant)
+    if steps:
+        config.train.update(steps=steps, eval_every=steps)
+        config.optim.warmup_epochs = 0.0
+    try:
+        train(config, workdir / variant)
+    except RunError as error:  # a net that diverges is a result too
+        print(f"{variant}: {error}")
+    return read_metrics(workdir / variant / METRICS_FILE)
+
+
+def compile_seconds(depth: int) -> tuple[float, float]:
+    """Seconds that XLA takes for a training step and for the initialisation; nothing is run."""
+    net = rj.create("deep_plain", num_classes=10, depth=depth)
+    tx, mesh = sgd.sgd(lambda step: jnp.float32(0.01)), make_mesh()
+    state = jax.eval_shape(lambda key: init_state(net, tx, mesh, key), jax.random.key(0))
+    batch = {
+        "image": jax.ShapeDtypeStruct((64, 8, 8, 3), jnp.float32),
+        "label": jax.ShapeDtypeStruct((64,), jnp.int32),
+    }
+    begin = time.perf_counter()
+    jax.jit(train_step, donate_argnums=0).lower(state, batch, jax.random.key(0)).compile()
+    step = time.perf_counter() - begin
+    begin = time.perf_counter()
+    jax.jit(lambda key: rj.init(net, key, 8)).lower(jax.random.key(0)).compile()
+    return step, time.perf_counter() - begin
+
+
+def draw(curves: dict[str, list[dict[str, Any]]], path: Path) -> None:
+    """Training loss and test top-1 of every variant, side by side."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, (loss, top1) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
+    styles = zip(curves.items(), ("C0", "C1", "C2"), ("-", "--", "-."), strict=False)
+    for (variant, rows), colour, style in styles:
+        training = [row for row in rows if row["kind"] == "train"]
+        tests = [row for row in rows if row["kind"] == "eval"]
+        shared = {"color": colour, "linestyle": style, "label": LABELS[variant]}
+        loss.plot([r["step"] for r in training], [r["loss"] for r in training], **shared)
+        top1.plot(
+            [r["step"] for r in tests], [100 * r["top1"] for r in tests], marker="o", **shared
+        )
+    loss.set(xlabel="step", ylabel="training loss (nats)", ylim=(0, 3))
+    top1.set(xlabel="step", ylabel="test top-1 (%)", ylim=(0, 100))
+    top1.axhline(10, color="grey", linewidth=0.8, linestyle=":")
+    top1.text(0.99, 0.11, "chance", color="grey", ha="right", transform=top1.transAxes)
+    figure.legend(*loss.get_legend_handles_labels(), loc="outside lower center", ncols=2)
+    figure.savefig(path, dpi=110)
+
+
+def page(curves: dict[str, list[dict[str, Any]]], compiled: dict[int, tuple[float, float]]) -> str:
+    """docs/deep_plain.md."""
+    device = f"{jax.devices()[0].device_kind} x{jax.device_count()} ({os.cpu_count()} host cores)"
+    lines = [
+        "# Deep plain nets",
+        "",
+        "No BatchNorm, no branch, no shortcut: a stem, up to thousands of 3x3 convolutions of one "
+        "width, a dense layer. RepVGG trains branches and fuses them away; the field's other road "
+        "is an initialisation under which a plain net is an isometry (delta-orthogonal kernels, "
+        "arXiv 1806.05393), or a constraint on the filters' norms. By name: `deep_plain`.",
+        "",
+        "![curves](deep_plain.png)",
+        "",
+        "| digits, `configs/deep_plain.py` | steps | test top-1 | training loss |",
+        "|---|--:|--:|--:|",
+    ]
+    for variant, rows in curves.items():
+        tests = [f"{row['step']} | {row['top1']:.2%}" for row in rows if row["kind"] == "eval"]
+        losses = [f"{row['loss']:.3f}" for row in rows if row["kind"] == "train"]
+        test = tests[-1] if tests else "- | diverged"
+        loss = losses[-1] if losses else "-"
+        lines.append(f"| {LABELS[variant]} | {test} | {loss} |")
+    lines += [
+        "",
+        "The layers are stacked in one array and walked by `lax.scan`, so that compiling does not "
+        "take longer for more of them:",
+        "",
+        "| layers | training step, seconds to compile | initialisation, seconds to compile |",
+        "|--:|--:|--:|",
+    ]
+    lines += [f"| {depth:,} | {s:.1f} | {i:.1f} |" for depth, (s, i) in compiled.items()]
+    lines += [
+        "",
+        f"Measured on {device} by `python -m experiments.studies.deep_plain`, one seed.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Train, compile, write."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--workdir", type=Path, default=Path("runs/deep_plain"))
+    parser.add_argument("--docs", type=Path, default=DOCS)
+    parser.add_argument("--fast", action="store_true", help="a few steps, to see that it runs")
+    arguments = parser.parse_args()
+    steps = 2 if arguments.fast else None
+    compiled = {}
+    for depth in (10, 100, 1_000, 10_000):
+        compiled[depth] = compile_seconds(depth)
+        print(depth, compiled[depth], flush=True)
+    curves = {variant: fit(variant, arguments.workdir, steps) for variant in LABELS}
+    draw(curves, arguments.docs / "deep_plain.png")
+    replace_text(arguments.docs / "deep_plain.md", page(curves, compiled))
+
+
+if __name__ == "__main__":
+    main()

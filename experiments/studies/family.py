@@ -1,0 +1,154 @@
+"""Every variant's counts and errors, against PyTorch: `python -m experiments.studies.family`.
+
+For each model at full size, with BatchNorms of both signs and no fresh statistics: the counts of
+both forms, the relative error of fusing, and how far the logits are from PyTorch's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import importlib.metadata
+import importlib.util
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import torch
+
+import repvgg_jax as rj
+from experiments.reference.torch_repvgg import twin_of
+from repvgg_jax.bench.counting import count_macs, count_parameters
+from repvgg_jax.interop.pytorch import from_torch, to_torch
+
+ROOT = Path(__file__).parents[2]
+
+
+def measure(name: str, image_size: int, classes: int, timm: Any) -> dict[str, Any]:
+    """One row: counts of both forms, and max |difference| / max |logits| of each comparison."""
+    net = rj.create(name, num_classes=classes)
+    twin = twin_of(net)
+    variables = from_torch(net, twin.state_dict())
+    plain, fused = rj.fuse(net, variables)
+    x = np.random.default_rng(0).standard_normal((1, image_size, image_size, 3), np.float32)
+    row: dict[str, Any] = {
+        "model": name,
+        "params": count_parameters(variables),
+        "params_fused": count_parameters(fused),
+        "macs": count_macs(net, variables, image_size),
+        "macs_fused": count_macs(plain, fused, image_size),
+        "fusing": rj.verify(net, variables, x).max_relative_error,
+    }
+    with jax.default_matmul_precision("highest"):
+        ours = np.asarray(jax.jit(net.apply)(variables, x))
+        ours_fused = np.asarray(jax.jit(plain.apply)(fused, x))
+    row["twin"] = difference(twin, x, ours)
+    row["twin_fused"] = difference(twin.deploy(), x, ours_fused)
+    del twin
+    if timm is not None and name in timm.list_models("repvgg*"):
+        from timm.utils.model import reparameterize_model
+
+        model = timm.create_model(name, num_classes=classes).eval()
+        exported = to_torch(net, variables, "timm")
+        model.load_state_dict({key: torch.from_numpy(a) for key, a in exported.items()})
+        row["timm"] = difference(model, x, ours)
+        row["timm_fused"] = difference(reparameterize_model(model, inplace=True), x, ours_fused)
+    return row
+
+
+@torch.no_grad()
+def difference(module: torch.nn.Module, x: np.ndarray, ours: np.ndarray) -> float:
+    """max |ours - theirs| / max |theirs| of the logits."""
+    theirs = module(torch.from_numpy(x).permute(0, 3, 1, 2)).numpy()
+    return float(np.abs(ours - theirs).max() / np.abs(theirs).max())
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """The rows as markdown."""
+    lines = [
+        "| model | params: train form | fused | GMACs: train form | fused | fusing "
+        "| PyTorch: train form | fused | timm: train form | fused |",
+        "|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|",
+    ]
+    for row in rows:
+        errors = [
+            f"{row[key]:.1e}" if key in row else "-"
+            for key in ("fusing", "twin", "twin_fused", "timm", "timm_fused")
+        ]
+        counts = [f"{row[key]:,}" for key in ("params", "params_fused")]
+        counts += [f"{row[key] / 1e9:.3f}" for key in ("macs", "macs_fused")]
+        lines.append(f"| {' | '.join([row['model'], *counts, *errors])} |")
+    return "\n".join(lines)
+
+
+def import_timm() -> Any:
+    """timm where it is installed; a torchvision without its compiled half is good enough."""
+    if importlib.util.find_spec("timm") is None:
+        print("timm is not installed: its columns stay empty", file=sys.stderr)
+        return None
+    try:
+        library = torch.library.Library("torchvision", "DEF")
+        for op in ("nms", "qnms"):
+            library.define(op + "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    except RuntimeError:  # the compiled half has defined them
+        library = None
+    import timm
+
+    timm.torchvision_operators = library  # the definitions last as long as this object
+    return timm
+
+
+def page(rows: list[dict[str, Any]], command: str, seconds: float, size: int, classes: int) -> str:
+    """The document: what was measured, how, and the table."""
+    packages = ("jax", "jaxlib", "flax", "torch", "timm")
+    found = [name for name in packages if importlib.util.find_spec(name)]
+    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in found)
+    return f"""# The family, in numbers
+
+Every variant at its full width and depth, {classes} classes, one image of {size}x{size} noise.
+The weights are random; the BatchNorms have gammas of both signs and statistics away from 0 and 1,
+since fresh ones hide mistakes. So this says that the functions are equal, not what they are worth.
+
+Errors are max |difference| / max |logits|, in float32 at highest matmul precision. *Fusing*: the
+largest error of any block or of the logits, our fused form against our train form (`rj.verify`).
+*PyTorch*: our logits against a PyTorch model in the official layout
+(`experiments/reference/torch_repvgg.py`) that gave the
+weights; for the fused form it is fused by PyTorch, ours by `rj.fuse`. *timm*: the same against timm's own model and `reparameterize_model`, with weights from `to_torch(..., "timm")`; "-"
+where timm has no such model. Parameters of the train form include auxiliary heads; GMACs are
+multiply-adds of one image in evaluation, without them.
+
+{table(rows)}
+
+`{command}`, {seconds / 60:.0f} minutes on {os.cpu_count()} CPU cores shared with other work;
+Python {sys.version.split()[0]}, {versions}.
+"""
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, default=ROOT / "docs" / "family.md")
+    parser.add_argument("--models", nargs="*", default=rj.list_models("repvgg*"))
+    parser.add_argument("--image_size", type=int, default=224)
+    parser.add_argument("--classes", type=int, default=1000)
+    options = parser.parse_args(arguments)
+    given = sys.argv[1:] if arguments is None else arguments
+    command = " ".join(["python -m experiments.studies.family", *given])
+    timm, rows, start = import_timm(), [], time.perf_counter()
+    for name in options.models:
+        rows.append(measure(name, options.image_size, options.classes, timm))
+        print(table(rows[-1:]).splitlines()[-1], flush=True)
+        jax.clear_caches()  # one model at a time: the largest takes gigabytes
+        gc.collect()
+        # Written after each, so that a long run cut short still leaves what it measured.
+        seconds = time.perf_counter() - start
+        text = page(rows, command, seconds, options.image_size, options.classes)
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        options.out.write_text(text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Ablation sweeps: definition, execution and status."""

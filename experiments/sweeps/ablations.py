@@ -1,0 +1,281 @@
+"""The ablations as data: sweep -> variant -> fields that differ from the protocol's config.
+
+Published figures are ImageNet top-1 in percent, copied from the papers' tables; they stand beside
+ours as an ordering to compare with, not as a figure to reach.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from experiments.sweeps.spec import Overrides, PaperPair, Sweep
+
+TABLE_6 = "RepVGG (arXiv 2101.03697), Table 6: RepVGG-B0 on ImageNet, 120 epochs"
+TABLE_7 = "RepVGG (arXiv 2101.03697), Table 7: RepVGG-B0 on ImageNet, 120 epochs"
+DBB_TABLE_2 = "DBB (arXiv 2103.13425), Table 2: ResNet-18 on ImageNet"
+DIRAC_START = "`dirac`'s BatchNorms start at a scale of 1 (its authors': between 0 and 1)."
+PLAIN = {"model.branches": ("kxk",)}
+
+
+def _block(name: str) -> Overrides:
+    return {"model.block": name}
+
+
+def _depths(*depths: int) -> Overrides:
+    return {"model.depths": depths}
+
+
+def _with_plain(variants: dict[str, Overrides]) -> dict[str, Overrides]:
+    """Each variant, and beside it the plain net of the same depth."""
+    return {
+        name: entry
+        for full, fields in variants.items()
+        for name, entry in ((full, fields), (f"plain_{full}", fields | PLAIN))
+    }
+
+
+# Layers of depths (1, 2, 4, 4, 1), the stem being 0: stage 2 is 3 to 6, stage 3 is 7 to 10.
+def _groups(groups: int, layers: range | None = None) -> Overrides:
+    where = {} if layers is None else {"model.grouped_layers": tuple(layers)}
+    return {"model.groups": groups, **where}
+
+
+def _deep(activation: str, initializer: str, **fields: Any) -> Overrides:
+    """A plain net of 100 layers without BatchNorm, which only its initialisation helps to train."""
+    return {
+        "model.name": "deep_plain",
+        **{f"model.{name}": None for name in ("depths", "widths", "strides")},
+        "model.depth": 100,
+        "model.width": 32,
+        "model.activation": activation,
+        "model.initializer": initializer,
+        "optim.weight_decay": 0.0,
+        "optim.clip_norm": 10.0,
+        "optim.learning_rate": 0.1,
+        "optim.rate_rules": ((r"head/.*", 30.0),),
+        **fields,
+    }
+
+
+_MAX_NORM = {
+    "optim.max_norm": 1.36,
+    "optim.clip_norm": 1.0,
+    "optim.learning_rate": 0.4,
+    "optim.rate_rules": (),
+}
+
+SWEEPS: dict[str, Sweep] = {
+    "branches": Sweep(
+        title="Branches beside the 3x3",
+        baseline="both",
+        variants={
+            "none": PLAIN,
+            "identity": {"model.branches": ("kxk", "identity")},
+            "1x1": {"model.branches": ("kxk", "1x1")},
+            "both": {},
+        },
+        published={"none": 72.39, "identity": 74.79, "1x1": 73.15, "both": 75.14},
+        source=TABLE_6,
+    ),
+    "variants": Sweep(
+        title="Variants of the block",
+        baseline="full",
+        variants={
+            "identity_without_bn": _block("identity_without_bn"),
+            "post_addition_bn": _block("post_addition_bn"),
+            "full": {},
+            "relu_in_branch": _block("relu_in_branch"),
+            "dirac": _block("dirac"),
+            "trivial": _block("trivial"),
+            "acb": _block("acb"),
+            # Stages 1 to 3 as pairs with ResNet's shortcuts; stem and last stage as they are.
+            "residual_reorg": {"model.name": "residual_reorg_b0", **_depths(1, 1, 2, 2, 1)},
+        },
+        published={
+            "identity_without_bn": 74.18,
+            "post_addition_bn": 73.52,
+            "full": 75.14,
+            "relu_in_branch": 75.69,
+            "dirac": 73.97,
+            "trivial": 73.51,
+            "acb": 73.58,
+            "residual_reorg": 74.56,
+        },
+        source=TABLE_7,
+        note="`relu_in_branch` cannot be fused, and `residual_reorg` deploys as a residual net. "
+        f"{DIRAC_START}",
+    ),
+    "groups": Sweep(
+        title="Grouped convolutions, and where",
+        baseline="1",
+        variants={
+            "1": {},
+            "2": _groups(2),
+            "4": _groups(4),
+            "2_every_layer": _groups(2, range(1, 12)),
+            "4_every_layer": _groups(4, range(1, 12)),
+            "4_stages_1_2": _groups(4, range(1, 7)),
+            "4_stages_3_4": _groups(4, range(7, 12)),
+        },
+        published={"1": 78.37, "2": 77.78, "4": 77.58},
+        source="RepVGG (arXiv 2101.03697), Table 4: B1, B1g2 and B1g4 on ImageNet, 120 epochs",
+        note="`2` and `4` are in every second layer, as the paper's; the others say where, by "
+        "stages that are counted from 0, the stem: 1 to 4 are the paper's 2 to 5.",
+    ),
+    "depth": Sweep(
+        title="Depth of stage 3 (the paper's stage 4) and of all stages, beside plain nets",
+        baseline="base",
+        variants=_with_plain(
+            {
+                "base": {},
+                "stage4_8": _depths(1, 2, 4, 8, 1),
+                "stage4_16": _depths(1, 2, 4, 16, 1),
+                "stage4_32": _depths(1, 2, 4, 32, 1),
+                "stage4_64": _depths(1, 2, 4, 64, 1),
+                "all_x2": _depths(1, 4, 8, 8, 1),
+                "all_x8": _depths(1, 16, 32, 32, 1),
+            }
+        ),
+        note="`stage4_N` has N layers in the paper's stage 4, `all_xN` N times the layers in all "
+        "stages but the first and the last; `plain_` has the 3x3 branch alone.",
+    ),
+    "blocks": Sweep(
+        title="Blocks of the zoo",
+        baseline="repvgg",
+        variants={
+            "repvgg": {},
+            "plain": PLAIN,
+            **{
+                name: _block(name)
+                for name in (
+                    *("acb", "dbb", "orepa", "mobileone", "qarepvgg", "dirac", "trivial"),
+                    *("doconv", "expandnet", "expandnet_ck", "csla", "identity_without_bn"),
+                    *("post_addition_bn", "relu_in_branch"),
+                )
+            },
+        },
+        published={
+            "repvgg": 75.14,
+            "plain": 72.39,
+            "acb": 73.58,
+            "dirac": 73.97,
+            "trivial": 73.51,
+            "identity_without_bn": 74.18,
+            "post_addition_bn": 73.52,
+            "relu_in_branch": 75.69,
+        },
+        source=f"{TABLE_7}; plain: its Table 6",
+        own_papers={
+            "acb": PaperPair("plain", 69.54, 70.53, f"{DBB_TABLE_2}, as ACNet"),
+            "dbb": PaperPair("plain", 69.54, 70.99, DBB_TABLE_2),
+            "orepa": PaperPair(
+                "repvgg", 72.41, 73.04, "OREPA (arXiv 2204.00826), Table 4: RepVGG-A0 on ImageNet"
+            ),
+            "doconv": PaperPair(
+                "plain",
+                68.96,
+                69.97,
+                "DO-Conv (arXiv 2006.12030): a plain net of 18 layers on ImageNet",
+            ),
+            "csla": PaperPair(
+                "repvgg",
+                78.41,
+                78.47,
+                "RepOptimizer (arXiv 2205.15242), Table 2: B1 on ImageNet, by its optimizer",
+            ),
+        },
+        note="`csla` trains its constant scales, as RepOptimizer's hyper-search does, from 1 "
+        f"(there from sqrt(2 / l) in a stage's layer l). {DIRAC_START}",
+    ),
+    "width": Sweep(
+        title="Width",
+        baseline="x1",
+        variants={
+            "x0.5": {"model.widths": (8, 16, 32, 64, 128)},
+            "x1": {},
+            "x1.5": {"model.widths": (24, 48, 96, 192, 384)},
+            "x2": {"model.widths": (32, 64, 128, 256, 512)},
+        },
+    ),
+    "init": Sweep(
+        title="Initialisation, of three branches and of one",
+        baseline="default",
+        variants=_with_plain(
+            {
+                "default": {},
+                **{name: {"model.initializer": name} for name in ("lecun", "he", "timm")},
+            }
+        ),
+        note="Variances of kernels: `default` 1 / (3 fan_in), uniform, as PyTorch's; `lecun` "
+        "1 / fan_in; `he` 2 / fan_in; `timm` 2 / fan_out, with BatchNorm's scales about 0.1.",
+    ),
+    "deep_init": Sweep(
+        title="Initialisation of 100 plain layers without BatchNorm",
+        baseline="delta_orthogonal_tanh",
+        variants={
+            "delta_orthogonal_tanh": _deep("tanh", "delta_orthogonal"),
+            "he_tanh": _deep("tanh", "he"),
+            "default_tanh": _deep("tanh", "default"),
+            "delta_orthogonal_relu": _deep("relu", "delta_orthogonal"),
+            "he_relu": _deep("relu", "he"),
+            "delta_orthogonal_leaky_relu_max_norm": _deep(
+                "leaky_relu", "delta_orthogonal", **_MAX_NORM
+            ),
+        },
+        note="Rates are those of configs/deep_plain.py for the depth, not tuned.",
+    ),
+    "bn_group_size": Sweep(
+        title="Images that a BatchNorm's statistics are taken over",
+        baseline="batch",
+        variants={
+            "batch": {},
+            **{str(size): {"model.bn_group_size": size} for size in (64, 32, 16, 8, 4)},
+        },
+        note="The batch is 128. The paper's statistics were of 32 images, a GPU's share.",
+    ),
+    "weight_decay": Sweep(
+        title="What decays, and how much",
+        baseline="released",
+        variants={
+            "released": {},
+            "kernels": {"optim.decay_rules": ((r".*kernel", 1.0),)},
+            "kernels_and_scales": {"optim.decay_rules": ((r".*(kernel|scale)", 1.0),)},
+            "everything": {"optim.decay_rules": ((r".*", 1.0),)},
+            "kxk_kernels": {"optim.decay_rules": ((r".*/conv1/kernel", 0.0), (r".*kernel", 1.0))},
+            "custom_l2": {"optim.custom_l2": True},
+            "none": {"optim.weight_decay": 0.0},
+            "1e-4": {"optim.weight_decay": 1e-4},
+        },
+        note="`released`: kernels and the identity BatchNorm's scale, 5e-4; `custom_l2`: the "
+        "released code's option of that name, which decays the 1x1 and the centre tap as one.",
+    ),
+    "recipe": Sweep(
+        title="Training recipe",
+        baseline="base",
+        variants={
+            "base": {},
+            "label_smoothing": {"optim.label_smoothing": 0.1},
+            "mixup": {"train.mixup": 0.2},
+            "cutmix": {"train.cutmix": 1.0},
+            "autoaugment": {"data.policy": "autoaugment_cifar10"},
+            "randaugment": {"data.policy": "randaugment"},
+            "erasing": {"data.erasing": 0.25},
+            "no_augmentation": {"data.augmentation": "none"},
+            "nesterov": {"optim.nesterov": True},
+            "average": {"optim.ema_decay": 0.99},
+            "half_rate": {"optim.learning_rate": 0.1},
+            "double_rate": {"optim.learning_rate": 0.4},
+        },
+    ),
+    "quantization": Sweep(
+        title="Compute type",
+        baseline="float32",
+        variants={
+            "float32": {"model.dtype": "float32"},
+            "bfloat16": {"model.dtype": "bfloat16"},
+            "qarepvgg_float32": {"model.dtype": "float32", "model.block": "qarepvgg"},
+            "qarepvgg_bfloat16": {"model.dtype": "bfloat16", "model.block": "qarepvgg"},
+        },
+        note="Of training and both forms. There is no int8 yet, for which QARepVGG was made.",
+    ),
+}

@@ -1,0 +1,1 @@
+"""Costs of networks: counted, compiled and timed."""

@@ -1,0 +1,271 @@
+"""The training step compiled ahead of time, for devices that are not there."""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+import os
+import re
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from repvgg_jax.bench.hlo import KINDS, traffic
+from repvgg_jax.config.build import config_mesh, make_net, make_optimizer
+from repvgg_jax.config.fields import check_values
+from repvgg_jax.errors import RunError, UsageError
+from repvgg_jax.optim import sgd
+from repvgg_jax.runtime.devices import compiling_for
+from repvgg_jax.runtime.mesh import batch_sharding, replicated
+from repvgg_jax.training.step import abstract_state
+from repvgg_jax.training.train import jit_train_step
+
+GIB = 2**30
+# libtpu takes this host for one of a slice. These say that there is no TPU to ask about, to
+# complain of, or to keep for one process at a time.
+_LIBTPU = {
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "TPU_HOST_BOUNDS": "1,1,1",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+}
+
+
+class _Chip(NamedTuple):
+    kind: str  # what JAX calls such a device
+    hbm: int  # GiB
+    axes: int  # of its torus
+    pod: int  # chips of the largest slice
+    options: dict[str, str]  # of the topology, for one device a chip
+
+
+_ONE_CORE = {"chip_config_name": "megacore"}  # v4's and v5p's two cores as one device, as on a pod
+_CHIPS = {
+    "v4": _Chip("TPU v4", 32, 3, 4096, _ONE_CORE),
+    "v5e": _Chip("TPU v5 lite", 16, 2, 256, {}),
+    "v5p": _Chip("TPU v5", 95, 3, 8960, _ONE_CORE),
+    "v6e": _Chip("TPU v6 lite", 32, 2, 256, {}),
+}
+_HBM = {chip.kind: chip.hbm * GIB for chip in _CHIPS.values()}
+_EXAMPLES = "v5e:4x4, v4:2x2x2 or cpu:8"
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one step costs a device, as its compiler says.
+
+    Attributes:
+      arguments, outputs, temporaries, code: bytes.
+      aliased: bytes of the outputs that take the arguments' place (the donated state).
+      flops: of one step on one device; a loop's body counts once.
+      bytes_accessed: to and from memory, likewise.
+      collectives: kind -> (how many, bytes of their results on one device), a loop's each trip.
+      loops: how many loops the step has that go round more than once.
+    """
+
+    arguments: int
+    outputs: int
+    aliased: int
+    temporaries: int
+    code: int
+    flops: float
+    bytes_accessed: float
+    collectives: dict[str, tuple[int, int]]
+    loops: int
+
+    @property
+    def memory(self) -> int:
+        """Bytes a device needs for the step."""
+        return self.arguments + self.outputs - self.aliased + self.temporaries + self.code
+
+
+def prepare_compiler(topology: str) -> None:
+    """Make this process one that compiles for `topology`; before JAX starts a backend."""
+    for name, value in _LIBTPU.items():
+        os.environ.setdefault(name, value)
+    jax.config.update("jax_platforms", "cpu")
+    name, sizes = _parse(topology)
+    if name == "cpu":
+        jax.config.update("jax_num_cpu_devices", math.prod(sizes))
+    else:  # a program for absent devices cannot be read back from the cache
+        jax.config.update("jax_enable_compilation_cache", False)
+
+
+def topology_devices(text: str) -> list[jax.Device]:
+    """The devices of `v5e:4x4` (chips along each axis of the slice), or `cpu:8`.
+
+    TPU devices can be compiled for, and nothing else; libtpu describes them. CPU devices are this
+    process's own.
+
+    Raises:
+      UsageError: for a topology that does not exist, without libtpu, or where this process has
+        fewer CPU devices.
+    """
+    name, sizes = _parse(text)
+    if name == "cpu":
+        if len(devices := jax.devices("cpu")) < sizes[0]:
+            raise UsageError(
+                f"--topology={text}: this process has {len(devices)} CPU devices; start it with "
+                f"XLA_FLAGS=--xla_force_host_platform_device_count={sizes[0]}"
+            )
+        return devices[: sizes[0]]
+    if importlib.util.find_spec("libtpu") is None:
+        raise UsageError(f"--topology={text} needs the TPU compiler: pip install libtpu")
+    from jax.experimental import topologies
+
+    try:
+        topology = topologies.get_topology_desc(text, "tpu", **_CHIPS[name].options)
+    except jax.errors.JaxRuntimeError as error:
+        raise UsageError(f"--topology={text}: {_one_line(error)}") from None
+    return list(topology.devices)
+
+
+def _parse(text: str) -> tuple[str, list[int]]:
+    """`v5e:4x4` -> its name and sizes, where such a slice exists."""
+    name, _, shape = text.partition(":")
+    if name != "cpu" and name not in _CHIPS:
+        raise UsageError(
+            f"--topology={text}: give {', '.join(_CHIPS)} or cpu, and a size, such as {_EXAMPLES}"
+        )
+    axes = 1 if name == "cpu" else _CHIPS[name].axes
+    if not re.fullmatch(r"[1-9]\d{0,4}(x[1-9]\d{0,4})*", shape) or shape.count("x") != axes - 1:
+        raise UsageError(f"--topology={text}: {name} takes {axes} size(s), such as in {_EXAMPLES}")
+    sizes = [int(size) for size in shape.split("x")]
+    if name in _CHIPS and math.prod(sizes) > _CHIPS[name].pod:
+        raise UsageError(f"--topology={text}: a pod of {name} has {_CHIPS[name].pod} chips")
+    return name, sizes
+
+
+def compile_step(config: ConfigDict, devices: list[jax.Device]) -> jax.stages.Compiled:
+    """The config's training step, compiled for the devices; no array is made, no data set read.
+
+    The schedule's length, which takes the size of the data set, is made up: a number in the step.
+
+    Raises:
+      UsageError: for a config that cannot run on these devices.
+      RunError: where the compiler finds that the step does not fit the devices' memory.
+    """
+    lowered, _ = lower_step(config, devices)
+    try:
+        return lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        raise RunError(
+            f"train.batch_size={config.train.batch_size} does not fit {len(devices)} x "
+            f"{devices[0].device_kind}; take more devices or a smaller batch. {_one_line(error)}"
+        ) from None
+
+
+def lower_step(config: ConfigDict, devices: list[jax.Device]) -> tuple[jax.stages.Lowered, Any]:
+    """The training step as `compile_step` compiles it, and its arguments as shapes.
+
+    Returns:
+      The step, and its `(state, batch, key)` of `jax.ShapeDtypeStruct`s with their shardings.
+
+    Raises:
+      UsageError: as `compile_step`.
+    """
+    check_values(config)
+    if config.optim.repoptimizer_from is not None:
+        raise UsageError("--mode=compile does not take optim.repoptimizer_from; leave it out")
+    # Evaluation is not compiled, and may have any batch.
+    config = config.copy_and_resolve_references()
+    config.train.eval_batch_size = config.train.batch_size
+    mesh = config_mesh(config, devices)
+    state, key = _abstract_state(config, mesh)
+    arguments = (state, _abstract_batch(config, mesh), key)
+    with compiling_for(devices):
+        return jit_train_step(config, mesh, state).lower(*arguments), arguments
+
+
+def _abstract_state(config: ConfigDict, mesh: Mesh) -> tuple[Any, Any]:
+    """The state and key of a step as shapes that say where they live."""
+    warmup = 1 if config.optim.warmup_epochs else 0
+    schedule = sgd.cosine_schedule(
+        config.optim.learning_rate, config.train.batch_size, 600_000, warmup
+    )
+    tx, average = make_optimizer(config, schedule), config.optim.ema_decay > 0
+    state = abstract_state(make_net(config), tx, mesh, average, config.mesh.min_size)
+    return state, _placed(jax.eval_shape(jax.random.key, 0), replicated(mesh))
+
+
+def _abstract_batch(config: ConfigDict, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
+    rows, size = config.train.batch_size, config.data.image_size
+    batch = {
+        "image": jax.ShapeDtypeStruct((rows, size, size, 3), jnp.uint8),
+        "label": jax.ShapeDtypeStruct((rows,), jnp.int32),
+        "mask": jax.ShapeDtypeStruct((rows,), jnp.float32),
+    }
+    return jax.tree.map(partial(_placed, sharding=batch_sharding(mesh)), batch)
+
+
+def _placed(leaf: Any, sharding: jax.sharding.Sharding) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+
+def describe(compiled: jax.stages.Compiled) -> Cost:
+    """What a compiled program costs each of its devices."""
+    memory, costs = compiled.memory_analysis(), compiled.cost_analysis()
+    collectives, loops = traffic(compiled.as_text())
+    return Cost(
+        arguments=memory.argument_size_in_bytes,
+        outputs=memory.output_size_in_bytes,
+        aliased=memory.alias_size_in_bytes,
+        temporaries=memory.temp_size_in_bytes,
+        code=memory.generated_code_size_in_bytes,
+        flops=costs["flops"],
+        bytes_accessed=costs["bytes accessed"],
+        collectives=collectives,
+        loops=loops,
+    )
+
+
+def capacity(device: jax.Device) -> int | None:
+    """Bytes of a TPU's memory; None for another device."""
+    return _HBM.get(device.device_kind)
+
+
+def table(cost: Cost, title: str = "", hbm: int | None = None) -> str:
+    """The cost as a user reads it; `hbm` bytes of memory a device, where known."""
+    rows = [
+        ("arguments", cost.arguments),
+        ("outputs", cost.outputs),
+        ("  in place of arguments", -cost.aliased),
+        ("temporaries", cost.temporaries),
+        ("generated code", cost.code),
+        ("total", cost.memory),
+    ]
+    lines = [title] if title else []
+    lines += ["memory a device"]
+    lines += [f"  {name:<24}{size / GIB:>10.3f} GiB" for name, size in rows]
+    if hbm:
+        verdict = "fits" if cost.memory <= hbm else "DOES NOT FIT"
+        lines[-1] += f" of {hbm / GIB:g} ({cost.memory / hbm:.1%}): {verdict}"
+    lines += [
+        "a step on a device",
+        f"  {'FLOPs':<24}{cost.flops / 1e9:>10,.2f} G",
+        f"  {'bytes accessed':<24}{cost.bytes_accessed / 1e9:>10,.2f} GB",
+    ]
+    for kind in (kind for kind in KINDS if kind in cost.collectives):
+        count, size = cost.collectives[kind]
+        lines.append(f"  {kind:<24}{size / 1e6:>10,.2f} MB in {count:,}")
+    if not cost.collectives:
+        lines.append("  no collectives")
+    if cost.loops:
+        lines.append(
+            f"{cost.loops} loop(s): FLOPs and bytes accessed count their bodies once, "
+            "collectives each trip"
+        )
+    return "\n".join(lines)
+
+
+def _one_line(error: Exception) -> str:
+    """The sentence of an XLA error that says what is wrong."""
+    lines = [line for line in str(error).splitlines() if not line.startswith("See http")]
+    return " ".join(" ".join(lines).split())

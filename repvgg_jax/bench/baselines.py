@@ -1,0 +1,133 @@
+"""What `--mode=bench_data` measures the training pipeline against, as well tuned as we know how.
+
+Each does the same: random resized crop, bilinear resizing, a flip for half, uint8 batches.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from repvgg_jax.data.augment.transforms import random_box
+from repvgg_jax.data.sampler import example_rng, stream_indices
+
+# batches(count): that many batches of uint8 images, made by as many threads as there are cores.
+Batches = Callable[[int], Iterator[Any]]
+
+
+def tf_data(
+    paths: Sequence[str],
+    labels: Sequence[int],
+    size: int,
+    batch_size: int,
+    cores: int,
+    *,
+    antialias: bool,
+) -> Batches:
+    """tf.data: only the crop is decoded, by the fast DCT; a private pool of `cores` threads.
+
+    Args:
+      paths, labels: of the JPEGs.
+      size: side of the result, pixels.
+      batch_size: images a batch.
+      cores: threads.
+      antialias: whether the resizing has our (and PyTorch's) kernel, or reads only the four
+        nearest pixels however much it shrinks: TensorFlow's cheaper default, another picture.
+
+    Raises:
+      ImportError: without TensorFlow.
+    """
+    import tensorflow as tf
+
+    def example(path: Any, label: Any) -> tuple[Any, Any]:
+        data = tf.io.read_file(path)
+        begin, extent, _ = tf.image.sample_distorted_bounding_box(
+            tf.io.extract_jpeg_shape(data),
+            tf.zeros((1, 0, 4)),
+            area_range=(0.08, 1.0),
+            aspect_ratio_range=(3 / 4, 4 / 3),
+            max_attempts=10,
+            use_image_if_no_bounding_boxes=True,
+        )
+        window = tf.concat([begin[:2], extent[:2]], 0)
+        crop = tf.io.decode_and_crop_jpeg(data, window, channels=3, dct_method="INTEGER_FAST")
+        image = tf.image.resize(crop, (size, size), antialias=antialias)
+        image = tf.cast(image + 0.5, tf.uint8)
+        return tf.image.random_flip_left_right(image), label
+
+    options = tf.data.Options()
+    options.deterministic = False
+    options.threading.private_threadpool_size = cores
+    options.threading.max_intra_op_parallelism = 1
+    with tf.device("/cpu:0"):
+        data = tf.data.Dataset.from_tensor_slices((list(paths), np.asarray(labels, np.int32)))
+        data = data.shuffle(len(paths)).repeat().map(example, tf.data.AUTOTUNE)
+        data = data.batch(batch_size, drop_remainder=True, num_parallel_calls=tf.data.AUTOTUNE)
+        data = data.prefetch(tf.data.AUTOTUNE).with_options(options)
+    return lambda count: data.take(count).as_numpy_iterator()
+
+
+@dataclasses.dataclass(frozen=True)
+class PillowExamples:
+    """Indexable by position in the stream, as torch's loaders want it: crop, resize, flip."""
+
+    paths: Sequence[str]
+    labels: Sequence[int]
+    size: int
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, position: int) -> tuple[np.ndarray, int]:
+        from PIL import Image
+
+        index = int(stream_indices(len(self), 0, position, 1)[0])
+        with open(self.paths[index], "rb") as file:
+            image = Image.open(io.BytesIO(file.read())).convert("RGB")
+        rng = example_rng(0, position)
+        image = image.crop(random_box(rng, *image.size))
+        image = image.resize((self.size, self.size), Image.Resampling.BILINEAR)
+        if rng.random() < 0.5:
+            image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        return np.array(image), self.labels[index]
+
+
+def torch_loader(
+    paths: Sequence[str], labels: Sequence[int], size: int, batch_size: int, cores: int
+) -> Batches:
+    """torch's DataLoader over Pillow, a process a core, each kept for all rounds.
+
+    Raises:
+      ImportError: without torch.
+    """
+    import torch
+
+    examples = PillowExamples(tuple(paths), tuple(labels), size)
+    positions = _Positions()
+    loader = torch.utils.data.DataLoader(
+        examples,
+        batch_size=batch_size,
+        sampler=positions,
+        num_workers=cores,
+        persistent_workers=True,
+        multiprocessing_context="forkserver",
+    )
+
+    def batches(count: int) -> Iterator[Any]:
+        positions.count = count * batch_size
+        return iter(loader)
+
+    return batches
+
+
+class _Positions:
+    """The first `count` positions of the stream."""
+
+    count = 0
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(range(self.count))

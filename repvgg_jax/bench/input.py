@@ -1,0 +1,207 @@
+"""`--mode=bench_data`: images a second of the training pipeline, beside others on the same images.
+
+The pipelines take turns, round after round, so that whatever else the machine does hits all alike.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from repvgg_jax.bench import baselines
+from repvgg_jax.config.build import make_source, make_transform
+from repvgg_jax.config.fields import check_values
+from repvgg_jax.data.augment.transforms import Transform, random_box, train_image
+from repvgg_jax.data.decode.image import open_image
+from repvgg_jax.data.decode.resize import resize
+from repvgg_jax.data.pipeline import train_batches
+from repvgg_jax.data.sampler import example_rng, stream_indices
+from repvgg_jax.data.sources.base import EncodedSource
+from repvgg_jax.errors import UsageError
+from repvgg_jax.runtime.files import write_json
+
+ROUNDS = 7
+
+# Images a round and pipeline, at least; before them as many batches as there are cores warm up.
+_IMAGES = 1024
+
+# Files taken from the folder: few enough for the operating system to keep them all in memory.
+_FILES = 2048
+
+OURS = "repvgg_jax"
+
+
+def run_bench_data(config: ConfigDict | None, workdir: Path | None) -> None:
+    """Measure, print a table and, where there is a workdir, write `bench_data.json` there."""
+    if config is None:
+        raise UsageError("--mode=bench_data needs --config, such as --config configs/a0.py")
+    check_values(config)
+    transform, batch_size = make_transform(config), config.train.batch_size
+    if config.data.source != "folder" or transform.augmentation != "resized_crop":
+        raise UsageError(
+            "bench_data compares decoders of class folders: it needs "
+            "data.source=folder and data.augmentation=resized_crop"
+        )
+    source = _sample(make_source(config, "train"), config.seed)
+    cores = len(os.sched_getaffinity(0))
+    pipelines, missing = _pipelines(source, transform, batch_size, config.seed, cores)
+    seconds = measure(pipelines, batch_size, cores)
+    shares = _shares(source, transform, config.seed)
+    print(f"{len(source)} images of {config.data.data_dir}, batches of {batch_size}, {cores} cores")
+    rows = _rows(seconds, cores)
+    _print(rows, shares, missing)
+    if workdir is not None:
+        report = {"machine": platform.machine(), "cores": cores, "batch_size": batch_size}
+        report |= {"pipelines": rows, "shares": shares, "missing": missing}
+        workdir.mkdir(parents=True, exist_ok=True)
+        write_json(workdir / "bench_data.json", report)
+
+
+def measure(
+    pipelines: dict[str, baselines.Batches], batch_size: int, cores: int, rounds: int = ROUNDS
+) -> dict[str, list[float]]:
+    """Seconds an image in each round, by pipeline; one more round before the first is dropped.
+
+    A batch is made by one thread, so all are timed over whole turns of the threads.
+    """
+    turns = max(2, -(-_IMAGES // (batch_size * cores)))
+    seconds: dict[str, list[float]] = {name: [] for name in pipelines}
+    for _ in range(rounds + 1):
+        for name, batches in pipelines.items():
+            iterator = batches((turns + 1) * cores)
+            _take(iterator, cores)
+            started = time.perf_counter()
+            _take(iterator, turns * cores)
+            elapsed = time.perf_counter() - started
+            del iterator  # its threads must not run ahead in another's turn
+            seconds[name].append(elapsed / (turns * cores * batch_size))
+    return {name: values[1:] for name, values in seconds.items()}
+
+
+def _take(iterator: Iterator[Any], count: int) -> None:
+    for _ in range(count):
+        next(iterator)
+
+
+def _sample(source: EncodedSource, seed: int) -> EncodedSource:
+    """Up to `_FILES` of the images, read once so that none comes from the disk later."""
+    chosen = stream_indices(len(source), seed, 0, min(len(source), _FILES)).tolist()
+    for index in chosen:
+        source.read([index])
+    return dataclasses.replace(
+        source, size=len(chosen), read=lambda indices: source.read([chosen[i] for i in indices])
+    )
+
+
+def _pipelines(
+    source: EncodedSource, transform: Transform, batch_size: int, seed: int, cores: int
+) -> tuple[dict[str, baselines.Batches], list[str]]:
+    """By name; and a line for each that isn't installed."""
+    records = source.read(range(len(source)))
+    jpegs = [record for record in records if record.data[:2] == b"\xff\xd8"]
+    if len(jpegs) < len(records):
+        raise UsageError(
+            f"{len(records) - len(jpegs)} of {len(records)} images are no JPEGs, "
+            "which is all that tf.data's decode_and_crop_jpeg reads; bench a folder of JPEGs"
+        )
+    same = (
+        [record.where for record in records],
+        [record.label for record in records],
+        transform.image_size,
+        batch_size,
+        cores,
+    )
+    del records
+
+    def ours(count: int) -> Iterator[Any]:
+        return train_batches(source, transform, batch_size, seed, workers=cores)
+
+    rivals: dict[str, tuple[str, Callable[..., baselines.Batches]]] = {
+        "tf.data": ("tensorflow", partial(baselines.tf_data, antialias=True)),
+        "tf.data, not antialiased": ("tensorflow", partial(baselines.tf_data, antialias=False)),
+        "Pillow in torch's DataLoader": ("torch", baselines.torch_loader),
+    }
+    pipelines: dict[str, baselines.Batches] = {OURS: ours}
+    missing = []
+    for name, (package, make) in rivals.items():
+        if importlib.util.find_spec(package) is None:
+            missing.append(f"{name}: not measured, {package} is missing; {_INSTALL[package]}")
+        else:
+            pipelines[name] = make(*same)
+    return pipelines, missing
+
+
+_INSTALL = {
+    "tensorflow": "pip install -r requirements-bench.txt",
+    "torch": "pip install torch (a CPU build suffices)",
+}
+
+
+def _shares(source: EncodedSource, transform: Transform, seed: int) -> dict[str, float]:
+    """Of one thread's time for an image: reading, decoding, resizing, and the rest of the batch."""
+    totals = dict.fromkeys(("read", "decode", "resize"), 0.0)
+    size, count = transform.image_size, min(len(source), 512)
+    for position in range(count):
+        start = time.perf_counter()
+        (record,) = source.read([position])
+        read = time.perf_counter()
+        image = open_image(record.data, record.where)
+        box = random_box(example_rng(seed, position), *image.size)
+        opened = time.perf_counter()
+        part = image.part(box, size)
+        decoded = time.perf_counter()
+        resize(*part, size)
+        totals["read"] += read - start
+        totals["decode"] += decoded - opened
+        totals["resize"] += time.perf_counter() - decoded
+    batch = np.empty((count, size, size, 3), np.uint8)
+    start = time.perf_counter()
+    for position in range(count):
+        (record,) = source.read([position])
+        image = open_image(record.data, record.where)
+        batch[position] = train_image(image, transform, seed, position)
+    whole = time.perf_counter() - start
+    shares = {stage: seconds / whole for stage, seconds in totals.items()}
+    return shares | {"crop, flip, batch": max(0.0, 1 - sum(shares.values()))}
+
+
+def _rows(seconds: dict[str, list[float]], cores: int) -> list[dict[str, Any]]:
+    rows = []
+    for name, values in seconds.items():
+        ratios = [theirs / ours for theirs, ours in zip(values, seconds[OURS], strict=True)]
+        rate = 1 / statistics.median(values)
+        rows.append(
+            {
+                "pipeline": name,
+                "images_per_second": rate,
+                "images_per_second_per_core": rate / cores,
+                "slowest_and_fastest_round": [1 / max(values), 1 / min(values)],
+                "ours_is_faster_by": statistics.median(ratios),
+            }
+        )
+    return rows
+
+
+def _print(rows: list[dict[str, Any]], shares: dict[str, float], missing: list[str]) -> None:
+    print(f"{'pipeline':<30} {'images/s':>9} {'a core':>7} {'rounds':>13} {'ours/its':>9}")
+    for row in rows:
+        low, high = row["slowest_and_fastest_round"]
+        print(
+            f"{row['pipeline']:<30} {row['images_per_second']:>9.0f} "
+            f"{row['images_per_second_per_core']:>7.0f} {low:>6.0f}-{high:<6.0f} "
+            f"{row['ours_is_faster_by']:>9.2f}"
+        )
+    print("ours, one thread: " + ", ".join(f"{stage} {x:.0%}" for stage, x in shares.items()))
+    for line in missing:
+        print(line)

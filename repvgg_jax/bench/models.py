@@ -1,0 +1,241 @@
+"""`--mode=bench`: what a model costs, in its train form, as a plain net, and fused."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from ml_collections import ConfigDict
+
+from repvgg_jax.bench.counting import count_macs, count_parameters, count_winograd_multiplications
+from repvgg_jax.bench.timing import Times, matmul_peak, ratio, take_turns
+from repvgg_jax.config.build import config_mesh, make_net, make_optimizer
+from repvgg_jax.config.fields import check_values
+from repvgg_jax.errors import UsageError
+from repvgg_jax.fusion.fuse import fuse
+from repvgg_jax.nets import init
+from repvgg_jax.runtime.compilation import compiler_options, temporaries_bytes
+from repvgg_jax.runtime.mesh import shard_batch
+from repvgg_jax.training.step import init_state
+from repvgg_jax.training.train import jit_train_step
+
+BENCH_FILE = "bench.jsonl"
+ROUNDS = 5
+
+
+@dataclass(frozen=True)
+class Row:
+    """One form of a model at one batch size.
+
+    Attributes:
+      device: kind and number of those used: one in evaluation, all in training.
+      form: "train form", "plain" (one convolution and BatchNorm a layer), "fused".
+      task: "step" of training, or "forward" in evaluation mode.
+      batch: images.
+      parameters, macs: of the form, the latter for one image.
+      winograd_multiplications: in place of multiply-adds, 3x3s of stride 1 by F(2x2, 3x3).
+      temporaries: bytes that the program takes besides its arguments and results.
+      compile_seconds: tracing included.
+      milliseconds: of a batch, the median of rounds in which the forms take turns.
+      images_per_second: at that time.
+      share_of_peak: of the fastest matrix product of these devices; a step counts as three passes.
+      ratio: of the form's time to the plain net's (step) or the fused net's (forward).
+    """
+
+    model: str
+    device: str
+    dtype: str
+    image_size: int
+    form: str
+    task: str
+    batch: int
+    parameters: int
+    macs: int
+    winograd_multiplications: int
+    temporaries: int
+    compile_seconds: float
+    milliseconds: float
+    images_per_second: float
+    share_of_peak: float
+    ratio: float
+
+
+@dataclass
+class _Program:
+    """A compiled program of one form, and how to run it once."""
+
+    form: str
+    net: nn.Module
+    variables: Any
+    run: Callable[[], Any]
+    temporaries: int
+    compile_seconds: float
+
+
+def run_bench(config: ConfigDict | None, workdir: Path) -> None:
+    """Measure, print a table, append rows to `<workdir>/bench.jsonl`.
+
+    Raises:
+      UsageError: for a config that cannot run.
+    """
+    if config is None:
+        raise UsageError("--mode=bench needs --config, such as --config configs/b1.py")
+    check_values(config)
+    batches = config.bench.batch_sizes
+    if not batches or not all(isinstance(batch, int) and batch > 0 for batch in batches):
+        raise UsageError(f"bench.batch_sizes={batches}: must be whole numbers from 1 on")
+    peak = matmul_peak(make_net(config).dtype)
+    print(f"fastest matrix product: {peak / 1e12:.3g} TFLOP/s in {config.model.dtype}")
+    workdir.mkdir(parents=True, exist_ok=True)
+    for task in ("forward", "step"):
+        _print_header(task)
+        for batch in sorted(batches):
+            if task == "step" and batch % jax.device_count():
+                print(
+                    f"batch {batch} is left out: it does not go over {jax.device_count()} devices"
+                )
+                continue
+            rows = _measure(config, task, batch, peak)
+            with (workdir / BENCH_FILE).open("a", encoding="utf-8") as file:
+                for row in rows:
+                    print(_line(row), flush=True)
+                    file.write(json.dumps(asdict(row)) + "\n")
+            slowest = max(row.milliseconds for row in rows) / 1000
+            if slowest > config.bench.seconds:
+                print(f"larger batches are left out: bench.seconds={config.bench.seconds}")
+                break
+
+
+def _measure(config: ConfigDict, task: str, batch: int, peak: float) -> list[Row]:
+    compile_forms = {"forward": _forwards, "step": _steps}[task]
+    programs = compile_forms(config, batch)
+    times = take_turns({p.form: p.run for p in programs}, ROUNDS)
+    return [_row(config, task, batch, peak, program, times, programs) for program in programs]
+
+
+def _row(
+    config: ConfigDict,
+    task: str,
+    batch: int,
+    peak: float,
+    program: _Program,
+    times: Times,
+    programs: list[_Program],
+) -> Row:
+    seconds = statistics.median(times[program.form])
+    size = config.data.image_size
+    macs = count_macs(program.net, program.variables, size)
+    winograd = count_winograd_multiplications(program.net, program.variables, size)
+    passes, devices = (3, jax.device_count()) if task == "step" else (1, 1)
+    return Row(
+        model=config.model.name,
+        device=f"{jax.devices()[0].device_kind} x{devices}",
+        dtype=config.model.dtype,
+        image_size=size,
+        form=program.form,
+        task=task,
+        batch=batch,
+        parameters=count_parameters(program.variables),
+        macs=macs,
+        winograd_multiplications=winograd,
+        temporaries=program.temporaries,
+        compile_seconds=program.compile_seconds,
+        milliseconds=1e3 * seconds,
+        images_per_second=batch / seconds,
+        share_of_peak=2 * macs * passes * batch / seconds / (devices * peak),
+        ratio=ratio(times, program.form, programs[-1].form),
+    )
+
+
+def _forwards(config: ConfigDict, batch: int) -> list[_Program]:
+    """All forms in evaluation mode."""
+    size, nets = config.data.image_size, {name: make_net(c) for name, c in _forms(config).items()}
+    forms = {name: (net, init(net, jax.random.key(0))) for name, net in nets.items()}
+    forms["fused"] = fuse(*forms["train form"])
+    programs, images = [], jnp.zeros((batch, size, size, 3), nets["train form"].dtype)
+    options = compiler_options(jax.devices())
+    for form, (net, variables) in forms.items():
+        forward = jax.jit(partial(net.apply, train=False), compiler_options=options)
+        compiled, seconds = _compile(forward, variables, images)
+        run = partial(compiled, variables, images)
+        programs.append(_Program(form, net, variables, run, temporaries_bytes(compiled), seconds))
+    return programs
+
+
+def _steps(given: ConfigDict, batch: int) -> list[_Program]:
+    """Train form and plain net, a real training step with its optimizer."""
+    programs, size = [], given.data.image_size
+    for form, config in _forms(given).items():
+        config.train.batch_size = config.train.eval_batch_size = batch
+        mesh = config_mesh(config)
+        net, tx = make_net(config), make_optimizer(config, lambda step: 0.1)
+        state = init_state(net, tx, mesh, jax.random.key(0), config.optim.ema_decay > 0)
+        images = jnp.zeros((batch, size, size, 3), jnp.uint8)
+        rows = {"image": images, "label": jnp.zeros(batch, jnp.int32), "mask": jnp.ones(batch)}
+        data, key = shard_batch(rows, mesh), jax.random.key(0)
+        compiled, seconds = _compile(jit_train_step(config, mesh, state), state, data, key)
+        variables = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), state.variables
+        )
+        run = Steps(compiled, state, data, key)
+        programs.append(_Program(form, net, variables, run, temporaries_bytes(compiled), seconds))
+    return programs
+
+
+def _forms(config: ConfigDict) -> dict[str, ConfigDict]:
+    """The config, and that of the plain net, where the model's blocks can be chosen."""
+    forms = {name: config.copy_and_resolve_references() for name in ("train form", "plain")}
+    model = forms["plain"].model
+    model.block, model.branches, model.branch_statistics = "plain", None, None
+    try:
+        make_net(forms["plain"])
+    except UsageError:
+        del forms["plain"]
+    return forms
+
+
+@dataclass
+class Steps:
+    """Takes the next step at each call; the step before gave its state away."""
+
+    step: Callable[..., Any]
+    state: Any
+    data: Any
+    key: jax.Array
+
+    def __call__(self) -> Any:
+        self.state, metrics = self.step(self.state, self.data, self.key)
+        return metrics
+
+
+def _compile(function: Any, *arguments: Any) -> tuple[Any, float]:
+    start = time.perf_counter()
+    compiled = function.lower(*arguments).compile()
+    return compiled, time.perf_counter() - start
+
+
+def _print_header(task: str) -> None:
+    to = {"forward": "fused", "step": "plain"}[task]
+    print(
+        f"\n{task:<12} {'batch':>5} {'params M':>9} {'GMACs':>7} {'Wino':>7} {'temp MB':>8} "
+        f"{'compile s':>9} "
+        f"{'ms':>9} {'images/s':>9} {'of peak':>7} {'to ' + to:>9}"
+    )
+
+
+def _line(row: Row) -> str:
+    return (
+        f"{row.form:<12} {row.batch:>5} {row.parameters / 1e6:>9.2f} {row.macs / 1e9:>7.2f} "
+        f"{row.winograd_multiplications / 1e9:>7.2f} "
+        f"{row.temporaries / 1e6:>8.0f} {row.compile_seconds:>9.1f} {row.milliseconds:>9.1f} "
+        f"{row.images_per_second:>9.1f} {row.share_of_peak:>7.0%} {row.ratio:>9.2f}"
+    )

@@ -1,0 +1,1 @@
+"""Checkpoints and fused weights of a run."""

@@ -1,0 +1,82 @@
+"""A run's fused pair in its workdir: the weights, and the certificate that they must match."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import orbax.checkpoint as ocp
+from flax import linen as nn
+
+from repvgg_jax.blocks.fused import FusedConv
+from repvgg_jax.checkpoint.integrity import check_shapes, read_named, reason
+from repvgg_jax.errors import RunError, UsageError
+from repvgg_jax.fusion.certificate import FILE, check
+from repvgg_jax.nets import abstract_variables
+from repvgg_jax.runtime.files import write_json
+from repvgg_jax.runtime.processes import primary
+
+FUSED = "fused"  # the folder of a workdir that holds the fused pair's variables
+
+
+def save_fused(workdir: Path, variables: Mapping[str, Any], certificate: Mapping[str, Any]) -> None:
+    """Write a fused net's variables, and beside them their certificate, where `load` finds them.
+
+    With several processes the variables are arrays of all of them (`sharding.replicate`).
+
+    Raises:
+      RunError: where they cannot be written.
+    """
+    path = Path(workdir).absolute() / FUSED
+    try:
+        with ocp.StandardCheckpointer() as checkpointer:
+            checkpointer.save(path, variables, force=True)
+        if primary():
+            write_json(Path(workdir) / FILE, certificate)
+    except Exception as error:  # Orbax and TensorStore raise a dozen types
+        raise RunError(
+            f"the fused weights could not be written to {path} ({reason(error)}); "
+            "`--mode=fuse` makes them from the latest checkpoint"
+        ) from error
+
+
+def has_fused(workdir: Path) -> bool:
+    """Whether `save_fused` has written there."""
+    return (Path(workdir) / FUSED).exists()
+
+
+def fused_step(workdir: Path) -> int:
+    """Of the checkpoint that was fused there."""
+    return _read_certificate(workdir)["step"]
+
+
+def _read_certificate(workdir: Path) -> dict[str, Any]:
+    try:
+        return json.loads((workdir / FILE).read_text())
+    except (OSError, ValueError) as error:
+        raise UsageError(
+            f"{workdir / FILE} cannot be read ({error}); `--mode=fuse` writes it"
+        ) from None
+
+
+def load_fused(workdir: Path, net: nn.Module) -> tuple[nn.Module, dict[str, Any]]:
+    """The fused pair of a run of `net`, held against its certificate.
+
+    Raises:
+      UsageError: where there is none, or not the one that was proven.
+    """
+    if not has_fused(workdir):
+        raise UsageError(
+            f"no fused weights in {workdir / FUSED}; "
+            f"`python main.py --mode=fuse --workdir={workdir}` writes them"
+        )
+    plain = net.clone(block=FusedConv)
+    abstract, path = abstract_variables(plain), workdir / FUSED
+    with ocp.StandardCheckpointer() as checkpointer:
+        metadata = read_named(path, lambda: checkpointer.metadata(path).item_metadata)
+        check_shapes(path, abstract, metadata)
+        variables = read_named(path, lambda: checkpointer.restore(path, abstract))
+    check(_read_certificate(workdir), variables, str(workdir / FUSED))
+    return plain, variables

@@ -1,0 +1,220 @@
+"""CIFAR, Imagenette and ImageNet-2012 as published: their archives, read as TFDS's examples.
+
+The examples are those of TFDS's stock builders (features, ids, names, labels), in the order of the
+archives. JPEGs keep their bytes, also ImageNet's 22 in CMYK and its PNG named .JPEG, which the
+stock builder converts; CIFAR's pixels become PNGs, as there.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import tarfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from repvgg_jax.data.prepare.archives import Archive
+
+Example = dict[str, Any]
+_VAL_NAME = re.compile(r"ILSVRC2012_val_(\d{8})\.JPEG")
+
+
+@dataclass(frozen=True)
+class Split:
+    """A split of a data set.
+
+    Attributes:
+      read: paths of the archives, number of examples to leave out at the start -> the others.
+      size: the number of examples, which progress is shown against.
+    """
+
+    read: Callable[[Sequence[Path], int], Iterator[Example]]
+    size: int
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """What is published and how it is read.
+
+    Attributes:
+      archives: the files it needs.
+      splits: name -> how it is read.
+      names: feature -> the text file of its classes in the first archive, where TFDS brings none.
+    """
+
+    archives: tuple[Archive, ...]
+    splits: Mapping[str, Split]
+    names: Mapping[str, str] = field(default_factory=dict)
+
+
+def class_names(archive: Path, member: str) -> list[str]:
+    """The lines of a text file in an archive."""
+    with tarfile.open(archive) as tar:
+        lines = tar.extractfile(member).read().decode().split("\n")
+    return [line for line in lines if line]
+
+
+def _cifar(
+    paths: Sequence[Path], skip: int, *, folder: str, files: Sequence[str], labels: Sequence[str]
+) -> Iterator[Example]:
+    """Rows of a byte for each label, then 32x32 pixels as planes of red, green and blue."""
+    from PIL import Image
+
+    prefix = "test" if files[0].startswith("test") else "train"
+    index = 0
+    with tarfile.open(paths[0]) as tar:
+        for name in files:
+            data = tar.extractfile(f"{folder}/{name}").read()
+            for row in np.frombuffer(data, np.uint8).reshape(-1, len(labels) + 3072):
+                if index >= skip:
+                    pixels = row[len(labels) :].reshape(3, 32, 32).transpose(1, 2, 0)
+                    image = io.BytesIO()
+                    Image.fromarray(np.ascontiguousarray(pixels)).save(image, "PNG")
+                    values = map(int, row[: len(labels)])
+                    yield {
+                        "id": f"{prefix}_{index:05d}",
+                        "image": image.getvalue(),
+                        **dict(zip(labels, values, strict=True)),
+                    }
+                index += 1
+
+
+def _imagenette(paths: Sequence[Path], skip: int, *, folder: str) -> Iterator[Example]:
+    """`<folder>/<wnid>/*.JPEG`."""
+    wanted = re.compile(rf"(?:\./)?{re.escape(folder)}/(n\d+)/[^./][^/]*\.JPEG")
+    with tarfile.open(paths[0], "r|*") as tar:
+        members = ((wanted.fullmatch(member.name), member) for member in tar)
+        members = ((match, member) for match, member in members if match)
+        for index, (match, member) in enumerate(members):
+            if index >= skip:
+                yield {"image": tar.extractfile(member).read(), "label": match[1]}
+
+
+def _imagenet_train(paths: Sequence[Path], skip: int) -> Iterator[Example]:
+    """An archive of one archive a class, which is read in place: `<wnid>.tar`."""
+    index = 0
+    with tarfile.open(paths[0], "r:") as outer:
+        for member in outer:
+            with tarfile.open(fileobj=outer.extractfile(member), mode="r:") as inner:
+                for image in inner:
+                    if index >= skip:
+                        yield {
+                            "file_name": image.name,
+                            "image": inner.extractfile(image).read(),
+                            "label": member.name.removesuffix(".tar"),
+                        }
+                    index += 1
+
+
+def _imagenet_validation(paths: Sequence[Path], skip: int) -> Iterator[Example]:
+    """`ILSVRC2012_val_00000001.JPEG`, ..., whose labels TFDS brings in the order of the names."""
+    import tensorflow_datasets as tfds
+
+    labels = tfds.core.tfds_path("datasets/imagenet2012/validation_labels.txt")
+    labels = labels.read_text().split()
+    with tarfile.open(paths[1], "r:") as tar:
+        for index, member in enumerate(tar):
+            if index >= skip:
+                number = int(_VAL_NAME.fullmatch(member.name)[1])
+                yield {
+                    "file_name": member.name,
+                    "image": tar.extractfile(member).read(),
+                    "label": labels[number - 1],
+                }
+
+
+def _make_cifar(
+    archive: Archive, folder: str, files: Mapping[str, Sequence[str]], names: Mapping[str, str]
+) -> DataSet:
+    read = partial(_cifar, folder=folder, labels=tuple(names))
+    sizes = {"train": 50_000, "test": 10_000}
+    return DataSet(
+        (archive,),
+        {split: Split(partial(read, files=files[split]), size) for split, size in sizes.items()},
+        {feature: f"{folder}/{file}" for feature, file in names.items()},
+    )
+
+
+def _make_imagenette(folder: str, size: int, checksum: str) -> DataSet:
+    url = f"https://s3.amazonaws.com/fast-ai-imageclas/{folder}.tgz"
+    return DataSet(
+        (Archive(f"{folder}.tgz", size, f"sha256:{checksum}", url),),
+        {
+            "train": Split(partial(_imagenette, folder=f"{folder}/train"), 9_469),
+            "validation": Split(partial(_imagenette, folder=f"{folder}/val"), 3_925),
+        },
+    )
+
+
+_IMAGENET_PAGE = "https://image-net.org/download-images"
+
+# Sizes and SHA-256 are those that TFDS lists; the MD5 of ImageNet's are the publisher's own.
+SETS: Mapping[str, DataSet] = {
+    "cifar10": _make_cifar(
+        Archive(
+            "cifar-10-binary.tar.gz",
+            170_052_171,
+            "sha256:c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd",
+            "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz",
+        ),
+        "cifar-10-batches-bin",
+        {
+            "train": [f"data_batch_{number}.bin" for number in range(1, 6)],
+            "test": ["test_batch.bin"],
+        },
+        {"label": "batches.meta.txt"},
+    ),
+    "cifar100": _make_cifar(
+        Archive(
+            "cifar-100-binary.tar.gz",
+            168_513_733,
+            "sha256:58a81ae192c23a4be8b1804d68e518ed807d710a4eb253b1f2a199162a40d8ec",
+            "https://www.cs.toronto.edu/~kriz/cifar-100-binary.tar.gz",
+        ),
+        "cifar-100-binary",
+        {"train": ["train.bin"], "test": ["test.bin"]},
+        {"coarse_label": "coarse_label_names.txt", "label": "fine_label_names.txt"},
+    ),
+    "imagenette/full-size-v2": _make_imagenette(
+        "imagenette2",
+        1_557_161_267,
+        "6cbfac238434d89fe99e651496f0812ebc7a10fa62bd42d6874042bf01de4efd",
+    ),
+    "imagenette/320px-v2": _make_imagenette(
+        "imagenette2-320",
+        341_663_724,
+        "569b4497c98db6dd29f335d1f109cf315fe127053cedf69010d047f0188e158c",
+    ),
+    "imagenette/160px-v2": _make_imagenette(
+        "imagenette2-160",
+        99_003_388,
+        "64d0c4859f35a461889e0147755a999a48b49bf38a7e0f9bd27003f10db02fe5",
+    ),
+    "imagenet2012": DataSet(
+        (
+            Archive(
+                "ILSVRC2012_img_train.tar",
+                147_897_477_120,
+                "md5:1d675b47d978889d74fa0da5fadfb00e",
+                _IMAGENET_PAGE,
+                by_hand=True,
+            ),
+            Archive(
+                "ILSVRC2012_img_val.tar",
+                6_744_924_160,
+                "md5:29b22e2961454d5413ddabcf34fc5622",
+                _IMAGENET_PAGE,
+                by_hand=True,
+            ),
+        ),
+        {
+            "train": Split(_imagenet_train, 1_281_167),
+            "validation": Split(_imagenet_validation, 50_000),
+        },
+    ),
+}

@@ -1,0 +1,140 @@
+"""A data set while it is written: shards that are kept when the process dies."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from repvgg_jax.errors import UsageError
+from repvgg_jax.runtime.files import write_json
+
+_STATE = "progress.json"
+
+
+class Draft:
+    """The folder that a data set is written in before it has its own name.
+
+    `progress.json` says what is done: an entry for every finished shard. A shard is recorded only
+    after it is closed and on the disk, so that what a killed process was at is written again.
+
+    Args:
+      folder: made where missing; emptied where it holds the draft of something else.
+      identity: what is written, as JSON has it.
+    """
+
+    def __init__(self, folder: Path, identity: Any) -> None:
+        self.folder = folder
+        try:
+            self._state = json.loads((folder / _STATE).read_text(encoding="utf-8"))
+        except (FileNotFoundError, ValueError):
+            self._state = {}
+        if self._state.get("identity") != identity:
+            shutil.rmtree(folder, ignore_errors=True)
+            self._state = {"identity": identity, "verified": {}, "splits": {}}
+        folder.mkdir(parents=True, exist_ok=True)
+        # What a killed process had not given its name yet.
+        for stray in [*folder.glob("*.part"), *folder.glob(f".{_STATE}.*.tmp")]:
+            stray.unlink()
+        self.save()
+
+    @property
+    def verified(self) -> dict[str, list[int]]:
+        """What `archives.fetch` knows of the archives; to be saved."""
+        return self._state["verified"]
+
+    def save(self) -> None:
+        """Write down what is done."""
+        write_json(self.folder / _STATE, self._state)
+
+    def lengths(self, split: str) -> list[int]:
+        """The number of records of each finished shard."""
+        return self._state["splits"].get(split, {}).get("shard_lengths", [])
+
+    def num_bytes(self, split: str) -> int:
+        """The bytes of the records in the finished shards."""
+        return self._state["splits"].get(split, {}).get("num_bytes", 0)
+
+    def write(self, split: str, read: Callable[[int], Iterator[bytes]], shard_bytes: int) -> None:
+        """Write a split's records, those that `read` gives after as many as are already written.
+
+        A shard is closed once it has `shard_bytes`.
+
+        Raises:
+          OSError, RuntimeError: where the disk takes no more.
+        """
+        state = {"shard_lengths": [], "num_bytes": 0, "complete": False}
+        state = self._state["splits"].setdefault(split, state)
+        if state["complete"]:
+            return
+        records = read(sum(state["shard_lengths"]))
+        for first in records:
+            path = self._path(split, len(state["shard_lengths"]))
+            count, size = _write_shard(path, chain([first], records), shard_bytes)
+            state["shard_lengths"].append(count)
+            state["num_bytes"] += size
+            self.save()
+        state["complete"] = True
+        self.save()
+
+    def name_shards(self, split: str, pattern: str) -> None:
+        """Give a complete split's shards their names, in which their number stands."""
+        count = len(self.lengths(split))
+        for index in range(count):
+            path = self._path(split, index)
+            if path.exists():  # or it has its name since before the process died
+                os.replace(path, self.folder / pattern.format(index=index, count=count))
+
+    def finish(self, target: Path) -> None:
+        """Give the folder its name; from here on it reads as complete."""
+        os.rename(self.folder, target)
+        (target / _STATE).unlink()
+
+    def _path(self, split: str, index: int) -> Path:
+        return self.folder / f"{split}-{index:05d}"
+
+
+def _write_shard(path: Path, records: Iterator[bytes], shard_bytes: int) -> tuple[int, int]:
+    """The number of records written, and their bytes."""
+    from array_record.python.array_record_module import ArrayRecordWriter
+
+    draft = path.with_name(f"{path.name}.part")
+    count = size = 0
+    writer = ArrayRecordWriter(os.fspath(draft), "group_size:1")  # as TFDS writes them
+    try:
+        for record in records:
+            writer.write(record)
+            count, size = count + 1, size + len(record)
+            if size >= shard_bytes:
+                break
+    finally:
+        writer.close()
+    with draft.open("rb") as file:
+        os.fsync(file.fileno())
+    os.replace(draft, path)
+    return count, size
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Holds a lock that dies with the process.
+
+    Raises:
+      UsageError: where another process holds it.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UsageError(f"another process holds {path}: it is writing this set") from None
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)

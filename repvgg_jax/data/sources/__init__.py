@@ -1,0 +1,1 @@
+"""Data sources: labelled images by index."""

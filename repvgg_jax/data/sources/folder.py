@@ -1,0 +1,132 @@
+"""Class folders of image files: `<data_dir>/<split>/<class>/*.jpg`, or without the splits."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+from absl import logging
+
+from repvgg_jax.data.sources.base import EncodedSource, Record, check_label
+from repvgg_jax.errors import UsageError
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
+# "test" last: beside a "val" it often holds images without classes, as ImageNet's does.
+_TEST_FOLDERS = ("val", "validation", "test")
+_LAYOUT = "<data_dir>/train/<class>/*.jpg and <data_dir>/val/<class>/*.jpg"
+
+
+def load_folder(
+    name: str,
+    data_dir: str | None,
+    split: str,
+    *,
+    num_classes: int | None = None,
+    skip_corrupt: bool = False,
+) -> EncodedSource:
+    """List the images of a split; a class's label is its rank among the sorted folder names.
+
+    Where `data_dir` has a folder `train` its classes are in there, and those of the test split in
+    the first of `val`, `validation` and `test` that exists. Otherwise the classes are in
+    `data_dir` itself and serve both splits, which is logged as a warning.
+
+    Raises:
+      UsageError: a missing or empty folder (named), classes that differ between the splits (the
+        plus and the minus), a label not below `num_classes`.
+    """
+    if data_dir is None:
+        raise UsageError(f"data.source=folder needs data.data_dir; expected {_LAYOUT}")
+    root = os.path.expanduser(data_dir)
+    if not os.path.isdir(root):
+        raise UsageError(f"no folder {root}; set data.data_dir to one with {_LAYOUT}")
+    train_root, test_root = _split_roots(root)
+    if train_root == test_root:
+        logging.warning(
+            "%s has no train folder: training and evaluation use the same images", train_root
+        )
+    split_root = train_root if split == "train" else test_root
+    if split_root is None:
+        raise UsageError(f"{root} has train but none of {', '.join(_TEST_FOLDERS)} beside it")
+    classes = _classes(train_root)
+    if test_root is not None:
+        _check_same_classes(train_root, classes, test_root, _classes(test_root))
+    paths: list[str] = []
+    labels: list[int] = []
+    for label, class_name in enumerate(classes):
+        files = _images(os.path.join(split_root, class_name))
+        if num_classes is not None:
+            check_label(label, num_classes, files[0])
+        paths += files
+        labels += [label] * len(files)
+
+    def read(indices: Sequence[int]) -> list[Record]:
+        return [Record(_bytes(paths[i]), labels[i], paths[i]) for i in indices]
+
+    return EncodedSource(
+        name=f"{name} {split} in {split_root}",
+        class_names=classes,
+        size=len(paths),
+        read=read,
+        label_range=len(classes),
+        skip_corrupt=skip_corrupt,
+    )
+
+
+def _split_roots(root: str) -> tuple[str, str | None]:
+    train = os.path.join(root, "train")
+    tests = [os.path.join(root, folder) for folder in _TEST_FOLDERS]
+    tests = [folder for folder in tests if os.path.isdir(folder)]
+    if os.path.isdir(train):
+        return train, tests[0] if tests else None
+    if tests:
+        raise UsageError(f"{root} has {tests[0]} but no train folder; expected {_LAYOUT}")
+    return root, root
+
+
+def _classes(root: str) -> tuple[str, ...]:
+    with os.scandir(root) as entries:
+        names = [entry.name for entry in entries if entry.is_dir()]
+    names = sorted(name for name in names if not name.startswith("."))
+    if not names:
+        raise UsageError(f"no class folder in {root}; expected {_LAYOUT}")
+    return tuple(names)
+
+
+def _check_same_classes(
+    train_root: str, train: Sequence[str], test_root: str, test: Sequence[str]
+) -> None:
+    plus, minus = sorted(set(test) - set(train)), sorted(set(train) - set(test))
+    if plus or minus:
+        raise UsageError(
+            f"the classes of {test_root} differ from those of {train_root}: "
+            f"plus [{_short(plus)}], minus [{_short(minus)}]; both need the same class folders"
+        )
+
+
+def _short(names: Sequence[str], most: int = 10) -> str:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
+
+
+def _images(folder: str) -> list[str]:
+    with os.scandir(folder) as entries:
+        files = sorted(
+            entry.path
+            for entry in entries
+            # "._name.jpg" is what macOS leaves beside the images on foreign disks.
+            if entry.name.lower().endswith(SUFFIXES) and not entry.name.startswith(".")
+        )
+    if not files:
+        suffixes = ", ".join(SUFFIXES)
+        raise UsageError(f"no image in the class folder {folder}; put some there ({suffixes})")
+    return files
+
+
+def _bytes(path: str) -> bytes:
+    try:
+        with open(path, "rb") as file:
+            return file.read()
+    except OSError as error:
+        raise UsageError(
+            f"cannot read {path}: {error.strerror}; it was there when the folder was listed"
+        ) from error

@@ -1,0 +1,1 @@
+"""Fusion of a train form, and verification that both forms agree."""

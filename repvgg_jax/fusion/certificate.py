@@ -1,0 +1,81 @@
+"""What travels beside fused weights: the proof that they compute the same, and checksums."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import platform
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import flax
+import jax
+import numpy as np
+
+from repvgg_jax.errors import UsageError
+from repvgg_jax.fusion.verify import FusionReport
+
+FILE = "fusion.json"
+
+
+def checksums(variables: Mapping[str, Any], first: Iterable[str] = ()) -> dict[str, str]:
+    """SHA-256 of every block's and the head's weights: names, types, shapes and bytes.
+
+    Listed in the order of the names in `first`, such as a net's plan, then of the tree.
+    """
+    sums = {}
+    params = variables["params"]
+    for block in dict.fromkeys([*(name for name in first if name in params), *params]):
+        tree = params[block]
+        digest = hashlib.sha256()
+        for path, leaf in sorted(jax.tree.leaves_with_path(tree), key=lambda pair: str(pair[0])):
+            array = np.ascontiguousarray(leaf)
+            digest.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}".encode())
+            digest.update(array.astype(array.dtype.newbyteorder("<")).tobytes())
+        sums[block] = digest.hexdigest()
+    return sums
+
+
+def certify(
+    report: FusionReport, fused: Mapping[str, Any], *, images: int, step: int, config_hash: str
+) -> dict[str, Any]:
+    """The certificate of a fusion, as JSON has it.
+
+    Args:
+      report: what `verify` found on evaluation images.
+      fused: the fused variables.
+      images: how many it was found on.
+      step: of the checkpoint that was fused.
+      config_hash: of its run.
+    """
+    return {
+        "config_hash": config_hash,
+        "step": step,
+        "images": images,
+        "max_relative_error": report.max_relative_error,
+        "worst_block": report.worst_block,
+        "exact": dataclasses.asdict(report.exact),
+        "deployed": dataclasses.asdict(report.deployed),
+        "blocks": report.blocks,
+        "versions": {
+            "python": platform.python_version(),
+            "jax": jax.__version__,
+            "flax": flax.__version__,
+        },
+        "device": jax.devices()[0].device_kind,
+        "sha256": checksums(fused, first=report.blocks),
+    }
+
+
+def check(certificate: Mapping[str, Any], fused: Mapping[str, Any], where: str) -> None:
+    """Raises UsageError naming the first block whose weights are not those that were certified."""
+    certified = certificate.get("sha256") if isinstance(certificate, Mapping) else None
+    if not isinstance(certified, Mapping):
+        raise UsageError(f"{where}: its {FILE} lists no checksums; `--mode=fuse` writes it anew")
+    found = checksums(fused)
+    for block in [*certified, *(name for name in found if name not in certified)]:
+        if certified.get(block) != found.get(block):
+            raise UsageError(
+                f"{where}: the weights of {block} are not those that were verified; "
+                "`--mode=fuse` fuses the checkpoint anew"
+            )

@@ -1,0 +1,146 @@
+"""Verification that the fused form computes the same function as the train form."""
+
+from __future__ import annotations
+
+import dataclasses
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jax import Array
+from jaxtyping import Float
+
+from repvgg_jax.fusion.fuse import Variables, fuse
+from repvgg_jax.ops.batch_norm import accumulation_dtype
+
+
+@dataclasses.dataclass(frozen=True)
+class Agreement:
+    """How far the fused form's logits are from the train form's on the same images.
+
+    Attributes:
+      relative_error: max |difference| / max |train form's logits|.
+      top1_agreement: share of images to which both give the same class.
+      logit_kl: mean KL divergence of the fused form's softmax from the train form's, in nats.
+    """
+
+    relative_error: float
+    top1_agreement: float
+    logit_kl: float
+
+
+@dataclasses.dataclass(frozen=True)
+class FusionReport:
+    """What `verify` found.
+
+    Attributes:
+      blocks: block name -> relative error of the fused block on the train form's own activations.
+      exact: the logits' agreement in float32 (or the net's wider type) at highest precision: this
+        is what proves the fusion.
+      deployed: the same at the net's compute type and the platform's default precision: what
+        rounding costs in use.
+    """
+
+    blocks: dict[str, float]
+    exact: Agreement
+    deployed: Agreement
+
+    @property
+    def max_relative_error(self) -> float:
+        """The largest of the blocks' and the logits' relative errors at highest precision."""
+        return max([*self.blocks.values(), self.exact.relative_error])
+
+    @property
+    def worst_block(self) -> str:
+        """The block with the largest relative error; none of a net without blocks."""
+        return max(self.blocks, key=self.blocks.__getitem__, default="none")
+
+    @property
+    def top1_agreement(self) -> float:
+        """Of the proof at highest precision."""
+        return self.exact.top1_agreement
+
+    @property
+    def logit_kl(self) -> float:
+        """Of the proof at highest precision, in nats."""
+        return self.exact.logit_kl
+
+    def __str__(self) -> str:
+        lines = [f"{name:<20} {error:.1e}" for name, error in self.blocks.items()]
+        for label, agreement in (("exact", self.exact), ("deployed", self.deployed)):
+            lines.append(
+                f"{label:<20} {agreement.relative_error:.1e}  "
+                f"top-1 agreement {agreement.top1_agreement:.2%}  KL {agreement.logit_kl:.1e}"
+            )
+        return "\n".join(lines)
+
+
+def verify(
+    net: nn.Module,
+    variables: Variables,
+    images: Float[Array, "batch height width channels"],
+    fused: tuple[nn.Module, Variables] | None = None,
+) -> FusionReport:
+    """Prove the fused form equal to the train form, block by block and end to end.
+
+    A block is compared on the activations that reach it in the train form, so that an error is seen
+    where it is made. Relative error: max |f(x) - t(x)| / max |t(x)|, infinite where not finite.
+
+    Args:
+      net, variables: the train form.
+      images: normalised, as the net takes them.
+      fused: the pair to check; what `fuse` gives where none is given.
+    """
+    plain, fused_variables = fused or fuse(net, variables)
+    wide = accumulation_dtype(net.dtype)
+    with jax.default_matmul_precision("highest"):
+        blocks, exact = _compare(
+            net.clone(dtype=wide), plain.clone(dtype=wide), variables, fused_variables, images
+        )
+    _, deployed = _compare(net, plain, variables, fused_variables, images)
+    blocks, exact, deployed = jax.device_get((blocks, exact, deployed))
+    return FusionReport(
+        {name: float(blocks[name]) for name in net.plan()},
+        Agreement(**{name: float(value) for name, value in exact.items()}),
+        Agreement(**{name: float(value) for name, value in deployed.items()}),
+    )
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _compare(
+    net: nn.Module, plain: nn.Module, variables: Variables, fused: Variables, images: Array
+) -> tuple[dict[str, Array], dict[str, Array]]:
+    """Errors of each block on the train form's activations, and the agreement of the logits."""
+    blocks = plain.blocks()
+    errors: dict[str, Array] = {}
+
+    def compare_block(call, args, kwargs, context):
+        output = call(*args, **kwargs)
+        name = "/".join(context.module.path)
+        if name in blocks and context.method_name == "__call__":
+            own = blocks[name].apply({"params": fused["params"][name]}, args[0])
+            errors[name] = relative_error(output, own)
+        return output
+
+    with nn.intercept_methods(compare_block):
+        # With intermediates, so that a fused block gives what stands before its ReLU.
+        expected, _ = net.apply(variables, images, train=False, mutable=["intermediates"])
+    got = plain.apply(fused, images, train=False)
+    log_p, log_q = jax.nn.log_softmax(expected), jax.nn.log_softmax(got)
+    agreement = {
+        "relative_error": relative_error(expected, got),
+        "top1_agreement": (expected.argmax(-1) == got.argmax(-1)).mean(),
+        # Rounding can take it below zero.
+        "logit_kl": jnp.maximum((jnp.exp(log_p) * (log_p - log_q)).sum(-1).mean(), 0.0),
+    }
+    return errors, agreement
+
+
+def relative_error(
+    expected: Float[Array, "*shape"], got: Float[Array, "*shape"]
+) -> Float[Array, ""]:
+    """max |got - expected| / max |expected|; infinite where either is not finite."""
+    scale = jnp.maximum(jnp.abs(expected).max(), jnp.finfo(expected.dtype).tiny)
+    error = jnp.abs(got - expected).max() / scale
+    return jnp.where(jnp.isfinite(error), error, jnp.inf)

@@ -1,0 +1,200 @@
+"""Weights to and from PyTorch: the official names and timm's, both forms, strict both ways."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from repvgg_jax.blocks.fused import FusedConv
+from repvgg_jax.errors import UsageError
+from repvgg_jax.interop.pytorch_files import RELEASED, Released, read_torch, save_torch
+from repvgg_jax.interop.pytorch_layout import (
+    LAYOUTS,
+    NAMES,
+    check_counterpart,
+    check_strides,
+    entries,
+)
+from repvgg_jax.nets import check_pair, init
+from repvgg_jax.nets.repvgg import RepVGGPlus
+
+WRAPPERS = ("state_dict", "model", "ema", "model_ema", "state_dict_ema")  # the first found is taken
+COUNTER = "num_batches_tracked"  # PyTorch counts BatchNorm's steps; with a fixed momentum for show
+
+
+def from_torch(net: nn.Module, state_dict: Mapping[str, Any]) -> dict[str, Any]:
+    """A PyTorch model's weights as our variables: `{"params", "batch_stats"}`, or `{"params"}`.
+
+    Convolutions OIHW -> HWIO, dense layers [out, in] -> [in, out], squeeze-and-excite's 1x1
+    convolutions -> dense. The layout, official or timm's, is told from the names. BatchNorm's step
+    counters are ignored, `module.` of DistributedDataParallel is dropped, and a checkpoint that
+    keeps its weights under one of `WRAPPERS` is opened, under the first of them that it has.
+
+    Args:
+      net: the train form as `create` gives it, or the fused form, `net.clone(block=FusedConv)`.
+      state_dict: name -> tensor, of PyTorch or numpy.
+
+    Raises:
+      UsageError: where the source is the other form or another architecture, where a key is left
+        over, a place left empty or a shape wrong, and for a net without counterpart.
+    """
+    source = _plain_state_dict(state_dict)
+    layout = (
+        "timm" if any(name.startswith(("stem.", "head.fc.")) for name in source) else "official"
+    )
+    _check_same_kind(net, layout, source)
+    want, shapes = entries(net, layout), _leaves(_own_variables(net))
+    given = {name: _as_numpy(name, value) for name, value in source.items()}
+    if unlisted := shapes.keys() ^ {entry.path for entry in want}:
+        raise AssertionError(f"entries() and the net disagree on {sorted(unlisted)[:3]}")
+
+    missing = [entry.name for entry in want if entry.name not in given]
+    extra = [name for name in given if name not in {entry.name for entry in want}]
+    wrong, leaves = [], {}
+    for name, path, change in want:
+        if name in given:
+            like = shapes[path]
+            expected = change.to_torch(np.broadcast_to(np.float32(0), like.shape)).shape
+            if given[name].shape != expected:
+                wrong.append(f"{name} {given[name].shape}, not {expected}")
+                continue
+            # Copied: a view would change with the PyTorch model that it came from.
+            leaves[path] = jnp.array(change.to_ours(given[name]), like.dtype, copy=True)
+    _refuse(
+        f"the weights are not those of this net ({layout} names)",
+        {"without a source": missing, "not used": extra, "of wrong shape": wrong},
+    )
+    return unflatten_dict(leaves)
+
+
+def to_torch(
+    net: nn.Module, variables: Mapping[str, Any], layout: str = "official"
+) -> dict[str, np.ndarray]:
+    """Our variables under PyTorch's names and in its shapes: what `load_state_dict` takes strictly.
+
+    The inverse of `from_torch`. BatchNorm's `num_batches_tracked` is written as 0.
+
+    Args:
+      net: the train form or the fused form.
+      variables: of that net.
+      layout: "official" or "timm".
+
+    Raises:
+      UsageError: where the variables are not the net's, and for a net without counterpart.
+    """
+    want = entries(net, layout)
+    check_strides(net)
+    check_pair(variables)
+    shapes, given = _leaves(_own_variables(net)), _leaves(variables)
+    _refuse(
+        "the variables are not those of this net",
+        {
+            "missing": ["/".join(path) for path in shapes if path not in given],
+            "not used": ["/".join(path) for path in given if path not in shapes],
+            "of wrong shape": [
+                f"{'/'.join(path)} {given[path].shape}, not {shapes[path].shape}"
+                for path in shapes
+                if path in given and given[path].shape != shapes[path].shape
+            ],
+        },
+    )
+    state_dict: dict[str, np.ndarray] = {}
+    for name, path, change in want:
+        leaf = np.asarray(given[path])
+        if leaf.dtype not in (np.float16, np.float32, np.float64):
+            leaf = leaf.astype(np.float32)  # numpy's bfloat16 is not known to PyTorch
+        state_dict[name] = np.array(change.to_torch(leaf), order="C")
+        if name.endswith(".running_var"):
+            state_dict[name.replace("running_var", COUNTER)] = np.zeros((), np.int64)
+    return state_dict
+
+
+def _own_variables(net: nn.Module) -> Any:
+    return jax.eval_shape(partial(init, net, image_size=32), jax.random.key(0))
+
+
+def _leaves(variables: Any) -> dict[tuple[str, ...], Any]:
+    kept = {name: dict(variables[name]) for name in ("params", "batch_stats") if name in variables}
+    return flatten_dict(kept)
+
+
+def _plain_state_dict(state_dict: Mapping[str, Any]) -> dict[str, Any]:
+    """Name -> tensor without wrappers, prefix and step counters."""
+    found: Any = state_dict
+    while isinstance(found, Mapping):
+        inner = [found[key] for key in WRAPPERS if isinstance(found.get(key), Mapping)]
+        if not inner:
+            break
+        found = inner[0]
+    if not isinstance(found, Mapping) or not found:
+        raise UsageError(
+            f"no state dict: a mapping of names to tensors is needed, got {type(found).__name__}"
+            " (of a PyTorch model, its state_dict())"
+        )
+    if all(str(name).startswith("module.") for name in found):
+        found = {name.removeprefix("module."): value for name, value in found.items()}
+    return {name: value for name, value in found.items() if not str(name).endswith("." + COUNTER)}
+
+
+def _as_numpy(name: str, value: Any) -> np.ndarray:
+    """A tensor of either framework; PyTorch itself is not imported for it."""
+    if type(value).__module__.split(".")[0] == "torch" and callable(getattr(value, "detach", None)):
+        value = value.detach().cpu().float()  # numpy has no bfloat16, and no gradients
+    try:
+        array = np.asarray(value)
+        if jnp.issubdtype(array.dtype, jnp.floating):
+            return array
+    except (TypeError, ValueError):
+        pass
+    raise UsageError(f"{name}: a tensor of floating-point numbers is needed, got {value!r:.60}")
+
+
+def _check_same_kind(net: nn.Module, layout: str, source: Mapping[str, Any]) -> None:
+    """Tell the mix-ups that have a remedy before the lists of names."""
+    check_counterpart(net, "official")
+    plus = layout == "official" and any(".blocks." in name for name in source)
+    if plus != isinstance(net, RepVGGPlus):
+        has, needs = ("RepVGGplus", "RepVGG")[:: 1 if plus else -1]
+        raise UsageError(
+            f"the weights are of {has}, the net is a {needs}; create the model that they belong to"
+        )
+    fused = any(f".{NAMES[layout].fused}." in name for name in source)
+    if fused and net.block is not FusedConv:
+        raise UsageError(
+            "the weights are of the fused form, the net is the train form, and fusing cannot be "
+            "undone: import into net.clone(block=FusedConv), or take the weights of training"
+        )
+    if not fused and net.block is FusedConv:
+        raise UsageError(
+            "the weights are of the train form, the net is fused: import into the net as create() "
+            "gives it, then rj.fuse(net, variables)"
+        )
+
+
+def _refuse(message: str, leftovers: Mapping[str, list[str]]) -> None:
+    """Raise with the first names of every list that isn't empty, and how many there are."""
+    parts = [
+        f"{len(names)} {what}: {', '.join(names[:3])}{', ...' if len(names) > 3 else ''}"
+        for what, names in leftovers.items()
+        if names
+    ]
+    if parts:
+        raise UsageError(f"{message}; {'; '.join(parts)}")
+
+
+__all__ = [
+    "LAYOUTS",
+    "RELEASED",
+    "Released",
+    "from_torch",
+    "read_torch",
+    "save_torch",
+    "to_torch",
+]

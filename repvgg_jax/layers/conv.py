@@ -1,0 +1,91 @@
+"""Convolution, BatchNorm, dense layer and squeeze-and-excite: the rules that all nets share.
+
+Padding, epsilon, momentum, initialisation and compute type are decided here and nowhere else.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax.numpy as jnp
+from flax import linen as nn
+from jax import Array
+
+from repvgg_jax.ops.convolution import convolve
+
+Dtype = Any
+
+# Uniform within +-1/sqrt(fan_in): PyTorch's default, which RepVGG was trained from.
+kernel_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+
+
+class Conv(nn.Module):
+    """A convolution as `convolve` pads it; `kernel` [kh, kw, cin / groups, features], and `bias`.
+
+    Attributes:
+      features: output channels.
+      size: of the kernel, one number or (height, width).
+      strides, groups, dilation, padded, rectified, dtype, algorithm: as `convolve` has them.
+      use_bias: whether a bias by channel is added.
+    """
+
+    features: int
+    size: int | tuple[int, int]
+    strides: int = 1
+    groups: int = 1
+    dilation: int = 1
+    padded: bool = True
+    use_bias: bool = False
+    rectified: bool = False
+    dtype: Dtype = jnp.float32
+    algorithm: str = "auto"
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        size = (self.size, self.size) if isinstance(self.size, int) else tuple(self.size)
+        shape = (*size, x.shape[-1] // self.groups, self.features)
+        kernel = self.param("kernel", kernel_init, shape, jnp.float32)
+        bias = None
+        if self.use_bias:
+            bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
+        return convolve(
+            x,
+            kernel,
+            bias,
+            strides=self.strides,
+            groups=self.groups,
+            dilation=self.dilation,
+            padded=self.padded,
+            rectified=self.rectified,
+            dtype=self.dtype,
+            algorithm=self.algorithm,
+        )
+
+
+class Kernel(nn.Module):
+    """The parameter of a `Conv` of the same name, for what uses it in another way."""
+
+    shape: tuple[int, int, int, int]
+
+    @nn.compact
+    def __call__(self) -> Array:
+        return self.param("kernel", kernel_init, self.shape, jnp.float32)
+
+
+class IdentityConv(nn.Module):
+    """A 1x1 convolution to as many channels, x + conv(x, W), which starts as the identity (W = 0).
+
+    Its parameter `kernel` is W [1, 1, channels / groups, channels].
+    """
+
+    groups: int = 1
+    dtype: Dtype = jnp.float32
+    algorithm: str = "auto"
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        channels = x.shape[-1]
+        shape = (1, 1, channels // self.groups, channels)
+        kernel = self.param("kernel", nn.initializers.zeros, shape, jnp.float32)
+        y = convolve(x, kernel, groups=self.groups, dtype=self.dtype, algorithm=self.algorithm)
+        return x.astype(self.dtype) + y

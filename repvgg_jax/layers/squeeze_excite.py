@@ -1,0 +1,31 @@
+"""Squeeze-and-excitation (arXiv 1709.01507)."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+from flax import linen as nn
+from jax import Array
+
+from repvgg_jax.layers.conv import Dtype
+from repvgg_jax.layers.dense import dense
+from repvgg_jax.ops.batch_norm import accumulation_dtype
+from repvgg_jax.ops.convolution import relu
+
+
+class SqueezeExcite(nn.Module):
+    """x * sigmoid(W2 relu(W1 mean(x))), the mean over all of height and width.
+
+    [batch, height, width, channels] in and out, with `hidden` units between (arXiv 1709.01507,
+    section 3). It depends on the data, so fusing leaves it as it is.
+    """
+
+    hidden: int
+    dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        channels = x.shape[-1]
+        y = x.mean((1, 2), keepdims=True, dtype=accumulation_dtype(self.dtype))
+        y = relu(dense(self.hidden, channels, name="squeeze", dtype=self.dtype)(y))
+        y = dense(channels, self.hidden, name="excite", dtype=self.dtype)(y)
+        return x * nn.sigmoid(y)

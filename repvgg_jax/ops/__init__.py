@@ -1,0 +1,1 @@
+"""Functions of arrays: convolution and batch normalization, without Flax."""

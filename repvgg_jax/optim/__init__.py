@@ -1,0 +1,1 @@
+"""Optimizers and the exponential moving average."""

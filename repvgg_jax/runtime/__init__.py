@@ -1,0 +1,1 @@
+"""The environment of a run: devices, compilation, mesh, processes, signals and files."""

@@ -1,0 +1,144 @@
+"""Compiled programs: kept on disk from run to run, where one may end, and how long they took."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+
+import jax
+from absl import logging
+from jax import Array, lax
+
+from repvgg_jax.runtime.devices import on_cpus
+
+_KEPT_BYTES = 4 * 2**30
+# A program below this is compiled about as fast as it is read.
+_WORTH_KEEPING_SECONDS = 0.1
+
+
+def cache_folder() -> Path:
+    """Where what this machine has made for itself is kept: $XDG_CACHE_HOME or ~/.cache."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "repvgg_jax"
+
+
+def keep_programs() -> None:
+    """Have JAX keep compiled programs, so that a run like an earlier one starts without compiling.
+
+    In the folder `JAX_COMPILATION_CACHE_DIR`, else in one of our own, which is held below 4 GiB.
+    `JAX_ENABLE_COMPILATION_CACHE=false` switches it off, and JAX's other settings hold where they
+    are set. A folder that cannot be written to costs a warning, and no more.
+    """
+    if not jax.config.jax_enable_compilation_cache:
+        return
+    given = jax.config.jax_compilation_cache_dir
+    if given and "://" in given:  # a bucket, which is for JAX to reach
+        folder = given
+    else:
+        try:
+            folder = Path(given) if given else cache_folder() / "xla"
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)  # programs are trusted
+            with tempfile.TemporaryFile(dir=folder):
+                pass
+            if not given:
+                drop_oldest(folder, _KEPT_BYTES)
+        except (OSError, RuntimeError) as error:  # the latter where there is no home
+            jax.config.update("jax_enable_compilation_cache", False)
+            reason = getattr(error, "strerror", None) or error
+            logging.warning(
+                "compiled programs are not kept: %s cannot be written to (%s); "
+                "JAX_COMPILATION_CACHE_DIR names another folder",
+                *(given or "~/.cache/repvgg_jax/xla", reason),
+            )
+            return
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    settings = {
+        "jax_persistent_cache_min_compile_time_secs": _WORTH_KEEPING_SECONDS,
+        "jax_persistent_cache_min_entry_size_bytes": -1,  # of any size
+    }
+    for name, value in settings.items():
+        if name.upper() not in os.environ:
+            jax.config.update(name, value)
+
+
+def drop_oldest(folder: Path, limit: int) -> None:
+    """Remove the files of a folder that were not used for longest, down to `limit` bytes in all."""
+    found = []
+    for path in folder.iterdir():
+        try:
+            status = path.stat()
+        except FileNotFoundError:  # another run is here too
+            continue
+        if path.is_file():
+            found.append((max(status.st_atime, status.st_mtime), status.st_size, path))
+    total = sum(size for _, size, _ in found)
+    for _, size, path in sorted(found):
+        if total <= limit:
+            return
+        path.unlink(missing_ok=True)
+        total -= size
+
+
+def compiler_options(devices: Sequence[jax.Device]) -> dict[str, str] | None:
+    """For `jax.jit` of a step of training or evaluation on these devices.
+
+    On a CPU, XLA drops the `lax.optimization_barrier`s after blocks (`layers.fenced`) before it
+    fuses elementwise operations. Each fusion then computes the identity branches of all blocks
+    before it in the stage anew, and in the backward pass of all after it: a training step takes
+    twice as long, an evaluation of 80 layers six times, and both compile for five times as long or
+    more (docs/speed.md). Without the pass that drops them, they hold.
+    """
+    if devices[0].platform == "cpu":
+        return {"xla_disable_hlo_passes": "cse_barrier_expander"}
+    return None
+
+
+def temporaries_bytes(compiled: jax.stages.Compiled) -> int | None:
+    """What a program takes besides its arguments and results; None where its backend won't say."""
+    memory = compiled.memory_analysis()
+    return None if memory is None else memory.temp_size_in_bytes
+
+
+class Start:
+    """A clock for the start of a run.
+
+    Attributes:
+      seconds: from here to `stop`; None before.
+      compiling: of them in the compiler, or reading a kept program instead; None before.
+    """
+
+    def __init__(self) -> None:
+        self.seconds: float | None = None
+        self.compiling: float | None = None
+        self._began, self._compiled = time.monotonic(), _compile_seconds()[0]
+
+    def stop(self) -> None:
+        """The first step is done."""
+        self.seconds = time.monotonic() - self._began
+        self.compiling = _compile_seconds()[0] - self._compiled
+
+
+@cache
+def _compile_seconds() -> list[float]:
+    """One number, the seconds that this process has spent compiling since the first call."""
+    total = [0.0]
+
+    def listen(event: str, seconds: float, **_: object) -> None:
+        if event == "/jax/core/compile/backend_compile_duration":
+            total[0] += seconds
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    return total
+
+
+def fenced(x: Array) -> Array:
+    """`x` after a block, which XLA's CPU backend is to make once, and its gradient once.
+
+    Without this it makes both anew for each use, through all identity branches before it: these are
+    an elementwise path through a stage. Takes effect with `compilation.compiler_options`; other
+    backends know when a second time costs too much.
+    """
+    return lax.optimization_barrier(x) if on_cpus() else x

@@ -1,0 +1,256 @@
+"""What a person sees of a run: progress, curves and the table at its end.
+
+`<workdir>/metrics.jsonl` is the record; the progress bar, TensorBoard and `curves.png` are views.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import sys
+import time
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, TextIO
+
+from absl import logging
+
+from repvgg_jax.errors import RunError
+from repvgg_jax.runtime.files import replace_text
+from repvgg_jax.training.curves import draw_curves
+from repvgg_jax.training.metrics import METRICS_FILE, read_metrics
+
+CURVES_FILE = "curves.png"
+TENSORBOARD_FOLDER = "tensorboard"
+
+
+class Monitor:
+    """Shows and records the metrics of one run; a context manager that closes on the way out.
+
+    Rows are `{"step", "kind": "train" | "eval", "seconds", **metrics}`, one JSON object a line,
+    where `seconds` is wall time in the run, added up over resumes. Training rows also hold
+    `examples_per_second` once it is known. A value that is not finite is written as null.
+
+    On opening, what a dead run wrote after `start_step` is cut, so that no step shows twice.
+
+    Args:
+      workdir: folder for `metrics.jsonl`, `tensorboard/` and `curves.png`; made where missing.
+      total_steps: the step at which training ends.
+      batch_size: global images a step.
+      start_step: the step resumed from.
+      stream: where progress goes, standard error by default: a bar on a terminal, lines elsewhere.
+      primary: False on every host but process 0; nothing is then written or shown.
+
+    Raises:
+      UsageError: where an existing `metrics.jsonl` is damaged before its last line.
+      RunError: from `train` and `evaluate`, where a row cannot be written.
+    """
+
+    def __init__(
+        self,
+        workdir: str | os.PathLike[str],
+        total_steps: int,
+        batch_size: int,
+        start_step: int = 0,
+        stream: TextIO | None = None,
+        primary: bool = True,
+    ) -> None:
+        self._workdir = Path(workdir)
+        self._total_steps = total_steps
+        self._stream = sys.stderr if stream is None else stream
+        self._open = primary
+        self._seconds_before = 0.0
+        self._bar = None
+        if primary:
+            self._open_files(start_step)
+            if self._stream.isatty():
+                self._bar = _progress_bar(total_steps, start_step, self._stream)
+        self._started = time.monotonic()
+        self._pace = _Pace(start_step, batch_size, self._started)
+
+    def _open_files(self, start_step: int) -> None:
+        from tensorboardX import SummaryWriter
+
+        self._workdir.mkdir(parents=True, exist_ok=True)
+        path = self._workdir / METRICS_FILE
+        if path.exists():
+            rows = [row for row in read_metrics(path) if row["step"] <= start_step]
+            self._seconds_before = rows[-1]["seconds"] if rows else 0.0
+            replace_text(path, "".join(json.dumps(row) + "\n" for row in rows))
+        self._file = path.open("a", encoding="utf-8")
+        # TensorBoard hides what older event files hold from purge_step on, itself included.
+        self._scalars = SummaryWriter(
+            str(self._workdir / TENSORBOARD_FOLDER),
+            purge_step=start_step + 1,
+            # File names hold whole seconds: a quick restart must not write over the last file.
+            filename_suffix=f".{time.monotonic_ns()}",
+        )
+
+    @property
+    def examples_per_second(self) -> float:
+        """Training images a second, without evaluation and, where possible, compilation.
+
+        The interval up to the first call holds the compilation: it counts only while there is no
+        other. 0.0 before any interval.
+        """
+        return self._pace.overall()
+
+    def resumed(self, step: int) -> None:
+        """Shows that the run goes on, and from where."""
+        if self._open:
+            self._say(f"going on from step {step}")
+
+    def started(self, seconds: float, compiling: float) -> None:
+        """Shows how long the run took to the end of its first step, `compiling` a part of it."""
+        if self._open:
+            self._say(f"first step after {seconds:.1f} s, {compiling:.1f} s of it compiling")
+
+    def train(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Records and shows a training step's metrics; `step` steps are done."""
+        step, metrics = int(step), _floats(metrics)
+        recent = self._pace.advance(step, time.monotonic())
+        if not self._open:
+            return
+        rate = {} if recent is None else {"examples_per_second": recent}
+        self._record(step, "train", metrics | rate)
+        left = f"{clock(self._pace.seconds_for(self._total_steps - step))} left"
+        speed = [] if recent is None else [f"{recent:,.0f} images/s"]
+        if self._bar is None:
+            self._say("  ".join([self._place(step), *_words(metrics), *speed, left]))
+        else:
+            loss = _words({"loss": metrics["loss"]}) if "loss" in metrics else []
+            self._bar.n = step
+            self._bar.set_description_str("  ".join([*loss, *speed, left]), refresh=False)
+            self._bar.refresh()
+
+    def evaluate(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Records and shows an evaluation made after `step` steps.
+
+        The time since the last call is left out of `examples_per_second`: call `train` right before
+        an evaluation to have the steps before it counted.
+        """
+        step, metrics = int(step), _floats(metrics)
+        if self._open:
+            self._record(step, "eval", metrics)
+            self._say("  ".join([self._place(step), "evaluation", *_words(metrics)]))
+        self._pace.restart(step, time.monotonic())
+
+    def close(self) -> None:
+        """Closes the files and draws `curves.png`; again does nothing."""
+        if not self._open:
+            return
+        self._open = False
+        if self._bar is not None:
+            self._bar.close()
+        for action in (self._file.close, self._scalars.close, self._draw):
+            try:
+                action()
+            except OSError as error:  # a full disk, which is not to hide what ended the run
+                logging.warning("%s: %s", self._workdir, error)
+
+    def _draw(self) -> None:
+        if rows := read_metrics(self._workdir / METRICS_FILE):
+            draw_curves(rows, self._workdir / CURVES_FILE)
+
+    def __enter__(self) -> Monitor:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def _record(self, step: int, kind: str, metrics: Mapping[str, float]) -> None:
+        seconds = self._seconds_before + time.monotonic() - self._started
+        finite = {name: v if math.isfinite(v) else None for name, v in metrics.items()}
+        row = {"step": step, "kind": kind, "seconds": round(seconds, 3), **finite}
+        try:
+            self._file.write(json.dumps(row, allow_nan=False) + "\n")
+            self._file.flush()
+        except OSError as error:
+            raise RunError(
+                f"{self._workdir / METRICS_FILE} cannot be written ({error.strerror}); "
+                "the same command goes on from the last checkpoint"
+            ) from error
+        for name, value in metrics.items():
+            self._scalars.add_scalar(f"{kind}/{name}", value, step)
+
+    def _place(self, step: int) -> str:
+        return f"step {step:{len(str(self._total_steps)) + 1}d}/{self._total_steps}"
+
+    def _say(self, line: str) -> None:
+        if self._bar is None:
+            print(line, file=self._stream, flush=True)
+        else:
+            self._bar.write(line, file=self._stream)  # above the bar, which is drawn again below
+
+
+class _Pace:
+    """How fast training goes, from the times at which steps were reported."""
+
+    def __init__(self, step: int, batch_size: int, now: float) -> None:
+        self._batch_size = batch_size
+        self._step, self._now = step, now
+        self._first: tuple[int, float] | None = None  # (steps, seconds) with the compilation
+        self._steps, self._seconds = 0, 0.0  # all later intervals
+
+    def advance(self, step: int, now: float) -> float | None:
+        """Ends an interval of training; its images a second, None where it has no steps."""
+        steps, seconds = step - self._step, now - self._now
+        if steps <= 0 or seconds <= 0:
+            return None
+        if self._first is None:
+            self._first = steps, seconds
+        else:
+            self._steps, self._seconds = self._steps + steps, self._seconds + seconds
+        self._step, self._now = step, now
+        return steps * self._batch_size / seconds
+
+    def restart(self, step: int, now: float) -> None:
+        """Drops the time since the last report: it was not all training."""
+        if self._first is None and step > self._step:
+            self._first = 0, 0.0  # the compilation went with what is dropped
+        self._step, self._now = max(step, self._step), now
+
+    def overall(self) -> float:
+        steps, seconds = (self._steps, self._seconds) if self._steps else self._first or (0, 0.0)
+        return steps * self._batch_size / seconds if steps else 0.0
+
+    def seconds_for(self, steps: int) -> float | None:
+        rate = self.overall()
+        return max(steps, 0) * self._batch_size / rate if rate else None
+
+
+def _progress_bar(total_steps: int, start_step: int, stream: TextIO) -> Any:
+    from tqdm import tqdm
+
+    return tqdm(
+        total=total_steps,
+        initial=start_step,
+        file=stream,
+        dynamic_ncols=True,
+        bar_format="{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}  {desc}",
+    )
+
+
+def _floats(metrics: Mapping[str, Any]) -> dict[str, float]:
+    return {name: float(value) for name, value in metrics.items()}
+
+
+def _words(metrics: Mapping[str, float]) -> Iterable[str]:
+    short = {"learning_rate": "lr"}
+    fixed = {"loss", "top1", "top5"}  # the same width on every line
+    for name, value in metrics.items():
+        if name in fixed:
+            yield f"{name} {value:.3f}"
+        else:
+            whole = value.is_integer() and abs(value) < 1e15
+            yield f"{short.get(name, name)} {f'{value:,.0f}' if whole else f'{value:.3g}'}"
+
+
+def clock(seconds: float | None) -> str:
+    """mm:ss, from an hour on h:mm:ss."""
+    if seconds is None:
+        return "--:--"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes:02}:{rest:02}"

@@ -1,0 +1,62 @@
+"""The table at the end of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from repvgg_jax.training.monitor import clock
+
+
+def summary(report: Mapping[str, Any]) -> str:
+    """The table at the end of a run, from the tree in `report.json`; what that lacks is left out.
+
+    Accuracies, agreement included, are fractions in [0, 1] there and percent here.
+    """
+    table = (
+        ("top1", "top-1", "{:.2%}".format),
+        ("top5", "top-5", "{:.2%}".format),
+        ("loss", "loss", "{:.4f}".format),
+        ("params", "parameters", "{:,}".format),
+        ("macs", "multiply-adds", _scaled),
+    )
+    title = " on ".join(str(report[name]) for name in ("model", "device") if name in report)
+    width = max(36, len(title) + 2)
+    lines = [f"{title:<{width}}{'train form':>15}{'fused':>13}"]
+    for name, words, text in table:
+        if name in report:
+            cells = [report[name].get(form) for form in ("train_form", "fused")]
+            left, right = ("-" if cell is None else text(cell) for cell in cells)
+            lines.append(f"{'  ' + words:<{width}}{left:>15}{right:>13}")
+    if "fusion" in report:
+        fusion = report["fusion"]
+        lines.append(
+            f"fusion: max relative error {fusion['max_relative_error']:.1e}, "
+            f"top-1 agreement {fusion['top1_agreement']:.2%}, logit KL {fusion['logit_kl']:.1e}"
+        )
+    ending = []
+    if "eval_count" in report:
+        ending.append(f"evaluated {report['eval_count']:,} images")
+    if any(report.get("skipped", {}).values()):
+        counts = ", ".join(f"{count:,} of {split}" for split, count in report["skipped"].items())
+        ending.append(f"left out as corrupt: {counts}")
+    if "steps" in report:
+        rate = report.get("examples_per_second")
+        ending.append(f"{report['steps']:,} steps" + (f" at {rate:,.0f} images/s" if rate else ""))
+    if (waiting := report.get("waiting_for_data")) is not None:
+        ending.append(f"{waiting:.1%} of it waiting for data")
+    if (first := report.get("first_step_seconds")) is not None:
+        ending.append(f"the first after {first:.1f} s")
+    if "wall_seconds" in report:
+        wall = report["wall_seconds"]
+        ending.append(f"{f'{wall:.1f} s' if wall < 120 else clock(wall)} in all")
+    if "config_hash" in report:
+        ending.append(f"config {report['config_hash']}")
+    return "\n".join([*lines, "; ".join(ending)] if ending else lines)
+
+
+def _scaled(count: float) -> str:
+    for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if count >= size:
+            return f"{count / size:.3f} {unit}"
+    return f"{count:,}"

@@ -1,0 +1,213 @@
+"""What a sweep is said to cost, and how far its runs are said to be."""
+
+import itertools
+import json
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from experiments.sweeps import run, status, workdirs
+from experiments.sweeps.cost import Cost, expected_cost
+from experiments.sweeps.expand import expand
+from experiments.sweeps.launchers import Job, LauncherOptions, local
+from experiments.sweeps.rows import place
+from repvgg_jax.bench.counting import count_macs
+from repvgg_jax.config.build import make_net
+from repvgg_jax.errors import UsageError
+from repvgg_jax.nets import abstract_variables
+from tests.support.sweep_runs import FIELDS, HOLDER, flags
+
+ROOT = Path(__file__).parents[2]
+CPU = "cpu x1, 2 cores"
+
+
+NUMBERS = itertools.count()
+
+
+def row(name="both", seconds=100.0, device=CPU, **changes):
+    where = dict(sweep="branches", name=name, seed=0, protocol="cifar10_short")
+    [found] = expand("branches", seeds=[0], only=[name], overrides=FIELDS)
+    overrides = json.loads(json.dumps(place(found)["overrides"]))
+    # A fifth of the time is not training.
+    times = {"wall_seconds": seconds, "step_seconds": 0.8 * seconds / 50}
+    measured = {"device": device, "steps": 50, **times, "overrides": overrides}
+    measured["config_hash"] = str(next(NUMBERS))
+    return {**where, **measured, "macs": {"train_form": macs(found)}, **changes}
+
+
+def macs(run):
+    config = run.config()
+    net = make_net(config)
+    return count_macs(net, abstract_variables(net), config.data.image_size)
+
+
+@pytest.fixture
+def both():
+    [found] = expand("branches", seeds=[1], only=["both"], overrides=FIELDS)
+    return found
+
+
+def curves(workdir, *rows):
+    workdir.mkdir(parents=True, exist_ok=True)
+    lines = (json.dumps({"kind": "train", "step": step, "seconds": s}) + "\n" for step, s in rows)
+    (workdir / "metrics.jsonl").write_text("".join(lines))
+
+
+def test_a_run_costs_what_its_variant_did_on_the_usual_device(tmp_path, both):
+    assert expected_cost(both, tmp_path, 25, []) is None
+    assert expected_cost(both, tmp_path, 25, [row(protocol="cifar10_full")]) is None
+    others = [row("none", 60), row("none", 60), row("none", 1e5, "H100 x1", steps=1)]
+    assert expected_cost(both, tmp_path, 25, others).guessed
+    own = [row(seconds=80), row(seconds=100), row(seconds=1e4)]
+    cost = expected_cost(both, tmp_path, 25, others + own)
+    assert cost == Cost(pytest.approx(50), CPU, guessed=False)
+    paused = row(seconds=80) | {"wall_seconds": 1e6}  # while the steps took as long as they do
+    assert expected_cost(both, tmp_path, 25, [*own, paused]).seconds < 60
+    once = expected_cost(both, tmp_path, 25, [row(seconds=80)] * 3 + [row(seconds=100)])
+    assert once.seconds == pytest.approx(45)  # a run has a row in each of its sweeps
+    (tmp_path / "checkpoints/10").mkdir(parents=True)
+    wide = {**own[0]["overrides"], "model.widths": [8, 8]}
+    assert expected_cost(both, tmp_path, 25, [row(overrides=wide)]).guessed
+    shared = row() | {"sweep": "blocks", "name": "repvgg"}
+    assert not expected_cost(both, tmp_path, 25, [shared]).guessed
+    left = expected_cost(both, tmp_path, 25, others + own)
+    assert left == Cost(pytest.approx(30), CPU, guessed=False)
+
+
+def test_other_variants_count_by_their_multiply_adds(tmp_path, both):
+    def expected(**changes):
+        cost = expected_cost(both, tmp_path, 25, [row("none", 60, **changes)])
+        assert cost.guessed
+        return cost.seconds
+
+    assert expected(macs={"train_form": macs(both)}) == pytest.approx(30)
+    assert expected(macs={"train_form": macs(both) / 4}) == pytest.approx(120)
+    assert 30 < expected() < 40  # the 1x1 branches are a ninth more
+    wide = {**row("none")["overrides"], "train.batch_size": 4 * both.config().train.batch_size}
+    assert expected(overrides=wide) == pytest.approx(expected() / 4)
+    tiny = row("none", 1e6, macs={"train_form": 10})  # which says nothing of larger nets
+    assert expected_cost(both, tmp_path, 25, [tiny, row("none", 60)]).seconds == expected()
+
+
+def test_the_users_own_device_counts_before_the_repositorys(tmp_path, both):
+    others = [row(seconds=100 + seconds) for seconds in range(9)]
+    own = [row(seconds=10, device="H100 x1")]
+    assert expected_cost(both, tmp_path, 25, own, others) == Cost(
+        pytest.approx(5), "H100 x1", guessed=False
+    )
+    assert expected_cost(both, tmp_path, 25, [], others).device == CPU
+    tiny = [row("none", 1e6, macs={"train_form": 10})]
+    assert expected_cost(both, tmp_path, 25, tiny, others).seconds < 60
+    partial = [row() | {"macs": None}, row() | {"steps": None}]
+    assert expected_cost(both, tmp_path, 25, partial) is None
+
+
+def test_steps_are_borrowed_from_runs_on_the_same_data_only(tmp_path):
+    def expected(**fields):
+        [run] = expand("branches", seeds=[1], only=["both"], overrides=FIELDS | fields)
+        return expected_cost(run, tmp_path, None, [row(seconds=100)])
+
+    assert expected().seconds == pytest.approx(100)
+    assert expected(**{"data.name": "imagenet2012"}) is None
+    assert expected(**{"train.batch_size": 16}) is None
+
+
+def test_a_variant_that_names_the_protocols_own_value_is_the_baseline(tmp_path):
+    [run] = expand("quantization", seeds=[1], only=["float32"], overrides=FIELDS)
+    assert not expected_cost(run, tmp_path, 25, [row()]).guessed
+
+
+def test_device_hours_are_of_all_devices(tmp_path, both):
+    cost = expected_cost(both, tmp_path, 50, [row(device="TPU v5e x16", seconds=450)])
+    assert cost == Cost(pytest.approx(450), "TPU v5e x16", guessed=False)
+    said = run.table([both, both, both], ["new", "done", "failed"], [cost, cost, cost])
+    assert said.endswith("1 done, 1 failed, 1 new; to run: 1, 2.00 device hours of TPU v5e x16")
+    assert " 450 s" in said
+    said = run.table([both, both], ["new", "interrupted"], [cost, None])
+    assert said.endswith("to run: 2, 2.00 device hours of TPU v5e x16, and 1 run of unknown length")
+    said = run.table([both], ["new"], [cost._replace(guessed=True)])
+    assert "about 450 s" in said
+    assert "(1 run by other variants' time a multiply-add)" in said
+    assert run.table([both], ["done"], [cost]).endswith("1 done; to run: none")
+
+
+def test_data_may_be_missing_only_where_the_jobs_are_not(tmp_path, capsys):
+    command = ["branches", "--dry_run", "--seeds=0", "--only=none", f"--workdirs={tmp_path}"]
+    command += [*flags(data__source="folder", data__data_dir=tmp_path / "nowhere")]
+    assert run.main(command) == 2
+    assert "branches/none: " in capsys.readouterr().err
+    tpu = ["--launcher=kubernetes", "--slice=v5e:1x1", "--image=i", "--queue=q", "--volume=claim"]
+    tpu += [f"--mount={tmp_path}", f"--results={tmp_path}"]
+    assert run.main([*command, *tpu]) == 0
+    said = capsys.readouterr().out
+    assert "not checked: " in said
+    assert "to run: 1, unknown cost" in said
+    # By the repository's rows, as that folder has none.
+    words = ["branches", "--dry_run", "--seeds=7", "--only=none", "--config.data.data_dir=/nowhere"]
+    assert run.main([*words, *tpu, f"--workdirs={tmp_path}"]) == 0
+    assert re.search(r"to run: 1, 0\.\d\d device hours of cpu x1, ", capsys.readouterr().out)
+
+
+@pytest.mark.parametrize(
+    ("flag", "launcher"), [("--partition=gpu", "local"), ("--queue=tpu", "slurm")]
+)
+def test_flags_of_another_launcher_are_refused(flag, launcher, capsys):
+    command = ["branches", "--dry_run", f"--launcher={launcher}", flag, *flags()]
+    assert run.main(command) == 2
+    assert f"--launcher={launcher} takes no {flag.split('=')[0]}" in capsys.readouterr().err
+
+
+def test_a_running_run_shows_its_progress_and_the_time_that_is_left(tmp_path, both):
+    results = tmp_path / "results"
+    folder = workdirs.make(both, tmp_path)
+
+    def said():
+        return status.status([both], tmp_path, results).splitlines()[0]
+
+    assert said().endswith("new")
+    curves(folder, (2, 10.0), (4, 40.0))  # 15 seconds a step, and 8 steps in all
+    (folder / "checkpoints/3").mkdir(parents=True)
+    assert said().endswith("interrupted  step 3/8")  # from where it would go on
+    command = [sys.executable, "-c", HOLDER, str(folder)]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout.readline() == "held\n"
+        now = time.time()
+        (folder / "metrics.jsonl").touch()
+        words = said()
+        assert time.time() - now < 5
+        holder.kill()
+    assert "running      step 4/8, " in words
+    assert words.endswith(("1:00 left", "0:59 left", "0:58 left", "0:57 left", "0:56 left"))
+
+
+def test_a_run_that_another_process_has_is_no_failure(tmp_path, both, capsys):
+    folder = workdirs.make(both, tmp_path)
+    words = dict(sweep=both.sweep, name=both.name, seed=1, protocol=both.protocol, workdir=folder)
+    command = ("python", "-m", "experiments.sweeps.run_one", f"--results={tmp_path / 'results'}")
+    command += (*(f"--{name}={word}" for name, word in words.items()), *flags())
+    holder = [sys.executable, "-c", HOLDER, str(folder)]
+    with subprocess.Popen(holder, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "held\n"
+        local.launch([Job("both", command)], LauncherOptions())  # raises nothing
+        process.kill()
+    said = capsys.readouterr().out
+    assert re.search(rf"both held after \d+ s: process {process.pid} on \S+ since .* had it", said)
+    assert "1 runs: 1 held" in said
+    assert not (folder / workdirs.ERROR_FILE).exists()
+
+
+@pytest.mark.parametrize("flag", ["workdirs", "results"])
+def test_folders_that_cannot_be_are_refused_first(tmp_path, flag, capsys):
+    (tmp_path / "file").write_text("")
+    command = ["branches", "--dry_run", *flags(), f"--{flag}={tmp_path / 'file' / 'under'}"]
+    assert run.main(command) == 2
+    assert f"{tmp_path / 'file'} is no folder" in capsys.readouterr().err
+
+
+def test_numbers_of_launchers_are_checked_all_at_once():
+    with pytest.raises(UsageError, match=r"--processes=0: must be 1 or more; --grace=-3: must be"):
+        LauncherOptions(processes=0, grace=-3)

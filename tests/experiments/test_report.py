@@ -1,0 +1,263 @@
+"""The sweeps' report: its figures against scipy's, and the same bytes for the same rows."""
+
+import json
+import re
+import subprocess
+import sys
+import zlib
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from experiments.report.build import main, report_blocks, write_report
+from experiments.report.costs import common_scatter, sweep_scatter
+from experiments.report.figures import draw_scatter, seed_curves
+from experiments.report.labels import Point
+from experiments.report.numbers import Sample, compare_order, group_rows
+from experiments.report.page import Table, to_markdown
+from experiments.report.tables import mean_std, signed
+from experiments.sweeps.ablations import SWEEPS
+from repvgg_jax.errors import UsageError
+
+ROOT = Path(__file__).parents[2]
+TOP1 = {  # of three seeds, in percent
+    "none": [69.1, 69.9, 70.4],
+    "identity": [71.0, 71.2, 71.9],
+    "1x1": [71.6, 72.2, 73.1],
+    "both": [72.0, 73.1, 72.9],
+}
+
+
+def row(name, seed, top1=None, sweep="branches", /, **changes):
+    """A row as `append_row` writes it."""
+    value = (TOP1[name][seed] if top1 is None else top1) / 100
+    steps = list(range(25, 301, 25))
+    return {
+        **{"version": 1, "sweep": sweep, "name": name, "seed": seed, "protocol": "cifar10_short"},
+        **{
+            "config_hash": f"{zlib.crc32(f'{sweep} {name} {seed}'.encode()):012x}",
+            "commit": "0" * 40,
+        },
+        **{"dirty": False, "device": "cpu x1", "steps": 300, "step_seconds": 0.2 + value / 9},
+        "overrides": json.loads(json.dumps(SWEEPS[sweep].variants.get(name, {})))
+        if sweep in SWEEPS
+        else {},
+        "top1": {"train_form": value, "fused": value},
+        "fusion_error": 5e-7 * (1 + seed),
+        "temporaries_bytes": None,
+        "params": {"train_form": 1100, "fused": 1000},
+        "macs": {"train_form": 2e6, "fused": 1e6 * (1 + len(name))},
+        "finished": f"2026-01-0{1 + seed}T00:00:00Z",
+        "curves": {
+            "train": {"step": steps, "loss": [2.0 - s / 300 for s in steps], "top1": steps},
+            "eval": {"step": [150, 300], "loss": [1.0, 0.8], "top1": [value / 2, value]},
+        },
+        **changes,
+    }
+
+
+def all_rows():
+    rows = [row(name, seed) for name in TOP1 for seed in range(3)]
+    rows += [row(name, 0, 70.0, "groups") for name in ("1", "2", "4")]
+    return rows
+
+
+def write(folder, rows):
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "branches.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+
+
+def test_rebuilt_bit_for_bit_whatever_the_order_of_the_rows(tmp_path):
+    rows = all_rows()
+    rows[3] |= {"device": "gpu x1"}
+    rows += [row("both", 1, 60.0, config_hash="f" * 12)]  # finished in the same second
+    rows += [row("none", i, 60.0, "lost") for i in range(3)]
+    shuffled = [rows[i] for i in np.random.default_rng(0).permutation(len(rows))]
+    for name, some in (("a", rows), ("b", shuffled)):
+        write(tmp_path / name, some)
+    write_report(tmp_path / "a", tmp_path / "out_a")
+    # In another process: nothing that differs between processes gets in either.
+    command = [sys.executable, "-m", "experiments.report", "--results", tmp_path / "b"]
+    subprocess.run([*command, "--out", tmp_path / "out_b"], check=True, cwd=ROOT, timeout=300)
+    files = sorted(p.relative_to(tmp_path / "out_a") for p in (tmp_path / "out_a").rglob("*.*"))
+    assert len(files) > 7
+    for file in files:
+        ours, theirs = (tmp_path / out / file for out in ("out_a", "out_b"))
+        assert ours.read_bytes() == theirs.read_bytes(), file
+
+
+def test_means_and_paired_differences_are_scipys():
+    (group, *_), _ = group_rows(all_rows())
+    ours, difference = group.top1("1x1"), group.difference("1x1", "both")
+    assert ours.mean == pytest.approx(72.3)
+    assert ours.std == pytest.approx(0.7549834)  # by hand: sqrt((0.49 + 0.01 + 0.64) / 2)
+    test = stats.ttest_rel(TOP1["1x1"], TOP1["both"])
+    assert difference.mean == pytest.approx(-1.1 / 3)  # by hand: -0.4, -0.9, +0.2
+    low, high = test.confidence_interval(0.95)
+    assert difference.mean - difference.half_width == pytest.approx(low)
+    assert difference.mean + difference.half_width == pytest.approx(high)
+    for name in ("none", "identity", "1x1"):
+        test = stats.ttest_rel(TOP1[name], TOP1["both"])
+        assert group.difference(name, "both").beyond_noise == (test.pvalue < 0.05)
+
+
+def test_differences_are_of_the_seeds_of_both():
+    rows = [row("both", 0), row("both", 2), row("none", 1), row("none", 2)]
+    (group,), _ = group_rows(rows)
+    assert group.difference("none", "both").values == {2: pytest.approx(-2.5)}
+    assert group.difference("1x1", "both").values == {}
+
+
+def test_of_two_runs_of_a_seed_the_later_counts():
+    rows = [row("both", 0), row("both", 0, 60.0, config_hash="f" * 12)]
+    rows[1]["finished"] = "2025-01-01T00:00:00Z"
+    for some in (rows, rows[::-1]):
+        (group,), _ = group_rows(some)
+        assert (group.top1("both").values, group.older) == ({0: pytest.approx(72.0)}, 1)
+    assert "1 older row of" in to_markdown(report_blocks(rows, {}), "figures")
+
+
+def test_order_is_compared_by_kendalls_tau():
+    (group, *_), _ = group_rows(all_rows())
+    published = SWEEPS["branches"].published
+    order = compare_order(group, published)
+    means = [np.mean(TOP1[name]) for name in TOP1]
+    assert order.tau == pytest.approx(stats.kendalltau(means, list(published.values())).statistic)
+    (pair,) = order.reversed
+    assert (pair.above, pair.below, pair.paper) == ("1x1", "identity", pytest.approx(-1.64))
+    assert pair.ours.beyond_noise  # 0.6, 1.0, 1.2
+    tied = {"none": 1.0, "identity": 1.0, "1x1": 2.0, "both": 0.5}
+    expected = stats.kendalltau(means, list(tied.values())).statistic
+    assert compare_order(group, tied).tau == pytest.approx(expected)
+    assert compare_order(group, {"none": 1.0}).tau is None
+
+
+def tables(rows):
+    return [block for block in report_blocks(rows, {}) if isinstance(block, Table)]
+
+
+def test_incomplete_sweeps_say_so():
+    rows = [r for r in all_rows() if (r["name"], r["seed"]) != ("identity", 1)]
+    rows = [r for r in rows if r["name"] != "1x1"]
+    text = to_markdown(report_blocks(rows, {}), "figures")
+    assert "8 of 12 runs" in text
+    assert "`identity` (2 of 3 seeds), `1x1` (0 of 3 seeds)" in text
+    accuracy = next(t for t in tables(rows) if t.header[0] == "variant")
+    assert [line[1] for line in accuracy.rows] == ["3", "2 of 3", "0 of 3", "3"]
+    assert "70.00 (1 seed)" in text  # of groups
+    alone = to_markdown(report_blocks([row("none", 0)], {}), "figures")
+    assert "baseline `both` has not been run" in alone
+
+
+def test_what_cannot_be_fused_has_one_form():
+    rows = [row("full", 0, 70.0, "variants"), row("relu_in_branch", 0, 71.0, "variants")]
+    rows[1] |= {"top1": {"train_form": 0.71}, "fusion_error": None, "params": {"train_form": 9}}
+    rows[1] |= {"macs": {"train_form": 9e6}}
+    accuracy = next(t for t in tables(rows) if t.header[0] == "variant")
+    line = next(line for line in accuracy.rows if line[0] == "`relu_in_branch`")
+    assert line[2:5] == ["71.00 (1 seed)", "cannot be fused", "+1.00 (1 seed)"]
+
+
+def test_runs_with_other_fields_are_not_mixed_with_the_protocols_own():
+    epochs = {"train.epochs": 60.0}
+    longer = row("none", 0, 90.0, overrides={"model.branches": ["kxk"], **epochs}, config_hash="1")
+    plain, changed = group_rows([*all_rows(), longer])[0][:2]
+    assert (plain.shared, changed.shared) == ({}, epochs)
+    assert plain.top1("none").values[0] == pytest.approx(69.1)
+    text = to_markdown(report_blocks([longer], {}), "figures")
+    assert "`train.epochs=60.0`: cifar10, 60 epochs in batches of 128" in text
+    steps = row("none", 0, overrides={"model.branches": ["kxk"], "train.steps": 300})
+    text = to_markdown(report_blocks([steps], {}), "figures")
+    assert "`train.steps=300`: cifar10, in batches of 128, float32, 300 steps a run" in text
+
+
+@pytest.mark.parametrize("changes", [{"name": "gone|x"}, {"sweep": "lost"}, {"top1": {}}])
+def test_unknown_rows_are_listed(changes):
+    odd = row("none", 0, config_hash="abcabcabcabc") | changes
+    text = to_markdown(report_blocks([*all_rows(), odd], {}), "figures")
+    (line,) = [line for line in text.splitlines() if "abcabcabcabc" in line]
+    assert line.count("|") == 8  # a name does not make cells
+
+
+class Loads(HTMLParser):
+    """What a page asks a browser to fetch, and the ids that it has."""
+
+    def __init__(self):
+        super().__init__()
+        self.found, self.ids = [], []
+
+    def handle_starttag(self, tag, attributes):
+        self.found += [tag] if tag in ("script", "link", "iframe", "object", "img") else []
+        names = ("src", "href", "xlink:href", "srcset", "data", "poster", "action")
+        self.found += [value for name, value in attributes if name in names]
+        self.ids += [value for name, value in attributes if name == "id"]
+
+
+def test_page_needs_no_other_file(tmp_path):
+    rows = [*all_rows(), row("none", 5, 1.0, "lost", name="<script src=x>")]
+    write(tmp_path, rows)
+    (tmp_path / "branches.md").write_text("A remark with `code` & more.\nGoes on.\n\nAnother.")
+    _, page = write_report(tmp_path, tmp_path)
+    loads = Loads()
+    loads.feed(page.read_text())
+    assert loads.found
+    assert all(target.startswith("#") for target in loads.found)
+    assert {target[1:] for target in loads.found} <= set(loads.ids)
+    assert len(loads.ids) == len(set(loads.ids))  # of several pictures
+    rest = re.sub(r'xmlns(:xlink)?="[^"]*"', "", page.read_text())
+    assert not re.search(r"https?:|@import|url\((?!#)|\bnan\b", rest)
+    assert "<p>A remark with <code>code</code> &amp; more. Goes on.</p>" in rest
+    for picture in re.findall(r"\(([^)]*\.svg)\)", (tmp_path / "RESULTS.md").read_text()):
+        assert (tmp_path / picture).exists()
+
+
+def test_no_rows_is_one_line(tmp_path, capsys):
+    assert main(["--results", str(tmp_path), "--out", str(tmp_path)]) == UsageError.exit_code
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "python -m experiments.run branches" in error
+
+
+def test_curves_are_taken_where_all_seeds_have_them():
+    rows = [row("none", 0), row("none", 1), row("none", 2, curves=None)]
+    rows[0]["curves"]["train"] = {"step": [1, 2, 3, 4], "loss": [4.0, 3.0, None, 1.0]}
+    rows[1]["curves"]["train"] = {"step": [2, 3, 4], "loss": [5.0, 4.0, 3.0]}
+    steps, values = seed_curves(rows, "train", "loss")
+    assert steps.tolist() == [2, 4]
+    assert values.tolist() == [[3, 1], [5, 3]]
+
+
+def test_fallen_nets_do_not_hide_the_others_and_are_named():
+    rows = [row("none", 0, 12.0), *(r for r in all_rows() if r["name"] != "none")]
+    groups, _ = group_rows(rows)
+    scatter = sweep_scatter(groups[0])
+    assert [point.name for point in scatter.points] == ["identity", "1x1", "both"]
+    assert "none (12.0%)" in scatter.remark
+    common = common_scatter(groups)
+    named = {point.name for point in common.points if point.labelled}
+    # 1x1 costs 4, both and its 5 millions; the groups cost 2.
+    assert named == {"branches: both", "branches: 1x1", "groups: 1", "groups: 2", "groups: 4"}
+
+
+def test_labels_of_a_crowd_stay_apart():
+    # All in one column, as nets are that fuse to the same.
+    points = [Point(f"variant_{i}", 1.0, 70 + i / 20, 0.1, i, True) for i in range(12)]
+    svg = draw_scatter("crowd", points, "cost")
+    names = re.findall(r'<text style="[^"]*" x="([\d.]+)" y="([\d.]+)"[^>]*>variant_', svg)
+    places = np.array(names, float)
+    assert len(places) == 12
+    for i, a in enumerate(places):
+        for b in places[:i]:
+            # A label is 50 wide and 8 high.
+            assert abs(a[0] - b[0]) > 50 or abs(a[1] - b[1]) > 8
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(-0.001, "0.00"), (0.126, "+0.13"), (-1.5, "\N{MINUS SIGN}1.50")]
+)
+def test_numbers_as_text(value, text):
+    assert signed(value) == text
+    assert mean_std(Sample({0: value}), plus=True) == f"{text} (1 seed)"

@@ -1,0 +1,217 @@
+"""Rows from any number of writers, some of whom die."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from experiments.report.numbers import group_rows
+from experiments.report.tables import describe
+from experiments.sweeps import run_one
+from experiments.sweeps.expand import expand, strange_fields
+from experiments.sweeps.rows import (
+    ABOUT_FILE,
+    append_row,
+    place,
+    read_about,
+    read_rows,
+    read_sweeps,
+)
+from experiments.sweeps.run_one import record
+from repvgg_jax.errors import RunError, UsageError
+from tests.support.sweep_runs import FIELDS, dotted
+
+ROOT = Path(__file__).parents[2]
+WRITERS = """
+import os, sys
+from experiments.results import append_row
+for writer in range(5):
+    if os.fork() == 0:
+        for index in range(60):
+            name = f"{writer}-{index}"
+            needed = dict(sweep="s", name="n", seed=0, protocol="p", top1={})
+            row = {"version": 1, "config_hash": name, **needed, "pad": name * 900}
+            append_row(sys.argv[1], row)
+        os._exit(0)
+assert all(os.wait()[1] == 0 for _ in range(5))
+"""
+
+
+def row(name, **fields):
+    needed = dict(sweep="branches", name="both", seed=0, protocol="cifar10_short", top1={})
+    return {"version": 1, "config_hash": name, **needed, **fields}
+
+
+def die_while_writing(path, size):
+    """A process that is killed with `size` bytes of its row written."""
+    if pid := os.fork():
+        assert os.waitpid(pid, 0)[1] == signal.SIGKILL
+        return
+    file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+    os.write(file, json.dumps(row("dead", pad="x" * 100)).encode()[:size])
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_rows_of_many_writers_at_once_are_whole(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    subprocess.run([sys.executable, "-c", WRITERS, str(path)], cwd=ROOT, check=True, timeout=120)
+    rows = read_rows(path)
+    assert {row["config_hash"] for row in rows} == {f"{w}-{i}" for w in range(5) for i in range(60)}
+    assert all(row["pad"] == row["config_hash"] * 900 for row in rows)
+    assert path.read_bytes().count(b"\n") == len(rows)
+
+
+@pytest.mark.filterwarnings("ignore:os.fork")
+@pytest.mark.parametrize("size", [1, 5, 40, 120])
+def test_what_a_dead_writer_left_costs_no_other_row(tmp_path, size):
+    path = tmp_path / "folder" / "rows.jsonl"
+    append_row(path, row("before"))
+    die_while_writing(path, size)
+    assert [row["config_hash"] for row in read_rows(path)] == ["before"]
+    append_row(path, row("after"))
+    assert [row["config_hash"] for row in read_rows(path)] == ["before", "after"]
+
+
+def test_of_rows_of_one_run_the_last_counts(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    for name, top1 in (("a", 0.1), ("b", 0.2), ("a", 0.3)):
+        append_row(path, row(name, top1=top1))
+    assert [(row["config_hash"], row["top1"]) for row in read_rows(path)] == [
+        ("b", 0.2),
+        ("a", 0.3),
+    ]
+    assert read_rows(tmp_path / "none.jsonl") == []
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ({"version": 2, "config_hash": "b"}, "rows.jsonl, line 2: version 2"),
+        ({"config_hash": "b"}, "line 2: version None"),
+        ({"version": 1, "name": "a", "top1": {}}, "line 2: no config_hash, sweep, seed, protocol"),
+        ([1], "line 2: version None"),
+    ],
+)
+def test_rows_of_another_version_are_refused_by_name(tmp_path, line, says):
+    path = tmp_path / "rows.jsonl"
+    append_row(path, row("a"))
+    append_row(path, line)
+    with pytest.raises(UsageError, match=says):
+        read_rows(path)
+
+
+def test_what_is_no_row_is_refused_by_name(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text("<<<<<<< HEAD\n" + json.dumps(row("a")) + "\n")
+    with pytest.raises(UsageError, match="line 1: no row"):
+        read_rows(path)
+
+
+def test_a_file_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RunError, match=r"rows\.jsonl cannot be written"):
+        append_row(tmp_path / "file" / "rows.jsonl", row("a"))
+
+
+def test_a_row_says_what_differs_from_the_protocol_however_it_was_typed():
+    def placed(**given):
+        [run] = expand("branches", seeds=[0], only=["none"], overrides=dotted(given))
+        return place(run)["overrides"]
+
+    own = {"model.branches": ["kxk"]}
+    assert placed(optim__learning_rate=0.2, train__epochs=3, data__data_dir="/data") == own
+    assert placed(train__epochs=60) == placed(train__epochs=60.0) == own | {"train.epochs": 60.0}
+    assert placed(model__branches=("kxk", "1x1")) == {"model.branches": ["kxk", "1x1"]}
+    assert placed(model__widths=None) == own | {"model.widths": None}  # of the net's own
+    assert placed(data__mean=(0.5, 0.5, 0.5)) == own | {"data.mean": [0.5, 0.5, 0.5]}
+
+
+def test_a_run_that_was_another_variants_has_a_row_of_its_own(tmp_path):
+    fields = {"model.branches": ("kxk",)}
+    [other] = expand("branches", seeds=[0], only=["both"], overrides=fields)
+    [run] = expand("branches", seeds=[0], only=["none"])
+    assert other.config_hash == run.config_hash
+    trained = row(run.config_hash, top1={"train_form": 0.5}) | place(other)
+    append_row(tmp_path / "branches.jsonl", trained)
+    for _ in range(2):
+        record(run, tmp_path / "no workdir", tmp_path)
+        assert [row["name"] for row in read_sweeps(tmp_path)] == ["both", "none"]
+    ours, others = group_rows(read_sweeps(tmp_path))[0]
+    assert ours.shared == {}
+    assert [list(ours.runs[name]) for name in ("none", "both")] == [[0], []]
+    assert others.shared == {"model.branches": ["kxk"]}
+
+
+def test_a_run_that_was_another_protocols_has_a_row_in_its_own(tmp_path):
+    fields = {
+        "train.epochs": 20.0,
+        "model.strides": (1, 1, 2, 2, 2),
+        "model.dtype": "bfloat16",
+        "optim.warmup_epochs": 1.0,
+    }
+    [short] = expand("branches", seeds=[0], only=["both"], overrides=fields)
+    [run] = expand("branches", "cifar10_full", seeds=[0], only=["both"])
+    assert short.config_hash == run.config_hash
+    trained = row(run.config_hash, top1={"train_form": 0.5}) | place(short)
+    append_row(tmp_path / "branches.jsonl", trained)
+    for _ in range(2):
+        record(run, tmp_path / "no workdir", tmp_path)
+    groups, _ = group_rows(read_sweeps(tmp_path))
+    shared = {group.protocol: group.shared for group in groups}
+    assert shared["cifar10_full"] == {}
+    assert shared["cifar10_short"].keys() == fields.keys()
+    assert len(groups) == 2
+
+
+def test_a_run_that_goes_on_with_other_code_says_so(tmp_path, monkeypatch):
+    [run] = expand("branches", seeds=[0], only=["none"], overrides=FIELDS)
+    start = {"commit": "a" * 40, "dirty": True, "temporaries_bytes": 1}  # which is not made anew
+    (tmp_path / ABOUT_FILE).write_text(json.dumps(start))
+    for commit, dirty in (("b" * 40, False), (None, None), ("b" * 40, False)):
+        code = {"commit": commit, "dirty": dirty}
+        monkeypatch.setattr(run_one, "git_commit", lambda code=code: code)
+        run_one.write_about(run.config(), tmp_path)
+        about = read_about(tmp_path)
+        assert about["commit"] == commit
+        assert about["dirty"]  # which it was when it began
+    assert about["earlier_commits"] == ["a" * 40]
+    trained = row("none", top1={"train_form": 0.5}, device="cpu") | place(run) | about
+    [[group], _] = group_rows([trained])
+    words = "Commit `bbbbbbbbbb` begun with `aaaaaaaaaa` with uncommitted changes."
+    assert words in describe(group)[0].text
+
+
+def test_fields_that_a_row_lacks_or_has_unset_are_told_too():
+    def strange(sweep, name, **overrides):
+        return strange_fields({"sweep": sweep, "name": name, "overrides": dotted(overrides)})
+
+    assert strange("blocks", "acb") == {"model.block": None}
+    assert strange("blocks", "acb", model__block="acb") == {}
+    assert strange("blocks", "repvgg", model__widths=None) == {"model.widths": None}
+    [run] = expand("deep_init", seeds=[0], only=["he_relu"])
+    assert strange_fields(place(run)) == {}  # which has unset fields of its own
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [("branches/both", "quantization/float32"), ("quantization/float32", "branches/both")],
+)
+def test_a_shared_run_stands_in_each_sweep_as_its_own(tmp_path, first, second):
+    runs = []
+    for words in (first, second):
+        sweep, name = words.split("/")
+        runs += expand(sweep, seeds=[0], only=[name])
+    assert runs[0].config_hash == runs[1].config_hash
+    trained = row(runs[0].config_hash, top1={"train_form": 0.5}) | place(runs[0])
+    append_row(tmp_path / f"{runs[0].sweep}.jsonl", trained)
+    record(runs[1], tmp_path / "no workdir", tmp_path)
+    groups, others = group_rows(read_sweeps(tmp_path))
+    assert not others
+    assert {(group.sweep, group.rows[0]["name"]) for group in groups} == {
+        (run.sweep, run.name) for run in runs
+    }
+    assert [group.shared for group in groups] == [{}, {}]

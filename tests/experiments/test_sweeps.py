@@ -1,0 +1,304 @@
+"""Sweeps: what they expand to, checks before anything starts, runs that are held and resumed."""
+
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from experiments.benchmarks import throughput
+from experiments.report import build
+from experiments.sweeps import run, run_one, status, workdirs
+from experiments.sweeps.ablations import SWEEPS
+from experiments.sweeps.expand import expand, parse_overrides
+from experiments.sweeps.launchers import Job, LauncherOptions, local
+from experiments.sweeps.launchers.local import cores, device_environment, launch
+from experiments.sweeps.rows import read_rows
+from experiments.sweeps.spec import Sweep
+from repvgg_jax.errors import RunError, Stopped, UsageError
+from repvgg_jax.runtime.devices import devices_here
+from tests.support.sweep_runs import HOLDER, flags
+
+ROOT = Path(__file__).parents[2]
+FACTS = ROOT.parent / "shared" / "facts.json"
+TIMES = {
+    "finished",
+    "wall_seconds",
+    "step_seconds",
+    "examples_per_second",
+    "commit",
+    "dirty",
+    "earlier_commits",
+}
+
+
+def one(sweep, name, seed=0, **fields):
+    [found] = expand(sweep, seeds=[seed], only=[name], overrides=fields)
+    return found
+
+
+def test_a_hash_is_shared_by_what_computes_the_same_and_by_nothing_else():
+    both = one("branches", "both")
+    assert both.config_hash == one("variants", "full").config_hash
+    assert both.config_hash == one("blocks", "repvgg").config_hash
+    assert both.config_hash == one("branches", "both", **{"data.data_dir": "/x"}).config_hash
+    others = [
+        one("branches", "both", 1),
+        one("branches", "none"),
+        *expand("groups", "cifar10_full"),
+    ]
+    assert both.config_hash not in {other.config_hash for other in others}
+    [given] = expand("branches", seeds=[2], only=["none"], overrides={"train.epochs": 1})
+    assert given.config().model.branches == ("kxk",)
+    assert (given.config().train.epochs, given.config().seed) == (1.0, 2)
+
+
+def test_all_mistakes_are_listed_at_once(monkeypatch):
+    variants = {
+        "good": {},
+        "field": {"model.blok": "dbb"},
+        "block": {"model.block": "dbbb"},
+        "branch": {"model.branches": ("3x3",)},
+        "group": {"model.bn_group_size": 48},
+        "type": {"train.epochs": "many"},
+        "range": {"optim.momentum": 2.0},
+        "two": {"model.groop": 2, "optim.momentun": 0.5},
+        "values": {"optim.momentum": -1.0, "optim.learning_rate": -1.0},
+        "fit": {"model.depths": (1, 2)},
+        "images": {"data.policy": "strong"},
+        "optimizer": {"model.block": "acb", "optim.custom_l2": True},
+        "weights": {"init_from": "/nowhere"},
+        "nothing": {"train.accumulate": 0},
+    }
+    monkeypatch.setitem(SWEEPS, "wrong", Sweep("", "good", variants))
+    with pytest.raises(UsageError) as caught:
+        expand("wrong")
+    said = str(caught.value)
+    assert said.startswith("15 mistakes:")
+    for name, words in {
+        "field": "did you mean model.block",
+        "block": "unknown block 'dbbb'",
+        "branch": "3x3",
+        "group": "bn_group_size=48",
+        "type": "must be of type float",
+        "range": "optim.momentum=2.0",
+        "two": "model.groop",
+        "fit": "widths",
+        "images": "strong",
+        "optimizer": "optim.custom_l2",
+        "weights": "no run in /nowhere",
+        "nothing": "train.accumulate=0: must be from 1 on",
+    }.items():
+        assert re.search(f"wrong/{name}: .*{re.escape(words)}", said), said
+    assert "optim.momentun" in said
+    assert "wrong/values: optim.momentum=-1.0" in said
+    assert "wrong/values: optim.learning_rate=-1.0" in said
+    assert "good" not in said
+
+
+def test_unknown_words_and_undone_variants_are_refused():
+    with pytest.raises(UsageError, match=r"(?s)3 mistakes.*branchez.*cifar11.*seeds 1,1"):
+        expand("branchez", "cifar11", [1, 1])
+    with pytest.raises(UsageError, match="no fast; it has none, identity, 1x1, both"):
+        expand("branches", only=["fast"])
+    with pytest.raises(UsageError, match=r"3 mistakes:(.|\n)*has no fast(.|\n)*--seeds(.|\n)*blok"):
+        expand("branches", only=["fast"], overrides={"seed": 3, "model.blok": 1})
+    with pytest.raises(UsageError, match="none and identity and 1x1 and both are one and the same"):
+        expand("branches", overrides={"model.branches": ("kxk",)})
+
+
+def test_flags_are_read_by_the_type_of_their_field():
+    given = ["--config.data.name=1", "--config.data.flip=false", "--config.model.widths=(1,2)"]
+    assert parse_overrides(given) == {
+        "data.name": "1",
+        "data.flip": False,
+        "model.widths": (1, 2),
+    }
+    for wrong in (["--fast"], ["--config.seed"], ["--config.seed=1", "--config.seed=2"]):
+        with pytest.raises(UsageError, match=wrong[0].split("=")[0]):
+            parse_overrides(wrong)
+    with pytest.raises(UsageError, match=r"2 mistakes:(.|\n)*--fast(.|\n)*given twice"):
+        parse_overrides(["--fast", "--config.seed=1", "--config.seed=2"])
+
+
+def test_the_second_process_is_told_who_holds_a_run_and_the_dead_hold_none(tmp_path):
+    command = [sys.executable, "-c", HOLDER, str(tmp_path)]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout.readline() == "held\n"
+        who = rf"process {holder.pid} on \S+ since 20\d\d-"
+        assert re.match(who, workdirs.held_by(tmp_path))
+        with pytest.raises(workdirs.HeldError, match=who), workdirs.locked(tmp_path):
+            pass
+        holder.kill()
+    assert workdirs.held_by(tmp_path) is None
+    with workdirs.locked(tmp_path):
+        pass
+
+
+def test_a_run_is_trained_once_for_all_sweeps_and_failures_wait(tmp_path, capsys, monkeypatch):
+    started = []
+    monkeypatch.setattr(
+        local, "launch", lambda jobs, _: started.extend(run_one.main(j.command[3:]) for j in jobs)
+    )
+    folders = [f"--workdirs={tmp_path / 'runs'}", f"--results={tmp_path / 'results'}"]
+
+    def sweep(name, *arguments, code=0, **changes):
+        started.clear()
+        given = [name, "--seeds=0", *folders, *arguments, *flags(**changes)]
+        assert run.main(given) == code
+        return capsys.readouterr().out, started.copy()
+
+    assert sweep("branches", "--only=none", "--dry_run")[1] == []
+    said, codes = sweep("branches", "--only=none")
+    assert codes == [0]
+    assert "1 new; to run: 1" in said
+    assert sweep("branches", "--only=none")[1] == []
+    (tmp_path / "results/branches.jsonl").unlink()
+    assert sweep("branches", "--only=none")[1] == []  # the row is made from the workdir
+    shutil.rmtree(tmp_path / "runs")
+    said, codes = sweep("blocks", "--only=plain")  # the same run, of which only the row is left
+    assert codes == []
+    assert f"1 done; to run: none\nrows are in {tmp_path / 'results'}; " in said
+    [row], [other] = (read_rows(tmp_path / f"results/{n}.jsonl") for n in ("branches", "blocks"))
+    assert other == row | {"sweep": "blocks", "name": "plain"}
+    assert (row["steps"], row["seed"], row["version"]) == (8, 0, 1)
+    assert row["curves"]["eval"]["step"] == [6, 8]
+    assert row["top1"].keys() == {"train_form", "fused"}
+    assert row["overrides"]["model.branches"] == ["kxk"]
+    assert row["temporaries_bytes"] > 0
+    # A learning rate from which the loss is not finite.
+    wild = {"optim__learning_rate": 1e20}
+    assert sweep("branches", "--only=none", **wild)[1] == [3]
+    said, codes = sweep("branches", "--only=none", code=RunError.exit_code, **wild)
+    assert codes == []
+    assert "failed: step" in said
+    assert sweep("branches", "--only=none", "--retry_failed", **wild)[1] == [3]
+    capsys.readouterr()
+    given = ["branches", "--only=none,both", "--seeds=0", *folders]
+    assert status.main([*given, *flags()]) == 0
+    said = capsys.readouterr().out
+    assert re.search(r"none seed 0 +\w{12}  done +train form \d+\.\d\d%, fused", said)
+    assert "1 done, 1 new" in said
+    status.main([*given, *flags(**wild)])
+    assert re.search(r"failed +step \d+: loss", capsys.readouterr().out)
+
+
+def job(tmp_path, name, code):
+    return Job(name, ("python", "-c", code, f"--workdir={tmp_path / name}"))
+
+
+def test_a_failed_job_does_not_keep_the_others_from_running(tmp_path, capsys):
+    jobs = [job(tmp_path, "bad", "print('first'); raise ValueError('the last line')")]
+    jobs += [job(tmp_path, f"good{i}", "print('fine')") for i in range(2)]
+    with pytest.raises(RunError, match="1 of 3 runs failed: bad: ValueError: the last line"):
+        launch(jobs, LauncherOptions(processes=2))
+    assert "3 runs: 2 finished, 1 failed" in capsys.readouterr().out
+    assert (tmp_path / "good1" / "log.txt").read_text() == "fine\n"
+    assert workdirs.last_words(tmp_path / "bad") == "ValueError: the last line"
+    assert (tmp_path / "bad" / workdirs.ERROR_FILE).exists()  # so that it waits for --retry_failed
+    launch([job(tmp_path, "bad", "print('better')")], LauncherOptions())
+    assert workdirs.last_words(tmp_path / "bad") == "better"
+
+
+@pytest.mark.parametrize("command", [run, status, build, throughput])
+def test_a_mistaken_flag_is_one_line(command, capsys):
+    assert command.main(["branches", "--seeds=1,,2", "--results="]) == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert re.fullmatch(r"error: .*; --help lists the flags\n", said.err)
+
+
+def test_a_job_that_was_killed_has_failed(tmp_path):
+    bad = job(tmp_path, "bad", "import os, signal; os.kill(os.getpid(), signal.SIGKILL)")
+    with pytest.raises(RunError, match="bad: killed by SIGKILL"):
+        launch([bad], LauncherOptions())
+    assert workdirs.last_words(tmp_path / "bad").startswith("killed by SIGKILL")
+
+
+def test_a_signal_is_passed_on_and_no_other_job_starts(tmp_path):
+    code = (
+        "import os, signal, sys, time\n"
+        "signal.signal(signal.SIGTERM, lambda *_: (print('saved', flush=True), sys.exit(75)))\n"
+        "os.kill(os.getppid(), signal.SIGTERM)\n"
+        "time.sleep(60)"
+    )
+    jobs = [job(tmp_path, "one", code), job(tmp_path, "two", "print('never')")]
+    with pytest.raises(Stopped, match="SIGTERM; the same command goes on"):
+        launch(jobs, LauncherOptions(processes=1))
+    assert (tmp_path / "one" / "log.txt").read_text() == "saved\n"
+    assert not (tmp_path / "two").exists()
+
+
+def test_jobs_are_spread_over_the_devices():
+    assert devices_here({"CUDA_VISIBLE_DEVICES": "2,3"}) == ("cuda", ["2", "3"])
+    assert devices_here({"CUDA_VISIBLE_DEVICES": ""}) == ("cpu", [])
+    assert devices_here({"JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": "0"}) == ("cpu", [])
+    given = [device_environment("cuda", ["2", "3"], slot, 4) for slot in range(4)]
+    assert [one["CUDA_VISIBLE_DEVICES"] for one in given] == ["2", "3", "2", "3"]
+    assert {one["XLA_PYTHON_CLIENT_MEM_FRACTION"] for one in given} == {"0.45"}
+    assert device_environment("tpu", ["0", "1"], 1, 2)["TPU_VISIBLE_CHIPS"] == "1"
+
+
+def test_a_chip_of_a_tpu_has_one_process(monkeypatch):
+    monkeypatch.setattr(local, "devices_here", lambda environment: ("tpu", ["0", "1"]))
+    local.check([], LauncherOptions(processes=2))
+    with pytest.raises(UsageError, match="--processes=4: 2 at most"):
+        local.check([], LauncherOptions(processes=4))
+    monkeypatch.setattr(local, "devices_here", lambda environment: ("tpu", []))
+    with pytest.raises(UsageError, match="no chip of a TPU is here"):
+        local.check([], LauncherOptions())
+
+
+def test_jobs_on_a_cpu_share_no_core(tmp_path):
+    mine = os.sched_getaffinity(0)
+    assert cores("cpu", 0, 1) == cores("cuda", 0, 2) == cores("cpu", 0, len(mine) + 1) == set()
+    if len(mine) == 1:
+        pytest.skip("one core cannot be shared out")
+    shares = [cores("cpu", slot, 2) for slot in range(2)]
+    assert shares[0] | shares[1] == mine
+    assert not shares[0] & shares[1]
+    code = "import os; print(sorted(os.sched_getaffinity(0)))"
+    launch([job(tmp_path, f"j{i}", code) for i in range(2)], LauncherOptions(processes=2))
+    said = {(tmp_path / f"j{i}" / "log.txt").read_text().strip() for i in range(2)}
+    assert said == {str(sorted(share)) for share in shares}
+
+
+def rows_without_times(results):
+    rows = read_rows(results / "branches.jsonl")
+    return {row["name"]: {k: v for k, v in row.items() if k not in TIMES} for row in rows}
+
+
+@pytest.mark.slow
+def test_a_sweep_killed_three_times_gives_the_rows_of_an_undisturbed_one(tmp_path):
+    def start(folder):
+        command = [sys.executable, "-m", "experiments.run", "branches", "--launcher=local"]
+        command += ["--seeds=0", "--only=none,both", f"--workdirs={tmp_path / folder / 'runs'}"]
+        command += [f"--results={tmp_path / folder / 'results'}"]
+        command += flags(train__steps=60, train__checkpoint_every=5)
+        return subprocess.Popen(command, cwd=ROOT, start_new_session=True)
+
+    def steps():
+        """Of both runs, by the lines of their curves, one for two steps."""
+        files = (tmp_path / "killed" / "runs").glob("*/metrics.jsonl")
+        return 2 * sum(path.read_text().count('"train"') for path in files)
+
+    assert start("whole").wait(timeout=300) == 0
+    rng = random.Random(0)
+    for low in (4, 30, 75):  # in the first run twice, in the second once
+        process, until = start("killed"), low + rng.randrange(25)
+        while process.poll() is None and steps() < until:
+            time.sleep(0.002)
+        time.sleep(rng.uniform(0, 0.3))
+        assert process.poll() is None, "it ended before it was killed"
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait(timeout=60)
+    assert start("killed").wait(timeout=300) == 0
+    whole = rows_without_times(tmp_path / "whole" / "results")
+    assert whole.keys() == {"none", "both"}
+    assert rows_without_times(tmp_path / "killed" / "results") == whole

@@ -1,0 +1,95 @@
+"""Fused weights that were changed after they were verified are not opened."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+import repvgg_jax as rj
+from repvgg_jax.checkpoint.fused import save_fused
+from repvgg_jax.cli import evaluate, fuse, train
+from repvgg_jax.errors import RunError
+from repvgg_jax.fusion.certificate import checksums
+from tests.support.runs import equal, tiny_config
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("certified") / "run"
+    train.run_train(tiny_config(train_steps=2), workdir)
+    return workdir
+
+
+def test_certificate_says_what_was_verified(run):
+    certificate = json.loads((run / "fusion.json").read_text())
+    net, fused = rj.load(run, fused=True)
+    assert certificate["step"] == 2
+    assert certificate["images"] == 360
+    assert certificate["max_relative_error"] < 1e-5
+    assert certificate["exact"]["top1_agreement"] == 1.0
+    assert set(certificate["blocks"]) == set(net.plan())
+    assert certificate["sha256"] == checksums(fused)
+    assert list(certificate["sha256"]) == [*net.plan(), "head"]
+    report = json.loads((run / "report.json").read_text())
+    assert certificate["config_hash"] == report["config_hash"]
+
+
+def test_a_loaded_run_is_evaluated_over_all_devices(run, capsys):
+    report = json.loads((run / "report.json").read_text())
+    evaluate.run_eval(None, run)
+    assert capsys.readouterr().out.count(f"top-1 {report['top1']['fused']:.2%}") == 2
+
+
+@pytest.mark.parametrize("fault", [jnp.nan, 1.01])
+def test_a_fusion_that_is_not_the_train_form_is_not_written(run, tmp_path, monkeypatch, fault):
+    def faulty(net, variables):
+        plain, fused = rj.fuse(net, variables)
+        kernel = fused["params"]["stage1_block0"]["conv"]["kernel"]
+        fused["params"]["stage1_block0"]["conv"]["kernel"] = fault * kernel
+        return plain, fused
+
+    before = (run / "fusion.json").read_text()
+    monkeypatch.setattr(train, "fuse", faulty)
+    with pytest.raises(RunError, match=r"nothing was written.* of stage1_block0, with"):
+        fuse.run_fuse(None, run)
+    assert (run / "fusion.json").read_text() == before
+
+
+def test_a_changed_weight_names_its_block(run):
+    _, fused = rj.load(run, fused=True)
+    certificate = json.loads((run / "fusion.json").read_text())
+    changed = jax.tree.map(lambda leaf: leaf, fused)
+    kernel = changed["params"]["stage1_block1"]["conv"]["kernel"]
+    changed["params"]["stage1_block1"]["conv"]["kernel"] = kernel.at[1, 1, 0, 0].add(1e-6)
+    save_fused(run, changed, certificate)
+    with pytest.raises(rj.UsageError, match=r"stage1_block1 .* --mode=fuse|stage1_block1"):
+        rj.load(run, fused=True)
+    (run / "fusion.json").write_text("{")
+    with pytest.raises(rj.UsageError, match=r"fusion.json cannot be read"):
+        rj.load(run, fused=True)
+    for other in ("[]", "{}"):
+        (run / "fusion.json").write_text(other)
+        with pytest.raises(rj.UsageError, match=r"fusion.json lists no checksums"):
+            rj.load(run, fused=True)
+    fuse.run_fuse(None, run)
+    equal(rj.load(run, fused=True)[1], fused)
+
+
+def test_fused_weights_of_an_earlier_step_are_called_that(run, capsys):
+    certificate = json.loads((run / "fusion.json").read_text())
+    fused = rj.load(run, fused=True)[1]
+    save_fused(run, fused, certificate | {"step": 1})
+    evaluate.run_eval(None, run)
+    assert "fused at step 1, not 2" in capsys.readouterr().out
+    with pytest.raises(rj.UsageError, match="drop step"):
+        rj.load(run, fused=True, step=2)
+    fuse.run_fuse(None, run)
+
+
+def test_a_config_of_another_version_is_named(run, tmp_path):
+    tree = json.loads((run / "config.json").read_text())
+    del tree["fuse"]["tolerance"]
+    (tmp_path / "config.json").write_text(json.dumps(tree))
+    with pytest.raises(rj.UsageError, match=r"another version: it lacks fuse\.tolerance"):
+        rj.load(tmp_path)

@@ -1,0 +1,190 @@
+"""oneDNN computes what XLA does, and is taken where it can be."""
+
+import importlib.metadata
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import repvgg_jax as rj
+from configs import quickstart
+from repvgg_jax.bench.counting import count_macs
+from repvgg_jax.config.workdir import make_workdir
+from repvgg_jax.ops import onednn
+from repvgg_jax.ops.batch_norm import BN_EPSILON, normalize
+from repvgg_jax.ops.convolution import check_algorithm, convolve
+from repvgg_jax.runtime.devices import compiling_for
+from repvgg_jax.training import train
+from tests.support.variables import random_images, random_variables
+
+# (cin, features, kernel size, strides, groups, dilation, padded)
+GEOMETRIES = [
+    (3, 16, 3, 1, 1, 1, True),
+    (8, 12, 3, 2, 1, 1, True),
+    (8, 8, 3, 1, 4, 2, True),
+    (12, 12, 5, 2, 12, 1, True),
+    (8, 16, 1, 2, 2, 1, True),
+    (8, 8, 3, 2, 1, 3, False),
+]
+
+
+@pytest.fixture
+def fresh_search():
+    """Forgets what was found, before and after."""
+    onednn.missing.cache_clear()
+    yield
+    onednn.missing.cache_clear()
+
+
+@pytest.mark.parametrize("geometry", GEOMETRIES, ids=str)
+def test_onednn_gives_xlas_values_and_gradients(geometry):
+    if reason := onednn.missing():
+        pytest.skip(reason)
+    cin, features, size, strides, groups, dilation, padded = geometry
+    x = random_images(3, 13, 11, cin, seed=1)
+    kernel = random_images(size, size, cin // groups, features, seed=2)
+    options = dict(strides=strides, groups=groups, dilation=dilation, padded=padded)
+
+    def results(algorithm):
+        y, pull = jax.vjp(lambda x, k: convolve(x, k, **options, algorithm=algorithm), x, kernel)
+        return y, *pull(jnp.asarray(random_images(*y.shape, seed=3)))
+
+    for ours, theirs in zip(results("onednn"), results("xla"), strict=True):
+        assert ours.shape == theirs.shape
+        assert np.abs(ours - theirs).max() < 2e-6 * np.abs(theirs).max()
+
+
+def test_onednn_goes_under_vmap_and_checkpoint():
+    if reason := onednn.missing():
+        pytest.skip(reason)
+    x, kernels = random_images(2, 5, 5, 4), random_images(3, 3, 3, 4, 4, seed=1)
+
+    def gradients(algorithm):
+        def loss(kernel):
+            return (convolve(x, kernel, algorithm=algorithm) ** 2).sum()
+
+        return jax.jit(jax.vmap(jax.grad(jax.checkpoint(loss))))(kernels)
+
+    np.testing.assert_allclose(gradients("onednn"), gradients("xla"), rtol=1e-4)
+
+
+def test_multiply_adds_do_not_depend_on_the_algorithm():
+    if reason := onednn.missing():
+        pytest.skip(reason)
+    nets = [rj.create("repvgg_a0", conv_algorithm=name) for name in ("xla", "onednn")]
+    counts = [count_macs(net, random_variables(net, 0), 64) for net in nets]
+    assert counts[0] == counts[1]
+
+
+def test_auto_takes_onednn_for_float32_on_one_cpu_alone():
+    if reason := onednn.missing():
+        pytest.skip(reason)
+    x, kernel = jnp.ones((1, 4, 4, 2)), jnp.ones((3, 3, 2, 2))
+
+    def calls(dtype):
+        return "ffi_call" in str(jax.make_jaxpr(lambda x: convolve(x, kernel, dtype=dtype))(x))
+
+    assert not calls(jnp.float32)  # four devices here
+    with compiling_for(jax.devices()[:1]):
+        assert calls(jnp.float32)
+        assert not calls(jnp.bfloat16)
+
+
+def test_without_the_library_one_line_says_what_to_install(monkeypatch, fresh_search):
+    def no_files(package):
+        raise importlib.metadata.PackageNotFoundError(package)
+
+    monkeypatch.setattr(importlib.metadata, "files", no_files)
+    with pytest.raises(rj.UsageError, match=r"pip install -r requirements-cpu\.txt"):
+        check_algorithm("onednn")
+    with compiling_for(jax.devices()[:1]):
+        assert convolve(jnp.ones((1, 4, 4, 2)), jnp.ones((3, 3, 2, 2))).shape == (1, 4, 4, 2)
+
+
+def test_a_compiler_that_fails_is_named(monkeypatch, fresh_search, tmp_path):
+    if onednn.missing():
+        pytest.skip("oneDNN is not here")
+    onednn.missing.cache_clear()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("CXX", "false")
+    assert "cannot be used" in onednn.missing()
+    assert not list((tmp_path / "repvgg_jax").iterdir())
+
+
+@pytest.mark.parametrize("compiler", ["/nowhere/g++", "nowhere --fast"])
+def test_a_compiler_that_is_not_there_is_named(compiler, monkeypatch, fresh_search, tmp_path):
+    if onednn.missing():
+        pytest.skip("oneDNN is not here")
+    onednn.missing.cache_clear()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("CXX", compiler)
+    assert onednn.missing() == f"it cannot be used: no C++ compiler is here ({compiler})"
+
+
+def test_calls_that_cannot_be_loaded_are_compiled_anew(monkeypatch, tmp_path):
+    if reason := onednn.missing():
+        pytest.skip(reason)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    library, header = (onednn._file(*names) for names in onednn._PARTS)
+    built = onednn._compiled(library, header.parents[2])
+    built.write_bytes(built.read_bytes()[:100])
+    assert onednn._loaded(library, header).repvgg_jax_convolution
+    assert built.stat().st_size > 100
+
+
+def test_shapes_are_checked_as_xla_does():
+    if reason := onednn.missing():
+        pytest.skip(reason)
+    x, kernel = jnp.ones((2, 4, 4, 8)), jnp.ones((3, 3, 4, 6))
+    for algorithm in ("onednn", "xla"):
+        with pytest.raises((TypeError, ValueError), match="feature"):
+            convolve(x, kernel, algorithm=algorithm)
+        small = convolve(x[:, :1], jnp.ones((3, 3, 8, 6)), padded=False, algorithm=algorithm)
+        assert small.shape == (2, 0, 2, 6)
+
+
+def test_a_run_by_onednn_opens_where_that_is_missing(monkeypatch, tmp_path):
+    if reason := onednn.missing():
+        pytest.skip(reason)
+    config = quickstart.get_config()
+    config.train.steps, config.optim.warmup_epochs = 1, 0.0
+    config.model.depths, config.model.widths, config.model.strides = (1,), (8,), (2,)
+    train.train(config, tmp_path)
+    config.model.conv_algorithm = "onednn"
+    make_workdir(config, tmp_path)
+    monkeypatch.setattr(onednn, "missing", lambda: "not here")
+    assert rj.load(tmp_path)[0].conv_algorithm == "auto"
+
+
+def test_training_by_onednn_on_several_devices_is_refused(tmp_path):
+    config = quickstart.get_config()
+    config.model.conv_algorithm = "onednn"
+    with pytest.raises(
+        rj.UsageError,
+        match="on one device, and the mesh has 4" if not onednn.missing() else "oneDNN",
+    ):
+        train.train(config, tmp_path)
+
+
+@pytest.mark.parametrize("constant", [False, True], ids=["random", "a constant channel"])
+def test_batch_norms_gradient_is_the_derived_one(constant):
+    with jax.enable_x64(True):
+        x = random_images(3, 2, 4, 5, 6, dtype="float64") + 0.5
+        x[..., 0] = 2.0 if constant else x[..., 0]
+        gamma, beta = random_images(2, 6, seed=1, dtype="float64")
+        dy = random_images(*x.shape, seed=2, dtype="float64")
+
+        def derived(x, gamma, beta):
+            mean, var = x.mean((1, 2, 3), keepdims=True), x.var((1, 2, 3), keepdims=True)
+            return gamma * (x - mean) / jnp.sqrt(var + BN_EPSILON) + beta
+
+        def written(*arrays):
+            return normalize(*arrays, jnp.float64)[0]
+
+        results = []
+        for function in (derived, written):
+            y, pull = jax.vjp(function, x, gamma, beta)
+            results.append((y, *pull(dy)))
+    for ours, theirs in zip(*results, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-10, atol=1e-10)

@@ -1,0 +1,122 @@
+"""Pairs that belong together: EMA, and statistics measured anew."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import repvgg_jax as rj
+from repvgg_jax.nets import Averaged, as_average
+from repvgg_jax.optim.ema import update_average
+from repvgg_jax.runtime.mesh import make_mesh
+from repvgg_jax.training import evaluation, train
+from repvgg_jax.training import step as step_module
+from tests.support.runs import MEAN, STD, batch_of, tiny_config
+from tests.support.variables import random_images, random_variables
+
+
+def tiny():
+    net = rj.create("repvgg_a0", num_classes=5, depths=(1, 2), widths=(4, 8), strides=(1, 2))
+    return net, random_variables(net, 1, 8)
+
+
+def close(a, b, **tolerance):
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, **tolerance), a, b)
+
+
+def test_average_follows_both_collections_and_stays_marked():
+    _, first = tiny()
+    second = jax.tree.map(lambda leaf: leaf + 1.0, first)
+    average = jax.jit(update_average)(as_average(first), second, 0.75)
+    assert all(isinstance(average[name], Averaged) for name in ("params", "batch_stats"))
+    for name in first:
+        expected = jax.tree.map(lambda leaf: leaf + 0.25, first[name])
+        close(dict(average[name]), expected, rtol=1e-6, atol=1e-6)
+
+
+def test_a_mixed_pair_is_refused_and_a_true_one_fuses():
+    net, raw = tiny()
+    average = update_average(as_average(raw), jax.tree.map(lambda leaf: leaf * 1.1, raw), 0.5)
+    assert rj.verify(net, average, random_images(4, 8, 8, 3, seed=0)).exact
+    for mixed in (
+        {"params": average["params"], "batch_stats": raw["batch_stats"]},
+        {"params": raw["params"], "batch_stats": jax.device_put(average["batch_stats"])},
+    ):
+        with pytest.raises(rj.UsageError, match="a mixed pair"):
+            rj.fuse(net, mixed)
+
+
+def test_reestimated_statistics_are_those_of_all_the_pixels():
+    net, variables = tiny()
+    images = random_images(4, 6, 8, 8, 3, seed=5) + jnp.arange(4.0).reshape(4, 1, 1, 1, 1)
+    got = rj.reestimate_batch_stats(net, variables, list(images))
+    everything = images.reshape(-1, 8, 8, 3)
+    kernel = variables["params"]["stage0_block0"]["conv1"]["kernel"][0, 0]
+    y = everything @ kernel
+    stem = got["batch_stats"]["stage0_block0"]["bn1"]
+    close(stem, {"mean": y.mean((0, 1, 2)), "var": y.var((0, 1, 2))}, rtol=1e-4, atol=1e-5)
+    # One batch: the net in evaluation mode is the net in training mode on that batch.
+    single = rj.reestimate_batch_stats(net, variables, [images[0]])
+    trained, _ = net.apply(variables, images[0], train=True, mutable=["batch_stats"])
+    close(net.apply(single, images[0]), trained, rtol=1e-3, atol=1e-3)
+    assert isinstance(
+        rj.reestimate_batch_stats(net, as_average(variables), [images[0]])["batch_stats"], Averaged
+    )
+    with pytest.raises(rj.UsageError, match="no batch"):
+        rj.reestimate_batch_stats(net, variables, [])
+
+
+def test_frozen_blocks_keep_their_statistics_and_what_follows_is_measured_behind_them():
+    _, variables = tiny()
+    frozen = rj.create(
+        "repvgg_a0",
+        num_classes=5,
+        depths=(1, 2),
+        widths=(4, 8),
+        strides=(1, 2),
+        frozen=("stage0_.*",),
+    )
+    images = random_images(6, 8, 8, 3, seed=5)
+    got = rj.reestimate_batch_stats(frozen, variables, [images])
+    close(got["batch_stats"]["stage0_block0"], variables["batch_stats"]["stage0_block0"], rtol=0)
+    # The first block after the frozen one reads its evaluation form.
+    stem = {name: tree["stage0_block0"] for name, tree in variables.items()}
+    x = jax.nn.relu(frozen.block(**frozen.plan()["stage0_block0"]).apply(stem, images))
+    y = x[:, ::2, ::2] @ variables["params"]["stage1_block0"]["conv1"]["kernel"][0, 0]
+    found = got["batch_stats"]["stage1_block0"]["bn1"]
+    close(found, {"mean": y.mean((0, 1, 2)), "var": y.var((0, 1, 2))}, rtol=1e-3, atol=1e-5)
+
+
+def test_a_constant_channel_has_no_negative_variance():
+    net, variables = tiny()
+    ones = 1000.0 * jnp.ones((4, 8, 8, 3))
+    got = rj.reestimate_batch_stats(net, variables, [ones, ones, ones])
+    stem = got["batch_stats"]["stage0_block0"]["bn1"]
+    assert float(stem["var"].min()) >= 0.0
+
+
+def test_a_run_with_ema_evaluates_saves_and_resumes_the_average(tmp_path):
+    config = tiny_config(optim_ema_decay=0.5)
+    whole = train.train(config, tmp_path / "whole").state
+    assert isinstance(whole.variables["params"], Averaged)
+    _, loaded = rj.load(tmp_path / "whole")
+    close(loaded, whole.ema, rtol=0)  # and marked alike, or the trees would differ
+    with pytest.raises(rj.UsageError, match="a mixed pair"):
+        evaluation.evaluate(whole.net, {**loaded, "batch_stats": whole.batch_stats}, [])
+    raw = jax.device_get(whole.params)
+    pairs = zip(jax.tree.leaves(loaded["params"]), jax.tree.leaves(raw), strict=True)
+    assert any((average != trained).any() for average, trained in pairs)
+
+    first = step_module.init_state(
+        whole.net, whole.tx, make_mesh(), jax.random.key(0), average=True
+    )
+    step = jax.jit(partial(step_module.train_step, ema_decay=0.9, mean=MEAN, std=STD))
+    state, _ = step(first, batch_of(8), jax.random.key(0))
+    expected = jax.tree.map(lambda a, b: 0.9 * a + 0.1 * b, first.trained, state.trained)
+    close({k: dict(v) for k, v in state.ema.items()}, expected, rtol=1e-5, atol=1e-6)
+
+    resumed = train.train(config, tmp_path / "whole").state
+    close(resumed.trained, whole.trained, rtol=0)
+    close(resumed.ema, whole.ema, rtol=0)

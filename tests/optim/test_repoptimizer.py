@@ -1,0 +1,136 @@
+"""Gradient-masked training of the plain net is training of the branches."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import repvgg_jax as rj
+from repvgg_jax.blocks.registry import BLOCKS
+from repvgg_jax.config.build import make_net
+from repvgg_jax.optim import sgd as sgd_module
+from repvgg_jax.optim.repoptimizer import multiplier, scale_gradients, to_plain, with_scales
+from repvgg_jax.training import train
+from tests.support.runs import equal, tiny_config
+from tests.support.variables import random_images, randomised
+
+SCALES = ((r".*/scale_(kxk|pointwise)", 0.0),)  # constant; the identity's is trained
+
+
+def losses(net, tx, variables, batches):
+    """Of plain SGD steps in training mode, and what they end with."""
+    params, stats, state = (
+        variables["params"],
+        variables["batch_stats"],
+        tx.init(variables["params"]),
+    )
+
+    @jax.jit
+    def step(params, stats, state, x, y):
+        def loss(params):
+            logits, new = net.apply(
+                {"params": params, "batch_stats": stats}, x, True, mutable=["batch_stats"]
+            )
+            cross_entropy = optax.softmax_cross_entropy_with_integer_labels(logits, y)
+            return cross_entropy.mean(), new["batch_stats"]
+
+        (value, stats_), gradients = jax.value_and_grad(loss, has_aux=True)(params)
+        updates, state_ = tx.update(gradients, state, params)
+        return value, optax.apply_updates(params, updates), stats_, state_
+
+    found = []
+    for x, y in batches:
+        value, params, stats, state = step(params, stats, state, x, y)
+        found.append(float(value))
+    return found, {"params": params, "batch_stats": stats}
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_masked_gradients_train_as_the_branches_do(groups):
+    with jax.enable_x64(True):
+        net = rj.create(
+            "repvgg_a0",
+            block="csla",
+            num_classes=5,
+            depths=(1, 3),
+            widths=(4, 8),
+            strides=(1, 2),
+            groups=groups,
+            dtype="float64",
+        )
+        shapes = jax.eval_shape(lambda key: rj.init(net, key, 8), jax.random.key(0))
+        variables = randomised(shapes, 1, "float64")
+        batches = [
+            (random_images(8, 8, 8, 3, seed=i, dtype="float64"), np.arange(8) % 5) for i in range(5)
+        ]
+        # All that a kernel is made of decays alike, and so does the kernel.
+        decay = ((r".*/kernel|.*/scale_identity", 1.0),)
+        sgd = sgd_module.sgd(
+            lambda step: 0.05,
+            weight_decay=1e-2,
+            decay_rules=decay,
+            nesterov=True,
+            rate_rules=SCALES,
+        )
+        branches, trained = losses(net, sgd, variables, batches)
+        plain, start = to_plain(net, variables)
+        masked = optax.chain(scale_gradients(net, variables), sgd)
+        single, ended = losses(plain, masked, start, batches)
+        unmasked, _ = losses(plain, sgd, start, batches)
+        np.testing.assert_allclose(single, branches, rtol=1e-11)
+        assert abs(unmasked[-1] - branches[-1]) > 1e-4
+        expected = to_plain(net, trained)[1]
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-11), ended, expected)
+
+
+def test_the_plain_net_starts_as_the_branches_function():
+    net = rj.create(
+        "repvgg_d2se", block="csla", num_classes=5, depths=(1, 2), widths=(16, 16), strides=(1, 2)
+    )
+    fresh = rj.init(net, jax.random.key(0), 8)
+    searched = randomised(fresh, 3)
+    variables = with_scales(net, fresh, searched)
+    equal(
+        variables["params"]["stage1_block1"]["scale_kxk"],
+        searched["params"]["stage1_block1"]["scale_kxk"],
+    )
+    equal(
+        variables["params"]["stage1_block1"]["conv_kxk"],
+        fresh["params"]["stage1_block1"]["conv_kxk"],
+    )
+    plain, start = to_plain(net, variables)
+    own = jax.eval_shape(lambda key: rj.init(plain, key, 8), jax.random.key(0))
+    assert jax.tree.map(jnp.shape, own) == jax.tree.map(jnp.shape, start)
+    x = random_images(4, 8, 8, 3)
+    np.testing.assert_allclose(net.apply(variables, x), plain.apply(start, x), rtol=1e-4, atol=1e-5)
+    with pytest.raises(rj.UsageError, match="block='csla'"):
+        to_plain(plain, start)
+
+
+def test_a_run_takes_its_scales_from_a_search(tmp_path, monkeypatch):
+    config = tiny_config()
+    config.optim.repoptimizer_from = str(tmp_path / "search")
+    with pytest.raises(rj.UsageError, match=r"model\.block=plain"):
+        train.train(config, tmp_path / "run")
+    config.model.block = "plain"
+    config.optim.weight_decay = 0.0
+    net, key = make_net(config), jax.random.key(config.seed)
+    branches = net.clone(block=BLOCKS["csla"].block)
+    fresh = rj.init(branches, key)
+    searched = randomised(fresh, 5)
+    monkeypatch.setattr(train.checkpoint, "load", lambda workdir: (branches, searched))
+    masked, start = train._optimizer(config, net, lambda step: 0.5)
+    equal(start, to_plain(branches, with_scales(branches, fresh, searched))[1])
+    ones = jax.tree.map(jnp.ones_like, start["params"])
+    updates, _ = masked.update(ones, masked.init(start["params"]), start["params"])
+    for name in net.plan():
+        factor = multiplier(searched["params"][name], ones[name]["conv3"]["kernel"])
+        np.testing.assert_allclose(updates[name]["conv3"]["kernel"], -0.5 * factor, rtol=1e-6)
+    state = train.train(config, tmp_path / "run").state
+    assert int(state.step) == 4
+    with pytest.raises(rj.UsageError, match=r"drop model\.initializer"):
+        train._optimizer(config, net.clone(initializer="he"), lambda step: 0.5)
+    config.optim.clip_norm = 1.0
+    with pytest.raises(rj.UsageError, match="drop them"):
+        train.train(config, tmp_path / "other")

@@ -1,0 +1,30 @@
+"""Images for tests of augmentation."""
+
+from __future__ import annotations
+
+import numpy as np
+from PIL import Image
+
+
+def photograph(seed=0, size=40):
+    """Smooth shapes in colour, with some grain: every operation shows on it."""
+    rng = np.random.default_rng(seed)
+    coarse = Image.fromarray(rng.integers(30, 200, (6, 6, 3), np.uint8)).resize((size, size))
+    return np.clip(np.asarray(coarse) + rng.integers(0, 30, (size, size, 3)), 0, 255).astype(
+        np.uint8
+    )
+
+
+def rng_of(seed):
+    return np.random.default_rng(seed)
+
+
+def recorded(monkeypatch, table):
+    """Which operations of a table are applied from here on, and how strong."""
+    drawn = []
+    for name, entry in table.items():
+        record = entry._replace(
+            apply=lambda image, strength, *_, name=name: drawn.append((name, strength)) or image
+        )
+        monkeypatch.setitem(table, name, record)
+    return drawn

@@ -1,0 +1,145 @@
+"""The command line as a user meets it."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+import repvgg_jax as rj
+from repvgg_jax.blocks.fused import FusedConv
+
+ROOT = Path(__file__).parents[2]
+QUICK = ("--config", "configs/quickstart.py")
+DATA = Path(os.environ.get("REPVGG_JAX_TEST_DATA", ROOT.parent / "shared"))
+
+
+def run(*arguments, code=0, devices=1):
+    environment = os.environ | {
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        "JAX_PLATFORMS": "cpu",
+    }
+    done = subprocess.run(
+        [sys.executable, "main.py", *map(str, arguments)],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == code, done.stdout + done.stderr
+    return done.stdout if code == 0 else done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (
+            [*QUICK, "--config.train.epoch=3"],
+            "train.epoch: no such field; did you mean train.epochs",
+        ),
+        ([*QUICK, "--config.train.epochs=many"], "config.train.epochs=many"),
+        ([*QUICK, "--config.model.name=repvgg_c0"], "did you mean repvgg_"),
+        ([*QUICK, "--config.model.block=repvg"], "did you mean repvgg"),
+        ([*QUICK, "--config.data.source=digit"], "digits"),
+        ([*QUICK, "--mode=tain"], "train|eval|fuse|prepare|import|to_torch"),
+        (["--config", "configs/b9.py"], "configs/b9.py"),
+        (["--config", "configs/cifar10.py:fast"], "two_cores or full"),
+        ([], "--config"),
+    ],
+)
+def test_a_wrong_command_line_is_one_line_and_exit_code_2(arguments, says, tmp_path):
+    said = run(*arguments, *(["--workdir", tmp_path / "run"] if arguments else []), code=2)
+    assert says in said
+    assert said.startswith("error: ")
+    assert said.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_missing_data_set_names_folder_and_command(tmp_path):
+    arguments = ["--config", "configs/b1.py", f"--config.data.data_dir={tmp_path}/none"]
+    said = run(*arguments, "--workdir", tmp_path / "run", code=2)
+    assert f"{tmp_path}/none" in said
+    assert said.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+    command = said.split("`")[1].replace("<", "").replace(">", "")
+    python, main, *arguments = command.partition(" --config.data.manual_dir")[0].split()
+    assert (python, main) == ("python", "main.py")
+    said = run(*arguments, code=2)
+    assert "ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar not found" in said
+    assert said.count("\n") == 1
+    assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ([], "--mode=prepare needs --config"),
+        (QUICK, "data.source=digits needs no preparing"),
+        (["--config", "configs/cifar10.py", "--config.data.name=mnist"], "knows cifar10, cifar100"),
+    ],
+)
+def test_preparing_what_cannot_be_prepared(arguments, says):
+    said = run("--mode=prepare", *arguments, code=2)
+    assert says in said
+    assert said.count("\n") == 1
+
+
+def test_devices_that_do_not_divide_the_batch(tmp_path):
+    said = run(
+        *QUICK, "--config.train.batch_size=30", "--workdir", tmp_path / "r", code=2, devices=4
+    )
+    assert "train.batch_size=30: 4 devices" in said
+
+
+def test_the_whole_way_then_eval_and_fuse(tmp_path):
+    workdir = tmp_path / "run"
+    short = [*QUICK, "--config.train.steps=60", "--config.optim.warmup_epochs=0.0"]
+    table = run(*short, "--workdir", workdir, devices=2)
+    report = json.loads((workdir / "report.json").read_text())
+    assert "train form" in table
+    assert report["steps"] == 60
+    assert report["eval_count"] == 360
+    assert report["top1"]["train_form"] == report["top1"]["fused"] > 0.3
+    assert report["fusion"]["top1_agreement"] == 1.0
+    assert report["fusion"]["max_relative_error"] < 1e-5
+    assert report["params"]["fused"] < report["params"]["train_form"]
+    assert report["macs"]["fused"] < report["macs"]["train_form"]
+    for name in ("metrics.jsonl", "curves.png", "tensorboard", "config.json", "checkpoints/60"):
+        assert (workdir / name).exists(), name
+
+    net, variables = rj.load(workdir)
+    plain, fused = rj.load(workdir, fused=True)
+    assert plain == net.clone(block=FusedConv)
+    images = jax.random.normal(jax.random.key(0), (4, 8, 8, 3))
+    expected = net.apply(variables, images)
+    np.testing.assert_allclose(plain.apply(fused, images), expected, rtol=1e-3, atol=1e-4)
+
+    assert "stage3_block0" in run("--mode=fuse", "--workdir", workdir)
+    said = run("--mode=eval", "--workdir", workdir)
+    assert said.count(f"top-1 {report['top1']['fused']:.2%}") == 2
+
+    again = run(*short, "--workdir", workdir)
+    assert f"{report['top1']['fused']:.2%}" in again
+    said = run(*QUICK, "--config.train.steps=61", "--workdir", workdir, code=2)
+    assert "train.steps: 60 there, 61 here" in said
+
+
+def test_class_folders_of_real_photographs(tmp_path):
+    photographs = DATA / "imagenet_samples"
+    if not photographs.is_dir():
+        pytest.skip(f"no folder of photographs at {photographs}")
+    run(
+        *("--config", "configs/a0.py", "--workdir", tmp_path / "run"),
+        *("--config.data.source=folder", f"--config.data.data_dir={photographs}"),
+        *("--config.model.widths=(8,8,8,8,8)", "--config.model.depths=(1,1,1,1,1)"),
+        *("--config.train.steps=2", "--config.train.batch_size=16"),
+        *("--config.train.eval_batch_size=64", "--config.model.dtype=float32"),
+    )
+    report = json.loads((tmp_path / "run/report.json").read_text())
+    assert report["eval_count"] == 200
+    assert report["fusion"]["max_relative_error"] < 1e-5

@@ -1,0 +1,238 @@
+"""Two processes of two devices each, over gloo: one run, and what happens when one of them dies."""
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+import repvgg_jax as rj
+from repvgg_jax.checkpoint import manager
+from repvgg_jax.runtime.processes import HEARTBEAT_SECONDS, join_processes, make_deterministic
+from repvgg_jax.training import train
+from repvgg_jax.training.metrics import read_metrics
+from tests.support.runs import equal, tiny_config
+
+ROOT = Path(__file__).parents[2]
+TINY = ["--config", "configs/quickstart.py", "--config.model.depths=(1,2)"]
+TINY += ["--config.model.widths=(4,8)", "--config.model.strides=(2,1)"]
+TINY += ["--config.train.batch_size=32", "--config.optim.warmup_epochs=0.0"]
+TINY += ["--config.train.log_every=1", "--config.mesh.fsdp=2", "--config.mesh.min_size=64"]
+
+
+def free_port():
+    with contextlib.closing(socket.socket()) as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+class Pair:
+    """The two processes of a command, killed at the end whatever happens."""
+
+    def __init__(self, folder, *arguments):
+        address = f"--coordinator=127.0.0.1:{free_port()}"
+        self.logs = [folder / f"process{index}.log" for index in range(2)]
+        self.processes = []
+        environment = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+        for index, log in enumerate(self.logs):
+            command = [sys.executable, "main.py", address, "--num_processes=2"]
+            command += [f"--process_index={index}", *map(str, arguments)]
+            with log.open("w") as out:
+                run = subprocess.Popen(
+                    command, cwd=ROOT, env=os.environ | environment, stdout=out, stderr=out
+                )
+            self.processes.append(run)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        for run in self.processes:
+            run.kill()
+            run.wait()
+
+    def wait(self, seconds=240):
+        """The exit codes."""
+        return [run.wait(seconds) for run in self.processes]
+
+    def wait_for(self, text, seconds=120):
+        """Until process 0 has said so."""
+        end = time.monotonic() + seconds
+        while text not in self.logs[0].read_text():
+            assert time.monotonic() < end, self.said(0)
+            assert self.processes[0].poll() is None, self.said(0)
+            time.sleep(0.05)
+
+    def said(self, index):
+        return self.logs[index].read_text()
+
+
+FAILS = """
+import sys
+from pathlib import Path
+from repvgg_jax.runtime import join_processes, leaving_at_once, sync_processes
+join_processes(sys.argv[1], 2, int(sys.argv[2]))
+with leaving_at_once(lambda error: Path(sys.argv[3]).write_text(str(error))):
+    with leaving_at_once():
+        if sys.argv[2] == "1":
+            raise ValueError("of process 1")
+        sync_processes("never")
+"""
+
+
+def test_a_failing_process_leaves_its_last_words_and_the_others_none(tmp_path):
+    address = f"127.0.0.1:{free_port()}"
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", FAILS, address, f"{i}", tmp_path / f"{i}"], cwd=ROOT
+        )
+        for i in range(2)
+    ]
+    try:
+        assert processes[1].wait(60) == 3
+        assert (tmp_path / "1").read_text() == "of process 1"
+        assert processes[0].wait(3 * HEARTBEAT_SECONDS) != 0
+        assert not (tmp_path / "0").exists()
+    finally:
+        for process in processes:
+            process.kill()
+
+
+@pytest.fixture(scope="module")
+def two_by_two(tmp_path_factory):
+    """A whole run of two processes with two devices each: its folder, and what was said."""
+    folder = tmp_path_factory.mktemp("two")
+    arguments = [*TINY, "--config.train.steps=4", "--config.train.checkpoint_every=2"]
+    arguments += ["--config.train.eval_every=100", "--workdir", folder / "run"]
+    with Pair(folder, *arguments) as pair:
+        assert pair.wait() == [0, 0], pair.said(0) + pair.said(1)
+        said = [pair.said(0), pair.said(1)]
+    return folder / "run", said
+
+
+def test_two_by_two_is_one_device(two_by_two, tmp_path):
+    """Sums are taken in another order, at 1e-7 of their size; anything wrong is at 1e-2."""
+    workdir, said = two_by_two
+    one = train.train(tiny_config(mesh_data=1), tmp_path / "one").state
+    curves = [
+        [(row["step"], row["loss"]) for row in read_metrics(folder / "metrics.jsonl")]
+        for folder in (workdir, tmp_path / "one")
+    ]
+    np.testing.assert_allclose(*curves, rtol=1e-5)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-5),
+        rj.load(workdir)[1],
+        jax.device_get(one.variables),
+    )
+    report = json.loads((workdir / "report.json").read_text())
+    assert report["device"].endswith("x4")
+    assert report["eval_count"] == 360
+    assert report["fusion"]["max_relative_error"] < 1e-5
+    assert "train form" in said[0]
+    assert "train form" not in said[1]
+
+
+@pytest.mark.parametrize(("data", "fsdp"), [(1, 1), (4, 1), (2, 2)])
+def test_their_checkpoint_goes_on_on_any_devices(data, fsdp, two_by_two, tmp_path):
+    shutil.copytree(two_by_two[0], tmp_path / "run")
+    shutil.rmtree(tmp_path / "run/checkpoints/4")
+    changes = {"mesh_data": data, "mesh_fsdp": fsdp, "mesh_min_size": 64}
+    state = train.train(tiny_config(**changes), tmp_path / "run").state
+    assert int(state.step) == 4
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-5),
+        jax.device_get(state.variables),
+        rj.load(two_by_two[0])[1],
+    )
+
+
+def test_one_device_opens_what_two_by_two_saved(two_by_two):
+    """In a process of its own, which has neither their devices nor their coordinator."""
+    code = (
+        "import sys, jax, repvgg_jax as rj\n"
+        "net, variables = rj.load(sys.argv[1])\n"
+        "plain, fused = rj.load(sys.argv[1], fused=True)\n"
+        "x = jax.numpy.ones((2, 8, 8, 3))\n"
+        "print(abs(net.apply(variables, x) - plain.apply(fused, x)).max() < 1e-4)"
+    )
+    environment = os.environ | {"XLA_FLAGS": ""}
+    done = subprocess.run(
+        [sys.executable, "-c", code, two_by_two[0]],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.stdout.strip() == "True", done.stderr
+
+
+@pytest.mark.parametrize("dies", [0, 1])
+def test_where_one_dies_the_other_ends_with_an_error(dies, tmp_path):
+    arguments = [*TINY, "--config.train.steps=100000", "--config.train.checkpoint_every=5"]
+    with Pair(tmp_path, *arguments, "--workdir", tmp_path / "run") as pair:
+        pair.wait_for(" 7/100000")
+        started = time.monotonic()
+        pair.processes[dies].kill()
+        assert pair.processes[1 - dies].wait(60) not in (0, None)
+        assert time.monotonic() - started < 60
+        said = pair.said(1 - dies)
+    assert "another process ended" in said or "another task died" in said
+    assert "Traceback" not in said
+    step = manager.steps(tmp_path / "run")[-1]
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(rj.load(tmp_path / "run")[1]))
+    assert step >= 5
+
+
+def test_one_told_to_stop_stops_both_after_the_same_step(tmp_path):
+    arguments = [*TINY, "--config.train.steps=100000", "--config.train.checkpoint_every=100000"]
+    with Pair(tmp_path, *arguments, "--workdir", tmp_path / "run") as pair:
+        pair.wait_for(" 3/100000")
+        pair.processes[1].send_signal(signal.SIGTERM)
+        assert pair.wait(60) == [0, 0], pair.said(0) + pair.said(1)
+        (step,) = manager.steps(tmp_path / "run")
+        assert f"stopped by another process after step {step} of" in pair.said(0)
+        assert f"stopped by SIGTERM after step {step} of" in pair.said(1)
+
+
+def test_a_damaged_checkpoint_is_passed_over_by_both(two_by_two, tmp_path):
+    shutil.copytree(two_by_two[0], tmp_path / "run")
+    largest = max(
+        (tmp_path / "run/checkpoints/4/variables").rglob("d/*"), key=lambda p: p.stat().st_size
+    )
+    largest.write_bytes(largest.read_bytes()[:-1])
+    arguments = [*TINY, "--config.train.steps=4", "--config.train.checkpoint_every=2"]
+    with Pair(tmp_path, *arguments, "--workdir", tmp_path / "run") as pair:
+        assert pair.wait() == [0, 0], pair.said(0) + pair.said(1)
+        assert "checkpoints/4 cannot be read" in pair.said(0)
+    equal(rj.load(tmp_path / "run")[1], rj.load(two_by_two[0])[1])
+
+
+def test_alone_without_a_cluster_and_mistakes(monkeypatch):
+    for name in ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "TPU_WORKER_HOSTNAMES"):
+        monkeypatch.delenv(name, raising=False)
+    join_processes()
+    assert jax.process_count() == 1
+    with pytest.raises(rj.UsageError, match="--num_processes, --process_index: needed too"):
+        join_processes("localhost:1")
+    with pytest.raises(rj.UsageError, match="--process_index=2: from 0 to one below"):
+        join_processes("localhost:1", 2, 2)
+    assert HEARTBEAT_SECONDS < 60
+
+
+def test_deterministic_flags_are_added_once(monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=4")
+    make_deterministic()
+    make_deterministic()
+    flags = os.environ["XLA_FLAGS"].split()
+    assert flags[0] == "--xla_force_host_platform_device_count=4"
+    assert flags.count("--xla_gpu_deterministic_ops=true") == 1
