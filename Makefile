@@ -1,55 +1,68 @@
-# `make quickstart` and `make test` are the two commands; each makes the environment it needs.
+# Start with `make quickstart` or `make test`. Each target installs what it needs into $(VENV).
 PYTHON ?= python3
 VENV ?= .venv
 RUN := $(VENV)/bin/python
+PYTEST := $(RUN) -m pytest -n 2 --dist loadfile
 
-.PHONY: setup quickstart test test-full lint bench bench-data report notebook clean
+# Both depend on torch and would replace the build that the `dev` extra pins, so they are installed
+# without their dependencies.
+TIMM := 'timm==1.0.31; python_version == "3.11"' 'torchvision==0.28.0; python_version == "3.11"'
 
-setup: $(VENV)/requirements.installed
+.PHONY: setup quickstart test-fast test test-full lint bench bench-data report notebook clean
+
+setup: $(VENV)/setup.installed
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; v >= (3, 11) or sys.exit("Python %d.%d is too old: repvgg_jax needs 3.11 or later (make PYTHON=python3.12 ...)" % v)'
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/requirements.installed: requirements.txt | $(VENV)/bin/python
-	$(RUN) -m pip install --quiet -r requirements.txt
+$(VENV)/setup.installed: requirements.txt pyproject.toml | $(VENV)/bin/python
+	$(RUN) -m pip install --quiet -e .
 	@touch $@
 
-$(VENV)/requirements-dev.installed: requirements-dev.txt requirements-torch.txt requirements-cpu.txt $(VENV)/requirements.installed
-	$(RUN) -m pip install --quiet -r requirements-dev.txt
-	$(RUN) -m pip install --quiet --no-deps -r requirements-torch.txt
-	@touch $@
+$(VENV)/dev.installed: requirements.txt pyproject.toml | $(VENV)/bin/python
+	$(RUN) -m pip install --quiet -e '.[dev]'
+	$(RUN) -m pip install --quiet --no-deps $(TIMM)
+	@touch $(VENV)/setup.installed $@
 
+# Trains on the bundled digits, fuses, verifies and prints the report: about two minutes.
 quickstart: setup
 	$(RUN) main.py --config configs/quickstart.py --workdir runs/quickstart
 
-test: $(VENV)/requirements-dev.installed
-	$(RUN) -m pytest -n 2 --dist loadfile -m "not slow"
+# Tests that start no other processes.
+test-fast: $(VENV)/dev.installed
+	$(PYTEST) -m "not slow and not system"
 
-test-full: $(VENV)/requirements-dev.installed
-	$(RUN) -m pytest -n 2 --dist loadfile
+test: $(VENV)/dev.installed
+	$(PYTEST) -m "not slow"
 
-lint: $(VENV)/requirements-dev.installed
+test-full: $(VENV)/dev.installed
+	$(PYTEST)
+
+lint: $(VENV)/dev.installed
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 
-bench: $(VENV)/requirements-dev.installed
+# Training steps and fused nets, compared with PyTorch and onnxruntime.
+bench: $(VENV)/dev.installed
 	$(RUN) -m experiments.benchmarks.pytorch
 	JAX_PLATFORMS=cpu $(RUN) -m experiments.benchmarks.onnxruntime --constant --keep_freed_memory --patience=20
 
-# Class folders of JPEGs: make bench-data DATA=/data/imagenet
+# The input pipeline, compared with others on class folders: make bench-data DATA=/data/imagenet
 bench-data: setup
-	$(RUN) -m pip install --quiet -r requirements-bench.txt
+	@test -n "$(DATA)" || { echo "make bench-data needs DATA=<class folders of JPEGs>"; exit 2; }
+	$(RUN) -m pip install --quiet -e '.[bench]'
 	$(RUN) main.py --mode=bench_data --config configs/a0.py --config.data.source=folder --config.data.data_dir=$(DATA)
 
-# Tables and pictures of the sweeps' rows, experiments/results/*.jsonl.
+# RESULTS.md and report.html from the rows in experiments/results.
 report: setup
 	$(RUN) -m experiments.report
 
-# The branches of a trained net, on runs/quickstart or ANALYSIS_WORKDIR: runs/analysis.html
-notebook: $(VENV)/requirements-dev.installed
+# runs/analysis.html: what each branch of a trained net does, for runs/quickstart or ANALYSIS_WORKDIR.
+notebook: $(VENV)/dev.installed
 	$(RUN) -m jupytext --sync experiments/studies/analysis.ipynb
 	$(RUN) -m nbconvert --log-level=ERROR --execute --to html --output-dir runs experiments/studies/analysis.ipynb
 
+# Leaves runs/ alone.
 clean:
-	rm -rf $(VENV) runs build *.egg-info
+	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache .hypothesis

@@ -39,7 +39,7 @@ def get_config() -> ConfigDict:
     model.remat = placeholder(str)
     # How training computes RepVGG's 1x1 and identity: "moments" (both from the input's mean and
     # covariance), "batch" (each by itself), or whichever is faster. What computes convolutions:
-    # "xla", "winograd", "onednn" (CPU; requirements-cpu.txt), or the last where it is installed.
+    # "xla", "winograd", "onednn" (CPU; extra `cpu`), or the last where it is installed.
     # Rounding apart, neither changes anything.
     model.branch_statistics = placeholder(str)
     model.conv_algorithm = placeholder(str)

@@ -2,7 +2,7 @@
 
   python -m experiments.benchmarks.decoders --folder=/data/imagenet/train [--size=224]
 
-Takes the first 400 JPEGs of the class folders; needs `pip install -r requirements-bench.txt`.
+Takes the first 400 JPEGs of the class folders; needs `pip install -e '.[bench]'`.
 Times are one thread's processor time, medians of rounds in which the ways take turns.
 """
 

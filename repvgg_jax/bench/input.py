@@ -143,7 +143,7 @@ def _pipelines(
 
 
 _INSTALL = {
-    "tensorflow": "pip install -r requirements-bench.txt",
+    "tensorflow": "pip install -e '.[bench]'",
     "torch": "pip install torch (a CPU build suffices)",
 }
 

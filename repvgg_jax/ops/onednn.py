@@ -1,7 +1,7 @@
 """Convolutions on a CPU by oneDNN, through JAX's foreign function interface.
 
 XLA's own reach half of its speed forward and a quarter for a kernel's gradient (docs/speed.md).
-The library comes with requirements-cpu.txt; the calls into it, `onednn.cc`, are compiled at their
+The library comes with the extra `cpu`; the calls into it, `onednn.cc`, are compiled at their
 first use with the machine's C++ compiler, and kept in ~/.cache/repvgg_jax.
 """
 
@@ -34,7 +34,7 @@ _PARTS = (
     ("onednn-cpu-gomp", "libdnnl.so.3"),
     ("onednn-devel-cpu-gomp", "oneapi/dnnl/dnnl.hpp"),
 )
-_INSTALL = "install it with pip install -r requirements-cpu.txt"
+_INSTALL = "install it with pip install -e '.[cpu]'"
 
 
 @cache

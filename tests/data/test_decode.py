@@ -106,7 +106,7 @@ def test_the_bench_says_what_is_missing(tmp_path, capsys, monkeypatch):
     run_bench_data(config, tmp_path / "run")
     said = capsys.readouterr().out
     assert "tf.data: not measured, tensorflow is missing" in said
-    assert "requirements-bench.txt" in said
+    assert "pip install -e '.[bench]'" in said
     report = json.loads((tmp_path / "run/bench_data.json").read_text())
     (row,) = report["pipelines"]
     assert row["images_per_second"] > 0
