@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import signal
 import tempfile
 
 import pytest
@@ -32,3 +33,21 @@ def torchvision():
         library = None  # the compiled half is there
     yield importlib.import_module("torchvision")
     del library
+
+
+@pytest.fixture(scope="session")
+def undisturbed(tmp_path_factory):
+    """A run of `tiny_config()`: its last state and its folder."""
+    from repvgg_jax.training import train
+    from tests.support.runs import tiny_config
+
+    workdir = tmp_path_factory.mktemp("undisturbed") / "run"
+    return train.train(tiny_config(), workdir).state, workdir
+
+
+@pytest.fixture
+def interruptible():
+    """Also where the tests themselves run in the background, with SIGINT ignored."""
+    former = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, former)

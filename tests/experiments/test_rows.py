@@ -28,7 +28,7 @@ from tests.support.sweep_runs import FIELDS, dotted
 ROOT = Path(__file__).parents[2]
 WRITERS = """
 import os, sys
-from experiments.results import append_row
+from experiments.sweeps.rows import append_row
 for writer in range(5):
     if os.fork() == 0:
         for index in range(60):

@@ -17,12 +17,10 @@ from experiments.report import build
 from experiments.sweeps import run, run_one, status, workdirs
 from experiments.sweeps.ablations import SWEEPS
 from experiments.sweeps.expand import expand, parse_overrides
-from experiments.sweeps.launchers import Job, LauncherOptions, local
-from experiments.sweeps.launchers.local import cores, device_environment, launch
+from experiments.sweeps.launchers import local
 from experiments.sweeps.rows import read_rows
 from experiments.sweeps.spec import Sweep
-from repvgg_jax.errors import RunError, Stopped, UsageError
-from repvgg_jax.runtime.devices import devices_here
+from repvgg_jax.errors import RunError, UsageError
 from tests.support.sweep_runs import HOLDER, flags
 
 ROOT = Path(__file__).parents[2]
@@ -189,84 +187,12 @@ def test_a_run_is_trained_once_for_all_sweeps_and_failures_wait(tmp_path, capsys
     assert re.search(r"failed +step \d+: loss", capsys.readouterr().out)
 
 
-def job(tmp_path, name, code):
-    return Job(name, ("python", "-c", code, f"--workdir={tmp_path / name}"))
-
-
-def test_a_failed_job_does_not_keep_the_others_from_running(tmp_path, capsys):
-    jobs = [job(tmp_path, "bad", "print('first'); raise ValueError('the last line')")]
-    jobs += [job(tmp_path, f"good{i}", "print('fine')") for i in range(2)]
-    with pytest.raises(RunError, match="1 of 3 runs failed: bad: ValueError: the last line"):
-        launch(jobs, LauncherOptions(processes=2))
-    assert "3 runs: 2 finished, 1 failed" in capsys.readouterr().out
-    assert (tmp_path / "good1" / "log.txt").read_text() == "fine\n"
-    assert workdirs.last_words(tmp_path / "bad") == "ValueError: the last line"
-    assert (tmp_path / "bad" / workdirs.ERROR_FILE).exists()  # so that it waits for --retry_failed
-    launch([job(tmp_path, "bad", "print('better')")], LauncherOptions())
-    assert workdirs.last_words(tmp_path / "bad") == "better"
-
-
 @pytest.mark.parametrize("command", [run, status, build, throughput])
 def test_a_mistaken_flag_is_one_line(command, capsys):
     assert command.main(["branches", "--seeds=1,,2", "--results="]) == 2
     said = capsys.readouterr()
     assert said.out == ""
     assert re.fullmatch(r"error: .*; --help lists the flags\n", said.err)
-
-
-def test_a_job_that_was_killed_has_failed(tmp_path):
-    bad = job(tmp_path, "bad", "import os, signal; os.kill(os.getpid(), signal.SIGKILL)")
-    with pytest.raises(RunError, match="bad: killed by SIGKILL"):
-        launch([bad], LauncherOptions())
-    assert workdirs.last_words(tmp_path / "bad").startswith("killed by SIGKILL")
-
-
-def test_a_signal_is_passed_on_and_no_other_job_starts(tmp_path):
-    code = (
-        "import os, signal, sys, time\n"
-        "signal.signal(signal.SIGTERM, lambda *_: (print('saved', flush=True), sys.exit(75)))\n"
-        "os.kill(os.getppid(), signal.SIGTERM)\n"
-        "time.sleep(60)"
-    )
-    jobs = [job(tmp_path, "one", code), job(tmp_path, "two", "print('never')")]
-    with pytest.raises(Stopped, match="SIGTERM; the same command goes on"):
-        launch(jobs, LauncherOptions(processes=1))
-    assert (tmp_path / "one" / "log.txt").read_text() == "saved\n"
-    assert not (tmp_path / "two").exists()
-
-
-def test_jobs_are_spread_over_the_devices():
-    assert devices_here({"CUDA_VISIBLE_DEVICES": "2,3"}) == ("cuda", ["2", "3"])
-    assert devices_here({"CUDA_VISIBLE_DEVICES": ""}) == ("cpu", [])
-    assert devices_here({"JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": "0"}) == ("cpu", [])
-    given = [device_environment("cuda", ["2", "3"], slot, 4) for slot in range(4)]
-    assert [one["CUDA_VISIBLE_DEVICES"] for one in given] == ["2", "3", "2", "3"]
-    assert {one["XLA_PYTHON_CLIENT_MEM_FRACTION"] for one in given} == {"0.45"}
-    assert device_environment("tpu", ["0", "1"], 1, 2)["TPU_VISIBLE_CHIPS"] == "1"
-
-
-def test_a_chip_of_a_tpu_has_one_process(monkeypatch):
-    monkeypatch.setattr(local, "devices_here", lambda environment: ("tpu", ["0", "1"]))
-    local.check([], LauncherOptions(processes=2))
-    with pytest.raises(UsageError, match="--processes=4: 2 at most"):
-        local.check([], LauncherOptions(processes=4))
-    monkeypatch.setattr(local, "devices_here", lambda environment: ("tpu", []))
-    with pytest.raises(UsageError, match="no chip of a TPU is here"):
-        local.check([], LauncherOptions())
-
-
-def test_jobs_on_a_cpu_share_no_core(tmp_path):
-    mine = os.sched_getaffinity(0)
-    assert cores("cpu", 0, 1) == cores("cuda", 0, 2) == cores("cpu", 0, len(mine) + 1) == set()
-    if len(mine) == 1:
-        pytest.skip("one core cannot be shared out")
-    shares = [cores("cpu", slot, 2) for slot in range(2)]
-    assert shares[0] | shares[1] == mine
-    assert not shares[0] & shares[1]
-    code = "import os; print(sorted(os.sched_getaffinity(0)))"
-    launch([job(tmp_path, f"j{i}", code) for i in range(2)], LauncherOptions(processes=2))
-    said = {(tmp_path / f"j{i}" / "log.txt").read_text().strip() for i in range(2)}
-    assert said == {str(sorted(share)) for share in shares}
 
 
 def rows_without_times(results):

@@ -12,9 +12,9 @@ from repvgg_jax.blocks import dbb as dbb_file
 from repvgg_jax.blocks import repvgg as block_file
 from repvgg_jax.nets.repvgg import RepVGG, RepVGGPlus
 from repvgg_jax.ops import convolution
-from tests.blocks import test_blocks
 from tests.fusion import test_fuse
 from tests.optim import test_ema
+from tests.support import blocks as block_contract
 
 # The package exports the function under the name of its file.
 fuse = import_module("repvgg_jax.fusion.fuse")
@@ -121,8 +121,8 @@ FAULTS = {
         dbb_file.DiverseBranchBlock,
         "_bordered",
         bordered_by_zeros,
-        test_blocks.check_block,
-        ("dbb", test_blocks.CASES[0]),
+        block_contract.check_block,
+        ("dbb", block_contract.CASES[0]),
     ),
     "EMA mix": (
         fuse,

@@ -1,8 +1,5 @@
 """PyTorch's logits are ours, whoever made the weights; what does not fit is refused by name."""
 
-import os
-import pickle
-import sys
 from functools import partial
 
 import jax
@@ -12,36 +9,15 @@ import pytest
 from flax import linen as nn
 
 import repvgg_jax as rj
-from configs import quickstart
 from repvgg_jax.blocks.fused import FusedConv
-from repvgg_jax.checkpoint import manager
-from repvgg_jax.cli import pytorch
 from repvgg_jax.interop.pytorch import from_torch, to_torch
-from repvgg_jax.interop.pytorch_files import RELEASED, read_torch, save_torch
-from repvgg_jax.training import train
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed: no other side to compare")
 pytest.importorskip("safetensors", reason="safetensors is not installed")
 from experiments.reference import torch_repvgg  # noqa: E402
-from tests.support.runs import tiny_config  # noqa: E402
-from tests.support.variables import randomised  # noqa: E402
+from tests.support.torch_weights import TINY, assert_same, noise_for, refusal, tensors, tiny  # noqa: E402
 
-TINY = dict(num_classes=5, widths=(16, 16, 24, 24, 32), depths=(1, 2, 1, 3, 2))
 TOLERANCE = 1e-5
-# PyTorch's RepVGG always has five, of stride 2 each.
-FIVE_STAGES = {"depths": (1,) * 5, "widths": (8,) * 5, "strides": (2,) * 5}
-
-
-def noise_for(net):
-    """Numbers of both signs in the net's shapes, no two alike: transfer only moves them."""
-    shapes = jax.eval_shape(lambda key: rj.init(net, key, image_size=32), jax.random.key(0))
-    draw = np.random.default_rng(1).standard_normal
-    return jax.tree.map(lambda leaf: draw(leaf.shape, np.float32), shapes)
-
-
-def tiny(name="repvgg_a0", **overrides):
-    net = rj.create(name, **{**TINY, **overrides})
-    return net, noise_for(net)
 
 
 def images(size=224, batch=1):
@@ -67,15 +43,6 @@ def relative(expected, got):
     assert np.isfinite(expected).all()
     assert np.std(expected) > 0
     return np.abs(got - expected).max() / np.abs(expected).max()
-
-
-def tensors(state_dict):
-    return {name: torch.from_numpy(array) for name, array in state_dict.items()}
-
-
-def assert_same(a, b):
-    assert jax.tree.structure(a) == jax.tree.structure(b)
-    jax.tree.map(np.testing.assert_array_equal, a, b)
 
 
 @pytest.fixture(scope="module")
@@ -202,13 +169,6 @@ def test_half_precision_sources_become_float32():
     assert_same(imported, rounded)
 
 
-def refusal(call, *arguments, **keywords):
-    with pytest.raises(rj.UsageError) as caught:
-        call(*arguments, **keywords)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
-
-
 def test_strict_import_lists_both_leftovers():
     net, variables = tiny()
     source = to_torch(net, variables)
@@ -267,121 +227,3 @@ def test_export_is_strict():
 @pytest.mark.parametrize("source", [{}, None, {"state_dict": {}}, {"stage0.x": "text"}])
 def test_what_is_no_state_dict(source):
     refusal(from_torch, tiny()[0], source)
-
-
-@pytest.mark.parametrize("ending", [".pth", ".pt", ".safetensors"])
-def test_files_round_trip(ending, tmp_path):
-    net, variables = tiny("repvgg_d2se")
-    save_torch(tmp_path / f"weights{ending}", to_torch(net, variables))
-    read = read_torch(tmp_path / f"weights{ending}")
-    assert_same(from_torch(net, read), variables)
-    counter = "stage0.rbr_dense.bn.num_batches_tracked"
-    assert np.asarray(read[counter]).dtype == np.int64
-    assert np.asarray(read[counter]).shape == ()
-    torch_repvgg.twin_of(net).load_state_dict({k: torch.as_tensor(v) for k, v in read.items()})
-
-
-class Malicious:
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return os.mkdir, (str(self.path),)
-
-
-@pytest.mark.parametrize("legacy", [False, True])
-def test_a_pickle_with_code_is_refused_and_not_run(legacy, tmp_path):
-    path, proof = tmp_path / "gift.pth", tmp_path / "was_run"
-    torch.save({"state_dict": Malicious(proof)}, path, _use_new_zipfile_serialization=not legacy)
-    assert "mkdir" in refusal(read_torch, path)
-    assert not proof.exists()
-    with path.open("wb") as file:
-        pickle.dump(Malicious(proof), file, protocol=2)
-    refusal(read_torch, path)
-    assert not proof.exists()
-
-
-@pytest.mark.parametrize("name", ["a.pth", "a.safetensors"])
-def test_damaged_and_missing_files(name, tmp_path):
-    assert "no such file" in refusal(read_torch, tmp_path / name)
-    for content in (b"", b"not weights at all"):
-        (tmp_path / name).write_bytes(content)
-        assert "damaged" in refusal(read_torch, tmp_path / name)
-    save_torch(tmp_path / name, to_torch(*tiny()))
-    whole = (tmp_path / name).read_bytes()
-    (tmp_path / name).write_bytes(whole[: len(whole) // 2])
-    assert "damaged" in refusal(read_torch, tmp_path / name)
-
-
-def test_endings_and_folders(tmp_path):
-    assert ".safetensors" in refusal(read_torch, tmp_path / "a.ckpt")
-    assert ".safetensors" in refusal(save_torch, tmp_path / "a.npz", {})
-    assert "does not exist" in refusal(save_torch, tmp_path / "no" / "a.pth", {})
-
-
-@pytest.mark.parametrize("package", ["torch", "safetensors"])
-def test_a_missing_package_is_named(package, monkeypatch, tmp_path):
-    monkeypatch.setitem(sys.modules, package, None)
-    monkeypatch.setitem(sys.modules, "safetensors.numpy", None)
-    path = tmp_path / ("a.pth" if package == "torch" else "a.safetensors")
-    assert f"pip install {package}" in refusal(read_torch, path)
-
-
-def test_released_records_are_of_models_that_exist():
-    assert {record.model for record in RELEASED.values()} <= set(rj.list_models())
-    assert all(file == record.file for file, record in RELEASED.items())
-    assert RELEASED["RepVGG-A0-train.pth"].top1 == 72.41
-
-
-def test_a_file_becomes_a_run_and_a_file_again(tmp_path):
-    config = quickstart.get_config()
-    config.model.update(FIVE_STAGES)
-    net = rj.create(**config.model.to_dict())
-    variables = noise_for(net)
-    save_torch(tmp_path / "given.pth", to_torch(net, variables))
-    pytorch.run_import(config, tmp_path / "run", str(tmp_path / "given.pth"))
-    jax.tree.map(np.testing.assert_array_equal, rj.load(tmp_path / "run")[1], variables)
-    for layout in ("official", "timm"):
-        path = tmp_path / f"{layout}.safetensors"
-        pytorch.run_to_torch(tmp_path / "run", str(path), layout, fused=False)
-        got = from_torch(net, read_torch(path))
-        jax.tree.map(np.testing.assert_array_equal, got, variables)
-    with pytest.raises(rj.UsageError, match="has a checkpoint of step 0"):
-        pytorch.run_import(config, tmp_path / "run", str(tmp_path / "given.pth"))
-
-
-def test_an_imported_run_trains_on_from_its_weights(tmp_path):
-    config = tiny_config(train_steps=1, optim_learning_rate=0.0, optim_ema_decay=0.5)
-    config.model.update(FIVE_STAGES)
-    net = rj.create(**config.model.to_dict())
-    shapes = jax.eval_shape(lambda key: rj.init(net, key), jax.random.key(0))
-    save_torch(tmp_path / "given.pth", to_torch(net, randomised(shapes, 1)))
-    pytorch.run_import(config, tmp_path / "run", str(tmp_path / "given.pth"))
-    state = train.train(config, tmp_path / "run").state
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6),
-        jax.device_get(state.params),
-        jax.device_get(randomised(shapes, 1)["params"]),
-    )
-    assert manager.steps(tmp_path / "run") == [0, 1]
-
-
-@pytest.mark.parametrize("overrides", [{"strides": (1, 2, 2, 2, 2)}, {"output_stride": 8}])
-def test_strides_that_pytorch_would_not_use_come_in_but_not_out(overrides):
-    fields = {"depths": (1,) * 5, "widths": (8, 8, 8, 16, 24), "num_classes": 5}
-    as_released, other = (
-        rj.create("repvgg_a0", **fields),
-        rj.create("repvgg_a0", **fields | overrides),
-    )
-    variables = noise_for(as_released)
-    state_dict = to_torch(as_released, variables)
-    jax.tree.map(np.testing.assert_array_equal, from_torch(other, state_dict), variables)
-    with pytest.raises(rj.UsageError, match="would compute something else"):
-        to_torch(other, variables)
-
-
-def test_importing_does_not_take_init_from(tmp_path):
-    config = tiny_config()
-    config.init_from = "runs/other"
-    with pytest.raises(rj.UsageError, match=r"drop config\.init_from"):
-        pytorch.run_import(config, tmp_path / "run", "given.pth")

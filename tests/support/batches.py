@@ -6,6 +6,9 @@ import itertools
 
 import numpy as np
 
+from repvgg_jax.data.augment.transforms import (
+    Transform,
+)
 from repvgg_jax.data.sources.base import ArraySource
 
 
@@ -30,3 +33,7 @@ def joined(parts):
 
 def take(iterator, count):
     return list(itertools.islice(iterator, count))
+
+
+PLAIN = Transform("none", 8)
+AUGMENTED = [Transform("pad_crop", 8, padding=2), Transform("resized_crop", 8, resize=10)]

@@ -36,7 +36,7 @@ def flags(**changes):
 HOLDER = """
 import sys, time
 from pathlib import Path
-from experiments.workdirs import locked
+from experiments.sweeps.workdirs import locked
 with locked(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(60)

@@ -1,0 +1,76 @@
+"""`--mode=import` and `--mode=to_torch`."""
+
+import jax
+import numpy as np
+import pytest
+
+import repvgg_jax as rj
+from configs import quickstart
+from repvgg_jax.checkpoint import manager
+from repvgg_jax.cli import pytorch
+from repvgg_jax.interop.pytorch import from_torch, to_torch
+from repvgg_jax.interop.pytorch_files import read_torch, save_torch
+from repvgg_jax.training import train
+from tests.support.runs import tiny_config
+from tests.support.variables import randomised
+
+torch = pytest.importorskip("torch", reason="PyTorch is not installed: no other side to compare")
+pytest.importorskip("safetensors", reason="safetensors is not installed")
+from tests.support.torch_weights import noise_for  # noqa: E402
+
+# PyTorch's RepVGG always has five, of stride 2 each.
+FIVE_STAGES = {"depths": (1,) * 5, "widths": (8,) * 5, "strides": (2,) * 5}
+
+
+def test_a_file_becomes_a_run_and_a_file_again(tmp_path):
+    config = quickstart.get_config()
+    config.model.update(FIVE_STAGES)
+    net = rj.create(**config.model.to_dict())
+    variables = noise_for(net)
+    save_torch(tmp_path / "given.pth", to_torch(net, variables))
+    pytorch.run_import(config, tmp_path / "run", str(tmp_path / "given.pth"))
+    jax.tree.map(np.testing.assert_array_equal, rj.load(tmp_path / "run")[1], variables)
+    for layout in ("official", "timm"):
+        path = tmp_path / f"{layout}.safetensors"
+        pytorch.run_to_torch(tmp_path / "run", str(path), layout, fused=False)
+        got = from_torch(net, read_torch(path))
+        jax.tree.map(np.testing.assert_array_equal, got, variables)
+    with pytest.raises(rj.UsageError, match="has a checkpoint of step 0"):
+        pytorch.run_import(config, tmp_path / "run", str(tmp_path / "given.pth"))
+
+
+def test_an_imported_run_trains_on_from_its_weights(tmp_path):
+    config = tiny_config(train_steps=1, optim_learning_rate=0.0, optim_ema_decay=0.5)
+    config.model.update(FIVE_STAGES)
+    net = rj.create(**config.model.to_dict())
+    shapes = jax.eval_shape(lambda key: rj.init(net, key), jax.random.key(0))
+    save_torch(tmp_path / "given.pth", to_torch(net, randomised(shapes, 1)))
+    pytorch.run_import(config, tmp_path / "run", str(tmp_path / "given.pth"))
+    state = train.train(config, tmp_path / "run").state
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6),
+        jax.device_get(state.params),
+        jax.device_get(randomised(shapes, 1)["params"]),
+    )
+    assert manager.steps(tmp_path / "run") == [0, 1]
+
+
+@pytest.mark.parametrize("overrides", [{"strides": (1, 2, 2, 2, 2)}, {"output_stride": 8}])
+def test_strides_that_pytorch_would_not_use_come_in_but_not_out(overrides):
+    fields = {"depths": (1,) * 5, "widths": (8, 8, 8, 16, 24), "num_classes": 5}
+    as_released, other = (
+        rj.create("repvgg_a0", **fields),
+        rj.create("repvgg_a0", **fields | overrides),
+    )
+    variables = noise_for(as_released)
+    state_dict = to_torch(as_released, variables)
+    jax.tree.map(np.testing.assert_array_equal, from_torch(other, state_dict), variables)
+    with pytest.raises(rj.UsageError, match="would compute something else"):
+        to_torch(other, variables)
+
+
+def test_importing_does_not_take_init_from(tmp_path):
+    config = tiny_config()
+    config.init_from = "runs/other"
+    with pytest.raises(rj.UsageError, match=r"drop config\.init_from"):
+        pytorch.run_import(config, tmp_path / "run", "given.pth")

@@ -1,0 +1,63 @@
+"""The contract of a block: affine in evaluation mode, and equal to its fused form."""
+
+import jax
+import jax.numpy as jnp
+
+import repvgg_jax as rj
+from repvgg_jax.blocks.base import Block
+from repvgg_jax.blocks.fused import FusedConv
+from repvgg_jax.blocks.registry import BLOCKS, fuse_block
+from repvgg_jax.fusion.verify import relative_error
+from tests.support.variables import random_images, randomised
+
+TOLERANCE = {"float64": 1e-12, "float32": 1e-5}
+# cin, features, strides, groups, kernel_size, dilation, (height, width), dtype: each value of each
+# at least once with each block, the depthwise and the stem's among them.
+CASES = [
+    (8, 8, 1, 1, 3, 1, (7, 6), "float64"),
+    (8, 16, 2, 2, 3, 1, (8, 5), "float32"),
+    (8, 8, 1, 8, 5, 2, (6, 7), "float64"),
+    (3, 8, 2, 1, 5, 1, (5, 8), "float64"),
+    (8, 8, 1, 8, 3, 1, (1, 3), "float32"),
+    (16, 8, 1, 4, 1, 1, (4, 5), "float64"),
+]
+
+
+def build(name, cin, features, strides, groups, kernel_size, dilation, size, dtype):
+    block = BLOCKS[name].block(
+        features=features,
+        strides=strides,
+        groups=groups,
+        kernel_size=kernel_size,
+        dilation=dilation,
+        dtype=jnp.dtype(dtype).type,
+    )
+    x = random_images(3, *size, cin, dtype=dtype)
+    shapes = jax.eval_shape(lambda: block.init(jax.random.key(0), x))
+    return block, {"batch_stats": {}} | randomised(shapes, 1, dtype), x
+
+
+def check_block(name, case):
+    with jax.enable_x64(True):
+        block, variables, x = build(name, *case)
+        fields = {field: getattr(block, field) for field in Block.__dataclass_fields__}
+        plain = FusedConv(**{k: v for k, v in fields.items() if k not in ("parent", "name")})
+
+        @jax.jit
+        def errors(variables, x):
+            f = lambda x: block.apply(variables, x)  # noqa: E731
+            affine = relative_error(f(x[:1] + x[1:2] - x[2:]), (f(x)[0] + f(x)[1] - f(x)[2])[None])
+            try:
+                kernel, bias = fuse_block(block, variables["params"], variables["batch_stats"])
+            except rj.UsageError:
+                return affine, None
+            fused = {"params": {"conv": {"kernel": kernel, "bias": bias}}}
+            return affine, relative_error(f(x), plain.apply(fused, x))
+
+        affine, fusing = errors(variables, x)
+    tolerance = TOLERANCE[case[-1]]
+    if fusing is None:
+        assert affine > 1e-2, f"{name} is affine, so it can be fused"
+    else:
+        assert affine < 10 * tolerance
+        assert fusing < tolerance

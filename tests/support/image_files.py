@@ -1,0 +1,70 @@
+"""Images, class folders and prepared data sets, written for a test."""
+
+from __future__ import annotations
+
+import io
+import itertools
+
+import numpy as np
+from PIL import Image
+
+
+def noise(seed, height=12, width=10):
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
+
+
+def encoded(pixels, kind="PNG"):
+    data = io.BytesIO()
+    Image.fromarray(pixels).save(data, kind)
+    return data.getvalue()
+
+
+def write(path, data):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(data)
+    return path
+
+
+def write_tree(root, splits=("train", "val"), classes=("bee", "ant"), count=3):
+    """Class folders of noise; every image differs from every other."""
+    seeds = itertools.count()
+    for split in splits:
+        for name in classes:
+            for i in range(count):
+                write(root / split / name / f"{i}.PNG", encoded(noise(next(seeds))))
+    return root
+
+
+def truncated_jpeg():
+    data = encoded(noise(0, 64, 64), "JPEG")
+    return data[: len(data) // 2]
+
+
+def write_prepared(root, images, labels, *, shape=(8, 8, 3), label=None, splits=("train",)):
+    """A prepared array_record data set `tiny`, written without TensorFlow."""
+    import tensorflow_datasets as tfds
+
+    features = {"image": tfds.features.Image(shape=shape)}
+    features["label"] = label or tfds.features.ClassLabel(num_classes=3)
+
+    with tfds.core.registered.skip_registration():
+
+        class Tiny(tfds.core.GeneratorBasedBuilder):
+            """Images given as bytes."""
+
+            VERSION = tfds.core.Version("1.0.0")
+
+            def _info(self):
+                return tfds.core.DatasetInfo(
+                    builder=self, features=tfds.features.FeaturesDict(features)
+                )
+
+            def _split_generators(self, dl_manager):
+                return {split: self._generate_examples() for split in splits}
+
+            def _generate_examples(self):
+                for i, (image, value) in enumerate(zip(images, labels, strict=True)):
+                    yield i, {"image": image, "label": value}
+
+    Tiny(data_dir=root, file_format="array_record").download_and_prepare()
+    return root / "tiny" / "1.0.0"

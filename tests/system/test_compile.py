@@ -1,0 +1,90 @@
+"""`--mode=compile` as a command."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from configs import quickstart
+from repvgg_jax.cli.compile import run_compile
+from repvgg_jax.errors import UsageError
+
+ROOT = Path(__file__).parents[2]
+LIBTPU = importlib.util.find_spec("libtpu") is not None
+REASON = "no libtpu, the compiler for TPUs: pip install libtpu"
+
+
+def run(*arguments, code=0):
+    environment = os.environ | {"XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run(
+        [sys.executable, "main.py", "--mode=compile", *map(str, arguments)],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert done.returncode == code, done.stdout + done.stderr
+    return done.stdout if code == 0 else done.stderr
+
+
+def test_without_libtpu():
+    if LIBTPU:
+        pytest.skip("libtpu is installed")
+    said = run("--config", "configs/b1.py", "--topology=v5e:4x4", code=2)
+    assert said.startswith("error: ")
+    assert said.endswith("pip install libtpu\n")
+    assert said.count("\n") == 1
+
+
+def test_the_command_needs_no_data_and_leaves_a_workdir_that_trains(tmp_path):
+    said = run(
+        *("--config", "configs/a0.py", f"--config.data.data_dir={tmp_path}/none"),
+        *("--config.model.widths=(8,8,8,8,8)", "--config.model.depths=(1,1,1,1,1)"),
+        *("--config.data.image_size=32", "--config.model.dtype=float32", "--topology=cpu:8"),
+        *("--workdir", tmp_path / "run"),
+    )
+    assert "repvgg_a0 on 8 x cpu (cpu:8), 256 images a step, 32 a device" in said
+    found = json.loads((tmp_path / "run/compile.json").read_text())
+    assert found["devices"] == 8
+    assert found["collectives"]["all-reduce"][0] > 0
+    assert (tmp_path / "run/config.json").exists()
+
+
+def test_the_command_needs_config_and_topology():
+    for config, topology in ((quickstart.get_config(), None), (None, "cpu:4")):
+        with pytest.raises(UsageError, match="needs --config and --topology"):
+            run_compile(config, topology, None)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not LIBTPU, reason=REASON)
+def test_a_slice_of_a_tpu_pod(tmp_path):
+    quick = ("--config", "configs/quickstart.py")
+    said = run(*quick, "--topology=v5e:2x4", "--workdir", tmp_path / "tpu")
+    assert "8 x TPU v5 lite" in said
+    assert "of 16 " in said
+    assert ": fits" in said
+    run(*quick, "--topology=cpu:8", "--workdir", tmp_path / "cpu")
+    tpu, cpu = (json.loads((tmp_path / n / "compile.json").read_text()) for n in ("tpu", "cpu"))
+    # The same step sends the same sums, whoever compiled it, up to a few numbers.
+    (_, ours), (_, theirs) = (cost["collectives"]["all-reduce"] for cost in (tpu, cpu))
+    assert ours == pytest.approx(theirs, rel=0.1)
+    assert tpu["flops"] == pytest.approx(cpu["flops"], rel=0.2)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not LIBTPU, reason=REASON)
+def test_a_step_that_no_chip_has_memory_for():
+    said = run(
+        *("--config", "configs/quickstart.py", "--topology=v5e:1x1"),
+        "--config.train.batch_size=4194304",
+        code=3,
+    )
+    assert "train.batch_size=4194304 does not fit 1 x TPU v5 lite" in said
+    assert "15.75G" in said
+    assert said.count("\n") == 1

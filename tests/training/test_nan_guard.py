@@ -1,0 +1,29 @@
+"""A run whose loss is not finite stops before that is saved."""
+
+import jax
+import numpy as np
+import pytest
+
+import repvgg_jax as rj
+from repvgg_jax.checkpoint import manager
+from repvgg_jax.errors import RunError
+from repvgg_jax.training import train
+from tests.support.faults import at_batch
+from tests.support.runs import equal, tiny_config
+
+
+def test_a_nan_in_a_batch_stops_before_it_is_saved(undisturbed, tmp_path, monkeypatch):
+    def poisoned(batch):
+        images = batch["image"].astype(np.float32)
+        images[5, 3, 3, 1] = np.nan
+        return batch | {"image": images}
+
+    with monkeypatch.context() as patch:
+        at_batch(patch, 3, poisoned)
+        with pytest.raises(RunError, match=r"step 3: loss nan.*last good checkpoint"):
+            train.train(tiny_config(train_checkpoint_every=1), tmp_path)
+    good = manager.steps(tmp_path)
+    assert good == [1]  # step 2 is let go with it: the fault may lie in what it led to
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(rj.load(tmp_path)[1]))
+    again = train.train(tiny_config(train_checkpoint_every=1), tmp_path).state
+    equal(again.variables, undisturbed[0].variables)
