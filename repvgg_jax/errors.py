@@ -1,23 +1,51 @@
-"""The exceptions that `main.py` turns into a single line and an exit code."""
+"""User-facing errors, their exit codes, and a helper that turns any exception into one line.
+
+Exit codes of `main.py` and of the commands in `experiments`:
+
+|   0 | finished, or stopped on request by `main.py`; the same command resumes a stopped run     |
+|   1 | an unexpected error, with a traceback: a bug                                             |
+|   2 | `UsageError`: the command, the config or a file must change first; retrying does not help |
+|   3 | `RunError`: the run failed, for example on a full disk or a loss that is not finite      |
+|  73 | `experiments.sweeps.run_one`: another process is already executing the run               |
+|  75 | `experiments.sweeps.run_one`: stopped on request; the same command resumes the run       |
+| 130 | interrupted by a second Ctrl-C, before the current step was saved                        |
+"""
+
+from __future__ import annotations
+
+import re
 
 
 class RunError(Exception):
-    """A run cannot go on. The message is one line: what happened, and where the good part lies."""
+    """A run cannot continue. The message is one line: what happened, and what is still good."""
 
     exit_code = 3
 
 
 class UsageError(RunError, ValueError):
-    """A mistake of the user's: the message says what was wrong, what would be right, and where."""
+    """The user's input is wrong. The message says what is wrong, what would be right, and where."""
 
     exit_code = 2
 
 
-class Stopped(RunError):  # noqa: N818 (nothing is wrong)
-    """A run was told to stop, and can go on later. The message says by what."""
-
-    exit_code = 0
-
-
 class DamagedError(UsageError):
-    """Files that were ours and cannot be read any more."""
+    """A file that this package wrote can no longer be read."""
+
+
+class Stopped(BaseException):
+    """A run was asked to stop and can be resumed later. The message says by what.
+
+    Like KeyboardInterrupt it is not an Exception, so that no handler of errors catches it.
+    """
+
+
+def one_line(error: BaseException, limit: int = 200) -> str:
+    """Returns the message of any exception as one line of at most `limit` characters.
+
+    For an error of the operating system this is the system's own text, without the file's name. A
+    trailing reference to documentation is dropped. An empty message gives the exception's type.
+    """
+    message = getattr(error, "strerror", None) or str(error)
+    text = re.split(r"\.?\s+See (?:full|http)", " ".join(message.split()))[0]
+    text = text or type(error).__name__
+    return text if len(text) <= limit else f"{text[: limit - 3]}..."

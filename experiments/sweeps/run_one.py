@@ -39,7 +39,7 @@ from experiments.sweeps.rows import (
 )
 from repvgg_jax.bench import aot
 from repvgg_jax.cli.train import run_train
-from repvgg_jax.errors import RunError, Stopped, UsageError
+from repvgg_jax.errors import RunError, Stopped, UsageError, one_line
 from repvgg_jax.runtime.compilation import temporaries_bytes
 from repvgg_jax.runtime.files import write_json
 from repvgg_jax.runtime.processes import (
@@ -84,15 +84,13 @@ def _leaving_last_words(workdir: Path) -> Iterator[None]:
     """What a failure within says stays in the workdir, for `experiments.status`."""
 
     def leave(error: Exception) -> None:
-        words = str(error) if isinstance(error, RunError) else f"{type(error).__name__}: {error}"
-        line = next(iter(words.strip().splitlines()), words)
+        known = isinstance(error, RunError)
+        line = str(error) if known else f"{type(error).__name__}: {one_line(error)}"
         workdirs.leave_last_words(workdir, line)
 
     with leaving_at_once(leave):
         try:
             yield
-        except Stopped:
-            raise
         except Exception as error:
             if jax.process_count() == 1:
                 leave(error)

@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 from repvgg_jax.bench.hlo import KINDS, traffic
 from repvgg_jax.config.build import config_mesh, make_net, make_optimizer
 from repvgg_jax.config.fields import check_values
-from repvgg_jax.errors import RunError, UsageError
+from repvgg_jax.errors import RunError, UsageError, one_line
 from repvgg_jax.optim import sgd
 from repvgg_jax.runtime.devices import compiling_for
 from repvgg_jax.runtime.mesh import batch_sharding, replicated
@@ -121,7 +121,7 @@ def topology_devices(text: str) -> list[jax.Device]:
     try:
         topology = topologies.get_topology_desc(text, "tpu", **_CHIPS[name].options)
     except jax.errors.JaxRuntimeError as error:
-        raise UsageError(f"--topology={text}: {_one_line(error)}") from None
+        raise UsageError(f"--topology={text}: {one_line(error, 400)}") from None
     return list(topology.devices)
 
 
@@ -158,7 +158,8 @@ def compile_step(config: ConfigDict, devices: list[jax.Device]) -> jax.stages.Co
             raise
         raise RunError(
             f"train.batch_size={config.train.batch_size} does not fit {len(devices)} x "
-            f"{devices[0].device_kind}; take more devices or a smaller batch. {_one_line(error)}"
+            f"{devices[0].device_kind}; take more devices or a smaller batch. "
+            f"{one_line(error, 400)}"
         ) from None
 
 
@@ -263,9 +264,3 @@ def table(cost: Cost, title: str = "", hbm: int | None = None) -> str:
             "collectives each trip"
         )
     return "\n".join(lines)
-
-
-def _one_line(error: Exception) -> str:
-    """The sentence of an XLA error that says what is wrong."""
-    lines = [line for line in str(error).splitlines() if not line.startswith("See http")]
-    return " ".join(" ".join(lines).split())

@@ -11,8 +11,8 @@ import orbax.checkpoint as ocp
 from flax import linen as nn
 
 from repvgg_jax.blocks.fused import FusedConv
-from repvgg_jax.checkpoint.integrity import check_shapes, read_named, reason
-from repvgg_jax.errors import RunError, UsageError
+from repvgg_jax.checkpoint.integrity import check_shapes, read_named, root_cause
+from repvgg_jax.errors import RunError, UsageError, one_line
 from repvgg_jax.fusion.certificate import FILE, check
 from repvgg_jax.nets import abstract_variables
 from repvgg_jax.runtime.files import write_json
@@ -37,7 +37,7 @@ def save_fused(workdir: Path, variables: Mapping[str, Any], certificate: Mapping
             write_json(Path(workdir) / FILE, certificate)
     except Exception as error:  # Orbax and TensorStore raise a dozen types
         raise RunError(
-            f"the fused weights could not be written to {path} ({reason(error)}); "
+            f"the fused weights could not be written to {path} ({one_line(root_cause(error))}); "
             "`--mode=fuse` makes them from the latest checkpoint"
         ) from error
 

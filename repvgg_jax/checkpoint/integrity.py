@@ -15,7 +15,7 @@ from typing import Any
 import jax
 from absl import logging
 
-from repvgg_jax.errors import DamagedError, RunError, UsageError
+from repvgg_jax.errors import DamagedError, RunError, UsageError, one_line
 from repvgg_jax.runtime.files import write_json
 
 CHECKSUMS = "sha256.json"
@@ -75,29 +75,22 @@ def read_named(where: Path, read: Callable[[], Any]) -> Any:
 
 def _unreadable(where: Path, error: Exception) -> RunError:
     out_of_memory = isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error)
-    if out_of_memory or _system_error(error) in _NOT_THE_FILES:
-        return RunError(f"the checkpoint {where} could not be read now ({reason(error)})")
-    return DamagedError(f"the checkpoint {where} cannot be read ({reason(error)})")
+    cause = root_cause(error)
+    if out_of_memory or getattr(cause, "errno", None) in _NOT_THE_FILES:
+        return RunError(f"the checkpoint {where} could not be read now ({one_line(cause)})")
+    return DamagedError(f"the checkpoint {where} cannot be read ({one_line(cause)})")
 
 
-def _system_error(error: BaseException) -> int | None:
-    """The error's number; it hides behind the words of Orbax's and TensorStore's layers."""
+def root_cause(error: BaseException) -> BaseException:
+    """Returns the operating system's error behind one of Orbax or TensorStore, or else `error`."""
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, OSError) and cause.errno:
-            return cause.errno
+            return cause
         if code := re.search(r"os_error_code=\W*(\d+)", str(cause)):
-            return int(code[1])
+            return OSError(int(code[1]), os.strerror(int(code[1])))
         cause = cause.__cause__ or cause.__context__
-    return None
-
-
-def reason(error: BaseException) -> str:
-    """One line: what the system said, where it said something."""
-    if number := _system_error(error):
-        return os.strerror(number)
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text.split(". See full")[0][:200]
+    return error
 
 
 def check_shapes(where: Path, expected: Any, metadata: Any) -> None:

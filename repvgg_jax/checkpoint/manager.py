@@ -17,10 +17,10 @@ from repvgg_jax.checkpoint.integrity import (
     check_checksums,
     check_shapes,
     read_named,
-    reason,
+    root_cause,
     write_checksums,
 )
-from repvgg_jax.errors import DamagedError, RunError
+from repvgg_jax.errors import DamagedError, RunError, one_line
 from repvgg_jax.nets import Variables
 from repvgg_jax.runtime.processes import all_processes, primary, sync_processes
 
@@ -143,8 +143,8 @@ def _writing(manager: ocp.CheckpointManager) -> Iterator[None]:
         found = steps(Path(manager.directory).parent)
         good = f"{manager.directory}/{found[-1]}" if found else "none was written yet"
         raise RunError(
-            f"a checkpoint could not be written to {manager.directory} ({reason(error)}); "
-            f"last good checkpoint: {good}"
+            f"a checkpoint could not be written to {manager.directory} "
+            f"({one_line(root_cause(error))}); last good checkpoint: {good}"
         ) from error
 
 

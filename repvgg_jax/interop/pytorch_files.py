@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from repvgg_jax.errors import UsageError
+from repvgg_jax.errors import UsageError, one_line
 
 PICKLES, SAFE = (".pth", ".pt"), ".safetensors"
 
@@ -32,7 +32,9 @@ def read_torch(path: str | Path) -> dict[str, Any]:
         try:
             return numpy_io.load_file(path)
         except Exception as error:  # the package's own class is not importable at module level
-            raise UsageError(f"{path}: damaged, or no safetensors file ({_line(error)})") from error
+            raise UsageError(
+                f"{path}: damaged, or no safetensors file ({one_line(error, 100)})"
+            ) from error
     torch = _torch(path)
     _check_exists(path)
     try:
@@ -43,9 +45,9 @@ def read_torch(path: str | Path) -> dict[str, Any]:
                 f"{path} was not read: it asks to run {code[1]}, and nothing but weights is "
                 "unpickled; where you trust it, re-save torch.save(model.state_dict(), path)"
             ) from None
-        raise UsageError(f"{path}: damaged, or no PyTorch file ({_line(error)})") from None
+        raise UsageError(f"{path}: damaged, or no PyTorch file ({one_line(error, 100)})") from None
     except (RuntimeError, EOFError, ValueError, KeyError) as error:
-        raise UsageError(f"{path}: damaged, or no PyTorch file ({_line(error)})") from None
+        raise UsageError(f"{path}: damaged, or no PyTorch file ({one_line(error, 100)})") from None
 
 
 def save_torch(path: str | Path, state_dict: Mapping[str, np.ndarray]) -> None:
@@ -94,10 +96,6 @@ def _safetensors(path: Path) -> Any:
     except ImportError:
         raise UsageError(f"{path} needs safetensors: pip install safetensors") from None
     return safetensors.numpy
-
-
-def _line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:100]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,6 +13,7 @@ import jax
 from absl import logging
 from jax import Array, lax
 
+from repvgg_jax.errors import one_line
 from repvgg_jax.runtime.devices import on_cpus
 
 _KEPT_BYTES = 4 * 2**30
@@ -47,11 +48,10 @@ def keep_programs() -> None:
                 drop_oldest(folder, _KEPT_BYTES)
         except (OSError, RuntimeError) as error:  # the latter where there is no home
             jax.config.update("jax_enable_compilation_cache", False)
-            reason = getattr(error, "strerror", None) or error
             logging.warning(
                 "compiled programs are not kept: %s cannot be written to (%s); "
                 "JAX_COMPILATION_CACHE_DIR names another folder",
-                *(given or "~/.cache/repvgg_jax/xla", reason),
+                *(given or "~/.cache/repvgg_jax/xla", one_line(error)),
             )
             return
     jax.config.update("jax_compilation_cache_dir", str(folder))

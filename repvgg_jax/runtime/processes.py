@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from repvgg_jax.errors import RunError, Stopped, UsageError
+from repvgg_jax.errors import RunError, UsageError, one_line
 from repvgg_jax.runtime.compilation import keep_programs
 from repvgg_jax.runtime.devices import devices_here, keep_freed_memory
 
@@ -85,7 +85,7 @@ def join_processes(
     try:
         jax.distributed.initialize(**arguments, heartbeat_timeout_seconds=HEARTBEAT_SECONDS)
     except (RuntimeError, ValueError) as error:
-        words = f"the processes did not find each other ({str(error).splitlines()[0][:200]})"
+        words = f"the processes did not find each other ({one_line(error)})"
         if not arguments:  # the cluster's affair, which may go well the next time
             raise RunError(f"{words}; each host must run one, and reach the first's") from error
         raise UsageError(
@@ -120,8 +120,6 @@ def leaving_at_once(last_words: Callable[[Exception], None] | None = None) -> It
     token = _LAST_WORDS.set(last_words or _LAST_WORDS.get())
     try:
         yield
-    except Stopped:  # all of them do, after the same step
-        raise
     except KeyboardInterrupt:
         if jax.process_count() == 1:
             raise
@@ -132,7 +130,7 @@ def leaving_at_once(last_words: Callable[[Exception], None] | None = None) -> It
         if isinstance(error, RunError):
             said, code = str(error), error.exit_code
         else:
-            reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+            reason = f"{type(error).__name__}: {one_line(error)}"
             said = reason
             if _is_anothers(error):
                 said = f"another process ended, so that this one cannot go on either ({reason})"

@@ -20,7 +20,7 @@ from experiments.sweeps.launchers import (
     check_folders,
 )
 from experiments.sweeps.workdirs import forget_last_words, keep_last_words, of_command
-from repvgg_jax.errors import RunError, UsageError
+from repvgg_jax.errors import RunError, UsageError, one_line
 
 FLAGS = {"processes", "folder", "grace", "restarts", "cluster", "partition", "account", "minutes"}
 FLAGS |= {"cpus", "gpus"}
@@ -172,8 +172,9 @@ def submit(jobs: Sequence[Job], options: LauncherOptions) -> list[Any]:
     try:
         return executor.map_array(Requeued(options.grace), [list(job.command) for job in jobs])
     except FailedJobError as error:
-        reason = " ".join(str(error).split())[:300]
-        raise UsageError(f"--launcher=slurm: the cluster refuses the jobs: {reason}") from None
+        raise UsageError(
+            f"--launcher=slurm: the cluster refuses the jobs: {one_line(error, 300)}"
+        ) from None
 
 
 def launch(jobs: Sequence[Job], options: LauncherOptions) -> None:

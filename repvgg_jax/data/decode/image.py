@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from repvgg_jax.data.decode import jpeg
-from repvgg_jax.errors import UsageError
+from repvgg_jax.errors import UsageError, one_line
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -28,7 +28,6 @@ class CorruptImageError(UsageError):
     """An image that cannot be decoded; `where` names its file or record."""
 
     def __init__(self, where: str, reason: str):
-        reason = " ".join(reason.split())
         super().__init__(
             f"cannot decode the image {where}: {reason}; replace or delete it, "
             "or set data.skip_corrupt=True to leave such images out"
@@ -142,5 +141,5 @@ def _naming(where: str) -> Iterator[None]:
     except MemoryError:
         raise
     except Exception as error:  # Pillow's plugins raise a dozen types for broken bytes
-        reason = str(error).split("<_io.")[0].strip() or type(error).__name__
-        raise CorruptImageError(where, reason) from error
+        # "cannot identify image file <_io.BytesIO object at ...>"
+        raise CorruptImageError(where, one_line(error).split(" <_io.")[0]) from error

@@ -22,7 +22,7 @@ from repvgg_jax.data.prepare.official import SETS, DataSet, Split, class_names
 from repvgg_jax.data.prepare.progress import Meter
 from repvgg_jax.data.prepare.shards import Draft, locked
 from repvgg_jax.data.sources.tfds import data_root, load_prepared
-from repvgg_jax.errors import UsageError
+from repvgg_jax.errors import UsageError, one_line
 
 SHARD_BYTES = 128 << 20  # ImageNet's training split becomes about 1,100 files
 
@@ -198,7 +198,8 @@ def _naming(target: Path) -> Iterator[None]:
         yield
     except (tarfile.TarError, EOFError, zlib.error, KeyError) as error:
         raise UsageError(
-            f"an archive of {target.parent.name} cannot be read ({type(error).__name__}: {error})"
+            f"an archive of {target.parent.name} cannot be read "
+            f"({type(error).__name__}: {one_line(error)})"
         ) from error
     except (OSError, RuntimeError) as error:  # array_record raises the latter, with a status
         if getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error):
@@ -206,8 +207,7 @@ def _naming(target: Path) -> Iterator[None]:
                 f"no space left for {target}: make room and give the same command, which goes on "
                 "after the last finished file"
             ) from error
-        reason = getattr(error, "strerror", None) or str(error).splitlines()[0][:160]
         where = getattr(error, "filename", None) or target
         raise UsageError(
-            f"{where}: {reason}; data.data_dir must be a folder that can be written to"
+            f"{where}: {one_line(error)}; data.data_dir must be a folder that can be written to"
         ) from error

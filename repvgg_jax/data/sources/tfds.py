@@ -11,7 +11,7 @@ from typing import Any
 
 from repvgg_jax.data.prepare.official import SETS
 from repvgg_jax.data.sources.base import EncodedSource, Record
-from repvgg_jax.errors import UsageError
+from repvgg_jax.errors import UsageError, one_line
 
 _INFO = "dataset_info.json"
 _FORMAT = "array_record"
@@ -91,9 +91,9 @@ def _naming(directory: str, split: str) -> Iterator[None]:
     try:
         yield
     except (RuntimeError, ValueError, OSError) as error:
-        reason = str(error).splitlines()[0][:160]
         raise UsageError(
-            f"the {split} shards in {directory} cannot be read ({reason}); prepare them anew"
+            f"the {split} shards in {directory} cannot be read ({one_line(error)}); "
+            "prepare them again"
         ) from error
 
 
