@@ -6,7 +6,7 @@
 
 Cost: about a second a step on two CPU cores, whatever the variant's depth of 1000 (100: a tenth).
 Expected: over 90% test top-1 from the first and the third, chance (10%) from the second; measured
-curves in docs/deep_plain.md. Initialisation: arXiv 1806.05393, section 3.
+curves in docs/results/deep_plain.md. Initialisation: arXiv 1806.05393, section 3.
 """
 
 from ml_collections import ConfigDict

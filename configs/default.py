@@ -15,7 +15,7 @@ def get_config() -> ConfigDict:
     config.model = model = ConfigDict()
     model.name = "repvgg_a0"  # one of repvgg_jax.list_models()
     # The train-time block, the model's own unless given: repvgg, plain (conv and BatchNorm alone),
-    # acb, dbb, orepa, mobileone, qarepvgg, dirac, doconv, expandnet, ... (docs/blocks.md).
+    # acb, dbb, orepa, mobileone, qarepvgg, dirac, doconv, expandnet, ... (docs/results/blocks.md).
     model.block = placeholder(str)
     model.num_classes = 1000
     model.depths = placeholder(tuple)  # blocks a stage, the stem being the first; the model's own

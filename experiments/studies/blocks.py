@@ -6,7 +6,7 @@
 counts: parameters of RepVGG-B0 with the block, and the fusion error with randomised statistics.
 cost: a training step's time over that of RepVGG's block, both timed in turn in one run.
 digits: the quickstart's training with the block, through to the fused net.
-table: docs/blocks.md of all that docs/blocks.json holds. Without arguments, all four.
+table: docs/results/blocks.md of all that docs/results/blocks.json holds. Without arguments, all four.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from repvgg_jax.runtime.mesh import make_mesh, shard_batch
 from repvgg_jax.training.step import init_state, train_step
 from tests.support.variables import random_variables
 
-DOCS = Path(__file__).parents[2] / "docs"
+DOCS = Path(__file__).parents[2] / "docs/results"
 NAMES = [name for name in BLOCKS if name != "fused"]
 PAPERS = {
     "repvgg": "RepVGG, 2101.03697",
@@ -121,7 +121,7 @@ def digits(name: str) -> dict[str, Any]:
 
 
 def table(rows: dict[str, dict[str, Any]], device: str) -> str:
-    """docs/blocks.md."""
+    """docs/results/blocks.md."""
     lines = [
         "# Blocks",
         "",
@@ -129,7 +129,7 @@ def table(rows: dict[str, dict[str, Any]], device: str) -> str:
         "but `relu_in_branch` are affine in evaluation mode, so each fuses to one convolution; "
         "`tests/test_blocks.py` holds every entry of the registry to that over strides, groups, "
         "kernel sizes, dilations and odd maps. How to add one: "
-        "[adding_a_block.md](adding_a_block.md).",
+        "[add a block](../guides/add_a_block.md).",
         "",
         "| block | paper | B0, train form | B0, fused | fusion error | step | digits, train form "
         "| fused | agreement |",

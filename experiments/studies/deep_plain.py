@@ -1,7 +1,7 @@
 """What initialisation does to deep plain nets: `python -m experiments.studies.deep_plain [--fast]`.
 
 Trains the variants of configs/deep_plain.py through the same loop as `main.py`, measures how long
-programs of 10 to 10,000 layers take to compile, and writes docs/deep_plain.md with its curves.
+programs of 10 to 10,000 layers take to compile, and writes docs/results/deep_plain.md with its curves.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from repvgg_jax.training.metrics import METRICS_FILE, read_metrics
 from repvgg_jax.training.step import init_state, train_step
 from repvgg_jax.training.train import train
 
-DOCS = Path(__file__).parents[2] / "docs"
+DOCS = Path(__file__).parents[2] / "docs/results"
 LABELS = {
     "delta_orthogonal": "1000 layers, tanh, delta-orthogonal",
     "default": "1000 layers, tanh, default (fan-in uniform)",
@@ -89,7 +89,7 @@ def draw(curves: dict[str, list[dict[str, Any]]], path: Path) -> None:
 
 
 def page(curves: dict[str, list[dict[str, Any]]], compiled: dict[int, tuple[float, float]]) -> str:
-    """docs/deep_plain.md."""
+    """docs/results/deep_plain.md."""
     device = f"{jax.devices()[0].device_kind} x{jax.device_count()} ({os.cpu_count()} host cores)"
     lines = [
         "# Deep plain nets",

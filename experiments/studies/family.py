@@ -130,7 +130,7 @@ Python {sys.version.split()[0]}, {versions}.
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, default=ROOT / "docs" / "family.md")
+    parser.add_argument("--out", type=Path, default=ROOT / "docs/results/family.md")
     parser.add_argument("--models", nargs="*", default=rj.list_models("repvgg*"))
     parser.add_argument("--image_size", type=int, default=224)
     parser.add_argument("--classes", type=int, default=1000)

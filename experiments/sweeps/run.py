@@ -63,7 +63,7 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[Run], LauncherO
     given = {name: value for name, value in vars(options).items() if name in hints}
     if strange := given.keys() - launcher(options.launcher).FLAGS:
         flags = ", ".join(f"--{name}" for name in sorted(strange))
-        raise UsageError(f"--launcher={options.launcher} takes no {flags}; see docs/sweeps.md")
+        raise UsageError(f"--launcher={options.launcher} takes no {flags}; see docs/guides/sweeps.md")
     return options, runs, LauncherOptions(**given)
 
 

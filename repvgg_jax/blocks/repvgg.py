@@ -29,7 +29,7 @@ class RepVGGBlock(Block):
       branches: those of `BRANCHES` that the block has; ablations leave some out.
       branch_statistics: how training computes the 1x1 and the identity. "batch": each by itself, as
         written above; "moments": both at once from the moments of x, which is the same function and
-        gradient (`ops.branch_statistics`); "auto": the faster one (docs/speed.md).
+        gradient (`ops.branch_statistics`); "auto": the faster one (docs/notes/speed.md).
 
     Raises:
       UsageError: for an unknown branch or word, or where no branch is left.

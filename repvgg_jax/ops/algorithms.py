@@ -2,7 +2,7 @@
 
 `convolve_by(x, kernel, ways)` is the convolution with a way of its own for the output, the input's
 gradient and the kernel's gradient; `best_convolution` names the fastest of each for a shape, as
-measured on a CPU (docs/speed.md). On a GPU or TPU XLA's own is the way.
+measured on a CPU (docs/notes/speed.md). On a GPU or TPU XLA's own is the way.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def best_convolution(
     """The fastest way of each pass on a CPU by measurement; "direct" where nothing else won.
 
     Measured in float32 over 4 to 56 pixels a side, 16 to 1280 channels, in a process that keeps
-    its memory (docs/speed_convolutions.md). It says nothing of accuracy: F(4x4, 3x3) rounds 3 to 8
+    its memory (docs/notes/speed_convolutions.md). It says nothing of accuracy: F(4x4, 3x3) rounds 3 to 8
     times as coarsely as XLA's own (2e-6 to 7e-6).
 
     Args:

@@ -228,7 +228,7 @@ def moments_are_faster(x: Array, strides: int, algorithm: str) -> bool:
 
     It has five small products where they have three, and fewer passes over the images: a gain on a
     CPU where pixels outnumber channels by far, but none where oneDNN computes the products' rivals,
-    nor where a compiler fuses statistics into what makes their input (docs/speed.md).
+    nor where a compiler fuses statistics into what makes their input (docs/notes/speed.md).
 
     Args:
       x: in the compute type.

@@ -1,6 +1,6 @@
 """Convolutions on a CPU by oneDNN, through JAX's foreign function interface.
 
-XLA's own reach half of its speed forward and a quarter for a kernel's gradient (docs/speed.md).
+XLA's own reach half of its speed forward and a quarter for a kernel's gradient (docs/notes/speed.md).
 The library comes with the extra `cpu`; the calls into it, `onednn.cc`, are compiled at their
 first use with the machine's C++ compiler, and kept in ~/.cache/repvgg_jax.
 """

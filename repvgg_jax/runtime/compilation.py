@@ -89,7 +89,7 @@ def compiler_options(devices: Sequence[jax.Device]) -> dict[str, str] | None:
     fuses elementwise operations. Each fusion then computes the identity branches of all blocks
     before it in the stage anew, and in the backward pass of all after it: a training step takes
     twice as long, an evaluation of 80 layers six times, and both compile for five times as long or
-    more (docs/speed.md). Without the pass that drops them, they hold.
+    more (docs/notes/speed.md). Without the pass that drops them, they hold.
     """
     if devices[0].platform == "cpu":
         return {"xla_disable_hlo_passes": "cse_barrier_expander"}
