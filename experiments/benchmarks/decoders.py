@@ -63,14 +63,14 @@ def opencv(data: bytes, box: Box, size: int) -> np.ndarray:
 
 
 def simplejpeg_pillow(data: bytes, box: Box, size: int) -> np.ndarray:
-    """simplejpeg at the crop's scale, then Pillow's resizing."""
+    """Simplejpeg at the crop's scale, then Pillow's resizing."""
     pixels, part = open_image(data, "bench").part(box, size)
     resampling = Image.Resampling.BILINEAR
     return np.asarray(Image.fromarray(pixels).resize((size, size), resampling, box=part))
 
 
 def ours(data: bytes, box: Box, size: int) -> np.ndarray:
-    """simplejpeg at the crop's scale and reach, then cykooz-resizer: what training does."""
+    """Simplejpeg at the crop's scale and reach, then cykooz-resizer: what training does."""
     return resized_crop(open_image(data, "bench"), box, size)
 
 

@@ -24,7 +24,7 @@ import numpy as np
 from absl import app, flags
 
 from repvgg_jax import create
-from repvgg_jax.fusion import fuse
+from repvgg_jax.fusion.fuse import fuse
 from repvgg_jax.nets import init
 from repvgg_jax.runtime.devices import keep_freed_memory
 
@@ -43,7 +43,7 @@ SHARE = 0.1  # of a core that others may use beside a pair that counts
 
 
 def onnx_session(net: Any, params: Any, batch: int) -> Any:
-    """onnxruntime with the fused net, images NCHW -> logits, on this process's cores.
+    """Onnxruntime with the fused net, images NCHW -> logits, on this process's cores.
 
     The graph is made from the plan, so that nobody's exporter stands between.
     """

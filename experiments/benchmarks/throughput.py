@@ -1,6 +1,6 @@
 """Images per second of each variant, in both forms.
 
-  python -m experiments.benchmarks.throughput
+  python -m experiments.throughput
 
 
 All variants of the sweeps that have rows are measured by turns in one process, on one device, and
@@ -38,7 +38,7 @@ from repvgg_jax.bench.models import Steps
 from repvgg_jax.bench.timing import take_turns
 from repvgg_jax.config.build import make_net
 from repvgg_jax.errors import RunError, UsageError
-from repvgg_jax.fusion import fuse
+from repvgg_jax.fusion.fuse import fuse
 from repvgg_jax.runtime.compilation import compiler_options, temporaries_bytes
 from repvgg_jax.runtime.files import write_json
 from repvgg_jax.runtime.processes import prepare_process
@@ -154,7 +154,7 @@ def read_records(results: Path) -> list[dict[str, Any]]:
     if versions := {record.get("version") for record in records} - {VERSION}:
         raise UsageError(
             f"{path}: version {min(map(str, versions))}, where this code reads {VERSION}; "
-            "remove it, and python -m experiments.benchmarks.throughput writes it anew"
+            "remove it, and python -m experiments.throughput writes it anew"
         )
     return records
 

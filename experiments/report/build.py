@@ -1,9 +1,9 @@
-"""The sweeps' results as two documents: `python -m experiments.report`, or `make report`.
+"""Builds the report on the sweeps' results: `python -m experiments.report`, or `make report`.
 
-Reads every `experiments/results/*.jsonl` and writes `experiments/RESULTS.md`, its pictures in
-`experiments/figures/`, and `experiments/report.html`, which holds everything and opens with no
-network. The same rows in any order give the same bytes. A file `experiments/results/SWEEP.md` is
-what a person has to say of that sweep, paragraphs of text that both documents take in.
+Reads all rows, `experiments/results/*.jsonl`, and writes `RESULTS.md`, its figures, and
+`report.html` beside them. `report.html` holds everything and opens without a network. The same rows
+in any order give the same bytes. A file `experiments/results/SWEEP.md` holds remarks on that sweep:
+paragraphs of text that both documents include.
 """
 
 from __future__ import annotations
@@ -176,7 +176,8 @@ def write_report(results: Path, out: Path) -> list[Path]:
         command = _RUN.format("branches")
         raise UsageError(f"no rows in {results}/*.jsonl yet; this makes some: {command}")
     rows = with_throughput(rows, results)
-    remarks = {path.stem: path.read_text() for path in sorted(results.glob("*.md"))}
+    paths = {name: results / f"{name}.md" for name in SWEEPS}
+    remarks = {name: path.read_text() for name, path in paths.items() if path.exists()}
     blocks = report_blocks(rows, remarks)
     figures = [block for block in blocks if isinstance(block, Figure)]
     texts = {out / "figures" / f"{figure.name}.svg": figure.svg for figure in figures}
@@ -194,10 +195,10 @@ def write_report(results: Path, out: Path) -> list[Path]:
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = Parser(__doc__)
     parser.add_argument("--results", type=Path, default=RESULTS, help="the folder of the rows")
-    parser.add_argument("--out", type=Path, help="the documents' folder, by default that above")
+    parser.add_argument("--out", type=Path, help="folder of the report; --results by default")
     try:
         options = parser.parse_args(arguments)
-        for path in write_report(options.results, options.out or options.results.parent):
+        for path in write_report(options.results, options.out or options.results):
             print(path)
     except RunError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -37,7 +37,7 @@ class Scatter:
         if self.unmeasured:
             names, command = (
                 ", ".join(self.unmeasured),
-                "`python -m experiments.benchmarks.throughput`",
+                "`python -m experiments.throughput`",
             )
             text += f" Not measured yet, and not drawn: {names} ({command} measures them)."
         return text
@@ -57,7 +57,7 @@ def measuring(group: Group) -> str:
         return ""
     return (
         "Images/s as deployed and the steps beside them are not of these runs: `python -m "
-        "experiments.benchmarks.throughput` measured all variants by turns in one process "
+        "experiments.throughput` measured all variants by turns in one process "
         f"({'; '.join(found)}). What cannot be fused is deployed in its train form."
     )
 
@@ -91,7 +91,8 @@ def step_times(group: Group) -> tuple[dict[str, float], str]:
 
 def fused_costs(group: Group) -> tuple[dict[str, float], str]:
     """Variant -> what its deployed form costs, and the name of that: the throughput of those that
-    have one, the fused form's MACs where none has."""
+    have one, the fused form's MACs where none has.
+    """
     if how := measured(group, "deployed"):
         rates = largest(group, "throughput", "deployed", "images_per_second")
         return rates, f"{_THROUGHPUT} ({how})"

@@ -240,7 +240,6 @@ def draw_scatter(
       x_label: the cost and its unit.
       legend: kind and its name, where the kinds have names.
     """
-
     from matplotlib.ticker import LogLocator, NullLocator
 
     def paint(figure: Any) -> None:

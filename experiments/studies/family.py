@@ -62,7 +62,7 @@ def measure(name: str, image_size: int, classes: int, timm: Any) -> dict[str, An
 
 @torch.no_grad()
 def difference(module: torch.nn.Module, x: np.ndarray, ours: np.ndarray) -> float:
-    """max |ours - theirs| / max |theirs| of the logits."""
+    """Max |ours - theirs| / max |theirs| of the logits."""
     theirs = module(torch.from_numpy(x).permute(0, 3, 1, 2)).numpy()
     return float(np.abs(ours - theirs).max() / np.abs(theirs).max())
 
@@ -86,7 +86,7 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 
 def import_timm() -> Any:
-    """timm where it is installed; a torchvision without its compiled half is good enough."""
+    """Timm where it is installed; a torchvision without its compiled half is good enough."""
     if importlib.util.find_spec("timm") is None:
         print("timm is not installed: its columns stay empty", file=sys.stderr)
         return None
@@ -116,10 +116,10 @@ since fresh ones hide mistakes. So this says that the functions are equal, not w
 Errors are max |difference| / max |logits|, in float32 at highest matmul precision. *Fusing*: the
 largest error of any block or of the logits, our fused form against our train form (`rj.verify`).
 *PyTorch*: our logits against a PyTorch model in the official layout
-(`experiments/reference/torch_repvgg.py`) that gave the
-weights; for the fused form it is fused by PyTorch, ours by `rj.fuse`. *timm*: the same against timm's own model and `reparameterize_model`, with weights from `to_torch(..., "timm")`; "-"
-where timm has no such model. Parameters of the train form include auxiliary heads; GMACs are
-multiply-adds of one image in evaluation, without them.
+(`experiments/reference/torch_repvgg.py`) that gave the weights; for the fused form it is fused by
+PyTorch, ours by `rj.fuse`. *timm*: the same against timm's own model and `reparameterize_model`,
+with weights from `to_torch(..., "timm")`; "-" where timm has no such model. Parameters of the train
+form include auxiliary heads; GMACs are multiply-adds of one image in evaluation, without them.
 
 {table(rows)}
 

@@ -29,7 +29,8 @@ from experiments.sweeps.expand import (
     parse_overrides,
 )
 from experiments.sweeps.flags import Parser
-from experiments.sweeps.launchers import LAUNCHERS, Job, LauncherOptions, check_folders, launcher
+from experiments.sweeps.jobs import Job
+from experiments.sweeps.launchers import LAUNCHERS, LauncherOptions, check_folders, launcher
 from experiments.sweeps.rows import RESULTS, place, place_key, read_sweeps
 from experiments.sweeps.run_one import record
 from repvgg_jax.errors import RunError, Stopped, UsageError
@@ -63,7 +64,9 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[Run], LauncherO
     given = {name: value for name, value in vars(options).items() if name in hints}
     if strange := given.keys() - launcher(options.launcher).FLAGS:
         flags = ", ".join(f"--{name}" for name in sorted(strange))
-        raise UsageError(f"--launcher={options.launcher} takes no {flags}; see docs/guides/sweeps.md")
+        raise UsageError(
+            f"--launcher={options.launcher} takes no {flags}; see docs/guides/sweeps.md"
+        )
     return options, runs, LauncherOptions(**given)
 
 

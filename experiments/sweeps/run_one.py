@@ -25,7 +25,7 @@ from ml_collections import ConfigDict
 from experiments.sweeps import workdirs
 from experiments.sweeps.expand import Run, expand, parse_overrides
 from experiments.sweeps.flags import Parser
-from experiments.sweeps.launchers import STOPPED
+from experiments.sweeps.jobs import STOPPED
 from experiments.sweeps.rows import (
     ABOUT_FILE,
     append_row,
@@ -52,9 +52,8 @@ from repvgg_jax.runtime.processes import (
 )
 
 ROOT = Path(__file__).parents[2]
-# Rows and their report are committed too, and a new one doesn't make the code another.
-_REPORT = ("results", "figures", "RESULTS.md", "report.html")
-_CODE = (".", *(f":!experiments/{name}" for name in _REPORT))
+# Results are committed too, and a new row is not a change of the code.
+_CODE = (".", ":!experiments/results")
 
 
 def execute(run: Run, workdir: Path, results: Path) -> None:

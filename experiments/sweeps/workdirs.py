@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from experiments.sweeps.expand import Run
-from experiments.sweeps.launchers import HELD
+from experiments.sweeps.jobs import HELD
 from experiments.sweeps.rows import finished
 from repvgg_jax.config.fields import plain
 from repvgg_jax.errors import RunError, UsageError
@@ -29,7 +29,7 @@ _PATIENCE = 2.0  # seconds, as someone who looks at the state holds the lock for
 STATES = ("done", "running", "interrupted", "failed", "new")
 
 
-class HeldError(UsageError):
+class HeldError(RunError):
     """Another process has the run."""
 
     exit_code = HELD

@@ -8,7 +8,7 @@ import pytest
 
 from experiments.sweeps.ablations import SWEEPS
 from experiments.sweeps.expand import PROTOCOLS, expand
-from experiments.sweeps.launchers import LONGEST_NAME
+from experiments.sweeps.jobs import LONGEST_NAME
 
 FACTS = Path(__file__).parents[3] / "shared" / "facts.json"
 

@@ -13,7 +13,8 @@ import pytest
 from experiments.sweeps import run, status, workdirs
 from experiments.sweeps.cost import Cost, expected_cost
 from experiments.sweeps.expand import expand
-from experiments.sweeps.launchers import Job, LauncherOptions, local
+from experiments.sweeps.jobs import Job
+from experiments.sweeps.launchers import LauncherOptions, local
 from experiments.sweeps.rows import place
 from repvgg_jax.bench.counting import count_macs
 from repvgg_jax.config.build import make_net

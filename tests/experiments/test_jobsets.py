@@ -8,15 +8,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from experiments.sweeps.launchers import (
-    HELD,
-    LONGEST_NAME,
-    STOPPED,
-    Job,
-    LauncherOptions,
-    kubernetes,
-    launcher,
-)
+from experiments.sweeps.jobs import HELD, LONGEST_NAME, STOPPED, Job
+from experiments.sweeps.launchers import LauncherOptions, kubernetes, launcher
 from repvgg_jax.errors import RunError, UsageError
 
 JOB = Job(

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from experiments.sweeps import workdirs
-from experiments.sweeps.launchers import STOPPED, Job, LauncherOptions, launcher, slurm
+from experiments.sweeps.jobs import STOPPED, Job
+from experiments.sweeps.launchers import LauncherOptions, launcher, slurm
 from repvgg_jax.errors import UsageError
 
 ROOT = Path(__file__).parents[2]

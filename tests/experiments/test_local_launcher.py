@@ -5,7 +5,8 @@ import os
 import pytest
 
 from experiments.sweeps import workdirs
-from experiments.sweeps.launchers import Job, LauncherOptions, local
+from experiments.sweeps.jobs import Job
+from experiments.sweeps.launchers import LauncherOptions, local
 from experiments.sweeps.launchers.local import cores, device_environment, launch
 from repvgg_jax.errors import RunError, Stopped, UsageError
 from repvgg_jax.runtime.devices import devices_here

@@ -24,7 +24,6 @@ from repvgg_jax.errors import RunError, UsageError
 from tests.support.sweep_runs import HOLDER, flags
 
 ROOT = Path(__file__).parents[2]
-FACTS = ROOT.parent / "shared" / "facts.json"
 TIMES = {
     "finished",
     "wall_seconds",

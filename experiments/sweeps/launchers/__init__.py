@@ -7,37 +7,13 @@ from __future__ import annotations
 
 import importlib
 import os
-import signal
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Protocol
 
+from experiments.sweeps.jobs import Job
 from repvgg_jax.errors import UsageError
-
-# The exit code of a command that was told to stop, and goes on when started again: of sysexits.h, a
-# temporary failure, the user is invited to retry.
-STOPPED = 75
-HELD = 73  # of a command whose run is another process's: it cannot create what it should write
-# How a command ends that was told to stop, also before it could tell: by the signal itself, or with
-# what a shell makes of a SIGINT.
-STOPPED_CODES = (STOPPED, -signal.SIGTERM, -signal.SIGINT, 128 + signal.SIGINT)
-LONGEST_NAME = 48  # of a job: Kubernetes' names of pods add 15 characters, and have 63 at most
-
-
-@dataclass(frozen=True)
-class Job:
-    """One run of a sweep.
-
-    Attributes:
-      name: unique, of small letters, digits and hyphens; `LONGEST_NAME` characters suit everywhere.
-      command: the argv that runs it, or goes on with it; `python` is the launcher's own. It exits
-        with 0 when done, with `STOPPED` when told to stop by SIGTERM, with `HELD` where
-        another process has the run.
-    """
-
-    name: str
-    command: tuple[str, ...]
 
 
 @dataclass(frozen=True)

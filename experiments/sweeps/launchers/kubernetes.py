@@ -16,7 +16,8 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from experiments.sweeps.launchers import STOPPED, Job, LauncherOptions, check_folders
+from experiments.sweeps.jobs import STOPPED, Job
+from experiments.sweeps.launchers import LauncherOptions, check_folders
 from repvgg_jax.errors import UsageError
 
 FLAGS = {"folder", "grace", "restarts", "slice", "image", "queue", "namespace", "volume", "mount"}

@@ -11,7 +11,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from experiments.sweeps.launchers import HELD, STOPPED_CODES, Job, LauncherOptions
+from experiments.sweeps.jobs import HELD, STOPPED_CODES, Job
+from experiments.sweeps.launchers import LauncherOptions
 from experiments.sweeps.workdirs import (
     LOG_FILE,
     forget_last_words,

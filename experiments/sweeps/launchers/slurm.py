@@ -11,14 +11,8 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
-from experiments.sweeps.launchers import (
-    HELD,
-    STOPPED,
-    STOPPED_CODES,
-    Job,
-    LauncherOptions,
-    check_folders,
-)
+from experiments.sweeps.jobs import HELD, STOPPED, STOPPED_CODES, Job
+from experiments.sweeps.launchers import LauncherOptions, check_folders
 from experiments.sweeps.workdirs import forget_last_words, keep_last_words, of_command
 from repvgg_jax.errors import RunError, UsageError, one_line
 
