@@ -26,6 +26,7 @@ from absl import app, flags
 from repvgg_jax import create
 from repvgg_jax.fusion.fuse import fuse
 from repvgg_jax.nets import init
+from repvgg_jax.runtime.compilation import jit
 from repvgg_jax.runtime.devices import keep_freed_memory
 
 NET = flags.DEFINE_string("net", "repvgg_a0", "one whose blocks are a plain chain")
@@ -131,7 +132,7 @@ def compare(batch: int) -> None:
     session = onnx_session(plain, fused["params"], batch)
     nchw, nhwc = np.ascontiguousarray(images.transpose(0, 3, 1, 2)), jax.device_put(images)
     own_net, own = (net, variables) if TRAIN_FORM.value else (plain, fused)
-    closed, opened = jax.jit(partial(own_net.apply, own)), partial(jax.jit(own_net.apply), own)
+    closed, opened = jit(partial(own_net.apply, own)), partial(jit(own_net.apply), own)
     ours = lambda: np.asarray((closed if CONSTANT.value else opened)(nhwc))  # noqa: E731
     theirs = lambda: session.run(None, {"images": nchw})[0]  # noqa: E731
     expected, got = theirs(), ours()

@@ -32,7 +32,7 @@ from repvgg_jax.bench.counting import count_macs
 from repvgg_jax.bench.timing import matmul_peak, ratio, take_turns
 from repvgg_jax.blocks.repvgg import RepVGGBlock
 from repvgg_jax.ops import onednn
-from repvgg_jax.runtime.compilation import compiler_options, temporaries_bytes
+from repvgg_jax.runtime.compilation import jit, temporaries_bytes
 
 ROUNDS = flags.DEFINE_integer("rounds", 11, "measured runs of each step")
 ON_GPU = False  # set by main
@@ -107,9 +107,7 @@ def jax_step(net: Any) -> tuple[Callable[[], Any], int]:
         return {"params": params, "batch_stats": stats}
 
     state = rj.init(net, jax.random.key(0), size)
-    options = compiler_options(jax.devices())
-    step = jax.jit(step, donate_argnums=0, compiler_options=options)
-    compiled = step.lower(state, images, labels).compile()
+    compiled = jit(step, donate_argnums=0).lower(state, images, labels).compile()
 
     def run() -> Any:
         nonlocal state
@@ -149,12 +147,7 @@ def b1_temporaries(block: Any) -> int:
     variables = jax.eval_shape(partial(rj.init, net), jax.random.key(0))
     images = jax.ShapeDtypeStruct((32, 224, 224, 3), jnp.float32)
     labels = jax.ShapeDtypeStruct((32,), jnp.int32)
-    options = compiler_options(jax.devices())
-    compiled = (
-        jax.jit(partial(gradients, net), compiler_options=options)
-        .lower(variables, images, labels)
-        .compile()
-    )
+    compiled = jit(partial(gradients, net)).lower(variables, images, labels).compile()
     return temporaries_bytes(compiled)
 
 
@@ -164,7 +157,7 @@ def fused_share_of_peak() -> float:
     net = make_net(RepVGGBlock)
     plain, fused = rj.fuse(net, rj.init(net, jax.random.key(0), size))
     images = jax.random.normal(jax.random.key(1), (batch, size, size, 3), net.dtype)
-    forward = jax.jit(plain.apply)
+    forward = jit(plain.apply)
     seconds = statistics.median(take_turns({"": lambda: forward(fused, images)}, ROUNDS.value)[""])
     return 2 * batch * count_macs(plain, fused, size) / seconds / matmul_peak(net.dtype)
 

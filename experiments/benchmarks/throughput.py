@@ -39,7 +39,7 @@ from repvgg_jax.bench.timing import take_turns
 from repvgg_jax.config.build import make_net
 from repvgg_jax.errors import RunError, UsageError
 from repvgg_jax.fusion.fuse import fuse
-from repvgg_jax.runtime.compilation import compiler_options, temporaries_bytes
+from repvgg_jax.runtime.compilation import jit, temporaries_bytes
 from repvgg_jax.runtime.files import write_json
 from repvgg_jax.runtime.processes import prepare_process
 
@@ -118,9 +118,7 @@ def _deployed_forward(config: ConfigDict) -> _Lowered:
     except UsageError:  # no convolution equals its block, and it deploys as it is
         logging.info("%s cannot be fused", config.model.block)
     images = jax.ShapeDtypeStruct((config.train.batch_size, size, size, 3), net.dtype)
-    options = compiler_options(jax.devices())  # an evaluation's, for what cannot be fused
-    forward = jax.jit(partial(net.apply, train=False), compiler_options=options)
-    lowered = forward.lower(variables, images)
+    lowered = jit(partial(net.apply, train=False)).lower(variables, images)
     return lowered, lambda forward: partial(forward, *_zeros_of((variables, images)))
 
 

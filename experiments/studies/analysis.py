@@ -30,6 +30,7 @@ from repvgg_jax.data.sources.base import Example, Source
 from repvgg_jax.errors import UsageError
 from repvgg_jax.fusion.fuse import fuse
 from repvgg_jax.ops.batch_norm import BN_EPSILON
+from repvgg_jax.runtime.compilation import jit
 
 Variables = Mapping[str, Any]
 Row = dict[str, Any]
@@ -174,7 +175,7 @@ def receptive_fields(net: nn.Module, variables: Variables, images: Images) -> di
     """
     stages = [info.name for info in net.feature_info()]
 
-    @jax.jit
+    @jit
     def field(images: Array) -> list[Array]:
         maps, pull = jax.vjp(lambda x: net.features(variables, x)[0], images)
         fields = []
@@ -252,7 +253,7 @@ def removals(
 ) -> list[Row]:
     """Loss (nats) and top-1 with one branch of one layer removed after training, and with none."""
 
-    @jax.jit
+    @jit
     def measure(variables: Variables) -> tuple[Array, Array]:
         logits = net.apply(variables, images, train=False)
         losses = -jnp.take_along_axis(jax.nn.log_softmax(logits), labels[:, None], 1)

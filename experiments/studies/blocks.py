@@ -31,6 +31,7 @@ from repvgg_jax.blocks.fused import FusedConv
 from repvgg_jax.blocks.registry import BLOCKS
 from repvgg_jax.cli import train
 from repvgg_jax.optim import sgd
+from repvgg_jax.runtime.compilation import jit
 from repvgg_jax.runtime.files import replace_text, write_json
 from repvgg_jax.runtime.mesh import make_mesh, shard_batch
 from repvgg_jax.training.step import init_state, train_step
@@ -85,7 +86,7 @@ def stepper(name: str, batch: Any) -> Callable[[], float]:
     """A call that takes a training step of a small net on the batch, and says its seconds."""
     net = rj.create("repvgg_b0", block=name, **SMALL)
     held = [init_state(net, sgd.sgd(lambda step: 0.01), make_mesh(), jax.random.key(0))]
-    step = jax.jit(train_step, donate_argnums=0)
+    step = jit(train_step, donate_argnums=0)
 
     def run() -> float:
         begin = time.perf_counter()

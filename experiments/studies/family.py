@@ -24,6 +24,7 @@ import repvgg_jax as rj
 from experiments.reference.torch_repvgg import twin_of
 from repvgg_jax.bench.counting import count_macs, count_parameters
 from repvgg_jax.interop.pytorch import from_torch, to_torch
+from repvgg_jax.runtime.compilation import jit
 
 ROOT = Path(__file__).parents[2]
 
@@ -44,8 +45,8 @@ def measure(name: str, image_size: int, classes: int, timm: Any) -> dict[str, An
         "fusing": rj.verify(net, variables, x).max_relative_error,
     }
     with jax.default_matmul_precision("highest"):
-        ours = np.asarray(jax.jit(net.apply)(variables, x))
-        ours_fused = np.asarray(jax.jit(plain.apply)(fused, x))
+        ours = np.asarray(jit(net.apply)(variables, x))
+        ours_fused = np.asarray(jit(plain.apply)(fused, x))
     row["twin"] = difference(twin, x, ours)
     row["twin_fused"] = difference(twin.deploy(), x, ours_fused)
     del twin

@@ -23,7 +23,7 @@ from repvgg_jax.config.fields import check_values
 from repvgg_jax.errors import UsageError
 from repvgg_jax.fusion.fuse import fuse
 from repvgg_jax.nets import init
-from repvgg_jax.runtime.compilation import compiler_options, temporaries_bytes
+from repvgg_jax.runtime.compilation import jit, temporaries_bytes
 from repvgg_jax.runtime.mesh import shard_batch
 from repvgg_jax.training.step import init_state
 from repvgg_jax.training.train import jit_train_step
@@ -162,9 +162,8 @@ def _forwards(config: ConfigDict, batch: int) -> list[_Program]:
     forms = {name: (net, init(net, jax.random.key(0))) for name, net in nets.items()}
     forms["fused"] = fuse(*forms["train form"])
     programs, images = [], jnp.zeros((batch, size, size, 3), nets["train form"].dtype)
-    options = compiler_options(jax.devices())
     for form, (net, variables) in forms.items():
-        forward = jax.jit(partial(net.apply, train=False), compiler_options=options)
+        forward = jit(partial(net.apply, train=False))
         compiled, seconds = _compile(forward, variables, images)
         run = partial(compiled, variables, images)
         programs.append(_Program(form, net, variables, run, temporaries_bytes(compiled), seconds))

@@ -68,8 +68,8 @@ def _train_and_fuse(config: ConfigDict, workdir: Path, stopping: Stopping) -> No
         "waiting_for_data": trained.waiting
         if trained.waiting is not None
         else _earlier(workdir, "waiting_for_data"),
-        "first_step_seconds": trained.start.seconds or _earlier(workdir, "first_step_seconds"),
-        "compile_seconds": trained.start.compiling or _earlier(workdir, "compile_seconds"),
+        "first_step_seconds": trained.startup.seconds or _earlier(workdir, "first_step_seconds"),
+        "compile_seconds": trained.startup.compile_seconds or _earlier(workdir, "compile_seconds"),
         **{name: _each(metrics, name) for name in ("top1", "top5", "loss")},
         "eval_count": metrics["train_form"]["count"],
         "skipped": trained.skipped,

@@ -15,6 +15,7 @@ from repvgg_jax.blocks.registry import BLOCKS
 from repvgg_jax.errors import UsageError
 from repvgg_jax.nets import Variables, check_names
 from repvgg_jax.ops.batch_norm import BN_EPSILON, accumulation_dtype
+from repvgg_jax.runtime.compilation import jit
 
 
 def insert_bn(
@@ -41,7 +42,7 @@ def insert_bn(
     check_names(net, variables)
     plan, wide = net.plan(), net.clone(dtype=accumulation_dtype(net.dtype))
 
-    @jax.jit
+    @jit
     def moments(images: Array) -> dict[str, tuple[Array, Array]]:
         _, state = wide.apply(
             variables,

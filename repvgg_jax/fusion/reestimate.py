@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from functools import partial
 from typing import Any
 
 import jax
@@ -14,7 +13,7 @@ from jax import Array
 from repvgg_jax.errors import UsageError
 from repvgg_jax.layers.norm import BN_MOMENTUM
 from repvgg_jax.nets import Averaged, Variables
-from repvgg_jax.runtime.compilation import compiler_options
+from repvgg_jax.runtime.compilation import jit
 
 
 def reestimate_batch_stats(
@@ -40,7 +39,7 @@ def reestimate_batch_stats(
     frozen = {name: stats[name] for name in net.frozen_blocks()}
     zeros = jax.tree.map(jnp.zeros_like, stats)
 
-    @partial(jax.jit, compiler_options=compiler_options(jax.devices()))
+    @jit
     def moments(images: Array) -> Any:
         # From zero, what BatchNorm's running average holds is (1 - momentum) of the batch's own.
         _, state = net.apply(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +12,7 @@ from jaxtyping import Float
 
 from repvgg_jax.fusion.fuse import Variables, fuse
 from repvgg_jax.ops.batch_norm import accumulation_dtype
+from repvgg_jax.runtime.compilation import jit
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,11 +94,12 @@ def verify(
     """
     plain, fused_variables = fused or fuse(net, variables)
     wide = accumulation_dtype(net.dtype)
+    compare = jit(_compare, static_argnums=(0, 1))
     with jax.default_matmul_precision("highest"):
-        blocks, exact = _compare(
+        blocks, exact = compare(
             net.clone(dtype=wide), plain.clone(dtype=wide), variables, fused_variables, images
         )
-    _, deployed = _compare(net, plain, variables, fused_variables, images)
+    _, deployed = compare(net, plain, variables, fused_variables, images)
     blocks, exact, deployed = jax.device_get((blocks, exact, deployed))
     return FusionReport(
         {name: float(blocks[name]) for name in net.plan()},
@@ -107,7 +108,6 @@ def verify(
     )
 
 
-@partial(jax.jit, static_argnums=(0, 1))
 def _compare(
     net: nn.Module, plain: nn.Module, variables: Variables, fused: Variables, images: Array
 ) -> tuple[dict[str, Array], dict[str, Array]]:

@@ -21,7 +21,7 @@ from repvgg_jax.layers.squeeze_excite import SqueezeExcite
 from repvgg_jax.nets._initializers import INITIALIZERS, draw_again
 from repvgg_jax.ops.batch_norm import accumulation_dtype
 from repvgg_jax.ops.convolution import check_algorithm, relu
-from repvgg_jax.runtime.compilation import fenced
+from repvgg_jax.runtime.compilation import barrier
 
 
 def _convolutions(primitive: Any, *_: Any, **__: Any) -> bool:
@@ -184,14 +184,14 @@ class Chain(nn.Module):
         ends = {name.split("_")[0]: name for name in blocks}
         for name, block in blocks.items():
             x = self.run_activated(block, name, x, train)
-            x = fenced(x) if self.fences(train) else x
+            x = barrier(x) if self.has_barriers(train) else x
             if ends[stage := name.split("_")[0]] == name:
                 self.sow("intermediates", stage, x)
             self.after_block(x, name, train)
         return x
 
-    def fences(self, train: bool) -> bool:
-        """Whether `fenced` stands after blocks; a plain chain as deployed has no use for it."""
+    def has_barriers(self, train: bool) -> bool:
+        """Returns whether `barrier` follows each block; a fused chain in evaluation has none."""
         return train or module_type(self.block) is not FusedConv
 
     def run_activated(self, block: nn.Module, name: str, x: Array, train: bool) -> Array:

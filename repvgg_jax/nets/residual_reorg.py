@@ -14,7 +14,7 @@ from repvgg_jax.errors import UsageError
 from repvgg_jax.nets._chain import Chain
 from repvgg_jax.nets.repvgg import B_DEPTHS, widths
 from repvgg_jax.ops.convolution import relu
-from repvgg_jax.runtime.compilation import fenced
+from repvgg_jax.runtime.compilation import barrier
 
 
 class ResidualReorg(Chain):
@@ -72,7 +72,7 @@ class ResidualReorg(Chain):
                 y = run(f"{name}_conv1", rectified(f"{name}_conv0", x))
                 shortcut = f"{name}_shortcut"
                 x = relu((run(shortcut, x) if shortcut in blocks else x) + y)
-            x = fenced(x)  # deployed too, as the shortcuts stay
+            x = barrier(x)  # deployed too, as the shortcuts stay
             if ends[stage := name.split("_")[0]] == name:
                 self.sow("intermediates", stage, x)
         return x

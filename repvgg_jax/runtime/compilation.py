@@ -1,20 +1,21 @@
-"""Compiled programs: kept on disk from run to run, where one may end, and how long they took."""
+"""Compilation: the program cache on disk, the optimization barrier, and compile times."""
 
 from __future__ import annotations
 
 import os
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import jax
 from absl import logging
 from jax import Array, lax
 
 from repvgg_jax.errors import one_line
-from repvgg_jax.runtime.devices import on_cpus
+from repvgg_jax.runtime.devices import on_cpus, target_devices
 
 _KEPT_BYTES = 4 * 2**30
 # A program below this is compiled about as fast as it is read.
@@ -82,18 +83,38 @@ def drop_oldest(folder: Path, limit: int) -> None:
         total -= size
 
 
-def compiler_options(devices: Sequence[jax.Device]) -> dict[str, str] | None:
-    """For `jax.jit` of a step of training or evaluation on these devices.
+def barrier(x: Array) -> Array:
+    """Returns `x`, and keeps XLA:CPU from recomputing it, or its gradient, for each of its uses.
 
-    On a CPU, XLA drops the `lax.optimization_barrier`s after blocks (`layers.fenced`) before it
-    fuses elementwise operations. Each fusion then computes the identity branches of all blocks
-    before it in the stage anew, and in the backward pass of all after it: a training step takes
-    twice as long, an evaluation of 80 layers six times, and both compile for five times as long or
-    more (docs/notes/speed.md). Without the pass that drops them, they hold.
+    XLA fuses elementwise operations into their users, and the identity branches of a stage are one
+    long elementwise path. Without a barrier between blocks, each fusion on a CPU recomputes the
+    path through all blocks before it, and in the backward pass through all after it: a training
+    step takes twice as long, an evaluation of 80 layers six times, and both compile five times as
+    long or more (docs/notes/speed.md).
+
+    The barrier holds only in a function that `jit` of this module compiled, since XLA:CPU otherwise
+    drops barriers before it fuses. On a GPU or TPU this is `x` itself: their backends weigh the
+    cost of recomputing.
     """
-    if devices[0].platform == "cpu":
-        return {"xla_disable_hlo_passes": "cse_barrier_expander"}
-    return None
+    return lax.optimization_barrier(x) if on_cpus() else x
+
+
+def jit(
+    function: Callable[..., Any], devices: Sequence[jax.Device] | None = None, **jit_options: Any
+) -> jax.stages.Wrapped:
+    """Returns `jax.jit(function, **jit_options)`, compiled so that `barrier` holds.
+
+    Use it for whatever applies a net: a training step, an evaluation, a forward pass. On a CPU it
+    disables the XLA pass that drops barriers; elsewhere it is `jax.jit`.
+
+    Args:
+      function: function to compile.
+      devices: devices it will run on; by default those of `target_devices`.
+      **jit_options: keyword arguments of `jax.jit`.
+    """
+    platform = (target_devices() if devices is None else devices)[0].platform
+    options = {"xla_disable_hlo_passes": "cse_barrier_expander"} if platform == "cpu" else None
+    return jax.jit(function, compiler_options=options, **jit_options)
 
 
 def temporaries_bytes(compiled: jax.stages.Compiled) -> int | None:
@@ -102,23 +123,25 @@ def temporaries_bytes(compiled: jax.stages.Compiled) -> int | None:
     return None if memory is None else memory.temp_size_in_bytes
 
 
-class Start:
-    """A clock for the start of a run.
+class StartupTimer:
+    """A stopwatch that runs from its construction to the end of the first training step.
 
     Attributes:
-      seconds: from here to `stop`; None before.
-      compiling: of them in the compiler, or reading a kept program instead; None before.
+      seconds: wall time until `stop`; None before.
+      compile_seconds: part of `seconds` spent compiling programs or reading cached ones; None
+        before `stop`.
     """
 
     def __init__(self) -> None:
         self.seconds: float | None = None
-        self.compiling: float | None = None
-        self._began, self._compiled = time.monotonic(), _compile_seconds()[0]
+        self.compile_seconds: float | None = None
+        self._start = time.monotonic()
+        self._compiled_before = _compile_seconds()[0]
 
     def stop(self) -> None:
-        """The first step is done."""
-        self.seconds = time.monotonic() - self._began
-        self.compiling = _compile_seconds()[0] - self._compiled
+        """Stops the stopwatch."""
+        self.seconds = time.monotonic() - self._start
+        self.compile_seconds = _compile_seconds()[0] - self._compiled_before
 
 
 @cache
@@ -132,13 +155,3 @@ def _compile_seconds() -> list[float]:
 
     jax.monitoring.register_event_duration_secs_listener(listen)
     return total
-
-
-def fenced(x: Array) -> Array:
-    """`x` after a block, which XLA's CPU backend is to make once, and its gradient once.
-
-    Without this it makes both anew for each use, through all identity branches before it: these are
-    an elementwise path through a stage. Takes effect with `compilation.compiler_options`; other
-    backends know when a second time costs too much.
-    """
-    return lax.optimization_barrier(x) if on_cpus() else x

@@ -14,14 +14,19 @@ import jax
 _TARGET: ContextVar[tuple[jax.Device, ...] | None] = ContextVar("target", default=None)
 
 
+def target_devices() -> Sequence[jax.Device]:
+    """Returns the devices that programs are compiled for: all there are, unless `compiling_for`."""
+    return _TARGET.get() or jax.devices()
+
+
 def on_one_cpu() -> bool:
-    """Whether what is traced now is for one CPU device: one there is, unless `compiling_for`."""
-    return on_cpus() and len(_TARGET.get() or jax.devices()) == 1
+    """Returns whether `target_devices` is a single CPU device."""
+    return on_cpus() and len(target_devices()) == 1
 
 
 def on_cpus() -> bool:
-    """Whether what is traced now is for CPU devices: those there are, unless `compiling_for`."""
-    return (_TARGET.get() or jax.devices())[0].platform == "cpu"
+    """Returns whether `target_devices` are CPU devices."""
+    return target_devices()[0].platform == "cpu"
 
 
 @contextmanager

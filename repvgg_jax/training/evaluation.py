@@ -21,7 +21,7 @@ from repvgg_jax.data.images import IMAGENET_MEAN, IMAGENET_STD, as_images
 from repvgg_jax.data.pipeline import eval_batches
 from repvgg_jax.errors import RunError
 from repvgg_jax.nets import check_pair
-from repvgg_jax.runtime.compilation import compiler_options
+from repvgg_jax.runtime.compilation import jit
 from repvgg_jax.runtime.mesh import replicate, shard_batch
 
 Batch = Mapping[str, Any]
@@ -56,9 +56,8 @@ def eval_step(
 
 @cache
 def compiled_step(platform: str) -> Callable[..., Metrics]:
-    """`eval_step` under `jax.jit`, as the compiler of a kind of device is best told to make it."""
-    options = compiler_options(jax.devices(platform))
-    return jax.jit(eval_step, static_argnames=("net", "mean", "std"), compiler_options=options)
+    """Returns `eval_step`, compiled for the devices of a platform."""
+    return jit(eval_step, jax.devices(platform), static_argnames=("net", "mean", "std"))
 
 
 def evaluate(

@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 
 from repvgg_jax.checkpoint import manager as manager_module
 from repvgg_jax.errors import Stopped
-from repvgg_jax.runtime.compilation import Start
+from repvgg_jax.runtime.compilation import StartupTimer
 from repvgg_jax.runtime.signals import Stopping
 from repvgg_jax.training.evaluation import Batch, Evaluation, Metrics
 from repvgg_jax.training.monitor import Monitor
@@ -36,7 +36,7 @@ class Loop:
       steps: the last step.
       eval_every, checkpoint_every: steps; the last one is evaluated too, and what is evaluated is
         saved.
-      clock: that the first step stops.
+      startup: stopwatch that the first step stops.
       mesh, feed, evaluation, monitor, manager, watch, stopping: that the run uses.
     """
 
@@ -52,7 +52,7 @@ class Loop:
     monitor: Monitor
     manager: ocp.CheckpointManager
     watch: Watch
-    clock: Start
+    startup: StartupTimer
     stopping: Stopping
 
     def __post_init__(self) -> None:
@@ -89,8 +89,8 @@ class Loop:
                 state, metrics = self.step_fn(state, next(self.feed), self.key)
                 if step == start + 1:
                     jax.block_until_ready(metrics)
-                    self.clock.stop()
-                    self.monitor.started(self.clock.seconds, self.clock.compiling)
+                    self.startup.stop()
+                    self.monitor.started(self.startup.seconds, self.startup.compile_seconds)
                 self.watch.push(step, metrics)
                 self._seconds += time.monotonic() - began if began else 0.0
                 result = self._evaluate(step, state) if self._evaluates(step) else None

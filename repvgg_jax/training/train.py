@@ -38,7 +38,7 @@ from repvgg_jax.data.sources.base import Source
 from repvgg_jax.errors import UsageError
 from repvgg_jax.nets import init
 from repvgg_jax.optim.repoptimizer import scale_gradients, to_plain, with_scales
-from repvgg_jax.runtime.compilation import Start, compiler_options
+from repvgg_jax.runtime.compilation import StartupTimer, jit
 from repvgg_jax.runtime.processes import all_processes, leaving_at_once, primary
 from repvgg_jax.runtime.signals import Stopping
 from repvgg_jax.training.evaluation import Batch, Evaluation, Metrics, eval_step, evaluate
@@ -68,7 +68,7 @@ class Trained(NamedTuple):
     state: TrainState
     examples_per_second: float | None
     waiting: float | None
-    start: Start
+    startup: StartupTimer
     seconds_before: float
     skipped: dict[str, int]
     evaluation: Evaluation
@@ -91,7 +91,7 @@ def train(config: ConfigDict, workdir: Path, stopping: Stopping | None = None) -
       RunError: where the loss or the gradient is not finite, or a checkpoint cannot be written.
       Stopped: where it was told to stop; the state is saved, and the same call goes on.
     """
-    clock = Start()
+    startup = StartupTimer()
     check_values(config)
     mesh = config_mesh(config)
     check_workdir(config, workdir)
@@ -134,7 +134,7 @@ def train(config: ConfigDict, workdir: Path, stopping: Stopping | None = None) -
                 monitor=monitor,
                 manager=manager,
                 watch=Watch(monitor, schedule, config.train.log_every, steps, manager),
-                clock=clock,
+                startup=startup,
                 stopping=stopping or Stopping(config.train.deadline),
             )
             evaluated = {row["step"] for row in rows if row["kind"] == "eval"}
@@ -142,7 +142,7 @@ def train(config: ConfigDict, workdir: Path, stopping: Stopping | None = None) -
             state, result = loop.run(state, all_processes(start in evaluated))
     skipped = {"train": len(source.skipped), "test": len(evaluation.source.skipped)}
     rate = monitor.examples_per_second or None
-    return Trained(state, rate, loop.waiting, clock, before, skipped, evaluation, result)
+    return Trained(state, rate, loop.waiting, startup, before, skipped, evaluation, result)
 
 
 def _train_batches(config: ConfigDict, source: Source, start_step: int) -> Iterator[Batch]:
@@ -184,12 +184,7 @@ def jit_train_step(
         mesh=mesh if config.mesh.fsdp != 1 else None,
     )
     shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
-    return jax.jit(
-        step,
-        donate_argnums=0,
-        out_shardings=(shardings, None),
-        compiler_options=compiler_options(mesh.devices.flat),
-    )
+    return jit(step, mesh.devices.flat, donate_argnums=0, out_shardings=(shardings, None))
 
 
 def _optimizer(

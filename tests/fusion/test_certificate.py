@@ -50,7 +50,7 @@ def test_a_fusion_that_is_not_the_train_form_is_not_written(run, tmp_path, monke
         return plain, fused
 
     before = (run / "fusion.json").read_text()
-    monkeypatch.setattr(train, "fuse", faulty)
+    monkeypatch.setattr(fuse, "fuse", faulty)
     with pytest.raises(RunError, match=r"nothing was written.* of stage1_block0, with"):
         fuse.run_fuse(None, run)
     assert (run / "fusion.json").read_text() == before

@@ -17,7 +17,7 @@ import pytest
 import repvgg_jax as rj
 from repvgg_jax.ops import onednn
 from repvgg_jax.runtime import compilation
-from repvgg_jax.runtime.compilation import compiler_options, drop_oldest
+from repvgg_jax.runtime.compilation import drop_oldest, jit
 from repvgg_jax.training.evaluation import compiled_step
 
 ROOT = Path(__file__).parents[2]
@@ -165,13 +165,11 @@ def largest_fusion(compiled):
 
 
 def test_a_fusion_does_not_grow_with_the_depth():
-    """Without the fences each block's gradient computes those of all blocks after it anew."""
+    """Without barriers each block's gradient recomputes those of all blocks after it."""
     sizes = []
     for depth in (3, 6):
         loss, params, images = deep(depth, branch_statistics="batch")
-        options = compiler_options(jax.devices())
-        step = jax.jit(jax.grad(loss), compiler_options=options)
-        sizes.append(largest_fusion(step.lower(params, images).compile()))
+        sizes.append(largest_fusion(jit(jax.grad(loss)).lower(params, images).compile()))
     assert sizes[1] <= sizes[0] + 5, sizes
 
 
@@ -193,33 +191,32 @@ def test_a_residual_nets_fusion_does_not_grow_when_it_is_fused():
         fields = dict(depths=(1, pairs, 1), widths=(4, 4, 8), strides=(1, 1, 1), num_classes=4)
         net = rj.create("residual_reorg_b0", **fields)
         plain, fused = rj.fuse(net, rj.init(net, jax.random.key(0), 8))
-        options = compiler_options(jax.devices())
-        forward = jax.jit(partial(plain.apply, train=False), compiler_options=options)
+        forward = jit(partial(plain.apply, train=False))
         compiled = forward.lower(fused, jnp.zeros((8, 8, 8, 3))).compile()
         sizes.append(largest_fusion(compiled))
     assert sizes[1] <= sizes[0] + 5, sizes
 
 
-def test_what_is_deployed_has_no_fences():
+def test_a_fused_net_has_no_barriers():
     net, variables, images = deep_net(3)
     for module, tree in ((net, variables), rj.fuse(net, variables)):
-        program = jax.jit(partial(module.apply, train=False)).lower(tree, images).as_text()
+        program = jit(partial(module.apply, train=False)).lower(tree, images).as_text()
         assert ("optimization_barrier" in program) == (module is net)
 
 
-def test_fences_change_no_gradient():
+def test_barriers_change_no_gradient():
     loss, params, images = deep(3)
-    fenced = jax.jit(jax.grad(loss), compiler_options=compiler_options(jax.devices()))
-    free = jax.jit(jax.grad(loss))
+    with_barriers = jit(jax.grad(loss))
+    without = jax.jit(jax.grad(loss))
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-6 + 1e-4 * abs(b).max()),
-        *jax.device_get((fenced(params, images), free(params, images))),
+        *jax.device_get((with_barriers(params, images), without(params, images))),
     )
 
 
 FREED = """
 import ctypes, json, resource, threading
-from repvgg_jax.runtime import keep_freed_memory
+from repvgg_jax.runtime.devices import keep_freed_memory
 
 libc = ctypes.CDLL(None)
 libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]

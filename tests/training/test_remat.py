@@ -5,7 +5,7 @@ import pytest
 
 import repvgg_jax as rj
 from repvgg_jax.fusion.verify import relative_error
-from repvgg_jax.runtime.compilation import compiler_options
+from repvgg_jax.runtime.compilation import jit
 from tests.support.steps import small_net
 from tests.support.variables import random_images, random_variables
 
@@ -24,9 +24,7 @@ def test_rematerialisation_changes_memory_and_nothing_else(remat):
             )
             return (logits**2).sum(), updated
 
-        options = compiler_options(jax.devices())  # as the training step has
-        step = jax.jit(jax.grad(loss, has_aux=True), compiler_options=options)
-        compiled = step.lower(variables["params"]).compile()
+        compiled = jit(jax.grad(loss, has_aux=True)).lower(variables["params"]).compile()
         memory.append(compiled.memory_analysis().temp_size_in_bytes)
         results.append(compiled(variables["params"]))
     for a, b in zip(*map(jax.tree.leaves, results), strict=True):
