@@ -29,7 +29,7 @@ from flax import linen as nn
 import repvgg_jax as rj
 from experiments.reference.torch_repvgg import TwinRepVGG
 from repvgg_jax.bench.counting import count_macs
-from repvgg_jax.bench.timing import matmul_peak, ratio, take_turns
+from repvgg_jax.bench.timing import matmul_peak, ratio, time_interleaved
 from repvgg_jax.blocks.repvgg import RepVGGBlock
 from repvgg_jax.ops import onednn
 from repvgg_jax.runtime.compilation import jit, temporaries_bytes
@@ -158,7 +158,9 @@ def fused_share_of_peak() -> float:
     plain, fused = rj.fuse(net, rj.init(net, jax.random.key(0), size))
     images = jax.random.normal(jax.random.key(1), (batch, size, size, 3), net.dtype)
     forward = jit(plain.apply)
-    seconds = statistics.median(take_turns({"": lambda: forward(fused, images)}, ROUNDS.value)[""])
+    seconds = statistics.median(
+        time_interleaved({"": lambda: forward(fused, images)}, ROUNDS.value)[""]
+    )
     return 2 * batch * count_macs(plain, fused, size) / seconds / matmul_peak(net.dtype)
 
 
@@ -166,7 +168,7 @@ def main(argv: list[str]) -> None:
     """Measure, and print the table."""
     global ON_GPU
     ON_GPU = jax.default_backend() == "gpu"
-    if not ON_GPU and (reason := onednn.missing()):
+    if not ON_GPU and (reason := onednn.unavailable()):
         print(f"without oneDNN: {reason}")
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     plain = partial(RepVGGBlock, branches=("kxk",))
@@ -184,7 +186,7 @@ def main(argv: list[str]) -> None:
     steps = {name: jax_step(net) for name, net in nets.items()}
     runs = {name: run for name, (run, _) in steps.items()}
     runs |= {"PyTorch": torch_step(False), "PyTorch, plain": torch_step(True)}
-    times = take_turns(runs, ROUNDS.value)
+    times = time_interleaved(runs, ROUNDS.value)
 
     batch, size = batch_shape()
     print(f"{jax.devices()[0].device_kind}: batch {batch} at {size}, {ROUNDS.value} rounds")

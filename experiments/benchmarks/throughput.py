@@ -34,8 +34,8 @@ from experiments.sweeps.rows import RESULTS, cpu_cores, device_words, read_sweep
 from experiments.sweeps.run_one import git_commit
 from repvgg_jax import init
 from repvgg_jax.bench.aot import lower_step
-from repvgg_jax.bench.models import Steps
-from repvgg_jax.bench.timing import take_turns
+from repvgg_jax.bench.models import RepeatedStep
+from repvgg_jax.bench.timing import time_interleaved
 from repvgg_jax.config.build import make_net
 from repvgg_jax.errors import RunError, UsageError
 from repvgg_jax.fusion.fuse import fuse
@@ -86,7 +86,7 @@ def _by_turns(
             compiled = lowered.compile()
             programs[text] = prepare(compiled)
             temporaries[text] = temporaries_bytes(compiled)
-    times = take_turns(programs, rounds)
+    times = time_interleaved(programs, rounds)
     batch = runs[0].config().train.batch_size
     found: _Figures = {}
     for (sweep, name), text in texts.items():
@@ -104,7 +104,7 @@ def _training_step(config: ConfigDict) -> _Lowered:
 
     def prepare(step: jax.stages.Compiled) -> Callable[[], Any]:
         state, batch, _ = arguments
-        return Steps(step, *_zeros_of((state, batch)), jax.random.key(0))
+        return RepeatedStep(step, *_zeros_of((state, batch)), jax.random.key(0))
 
     return lowered, prepare
 

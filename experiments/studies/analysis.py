@@ -24,7 +24,7 @@ from repvgg_jax.blocks.base import fold_branch, fold_norm
 from repvgg_jax.blocks.repvgg import RepVGGBlock
 from repvgg_jax.config.build import make_source, make_transform
 from repvgg_jax.config.workdir import read_config
-from repvgg_jax.data.images import as_images
+from repvgg_jax.data.images import to_network_input
 from repvgg_jax.data.pipeline import eval_batches
 from repvgg_jax.data.sources.base import Example, Source
 from repvgg_jax.errors import UsageError
@@ -49,7 +49,7 @@ def images_of(workdir: str | Path, count: int) -> tuple[Images, Int[Array, "batc
     batch = next(iter(eval_batches(chosen, transform, count, workers=0)))
     batch = {name: leaf[batch["mask"] > 0] for name, leaf in batch.items()}  # could be read
     mean, std = tuple(config.data.mean), tuple(config.data.std)
-    return as_images(jnp.asarray(batch["image"]), mean, std), jnp.asarray(batch["label"])
+    return to_network_input(jnp.asarray(batch["image"]), mean, std), jnp.asarray(batch["label"])
 
 
 @dataclass(frozen=True)

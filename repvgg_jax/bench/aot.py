@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from repvgg_jax.bench.hlo import KINDS, traffic
+from repvgg_jax.bench.hlo import COLLECTIVES, traffic
 from repvgg_jax.config.build import config_mesh, make_net, make_optimizer
 from repvgg_jax.config.fields import check_values
 from repvgg_jax.errors import RunError, UsageError, one_line
@@ -56,7 +56,7 @@ _EXAMPLES = "v5e:4x4, v4:2x2x2 or cpu:8"
 
 
 @dataclass(frozen=True)
-class Cost:
+class StepCost:
     """What one step costs a device, as its compiler says.
 
     Attributes:
@@ -210,11 +210,11 @@ def _placed(leaf: Any, sharding: jax.sharding.Sharding) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
 
-def describe(compiled: jax.stages.Compiled) -> Cost:
+def step_cost(compiled: jax.stages.Compiled) -> StepCost:
     """What a compiled program costs each of its devices."""
     memory, costs = compiled.memory_analysis(), compiled.cost_analysis()
     collectives, loops = traffic(compiled.as_text())
-    return Cost(
+    return StepCost(
         arguments=memory.argument_size_in_bytes,
         outputs=memory.output_size_in_bytes,
         aliased=memory.alias_size_in_bytes,
@@ -227,12 +227,12 @@ def describe(compiled: jax.stages.Compiled) -> Cost:
     )
 
 
-def capacity(device: jax.Device) -> int | None:
+def memory_bytes(device: jax.Device) -> int | None:
     """Bytes of a TPU's memory; None for another device."""
     return _HBM.get(device.device_kind)
 
 
-def table(cost: Cost, title: str = "", hbm: int | None = None) -> str:
+def format_cost(cost: StepCost, title: str = "", hbm: int | None = None) -> str:
     """The cost as a user reads it; `hbm` bytes of memory a device, where known."""
     rows = [
         ("arguments", cost.arguments),
@@ -253,7 +253,7 @@ def table(cost: Cost, title: str = "", hbm: int | None = None) -> str:
         f"  {'FLOPs':<24}{cost.flops / 1e9:>10,.2f} G",
         f"  {'bytes accessed':<24}{cost.bytes_accessed / 1e9:>10,.2f} GB",
     ]
-    for kind in (kind for kind in KINDS if kind in cost.collectives):
+    for kind in (kind for kind in COLLECTIVES if kind in cost.collectives):
         count, size = cost.collectives[kind]
         lines.append(f"  {kind:<24}{size / 1e6:>10,.2f} MB in {count:,}")
     if not cost.collectives:

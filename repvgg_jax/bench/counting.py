@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from repvgg_jax.ops.convolution import by_xla_alone
+from repvgg_jax.ops.convolution import xla_convolutions_only
 
 
 def count_parameters(variables: Any) -> int:
@@ -42,9 +42,9 @@ def count_winograd_multiplications(
     return _count(net, variables, image_size, tile)
 
 
-def multiplications(function: Callable[..., Any], *args: Any, tile: int | None = None) -> int:
+def count_multiplications(function: Callable[..., Any], *args: Any, tile: int | None = None) -> int:
     """Those of convolutions and matrix products in a function's trace, Winograd's with `tile`."""
-    with by_xla_alone():
+    with xla_convolutions_only():
         return _macs(jax.make_jaxpr(function)(*args).jaxpr, tile)
 
 
@@ -54,7 +54,7 @@ def _count(
     height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
     forward = partial(net.apply, train=False)
     one, two = (
-        multiplications(
+        count_multiplications(
             forward,
             variables,
             jax.ShapeDtypeStruct((batch, height, width, 3), jnp.float32),

@@ -8,10 +8,10 @@ from collections import defaultdict
 from collections.abc import Iterator
 from typing import NamedTuple
 
-KINDS = ("all-reduce", "all-gather", "reduce-scatter", "collective-permute", "all-to-all")
+COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "collective-permute", "all-to-all")
 
 _HEADER = re.compile(r"^(ENTRY )?%?([\w.$-]+) \(.*\{$")
-_COLLECTIVE = re.compile(rf" ({'|'.join(KINDS)})(-start)?\(")
+_COLLECTIVE = re.compile(rf" ({'|'.join(COLLECTIVES)})(-start)?\(")
 _OPCODE = re.compile(r" [a-z][a-z-]*\(")
 _ARRAY = re.compile(r"\b(pred|bf\d+|[suf]\d+|f\d+e\w+|c\d+)\[([\d,]*)\]")
 _CALLED = re.compile(
@@ -60,11 +60,13 @@ def traffic(text: str) -> Traffic:
                 elif found[2] and kind in ("all-gather", "collective-permute"):
                     result = _elements(result)[1]  # of (operand, result, ...)
                 counts[kind] += times[name]
-                sizes[kind] += times[name] * size(result)
-    return Traffic({kind: (counts[kind], sizes[kind]) for kind in KINDS if counts[kind]}, loops)
+                sizes[kind] += times[name] * shape_bytes(result)
+    return Traffic(
+        {kind: (counts[kind], sizes[kind]) for kind in COLLECTIVES if counts[kind]}, loops
+    )
 
 
-def size(shape: str) -> int:
+def shape_bytes(shape: str) -> int:
     """Bytes of a shape as HLO writes it, `f32[8,16]{1,0}` or a tuple of such; tokens have none."""
     total = 0
     for dtype, dims in _ARRAY.findall(shape):

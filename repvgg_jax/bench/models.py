@@ -17,7 +17,7 @@ from flax import linen as nn
 from ml_collections import ConfigDict
 
 from repvgg_jax.bench.counting import count_macs, count_parameters, count_winograd_multiplications
-from repvgg_jax.bench.timing import Times, matmul_peak, ratio, take_turns
+from repvgg_jax.bench.timing import Times, matmul_peak, ratio, time_interleaved
 from repvgg_jax.config.build import config_mesh, make_net, make_optimizer
 from repvgg_jax.config.fields import check_values
 from repvgg_jax.errors import UsageError
@@ -33,7 +33,7 @@ ROUNDS = 5
 
 
 @dataclass(frozen=True)
-class Row:
+class BenchRow:
     """One form of a model at one batch size.
 
     Attributes:
@@ -115,14 +115,14 @@ def run_bench(config: ConfigDict | None, workdir: Path) -> None:
                 break
 
 
-def _measure(config: ConfigDict, task: str, batch: int, peak: float) -> list[Row]:
+def _measure(config: ConfigDict, task: str, batch: int, peak: float) -> list[BenchRow]:
     compile_forms = {"forward": _forwards, "step": _steps}[task]
     programs = compile_forms(config, batch)
-    times = take_turns({p.form: p.run for p in programs}, ROUNDS)
-    return [_row(config, task, batch, peak, program, times, programs) for program in programs]
+    times = time_interleaved({p.form: p.run for p in programs}, ROUNDS)
+    return [_bench_row(config, task, batch, peak, program, times, programs) for program in programs]
 
 
-def _row(
+def _bench_row(
     config: ConfigDict,
     task: str,
     batch: int,
@@ -130,13 +130,13 @@ def _row(
     program: _Program,
     times: Times,
     programs: list[_Program],
-) -> Row:
+) -> BenchRow:
     seconds = statistics.median(times[program.form])
     size = config.data.image_size
     macs = count_macs(program.net, program.variables, size)
     winograd = count_winograd_multiplications(program.net, program.variables, size)
     passes, devices = (3, jax.device_count()) if task == "step" else (1, 1)
-    return Row(
+    return BenchRow(
         model=config.model.name,
         device=f"{jax.devices()[0].device_kind} x{devices}",
         dtype=config.model.dtype,
@@ -185,7 +185,7 @@ def _steps(given: ConfigDict, batch: int) -> list[_Program]:
         variables = jax.tree.map(
             lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), state.variables
         )
-        run = Steps(compiled, state, data, key)
+        run = RepeatedStep(compiled, state, data, key)
         programs.append(_Program(form, net, variables, run, temporaries_bytes(compiled), seconds))
     return programs
 
@@ -203,7 +203,7 @@ def _forms(config: ConfigDict) -> dict[str, ConfigDict]:
 
 
 @dataclass
-class Steps:
+class RepeatedStep:
     """Takes the next step at each call; the step before gave its state away."""
 
     step: Callable[..., Any]
@@ -231,7 +231,7 @@ def _print_header(task: str) -> None:
     )
 
 
-def _line(row: Row) -> str:
+def _line(row: BenchRow) -> str:
     return (
         f"{row.form:<12} {row.batch:>5} {row.parameters / 1e6:>9.2f} {row.macs / 1e9:>7.2f} "
         f"{row.winograd_multiplications / 1e9:>7.2f} "

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 Times = dict[str, list[float]]
 
 
-def take_turns(functions: Mapping[str, Callable[[], Any]], rounds: int) -> Times:
+def time_interleaved(functions: Mapping[str, Callable[[], Any]], rounds: int) -> Times:
     """Seconds of each function in every round, one after the other, after one round unmeasured.
 
     Each round has an order of its own, as a function may leave caches, memory and threads behind

@@ -12,8 +12,12 @@ from repvgg_jax.blocks.base import Block, fold_branch, fold_norm
 from repvgg_jax.errors import UsageError
 from repvgg_jax.layers.conv import Kernel
 from repvgg_jax.layers.norm import NormVariables
-from repvgg_jax.ops.batch_norm import in_groups
-from repvgg_jax.ops.branch_statistics import Geometry, moments_are_faster, sum_normalized
+from repvgg_jax.ops.batch_norm import split_into_groups
+from repvgg_jax.ops.branch_statistics import (
+    Geometry,
+    input_moments_are_faster,
+    sum_normalized_branches,
+)
 
 BRANCHES = ("kxk", "1x1", "identity")
 BRANCH_STATISTICS = ("auto", "moments", "batch")
@@ -78,7 +82,7 @@ class RepVGGBlock(Block):
 
     def _by_moments(self, x: Array) -> bool:
         if self.branch_statistics == "auto":
-            return moments_are_faster(x.astype(self.dtype), self.strides, self.conv_algorithm)
+            return input_moments_are_faster(x.astype(self.dtype), self.strides, self.conv_algorithm)
         return self.branch_statistics == "moments"
 
     def _sum_by_moments(self, x: Array, suffixes: dict[str, str]) -> Array:
@@ -90,9 +94,9 @@ class RepVGGBlock(Block):
             for name, suffix in suffixes.items()
         }
         images = x[:, :: self.strides, :: self.strides].astype(self.dtype)
-        z, statistics = sum_normalized(
-            in_groups(images, self.bn_group_size),
-            None if y is None else in_groups(y, self.bn_group_size),
+        z, statistics = sum_normalized_branches(
+            split_into_groups(images, self.bn_group_size),
+            None if y is None else split_into_groups(y, self.bn_group_size),
             kernel,
             {name: norm.gamma for name, norm in norms.items()},
             {name: norm.beta for name, norm in norms.items()},

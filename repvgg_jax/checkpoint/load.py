@@ -72,6 +72,6 @@ def load_trained(workdir: Path, step: int | None = None) -> tuple[nn.Module, dic
 def _config(workdir: Path) -> ConfigDict:
     """A run's config, for this host, which may lack the library that the run was made with."""
     config = read_config(workdir)
-    if config.model.conv_algorithm == "onednn" and onednn.missing():
+    if config.model.conv_algorithm == "onednn" and onednn.unavailable():
         config.model.conv_algorithm = "auto"
     return config

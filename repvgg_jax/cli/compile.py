@@ -26,13 +26,15 @@ def run_compile(config: ConfigDict | None, topology: str | None, workdir: Path |
         check_workdir(config, workdir)
     aot.prepare_compiler(topology)
     devices, started = aot.topology_devices(topology), time.monotonic()
-    cost = aot.describe(aot.compile_step(config, devices))
+    cost = aot.step_cost(aot.compile_step(config, devices))
     seconds, images = time.monotonic() - started, config.train.batch_size
     title = (
         f"{model_name(config)} on {len(devices)} x {devices[0].device_kind} ({topology}), "
         f"{images:,} images a step, {images // len(devices):,} a device"
     )
-    print(f"{aot.table(cost, title, aot.capacity(devices[0]))}\ncompiled in {seconds:.0f} s")
+    print(
+        f"{aot.format_cost(cost, title, aot.memory_bytes(devices[0]))}\ncompiled in {seconds:.0f} s"
+    )
     if workdir is not None:
         make_workdir(config, workdir)
         about = {"model": model_name(config), "topology": topology, "devices": len(devices)}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ml_collections import ConfigDict
 
-from repvgg_jax.data.prepare.prepare import describe, find_prepared, prepare
+from repvgg_jax.data.prepare.prepare import describe_splits, find_prepared, prepare
 from repvgg_jax.errors import UsageError
 
 
@@ -25,6 +25,6 @@ def run_prepare(config: ConfigDict | None) -> None:
     path = there or prepare(data.name, data.data_dir, data.manual_dir)
     # Not by say, which starts the devices.
     print(
-        f"{data.name} {'is already' if there else 'is now'} prepared in {path}: {describe(path)}; "
+        f"{data.name} {'is already' if there else 'is now'} prepared in {path}: {describe_splits(path)}; "
         "the same command without --mode=prepare trains on it"
     )

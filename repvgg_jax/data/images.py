@@ -27,7 +27,7 @@ def normalize(images: jax.Array, mean: Sequence[float], std: Sequence[float]) ->
     return (scaled - jnp.asarray(mean, jnp.float32)) / jnp.asarray(std, jnp.float32)
 
 
-def as_images(
+def to_network_input(
     images: Array, mean: tuple[float, ...], std: tuple[float, ...]
 ) -> Float[Array, "batch height width channels"]:
     """What a net takes: uint8 pixels are normalised here, floating images are taken as they are."""

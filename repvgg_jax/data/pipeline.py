@@ -10,7 +10,13 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import numpy as np
 
 from repvgg_jax.data.augment.pad_crop import pad_crop_flip
-from repvgg_jax.data.augment.transforms import Transform, changed, eval_image, fit, train_image
+from repvgg_jax.data.augment.transforms import (
+    Transform,
+    augment_pixels,
+    eval_image,
+    fit,
+    train_image,
+)
 from repvgg_jax.data.decode.image import LazyImage, from_array
 from repvgg_jax.data.sampler import stream_indices
 from repvgg_jax.data.sources.base import ArraySource, EncodedSource, Example, Source
@@ -181,7 +187,7 @@ def _train_images(
     if not transform.changes_pixels:
         return images
     pairs = zip(images, positions.tolist(), strict=True)
-    return np.stack([changed(image, transform, seed, position) for image, position in pairs])
+    return np.stack([augment_pixels(image, transform, seed, position) for image, position in pairs])
 
 
 def _eval_images(images: np.ndarray, transform: Transform) -> np.ndarray:

@@ -9,7 +9,7 @@ from flax import linen as nn
 from jax import Array, lax
 
 from repvgg_jax.layers.conv import Dtype
-from repvgg_jax.ops.batch_norm import BN_EPSILON, in_groups, normalize
+from repvgg_jax.ops.batch_norm import BN_EPSILON, batch_norm, split_into_groups
 
 BN_MOMENTUM = 0.9  # the share of the old statistic that stays; PyTorch calls this 0.1
 
@@ -78,8 +78,8 @@ class BatchNorm(nn.Module):
         if not self.train:
             scale = lax.rsqrt(norm.var.value + BN_EPSILON) * norm.gamma
             return ((x - norm.mean.value) * scale + norm.beta).astype(self.dtype)
-        images = in_groups(x, self.group_size)
-        y, mean, var = normalize(images, norm.gamma, norm.beta, self.dtype)
+        images = split_into_groups(x, self.group_size)
+        y, mean, var = batch_norm(images, norm.gamma, norm.beta, self.dtype)
         if not self.is_initializing():
             norm.move(mean, var)
         return y.reshape(x.shape)

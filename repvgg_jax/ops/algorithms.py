@@ -1,7 +1,7 @@
 """One convolution, several ways to compute each of its three passes, and which to take where.
 
-`convolve_by(x, kernel, ways)` is the convolution with a way of its own for the output, the input's
-gradient and the kernel's gradient; `best_convolution` names the fastest of each for a shape, as
+`convolve_with(x, kernel, ways)` is the convolution with a way of its own for the output, the input's
+gradient and the kernel's gradient; `fastest_algorithms` names the fastest of each for a shape, as
 measured on a CPU (docs/notes/speed.md). On a GPU or TPU XLA's own is the way.
 """
 
@@ -19,16 +19,16 @@ from repvgg_jax.errors import UsageError
 from repvgg_jax.ops import winograd
 from repvgg_jax.ops.batch_norm import accumulation_dtype
 
-WAYS = ("direct", "winograd2", "winograd4", "matmul")
+PASS_ALGORITHMS = ("direct", "winograd2", "winograd4", "matmul")
 _TILES = {"winograd2": 2, "winograd4": 4}
 
 
-def margins(size: tuple[int, ...], dilation: int) -> list[tuple[int, int]]:
+def symmetric_padding(size: tuple[int, ...], dilation: int) -> list[tuple[int, int]]:
     """Zeros on both sides of height and width that keep a kernel's centre on its pixel."""
     return [(dilation * (side // 2),) * 2 for side in size]
 
 
-def direct(
+def xla_convolution(
     x: Array,
     kernel: Array,
     strides: int,
@@ -48,17 +48,17 @@ def direct(
     )
 
 
-class Ways(NamedTuple):
-    """A name of `WAYS` for each pass; `matmul` is for the kernel's gradient only."""
+class PassAlgorithms(NamedTuple):
+    """A name of `PASS_ALGORITHMS` for each pass; `matmul` is for the kernel's gradient only."""
 
     forward: str = "direct"
     input_gradient: str = "direct"
     kernel_gradient: str = "direct"
 
 
-def best_convolution(
+def fastest_algorithms(
     x_shape: tuple[int, ...], kernel_shape: tuple[int, ...], strides: int = 1
-) -> Ways:
+) -> PassAlgorithms:
     """The fastest way of each pass on a CPU by measurement; "direct" where nothing else won.
 
     Measured in float32 over 4 to 56 pixels a side, 16 to 1280 channels, in a process that keeps
@@ -72,19 +72,19 @@ def best_convolution(
     batch, height, width, cin = x_shape
     narrower = min(cin, kernel_shape[3])
     if kernel_shape[:3] != (3, 3, cin) or batch * height * width < 512:
-        return Ways()
+        return PassAlgorithms()
     if strides == 2:
-        return Ways(kernel_gradient="matmul") if narrower >= 48 else Ways()
+        return PassAlgorithms(kernel_gradient="matmul") if narrower >= 48 else PassAlgorithms()
     if strides != 1 or narrower < 32:
-        return Ways()
+        return PassAlgorithms()
     # A single tile an image leaves little to gain until the products are large.
     if narrower < 64 or (min(height, width) < 7 and narrower < 256):
-        return Ways(kernel_gradient="winograd4")
-    return Ways("winograd4", "winograd4", "winograd4")
+        return PassAlgorithms(kernel_gradient="winograd4")
+    return PassAlgorithms("winograd4", "winograd4", "winograd4")
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def convolve_by(x: Array, kernel: Array, ways: Ways, strides: int = 1) -> Array:
+def convolve_with(x: Array, kernel: Array, ways: PassAlgorithms, strides: int = 1) -> Array:
     """`convolution.convolve` (undilated, padded by half the kernel), each pass in its own way.
 
     Args:
@@ -118,7 +118,7 @@ def kernel_gradient_by_matmul(
     kh, kw, share, cout = kernel_shape
     groups, wide = x.shape[-1] // share, accumulation_dtype(x.dtype)
     _, height, width, _ = dy.shape
-    padded = jnp.pad(x, [(0, 0), *margins((kh, kw), 1), (0, 0)])
+    padded = jnp.pad(x, [(0, 0), *symmetric_padding((kh, kw), 1), (0, 0)])
     errors = dy.reshape(-1, groups, cout // groups)
 
     def tap(i: int, j: int) -> Array:
@@ -135,13 +135,13 @@ def kernel_gradient_by_matmul(
 
 
 def _forward_rule(
-    x: Array, kernel: Array, ways: Ways, strides: int
+    x: Array, kernel: Array, ways: PassAlgorithms, strides: int
 ) -> tuple[Array, tuple[Array, Array]]:
-    return convolve_by(x, kernel, ways, strides), (x, kernel)
+    return convolve_with(x, kernel, ways, strides), (x, kernel)
 
 
 def _backward_rule(
-    ways: Ways, strides: int, saved: tuple[Array, Array], dy: Array
+    ways: PassAlgorithms, strides: int, saved: tuple[Array, Array], dy: Array
 ) -> tuple[Array, Array]:
     x, kernel = saved
     groups = x.shape[-1] // kernel.shape[2]
@@ -160,15 +160,15 @@ def _backward_rule(
     return dx.astype(x.dtype), dk.astype(kernel.dtype)
 
 
-convolve_by.defvjp(_forward_rule, _backward_rule)
+convolve_with.defvjp(_forward_rule, _backward_rule)
 
 
 def _direct(x: Array, kernel: Array, strides: int) -> Array:
     groups = x.shape[-1] // kernel.shape[2]
-    return direct(x, kernel, strides, groups, 1, margins(kernel.shape[:2], 1))
+    return xla_convolution(x, kernel, strides, groups, 1, symmetric_padding(kernel.shape[:2], 1))
 
 
-def _check(kernel: Array, ways: Ways, strides: int) -> None:
+def _check(kernel: Array, ways: PassAlgorithms, strides: int) -> None:
     possible = {"direct"}
     if kernel.shape[:2] == (3, 3) and strides == 1:
         possible |= set(_TILES)
@@ -176,6 +176,6 @@ def _check(kernel: Array, ways: Ways, strides: int) -> None:
         allowed = possible | {"matmul"} if field == "kernel_gradient" else possible
         if way not in allowed:
             raise UsageError(
-                f"convolve_by: {field}={way!r} for kernel {kernel.shape} at strides {strides}; "
+                f"convolve_with: {field}={way!r} for kernel {kernel.shape} at strides {strides}; "
                 + " or ".join(sorted(allowed))
             )

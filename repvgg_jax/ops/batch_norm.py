@@ -24,7 +24,7 @@ def accumulation_dtype(dtype: Any) -> Any:
     return jnp.promote_types(dtype, jnp.float32)
 
 
-def in_groups(x: Array, group_size: int | None) -> Array:
+def split_into_groups(x: Array, group_size: int | None) -> Array:
     """[batch, ...] -> [groups, images of each, ...]; one group of all where no size is given.
 
     Raises:
@@ -48,13 +48,13 @@ def mean_and_variance(x: Array) -> tuple[Array, Array]:
     return mean, jnp.maximum((wide**2).mean(axes) - mean**2, 0.0)
 
 
-def spread(vector: Array, x: Array) -> Array:
+def broadcast_to_images(vector: Array, x: Array) -> Array:
     """[groups, channels] so that it goes with [groups, images, height, width, channels]."""
     return vector.reshape(vector.shape[0], *(1,) * (x.ndim - 2), -1)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(3,))
-def normalize(x: Array, gamma: Array, beta: Array, dtype: Any) -> tuple[Array, Array, Array]:
+def batch_norm(x: Array, gamma: Array, beta: Array, dtype: Any) -> tuple[Array, Array, Array]:
     """gamma (x - mean) / sqrt(var + epsilon) + beta, with the mean and variance of each group.
 
     With d = dL/dy, n numbers in a group, r = 1 / sqrt(var + epsilon) and x' = r (x - mean):
@@ -68,29 +68,29 @@ def normalize(x: Array, gamma: Array, beta: Array, dtype: Any) -> tuple[Array, A
     Returns:
       y, and the mean and variance [groups, channels], through which no gradient flows.
     """
-    return _normalize(x, gamma, beta, dtype)[0]
+    return _forward_rule(x, gamma, beta, dtype)[0]
 
 
-def _normalize(x: Array, gamma: Array, beta: Array, dtype: Any) -> tuple[Any, Any]:
+def _forward_rule(x: Array, gamma: Array, beta: Array, dtype: Any) -> tuple[Any, Any]:
     mean, var = mean_and_variance(x)
     rate = lax.rsqrt(var + BN_EPSILON)
-    y = (x - spread(mean, x)) * spread(gamma * rate, x) + beta
+    y = (x - broadcast_to_images(mean, x)) * broadcast_to_images(gamma * rate, x) + beta
     return (y.astype(dtype), mean, var), (x, gamma, mean, var)
 
 
-def _normalize_gradient(dtype: Any, kept: Any, cotangents: Any) -> tuple[Array, Array, Array]:
+def _backward_rule(dtype: Any, kept: Any, cotangents: Any) -> tuple[Array, Array, Array]:
     (x, gamma, mean, var), (dy, _, _) = kept, cotangents
-    dx, dgamma, dbeta = normalized_gradient(x, dy, gamma, mean, var)
+    dx, dgamma, dbeta = batch_norm_gradient(x, dy, gamma, mean, var)
     return dx, dgamma.sum(0).astype(gamma.dtype), dbeta.sum(0).astype(gamma.dtype)
 
 
-normalize.defvjp(_normalize, _normalize_gradient)
+batch_norm.defvjp(_forward_rule, _backward_rule)
 
 
-def normalized_gradient(
+def batch_norm_gradient(
     x: Array, dy: Array, gamma: Array, mean: Array, var: Array
 ) -> tuple[Array, Array, Array]:
-    """The gradients of x, and by group of gamma and beta, of what `normalize` made of x."""
+    """The gradients of x, and by group of gamma and beta, of what `batch_norm` made of x."""
     axes, count = tuple(range(1, x.ndim - 1)), x[0].size // x.shape[-1]
     wide, rate = accumulation_dtype(x.dtype), lax.rsqrt(var + BN_EPSILON)
     d = dy.astype(wide)
@@ -98,6 +98,8 @@ def normalized_gradient(
     dgamma = ((d * x).sum(axes) - mean * dbeta) * rate
     scale = gamma * rate
     slope = jnp.where(var > 0, scale * rate * dgamma / count, 0.0)
-    centred = x - spread(mean, x)
-    dx = (d - spread(dbeta / count, x)) * spread(scale, x) - centred * spread(slope, x)
+    centred = x - broadcast_to_images(mean, x)
+    dx = (d - broadcast_to_images(dbeta / count, x)) * broadcast_to_images(
+        scale, x
+    ) - centred * broadcast_to_images(slope, x)
     return dx.astype(x.dtype), dgamma, dbeta

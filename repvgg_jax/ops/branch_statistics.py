@@ -30,11 +30,11 @@ from jax import Array, lax
 from repvgg_jax.ops.batch_norm import (
     BN_EPSILON,
     accumulation_dtype,
+    batch_norm_gradient,
+    broadcast_to_images,
     mean_and_variance,
-    normalized_gradient,
-    spread,
 )
-from repvgg_jax.ops.convolution import convolve, takes_onednn
+from repvgg_jax.ops.convolution import convolve, uses_onednn
 from repvgg_jax.runtime.devices import on_one_cpu
 
 Vectors = Mapping[str, Array]  # branch -> a number for each channel
@@ -50,7 +50,7 @@ class Geometry(NamedTuple):
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(5,))
-def sum_normalized(
+def sum_normalized_branches(
     x: Array, y: Array | None, kernel: Array, gammas: Vectors, betas: Vectors, geometry: Geometry
 ) -> tuple[Array, Statistics]:
     """BN(y) + BN(conv_1x1(x)) + BN(x) in training, y being the kxk convolution of x.
@@ -82,9 +82,11 @@ def _forward(
     m = _collapsed(kernel, scales, geometry).astype(x.dtype)
     centre = jnp.einsum("ngi,nigo->ngo", mean, m.astype(mean.dtype))
     bias = sum(betas.values()) - centre.reshape(centre.shape[0], -1)
-    z = _product(x, m, geometry) + spread(bias, x)
+    z = _product(x, m, geometry) + broadcast_to_images(bias, x)
     if y is not None:
-        z += (y - spread(statistics["kxk"][0], y)) * spread(scales["kxk"], y)
+        z += (y - broadcast_to_images(statistics["kxk"][0], y)) * broadcast_to_images(
+            scales["kxk"], y
+        )
     return (z.astype(geometry.dtype), statistics), (x, y, kernel, gammas, statistics, mean, cov)
 
 
@@ -117,11 +119,11 @@ def _backward(geometry: Geometry, kept: Any, cotangents: Any) -> tuple[Any, ...]
     offset = jnp.einsum("ngo,nigo->ngi", _grouped(dbeta / count, geometry), m)
     offset += jnp.einsum("ngi,nigk->ngk", mean, curve)
     dx = _product(dz, m.transpose(0, 3, 2, 1), geometry) + _product(x, curve, geometry)
-    dx -= spread(offset.reshape(offset.shape[0], -1), x)
+    dx -= broadcast_to_images(offset.reshape(offset.shape[0], -1), x)
 
     dy = None
     if y is not None:
-        dy, dgamma["kxk"], _ = normalized_gradient(y, dz, gammas["kxk"], *statistics["kxk"])
+        dy, dgamma["kxk"], _ = batch_norm_gradient(y, dz, gammas["kxk"], *statistics["kxk"])
     return (
         dx.astype(x.dtype),
         dy,
@@ -131,7 +133,7 @@ def _backward(geometry: Geometry, kept: Any, cotangents: Any) -> tuple[Any, ...]
     )
 
 
-sum_normalized.defvjp(_forward, _backward)
+sum_normalized_branches.defvjp(_forward, _backward)
 
 
 def _moments(x: Array, geometry: Geometry) -> tuple[Array, Array]:
@@ -192,7 +194,7 @@ def _product(x: Array, kernel: Array, geometry: Geometry) -> Array:
     """A 1x1 convolution with a kernel [n, i, g, o] for each group of images, in a wide type."""
     features = geometry.groups * kernel.shape[-1]
     kernel = kernel.astype(x.dtype)
-    if len(x) == 1 and takes_onednn(geometry.algorithm, x):
+    if len(x) == 1 and uses_onednn(geometry.algorithm, x):
         flat = kernel.reshape(1, 1, -1, features)
         return convolve(x[0], flat, groups=geometry.groups, algorithm="onednn")[None]
     wide = dict(preferred_element_type=accumulation_dtype(x.dtype))
@@ -206,7 +208,7 @@ def _product(x: Array, kernel: Array, geometry: Geometry) -> Array:
 
 def _gram(x: Array, d: Array, geometry: Geometry) -> Array:
     """sum_p x[p, i] d[p, o], [n, i, g, o]: the gradient of such a kernel, in a wide type."""
-    if len(x) == 1 and takes_onednn(geometry.algorithm, x, d):
+    if len(x) == 1 and uses_onednn(geometry.algorithm, x, d):
         shape = (1, 1, x.shape[-1] // geometry.groups, d.shape[-1])
         gram = _kernel_gradient(x[0], d[0], shape, geometry.groups)
         return gram.reshape(1, shape[2], geometry.groups, -1)
@@ -223,8 +225,8 @@ def _kernel_gradient(x: Array, d: Array, shape: tuple[int, ...], groups: int) ->
     return jax.vjp(conv, jnp.zeros(shape, x.dtype))[1](d)[0]
 
 
-def moments_are_faster(x: Array, strides: int, algorithm: str) -> bool:
-    """Whether `sum_normalized` beats the branches one by one, for images [batch, h, w, cin].
+def input_moments_are_faster(x: Array, strides: int, algorithm: str) -> bool:
+    """Whether `sum_normalized_branches` beats the branches one by one, for images [batch, h, w, cin].
 
     It has five small products where they have three, and fewer passes over the images: a gain on a
     CPU where pixels outnumber channels by far, but none where oneDNN computes the products' rivals,
@@ -237,4 +239,4 @@ def moments_are_faster(x: Array, strides: int, algorithm: str) -> bool:
     """
     batch, height, width, cin = x.shape
     pixels = batch * -(-height // strides) * -(-width // strides)
-    return on_one_cpu() and not takes_onednn(algorithm, x) and pixels >= 16 * cin
+    return on_one_cpu() and not uses_onednn(algorithm, x) and pixels >= 16 * cin

@@ -13,7 +13,12 @@ from jax import Array
 
 from repvgg_jax.errors import UsageError
 from repvgg_jax.ops import onednn
-from repvgg_jax.ops.algorithms import best_convolution, convolve_by, direct, margins
+from repvgg_jax.ops.algorithms import (
+    convolve_with,
+    fastest_algorithms,
+    symmetric_padding,
+    xla_convolution,
+)
 from repvgg_jax.runtime.devices import on_cpus, on_one_cpu
 
 # "xla" is the compiler's own; "onednn" a tuned library for float32 on CPUs; "winograd" takes
@@ -21,18 +26,18 @@ from repvgg_jax.runtime.devices import on_cpus, on_one_cpu
 # onednn where it is there, else xla, which rounds less than F(4x4, 3x3).
 ALGORITHMS = ("auto", "xla", "onednn", "winograd")
 
-_BY_XLA_ALONE: ContextVar[bool] = ContextVar("by_xla_alone", default=False)
+_BY_XLA_ALONE: ContextVar[bool] = ContextVar("xla_convolutions_only", default=False)
 
 
 def check_algorithm(algorithm: str) -> None:
     """Raises UsageError for an unknown algorithm, or for one that this machine lacks."""
     if algorithm not in ALGORITHMS:
         raise UsageError(f"conv_algorithm={algorithm!r}: one of {', '.join(ALGORITHMS)}")
-    if algorithm == "onednn" and (reason := onednn.missing()):
+    if algorithm == "onednn" and (reason := onednn.unavailable()):
         raise UsageError(f"conv_algorithm='onednn': {reason}")
 
 
-def takes_onednn(algorithm: str, *arrays: Array) -> bool:
+def uses_onednn(algorithm: str, *arrays: Array) -> bool:
     """Whether oneDNN computes with these arrays, which it does for float32.
 
     "auto" takes it on one CPU device: the compiler knows how to split its own
@@ -47,12 +52,12 @@ def takes_onednn(algorithm: str, *arrays: Array) -> bool:
     if _BY_XLA_ALONE.get() or not all(array.dtype == jnp.float32 for array in arrays):
         return False
     if algorithm == "auto":
-        return on_one_cpu() and not onednn.missing()
+        return on_one_cpu() and not onednn.unavailable()
     return algorithm == "onednn"
 
 
 @contextmanager
-def by_xla_alone() -> Iterator[None]:
+def xla_convolutions_only() -> Iterator[None]:
     """What is traced within has XLA's own convolutions, whatever its nets say: to be counted."""
     token = _BY_XLA_ALONE.set(True)
     try:
@@ -92,27 +97,27 @@ def convolve(
         neither a second one nor forward mode (`jax.jvp`); "xla" has all.
 
     Raises:
-      UsageError: as `takes_onednn`.
+      UsageError: as `uses_onednn`.
       TypeError, ValueError: for shapes that don't go together.
     """
     x, kernel = x.astype(dtype), kernel.astype(dtype)
-    padding = margins(kernel.shape[:2], dilation) if padded else [(0, 0), (0, 0)]
+    padding = symmetric_padding(kernel.shape[:2], dilation) if padded else [(0, 0), (0, 0)]
     bias = None if bias is None else bias.astype(dtype)
-    if takes_onednn(algorithm, x, kernel) and _size(x, kernel, strides, groups, dilation, padding):
+    if uses_onednn(algorithm, x, kernel) and _size(x, kernel, strides, groups, dilation, padding):
         window = onednn.Window(strides, groups, dilation, tuple(padding))
         return onednn.convolve(x, kernel, bias, window, rectified)
     if algorithm == "winograd" and padded and dilation == 1 and not _BY_XLA_ALONE.get():
-        ways = best_convolution(x.shape, kernel.shape, strides)
-        y = convolve_by(x, kernel, ways, strides)
+        ways = fastest_algorithms(x.shape, kernel.shape, strides)
+        y = convolve_with(x, kernel, ways, strides)
     else:
-        y = direct(x, kernel, strides, groups, dilation, padding)
+        y = xla_convolution(x, kernel, strides, groups, dilation, padding)
     y = y if bias is None else y + bias
     return relu(y) if rectified else y
 
 
 def _size(x: Array, kernel: Array, *geometry: Any) -> int:
     """Numbers in the result; raises what XLA says of shapes that don't go together."""
-    return jax.eval_shape(lambda x, k: direct(x, k, *geometry), x, kernel).size
+    return jax.eval_shape(lambda x, k: xla_convolution(x, k, *geometry), x, kernel).size
 
 
 @jax.custom_jvp
@@ -135,7 +140,7 @@ def convolve_by_matmul(x: Array, kernel: Array, *, dtype: Any) -> Array:
     """
     kh, kw, cin, cout = kernel.shape
     height, width = x.shape[1:3]
-    padded = jnp.pad(x.astype(dtype), [(0, 0), *margins((kh, kw), 1), (0, 0)])
+    padded = jnp.pad(x.astype(dtype), [(0, 0), *symmetric_padding((kh, kw), 1), (0, 0)])
     shifts = [padded[:, i : i + height, j : j + width] for i in range(kh) for j in range(kw)]
     patches = jnp.concatenate(shifts, axis=-1)
     return patches @ kernel.astype(dtype).reshape(kh * kw * cin, cout)

@@ -38,7 +38,7 @@ _INSTALL = "install it with pip install -e '.[cpu]'"
 
 
 @cache
-def missing() -> str | None:
+def unavailable() -> str | None:
     """What oneDNN's convolutions lack on this machine, in one line; None where they are ready.
 
     The first call compiles, where nothing was compiled before (4 s).

@@ -17,7 +17,7 @@ from jaxtyping import Float
 from ml_collections import ConfigDict
 
 from repvgg_jax.config.build import make_source, make_transform
-from repvgg_jax.data.images import IMAGENET_MEAN, IMAGENET_STD, as_images
+from repvgg_jax.data.images import IMAGENET_MEAN, IMAGENET_STD, to_network_input
 from repvgg_jax.data.pipeline import eval_batches
 from repvgg_jax.errors import RunError
 from repvgg_jax.nets import check_pair
@@ -40,7 +40,7 @@ def eval_step(
 
     Not compiled; `compiled_step` is.
     """
-    logits = net.apply(variables, as_images(batch["image"], mean, std), train=False)
+    logits = net.apply(variables, to_network_input(batch["image"], mean, std), train=False)
     label, mask = batch["label"], batch["mask"]
     # Ranks by index among equals, so that a dead net of equal logits is not right everywhere.
     best = jax.lax.top_k(logits, min(5, logits.shape[-1]))[1]
@@ -148,4 +148,4 @@ class Evaluation:
                 break
         if not rows:
             raise RunError("nothing to verify on: the evaluation split has no readable image")
-        return as_images(jnp.asarray(np.stack(rows[:count])), self.mean, self.std)
+        return to_network_input(jnp.asarray(np.stack(rows[:count])), self.mean, self.std)

@@ -14,7 +14,7 @@ from flax import struct
 from jax import Array
 from jax.sharding import Mesh
 
-from repvgg_jax.data.images import IMAGENET_MEAN, IMAGENET_STD, as_images
+from repvgg_jax.data.images import IMAGENET_MEAN, IMAGENET_STD, to_network_input
 from repvgg_jax.nets import as_average, init
 from repvgg_jax.nets.repvgg import AUXILIARY
 from repvgg_jax.optim import sgd
@@ -145,7 +145,7 @@ def train_step(
       the new state, and `loss` (nats), `top1` of the training batch, `grad_norm`.
     """
     mix_key, key = jax.random.split(jax.random.fold_in(key, state.step))
-    images, classes = as_images(batch["image"], mean, std), state.net.num_classes
+    images, classes = to_network_input(batch["image"], mean, std), state.net.num_classes
     targets = optax.smooth_labels(jax.nn.one_hot(batch["label"], classes), label_smoothing)
     images, targets = mix(mix_key, images, targets, mixup=mixup, cutmix=cutmix)
     parts = (images, targets, batch["label"])

@@ -32,7 +32,7 @@ from repvgg_jax.config.build import (
 )
 from repvgg_jax.config.fields import check_values
 from repvgg_jax.config.workdir import check_workdir, make_workdir
-from repvgg_jax.data.images import as_images
+from repvgg_jax.data.images import to_network_input
 from repvgg_jax.data.pipeline import train_batches
 from repvgg_jax.data.sources.base import Source
 from repvgg_jax.errors import UsageError
@@ -230,7 +230,7 @@ def _transferred(workdir: str, state: TrainState) -> TrainState:
 __all__ = [
     "TrainState",
     "Trained",
-    "as_images",
+    "to_network_input",
     "eval_step",
     "evaluate",
     "init_state",

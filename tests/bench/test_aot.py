@@ -130,7 +130,7 @@ def test_a_started_collective_counts_once_and_a_loop_counts_its_trips():
     ],
 )
 def test_the_size_of_a_shape(shape, size):
-    assert hlo.size(shape) == size
+    assert hlo.shape_bytes(shape) == size
 
 
 @pytest.fixture(scope="module")
@@ -167,7 +167,7 @@ def test_the_compiled_step_takes_what_training_has_and_runs(step):
 
 def test_the_cost_of_a_small_step(step):
     config, compiled = step
-    cost = aot.describe(compiled)
+    cost = aot.step_cost(compiled)
     state, batch = state_and_batch(config)
     whole = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
     rows = sum(leaf.nbytes for name, leaf in batch.items() if name != "mask") // 4
@@ -188,14 +188,14 @@ def test_the_cost_of_a_small_step(step):
 
 
 def test_the_table_says_whether_it_fits(step):
-    cost = aot.describe(step[1])
+    cost = aot.step_cost(step[1])
     count, _ = cost.collectives["all-reduce"]
-    text = aot.table(cost, "a title", hbm=2 * cost.memory)
+    text = aot.format_cost(cost, "a title", hbm=2 * cost.memory)
     assert text.startswith("a title\n")
     assert "(50.0%): fits" in text
     assert f"MB in {count}" in text
-    assert "DOES NOT FIT" in aot.table(cost, hbm=cost.memory - 1)
-    assert "fit" not in aot.table(cost).lower()
+    assert "DOES NOT FIT" in aot.format_cost(cost, hbm=cost.memory - 1)
+    assert "fit" not in aot.format_cost(cost).lower()
 
 
 @pytest.mark.parametrize(

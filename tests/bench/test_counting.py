@@ -6,10 +6,14 @@ import pytest
 from jax import lax
 
 import repvgg_jax as rj
-from repvgg_jax.bench.counting import count_macs, count_winograd_multiplications, multiplications
+from repvgg_jax.bench.counting import (
+    count_macs,
+    count_multiplications,
+    count_winograd_multiplications,
+)
 from repvgg_jax.blocks.fused import FusedConv
 
-# Billions of multiplications as printed.
+# Billions of count_multiplications as printed.
 REPVGG = {"a0": 0.7, "a1": 1.3, "b0": 1.6, "a2": 2.7, "b1g4": 3.9, "b1g2": 4.6, "b1": 5.9}
 REPVGG |= {"b2g4": 6.0, "b2": 9.1, "b3g4": 8.4, "b3": 12.9}
 
@@ -60,7 +64,7 @@ class Chain:
         arrays = [
             [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in entry[:2]] for entry in layers
         ]
-        return multiplications(run, arrays, tile=tile)
+        return count_multiplications(run, arrays, tile=tile)
 
 
 def vgg16():

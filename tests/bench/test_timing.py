@@ -12,7 +12,7 @@ import repvgg_jax as rj
 from configs import quickstart
 from repvgg_jax.bench.counting import count_macs, count_parameters
 from repvgg_jax.bench.models import BENCH_FILE, run_bench
-from repvgg_jax.bench.timing import matmul_peak, ratio, take_turns
+from repvgg_jax.bench.timing import matmul_peak, ratio, time_interleaved
 from tests.support.variables import random_variables
 
 
@@ -25,7 +25,7 @@ def test_a_machine_that_slows_down_does_not_change_the_ratio():
 
         return function
 
-    times = take_turns({"slow": waiting(20), "fast": waiting(10)}, rounds=6)
+    times = time_interleaved({"slow": waiting(20), "fast": waiting(10)}, rounds=6)
     assert times["fast"][-1] > 1.5 * times["fast"][0]
     assert ratio(times, "slow", "fast") == pytest.approx(2, rel=0.2)
 

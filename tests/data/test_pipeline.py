@@ -16,7 +16,7 @@ from repvgg_jax.data.augment.transforms import (
 from repvgg_jax.data.pipeline import eval_batches, train_batches
 from repvgg_jax.data.sources.base import ArraySource
 from repvgg_jax.data.sources.load import load_source
-from repvgg_jax.data.sources.memory import in_memory
+from repvgg_jax.data.sources.memory import load_into_memory
 from repvgg_jax.errors import UsageError
 from tests.support.batches import AUGMENTED, PLAIN, array_source, assert_same, joined, take
 from tests.support.image_files import truncated_jpeg, write, write_tree
@@ -53,7 +53,7 @@ def test_streamed_batches_depend_on_neither_start_nor_workers_nor_processes(fold
 
 @pytest.mark.parametrize("transform", AUGMENTED, ids=lambda t: t.augmentation)
 def test_streamed_and_in_memory_batches_are_equal(folder, transform):
-    arrays = in_memory(folder)
+    arrays = load_into_memory(folder)
     assert_same(
         take(train_batches(folder, transform, 4, 3), 5),
         take(train_batches(arrays, transform, 4, 3), 5),

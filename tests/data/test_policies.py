@@ -16,7 +16,7 @@ from repvgg_jax.data.augment.policies import (
     raug15,
 )
 from repvgg_jax.data.augment.random_erasing import random_erasing
-from repvgg_jax.data.augment.transforms import Transform, changed, train_image
+from repvgg_jax.data.augment.transforms import Transform, augment_pixels, train_image
 from repvgg_jax.data.decode.image import from_array
 from repvgg_jax.data.pipeline import eval_batches, train_batches
 from repvgg_jax.data.sampler import _SHUFFLE, CROP, ERASING, POLICY, example_rng
@@ -167,11 +167,11 @@ def test_purposes_draw_with_keys_of_their_own():
     both = Transform("none", 16, policy="raug15", erasing=0.5)
     for position in range(30):
         augmented = raug15(pixels, example_rng(7, position, POLICY))
-        np.testing.assert_array_equal(changed(pixels, policy, 7, position), augmented)
+        np.testing.assert_array_equal(augment_pixels(pixels, policy, 7, position), augmented)
         erased = random_erasing(pixels, example_rng(7, position, ERASING), 0.5)
-        np.testing.assert_array_equal(changed(pixels, erasing, 7, position), erased)
+        np.testing.assert_array_equal(augment_pixels(pixels, erasing, 7, position), erased)
         after = random_erasing(augmented, example_rng(7, position, ERASING), 0.5)
-        np.testing.assert_array_equal(changed(pixels, both, 7, position), after)
+        np.testing.assert_array_equal(augment_pixels(pixels, both, 7, position), after)
 
 
 def test_a_policy_follows_the_position_and_the_augmentation_seed_only():

@@ -87,7 +87,7 @@ FAULTS = {
         (1,),
     ),
     "padding of the 1x1 to a corner": (block_file, "add", misplaced_add, exact, (2,)),
-    "padding SAME": (convolution, "margins", same_padded, exact, (2,)),
+    "padding SAME": (convolution, "symmetric_padding", same_padded, exact, (2,)),
     "group offset": (
         block_file,
         "identity",

@@ -11,7 +11,7 @@ import repvgg_jax as rj
 from repvgg_jax.bench.hlo import traffic
 from repvgg_jax.blocks.repvgg import RepVGGBlock
 from repvgg_jax.ops import onednn
-from repvgg_jax.ops.branch_statistics import moments_are_faster
+from repvgg_jax.ops.branch_statistics import input_moments_are_faster
 from repvgg_jax.runtime.devices import compiling_for
 from repvgg_jax.runtime.mesh import batch_sharding, make_mesh, replicated
 from tests.support.variables import random_images, random_variables, randomised
@@ -126,7 +126,7 @@ def test_narrow_inputs_far_from_zero_lose_no_more_than_by_the_branches():
 
 @pytest.mark.parametrize("case", CASES[:6], ids=str)
 def test_onednn_gives_them_too(case):
-    if reason := onednn.missing():
+    if reason := onednn.unavailable():
         pytest.skip(reason)
     expected, result = both_forms(*case, dtype="float32", conv_algorithm="onednn")
     # Its sums are taken in another order.
@@ -186,13 +186,13 @@ def test_moments_of_groups_within_a_device_need_no_collective():
 
 def test_the_rule_takes_moments_on_one_cpu_by_xla_where_pixels_outnumber_channels():
     many, few = jnp.ones((64, 32, 32, 16)), jnp.ones((64, 4, 4, 256))
-    assert not moments_are_faster(many, 1, "xla")  # four devices here
+    assert not input_moments_are_faster(many, 1, "xla")  # four devices here
     with compiling_for(jax.devices()[:1]):
-        assert moments_are_faster(many, 1, "xla")
-        assert moments_are_faster(many, 1, "auto") == bool(onednn.missing())
-        assert moments_are_faster(many.astype(jnp.bfloat16), 1, "auto")
-        assert not moments_are_faster(few, 1, "xla")
-        assert not moments_are_faster(jnp.ones((64, 8, 8, 256)), 2, "xla")
+        assert input_moments_are_faster(many, 1, "xla")
+        assert input_moments_are_faster(many, 1, "auto") == bool(onednn.unavailable())
+        assert input_moments_are_faster(many.astype(jnp.bfloat16), 1, "auto")
+        assert not input_moments_are_faster(few, 1, "xla")
+        assert not input_moments_are_faster(jnp.ones((64, 8, 8, 256)), 2, "xla")
 
 
 @pytest.mark.parametrize("field", ["branch_statistics", "conv_algorithm"])

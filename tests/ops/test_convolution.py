@@ -12,7 +12,7 @@ from configs import quickstart
 from repvgg_jax.bench.counting import count_macs
 from repvgg_jax.config.workdir import make_workdir
 from repvgg_jax.ops import onednn
-from repvgg_jax.ops.batch_norm import BN_EPSILON, normalize
+from repvgg_jax.ops.batch_norm import BN_EPSILON, batch_norm
 from repvgg_jax.ops.convolution import check_algorithm, convolve
 from repvgg_jax.runtime.devices import compiling_for
 from repvgg_jax.training import train
@@ -32,14 +32,14 @@ GEOMETRIES = [
 @pytest.fixture
 def fresh_search():
     """Forgets what was found, before and after."""
-    onednn.missing.cache_clear()
+    onednn.unavailable.cache_clear()
     yield
-    onednn.missing.cache_clear()
+    onednn.unavailable.cache_clear()
 
 
 @pytest.mark.parametrize("geometry", GEOMETRIES, ids=str)
 def test_onednn_gives_xlas_values_and_gradients(geometry):
-    if reason := onednn.missing():
+    if reason := onednn.unavailable():
         pytest.skip(reason)
     cin, features, size, strides, groups, dilation, padded = geometry
     x = random_images(3, 13, 11, cin, seed=1)
@@ -56,7 +56,7 @@ def test_onednn_gives_xlas_values_and_gradients(geometry):
 
 
 def test_onednn_goes_under_vmap_and_checkpoint():
-    if reason := onednn.missing():
+    if reason := onednn.unavailable():
         pytest.skip(reason)
     x, kernels = random_images(2, 5, 5, 4), random_images(3, 3, 3, 4, 4, seed=1)
 
@@ -70,7 +70,7 @@ def test_onednn_goes_under_vmap_and_checkpoint():
 
 
 def test_multiply_adds_do_not_depend_on_the_algorithm():
-    if reason := onednn.missing():
+    if reason := onednn.unavailable():
         pytest.skip(reason)
     nets = [rj.create("repvgg_a0", conv_algorithm=name) for name in ("xla", "onednn")]
     counts = [count_macs(net, random_variables(net, 0), 64) for net in nets]
@@ -78,7 +78,7 @@ def test_multiply_adds_do_not_depend_on_the_algorithm():
 
 
 def test_auto_takes_onednn_for_float32_on_one_cpu_alone():
-    if reason := onednn.missing():
+    if reason := onednn.unavailable():
         pytest.skip(reason)
     x, kernel = jnp.ones((1, 4, 4, 2)), jnp.ones((3, 3, 2, 2))
 
@@ -103,27 +103,27 @@ def test_without_the_library_one_line_says_what_to_install(monkeypatch, fresh_se
 
 
 def test_a_compiler_that_fails_is_named(monkeypatch, fresh_search, tmp_path):
-    if onednn.missing():
+    if onednn.unavailable():
         pytest.skip("oneDNN is not here")
-    onednn.missing.cache_clear()
+    onednn.unavailable.cache_clear()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setenv("CXX", "false")
-    assert "cannot be used" in onednn.missing()
+    assert "cannot be used" in onednn.unavailable()
     assert not list((tmp_path / "repvgg_jax").iterdir())
 
 
 @pytest.mark.parametrize("compiler", ["/nowhere/g++", "nowhere --fast"])
 def test_a_compiler_that_is_not_there_is_named(compiler, monkeypatch, fresh_search, tmp_path):
-    if onednn.missing():
+    if onednn.unavailable():
         pytest.skip("oneDNN is not here")
-    onednn.missing.cache_clear()
+    onednn.unavailable.cache_clear()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setenv("CXX", compiler)
-    assert onednn.missing() == f"it cannot be used: no C++ compiler is here ({compiler})"
+    assert onednn.unavailable() == f"it cannot be used: no C++ compiler is here ({compiler})"
 
 
 def test_calls_that_cannot_be_loaded_are_compiled_anew(monkeypatch, tmp_path):
-    if reason := onednn.missing():
+    if reason := onednn.unavailable():
         pytest.skip(reason)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     library, header = (onednn._file(*names) for names in onednn._PARTS)
@@ -134,7 +134,7 @@ def test_calls_that_cannot_be_loaded_are_compiled_anew(monkeypatch, tmp_path):
 
 
 def test_shapes_are_checked_as_xla_does():
-    if reason := onednn.missing():
+    if reason := onednn.unavailable():
         pytest.skip(reason)
     x, kernel = jnp.ones((2, 4, 4, 8)), jnp.ones((3, 3, 4, 6))
     for algorithm in ("onednn", "xla"):
@@ -145,7 +145,7 @@ def test_shapes_are_checked_as_xla_does():
 
 
 def test_a_run_by_onednn_opens_where_that_is_missing(monkeypatch, tmp_path):
-    if reason := onednn.missing():
+    if reason := onednn.unavailable():
         pytest.skip(reason)
     config = quickstart.get_config()
     config.train.steps, config.optim.warmup_epochs = 1, 0.0
@@ -153,7 +153,7 @@ def test_a_run_by_onednn_opens_where_that_is_missing(monkeypatch, tmp_path):
     train.train(config, tmp_path)
     config.model.conv_algorithm = "onednn"
     make_workdir(config, tmp_path)
-    monkeypatch.setattr(onednn, "missing", lambda: "not here")
+    monkeypatch.setattr(onednn, "unavailable", lambda: "not here")
     assert rj.load(tmp_path)[0].conv_algorithm == "auto"
 
 
@@ -162,7 +162,7 @@ def test_training_by_onednn_on_several_devices_is_refused(tmp_path):
     config.model.conv_algorithm = "onednn"
     with pytest.raises(
         rj.UsageError,
-        match="on one device, and the mesh has 4" if not onednn.missing() else "oneDNN",
+        match="on one device, and the mesh has 4" if not onednn.unavailable() else "oneDNN",
     ):
         train.train(config, tmp_path)
 
@@ -180,7 +180,7 @@ def test_batch_norms_gradient_is_the_derived_one(constant):
             return gamma * (x - mean) / jnp.sqrt(var + BN_EPSILON) + beta
 
         def written(*arrays):
-            return normalize(*arrays, jnp.float64)[0]
+            return batch_norm(*arrays, jnp.float64)[0]
 
         results = []
         for function in (derived, written):

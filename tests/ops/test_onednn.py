@@ -26,7 +26,7 @@ SHAPES = [
 
 @pytest.fixture(autouse=True)
 def onednn_is_here():
-    if reason := onednn.missing():
+    if reason := onednn.unavailable():
         pytest.skip(reason)
 
 

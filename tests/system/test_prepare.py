@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from repvgg_jax.data.prepare.prepare import describe, find_prepared, prepare
+from repvgg_jax.data.prepare.prepare import describe_splits, find_prepared, prepare
 from repvgg_jax.data.sources.load import load_source
 from repvgg_jax.errors import UsageError
 from tests.support.official_archives import (
@@ -134,7 +134,7 @@ def test_what_is_prepared_is_left_alone(tmp_path):
     path.unlink()  # nor are its archives needed any more
     assert prepare("cifar10:3.0.2", **keywords) == written
     assert before == {path: path.stat().st_mtime_ns for path in written.iterdir()}
-    assert describe(written) == "train: 20 images in 1 file, test: 4 images in 1 file"
+    assert describe_splits(written) == "train: 20 images in 1 file, test: 4 images in 1 file"
     command = [sys.executable, "main.py", "--mode=prepare", "--config=configs/cifar10.py"]
     done = subprocess.run(
         [*command, f"--config.data.data_dir={tmp_path}"],

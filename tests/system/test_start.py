@@ -76,7 +76,7 @@ def start(code, **settings):
 def test_a_second_process_compiles_nothing_and_computes_the_same(tmp_path):
     """With oneDNN's calls in the program where they are there; they are registered by name."""
     settings = {"XDG_CACHE_HOME": str(tmp_path / "home")}
-    if not onednn.missing():
+    if not onednn.unavailable():
         (tmp_path / "home/repvgg_jax").mkdir(parents=True)
         for built in compilation.cache_folder().glob("onednn-*.so"):
             (tmp_path / "home/repvgg_jax" / built.name).symlink_to(built)
@@ -86,7 +86,7 @@ def test_a_second_process_compiles_nothing_and_computes_the_same(tmp_path):
     assert (first["hits"], first["misses"]) == (0, 1)
     assert (second["hits"], second["misses"]) == (1, 0)
     assert first["sum"] == second["sum"] > 0
-    assert first["onednn"] == second["onednn"] == (onednn.missing() is None)
+    assert first["onednn"] == second["onednn"] == (onednn.unavailable() is None)
     assert not said
 
 

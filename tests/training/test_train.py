@@ -92,7 +92,9 @@ def test_evaluation_counts_every_example_once(examples, batch_size):
     got = evaluation.evaluate(
         net, variables, batches, mesh=mesh_module.make_mesh(), mean=MEAN, std=STD
     )
-    logits = net.apply(variables, images_module.as_images(jnp.asarray(whole["image"]), MEAN, STD))
+    logits = net.apply(
+        variables, images_module.to_network_input(jnp.asarray(whole["image"]), MEAN, STD)
+    )
     order = np.argsort(-np.asarray(logits), axis=-1)
     label = whole["label"]
     log_p = np.asarray(jax.nn.log_softmax(logits))[np.arange(examples), label]
@@ -266,6 +268,6 @@ def test_the_checkpoint_that_led_to_a_loss_not_finite_is_not_the_last_good_one(t
         train.train(config, tmp_path)
     for step in manager_module.steps(tmp_path):
         net, variables = rj.load(tmp_path, step=step)
-        images = images_module.as_images(jnp.asarray(batch_of(32)["image"]), MEAN, STD)
+        images = images_module.to_network_input(jnp.asarray(batch_of(32)["image"]), MEAN, STD)
         logits, _ = net.apply(variables, images, train=True, mutable=["batch_stats"])
         assert bool(jnp.isfinite(logits).all())

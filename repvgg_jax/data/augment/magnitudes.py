@@ -34,7 +34,7 @@ def _anywhere(rng: np.random.Generator) -> tuple:
     return (rng.random(), rng.random())
 
 
-class Entry(NamedTuple):
+class PolicyOperation(NamedTuple):
     """An operation of a policy, applied as `apply(image, strength(magnitude), *draw(rng))`."""
 
     apply: Callable[..., Any]
@@ -55,13 +55,17 @@ def _zero(magnitude: float) -> float:
     return 0.0
 
 
-def _geometry(translation: float, draw: Draw) -> dict[str, Entry]:
+def _geometry(translation: float, draw: Draw) -> dict[str, PolicyOperation]:
     return {
-        "shear_x": Entry(ops.shear_x, partial(_share, of=0.3), True, draw),
-        "shear_y": Entry(ops.shear_y, partial(_share, of=0.3), True, draw),
-        "translate_x": Entry(ops.translate_x, partial(_share, of=translation), True, draw),
-        "translate_y": Entry(ops.translate_y, partial(_share, of=translation), True, draw),
-        "rotate": Entry(ops.rotate, partial(_share, of=30), True, draw),
+        "shear_x": PolicyOperation(ops.shear_x, partial(_share, of=0.3), True, draw),
+        "shear_y": PolicyOperation(ops.shear_y, partial(_share, of=0.3), True, draw),
+        "translate_x": PolicyOperation(
+            ops.translate_x, partial(_share, of=translation), True, draw
+        ),
+        "translate_y": PolicyOperation(
+            ops.translate_y, partial(_share, of=translation), True, draw
+        ),
+        "rotate": PolicyOperation(ops.rotate, partial(_share, of=30), True, draw),
     }
 
 
@@ -77,41 +81,42 @@ _ENHANCEMENTS = {
     "sharpness": ops.sharpness,
 }
 _BOTH_WAYS = {
-    name: Entry(partial(_around_one, enhance), partial(_share, of=0.9), True)
+    name: PolicyOperation(partial(_around_one, enhance), partial(_share, of=0.9), True)
     for name, enhance in _ENHANCEMENTS.items()
 }
 _FROM_WEAK_TO_STRONG = {
-    name: Entry(enhance, lambda m: _share(m, 1.8) + 0.1) for name, enhance in _ENHANCEMENTS.items()
+    name: PolicyOperation(enhance, lambda m: _share(m, 1.8) + 0.1)
+    for name, enhance in _ENHANCEMENTS.items()
 }
 _OF_NO_STRENGTH = {
-    "auto_contrast": Entry(ops.auto_contrast, _zero),
-    "equalize": Entry(ops.equalize, _zero),
-    "invert": Entry(ops.invert, _zero),
+    "auto_contrast": PolicyOperation(ops.auto_contrast, _zero),
+    "equalize": PolicyOperation(ops.equalize, _zero),
+    "invert": PolicyOperation(ops.invert, _zero),
 }
-_SOLARIZE_ADD = Entry(ops.solarize_add, partial(_whole, of=110))
+_SOLARIZE_ADD = PolicyOperation(ops.solarize_add, partial(_whole, of=110))
 
-RAND_AUGMENT: dict[str, Entry] = {
+RAND_AUGMENT: dict[str, PolicyOperation] = {
     **_OF_NO_STRENGTH,
     **_geometry(0.45, _smooth),
     **_BOTH_WAYS,
-    "posterize": Entry(ops.posterize, lambda m: 4 - _whole(m, 4)),
-    "solarize": Entry(ops.solarize, lambda m: 256 - _whole(m, 256)),
+    "posterize": PolicyOperation(ops.posterize, lambda m: 4 - _whole(m, 4)),
+    "solarize": PolicyOperation(ops.solarize, lambda m: 256 - _whole(m, 256)),
     "solarize_add": _SOLARIZE_ADD,
 }
-RAUG15: dict[str, Entry] = {
+RAUG15: dict[str, PolicyOperation] = {
     **_OF_NO_STRENGTH,
     **_geometry(0.45, _smooth),
     **_FROM_WEAK_TO_STRONG,
-    "posterize": Entry(ops.posterize, partial(_whole, of=4)),
-    "solarize": Entry(ops.solarize, partial(_whole, of=256)),
+    "posterize": PolicyOperation(ops.posterize, partial(_whole, of=4)),
+    "solarize": PolicyOperation(ops.solarize, partial(_whole, of=256)),
     "solarize_add": _SOLARIZE_ADD,
-    "cutout": Entry(ops.cutout, lambda m: max(2, _whole(m, 40)), draw=_anywhere),
+    "cutout": PolicyOperation(ops.cutout, lambda m: max(2, _whole(m, 40)), draw=_anywhere),
 }
-AUTO_AUGMENT: dict[str, Entry] = {
+AUTO_AUGMENT: dict[str, PolicyOperation] = {
     **_OF_NO_STRENGTH,
     # The paper's 150 pixels of images of 331.
     **_geometry(150 / 331, lambda rng: ("nearest",)),
     **_BOTH_WAYS,
-    "posterize": Entry(ops.posterize, lambda m: 8 - round(4 * m / 10)),
-    "solarize": Entry(ops.solarize, lambda m: 255 - _share(m, 255)),
+    "posterize": PolicyOperation(ops.posterize, lambda m: 8 - round(4 * m / 10)),
+    "solarize": PolicyOperation(ops.solarize, lambda m: 255 - _share(m, 255)),
 }

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from repvgg_jax.data.augment.magnitudes import AUTO_AUGMENT, RAND_AUGMENT, RAUG15, Entry
+from repvgg_jax.data.augment.magnitudes import AUTO_AUGMENT, RAND_AUGMENT, RAUG15, PolicyOperation
 
 # (operation, probability, magnitude on 0..9), two a sub-policy: Tables 9 and 7 of AutoAugment's
 # appendix.
@@ -136,7 +136,7 @@ def raug15(pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 def _apply(
     pixels: np.ndarray,
     rng: np.random.Generator,
-    table: Mapping[str, Entry],
+    table: Mapping[str, PolicyOperation],
     steps: list[tuple[str, float]],
 ) -> np.ndarray:
     if not steps:

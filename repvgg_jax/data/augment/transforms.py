@@ -110,10 +110,12 @@ def train_image(image: LazyImage, transform: Transform, seed: int, position: int
             positions = np.array([position])
             moved = pad_crop_flip(pixels[None], transform.padding, transform.flip, seed, positions)
             pixels = moved[0]
-    return changed(pixels, transform, seed, position)
+    return augment_pixels(pixels, transform, seed, position)
 
 
-def changed(pixels: np.ndarray, transform: Transform, seed: int, position: int) -> np.ndarray:
+def augment_pixels(
+    pixels: np.ndarray, transform: Transform, seed: int, position: int
+) -> np.ndarray:
     """The transform's policy, then random erasing: uint8 [h, w, 3] in and out."""
     if transform.policy != "none":
         pixels = _by_policy(pixels, transform, example_rng(seed, position, POLICY))

@@ -13,7 +13,7 @@ from collections.abc import Iterator, MutableMapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from repvgg_jax.data.prepare.progress import Meter
+from repvgg_jax.data.prepare.progress import ProgressMeter
 from repvgg_jax.errors import UsageError
 
 _CHUNK = 1 << 20  # bytes read at a time
@@ -40,7 +40,7 @@ class Archive:
     by_hand: bool = False
 
 
-def find(
+def locate(
     archives: Sequence[Archive], downloads: Path, manual_dir: Path | None
 ) -> list[Path | None]:
     """Where archives lie: in `manual_dir` or in `downloads`; None for what is to be downloaded.
@@ -81,7 +81,7 @@ def fetch(
 
     Args:
       archives: what is wanted.
-      found: what `find` gave.
+      found: what `locate` gave.
       downloads: where to download to.
       verified: path -> [size, time of change in ns] of those whose checksum is known to hold,
         which are not read again; updated.
@@ -119,7 +119,7 @@ def verify(path: Path, archive: Archive, advice: str | None = None) -> None:
         raise UsageError(f"{path} {fault}: {size:,} of {archive.size:,} bytes; {advice}")
     kind, _, expected = archive.checksum.partition(":")
     digest = hashlib.new(kind, usedforsecurity=False)
-    with path.open("rb") as file, Meter(f"checking {path.name}", size, "B") as meter:
+    with path.open("rb") as file, ProgressMeter(f"checking {path.name}", size, "B") as meter:
         while data := file.read(_CHUNK):
             digest.update(data)
             meter.add(len(data))
@@ -147,7 +147,9 @@ def download(archive: Archive, folder: Path, pause: float = 1.0) -> Path:
         draft.unlink()
     check_space(folder, archive.size - _size(draft))
     failures = 0
-    with Meter(f"downloading {archive.file_name}", archive.size, "B", _size(draft)) as meter:
+    with ProgressMeter(
+        f"downloading {archive.file_name}", archive.size, "B", _size(draft)
+    ) as meter:
         while (start := _size(draft)) < archive.size:
             reason = _append(archive, draft, start, meter)
             failures = 0 if _size(draft) > start else failures + 1
@@ -169,7 +171,7 @@ def download(archive: Archive, folder: Path, pause: float = 1.0) -> Path:
     return path.resolve()
 
 
-def _append(archive: Archive, draft: Path, start: int, meter: Meter) -> str | None:
+def _append(archive: Archive, draft: Path, start: int, meter: ProgressMeter) -> str | None:
     """Append what the server sends from byte `start` on; why that was not all, or None."""
     with draft.open("ab") as file:
         try:

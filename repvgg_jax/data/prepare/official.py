@@ -20,7 +20,7 @@ import numpy as np
 
 from repvgg_jax.data.prepare.archives import Archive
 
-Example = dict[str, Any]
+TfdsExample = dict[str, Any]
 _VAL_NAME = re.compile(r"ILSVRC2012_val_(\d{8})\.JPEG")
 
 
@@ -33,7 +33,7 @@ class Split:
       size: the number of examples, which progress is shown against.
     """
 
-    read: Callable[[Sequence[Path], int], Iterator[Example]]
+    read: Callable[[Sequence[Path], int], Iterator[TfdsExample]]
     size: int
 
 
@@ -61,7 +61,7 @@ def class_names(archive: Path, member: str) -> list[str]:
 
 def _cifar(
     paths: Sequence[Path], skip: int, *, folder: str, files: Sequence[str], labels: Sequence[str]
-) -> Iterator[Example]:
+) -> Iterator[TfdsExample]:
     """Rows of a byte for each label, then 32x32 pixels as planes of red, green and blue."""
     from PIL import Image
 
@@ -84,7 +84,7 @@ def _cifar(
                 index += 1
 
 
-def _imagenette(paths: Sequence[Path], skip: int, *, folder: str) -> Iterator[Example]:
+def _imagenette(paths: Sequence[Path], skip: int, *, folder: str) -> Iterator[TfdsExample]:
     """`<folder>/<wnid>/*.JPEG`."""
     wanted = re.compile(rf"(?:\./)?{re.escape(folder)}/(n\d+)/[^./][^/]*\.JPEG")
     with tarfile.open(paths[0], "r|*") as tar:
@@ -95,7 +95,7 @@ def _imagenette(paths: Sequence[Path], skip: int, *, folder: str) -> Iterator[Ex
                 yield {"image": tar.extractfile(member).read(), "label": match[1]}
 
 
-def _imagenet_train(paths: Sequence[Path], skip: int) -> Iterator[Example]:
+def _imagenet_train(paths: Sequence[Path], skip: int) -> Iterator[TfdsExample]:
     """An archive of one archive a class, which is read in place: `<wnid>.tar`."""
     index = 0
     with tarfile.open(paths[0], "r:") as outer:
@@ -111,7 +111,7 @@ def _imagenet_train(paths: Sequence[Path], skip: int) -> Iterator[Example]:
                     index += 1
 
 
-def _imagenet_validation(paths: Sequence[Path], skip: int) -> Iterator[Example]:
+def _imagenet_validation(paths: Sequence[Path], skip: int) -> Iterator[TfdsExample]:
     """`ILSVRC2012_val_00000001.JPEG`, ..., whose labels TFDS brings in the order of the names."""
     import tensorflow_datasets as tfds
 

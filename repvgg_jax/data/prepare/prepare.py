@@ -17,9 +17,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from repvgg_jax.data.prepare.archives import check_space, fetch, find
+from repvgg_jax.data.prepare.archives import check_space, fetch, locate
 from repvgg_jax.data.prepare.official import SETS, DataSet, Split, class_names
-from repvgg_jax.data.prepare.progress import Meter
+from repvgg_jax.data.prepare.progress import ProgressMeter
 from repvgg_jax.data.prepare.shards import Draft, locked
 from repvgg_jax.data.sources.tfds import data_root, load_prepared
 from repvgg_jax.errors import UsageError, one_line
@@ -60,7 +60,7 @@ def prepare(
     if find_prepared(name, data_dir, sets=sets):
         return target
     manual = Path(manual_dir).expanduser() if manual_dir else None
-    found = find(data_set.archives, downloads, manual)
+    found = locate(data_set.archives, downloads, manual)
     with _naming(target), locked(target.with_name(f"{target.name}.lock")):
         # Another process may have written it before this one got the lock.
         if not find_prepared(name, data_dir, sets=sets):
@@ -92,7 +92,7 @@ def find_prepared(
     return target
 
 
-def describe(path: Path) -> str:
+def describe_splits(path: Path) -> str:
     """A prepared set in a line: its splits, how many images they have, in how many files."""
     import tensorflow_datasets as tfds
 
@@ -164,7 +164,7 @@ def _write_split(
 
     serializer = ExampleSerializer(features.get_serialized_info())
     done = sum(draft.lengths(name))
-    with Meter(f"writing {name}", split.size, "images", done) as meter:
+    with ProgressMeter(f"writing {name}", split.size, "images", done) as meter:
 
         def records(skip: int) -> Iterator[bytes]:
             for example in split.read(paths, skip):

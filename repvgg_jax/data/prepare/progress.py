@@ -10,7 +10,7 @@ from typing import TextIO
 _LINE_SECONDS = 10.0
 
 
-class Meter:
+class ProgressMeter:
     """Counts up to a total; a context manager.
 
     Args:
@@ -61,7 +61,7 @@ class Meter:
             flush=True,
         )
 
-    def __enter__(self) -> Meter:
+    def __enter__(self) -> ProgressMeter:
         return self
 
     def __exit__(

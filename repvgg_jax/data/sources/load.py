@@ -5,7 +5,7 @@ from __future__ import annotations
 from repvgg_jax.data.sources.base import Source, check_label
 from repvgg_jax.data.sources.digits import load_digits
 from repvgg_jax.data.sources.folder import load_folder
-from repvgg_jax.data.sources.memory import in_memory
+from repvgg_jax.data.sources.memory import load_into_memory
 from repvgg_jax.data.sources.tfds import load_prepared
 from repvgg_jax.errors import UsageError
 
@@ -66,4 +66,4 @@ def load_source(
         name, data_dir, split, num_classes=num_classes, skip_corrupt=skip_corrupt
     )
     small = image_bytes is not None and image_bytes * len(encoded) < IN_MEMORY_BYTES
-    return in_memory(encoded) if small else encoded
+    return load_into_memory(encoded) if small else encoded

@@ -14,7 +14,7 @@ from repvgg_jax.errors import UsageError
 _CHUNK = 512
 
 
-def in_memory(source: EncodedSource) -> ArraySource:
+def load_into_memory(source: EncodedSource) -> ArraySource:
     """Decode all of `source`, whose images must be of one size.
 
     With `skip_corrupt` a corrupt image is left out here once and for all: the result is shorter
