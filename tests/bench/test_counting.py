@@ -13,7 +13,7 @@ from repvgg_jax.bench.counting import (
 )
 from repvgg_jax.blocks.fused import FusedConv
 
-# Billions of count_multiplications as printed.
+# Billions of multiplications as printed.
 REPVGG = {"a0": 0.7, "a1": 1.3, "b0": 1.6, "a2": 2.7, "b1g4": 3.9, "b1g2": 4.6, "b1": 5.9}
 REPVGG |= {"b2g4": 6.0, "b2": 9.1, "b3g4": 8.4, "b3": 12.9}
 
