@@ -8,7 +8,7 @@ PYTEST := $(RUN) -m pytest -n 2 --dist loadfile
 # without their dependencies.
 TIMM := 'timm==1.0.31; python_version == "3.11"' 'torchvision==0.28.0; python_version == "3.11"'
 
-.PHONY: setup quickstart test-fast test test-full lint bench bench-data report notebook clean
+.PHONY: setup quickstart test-fast test test-full lint bench bench-data report notebook docs clean
 
 setup: $(VENV)/setup.installed
 
@@ -62,6 +62,11 @@ report: setup
 notebook: $(VENV)/dev.installed
 	$(RUN) -m jupytext --sync experiments/studies/analysis.ipynb
 	$(RUN) -m nbconvert --log-level=ERROR --execute --to html --output-dir runs experiments/studies/analysis.ipynb
+
+# The pages of docs/ with the API reference: build/site/index.html
+docs: setup
+	$(RUN) -m pip install --quiet -e '.[docs]'
+	$(RUN) -m mkdocs build --quiet --strict
 
 # Leaves runs/ alone.
 clean:
