@@ -8,7 +8,7 @@ PYTEST := $(RUN) -m pytest -n 2 --dist loadfile
 # without their dependencies.
 TIMM := 'timm==1.0.31; python_version == "3.11"' 'torchvision==0.28.0; python_version == "3.11"'
 
-.PHONY: setup quickstart test-fast test test-full lint bench bench-data report notebook docs clean
+.PHONY: setup quickstart test-fast test test-full lint bench bench-data report notebook docs docs-check clean
 
 setup: $(VENV)/setup.installed
 
@@ -67,6 +67,10 @@ notebook: $(VENV)/dev.installed
 docs: setup
 	$(RUN) -m pip install --quiet -e '.[docs]'
 	$(RUN) -m mkdocs build --quiet --strict
+
+# Every command and Python snippet of README.md and docs/, run in a scratch folder: minutes.
+docs-check: $(VENV)/dev.installed
+	$(RUN) -m docs.check
 
 # Leaves runs/ alone.
 clean:

@@ -1,0 +1,42 @@
+"""The documentation names only commands, flags, config fields, files and links that exist."""
+
+from docs import check
+
+
+def test_a_wrong_page_is_noticed(tmp_path, monkeypatch):
+    monkeypatch.setattr(check, "ROOT", tmp_path)
+    (tmp_path / "Makefile").write_text("setup:\n")
+    page = tmp_path / "page.md"
+    page.write_text(
+        "[a](missing.md) and `model.nonsense` and `repvgg_jax.nonsense`\n"
+        "```\nmake nonsense\npython main.py --mode=nonsense --config.model.nonsense=1 --nonsense\n"
+        "python -m experiments.studies.segmentation --nonsense\n```\n"
+        "```python\nimport repvgg_jax as rj\nrj.nonsense()\n```\n"
+        "```python\nfrom repvgg_jax.affine import nonsense\n1 +\n```\n"
+    )
+    problems = check.static_problems(page)
+    assert len([problem for problem in problems if "nonsense" in problem]) == 8
+    assert any("missing.md" in problem for problem in problems)
+    assert any("snippet" in problem for problem in problems)
+
+
+def test_commands_of_a_block_are_joined_and_stripped(tmp_path, monkeypatch):
+    monkeypatch.setattr(check, "ROOT", tmp_path)
+    page = tmp_path / "page.md"
+    page.write_text(
+        "<!-- run with: --c -->\n```\na --b \\\n    --d   # why\n# all\n\ne && f\n```\n"
+    )
+    (block,) = check.blocks(page)
+    assert check.commands(block) == ["a --b      --d", "e", "f"]
+    assert (block.annotation, block.argument, block.line) == ("run with", "--c", 2)
+
+
+def test_a_command_that_fails_is_counted(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(check, "ROOT", tmp_path)
+    page = tmp_path / "page.md"
+    page.write_text(
+        "```\ntrue\nfalse\n```\n<!-- not run: needs a GPU -->\n```\nfalse\n```\n"
+        "```python\nx = 1\n```\n```python\nassert x == 2\n```\n"
+    )
+    assert check.run(page, tmp_path) == 2
+    assert "not run: needs a GPU" in capsys.readouterr().out
