@@ -28,9 +28,16 @@ from flax import linen as nn
 from ml_collections import ConfigDict
 
 from experiments.sweeps.ablations import SWEEPS
-from experiments.sweeps.expand import LENGTH, PROTOCOLS, Run, expand, known, strange_fields
+from experiments.sweeps.expand import (
+    LENGTH,
+    PROTOCOLS,
+    Run,
+    expand,
+    extra_overrides,
+    is_current_variant,
+)
 from experiments.sweeps.flags import Parser
-from experiments.sweeps.rows import RESULTS, cpu_cores, device_words, read_sweeps
+from experiments.sweeps.rows import RESULTS, cpu_cores, device_name, read_sweeps
 from experiments.sweeps.run_one import git_commit
 from repvgg_jax import init
 from repvgg_jax.bench.aot import lower_step
@@ -63,7 +70,7 @@ def measure(runs: Sequence[Run], rounds: int = ROUNDS) -> dict[str, Any]:
     return {
         "version": VERSION,
         "protocol": runs[0].protocol,
-        "device": device_words(f"{jax.devices()[0].device_kind} x1", cpu_cores()),
+        "device": device_name(f"{jax.devices()[0].device_kind} x1", cpu_cores()),
         "batch": runs[0].config().train.batch_size,
         "rounds": rounds,
         **git_commit(),
@@ -172,9 +179,9 @@ def with_throughput(rows: Sequence[dict[str, Any]], results: Path) -> list[dict[
 
 def _throughput(row: dict[str, Any], record: dict[str, Any] | None) -> dict[str, Any]:
     sweep, name = row["sweep"], row["name"]
-    if record is None or not known(row):
+    if record is None or not is_current_variant(row):
         return {}
-    changed = strange_fields(row).keys() - LENGTH
+    changed = extra_overrides(row).keys() - LENGTH
     tasks = {"training": not changed, "deployed": not any(map(_DEPLOYED.match, changed))}
     figures = {task: record[task].get(sweep, {}).get(name) for task, same in tasks.items() if same}
     found = {task: figure for task, figure in figures.items() if figure}
@@ -196,8 +203,8 @@ def main(arguments: Sequence[str]) -> int:
             row["sweep"]
             for row in read_sweeps(options.results)
             if row["protocol"] == options.protocol
-            and known(row)
-            and not strange_fields(row).keys() - LENGTH
+            and is_current_variant(row)
+            and not extra_overrides(row).keys() - LENGTH
         }
         sweeps = [sweep for sweep in SWEEPS if sweep in recorded]
         if not sweeps:

@@ -2,89 +2,94 @@
 
 Reads all rows, `experiments/results/*.jsonl`, and writes `RESULTS.md`, its figures, and
 `report.html` beside them. `report.html` holds everything and opens without a network. The same rows
-in any order give the same bytes. A file `experiments/results/SWEEP.md` holds remarks on that sweep:
+in any order give the same bytes. Files `SWEEP-PROTOCOL.md` and `all.md` in that folder hold remarks:
 paragraphs of text that both documents include.
 """
 
 from __future__ import annotations
 
 import re
-import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from experiments.benchmarks.throughput import with_throughput
-from experiments.report.costs import common_scatter, measuring, sweep_scatter
+from experiments.report.costs import common_scatter, sweep_scatter, throughput_note
 from experiments.report.figures import (
-    cut_off,
     draw_curves,
     draw_differences,
     draw_fusion_errors,
     draw_scatter,
 )
-from experiments.report.numbers import Group, Row, compare_order, fields, group_rows, known_values
+from experiments.report.numbers import Group, Row, compare_order, group_rows, present_values
 from experiments.report.page import Block, Figure, Heading, Paragraph, Table, to_html, to_markdown
 from experiments.report.tables import (
     NONE,
     accuracy_table,
-    clear,
     cost_table,
     count,
-    describe,
-    done,
     order_blocks,
     other_table,
     own_papers_table,
+    pairs_beyond_noise,
+    progress,
+    setup,
     signed,
+    title,
 )
 from experiments.sweeps.ablations import SWEEPS
-from experiments.sweeps.flags import Parser
+from experiments.sweeps.flags import Parser, run_command
 from experiments.sweeps.rows import RESULTS, read_sweeps
-from repvgg_jax.errors import RunError, UsageError
+from repvgg_jax.errors import UsageError
 
-# The figures that a report may have.
-_OURS = re.compile(rf"({'|'.join(SWEEPS)}|all)-.+-(differences|curves|scatter|fusion)\.svg")
+# Figures that a report may have written.
+_OWN_FIGURES = re.compile(rf"({'|'.join(SWEEPS)}|all)-.+-(differences|curves|scatter|fusion)\.svg")
 TITLE = "Ablation sweeps: results"
 _RUN = "python -m experiments.run {} --launcher=local --config.data.data_dir=..."
 _READING = (
-    "Top-1 is of the whole test set, in percent, as mean ± sample standard deviation over seeds. "
-    "Differences are paired: each seed's run less the baseline's of the same seed, of the train "
-    "form, which every run has. Intervals are 95% intervals of the mean by Student's t, each for "
-    "itself: of twenty differences that are nothing, one is expected to look like something. A "
-    "difference is called larger than noise where its interval leaves out zero. The paper's "
-    "figures are of other data, nets and schedules, so the order is compared, not the level."
+    "Top-1 is measured on the whole test set, in percent, as mean ± sample standard deviation over "
+    "seeds. Differences are paired, a run minus the baseline's run of the same seed, and taken in "
+    "the train form, which every run has. Intervals are 95% intervals of the mean by Student's t, "
+    "without correction for their number: of twenty differences that are zero, one is expected to "
+    "seem different. A difference is larger than noise if its interval excludes zero. The paper's "
+    "figures are for other data, nets and schedules; compare the order, not the level."
 )
 
 
-def report_blocks(rows: Sequence[Row], remarks: dict[str, str]) -> list[Block]:
-    """The document: an overview, a section a sweep, and what is in none.
+def report_blocks(rows: Sequence[Row], remarks: Mapping[str, str]) -> list[Block]:
+    """Returns the document: an overview, a section for each sweep, and rows of no sweep.
 
     Args:
-      rows: of any sweeps, in any order.
-      remarks: sweep -> paragraphs of text to stand in its section.
+      rows: rows of any sweeps, in any order.
+      remarks: name of a group (`SWEEP-PROTOCOL`), or "all" -> paragraphs of text.
     """
     groups, others = group_rows(rows)
     ran = [name for name in SWEEPS if any(group.sweep == name for group in groups)]
-    finished = max(known_values(rows, "finished"), default="")
-    when = f", the last of them finished {finished}" if finished else ""
+    finished = max(present_values(rows, "finished"), default="")
+    when = f", the last finished {finished}" if finished else ""
     runs = count(len({row["config_hash"] for row in rows}), "run")
     links = ", ".join(f"[{name}](#{name})" for name in ran)
     blocks: list[Block] = [
         Heading(1, TITLE, "top"),
-        Paragraph(f"{runs}{when}. {'Sweeps: ' * bool(ran)}{links}"),
+        Paragraph(f"{runs}{when}. Sweeps: {links or 'none'}."),
         Paragraph(_READING),
+        *_remarks(remarks.get("all", "")),
     ]
-    blocks += [_overview(groups)] if groups else []
+    if groups:
+        blocks.append(_overview(groups))
     for name in ran:
-        blocks += _sweep_blocks(name, [g for g in groups if g.sweep == name], remarks.get(name))
+        blocks.append(Heading(2, f"{SWEEPS[name].title} (`{name}`)", name))
+        if SWEEPS[name].note:
+            blocks.append(Paragraph(SWEEPS[name].note))
+        for group in groups:
+            if group.sweep == name:
+                blocks += _group_blocks(group, remarks.get(group.name, ""))
     blocks += _all_sweeps(groups)
     if others:
-        text = "Rows of sweeps or variants that this code doesn't have, or without a result."
+        text = "Rows of sweeps or variants that this code does not have, or without a result."
         blocks += [Heading(2, "Other rows", "other"), Paragraph(text), other_table(others)]
     if absent := [name for name in SWEEPS if name not in ran]:
-        text = (
-            f"{', '.join(f'`{name}`' for name in absent)}. To run one: `{_RUN.format(absent[0])}`"
-        )
+        names = ", ".join(f"`{name}`" for name in absent)
+        text = f"{names}. To run one: `{_RUN.format(absent[0])}`"
         blocks += [Heading(2, "Not run yet", "not-run"), Paragraph(text)]
     return blocks
 
@@ -95,112 +100,111 @@ def _overview(groups: Sequence[Group]) -> Table:
     rows = []
     for group in groups:
         sweep = SWEEPS[group.sweep]
-        compared = compare_order(group, sweep.published)
-        shared = [f"`{name}={value}`" for name, value in group.shared.items()]
-        protocol = " with ".join([f"`{group.protocol}`", *[", ".join(shared)][: len(shared)]])
-        order = NONE if compared.tau is None else f"{signed(compared.tau)} ({clear(compared)})"
-        rows.append([f"[{group.sweep}](#{group.name})", sweep.title, protocol, done(group), order])
+        order = compare_order(group, sweep.published)
+        tau = NONE if order.tau is None else f"{signed(order.tau)} ({pairs_beyond_noise(order)})"
+        link = f"[{group.sweep}](#{group.name})"
+        rows.append([link, sweep.title, title(group), progress(group), tau])
     return Table(header, rows, 2)
 
 
-def _sweep_blocks(name: str, groups: Sequence[Group], remarks: str | None) -> list[Block]:
-    sweep = SWEEPS[name]
-    blocks: list[Block] = [Heading(2, f"{sweep.title} (`{name}`)", name)]
-    blocks += [Paragraph(sweep.note)] if sweep.note else []
-    # Paragraphs, not Markdown: one line each.
-    texts = (" ".join(text.split()) for text in (remarks or "").split("\n\n"))
-    blocks += [Paragraph(text) for text in texts if text]
-    for group in groups:
-        shared = ", ".join(f"{field}={value}" for field, value in group.shared.items())
-        title = f"{name}, {group.protocol}{' with ' * bool(shared)}{shared}"
-        blocks += [Heading(3, title, group.name), *describe(group), accuracy_table(group)]
-        blocks += order_blocks(group, compare_order(group, sweep.published))
-        if sweep.own_papers:
-            blocks += [
-                Paragraph("Blocks as their own papers have them, on other nets:"),
-                own_papers_table(group),
-            ]
-        blocks.append(cost_table(group))
-        blocks += [Paragraph(words)] if (words := measuring(group)) else []
-        blocks += _figures(group)
-    return blocks
+def _remarks(text: str) -> list[Paragraph]:
+    """Returns the paragraphs of a file of remarks, each on one line."""
+    paragraphs = (" ".join(part.split()) for part in text.split("\n\n"))
+    return [Paragraph(part) for part in paragraphs if part]
+
+
+def _group_blocks(group: Group, remarks: str) -> list[Block]:
+    """Returns the section of one sweep in one protocol."""
+    sweep = SWEEPS[group.sweep]
+    blocks: list[Block] = [Heading(3, f"{group.sweep}, {title(group)}", group.name)]
+    blocks += [*_remarks(remarks), *setup(group), accuracy_table(group)]
+    blocks += order_blocks(group, compare_order(group, sweep.published))
+    if sweep.own_papers:
+        text = "Blocks in their own papers, on other nets:"
+        blocks += [Paragraph(text), own_papers_table(group)]
+    blocks.append(cost_table(group))
+    if note := throughput_note(group):
+        blocks.append(Paragraph(note))
+    return blocks + _figures(group)
 
 
 def _figures(group: Group) -> list[Figure]:
-    about = ", ".join([group.sweep, group.protocol, *map("=".join, fields(group.shared))])
+    about = f"{group.sweep}, {title(group, ', ')}"
     figures = []
-    published = "; diamonds: the paper's difference" * bool(SWEEPS[group.sweep].published)
     if group.runs[group.baseline] and len(group.rows) > len(group.runs[group.baseline]):
         caption = (
-            f"{about}: difference to the baseline. Bar: mean; line: its 95% interval; circles: "
-            f"seeds{published}.{' Arrows: it goes on beyond the frame.' * cut_off(group)}"
+            f"{about}: difference to the baseline. Bar: mean, printed if it exceeds the frame; "
+            "line: its 95% interval; circles: seeds"
         )
+        caption += "; diamonds: paper." if SWEEPS[group.sweep].published else "."
         figures.append(Figure(f"{group.name}-differences", draw_differences(group), caption))
     caption = f"{about}: curves, mean over seeds ± 1 standard deviation; the loss is smoothed."
     figures.append(Figure(f"{group.name}-curves", draw_curves(group), caption))
     scatter = sweep_scatter(group)
-    if len(scatter.points) > 1:
+    if scatter and len(scatter.points) > 1:
         caption = f"{about}: accuracy against {scatter.cost}, ± 1 standard deviation over seeds."
         svg = draw_scatter(f"{group.name}-scatter", scatter.points, scatter.cost)
         figures.append(Figure(f"{group.name}-scatter", svg, caption + scatter.remark))
     if any(row.get("fusion_error") for row in group.rows):
-        caption = f"{about}: fusion error, a circle a run."
+        caption = f"{about}: fusion error, one circle for each run."
         figures.append(Figure(f"{group.name}-fusion", draw_fusion_errors(group), caption))
     return figures
 
 
 def _all_sweeps(groups: Sequence[Group]) -> list[Block]:
-    """A scatter a protocol over all its sweeps."""
+    """Returns a scatter plot of all sweeps for each protocol."""
     blocks: list[Block] = []
     for protocol in dict.fromkeys(group.protocol for group in groups):
         chosen = [g for g in groups if g.protocol == protocol and not g.shared]
         if len(chosen) < 2 or not (scatter := common_scatter(chosen)):
             continue
-        caption = f"All sweeps, {protocol}: accuracy against {scatter.cost}. Named are the nets "
-        caption += "that no other beats in both. Runs that several sweeps share are drawn once."
+        caption = (
+            f"All sweeps, `{protocol}`: accuracy against {scatter.cost}. Labels: nets that no "
+            f"other matches in both. Runs that several sweeps share are drawn once.{scatter.remark}"
+        )
         legend = [(list(SWEEPS).index(group.sweep), group.sweep) for group in chosen]
         name = f"all-{protocol}-scatter"
         svg = draw_scatter(name, scatter.points, scatter.cost, legend)
-        blocks.append(Figure(name, svg, caption + scatter.remark))
+        blocks.append(Figure(name, svg, caption))
     return [Heading(2, "All sweeps together", "all"), *blocks] if blocks else []
 
 
 def write_report(results: Path, out: Path) -> list[Path]:
-    """Writes the documents of all rows under `results` into `out`, and says which.
+    """Writes the documents of all rows in `results` into `out`, and returns their paths.
 
     Raises:
-      UsageError: where there are no rows, or a row of another version.
+      UsageError: if there are no rows, or rows of another version.
     """
     rows = read_sweeps(results)
     if not rows:
         command = _RUN.format("branches")
-        raise UsageError(f"no rows in {results}/*.jsonl yet; this makes some: {command}")
-    rows = with_throughput(rows, results)
-    paths = {name: results / f"{name}.md" for name in SWEEPS}
-    remarks = {name: path.read_text() for name, path in paths.items() if path.exists()}
-    blocks = report_blocks(rows, remarks)
+        raise UsageError(f"no rows in {results}/*.jsonl; run a sweep first: {command}")
+    remarks = {path.stem: path.read_text() for path in sorted(results.glob("*.md"))}
+    blocks = report_blocks(with_throughput(rows, results), remarks)
     figures = [block for block in blocks if isinstance(block, Figure)]
     texts = {out / "figures" / f"{figure.name}.svg": figure.svg for figure in figures}
-    texts[out / "RESULTS.md"] = to_markdown(blocks, "figures")
-    texts[out / "report.html"] = to_html(TITLE, blocks)
     (out / "figures").mkdir(parents=True, exist_ok=True)
     for path in (out / "figures").glob("*.svg"):
-        if _OURS.fullmatch(path.name) and path not in texts:  # of rows that are gone
+        if _OWN_FIGURES.fullmatch(path.name) and path not in texts:
             path.unlink()
-    for path, text in texts.items():
+    documents = {
+        out / "RESULTS.md": to_markdown(blocks, "figures"),
+        out / "report.html": to_html(TITLE, blocks),
+    }
+    for path, text in (texts | documents).items():
         path.write_text(text)
-    return list(texts)[-2:]
+    return list(documents)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = Parser(__doc__)
-    parser.add_argument("--results", type=Path, default=RESULTS, help="the folder of the rows")
-    parser.add_argument("--out", type=Path, help="folder of the report; --results by default")
-    try:
+    """Writes the report and returns the exit code, see `repvgg_jax.errors`."""
+
+    def command() -> None:
+        parser = Parser(__doc__)
+        parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the rows")
+        parser.add_argument("--out", type=Path, help="folder of the report; --results by default")
         options = parser.parse_args(arguments)
         for path in write_report(options.results, options.out or options.results):
             print(path)
-    except RunError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    return 0
+
+    return run_command(command)

@@ -1,4 +1,4 @@
-"""Accuracy against cost: what a variant costs, and the points of the scatters."""
+"""The cost of variants, and the points of the scatter plots of accuracy against cost."""
 
 from __future__ import annotations
 
@@ -7,20 +7,24 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from experiments.report.labels import Point
-from experiments.report.numbers import Group, known_values
+from experiments.report.numbers import Group, present_values
 from experiments.sweeps.ablations import SWEEPS
-from experiments.sweeps.cost import usual_device
+from experiments.sweeps.cost import most_common_device
 
 _THROUGHPUT, _MACS = "images/s as deployed", "MACs of the fused form (millions)"
 _STEP = "time of a training step, ms"
+_COMMAND = "`python -m experiments.throughput`"
 
 
 @dataclass(frozen=True)
 class Scatter:
-    """Points, the cost that they are drawn against, and what to say of both.
+    """Points, and the cost that they are drawn against.
 
-    `left_out`: points so far below the rest that they would hide its differences.
-    `unmeasured`: names of variants that have runs, and no such cost.
+    Attributes:
+      points: points to draw.
+      cost: name of the cost and its unit.
+      left_out: points so far below the others that they would hide the differences.
+      unmeasured: names of variants that have runs but no such cost.
     """
 
     points: list[Point]
@@ -30,136 +34,134 @@ class Scatter:
 
     @property
     def remark(self) -> str:
-        """Why it is against time, and what is not drawn; nothing where neither is so."""
+        """Sentences for the caption: the reason for the cost, and what is not drawn."""
         text = " Most of these fuse to nets of one cost." if self.cost.startswith(_STEP) else ""
         if names := [f"{point.name} ({point.y:.1f}%)" for point in self.left_out]:
             text += f" Far below, and not drawn: {', '.join(names)}."
         if self.unmeasured:
-            names, command = (
-                ", ".join(self.unmeasured),
-                "`python -m experiments.throughput`",
-            )
-            text += f" Not measured yet, and not drawn: {names} ({command} measures them)."
+            names = ", ".join(self.unmeasured)
+            text += f" Not measured yet, and not drawn: {names} ({_COMMAND} measures them)."
         return text
 
 
-def measured(group: Group, task: str) -> str | None:
-    """How throughput was measured, of the rows that have it; None where none has, or not alike."""
+def throughput_setup(group: Group, task: str) -> str | None:
+    """Returns how throughput was measured; None if it was not, or in different ways."""
     found = [row.get("throughput") or {} for row in group.rows]
-    words = {each["measured"] for each in found if task in each}
-    return words.pop() if len(words) == 1 else None
+    setups = {each["measured"] for each in found if task in each}
+    return setups.pop() if len(setups) == 1 else None
 
 
-def measuring(group: Group) -> str:
-    """What a reader should know of figures that are not of the runs themselves; empty of none."""
+def throughput_note(group: Group) -> str:
+    """Returns a paragraph on figures that are not measured in the runs; empty if there are none."""
     found = sorted({row["throughput"]["by"] for row in group.rows if row.get("throughput")})
     if not found:
         return ""
     return (
-        "Images/s as deployed and the steps beside them are not of these runs: `python -m "
-        "experiments.throughput` measured all variants by turns in one process "
-        f"({'; '.join(found)}). What cannot be fused is deployed in its train form."
+        f"Images/s as deployed and step times are not of these runs: {_COMMAND} measured all "
+        f"variants interleaved in one process ({'; '.join(found)}). A variant that cannot be fused "
+        "is deployed in its train form."
     )
 
 
 def largest(group: Group, *path: str) -> dict[str, float]:
-    """Variant -> the largest of its runs' figures, which are one unless the code has changed."""
-    found = {name: known_values(list(runs.values()), *path) for name, runs in group.runs.items()}
+    """Returns variant -> largest value of its runs; they differ only if the code has changed."""
+    found = {name: present_values(list(runs.values()), *path) for name, runs in group.runs.items()}
     return {name: max(values) for name, values in found.items() if values}
 
 
 def step_times(group: Group) -> tuple[dict[str, float], str]:
-    """Variant -> milliseconds of a training step, and how they were measured.
+    """Returns variant -> milliseconds of a training step, and how they were measured.
 
-    By turns, of those that have such a figure. Where none has, by the runs themselves, of the
-    fastest seed on the usual device: what else the machine does only adds, but differs from hour to
-    hour.
+    Interleaved measurements are used if there are any. Otherwise the times are those of the runs,
+    of the fastest seed on the most common device, since other load only adds time.
     """
-    if how := measured(group, "training"):
+    if how := throughput_setup(group, "training"):
         times = largest(group, "throughput", "training", "seconds")
         return {name: 1000 * seconds for name, seconds in times.items()}, how
-    device = usual_device(group.rows)
-    found = {
-        name: known_values(
-            [row for row in runs.values() if row.get("device") == device], "step_seconds"
-        )
-        for name, runs in group.runs.items()
-    }
-    times = {name: 1000 * min(values) for name, values in found.items() if values}
+    device = most_common_device(group.rows)
+    times = {}
+    for name, runs in group.runs.items():
+        rows = [row for row in runs.values() if row.get("device") == device]
+        if values := present_values(rows, "step_seconds"):
+            times[name] = 1000 * min(values)
     return times, f"fastest seed, {device or 'unknown device'}"
 
 
 def fused_costs(group: Group) -> tuple[dict[str, float], str]:
-    """Variant -> what its deployed form costs, and the name of that: the throughput of those that
-    have one, the fused form's MACs where none has.
-    """
-    if how := measured(group, "deployed"):
+    """Returns variant -> cost of the deployed form, and its name: throughput, or else MACs."""
+    if how := throughput_setup(group, "deployed"):
         rates = largest(group, "throughput", "deployed", "images_per_second")
         return rates, f"{_THROUGHPUT} ({how})"
     return {name: n / 1e6 for name, n in largest(group, "macs", "fused").items()}, _MACS
 
 
-def sweep_scatter(group: Group) -> Scatter:
-    """A sweep's own scatter, every point named.
+def sweep_scatter(group: Group) -> Scatter | None:
+    """Returns a sweep's own scatter plot, with a label at every point.
 
-    Where most nets fuse to the same, as those of branches and blocks do, they would stand in one
-    column; then it is against what their training costs.
+    If most nets fuse to the same, as those of branches and blocks do, the cost is that of training;
+    None if that was not measured interleaved.
     """
     costs, label = fused_costs(group)
     if 2 * len(set(costs.values())) < max(len(costs), 4):
+        if not throughput_setup(group, "training"):
+            return None
         costs, how = step_times(group)
         label = f"{_STEP} ({how})"
     others = [name for name in costs if name != group.baseline]
     points = []
     for name, cost in costs.items():
-        top1, kind = group.top1(name), others.index(name) if name in others else -1
+        top1 = group.top1(name)
+        kind = others.index(name) if name in others else -1
         points.append(Point(name, cost, top1.mean, top1.std or 0.0, kind, labelled=True))
     unmeasured = [name for name, runs in group.runs.items() if runs and name not in costs]
-    return _without_fallen(points, label, unmeasured)
+    return _without_outliers(points, label, unmeasured)
 
 
 def common_scatter(groups: Sequence[Group]) -> Scatter | None:
-    """One scatter of several sweeps, a kind each; named are the nets that no other beats.
+    """Returns one scatter plot of several sweeps, with labels on the Pareto frontier.
 
-    Runs that several sweeps share are drawn once. Throughput where any group has it; None where no
-    group has a cost.
+    Runs shared by several sweeps are drawn once. The cost is throughput if any group has it; None
+    if fewer than two costs are known, which would put all points into one column.
     """
     costs = [fused_costs(group) for group in groups]
     labels = [label for of_variant, label in costs if of_variant]
-    if not labels:
-        return None
-    label = next((label for label in labels if label.startswith(_THROUGHPUT)), labels[0])
+    label = next((label for label in labels if label.startswith(_THROUGHPUT)), _MACS)
     points, unmeasured, seen = [], {}, set()
     for group, (of_variant, its_label) in zip(groups, costs, strict=True):
-        kind = list(SWEEPS).index(group.sweep)  # the same in every protocol's picture
+        kind = list(SWEEPS).index(group.sweep)  # the same in the figures of all protocols
         for name, runs in group.runs.items():
             hashes = frozenset(row["config_hash"] for row in runs.values())
-            words = f"{group.sweep}: {name}"
+            full_name = f"{group.sweep}: {name}"
             if hashes and (name not in of_variant or its_label != label):
-                unmeasured[hashes] = words
+                unmeasured[hashes] = full_name
             elif hashes and not hashes & seen:
-                # Without their deviations, which in such a crowd would be a thicket.
+                # Error bars would hide the points in such a crowd.
                 top1 = group.top1(name).mean
-                points.append(Point(words, of_variant[name], top1, 0.0, kind, labelled=False))
+                points.append(Point(full_name, of_variant[name], top1, 0.0, kind, labelled=False))
                 seen |= hashes
-    lacking = [words for hashes, words in unmeasured.items() if not hashes & seen]
+    missing = [name for hashes, name in unmeasured.items() if not hashes & seen]
+    if len(points) + len(missing) < 2 or 3 * len({point.x for point in points}) < len(points):
+        return None
     sign = -1 if label.startswith(_THROUGHPUT) else 1
-    return _without_fallen(_name_frontier(points, sign), label, lacking)
+    return _without_outliers(_label_frontier(points, sign), label, missing)
 
 
-def _name_frontier(points: Sequence[Point], sign: int) -> list[Point]:
-    """With the names of those that no other is as good and as cheap as, and better in one."""
-    named = []
+def _label_frontier(points: Sequence[Point], sign: int) -> list[Point]:
+    """Labels the points that no other point matches in both accuracy and cost."""
+    labelled = []
     for point in points:
-        here = (-point.y, sign * point.x)
-        others = ((-other.y, sign * other.x) for other in points)
-        beaten = any(o[0] <= here[0] and o[1] <= here[1] and o != here for o in others)
-        named.append(point._replace(labelled=not beaten))
-    return named
+        dominated = any(
+            (other.x, other.y) != (point.x, point.y)
+            and other.y >= point.y
+            and sign * other.x <= sign * point.x
+            for other in points
+        )
+        labelled.append(point._replace(labelled=not dominated))
+    return labelled
 
 
-def _without_fallen(points: Sequence[Point], label: str, unmeasured: list[str]) -> Scatter:
-    """Leaves out what lies below the best by over 8 points and by three times what half do."""
+def _without_outliers(points: Sequence[Point], label: str, unmeasured: list[str]) -> Scatter:
+    """Leaves out points more than 8 points, and three times the median gap, below the best."""
     if not points:
         return Scatter([], label, [], unmeasured)
     best = max(point.y for point in points)

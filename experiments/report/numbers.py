@@ -1,4 +1,4 @@
-"""What the report says of the rows: means, paired differences, and orderings beside the paper's."""
+"""Statistics of rows: means, paired differences, and the order of variants beside a paper's."""
 
 from __future__ import annotations
 
@@ -12,29 +12,30 @@ from itertools import combinations
 from typing import Any
 
 from experiments.sweeps.ablations import SWEEPS
-from experiments.sweeps.expand import PROTOCOLS, SEEDS, known, strange_fields
+from experiments.sweeps.expand import PROTOCOLS, SEEDS, extra_overrides, is_current_variant
 
 Row = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One figure of several seeds: seed -> value."""
+    """A figure of several seeds: seed -> value."""
 
     values: dict[int, float]
 
     @property
     def mean(self) -> float:
+        """The mean over seeds."""
         return statistics.fmean(self.values.values())
 
     @property
     def std(self) -> float | None:
-        """The sample standard deviation, by n - 1; None of fewer than two."""
+        """The sample standard deviation, by n - 1; None for fewer than two seeds."""
         return statistics.stdev(self.values.values()) if len(self.values) > 1 else None
 
     @property
     def half_width(self) -> float | None:
-        """Of the mean's 95% interval, t(0.975, n - 1) std / sqrt(n) by Student's t."""
+        """Half of the mean's 95% interval: t(0.975, n - 1) std / sqrt(n) by Student's t."""
         from scipy.stats import t
 
         n = len(self.values)
@@ -42,20 +43,21 @@ class Sample:
 
     @property
     def beyond_noise(self) -> bool | None:
-        """Whether the interval leaves out zero; None where there is no interval."""
+        """Whether the interval excludes zero; None where there is no interval."""
         half_width = self.half_width
         return None if half_width is None else abs(self.mean) > half_width
 
 
 @dataclass(frozen=True)
 class Group:
-    """The runs of one sweep that may be compared: of one protocol, with the same other overrides.
+    """The runs of one sweep that may be compared: one protocol, the same additional overrides.
 
     Attributes:
-      sweep, protocol: their names.
-      shared: fields that all runs have otherwise than their variants, as a command line gave them.
-      runs: variant, in the sweep's order, -> seed -> row; a variant without runs is there too.
-      older: rows left out, as the same variant and seed was run again with another config.
+      sweep: name of the sweep.
+      protocol: name of the protocol.
+      shared: fields that all runs have beside their variants' own, given on the command line.
+      runs: variant, in the sweep's order, -> seed -> row; variants without runs are included.
+      older: number of rows left out because the same variant and seed was run again.
     """
 
     sweep: str
@@ -66,89 +68,89 @@ class Group:
 
     @property
     def rows(self) -> list[Row]:
+        """All rows of the group."""
         return [row for rows in self.runs.values() for row in rows.values()]
 
     @property
     def seeds(self) -> int:
-        """How many a variant should have."""
+        """The number of seeds that each variant should have."""
         return max(len(SEEDS), len({row["seed"] for row in self.rows}))
 
     @property
     def baseline(self) -> str:
+        """The variant that the others are compared with."""
         return SWEEPS[self.sweep].baseline
 
     @property
     def name(self) -> str:
-        """`branches-cifar10_full-train.epochs=60`: of its figures and anchors."""
-        name = "-".join([self.sweep, self.protocol, *map("=".join, fields(self.shared))])
+        """The name of its figures, anchors and remarks: `branches-cifar10_full-train.epochs=60`."""
+        name = "-".join([self.sweep, self.protocol, *map("=".join, as_text(self.shared))])
         return re.sub(r"[^A-Za-z0-9_.=-]+", "_", name)
 
     def top1(self, variant: str, form: str = "train_form") -> Sample:
-        """Top-1 in percent; of no values where that form or any run is missing."""
+        """Returns top-1 in percent of the runs that have the form."""
         rows = self.runs[variant].items()
         return Sample({s: 100 * row["top1"][form] for s, row in rows if form in row["top1"]})
 
     def difference(self, variant: str, other: str) -> Sample:
-        """Top-1 of the train form less the other variant's, in points, of the seeds of both."""
+        """Returns the paired difference in top-1 of the train form, in points."""
         ours, theirs = self.top1(variant).values, self.top1(other).values
         return Sample({seed: ours[seed] - theirs[seed] for seed in ours if seed in theirs})
 
 
-def fields(overrides: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Overrides as text, in alphabetical order."""
+def as_text(overrides: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Returns names and values of overrides as text, in alphabetical order."""
     return [(name, json.dumps(value)) for name, value in sorted(overrides.items())]
 
 
 def group_rows(rows: Iterable[Row]) -> tuple[list[Group], list[tuple[Row, str]]]:
-    """The groups, in the order of the sweeps and protocols; and other rows, with the reason why.
+    """Returns the groups, in the order of sweeps and protocols, and other rows with the reason.
 
-    The order of the rows doesn't matter: of two of the same variant and seed, the one that
-    finished later counts.
+    The order of the rows does not matter: among rows of the same variant and seed, the one that
+    finished last counts.
     """
     found: dict[tuple[str, str, str], dict[str, list[Row]]] = {}
     others = []
     for row in sorted(rows, key=lambda row: json.dumps(row, sort_keys=True)):
-        if problem := _problem(row):
-            others.append((row, problem))
-            continue
-        shared = json.dumps(strange_fields(row), sort_keys=True)
-        group = found.setdefault((row["sweep"], row["protocol"], shared), {})
-        group.setdefault(row["name"], []).append(row)
-    return [_group(*key, found[key]) for key in sorted(found, key=_place)], others
+        if not is_current_variant(row):
+            others.append((row, f"no variant {row['name']} of a sweep {row['sweep']}"))
+        elif row["top1"].get("train_form") is None:
+            others.append((row, "has no top-1"))
+        else:
+            shared = json.dumps(extra_overrides(row), sort_keys=True)
+            group = found.setdefault((row["sweep"], row["protocol"], shared), {})
+            group.setdefault(row["name"], []).append(row)
+    return [_group(*key, found[key]) for key in sorted(found, key=_order)], others
 
 
-def _problem(row: Row) -> str:
-    """Why a row is in no table; empty where it is."""
-    if not known(row):
-        return f"no variant {row['name']} of a sweep {row['sweep']}"
-    return "" if row["top1"].get("train_form") is not None else "has no top-1"
-
-
-def _place(key: tuple[str, str, str]) -> tuple[Any, ...]:
+def _order(key: tuple[str, str, str]) -> tuple[Any, ...]:
     sweep, protocol, shared = key
-    known = list(PROTOCOLS)
-    place = known.index(protocol) if protocol in known else len(known)
-    return list(SWEEPS).index(sweep), place, protocol, len(json.loads(shared)), shared
+    protocols = list(PROTOCOLS)
+    index = protocols.index(protocol) if protocol in protocols else len(protocols)
+    return list(SWEEPS).index(sweep), index, protocol, len(json.loads(shared)), shared
 
 
 def _group(sweep: str, protocol: str, shared: str, rows: dict[str, list[Row]]) -> Group:
     runs: dict[str, dict[int, Row]] = {}
     for variant in SWEEPS[sweep].variants:
-        # Of one seed's rows the last in this order stays.
-        last = sorted(rows.get(variant, ()), key=lambda row: (row["seed"], row.get("finished", "")))
-        runs[variant] = {row["seed"]: row for row in last}
+        # A later row of a seed replaces an earlier one.
+        ordered = sorted(
+            rows.get(variant, ()), key=lambda row: (row["seed"], row.get("finished", ""))
+        )
+        runs[variant] = {row["seed"]: row for row in ordered}
     older = sum(map(len, rows.values())) - sum(map(len, runs.values()))
     return Group(sweep, protocol, json.loads(shared), runs, older)
 
 
 @dataclass(frozen=True)
 class Pair:
-    """Two variants that ours has in the other order than the paper, or in the same.
+    """Two variants in our order.
 
     Attributes:
-      above, below: by ours.
-      ours: the paired difference in points, of the seeds of both; there may be none.
-      paper: the published difference in points, negative where it has them in the other order.
+      above: the better one here.
+      below: the worse one here.
+      ours: paired difference in points, over the seeds of both; it may have no values.
+      paper: published difference in points; negative where the paper has the opposite order.
     """
 
     above: str
@@ -159,12 +161,12 @@ class Pair:
 
 @dataclass(frozen=True)
 class Ordering:
-    """Our order of the variants against a published one.
+    """The order of our variants compared with a published one.
 
     Attributes:
       tau: Kendall's tau-b, 1 for the same order and -1 for the opposite; None where undefined.
-      variants: those with both figures.
-      pairs: all pairs that neither of the two has equal.
+      variants: variants that have both figures.
+      pairs: all pairs without a tie in either order.
     """
 
     tau: float | None
@@ -173,21 +175,24 @@ class Ordering:
 
     @property
     def reversed(self) -> list[Pair]:
+        """The pairs that the paper has in the opposite order."""
         return [pair for pair in self.pairs if pair.paper < 0]
 
     @property
     def kept(self) -> list[Pair]:
+        """The pairs that the paper has in the same order."""
         return [pair for pair in self.pairs if pair.paper > 0]
 
 
 def compare_order(group: Group, published: Mapping[str, float]) -> Ordering:
-    """Kendall's tau-b, (C - D) / sqrt((n0 - ties of ours) (n0 - ties of theirs)), n0 = n(n-1)/2.
+    """Returns Kendall's tau-b, (C - D) / sqrt((n0 - our ties)(n0 - their ties)), n0 = n(n-1)/2.
 
-    Two variants are ordered by the mean difference over the seeds of both; by their means where
+    Two variants are ordered by the mean difference over the seeds of both, or by their means where
     they have no seed in common.
     """
     variants = [name for name in group.runs if group.runs[name] and name in published]
-    pairs, ties_ours, ties_theirs = [], 0, 0
+    pairs = []
+    ties_ours = ties_theirs = 0
     for a, b in combinations(variants, 2):
         paired = group.difference(a, b)
         ours = paired.mean if paired.values else group.top1(a).mean - group.top1(b).mean
@@ -204,8 +209,8 @@ def compare_order(group: Group, published: Mapping[str, float]) -> Ordering:
     return Ordering(agreement / scale if scale else None, variants, pairs)
 
 
-def known_values(rows: Sequence[Row], *path: str) -> list[Any]:
-    """`known_values(rows, "macs", "fused")`: of the rows that have it, in their order."""
+def present_values(rows: Sequence[Row], *path: str) -> list[Any]:
+    """Returns a nested value of the rows that have it: `present_values(rows, "macs", "fused")`."""
     values = []
     for row in rows:
         value: Any = row

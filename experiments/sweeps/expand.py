@@ -1,4 +1,4 @@
-"""From a sweep's name to its runs: every one a full config, checked before any of them starts."""
+"""Expands a sweep's name to its runs, each a full config that is checked before anything starts."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ PROTOCOLS: dict[str, Callable[[], ConfigDict]] = {
     "cifar10_full": lambda: cifar10_short.get_config("full"),
 }
 SEEDS = (0, 1, 2)
-# Fields that change how long a run is, and none of its steps.
+# Fields that change the length of a run but none of its steps.
 LENGTH = {"train.epochs", "train.steps", "optim.warmup_epochs"}
 
 
@@ -34,10 +34,11 @@ class Run:
     """One training run of a sweep.
 
     Attributes:
-      sweep, name: which variant of which sweep.
-      seed: `config.seed`.
-      protocol: of `PROTOCOLS`, the config that the overrides change.
-      overrides: the variant's fields, and over them those that all runs of a command share.
+      sweep: name of the sweep.
+      name: name of the variant.
+      seed: value of `config.seed`.
+      protocol: key of `PROTOCOLS`, the config that the overrides change.
+      overrides: the variant's fields, overridden by those given on the command line.
     """
 
     sweep: str
@@ -47,10 +48,10 @@ class Run:
     overrides: dict[str, Any]
 
     def config(self) -> ConfigDict:
-        """The full config.
+        """Returns the full config.
 
         Raises:
-          UsageError: for a field that doesn't exist, or a value of another type.
+          UsageError: for an unknown field or a value of the wrong type.
         """
         config = PROTOCOLS[self.protocol]()
         for name, value in {**self.overrides, "seed": self.seed}.items():
@@ -59,26 +60,26 @@ class Run:
 
     @cached_property
     def config_hash(self) -> str:
-        """The run's identity: two runs that compute the same have the same."""
+        """The run's identity: runs that compute the same have the same hash."""
         return config_hash(self.config())
 
     @property
     def job_name(self) -> str:
-        """For schedulers: small letters, digits and hyphens; unique, and cut to what all take."""
+        """A unique name for schedulers: small letters, digits and hyphens."""
         end = f"-s{self.seed}-{self.config_hash}"
-        words = re.sub(r"[^a-z0-9]+", "-", f"{self.sweep}-{self.name}".lower())
-        return words[: LONGEST_NAME - len(end)].rstrip("-") + end
+        start = re.sub(r"[^a-z0-9]+", "-", f"{self.sweep}-{self.name}".lower())
+        return start[: LONGEST_NAME - len(end)].rstrip("-") + end
 
     def workdir(self, root: Path) -> Path:
-        """Where it trains. Sweeps share their common runs."""
+        """Returns the run's workdir, which sweeps share if they have the run in common."""
         return Path(root) / self.config_hash
 
 
 def set_field(config: ConfigDict, name: str, value: Any) -> None:
-    """Sets `optim.momentum` or the like.
+    """Sets a field such as `optim.momentum`.
 
     Raises:
-      UsageError: for a field that doesn't exist, or a value of another type.
+      UsageError: for an unknown field or a value of the wrong type.
     """
     if problem := unknown_field(config, [name]):
         raise UsageError(problem)
@@ -88,21 +89,21 @@ def set_field(config: ConfigDict, name: str, value: Any) -> None:
     try:
         config[last] = value
     except TypeError:
-        known = config.get_type(last).__name__
-        raise UsageError(f"--config.{name}={value!r}: must be of type {known}") from None
+        expected = config.get_type(last).__name__
+        raise UsageError(f"--config.{name}={value!r}: must be of type {expected}") from None
 
 
-def known(row: Mapping[str, Any]) -> bool:
-    """Whether this code has the row's sweep and variant."""
+def is_current_variant(row: Mapping[str, Any]) -> bool:
+    """Returns whether this code has the row's sweep and variant."""
     return row["sweep"] in SWEEPS and row["name"] in SWEEPS[row["sweep"]].variants
 
 
-def strange_fields(row: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields in which a row's overrides differ from its variant's, with the row's values.
+def extra_overrides(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the overrides that differ from those of the row's current variant.
 
-    None where the row has none, as of a field that the variant has got since. Of a `known` row.
+    The values are the row's; a field that only the variant has counts as None.
     """
-    own = SWEEPS[row["sweep"]].own(row["name"])
+    own = SWEEPS[row["sweep"]].row_overrides(row["name"])
     given = row.get("overrides") or {}
     return {
         name: given.get(name)
@@ -112,28 +113,30 @@ def strange_fields(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def parse_overrides(arguments: Iterable[str]) -> dict[str, Any]:
-    """`--config.train.epochs=3` -> `{"train.epochs": 3}`, by the type of the field.
+    """Returns fields and values, typed by field: `--config.train.epochs=3` -> `train.epochs: 3`.
 
     Raises:
-      UsageError: listing all that isn't of this form, or given twice. Unknown fields are
-        `expand`'s.
+      UsageError: for arguments of another form and repeated fields, listing all. Unknown fields
+        are reported by `expand`.
     """
     fields: dict[str, Any] = {}
-    errors, default = [], cifar10_short.get_config()
+    errors = []
+    default = cifar10_short.get_config()
     for argument in arguments:
-        if not (match := re.fullmatch(r"--config\.([\w.]+)=(.*)", argument, re.DOTALL)):
-            errors.append(f"{argument!r} is no flag; fields are given as --config.field=value")
+        match = re.fullmatch(r"--config\.([\w.]+)=(.*)", argument, re.DOTALL)
+        if not match:
+            errors.append(f"unknown argument {argument!r}; a field is --config.FIELD=VALUE")
             continue
         name, text = match.groups()
         if name in fields:
             errors.append(f"--config.{name} is given twice; give it once")
-        fields[name] = text if _is_text(default, name) else _literal(text)
+        fields[name] = text if _is_string(default, name) else _literal(text)
     if errors:
-        raise UsageError(listed(errors))
+        raise UsageError(join_errors(errors))
     return fields
 
 
-def _is_text(config: ConfigDict, name: str) -> bool:
+def _is_string(config: ConfigDict, name: str) -> bool:
     *groups, last = name.split(".")
     if unknown_field(config, [name]):
         return False
@@ -143,9 +146,9 @@ def _is_text(config: ConfigDict, name: str) -> bool:
 
 
 def _literal(text: str) -> Any:
-    words = {"true": True, "false": False, "none": None}
-    if text.lower() in words:
-        return words[text.lower()]
+    constants = {"true": True, "false": False, "none": None}
+    if text.lower() in constants:
+        return constants[text.lower()]
     try:
         return ast.literal_eval(text)
     except (SyntaxError, ValueError):
@@ -159,23 +162,24 @@ def expand(
     overrides: Mapping[str, Any] | None = None,
     only: Sequence[str] = (),
 ) -> list[Run]:
-    """The runs of a sweep, seed by seed, so that all variants have one before any has two.
+    """Returns the runs of a sweep, seed by seed, so that variants can be compared early.
 
     Args:
-      name: of `SWEEPS`.
-      protocol: of `PROTOCOLS`.
-      seeds: one run each of every variant.
-      overrides: fields for all runs, over the variants' own.
-      only: these variants; all by default.
+      name: key of `SWEEPS`.
+      protocol: key of `PROTOCOLS`.
+      seeds: seeds of each variant.
+      overrides: fields of all runs; they override the variants' own.
+      only: names of variants; all by default.
 
     Raises:
-      UsageError: listing all that is wrong: unknown words, fields and values that cannot be built.
+      UsageError: for unknown names and fields and values that cannot be used, listing all.
     """
-    shared, errors = dict(overrides or {}), _unknown(name, protocol, seeds, only)
+    shared = dict(overrides or {})
+    errors = _unknown(name, protocol, seeds, only)
     if "seed" in shared:
-        errors.append("--config.seed is a run's own; give --seeds")
+        errors.append("--config.seed: use --seeds instead")
     if name not in SWEEPS or protocol not in PROTOCOLS or not seeds:
-        raise UsageError(listed(errors))
+        raise UsageError(join_errors(errors))
     variants = SWEEPS[name].variants
     chosen = [variant for variant in variants if variant in only] or list(variants)
     runs = [
@@ -183,43 +187,45 @@ def expand(
         for seed in seeds
         for variant in chosen
     ]
+    first_seed = runs[: len(chosen)]  # the seed changes nothing that is checked
     problems: dict[str, list[str]] = {}
-    for run in runs[: len(chosen)]:  # seeds differ in nothing that can be wrong
+    for run in first_seed:
         for problem in _problems(run):
             problems.setdefault(problem, []).append(run.name)
-    problems |= {} if problems else _same(runs[: len(chosen)])
+    problems = problems or _duplicates(first_seed)
     if errors or problems:
-        raise UsageError(listed([*errors, *of_variants(name, problems)]))
+        raise UsageError(join_errors([*errors, *variant_errors(name, problems)]))
     return runs
 
 
 def _unknown(name: str, protocol: str, seeds: Sequence[int], only: Sequence[str]) -> list[str]:
     errors = []
     if name not in SWEEPS:
-        errors.append(f"unknown sweep {name!r}; known are {', '.join(SWEEPS)}")
+        errors.append(f"unknown sweep {name!r}; available: {', '.join(SWEEPS)}")
     if protocol not in PROTOCOLS:
-        errors.append(f"unknown protocol {protocol!r}; known are {', '.join(PROTOCOLS)}")
+        errors.append(f"unknown protocol {protocol!r}; available: {', '.join(PROTOCOLS)}")
     if not seeds or min(seeds) < 0 or len(set(seeds)) < len(seeds):
-        errors.append(f"seeds {','.join(map(str, seeds))}: different numbers from 0 on")
-    known = SWEEPS[name].variants if name in SWEEPS else only
-    if missing := [variant for variant in only if variant not in known]:
-        errors.append(f"{name} has no {', '.join(missing)}; it has {', '.join(known)}")
+        errors.append(f"seeds {','.join(map(str, seeds))}: must be distinct and at least 0")
+    variants = SWEEPS[name].variants if name in SWEEPS else only
+    if missing := [variant for variant in only if variant not in variants]:
+        errors.append(f"{name} has no variant {', '.join(missing)}; it has {', '.join(variants)}")
     if len(set(only)) < len(only):
-        errors.append(f"--only={','.join(only)}: each variant once")
+        errors.append(f"--only={','.join(only)}: give each variant once")
     return errors
 
 
 def _problems(run: Run) -> list[str]:
-    """All that is wrong with a run's config."""
-    config, problems = PROTOCOLS[run.protocol](), []
+    """Returns all problems of a run's config."""
+    config = PROTOCOLS[run.protocol]()
+    problems = []
     for name, value in run.overrides.items():
         try:
             set_field(config, name, value)
         except UsageError as error:
             problems.append(str(error))
-    if problems:  # which values fit together can only be said of fields that are there
+    if problems:  # the checks below need all fields
         return problems
-    if problems := list(value_problems(config)):  # and other checks compute with numbers in range
+    if problems := list(value_problems(config)):  # and these need values in range
         return problems
     for check in (make_net, check_groups, make_transform, _check_optimizer, _check_sources):
         try:
@@ -234,28 +240,31 @@ def _check_optimizer(config: ConfigDict) -> None:
 
 
 def _check_sources(config: ConfigDict) -> None:
-    """Raises UsageError where the runs whose weights it starts from are not there."""
+    """Raises UsageError if a run whose weights the config starts from does not exist."""
     for workdir in (config.init_from, config.optim.repoptimizer_from):
         if workdir is not None:
             read_config(Path(workdir))
 
 
-def _same(runs: Sequence[Run]) -> dict[str, list[str]]:
-    """Variants that an override makes one and the same run."""
+def _duplicates(runs: Sequence[Run]) -> dict[str, list[str]]:
+    """Returns a problem for variants that an override makes identical."""
     found: dict[str, list[str]] = {}
     for run in runs:
         found.setdefault(run.config_hash, []).append(run.name)
-    twice = (names for names in found.values() if len(names) > 1)
-    words = "are one and the same run; leave out the override that makes them so"
-    return {f"{' and '.join(names)} {words}": names for names in twice}
+    return {
+        f"{' and '.join(names)} are identical; remove the override that makes them so": names
+        for names in found.values()
+        if len(names) > 1
+    }
 
 
-def of_variants(sweep: str, problems: Mapping[str, Sequence[str]]) -> list[str]:
-    """A line for each problem, with the variants that have it."""
+def variant_errors(sweep: str, problems: Mapping[str, Sequence[str]]) -> list[str]:
+    """Returns a line for each problem, with the variants that have it."""
     return [f"{sweep}/{','.join(names)}: {text}" for text, names in problems.items()]
 
 
-def listed(errors: Iterable[str]) -> str:
-    """One mistake, or all of them a line each."""
-    errors = list(errors)
-    return errors[0] if len(errors) == 1 else "\n  ".join([f"{len(errors)} mistakes:", *errors])
+def join_errors(errors: Sequence[str]) -> str:
+    """Returns a single error as it is, and several as a list with their number."""
+    if len(errors) == 1:
+        return errors[0]
+    return "\n  ".join([f"{len(errors)} errors:", *errors])

@@ -1,18 +1,20 @@
-"""Command lines whose mistakes are one line, like all others of the user's."""
+"""Command lines whose errors are one line."""
 
 from __future__ import annotations
 
 import argparse
+import sys
+from collections.abc import Callable
 from typing import NoReturn
 
-from repvgg_jax.errors import UsageError
+from repvgg_jax.errors import RunError, UsageError
 
 
 class Parser(argparse.ArgumentParser):
-    """Raises UsageError where argparse would print its usage and exit.
+    """A parser that raises UsageError where argparse would print its usage and exit.
 
     Args:
-      description: kept as it is written, in lines of its own.
+      description: text printed as it is written.
     """
 
     def __init__(self, description: str | None):
@@ -20,4 +22,15 @@ class Parser(argparse.ArgumentParser):
         super().__init__(description=description, formatter_class=as_written, allow_abbrev=False)
 
     def error(self, message: str) -> NoReturn:
+        """Raises UsageError."""
         raise UsageError(f"{message}; --help lists the flags")
+
+
+def run_command(command: Callable[[], None]) -> int:
+    """Runs a command and returns its exit code; an error is printed as one line."""
+    try:
+        command()
+    except RunError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    return 0

@@ -1,16 +1,15 @@
-"""Run a sweep: `python -m experiments.run SWEEP --launcher=local [--config.data.data_dir=...]`.
+"""Runs a sweep: `python -m experiments.run SWEEP --launcher=local [--config.data.data_dir=...]`.
 
-The same command goes on after any interruption: finished runs are skipped, interrupted ones resume,
-failed ones wait for --retry_failed. --dry_run says what would run, and its cost. Any field of
-configs/default.py can be given for all runs: --config.train.epochs=1. `python -m experiments.status
-SWEEP` shows how far it is.
+The same command resumes after any interruption: finished runs are skipped, interrupted ones resume,
+failed ones wait for --retry_failed. --dry_run lists the runs and their cost. Any field of
+configs/default.py can be set for all runs: --config.train.epochs=1. `python -m experiments.status
+SWEEP` shows the progress. Exit codes are listed in `repvgg_jax.errors`.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-import typing
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,20 +17,26 @@ import jax
 
 from experiments.sweeps import workdirs
 from experiments.sweeps.ablations import SWEEPS
-from experiments.sweeps.cost import Cost, expected_cost, steps_of
+from experiments.sweeps.cost import RemainingCost, count_steps, remaining_cost
 from experiments.sweeps.expand import (
     PROTOCOLS,
     SEEDS,
     Run,
     expand,
-    listed,
-    of_variants,
+    join_errors,
     parse_overrides,
+    variant_errors,
 )
-from experiments.sweeps.flags import Parser
+from experiments.sweeps.flags import Parser, run_command
 from experiments.sweeps.jobs import Job
-from experiments.sweeps.launchers import LAUNCHERS, LauncherOptions, check_folders, launcher
-from experiments.sweeps.rows import RESULTS, place, place_key, read_sweeps
+from experiments.sweeps.launchers import (
+    LAUNCHERS,
+    LauncherOptions,
+    add_flags,
+    check_folders,
+    launcher,
+)
+from experiments.sweeps.rows import RESULTS, read_sweeps, row_key, sweep_fields
 from experiments.sweeps.run_one import record
 from repvgg_jax.errors import RunError, Stopped, UsageError
 
@@ -40,77 +45,80 @@ TO_RUN = ("interrupted", "new")
 
 
 def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[Run], LauncherOptions]:
-    """What the command line asks for, all of it checked.
+    """Returns the options, the runs and the launcher's options of a command line.
 
     Raises:
-      UsageError: listing all that is wrong with the sweep.
+      UsageError: listing all problems of the sweep.
     """
     parser = sweep_parser(__doc__)
     parser.add_argument(
-        "--launcher", choices=LAUNCHERS, default="local", help="what runs them; local by default"
+        "--launcher", choices=LAUNCHERS, default="local", help="where to run (default: local)"
     )
-    parser.add_argument("--retry_failed", action="store_true", help="run failed runs too")
-    parser.add_argument("--dry_run", action="store_true", help="only say what would run")
-    hints = typing.get_type_hints(LauncherOptions, include_extras=True)
-    of_launchers = parser.add_argument_group("flags of launchers")
-    for name, hint in hints.items():
-        [help_text] = hint.__metadata__
-        default = getattr(LauncherOptions, name)
-        help_text += "" if default is None else f" (default: {default})"
-        of_launchers.add_argument(
-            f"--{name}", type=_reader(hint.__origin__), default=argparse.SUPPRESS, help=help_text
-        )
+    parser.add_argument("--retry_failed", action="store_true", help="run failed runs again")
+    parser.add_argument("--dry_run", action="store_true", help="list runs and cost, start nothing")
+    add_flags(parser)
     options, runs = parse_sweep(parser, argv)
-    given = {name: value for name, value in vars(options).items() if name in hints}
-    if strange := given.keys() - launcher(options.launcher).FLAGS:
-        flags = ", ".join(f"--{name}" for name in sorted(strange))
+    names = vars(LauncherOptions())
+    given = {name: value for name, value in vars(options).items() if name in names}
+    if unused := given.keys() - launcher(options.launcher).FLAGS:
+        flags = ", ".join(f"--{name}" for name in sorted(unused))
         raise UsageError(
-            f"--launcher={options.launcher} takes no {flags}; see docs/guides/sweeps.md"
+            f"--launcher={options.launcher} does not use {flags}; see docs/guides/sweeps.md"
         )
     return options, runs, LauncherOptions(**given)
 
 
 def sweep_parser(description: str | None) -> Parser:
-    """Flags that say which runs, and where what they write lies."""
+    """Returns a parser with the flags that select runs and their folders."""
     parser = Parser(description)
-    parser.add_argument("sweep", help=", ".join(SWEEPS))
-    parser.add_argument("--protocol", default="cifar10_short", help=", ".join(PROTOCOLS))
-    parser.add_argument("--seeds", type=_numbers, default=SEEDS, help="0,1,2 by default")
-    parser.add_argument("--only", type=_words, default=(), help="variants, by commas")
-    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the rows")
-    parser.add_argument("--workdirs", type=Path, default=WORKDIRS, help="folder to train in")
+    parser.add_argument("sweep", help=f"one of {', '.join(SWEEPS)}")
+    parser.add_argument(
+        "--protocol",
+        default="cifar10_short",
+        help=f"config that the variants change: {' or '.join(PROTOCOLS)} (default: cifar10_short)",
+    )
+    parser.add_argument(
+        "--seeds", type=_integers, default=SEEDS, help="seeds, comma-separated (default: 0,1,2)"
+    )
+    parser.add_argument(
+        "--only", type=_names, default=(), help="variants, comma-separated (default: all)"
+    )
+    parser.add_argument(
+        "--results", type=Path, default=RESULTS, help=f"folder of the rows (default: {RESULTS})"
+    )
+    parser.add_argument(
+        "--workdirs", type=Path, default=WORKDIRS, help=f"folder of workdirs (default: {WORKDIRS})"
+    )
     return parser
 
 
 def parse_sweep(parser: Parser, argv: Sequence[str]) -> tuple[argparse.Namespace, list[Run]]:
-    """The flags, and the runs that they describe."""
+    """Returns the flags and the runs that they select."""
     options, rest = parser.parse_known_args(argv)
     fields = parse_overrides(rest)
     options.fields = rest
     return options, expand(options.sweep, options.protocol, options.seeds, fields, options.only)
 
 
-def _numbers(text: str) -> tuple[int, ...]:
+def _integers(text: str) -> tuple[int, ...]:
     try:
-        return tuple(int(word) for word in text.split(","))
+        return tuple(int(part) for part in text.split(","))
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r}: numbers with commas, such as 0,1,2") from None
+        raise argparse.ArgumentTypeError(
+            f"{text!r}: must be comma-separated integers, such as 0,1,2"
+        ) from None
 
 
-def _words(text: str) -> tuple[str, ...]:
-    if not all(words := tuple(text.split(","))):
-        raise argparse.ArgumentTypeError(f"{text!r}: names with commas, such as none,both")
-    return words
-
-
-def _reader(hint: object) -> typing.Callable[[str], object]:
-    """What reads a flag of a field's type: `int | None` by int."""
-    return next(kind for kind in typing.get_args(hint) or (hint,) if kind is not type(None))
+def _names(text: str) -> tuple[str, ...]:
+    names = tuple(text.split(","))
+    if not all(names):
+        raise argparse.ArgumentTypeError(f"{text!r}: must be comma-separated, such as none,both")
+    return names
 
 
 def job_of(run: Run, options: argparse.Namespace) -> Job:
-    """The command of one run, for whichever launcher."""
-    words = {
+    """Returns the job that executes one run."""
+    flags = {
         "sweep": run.sweep,
         "name": run.name,
         "seed": run.seed,
@@ -118,118 +126,121 @@ def job_of(run: Run, options: argparse.Namespace) -> Job:
         "workdir": run.workdir(options.workdirs),
         "results": options.results,
     }
-    flags = [f"--{name}={value}" for name, value in words.items()]
-    command = ("python", "-m", "experiments.sweeps.run_one", *flags, *options.fields)
+    words = [f"--{name}={value}" for name, value in flags.items()]
+    command = ("python", "-m", "experiments.sweeps.run_one", *words, *options.fields)
     return Job(run.job_name, command)
 
 
-def count_steps(runs: Sequence[Run], elsewhere: bool) -> dict[str, int]:
-    """Steps by config hash, without runs whose data, which say so, are only where they run.
+def steps_of_runs(runs: Sequence[Run], elsewhere: bool) -> dict[str, int]:
+    """Returns config hash -> steps, without runs whose data are not on this machine.
 
     Args:
-      runs: of one sweep.
-      elsewhere: whether they run on other machines, and their data may be there alone.
+      runs: runs of one sweep.
+      elsewhere: whether they run on other machines, where their data may be.
 
     Raises:
-      UsageError: where data cannot be used, or are too few for a schedule.
+      UsageError: for data that cannot be used, or are too few for a schedule.
     """
     steps: dict[str, int] = {}
     problems: dict[str, list[str]] = {}
     for run in runs:
         try:
-            steps[run.config_hash] = steps_of(run.config())
+            steps[run.config_hash] = count_steps(run.config())
         except UsageError as error:
             names = problems.setdefault(str(error), [])
-            names += [run.name] * (run.name not in names)
+            if run.name not in names:
+                names.append(run.name)
     if problems and not elsewhere:
-        raise UsageError(listed(of_variants(runs[0].sweep, problems)))
+        raise UsageError(join_errors(variant_errors(runs[0].sweep, problems)))
     for problem in problems:
         print(f"not checked: {problem}; the jobs need it where they run")
     return steps
 
 
-def runs_of(number: int) -> str:
-    return f"{number} run{'s' * (number != 1)}"
+def count_runs(number: int) -> str:
+    """Formats `1 run`, `2 runs`."""
+    return f"{number} run{'' if number == 1 else 's'}"
 
 
-def table(runs: Sequence[Run], states: Sequence[str], costs: Sequence[Cost | None]) -> str:
-    """A line a run, and what those that are still to come cost."""
+def table(runs: Sequence[Run], states: Sequence[str], costs: Sequence[RemainingCost | None]) -> str:
+    """Returns a line for each run, and the cost of those that are to run."""
     width = max(len(run.job_name) for run in runs)
     lines = [f"{'run':<{width}}  {'state':<11}  expected"]
     for run, state, cost in zip(runs, states, costs, strict=True):
-        words = "-" if state == "done" else "unknown"
+        text = "-" if state == "done" else "unknown"
         if state != "done" and cost is not None:
-            words = f"{'about ' * cost.guessed}{cost.seconds:,.0f} s"
-        lines.append(f"{run.job_name:<{width}}  {state:<11}  {words}")
-    coming = [cost for cost, state in zip(costs, states, strict=True) if state in TO_RUN]
-    known = [cost for cost in coming if cost is not None]
-    lacking = len(coming) - len(known)
-    unknown = f", and {runs_of(lacking)} of unknown length" if known and lacking else ""
+            text = f"{'about ' if cost.guessed else ''}{cost.seconds:,.0f} s"
+        lines.append(f"{run.job_name:<{width}}  {state:<11}  {text}")
     counts = ", ".join(f"{states.count(s)} {s}" for s in workdirs.STATES if s in states)
-    words = "unknown cost"
-    if known:
-        words = f"{sum(cost.device_hours for cost in known):.2f} device hours of {known[0].device}"
+    to_run = [cost for cost, state in zip(costs, states, strict=True) if state in TO_RUN]
+    summary = f"{len(to_run)}, {_total(to_run)}" if to_run else "none"
+    return "\n".join([*lines, f"{counts}; to run: {summary}"])
+
+
+def _total(costs: Sequence[RemainingCost | None]) -> str:
+    """Formats the cost of all runs in device hours."""
+    known = [cost for cost in costs if cost is not None]
+    if not known:
+        return "unknown cost"
+    text = f"{sum(cost.device_hours for cost in known):.2f} device hours of {known[0].device}"
     if guessed := sum(cost.guessed for cost in known):
-        words += f" ({runs_of(guessed)} by other variants' time a multiply-add)"
-    if coming:
-        return "\n".join([*lines, f"{counts}; to run: {len(coming)}, {words}{unknown}"])
-    return "\n".join([*lines, f"{counts}; to run: none"])
+        text += f" ({count_runs(guessed)} estimated from other variants' time per multiply-add)"
+    if unknown := len(costs) - len(known):
+        text += f", and {count_runs(unknown)} of unknown length"
+    return text
 
 
 def run_sweep(argv: Sequence[str]) -> None:
-    """Launches what is not finished, held or failed, after checking all of it."""
+    """Checks everything, then launches the runs that are not finished, running or failed."""
     options, runs, launcher_options = parse(argv)
     if options.launcher == "local":
         check_folders(options.workdirs, options.results)
     rows = read_sweeps(options.results)
     recorded = {row["config_hash"] for row in rows}
-    places = set(map(place_key, rows))
+    keys = set(map(row_key, rows))
     states = [workdirs.state(run, options.workdirs, recorded) for run in runs]
     if options.retry_failed:
         states = ["interrupted" if state == "failed" else state for state in states]
     left = [run for run, state in zip(runs, states, strict=True) if state != "done"]
-    steps = count_steps(left, elsewhere=options.launcher != "local")
-    # A new folder has no rows yet, and a cluster's may not be seen from here.
+    steps = steps_of_runs(left, elsewhere=options.launcher != "local")
+    # A new folder has no rows yet, and a cluster's may not be visible from here.
     others = read_sweeps(RESULTS) if options.results != RESULTS else []
     costs = [
-        expected_cost(run, run.workdir(options.workdirs), steps.get(run.config_hash), rows, others)
+        remaining_cost(run, run.workdir(options.workdirs), steps.get(run.config_hash), rows, others)
         if state != "done"
         else None
         for run, state in zip(runs, states, strict=True)
     ]
     print(table(runs, states, costs), flush=True)
     if not left:
-        print(f"rows are in {options.results}; other --results and --workdirs train them anew")
+        print(f"rows are in {options.results}; use other --results and --workdirs to train again")
     for run, state in zip(runs, states, strict=True):
+        folder = run.workdir(options.workdirs)
         if state == "failed":
-            words = workdirs.last_words(run.workdir(options.workdirs))
-            print(f"{run.job_name} failed: {words} (--retry_failed runs it again)")
+            error = workdirs.last_error(folder)
+            print(f"{run.job_name} failed: {error} (use --retry_failed to run it again)")
         elif state == "running":
-            holder = workdirs.held_by(run.workdir(options.workdirs)) or "another process"
-            print(f"{run.job_name} is held by {holder}")
+            holder = workdirs.lock_holder(folder) or "another process"
+            print(f"{run.job_name} is locked by {holder}")
     to_run = [run for run, state in zip(runs, states, strict=True) if state in TO_RUN]
     chosen = launcher(options.launcher)
     chosen.check([job_of(run, options) for run in runs], launcher_options)
     if options.dry_run:
         return
     for run, state in zip(runs, states, strict=True):
-        if state == "done" and place_key(place(run)) not in places:  # it was run for another
-            record(run, run.workdir(options.workdirs), options.results)
+        if state == "done" and row_key(sweep_fields(run)) not in keys:
+            record(run, run.workdir(options.workdirs), options.results)  # it ran for another sweep
     if to_run:
         chosen.launch([job_of(run, options) for run in to_run], launcher_options)
     if failed := states.count("failed"):
-        raise RunError(f"{runs_of(failed)} failed before; --retry_failed runs what failed again")
+        raise RunError(f"{count_runs(failed)} failed earlier; use --retry_failed to run them again")
 
 
 def main(argv: Sequence[str]) -> int:
-    """The exit code: 2 for a mistake of the user's, 3 where runs failed."""
-    # This process looks only: the devices are the children's.
-    jax.config.update("jax_platforms", "cpu")
+    """Runs the sweep and returns the exit code, see `repvgg_jax.errors`."""
+    jax.config.update("jax_platforms", "cpu")  # the devices are left to the runs
     try:
-        run_sweep(argv)
+        return run_command(lambda: run_sweep(argv))
     except Stopped as stop:
         print(stop, file=sys.stderr)
-    except RunError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    return 0
+        return 0

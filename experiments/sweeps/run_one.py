@@ -1,11 +1,10 @@
-"""What one job of a sweep does: train, or go on training, and append the row.
+r"""Executes one job of a sweep: trains a run, or resumes it, and appends its row.
 
-python -m experiments.sweeps.run_one --sweep=branches --name=both --seed=0 \\
-    --protocol=cifar10_short \\
+python -m experiments.sweeps.run_one --sweep=branches --name=both --seed=0 \
+    --protocol=cifar10_short \
     --workdir=runs/sweeps/1a2b3c4d5e6f --results=experiments/results [--config.field=value ...]
 
-Exit codes: 0 finished; 75 told to stop, and resumable by the same command; 73 the run is another
-process's; 2 a mistake of the user's; 3 a run that cannot go on; 1 an error of ours.
+Exit codes are listed in `repvgg_jax.errors`.
 """
 
 from __future__ import annotations
@@ -24,18 +23,18 @@ from ml_collections import ConfigDict
 
 from experiments.sweeps import workdirs
 from experiments.sweeps.expand import Run, expand, parse_overrides
-from experiments.sweeps.flags import Parser
+from experiments.sweeps.flags import Parser, run_command
 from experiments.sweeps.jobs import STOPPED
 from experiments.sweeps.rows import (
-    ABOUT_FILE,
+    INFO_FILE,
     append_row,
     cpu_cores,
-    finished,
-    place,
-    place_key,
-    read_about,
+    is_finished,
+    make_row,
+    read_info,
     read_sweeps,
-    row_of,
+    row_key,
+    sweep_fields,
 )
 from repvgg_jax.bench import aot
 from repvgg_jax.cli.train import run_train
@@ -57,79 +56,87 @@ _CODE = (".", ":!experiments/results")
 
 
 def execute(run: Run, workdir: Path, results: Path) -> None:
-    """Trains where the run isn't finished, and appends its row where that isn't there.
+    """Trains the run if it is not finished, and appends its row if that is missing.
 
     Raises:
-      UsageError: where the workdir is not this run's, or held by another process.
-      Stopped, RunError: as `run_train`.
+      UsageError: if the workdir is another run's.
+      HeldError: if another process has locked the workdir.
+      Stopped: as `run_train`.
+      RunError: as `run_train`.
     """
     if workdir.name != run.config_hash:
         raise UsageError(f"--workdir={workdir}: must end in the run's hash, {run.config_hash}")
     if primary():
         workdirs.make(run, workdir.parent)
     sync_processes("workdir of the sweep made")
-    with workdirs.locked(workdir) if primary() else nullcontext(), _leaving_last_words(workdir):
-        if not all_processes(finished(run, workdir)):
+    with workdirs.locked(workdir) if primary() else nullcontext(), _recorded_errors(workdir):
+        if not all_processes(is_finished(run, workdir)):
             if primary():
-                workdirs.forget_last_words(workdir)
-                write_about(run.config(), workdir)
+                workdirs.clear_error(workdir)
+                write_info(run.config(), workdir)
             run_train(run.config(), workdir)
         if primary():
             record(run, workdir, results)
 
 
 @contextmanager
-def _leaving_last_words(workdir: Path) -> Iterator[None]:
-    """What a failure within says stays in the workdir, for `experiments.status`."""
+def _recorded_errors(workdir: Path) -> Iterator[None]:
+    """Stores the message of an error in the workdir, for `experiments.status`."""
 
-    def leave(error: Exception) -> None:
-        known = isinstance(error, RunError)
-        line = str(error) if known else f"{type(error).__name__}: {one_line(error)}"
-        workdirs.leave_last_words(workdir, line)
+    def write(error: Exception) -> None:
+        expected = isinstance(error, RunError)
+        line = str(error) if expected else f"{type(error).__name__}: {one_line(error)}"
+        workdirs.write_error(workdir, line)
 
-    with leaving_at_once(leave):
+    with leaving_at_once(write):
         try:
             yield
         except Exception as error:
             if jax.process_count() == 1:
-                leave(error)
+                write(error)
             raise
 
 
 def record(run: Run, workdir: Path, results: Path) -> None:
     """Appends a finished run's row to its sweep's file, unless it is there.
 
-    A run that has a row in another place was run for that, and its workdir may be gone.
+    A run that another sweep has a row of is copied from that, since its workdir may be deleted.
     """
     path = results / f"{run.sweep}.jsonl"
     rows = [row for row in read_sweeps(results) if row["config_hash"] == run.config_hash]
-    if place_key(place(run)) not in map(place_key, rows):
-        append_row(path, rows[0] | place(run) if rows else row_of(run, workdir))
+    fields = sweep_fields(run)
+    if row_key(fields) not in map(row_key, rows):
+        append_row(path, rows[0] | fields if rows else make_row(run, workdir))
 
 
-def write_about(config: ConfigDict, workdir: Path) -> None:
-    """What the row says of this code and device, written before training so that no kill loses it.
+def write_info(config: ConfigDict, workdir: Path) -> None:
+    """Writes `run.json`: commits, cores and the compiled step's temporaries.
 
-    The memory is the compiled step's, which is the same at every start.
+    It is written before training, so that a killed run has it too.
     """
-    before, code = read_about(workdir), git_commit()
+    before = read_info(workdir)
+    code = git_commit()
     temporaries = before.get("temporaries_bytes")
-    # Compiling for several processes may wait for the others, who are not here.
+    # Compiling for several processes may wait for the others.
     alone = jax.process_count() == 1 and config.optim.repoptimizer_from is None
     if temporaries is None and alone:
         temporaries = temporaries_bytes(aot.compile_step(config, jax.devices()))
-    earlier = [*before.get("earlier_commits", []), before.get("commit")]
-    earlier = [commit for commit in dict.fromkeys(earlier) if commit not in (None, code["commit"])]
-    about = {"earlier_commits": earlier, "cores": cpu_cores(), "temporaries_bytes": temporaries}
-    about["dirty"] = before.get("dirty") or code["dirty"]
-    write_json(workdir / ABOUT_FILE, code | about)
+    earlier = dict.fromkeys([*before.get("earlier_commits", []), before.get("commit")])
+    info = {
+        "commit": code["commit"],
+        "dirty": before.get("dirty") or code["dirty"],
+        "earlier_commits": [c for c in earlier if c not in (None, code["commit"])],
+        "cores": cpu_cores(),
+        "temporaries_bytes": temporaries,
+    }
+    write_json(workdir / INFO_FILE, info)
 
 
 def git_commit() -> dict[str, Any]:
-    """The code's commit, and whether files that git knows differ from it; None without git."""
+    """Returns the commit of the code, and whether tracked files differ; None without git."""
 
     def git(*arguments: str) -> str:
-        # Also where it is another user's, as in a container.
+        # safe.directory: the repository may belong to another user, as in a container.
         command = ["git", "-c", f"safe.directory={ROOT}", "-C", str(ROOT), *arguments]
         return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
 
@@ -141,13 +148,14 @@ def git_commit() -> dict[str, Any]:
 
 
 def parse(argv: Sequence[str]) -> tuple[Run, Path, Path]:
-    """The run that the flags describe, its workdir, and the folder of results."""
+    """Returns the run that the flags describe, its workdir and the folder of results."""
     parser = Parser(__doc__)
-    for name in ("sweep", "name", "protocol"):
-        parser.add_argument(f"--{name}", required=True)
-    parser.add_argument("--seed", required=True, type=int)
-    for name in ("workdir", "results"):
-        parser.add_argument(f"--{name}", required=True, type=Path)
+    parser.add_argument("--sweep", required=True, help="name of the sweep")
+    parser.add_argument("--name", required=True, help="name of the variant")
+    parser.add_argument("--protocol", required=True, help="config that the variant changes")
+    parser.add_argument("--seed", required=True, type=int, help="seed of the run")
+    parser.add_argument("--workdir", required=True, type=Path, help="folder to train in")
+    parser.add_argument("--results", required=True, type=Path, help="folder of the rows")
     options, rest = parser.parse_known_args(argv)
     fields = parse_overrides(rest)
     [run] = expand(options.sweep, options.protocol, [options.seed], fields, [options.name])
@@ -155,27 +163,27 @@ def parse(argv: Sequence[str]) -> tuple[Run, Path, Path]:
 
 
 def main(argv: Sequence[str]) -> int:
-    """The exit code, as above."""
+    """Executes the job and returns the exit code."""
     logging.set_verbosity(logging.WARNING)
-    try:
+
+    def command() -> None:
         run, workdir, results = parse(argv)
         prepare_process(run.config().train.deterministic)
         join_processes()
         with leaving_at_once():
             execute(run, workdir, results)
+
+    try:
+        return run_command(command)
     except Stopped as stop:
         print(stop, file=sys.stderr)
         return STOPPED
-    except RunError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
     except KeyboardInterrupt:
-        print("interrupted: the same command goes on from the last checkpoint", file=sys.stderr)
+        print("interrupted; the same command resumes from the last checkpoint", file=sys.stderr)
         return STOPPED
     except Exception:
         traceback.print_exc()
         return 1
-    return 0
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What a sweep is: variants of one config, and what papers have of them."""
+"""The definition of a sweep: variants of one config, and published figures of them."""
 
 from __future__ import annotations
 
@@ -10,12 +10,16 @@ Overrides = dict[str, Any]
 
 
 class PaperPair(NamedTuple):
-    """A block in its own paper: top-1 in percent of a net with another block, and with this one.
+    """Top-1 in percent from a block's own paper, without and with the block.
 
-    `beside` is that other block's variant; `source` says paper, table, net and data.
+    Attributes:
+      reference: the variant that corresponds to the net without the block.
+      without: top-1 of that net.
+      with_it: top-1 of the net with the block.
+      source: paper, table, net and data.
     """
 
-    beside: str
+    reference: str
     without: float
     with_it: float
     source: str
@@ -30,9 +34,9 @@ class Sweep:
       baseline: the variant that the others are compared with.
       variants: name -> dotted fields of configs/default.py and their values.
       published: variant -> the paper's top-1 in percent, where it has one.
-      source: of those figures: table and protocol.
-      own_papers: variant -> its own paper's figures, on another net.
-      note: what a reader of the table should know.
+      source: table and protocol of the published figures.
+      own_papers: variant -> figures of its own paper, on another net.
+      note: text for readers of the tables.
     """
 
     title: str
@@ -43,6 +47,6 @@ class Sweep:
     own_papers: dict[str, PaperPair] = field(default_factory=dict)
     note: str = ""
 
-    def own(self, variant: str) -> Overrides:
-        """A variant's fields as a row has them: of JSON's types."""
+    def row_overrides(self, variant: str) -> Overrides:
+        """Returns a variant's fields with values of JSON types, as rows have them."""
         return json.loads(json.dumps(self.variants[variant]))

@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 
 from experiments.sweeps import run, status, workdirs
-from experiments.sweeps.cost import Cost, expected_cost
+from experiments.sweeps.cost import RemainingCost, remaining_cost
 from experiments.sweeps.expand import expand
 from experiments.sweeps.jobs import Job
 from experiments.sweeps.launchers import LauncherOptions, local
-from experiments.sweeps.rows import place
+from experiments.sweeps.rows import sweep_fields
 from repvgg_jax.bench.counting import count_macs
 from repvgg_jax.config.build import make_net
 from repvgg_jax.errors import UsageError
@@ -32,7 +32,7 @@ NUMBERS = itertools.count()
 def row(name="both", seconds=100.0, device=CPU, **changes):
     where = dict(sweep="branches", name=name, seed=0, protocol="cifar10_short")
     [found] = expand("branches", seeds=[0], only=[name], overrides=FIELDS)
-    overrides = json.loads(json.dumps(place(found)["overrides"]))
+    overrides = json.loads(json.dumps(sweep_fields(found)["overrides"]))
     # A fifth of the time is not training.
     times = {"wall_seconds": seconds, "step_seconds": 0.8 * seconds / 50}
     measured = {"device": device, "steps": 50, **times, "overrides": overrides}
@@ -59,29 +59,29 @@ def curves(workdir, *rows):
 
 
 def test_a_run_costs_what_its_variant_did_on_the_usual_device(tmp_path, both):
-    assert expected_cost(both, tmp_path, 25, []) is None
-    assert expected_cost(both, tmp_path, 25, [row(protocol="cifar10_full")]) is None
+    assert remaining_cost(both, tmp_path, 25, []) is None
+    assert remaining_cost(both, tmp_path, 25, [row(protocol="cifar10_full")]) is None
     others = [row("none", 60), row("none", 60), row("none", 1e5, "H100 x1", steps=1)]
-    assert expected_cost(both, tmp_path, 25, others).guessed
+    assert remaining_cost(both, tmp_path, 25, others).guessed
     own = [row(seconds=80), row(seconds=100), row(seconds=1e4)]
-    cost = expected_cost(both, tmp_path, 25, others + own)
-    assert cost == Cost(pytest.approx(50), CPU, guessed=False)
+    cost = remaining_cost(both, tmp_path, 25, others + own)
+    assert cost == RemainingCost(pytest.approx(50), CPU, guessed=False)
     paused = row(seconds=80) | {"wall_seconds": 1e6}  # while the steps took as long as they do
-    assert expected_cost(both, tmp_path, 25, [*own, paused]).seconds < 60
-    once = expected_cost(both, tmp_path, 25, [row(seconds=80)] * 3 + [row(seconds=100)])
+    assert remaining_cost(both, tmp_path, 25, [*own, paused]).seconds < 60
+    once = remaining_cost(both, tmp_path, 25, [row(seconds=80)] * 3 + [row(seconds=100)])
     assert once.seconds == pytest.approx(45)  # a run has a row in each of its sweeps
     (tmp_path / "checkpoints/10").mkdir(parents=True)
     wide = {**own[0]["overrides"], "model.widths": [8, 8]}
-    assert expected_cost(both, tmp_path, 25, [row(overrides=wide)]).guessed
+    assert remaining_cost(both, tmp_path, 25, [row(overrides=wide)]).guessed
     shared = row() | {"sweep": "blocks", "name": "repvgg"}
-    assert not expected_cost(both, tmp_path, 25, [shared]).guessed
-    left = expected_cost(both, tmp_path, 25, others + own)
-    assert left == Cost(pytest.approx(30), CPU, guessed=False)
+    assert not remaining_cost(both, tmp_path, 25, [shared]).guessed
+    left = remaining_cost(both, tmp_path, 25, others + own)
+    assert left == RemainingCost(pytest.approx(30), CPU, guessed=False)
 
 
 def test_other_variants_count_by_their_multiply_adds(tmp_path, both):
     def expected(**changes):
-        cost = expected_cost(both, tmp_path, 25, [row("none", 60, **changes)])
+        cost = remaining_cost(both, tmp_path, 25, [row("none", 60, **changes)])
         assert cost.guessed
         return cost.seconds
 
@@ -91,26 +91,26 @@ def test_other_variants_count_by_their_multiply_adds(tmp_path, both):
     wide = {**row("none")["overrides"], "train.batch_size": 4 * both.config().train.batch_size}
     assert expected(overrides=wide) == pytest.approx(expected() / 4)
     tiny = row("none", 1e6, macs={"train_form": 10})  # which says nothing of larger nets
-    assert expected_cost(both, tmp_path, 25, [tiny, row("none", 60)]).seconds == expected()
+    assert remaining_cost(both, tmp_path, 25, [tiny, row("none", 60)]).seconds == expected()
 
 
 def test_the_users_own_device_counts_before_the_repositorys(tmp_path, both):
     others = [row(seconds=100 + seconds) for seconds in range(9)]
     own = [row(seconds=10, device="H100 x1")]
-    assert expected_cost(both, tmp_path, 25, own, others) == Cost(
+    assert remaining_cost(both, tmp_path, 25, own, others) == RemainingCost(
         pytest.approx(5), "H100 x1", guessed=False
     )
-    assert expected_cost(both, tmp_path, 25, [], others).device == CPU
+    assert remaining_cost(both, tmp_path, 25, [], others).device == CPU
     tiny = [row("none", 1e6, macs={"train_form": 10})]
-    assert expected_cost(both, tmp_path, 25, tiny, others).seconds < 60
+    assert remaining_cost(both, tmp_path, 25, tiny, others).seconds < 60
     partial = [row() | {"macs": None}, row() | {"steps": None}]
-    assert expected_cost(both, tmp_path, 25, partial) is None
+    assert remaining_cost(both, tmp_path, 25, partial) is None
 
 
 def test_steps_are_borrowed_from_runs_on_the_same_data_only(tmp_path):
     def expected(**fields):
         [run] = expand("branches", seeds=[1], only=["both"], overrides=FIELDS | fields)
-        return expected_cost(run, tmp_path, None, [row(seconds=100)])
+        return remaining_cost(run, tmp_path, None, [row(seconds=100)])
 
     assert expected().seconds == pytest.approx(100)
     assert expected(**{"data.name": "imagenet2012"}) is None
@@ -119,12 +119,12 @@ def test_steps_are_borrowed_from_runs_on_the_same_data_only(tmp_path):
 
 def test_a_variant_that_names_the_protocols_own_value_is_the_baseline(tmp_path):
     [run] = expand("quantization", seeds=[1], only=["float32"], overrides=FIELDS)
-    assert not expected_cost(run, tmp_path, 25, [row()]).guessed
+    assert not remaining_cost(run, tmp_path, 25, [row()]).guessed
 
 
 def test_device_hours_are_of_all_devices(tmp_path, both):
-    cost = expected_cost(both, tmp_path, 50, [row(device="TPU v5e x16", seconds=450)])
-    assert cost == Cost(pytest.approx(450), "TPU v5e x16", guessed=False)
+    cost = remaining_cost(both, tmp_path, 50, [row(device="TPU v5e x16", seconds=450)])
+    assert cost == RemainingCost(pytest.approx(450), "TPU v5e x16", guessed=False)
     said = run.table([both, both, both], ["new", "done", "failed"], [cost, cost, cost])
     assert said.endswith("1 done, 1 failed, 1 new; to run: 1, 2.00 device hours of TPU v5e x16")
     assert " 450 s" in said
@@ -132,7 +132,7 @@ def test_device_hours_are_of_all_devices(tmp_path, both):
     assert said.endswith("to run: 2, 2.00 device hours of TPU v5e x16, and 1 run of unknown length")
     said = run.table([both], ["new"], [cost._replace(guessed=True)])
     assert "about 450 s" in said
-    assert "(1 run by other variants' time a multiply-add)" in said
+    assert "(1 run estimated from other variants' time per multiply-add)" in said
     assert run.table([both], ["done"], [cost]).endswith("1 done; to run: none")
 
 
@@ -159,7 +159,7 @@ def test_data_may_be_missing_only_where_the_jobs_are_not(tmp_path, capsys):
 def test_flags_of_another_launcher_are_refused(flag, launcher, capsys):
     command = ["branches", "--dry_run", f"--launcher={launcher}", flag, *flags()]
     assert run.main(command) == 2
-    assert f"--launcher={launcher} takes no {flag.split('=')[0]}" in capsys.readouterr().err
+    assert f"--launcher={launcher} does not use {flag.split('=')[0]}" in capsys.readouterr().err
 
 
 def test_a_running_run_shows_its_progress_and_the_time_that_is_left(tmp_path, both):
@@ -196,8 +196,10 @@ def test_a_run_that_another_process_has_is_no_failure(tmp_path, both, capsys):
         local.launch([Job("both", command)], LauncherOptions())  # raises nothing
         process.kill()
     said = capsys.readouterr().out
-    assert re.search(rf"both held after \d+ s: process {process.pid} on \S+ since .* had it", said)
-    assert "1 runs: 1 held" in said
+    assert re.search(
+        rf"both skipped after \d+ s: locked by process {process.pid} on \S+ since ", said
+    )
+    assert "1 runs: 1 skipped" in said
     assert not (folder / workdirs.ERROR_FILE).exists()
 
 
@@ -206,7 +208,7 @@ def test_folders_that_cannot_be_are_refused_first(tmp_path, flag, capsys):
     (tmp_path / "file").write_text("")
     command = ["branches", "--dry_run", *flags(), f"--{flag}={tmp_path / 'file' / 'under'}"]
     assert run.main(command) == 2
-    assert f"{tmp_path / 'file'} is no folder" in capsys.readouterr().err
+    assert f"{tmp_path / 'file'} is not a writable directory" in capsys.readouterr().err
 
 
 def test_numbers_of_launchers_are_checked_all_at_once():

@@ -206,8 +206,8 @@ def test_hosts_of_a_slice(text, hosts, chips):
         ({"slice": "v5e:3x3"}, "v5e has 1x1, 2x2"),
         ({"slice": "v5p:8x4x4"}, "ascending order"),
         ({"slice": "v4:2x2x3"}, "v4 has 2x2x1"),
-        ({"volume": "s3://bucket"}, "--volume=s3://bucket: gs://BUCKET"),
-        ({"mount": Path("runs")}, "--mount=runs: an absolute path"),
+        ({"volume": "s3://bucket"}, "--volume=s3://bucket: must be gs://BUCKET"),
+        ({"mount": Path("runs")}, "--mount=runs: must be an absolute path"),
         ({"namespace": "Team"}, "--namespace=Team: a-z"),
         ({"namespace": "a.b"}, "--namespace=a.b: a-z, 0-9 and hyphens only"),
         ({"queue": "q" * 64}, "hyphens and dots only, 63 at most"),
@@ -215,12 +215,12 @@ def test_hosts_of_a_slice(text, hosts, chips):
             {"slice": "v5e:3x3", "volume": "s3://bucket", "queue": "Q", "mount": Path("/data")},
             r"v5e has 1x1.*; --volume=s3.*; --queue=Q.*; --workdir=.*; --results=",
         ),
-        ({"mount": Path("/runs/sweeps")}, "Give --results=/runs/sweeps/results"),
-        ({"mount": Path("/data")}, "Give --workdirs=/data/sweeps"),
+        ({"mount": Path("/runs/sweeps")}, "use --results=/runs/sweeps/results"),
+        ({"mount": Path("/data")}, "use --workdirs=/data/sweeps"),
     ],
 )
 @pytest.mark.parametrize("ask", [kubernetes.check, kubernetes.launch])
-def test_mistakes_are_said_before_anything_is_written(tmp_path, ask, changes, words):
+def test_errors_are_raised_before_anything_is_written(tmp_path, ask, changes, words):
     with pytest.raises(UsageError, match=words):
         ask([JOB], replace(TPU, folder=tmp_path / "jobs", **changes))
     assert not (tmp_path / "jobs").exists()

@@ -108,14 +108,14 @@ def test_a_run_that_fails_is_not_started_again(here, tmp_path):
     (tmp_path / "bad" / workdirs.ERROR_FILE).write_text("of another time\n")
     [job] = slurm.submit([bad], here)
     assert "exit code 3" in str(job.exception())
-    assert workdirs.last_words(tmp_path / "bad") == "exit code 3"
+    assert workdirs.last_error(tmp_path / "bad") == "exit code 3"
     assert log(tmp_path / "bad") == ["start"]
 
 
 def test_a_run_that_was_killed_has_failed(here, tmp_path):
     [job] = slurm.submit([run_of_nothing(tmp_path / "big", "killed")], here)
     assert "exit code -9" in str(job.exception())
-    assert workdirs.last_words(tmp_path / "big") == "killed by SIGKILL (out of memory?)"
+    assert workdirs.last_error(tmp_path / "big") == "killed by SIGKILL (out of memory?)"
 
 
 def test_signals_for_submitit_do_not_end_the_run(here, tmp_path):
@@ -170,12 +170,12 @@ def test_slurm_says_what_is_missing(tmp_path, monkeypatch):
         slurm.check([], replace(options, minutes=1))
     pytest.importorskip("submitit", reason="submitit is not installed")
     (tmp_path / "file").touch()
-    with pytest.raises(UsageError, match=r"/file/jobs cannot be written to: \S+/file is no folder"):
+    with pytest.raises(UsageError, match=r"/file/jobs: \S+/file is not a writable directory"):
         slurm.check([], replace(options, folder=tmp_path / "file/jobs"))
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(UsageError, match='Could not detect "srun"'):
         slurm.check([], options)
-    with pytest.raises(UsageError, match="--cluster=pbs: slurm or local"):
+    with pytest.raises(UsageError, match="--cluster=pbs: must be slurm or local"):
         slurm.check([], replace(options, cluster="pbs"))
 
 

@@ -23,17 +23,17 @@ def test_a_failed_job_does_not_keep_the_others_from_running(tmp_path, capsys):
         launch(jobs, LauncherOptions(processes=2))
     assert "3 runs: 2 finished, 1 failed" in capsys.readouterr().out
     assert (tmp_path / "good1" / "log.txt").read_text() == "fine\n"
-    assert workdirs.last_words(tmp_path / "bad") == "ValueError: the last line"
+    assert workdirs.last_error(tmp_path / "bad") == "ValueError: the last line"
     assert (tmp_path / "bad" / workdirs.ERROR_FILE).exists()  # so that it waits for --retry_failed
     launch([job(tmp_path, "bad", "print('better')")], LauncherOptions())
-    assert workdirs.last_words(tmp_path / "bad") == "better"
+    assert workdirs.last_error(tmp_path / "bad") == "better"
 
 
 def test_a_job_that_was_killed_has_failed(tmp_path):
     bad = job(tmp_path, "bad", "import os, signal; os.kill(os.getpid(), signal.SIGKILL)")
     with pytest.raises(RunError, match="bad: killed by SIGKILL"):
         launch([bad], LauncherOptions())
-    assert workdirs.last_words(tmp_path / "bad").startswith("killed by SIGKILL")
+    assert workdirs.last_error(tmp_path / "bad").startswith("killed by SIGKILL")
 
 
 def test_a_signal_is_passed_on_and_no_other_job_starts(tmp_path):
@@ -44,7 +44,7 @@ def test_a_signal_is_passed_on_and_no_other_job_starts(tmp_path):
         "time.sleep(60)"
     )
     jobs = [job(tmp_path, "one", code), job(tmp_path, "two", "print('never')")]
-    with pytest.raises(Stopped, match="SIGTERM; the same command goes on"):
+    with pytest.raises(Stopped, match="SIGTERM; the same command resumes"):
         launch(jobs, LauncherOptions(processes=1))
     assert (tmp_path / "one" / "log.txt").read_text() == "saved\n"
     assert not (tmp_path / "two").exists()
@@ -63,10 +63,10 @@ def test_jobs_are_spread_over_the_devices():
 def test_a_chip_of_a_tpu_has_one_process(monkeypatch):
     monkeypatch.setattr(local, "devices_here", lambda environment: ("tpu", ["0", "1"]))
     local.check([], LauncherOptions(processes=2))
-    with pytest.raises(UsageError, match="--processes=4: 2 at most"):
+    with pytest.raises(UsageError, match="--processes=4: at most 2"):
         local.check([], LauncherOptions(processes=4))
     monkeypatch.setattr(local, "devices_here", lambda environment: ("tpu", []))
-    with pytest.raises(UsageError, match="no chip of a TPU is here"):
+    with pytest.raises(UsageError, match="this machine has no TPU"):
         local.check([], LauncherOptions())
 
 

@@ -199,7 +199,9 @@ class Loads(HTMLParser):
 def test_page_needs_no_other_file(tmp_path):
     rows = [*all_rows(), row("none", 5, 1.0, "lost", name="<script src=x>")]
     write(tmp_path, rows)
-    (tmp_path / "branches.md").write_text("A remark with `code` & more.\nGoes on.\n\nAnother.")
+    (tmp_path / "branches-cifar10_short.md").write_text(
+        "A remark with `code` & more.\nGoes on.\n\nAnother."
+    )
     _, page = write_report(tmp_path, tmp_path)
     loads = Loads()
     loads.feed(page.read_text())
@@ -209,7 +211,7 @@ def test_page_needs_no_other_file(tmp_path):
     assert len(loads.ids) == len(set(loads.ids))  # of several pictures
     rest = re.sub(r'xmlns(:xlink)?="[^"]*"', "", page.read_text())
     assert not re.search(r"https?:|@import|url\((?!#)|\bnan\b", rest)
-    assert "<p>A remark with <code>code</code> &amp; more. Goes on.</p>" in rest
+    assert "<p>A remark with <code>code</code> &amp; more. Continued.</p>" in rest
     for picture in re.findall(r"\(([^)]*\.svg)\)", (tmp_path / "RESULTS.md").read_text()):
         assert (tmp_path / picture).exists()
 

@@ -10,16 +10,16 @@ from pathlib import Path
 import pytest
 
 from experiments.report.numbers import group_rows
-from experiments.report.tables import describe
+from experiments.report.tables import setup
 from experiments.sweeps import run_one
-from experiments.sweeps.expand import expand, strange_fields
+from experiments.sweeps.expand import expand, extra_overrides
 from experiments.sweeps.rows import (
-    ABOUT_FILE,
+    INFO_FILE,
     append_row,
-    place,
-    read_about,
+    read_info,
     read_rows,
     read_sweeps,
+    sweep_fields,
 )
 from experiments.sweeps.run_one import record
 from repvgg_jax.errors import RunError, UsageError
@@ -107,7 +107,7 @@ def test_rows_of_another_version_are_refused_by_name(tmp_path, line, says):
 def test_what_is_no_row_is_refused_by_name(tmp_path):
     path = tmp_path / "rows.jsonl"
     path.write_text("<<<<<<< HEAD\n" + json.dumps(row("a")) + "\n")
-    with pytest.raises(UsageError, match="line 1: no row"):
+    with pytest.raises(UsageError, match="line 1: not a row"):
         read_rows(path)
 
 
@@ -120,7 +120,7 @@ def test_a_file_that_cannot_be_written_is_named(tmp_path):
 def test_a_row_says_what_differs_from_the_protocol_however_it_was_typed():
     def placed(**given):
         [run] = expand("branches", seeds=[0], only=["none"], overrides=dotted(given))
-        return place(run)["overrides"]
+        return sweep_fields(run)["overrides"]
 
     own = {"model.branches": ["kxk"]}
     assert placed(optim__learning_rate=0.2, train__epochs=3, data__data_dir="/data") == own
@@ -135,7 +135,7 @@ def test_a_run_that_was_another_variants_has_a_row_of_its_own(tmp_path):
     [other] = expand("branches", seeds=[0], only=["both"], overrides=fields)
     [run] = expand("branches", seeds=[0], only=["none"])
     assert other.config_hash == run.config_hash
-    trained = row(run.config_hash, top1={"train_form": 0.5}) | place(other)
+    trained = row(run.config_hash, top1={"train_form": 0.5}) | sweep_fields(other)
     append_row(tmp_path / "branches.jsonl", trained)
     for _ in range(2):
         record(run, tmp_path / "no workdir", tmp_path)
@@ -156,7 +156,7 @@ def test_a_run_that_was_another_protocols_has_a_row_in_its_own(tmp_path):
     [short] = expand("branches", seeds=[0], only=["both"], overrides=fields)
     [run] = expand("branches", "cifar10_full", seeds=[0], only=["both"])
     assert short.config_hash == run.config_hash
-    trained = row(run.config_hash, top1={"train_form": 0.5}) | place(short)
+    trained = row(run.config_hash, top1={"train_form": 0.5}) | sweep_fields(short)
     append_row(tmp_path / "branches.jsonl", trained)
     for _ in range(2):
         record(run, tmp_path / "no workdir", tmp_path)
@@ -170,30 +170,30 @@ def test_a_run_that_was_another_protocols_has_a_row_in_its_own(tmp_path):
 def test_a_run_that_goes_on_with_other_code_says_so(tmp_path, monkeypatch):
     [run] = expand("branches", seeds=[0], only=["none"], overrides=FIELDS)
     start = {"commit": "a" * 40, "dirty": True, "temporaries_bytes": 1}  # which is not made anew
-    (tmp_path / ABOUT_FILE).write_text(json.dumps(start))
+    (tmp_path / INFO_FILE).write_text(json.dumps(start))
     for commit, dirty in (("b" * 40, False), (None, None), ("b" * 40, False)):
         code = {"commit": commit, "dirty": dirty}
         monkeypatch.setattr(run_one, "git_commit", lambda code=code: code)
-        run_one.write_about(run.config(), tmp_path)
-        about = read_about(tmp_path)
+        run_one.write_info(run.config(), tmp_path)
+        about = read_info(tmp_path)
         assert about["commit"] == commit
         assert about["dirty"]  # which it was when it began
     assert about["earlier_commits"] == ["a" * 40]
-    trained = row("none", top1={"train_form": 0.5}, device="cpu") | place(run) | about
+    trained = row("none", top1={"train_form": 0.5}, device="cpu") | sweep_fields(run) | about
     [[group], _] = group_rows([trained])
     words = "Commit `bbbbbbbbbb` begun with `aaaaaaaaaa` with uncommitted changes."
-    assert words in describe(group)[0].text
+    assert words in setup(group)[0].text
 
 
 def test_fields_that_a_row_lacks_or_has_unset_are_told_too():
     def strange(sweep, name, **overrides):
-        return strange_fields({"sweep": sweep, "name": name, "overrides": dotted(overrides)})
+        return extra_overrides({"sweep": sweep, "name": name, "overrides": dotted(overrides)})
 
     assert strange("blocks", "acb") == {"model.block": None}
     assert strange("blocks", "acb", model__block="acb") == {}
     assert strange("blocks", "repvgg", model__widths=None) == {"model.widths": None}
     [run] = expand("deep_init", seeds=[0], only=["he_relu"])
-    assert strange_fields(place(run)) == {}  # which has unset fields of its own
+    assert extra_overrides(sweep_fields(run)) == {}  # which has unset fields of its own
 
 
 @pytest.mark.parametrize(
@@ -206,7 +206,7 @@ def test_a_shared_run_stands_in_each_sweep_as_its_own(tmp_path, first, second):
         sweep, name = words.split("/")
         runs += expand(sweep, seeds=[0], only=[name])
     assert runs[0].config_hash == runs[1].config_hash
-    trained = row(runs[0].config_hash, top1={"train_form": 0.5}) | place(runs[0])
+    trained = row(runs[0].config_hash, top1={"train_form": 0.5}) | sweep_fields(runs[0])
     append_row(tmp_path / f"{runs[0].sweep}.jsonl", trained)
     record(runs[1], tmp_path / "no workdir", tmp_path)
     groups, others = group_rows(read_sweeps(tmp_path))

@@ -56,7 +56,7 @@ def test_a_hash_is_shared_by_what_computes_the_same_and_by_nothing_else():
     assert (given.config().train.epochs, given.config().seed) == (1.0, 2)
 
 
-def test_all_mistakes_are_listed_at_once(monkeypatch):
+def test_all_errors_are_listed_at_once(monkeypatch):
     variants = {
         "good": {},
         "field": {"model.blok": "dbb"},
@@ -77,7 +77,7 @@ def test_all_mistakes_are_listed_at_once(monkeypatch):
     with pytest.raises(UsageError) as caught:
         expand("wrong")
     said = str(caught.value)
-    assert said.startswith("15 mistakes:")
+    assert said.startswith("15 errors:")
     for name, words in {
         "field": "did you mean model.block",
         "block": "unknown block 'dbbb'",
@@ -100,13 +100,13 @@ def test_all_mistakes_are_listed_at_once(monkeypatch):
 
 
 def test_unknown_words_and_undone_variants_are_refused():
-    with pytest.raises(UsageError, match=r"(?s)3 mistakes.*branchez.*cifar11.*seeds 1,1"):
+    with pytest.raises(UsageError, match=r"(?s)3 errors.*branchez.*cifar11.*seeds 1,1"):
         expand("branchez", "cifar11", [1, 1])
-    with pytest.raises(UsageError, match="no fast; it has none, identity, 1x1, both"):
+    with pytest.raises(UsageError, match="no variant fast; it has none, identity, 1x1, both"):
         expand("branches", only=["fast"])
-    with pytest.raises(UsageError, match=r"3 mistakes:(.|\n)*has no fast(.|\n)*--seeds(.|\n)*blok"):
+    with pytest.raises(UsageError, match=r"(?s)3 errors:.*has no variant fast.*--seeds.*blok"):
         expand("branches", only=["fast"], overrides={"seed": 3, "model.blok": 1})
-    with pytest.raises(UsageError, match="none and identity and 1x1 and both are one and the same"):
+    with pytest.raises(UsageError, match="none and identity and 1x1 and both are identical"):
         expand("branches", overrides={"model.branches": ("kxk",)})
 
 
@@ -120,7 +120,7 @@ def test_flags_are_read_by_the_type_of_their_field():
     for wrong in (["--fast"], ["--config.seed"], ["--config.seed=1", "--config.seed=2"]):
         with pytest.raises(UsageError, match=wrong[0].split("=")[0]):
             parse_overrides(wrong)
-    with pytest.raises(UsageError, match=r"2 mistakes:(.|\n)*--fast(.|\n)*given twice"):
+    with pytest.raises(UsageError, match=r"2 errors:(.|\n)*--fast(.|\n)*given twice"):
         parse_overrides(["--fast", "--config.seed=1", "--config.seed=2"])
 
 
@@ -129,11 +129,11 @@ def test_the_second_process_is_told_who_holds_a_run_and_the_dead_hold_none(tmp_p
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as holder:
         assert holder.stdout.readline() == "held\n"
         who = rf"process {holder.pid} on \S+ since 20\d\d-"
-        assert re.match(who, workdirs.held_by(tmp_path))
+        assert re.match(who, workdirs.lock_holder(tmp_path))
         with pytest.raises(workdirs.HeldError, match=who), workdirs.locked(tmp_path):
             pass
         holder.kill()
-    assert workdirs.held_by(tmp_path) is None
+    assert workdirs.lock_holder(tmp_path) is None
     with workdirs.locked(tmp_path):
         pass
 
@@ -187,7 +187,7 @@ def test_a_run_is_trained_once_for_all_sweeps_and_failures_wait(tmp_path, capsys
 
 
 @pytest.mark.parametrize("command", [run, status, build, throughput])
-def test_a_mistaken_flag_is_one_line(command, capsys):
+def test_a_wrong_flag_is_one_line(command, capsys):
     assert command.main(["branches", "--seeds=1,,2", "--results="]) == 2
     said = capsys.readouterr()
     assert said.out == ""

@@ -1,94 +1,84 @@
-"""What runs jobs: `launcher(name).check(jobs, options)`, then `.launch(jobs, options)`.
-
-A launcher is a module, imported when it is used, and what it needs with it.
-"""
+"""Launchers, modules that run jobs; one is imported, with its requirements, when it is used."""
 
 from __future__ import annotations
 
+import argparse
 import importlib
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Annotated, Protocol
+from types import ModuleType
+from typing import Any
 
-from experiments.sweeps.jobs import Job
 from repvgg_jax.errors import UsageError
+
+_JOBS = Path("runs/jobs")
+_MOUNT = Path("/runs")
+LAUNCHERS = ("local", "slurm", "kubernetes")
+
+
+def _flag(kind: type, default: Any, text: str, least: int | None = None) -> Any:
+    """Returns a dataclass field that is a flag with a help text and a smallest value."""
+    return field(default=default, metadata={"type": kind, "help": text, "least": least})
 
 
 @dataclass(frozen=True)
 class LauncherOptions:
-    """What launchers may be told; each field is a flag of `experiments.run`, with that help."""
+    """Options of all launchers; each field is a flag of `experiments.run`."""
 
-    processes: Annotated[
-        int | None,
-        "local, slurm: runs at a time; by default one a device, or as many as SLURM lets",
-    ] = None
-    folder: Annotated[
-        Path, "slurm: of logs, on a disk that all nodes see; kubernetes: of manifests"
-    ] = Path("runs/jobs")
-    grace: Annotated[
-        int, "slurm, kubernetes: seconds to save in, between being told to stop and being killed"
-    ] = 120
-    restarts: Annotated[int, "slurm: after time limits; kubernetes: after failures"] = 20
-    cluster: Annotated[str, "slurm: or local, for the same jobs on this machine"] = "slurm"
-    partition: Annotated[str | None, "slurm: the partition, by default the cluster's own"] = None
-    account: Annotated[str | None, "slurm: who is charged, by default the user's own"] = None
-    minutes: Annotated[int, "slurm: time limit; what takes longer is queued again, and goes on"] = (
-        240
-    )
-    cpus: Annotated[int, "slurm: of a run"] = 8
-    gpus: Annotated[int, "slurm: of a run, all on one node; 0 for none"] = 1
-    slice: Annotated[
-        str | None, "kubernetes, needed: chips along each axis, as --mode=compile has them: v5e:4x4"
-    ] = None
-    image: Annotated[
-        str | None, "kubernetes, needed: an image with this project as its working directory"
-    ] = None
-    queue: Annotated[str | None, "kubernetes, needed: Kueue's local queue"] = None
-    namespace: Annotated[str, "kubernetes: of the queue, and of what is queued"] = "default"
-    volume: Annotated[
-        str | None, "kubernetes, needed: gs://BUCKET[/FOLDER], or the name of a claim"
-    ] = None
-    mount: Annotated[
-        Path, "kubernetes: where a pod sees the volume; workdirs and results lie there"
-    ] = Path("/runs")
-    service_account: Annotated[str | None, "kubernetes: that may use the bucket"] = None
+    processes: int | None = _flag(int, None, "local, slurm: number of runs at a time", least=1)
+    folder: Path = _flag(Path, _JOBS, "slurm: for logs; kubernetes: for manifests")  # noqa: RUF009
+    grace: int = _flag(int, 120, "slurm, kubernetes: seconds from signal to kill", least=0)
+    restarts: int = _flag(int, 20, "slurm: after time limits; kubernetes: after failures", least=0)
+    cluster: str = _flag(str, "slurm", "slurm: `local` runs the same jobs on this machine")
+    partition: str | None = _flag(str, None, "slurm: partition; the cluster's own by default")
+    account: str | None = _flag(str, None, "slurm: account to charge; the user's own by default")
+    minutes: int = _flag(int, 240, "slurm: time limit, after which a run is requeued", least=1)
+    cpus: int = _flag(int, 8, "slurm: CPU cores of a run", least=1)
+    gpus: int = _flag(int, 1, "slurm: GPUs of a run, all on one node", least=0)
+    slice: str | None = _flag(str, None, "kubernetes, required: TPU slice, such as v5e:4x4")
+    image: str | None = _flag(str, None, "kubernetes, required: image that holds this project")
+    queue: str | None = _flag(str, None, "kubernetes, required: local queue of Kueue")
+    namespace: str = _flag(str, "default", "kubernetes: namespace of the queue and the jobs")
+    volume: str | None = _flag(str, None, "kubernetes, required: gs://BUCKET[/FOLDER] or a claim")
+    mount: Path = _flag(Path, _MOUNT, "kubernetes: path of the volume in a pod")  # noqa: RUF009
+    service_account: str | None = _flag(str, None, "kubernetes: account that may use the bucket")
 
     def __post_init__(self) -> None:
-        """Raises UsageError, listing all, for numbers that make no sense."""
-        least = dict(processes=1, grace=0, restarts=0, minutes=1, cpus=1, gpus=0)
-        given = {name: getattr(self, name) for name in least}
-        if wrong := [n for n, v in given.items() if v is not None and v < least[n]]:
-            words = (f"--{name}={given[name]}: must be {least[name]} or more" for name in wrong)
-            raise UsageError("; ".join(words))
+        """Raises UsageError for numbers out of range, listing all."""
+        wrong = []
+        for each in fields(self):
+            value, least = getattr(self, each.name), each.metadata["least"]
+            if least is not None and value is not None and value < least:
+                wrong.append(f"--{each.name}={value}: must be {least} or more")
+        if wrong:
+            raise UsageError("; ".join(wrong))
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Adds the fields of `LauncherOptions` to a parser; only those given are set."""
+    group = parser.add_argument_group("flags of launchers")
+    for each in fields(LauncherOptions):
+        text = each.metadata["help"]
+        if each.default is not None:
+            text += f" (default: {each.default})"
+        kind = each.metadata["type"]
+        group.add_argument(f"--{each.name}", type=kind, default=argparse.SUPPRESS, help=text)
 
 
 def check_folders(*folders: Path) -> None:
-    """Raises UsageError for what is no folder that this process can write to, or make."""
+    """Raises UsageError for a folder that this process can neither write nor create."""
     for folder in folders:
-        there = next(
-            path for path in (folder.absolute(), *folder.absolute().parents) if os.path.exists(path)
-        )
-        if not there.is_dir() or not os.access(there, os.W_OK):
-            raise UsageError(f"{folder} cannot be written to: {there} is no folder that one can")
+        parents = (folder.absolute(), *folder.absolute().parents)
+        existing = next(path for path in parents if os.path.exists(path))
+        if not existing.is_dir() or not os.access(existing, os.W_OK):
+            raise UsageError(f"{folder}: {existing} is not a writable directory")
 
 
-class Launcher(Protocol):
-    """What a launcher's module has: beside its functions, the fields of the options it reads."""
+def launcher(name: str) -> ModuleType:
+    """Returns the module of one of `LAUNCHERS`.
 
-    FLAGS: set[str]
-
-    def check(self, jobs: Sequence[Job], options: LauncherOptions) -> None:
-        """Raises UsageError, before anything starts, for what `launch` would refuse."""
-
-    def launch(self, jobs: Sequence[Job], options: LauncherOptions) -> None:
-        """Runs the jobs, or hands them to what will."""
-
-
-LAUNCHERS = ("local", "slurm", "kubernetes")
-
-
-def launcher(name: str) -> Launcher:
-    """The module of one of `LAUNCHERS`."""
+    `module.FLAGS` names the options that it reads. `module.check(jobs, options)` raises UsageError,
+    before anything starts, for whatever `module.launch(jobs, options)` would reject.
+    """
     return importlib.import_module(f"experiments.sweeps.launchers.{name}")

@@ -1,4 +1,4 @@
-"""The launcher `local`: processes of this machine, one a device."""
+"""The launcher `local`: processes on this machine, one for each device."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from experiments.sweeps.jobs import HELD, STOPPED_CODES, Job
 from experiments.sweeps.launchers import LauncherOptions
 from experiments.sweeps.workdirs import (
     LOG_FILE,
-    forget_last_words,
-    held_by,
-    keep_last_words,
-    last_words,
-    of_command,
+    clear_error,
+    last_error,
+    lock_holder,
+    record_failure,
+    workdir_of,
 )
 from repvgg_jax.errors import RunError, Stopped, UsageError
 from repvgg_jax.runtime.devices import devices_here
 
 FLAGS = {"processes"}
 _POLL_SECONDS = 0.2
-_ENDS = ("finished", "failed", "held", "stopped")
+_ENDS = ("finished", "failed", "skipped", "stopped")
 
 
 @dataclass
@@ -37,86 +37,101 @@ class _Child:
     started: float
 
 
-def device_environment(platform: str, indices: Sequence[str], slot: int, slots: int) -> dict:
-    """What a child is told of the one device that is its own, or shared where slots are more."""
+def device_environment(
+    platform: str, indices: Sequence[str], slot: int, slots: int
+) -> dict[str, str]:
+    """Returns environment variables that give a child one device, shared if slots exceed devices.
+
+    Args:
+      platform: "cpu", "cuda" or "tpu".
+      indices: names of the devices.
+      slot: index of the child among those that run at a time.
+      slots: number of children that run at a time.
+    """
     if platform == "cpu":
         return {}
     index = indices[slot % len(indices)]
     if platform == "tpu":
-        one = "1,1,1"
-        bounds = {"TPU_CHIPS_PER_PROCESS_BOUNDS": one, "TPU_PROCESS_BOUNDS": one}
-        return {"TPU_VISIBLE_CHIPS": index, **bounds}
+        return {
+            "TPU_VISIBLE_CHIPS": index,
+            "TPU_CHIPS_PER_PROCESS_BOUNDS": "1,1,1",
+            "TPU_PROCESS_BOUNDS": "1,1,1",
+        }
+    environment = {"CUDA_VISIBLE_DEVICES": index}
     sharing = -(-slots // len(indices))
-    fraction = {"XLA_PYTHON_CLIENT_MEM_FRACTION": f"{0.9 / sharing:.2f}"} if sharing > 1 else {}
-    return {"CUDA_VISIBLE_DEVICES": index, **fraction}
+    if sharing > 1:
+        environment["XLA_PYTHON_CLIENT_MEM_FRACTION"] = f"{0.9 / sharing:.2f}"
+    return environment
 
 
 def cores(platform: str, slot: int, slots: int) -> set[int]:
-    """The CPU cores of a child, which shares none; the empty set where it may use any.
+    """Returns the CPU cores of a child; empty if it may use any.
 
-    Two runs of a core each finish sooner than two that fight for both cores, and than one after the
-    other with both: steps of small nets have parts that one core computes.
+    Two runs with a core each finish sooner than two that compete for both cores, and sooner than
+    one after the other with both, since parts of a small net's step use one core only.
     """
     if platform != "cpu" or not hasattr(os, "sched_getaffinity"):
         return set()
-    mine = sorted(os.sched_getaffinity(0))
-    return set(mine[slot::slots]) if 1 < slots <= len(mine) else set()
+    available = sorted(os.sched_getaffinity(0))
+    return set(available[slot::slots]) if 1 < slots <= len(available) else set()
 
 
 def check(jobs: Sequence[Job], options: LauncherOptions) -> None:
-    """Raises UsageError for more processes than chips of a TPU, of which each has one process."""
+    """Raises UsageError for more processes than TPU chips, each of which takes one process."""
     platform, indices = devices_here(os.environ)
     if platform != "tpu":
         return
     if not indices:
-        raise UsageError("JAX_PLATFORMS=tpu, and no chip of a TPU is here; unset it")
+        raise UsageError("JAX_PLATFORMS=tpu, but this machine has no TPU; unset it")
     if (options.processes or 1) > len(indices):
         raise UsageError(
-            f"--processes={options.processes}: {len(indices)} at most, as a TPU's chip is one "
-            "process's alone"
+            f"--processes={options.processes}: at most {len(indices)}, one for each TPU chip"
         )
 
 
 def launch(jobs: Sequence[Job], options: LauncherOptions) -> None:
-    """Runs the jobs, `options.processes` at a time; by default one a device, one on a CPU.
+    """Runs the jobs, `options.processes` at a time; by default one for each device, one on a CPU.
 
-    A failed job doesn't keep the others from running. SIGINT and SIGTERM are passed on: the
-    children save and stop, and no other is started.
+    A failed job does not keep the others from running. SIGINT and SIGTERM are passed on: the
+    children save and stop, and no further job is started.
 
     Raises:
-      RunError: at the end, where jobs failed, with the last words of each.
-      Stopped: where it was told to stop.
+      RunError: at the end, if jobs failed, with the last error of each.
+      Stopped: after a signal to stop.
     """
     platform, indices = devices_here(os.environ)
     slots = options.processes or max(1, len(indices))
-    waiting, running, ends = list(jobs), [], {end: [] for end in _ENDS}
-    with _signals() as caught, _leaving_none_behind(running):
-        passed_on = 0
+    waiting, running = list(jobs), []
+    ends: dict[str, list[Job]] = {end: [] for end in _ENDS}
+    with _caught_signals() as caught, _terminated_at_exit(running):
+        forwarded = 0
         while running or (waiting and not caught):
-            free = sorted(set(range(slots)) - {child.slot for child in running})
-            for slot in free[: len(waiting)] if not caught else ():
-                given = device_environment(platform, indices, slot, slots)
-                running.append(_start(waiting.pop(0), slot, given, cores(platform, slot, slots)))
-            if len(caught) > passed_on:
-                passed_on = len(caught)
-                for child in running:  # a SIGTERM: the terminal's SIGINT they have got themselves
+            if not caught:
+                free = sorted(set(range(slots)) - {child.slot for child in running})
+                for slot in free[: len(waiting)]:
+                    environment = device_environment(platform, indices, slot, slots)
+                    own_cores = cores(platform, slot, slots)
+                    running.append(_start(waiting.pop(0), slot, environment, own_cores))
+            if len(caught) > forwarded:
+                forwarded = len(caught)
+                for child in running:  # SIGTERM; a terminal sends SIGINT to the children itself
                     child.process.terminate()
             time.sleep(_POLL_SECONDS)
             for child in [child for child in running if child.process.poll() is not None]:
                 running.remove(child)
-                ends[_end(child)].append(child.job)
+                ends[_report_end(child)].append(child.job)
     counts = ", ".join(f"{len(found)} {end}" for end, found in ends.items() if found)
     print(f"{len(jobs)} runs: {counts or 'none started'}", flush=True)
     if caught:
-        raise Stopped(f"stopped by {signal.Signals(caught[0]).name}; the same command goes on")
-    if ends["failed"]:
-        words = (f"{job.name}: {last_words(of_command(job.command))}" for job in ends["failed"])
-        raise RunError(f"{len(ends['failed'])} of {len(jobs)} runs failed: {'; '.join(words)}")
+        raise Stopped(f"stopped by {signal.Signals(caught[0]).name}; the same command resumes")
+    if failed := ends["failed"]:
+        errors = "; ".join(f"{j.name}: {last_error(workdir_of(j.command))}" for j in failed)
+        raise RunError(f"{len(failed)} of {len(jobs)} runs failed: {errors}")
 
 
 @contextmanager
-def _leaving_none_behind(running: Sequence[_Child]) -> Iterator[None]:
-    """What still runs when this fails is told to stop, as nobody would pass signals on to it."""
+def _terminated_at_exit(running: Sequence[_Child]) -> Iterator[None]:
+    """Terminates children that still run at the end, since no signal would reach them later."""
     try:
         yield
     finally:
@@ -127,13 +142,13 @@ def _leaving_none_behind(running: Sequence[_Child]) -> Iterator[None]:
 
 
 def _start(job: Job, slot: int, environment: dict[str, str], cores: set[int]) -> _Child:
-    folder = of_command(job.command)
+    folder = workdir_of(job.command)
     command = [sys.executable if word == "python" else word for word in job.command]
     try:
-        forget_last_words(folder)
+        clear_error(folder)
         log = (folder / LOG_FILE).open("ab")
     except OSError as error:
-        raise UsageError(f"{folder} cannot be written to ({error.strerror})") from None
+        raise UsageError(f"{folder} cannot be written ({error.strerror})") from None
     with log:
         process = subprocess.Popen(
             command,
@@ -142,28 +157,30 @@ def _start(job: Job, slot: int, environment: dict[str, str], cores: set[int]) ->
             stdout=log,
             stderr=subprocess.STDOUT,
         )
-    if cores:  # long before it has threads
+    if cores:  # set before the process has threads
         os.sched_setaffinity(process.pid, cores)
     print(f"{job.name} started, output in {folder / LOG_FILE}", flush=True)
     return _Child(job, process, slot, time.monotonic())
 
 
-def _end(child: _Child) -> str:
+def _report_end(child: _Child) -> str:
+    """Prints how a job ended, and returns which of `_ENDS` it is."""
     code = child.process.returncode
-    ends = {0: "finished", HELD: "held", **dict.fromkeys(STOPPED_CODES, "stopped")}
-    end, folder, words = ends.get(code, "failed"), of_command(child.job.command), ""
+    folder = workdir_of(child.job.command)
+    ends = {0: "finished", HELD: "skipped", **dict.fromkeys(STOPPED_CODES, "stopped")}
+    end = ends.get(code, "failed")
+    line = f"{child.job.name} {end} after {time.monotonic() - child.started:.0f} s"
     if end == "failed":
-        words = f": {keep_last_words(folder, code)}"
-    elif end == "held":
-        words = f": {held_by(folder) or 'another process'} had it"
-    seconds = time.monotonic() - child.started
-    print(f"{child.job.name} {end} after {seconds:.0f} s{words}", flush=True)
+        line += f": {record_failure(folder, code)}"
+    elif end == "skipped":
+        line += f": locked by {lock_holder(folder) or 'another process'}"
+    print(line, flush=True)
     return end
 
 
 @contextmanager
-def _signals() -> Iterator[list[int]]:
-    """The signals caught within, which would else end this process and not its children."""
+def _caught_signals() -> Iterator[list[int]]:
+    """Collects SIGINT and SIGTERM, which would otherwise end this process and not its children."""
     caught: list[int] = []
     former = {
         number: signal.signal(number, lambda number, frame: caught.append(number))
