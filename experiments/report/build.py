@@ -2,8 +2,8 @@
 
 Reads all rows, `experiments/results/*.jsonl`, and writes `RESULTS.md`, its figures, and
 `report.html` beside them. `report.html` holds everything and opens without a network. The same rows
-in any order give the same bytes. Files `SWEEP-PROTOCOL.md` and `all.md` in that folder hold remarks:
-paragraphs of text that both documents include.
+in any order give the same bytes. Files `SWEEP-PROTOCOL.md` and `all.md` in that folder hold
+remarks: paragraphs of text that both documents include.
 """
 
 from __future__ import annotations

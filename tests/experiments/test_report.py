@@ -200,7 +200,7 @@ def test_page_needs_no_other_file(tmp_path):
     rows = [*all_rows(), row("none", 5, 1.0, "lost", name="<script src=x>")]
     write(tmp_path, rows)
     (tmp_path / "branches-cifar10_short.md").write_text(
-        "A remark with `code` & more.\nGoes on.\n\nAnother."
+        "A remark with `code` & more.\nContinued.\n\nAnother."
     )
     _, page = write_report(tmp_path, tmp_path)
     loads = Loads()
