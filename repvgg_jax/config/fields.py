@@ -64,9 +64,16 @@ def identity(config: Mapping) -> dict[str, Any]:
     return {key: v for key, v in fields if v is not None and key not in _NOT_IDENTITY}
 
 
+# Parameters in rules such as optim.decay_rules -> their names in earlier versions. Hashes keep
+# those, so that a run of an earlier version is still recognized as done.
+_HASHED_NAMES = {"/bn_identity/": "/bn0/", "/conv_1x1/": "/conv1/"}
+
+
 def config_hash(config: Mapping) -> str:
-    """Twelve hexadecimal digits that two configs share if they compute the same."""
+    """Returns twelve hexadecimal digits that two configs share if they compute the same."""
     text = json.dumps(identity(config), sort_keys=True)
+    for name, former in _HASHED_NAMES.items():
+        text = text.replace(name, former)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 

@@ -10,7 +10,7 @@ from experiments.sweeps.ablations import SWEEPS
 from experiments.sweeps.expand import PROTOCOLS, expand
 from experiments.sweeps.jobs import LONGEST_NAME
 
-FACTS = Path(__file__).parents[3] / "shared" / "facts.json"
+FACTS = json.loads((Path(__file__).parents[1] / "data" / "facts.json").read_text())
 
 
 @pytest.mark.parametrize("name", SWEEPS)
@@ -30,38 +30,30 @@ def test_every_sweep_can_be_built_in_both_protocols(name):
     assert bool(sweep.published) == bool(sweep.source)
 
 
-@pytest.mark.skipif(not FACTS.exists(), reason="shared/facts.json, the papers' figures, is missing")
 def test_published_figures_are_the_papers():
-    paper = json.loads(FACTS.read_text())
-    assert SWEEPS["groups"].published == {
-        str(groups): paper["repvgg"][name]["paper_table4_120ep"]["top1"]
-        for groups, name in ((1, "B1"), (2, "B1g2"), (4, "B1g4"))
-    }
-    rows = paper["repvgg_paper"]["table6_ablation_B0"]
-    both = {(row["identity"], row["conv1x1"]): row["top1"] for row in rows}
+    table4 = FACTS["repvgg_table4"]
+    published = SWEEPS["groups"].published
+    assert published == {"1": table4["B1"], "2": table4["B1g2"], "4": table4["B1g4"]}
+    table6 = {(identity, conv): top1 for identity, conv, top1 in FACTS["repvgg_table6_b0"]["rows"]}
     found = {
         (name in ("identity", "both"), name in ("1x1", "both")): top1
         for name, top1 in SWEEPS["branches"].published.items()
     }
-    assert found == both
+    assert found == table6
     variants = SWEEPS["variants"].published
-    table = list(paper["repvgg_paper"]["table7_variants_B0"].values())
-    assert list(variants.values()) == table  # in the paper's order, the names being ours
-    blocks = {"plain": both[False, False], "repvgg": both[True, True]} | variants
+    table7 = FACTS["repvgg_table7_b0"]["top1"]
+    assert list(variants.values()) == list(table7.values())  # in the paper's order, other names
+    blocks = {"plain": table6[False, False], "repvgg": table6[True, True]} | variants
     assert SWEEPS["blocks"].published.items() <= blocks.items()
 
 
-@pytest.mark.skipif(not FACTS.exists(), reason="shared/facts.json, the papers' figures, is missing")
 def test_pairs_are_their_papers():
-    paper = json.loads(FACTS.read_text())["other_results"]
-    plain, acb, dbb = paper["DBB_table2"]["ResNet-18"]
-    orepa = paper["OREPA_table4"]["RepVGG-A0"]
-    doconv, gain = paper["DOConv_gain"]["Plain-18"]
-    csla = {name: paper["RepOpt_table2"][name][0] for name in ("RepVGG-B1", "RepOpt-VGG-B1")}
+    dbb, orepa = FACTS["dbb_table2_resnet18"], FACTS["orepa_table4_a0"]
+    doconv, csla = FACTS["doconv_plain18"], FACTS["repoptimizer_table2_b1"]
     assert {name: pair[1:3] for name, pair in SWEEPS["blocks"].own_papers.items()} == {
-        "acb": (plain, acb),
-        "dbb": (plain, dbb),
-        "orepa": (orepa["repvgg"][0], orepa["orepa"][0]),
-        "doconv": (pytest.approx(doconv - gain), doconv),
-        "csla": tuple(csla.values()),
+        "acb": (dbb["original"], dbb["acnet"]),
+        "dbb": (dbb["original"], dbb["dbb"]),
+        "orepa": (orepa["repvgg"], orepa["orepa"]),
+        "doconv": (pytest.approx(doconv["top1"] - doconv["gain"]), doconv["top1"]),
+        "csla": (csla["repvgg"], csla["repopt"]),
     }

@@ -15,6 +15,7 @@ from experiments.sweeps import run_one
 from experiments.sweeps.expand import expand, extra_overrides
 from experiments.sweeps.rows import (
     INFO_FILE,
+    RESULTS,
     append_row,
     read_info,
     read_rows,
@@ -39,6 +40,16 @@ for writer in range(5):
         os._exit(0)
 assert all(os.wait()[1] == 0 for _ in range(5))
 """
+
+
+def test_rows_of_earlier_versions_count_as_done():
+    rows = read_sweeps(ROOT / RESULTS)
+    assert len({row["commit"] for row in rows}) > 1
+    for sweep, protocol in sorted({(row["sweep"], row["protocol"]) for row in rows}):
+        hashes = {run.config_hash for run in expand(sweep, protocol)}
+        found = [r["config_hash"] for r in rows if (r["sweep"], r["protocol"]) == (sweep, protocol)]
+        assert found
+        assert set(found) <= hashes
 
 
 def row(name, **fields):
