@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from repvgg_jax.ops.convolution import xla_convolutions_only
+from repvgg_jax.runtime.devices import compiling_for, target
 
 
 def count_parameters(variables: Any) -> int:
@@ -44,7 +44,7 @@ def count_winograd_multiplications(
 
 def count_multiplications(function: Callable[..., Any], *args: Any, tile: int | None = None) -> int:
     """Those of convolutions and matrix products in a function's trace, Winograd's with `tile`."""
-    with xla_convolutions_only():
+    with compiling_for(target().devices, xla_only=True):
         return _macs(jax.make_jaxpr(function)(*args).jaxpr, tile)
 
 

@@ -1,1 +1,1 @@
-"""Functions of arrays: convolution and batch normalization, without Flax."""
+"""Functions of arrays, without Flax: convolution and batch normalization, with their gradients."""

@@ -1,8 +1,8 @@
-"""One convolution, several ways to compute each of its three passes, and which to take where.
+"""Algorithms for a convolution's three passes: output, gradient of the input, of the kernel.
 
-`convolve_with(x, kernel, ways)` is the convolution with a way of its own for the output, the input's
-gradient and the kernel's gradient; `fastest_algorithms` names the fastest of each for a shape, as
-measured on a CPU (docs/notes/speed.md). On a GPU or TPU XLA's own is the way.
+`convolve_with` computes each pass by an algorithm of its own, and `fastest_algorithms` names the
+fastest ones for a shape, as measured on a CPU (docs/notes/speed_convolutions.md). On a GPU or TPU
+XLA's own convolution is the one to use.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import Array, ShapeDtypeStruct, lax
+from jaxtyping import Float
 
 from repvgg_jax.errors import UsageError
 from repvgg_jax.ops import winograd
@@ -22,21 +23,24 @@ from repvgg_jax.ops.batch_norm import accumulation_dtype
 PASS_ALGORITHMS = ("direct", "winograd2", "winograd4", "matmul")
 _TILES = {"winograd2": 2, "winograd4": 4}
 
+Images = Float[Array, "batch height width cin"]
+Kernel = Float[Array, "kh kw cin_per_group cout"]
+
 
 def symmetric_padding(size: tuple[int, ...], dilation: int) -> list[tuple[int, int]]:
-    """Zeros on both sides of height and width that keep a kernel's centre on its pixel."""
+    """Returns the zeros before and after height and width that keep a kernel's center in place."""
     return [(dilation * (side // 2),) * 2 for side in size]
 
 
 def xla_convolution(
-    x: Array,
-    kernel: Array,
+    x: Images,
+    kernel: Kernel,
     strides: int,
     groups: int,
     dilation: int,
     padding: Sequence[tuple[int, int]],
-) -> Array:
-    """XLA's own: x [batch, height, width, in], kernel [kh, kw, in / groups, out]."""
+) -> Float[Array, "batch new_height new_width cout"]:
+    """Returns XLA's own convolution of NHWC images with an HWIO kernel."""
     return lax.conv_general_dilated(
         x,
         kernel,
@@ -49,7 +53,7 @@ def xla_convolution(
 
 
 class PassAlgorithms(NamedTuple):
-    """A name of `PASS_ALGORITHMS` for each pass; `matmul` is for the kernel's gradient only."""
+    """A name of `PASS_ALGORITHMS` for each pass; `matmul` computes the kernel's gradient only."""
 
     forward: str = "direct"
     input_gradient: str = "direct"
@@ -59,15 +63,16 @@ class PassAlgorithms(NamedTuple):
 def fastest_algorithms(
     x_shape: tuple[int, ...], kernel_shape: tuple[int, ...], strides: int = 1
 ) -> PassAlgorithms:
-    """The fastest way of each pass on a CPU by measurement; "direct" where nothing else won.
+    """Returns the fastest measured algorithm of each pass on a CPU; "direct" if none is faster.
 
-    Measured in float32 over 4 to 56 pixels a side, 16 to 1280 channels, in a process that keeps
-    its memory (docs/notes/speed_convolutions.md). It says nothing of accuracy: F(4x4, 3x3) rounds 3 to 8
-    times as coarsely as XLA's own (2e-6 to 7e-6).
+    Measured in float32 over 4 to 56 pixels a side and 16 to 1280 channels, in a process that keeps
+    freed memory. Accuracy plays no part: F(4x4, 3x3) has 3 to 8 times the rounding error of XLA's
+    convolution (2e-6 to 7e-6).
 
     Args:
-      x_shape: [batch, height, width, in].
-      kernel_shape: [height, width, in / groups, out].
+      x_shape: [batch, height, width, cin].
+      kernel_shape: [kh, kw, cin / groups, cout].
+      strides: stride of both axes.
     """
     batch, height, width, cin = x_shape
     narrower = min(cin, kernel_shape[3])
@@ -77,90 +82,99 @@ def fastest_algorithms(
         return PassAlgorithms(kernel_gradient="matmul") if narrower >= 48 else PassAlgorithms()
     if strides != 1 or narrower < 32:
         return PassAlgorithms()
-    # A single tile an image leaves little to gain until the products are large.
+    # One tile per image leaves little to gain until the products are large.
     if narrower < 64 or (min(height, width) < 7 and narrower < 256):
         return PassAlgorithms(kernel_gradient="winograd4")
     return PassAlgorithms("winograd4", "winograd4", "winograd4")
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def convolve_with(x: Array, kernel: Array, ways: PassAlgorithms, strides: int = 1) -> Array:
-    """`convolution.convolve` (undilated, padded by half the kernel), each pass in its own way.
+def convolve_with(
+    x: Images, kernel: Kernel, algorithms: PassAlgorithms, strides: int = 1
+) -> Float[Array, "batch new_height new_width cout"]:
+    """Convolves as `convolution.convolve` does, computing each pass by its own algorithm.
+
+    The convolution is undilated and padded by half the kernel; its groups follow from the shapes.
+    Forward mode (`jax.jvp`) is not defined.
 
     Args:
-      x: [batch, height, width, in].
-      kernel: [kh, kw, in / groups, out]; odd sizes, and the groups follow from the shapes.
+      x: images, [batch, height, width, cin].
+      kernel: [kh, kw, cin / groups, cout], of odd height and width.
+      algorithms: algorithm of each pass.
+      strides: stride of both axes.
 
     Raises:
-      UsageError: for a way that is unknown, or cannot compute that pass of that shape.
+      UsageError: if an algorithm is unknown or cannot compute that pass of that shape.
     """
-    _check(kernel, ways, strides)
-    if ways.forward in _TILES:
-        return winograd.forward(x, kernel, _TILES[ways.forward])
+    _check(x, kernel, algorithms, strides)
+    if algorithms.forward in _TILES:
+        return winograd.forward(x, kernel, _TILES[algorithms.forward])
     return _direct(x, kernel, strides)
 
 
-def kernel_gradient_by_matmul(
-    x: Array, dy: Array, kernel_shape: tuple[int, ...], strides: int = 1
-) -> Array:
-    """dK[i, j] = x[.., i + strides h, j + strides w, ..]^T dy[.., h, w, ..], a product a tap.
-
-    Exact, for any odd kernel size; sums in float32 or wider.
-
-    Args:
-      x: [batch, height, width, in], padded here by half the kernel.
-      dy: [batch, ceil(height / strides), ceil(width / strides), out].
-      kernel_shape: [kh, kw, in / groups, out].
-
-    Returns:
-      [kh, kw, in / groups, out], of `x`'s type.
-    """
-    kh, kw, share, cout = kernel_shape
-    groups, wide = x.shape[-1] // share, accumulation_dtype(x.dtype)
-    _, height, width, _ = dy.shape
-    padded = jnp.pad(x, [(0, 0), *symmetric_padding((kh, kw), 1), (0, 0)])
-    errors = dy.reshape(-1, groups, cout // groups)
-
-    def tap(i: int, j: int) -> Array:
-        rows = lax.slice_in_dim(padded, i, i + (height - 1) * strides + 1, strides, 1)
-        part = lax.slice_in_dim(rows, j, j + (width - 1) * strides + 1, strides, 2)
-        part = part.reshape(-1, groups, share)
-        if groups == 1:
-            return jnp.einsum("ni,no->io", part[:, 0], errors[:, 0], preferred_element_type=wide)
-        product = jnp.einsum("ngi,ngo->igo", part, errors, preferred_element_type=wide)
-        return product.reshape(share, cout)
-
-    taps = [tap(i, j) for i in range(kh) for j in range(kw)]
-    return jnp.stack(taps).reshape(kernel_shape).astype(x.dtype)
-
-
 def _forward_rule(
-    x: Array, kernel: Array, ways: PassAlgorithms, strides: int
+    x: Array, kernel: Array, algorithms: PassAlgorithms, strides: int
 ) -> tuple[Array, tuple[Array, Array]]:
-    return convolve_with(x, kernel, ways, strides), (x, kernel)
+    return convolve_with(x, kernel, algorithms, strides), (x, kernel)
 
 
 def _backward_rule(
-    ways: PassAlgorithms, strides: int, saved: tuple[Array, Array], dy: Array
+    algorithms: PassAlgorithms, strides: int, saved: tuple[Array, Array], dy: Array
 ) -> tuple[Array, Array]:
     x, kernel = saved
     groups = x.shape[-1] // kernel.shape[2]
-    if ways.input_gradient in _TILES:
-        dx = winograd.input_gradient(dy, kernel, _TILES[ways.input_gradient], groups)
+    if algorithms.input_gradient in _TILES:
+        dx = winograd.input_gradient(dy, kernel, _TILES[algorithms.input_gradient], groups)
     else:
         like = ShapeDtypeStruct(x.shape, x.dtype)
         (dx,) = jax.linear_transpose(lambda x: _direct(x, kernel, strides), like)(dy)
-    if ways.kernel_gradient in _TILES:
-        dk = winograd.kernel_gradient(x, dy, _TILES[ways.kernel_gradient], groups)
-    elif ways.kernel_gradient == "matmul":
-        dk = kernel_gradient_by_matmul(x, dy, kernel.shape, strides)
+    if algorithms.kernel_gradient in _TILES:
+        dkernel = winograd.kernel_gradient(x, dy, _TILES[algorithms.kernel_gradient], groups)
+    elif algorithms.kernel_gradient == "matmul":
+        dkernel = kernel_gradient_by_matmul(x, dy, kernel.shape, strides)
     else:
         like = ShapeDtypeStruct(kernel.shape, kernel.dtype)
-        (dk,) = jax.linear_transpose(lambda kernel: _direct(x, kernel, strides), like)(dy)
-    return dx.astype(x.dtype), dk.astype(kernel.dtype)
+        (dkernel,) = jax.linear_transpose(lambda kernel: _direct(x, kernel, strides), like)(dy)
+    return dx.astype(x.dtype), dkernel.astype(kernel.dtype)
 
 
 convolve_with.defvjp(_forward_rule, _backward_rule)
+
+
+def kernel_gradient_by_matmul(
+    x: Images,
+    dy: Float[Array, "batch new_height new_width cout"],
+    kernel_shape: tuple[int, ...],
+    strides: int = 1,
+) -> Kernel:
+    """Returns the kernel's gradient as one matrix product for each position in the kernel.
+
+    dK[i, j] = x[.., i + strides h, j + strides w, ..]^T dy[.., h, w, ..], exact for any odd kernel
+    size, of `x`'s type, with sums in float32 or wider.
+
+    Args:
+      x: images, [batch, height, width, cin], padded here by half the kernel.
+      dy: gradient of the output, [batch, ceil(height / strides), ceil(width / strides), cout].
+      kernel_shape: [kh, kw, cin / groups, cout].
+      strides: stride of both axes.
+    """
+    kh, kw, cin, cout = kernel_shape
+    groups, wide = x.shape[-1] // cin, accumulation_dtype(x.dtype)
+    height, width = dy.shape[1:3]
+    padded = jnp.pad(x, [(0, 0), *symmetric_padding((kh, kw), 1), (0, 0)])
+    errors = dy.reshape(-1, groups, cout // groups)
+
+    def position(i: int, j: int) -> Array:
+        rows = lax.slice_in_dim(padded, i, i + (height - 1) * strides + 1, strides, 1)
+        part = lax.slice_in_dim(rows, j, j + (width - 1) * strides + 1, strides, 2)
+        part = part.reshape(-1, groups, cin)
+        if groups == 1:
+            return jnp.einsum("ni,no->io", part[:, 0], errors[:, 0], preferred_element_type=wide)
+        product = jnp.einsum("ngi,ngo->igo", part, errors, preferred_element_type=wide)
+        return product.reshape(cin, cout)
+
+    products = jnp.stack([position(i, j) for i in range(kh) for j in range(kw)])
+    return products.reshape(kernel_shape).astype(x.dtype)
 
 
 def _direct(x: Array, kernel: Array, strides: int) -> Array:
@@ -168,14 +182,19 @@ def _direct(x: Array, kernel: Array, strides: int) -> Array:
     return xla_convolution(x, kernel, strides, groups, 1, symmetric_padding(kernel.shape[:2], 1))
 
 
-def _check(kernel: Array, ways: PassAlgorithms, strides: int) -> None:
+def _check(x: Array, kernel: Array, algorithms: PassAlgorithms, strides: int) -> None:
+    cin, (cin_per_group, cout) = x.shape[-1], kernel.shape[2:]
+    if cin % cin_per_group or cout % (cin // cin_per_group):
+        raise UsageError(
+            f"convolve_with: {cin} channels and kernel {kernel.shape} make no whole groups"
+        )
     possible = {"direct"}
     if kernel.shape[:2] == (3, 3) and strides == 1:
         possible |= set(_TILES)
-    for field, way in ways._asdict().items():
+    for field, name in algorithms._asdict().items():
         allowed = possible | {"matmul"} if field == "kernel_gradient" else possible
-        if way not in allowed:
+        if name not in allowed:
             raise UsageError(
-                f"convolve_with: {field}={way!r} for kernel {kernel.shape} at strides {strides}; "
-                + " or ".join(sorted(allowed))
+                f"convolve_with: {field}={name!r} is not possible for kernel {kernel.shape} at "
+                f"strides {strides}; use {' or '.join(sorted(allowed))}"
             )

@@ -1,8 +1,8 @@
-"""Statistics of a batch: BatchNorm, and the sum of RepVGG's branches, each with its gradient.
+"""Batch normalization in training, with a gradient that is written out rather than derived.
 
-The gradients are written out rather than derived, so that the backward pass keeps what it needs and
-nothing else. Arrays of images are [groups, images, height, width, channels]; a statistic is taken
-over one group. Statistics and sums are float32 or wider whatever the type of the images.
+The backward pass therefore keeps only the input and its statistics. Images are [groups, images,
+height, width, channels], and a statistic is taken over one group. Statistics and sums are float32
+or wider whatever the type of the images.
 """
 
 from __future__ import annotations
@@ -13,57 +13,71 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
+from jaxtyping import Float
 
 from repvgg_jax.errors import UsageError
 
 BN_EPSILON = 1e-5
 
+GroupedImages = Float[Array, "groups images height width channels"]
+ChannelVector = Float[Array, " channels"]
+GroupStatistic = Float[Array, "groups channels"]
+
 
 def accumulation_dtype(dtype: Any) -> Any:
-    """The type for sums and logits under compute type `dtype`: float32 or wider."""
+    """Returns the type for sums and logits under compute type `dtype`: float32 or wider."""
     return jnp.promote_types(dtype, jnp.float32)
 
 
 def split_into_groups(x: Array, group_size: int | None) -> Array:
-    """[batch, ...] -> [groups, images of each, ...]; one group of all where no size is given.
+    """Reshapes [batch, ...] to [groups, images per group, ...]; None makes the batch one group.
 
     Raises:
-      UsageError: where the batch is no whole number of groups.
+      UsageError: if the batch is not a multiple of `group_size`.
     """
     size = group_size or x.shape[0]
     if x.shape[0] % size:
         raise UsageError(
-            f"bn_group_size={size} does not divide {x.shape[0]} images into groups; take a "
-            "divisor of the batch, or of a microbatch where gradients are accumulated"
+            f"bn_group_size={size} does not divide {x.shape[0]} images into groups; use a "
+            "divisor of the batch, or of a microbatch if gradients are accumulated"
         )
     return x.reshape(x.shape[0] // size, size, *x.shape[1:])
 
 
-def mean_and_variance(x: Array) -> tuple[Array, Array]:
-    """Of each group and channel, [groups, channels]."""
+def mean_and_variance(x: Array) -> tuple[GroupStatistic, GroupStatistic]:
+    """Returns the mean and variance of each group and channel of [groups, ..., channels]."""
     wide = x.astype(accumulation_dtype(x.dtype))
     axes = tuple(range(1, x.ndim - 1))
     mean = wide.mean(axes)
-    # One pass over x for both; rounding can take a constant channel's variance below zero.
+    # E[x^2] - mean^2 takes one pass over x; rounding can make it negative for a constant channel.
     return mean, jnp.maximum((wide**2).mean(axes) - mean**2, 0.0)
 
 
-def broadcast_to_images(vector: Array, x: Array) -> Array:
-    """[groups, channels] so that it goes with [groups, images, height, width, channels]."""
+def broadcast_to_images(vector: GroupStatistic, x: Array) -> Array:
+    """Reshapes [groups, channels] so that it broadcasts against [groups, ..., channels]."""
     return vector.reshape(vector.shape[0], *(1,) * (x.ndim - 2), -1)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(3,))
-def batch_norm(x: Array, gamma: Array, beta: Array, dtype: Any) -> tuple[Array, Array, Array]:
-    """gamma (x - mean) / sqrt(var + epsilon) + beta, with the mean and variance of each group.
+def batch_norm(
+    x: GroupedImages, gamma: ChannelVector, beta: ChannelVector, dtype: Any
+) -> tuple[GroupedImages, GroupStatistic, GroupStatistic]:
+    """Normalizes each group by its own mean and variance (Ioffe & Szegedy, arXiv 1502.03167).
 
-    With d = dL/dy, n numbers in a group, r = 1 / sqrt(var + epsilon) and x' = r (x - mean):
-    dL/dbeta = sum d,  dL/dgamma = sum d x',  dL/dx = gamma r (d - (sum d + x' sum d x') / n).
+    y = gamma (x - mean) / sqrt(var + epsilon) + beta. With d = dL/dy, n elements per channel of a
+    group, r = 1 / sqrt(var + epsilon) and x' = r (x - mean), its gradient is
+
+      dL/dbeta = sum d,  dL/dgamma = sum d x',  dL/dx = gamma r (d - (sum d + x' sum d x') / n).
+
+    Example:
+      >>> x = jax.random.normal(jax.random.key(0), (1, 8, 4, 4, 3))  # one group of 8 images
+      >>> y, mean, var = batch_norm(x, jnp.ones(3), jnp.zeros(3), jnp.float32)
 
     Args:
-      x: [groups, images, height, width, channels].
-      gamma, beta: [channels].
-      dtype: of y.
+      x: images, [groups, images, height, width, channels].
+      gamma: scale of each channel.
+      beta: offset of each channel.
+      dtype: type of the result.
 
     Returns:
       y, and the mean and variance [groups, channels], through which no gradient flows.
@@ -73,14 +87,14 @@ def batch_norm(x: Array, gamma: Array, beta: Array, dtype: Any) -> tuple[Array, 
 
 def _forward_rule(x: Array, gamma: Array, beta: Array, dtype: Any) -> tuple[Any, Any]:
     mean, var = mean_and_variance(x)
-    rate = lax.rsqrt(var + BN_EPSILON)
-    y = (x - broadcast_to_images(mean, x)) * broadcast_to_images(gamma * rate, x) + beta
+    scale = broadcast_to_images(gamma * lax.rsqrt(var + BN_EPSILON), x)
+    y = (x - broadcast_to_images(mean, x)) * scale + beta
     return (y.astype(dtype), mean, var), (x, gamma, mean, var)
 
 
-def _backward_rule(dtype: Any, kept: Any, cotangents: Any) -> tuple[Array, Array, Array]:
-    (x, gamma, mean, var), (dy, _, _) = kept, cotangents
-    dx, dgamma, dbeta = batch_norm_gradient(x, dy, gamma, mean, var)
+def _backward_rule(dtype: Any, saved: Any, cotangents: Any) -> tuple[Array, Array, Array]:
+    x, gamma, mean, var = saved
+    dx, dgamma, dbeta = batch_norm_gradient(x, cotangents[0], gamma, mean, var)
     return dx, dgamma.sum(0).astype(gamma.dtype), dbeta.sum(0).astype(gamma.dtype)
 
 
@@ -88,18 +102,17 @@ batch_norm.defvjp(_forward_rule, _backward_rule)
 
 
 def batch_norm_gradient(
-    x: Array, dy: Array, gamma: Array, mean: Array, var: Array
-) -> tuple[Array, Array, Array]:
-    """The gradients of x, and by group of gamma and beta, of what `batch_norm` made of x."""
+    x: Array, dy: Array, gamma: ChannelVector, mean: GroupStatistic, var: GroupStatistic
+) -> tuple[Array, GroupStatistic, GroupStatistic]:
+    """Returns the gradients of `batch_norm`: of x, and for each group of gamma and beta."""
     axes, count = tuple(range(1, x.ndim - 1)), x[0].size // x.shape[-1]
-    wide, rate = accumulation_dtype(x.dtype), lax.rsqrt(var + BN_EPSILON)
-    d = dy.astype(wide)
+    rsigma = lax.rsqrt(var + BN_EPSILON)
+    d = dy.astype(accumulation_dtype(x.dtype))
     dbeta = d.sum(axes)
-    dgamma = ((d * x).sum(axes) - mean * dbeta) * rate
-    scale = gamma * rate
-    slope = jnp.where(var > 0, scale * rate * dgamma / count, 0.0)
-    centred = x - broadcast_to_images(mean, x)
-    dx = (d - broadcast_to_images(dbeta / count, x)) * broadcast_to_images(
-        scale, x
-    ) - centred * broadcast_to_images(slope, x)
+    dgamma = ((d * x).sum(axes) - mean * dbeta) * rsigma
+    scale = gamma * rsigma
+    slope = jnp.where(var > 0, scale * rsigma * dgamma / count, 0.0)
+    centered = x - broadcast_to_images(mean, x)
+    dx = (d - broadcast_to_images(dbeta / count, x)) * broadcast_to_images(scale, x)
+    dx -= centered * broadcast_to_images(slope, x)
     return dx.astype(x.dtype), dgamma, dbeta

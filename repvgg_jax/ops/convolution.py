@@ -1,15 +1,13 @@
-"""Convolutions of images, and which algorithm computes them."""
+"""Convolution of images, the choice of the algorithm that computes it, and ReLU."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jaxtyping import Float
 
 from repvgg_jax.errors import UsageError
 from repvgg_jax.ops import onednn
@@ -19,57 +17,45 @@ from repvgg_jax.ops.algorithms import (
     symmetric_padding,
     xla_convolution,
 )
-from repvgg_jax.runtime.devices import on_cpus, on_one_cpu
+from repvgg_jax.runtime.devices import target
 
-# "xla" is the compiler's own; "onednn" a tuned library for float32 on CPUs; "winograd" takes
-# Winograd's filtering for the passes of a convolution where it was faster on a CPU; "auto" is
-# onednn where it is there, else xla, which rounds less than F(4x4, 3x3).
+# "xla" is the compiler's own convolution; "onednn" is a tuned library for float32 on CPUs;
+# "winograd" uses Winograd's filtering for the passes that it made faster on a CPU; "auto" is
+# onednn if available, else xla, which has a smaller rounding error than F(4x4, 3x3).
 ALGORITHMS = ("auto", "xla", "onednn", "winograd")
-
-_BY_XLA_ALONE: ContextVar[bool] = ContextVar("xla_convolutions_only", default=False)
 
 
 def check_algorithm(algorithm: str) -> None:
-    """Raises UsageError for an unknown algorithm, or for one that this machine lacks."""
+    """Raises UsageError if an algorithm is unknown or not available on this machine."""
     if algorithm not in ALGORITHMS:
         raise UsageError(f"conv_algorithm={algorithm!r}: one of {', '.join(ALGORITHMS)}")
-    if algorithm == "onednn" and (reason := onednn.unavailable()):
-        raise UsageError(f"conv_algorithm='onednn': {reason}")
+    if algorithm == "onednn" and (problem := onednn.unavailable()):
+        raise UsageError(f"conv_algorithm='onednn': {problem}")
 
 
 def uses_onednn(algorithm: str, *arrays: Array) -> bool:
-    """Whether oneDNN computes with these arrays, which it does for float32.
+    """Returns whether oneDNN computes with these arrays, which must be float32 for it.
 
-    "auto" takes it on one CPU device: the compiler knows how to split its own
-    convolutions over several, and a call that leaves the program it would run on one.
+    "auto" selects it on a single CPU device only: the compiler cannot split a library call over
+    several devices as it splits its own convolutions.
 
     Raises:
-      UsageError: as `check_algorithm`, and for "onednn" where the program is for no CPU.
+      UsageError: as `check_algorithm`, and for "onednn" if the target is not a CPU.
     """
     check_algorithm(algorithm)
-    if algorithm == "onednn" and not on_cpus():
-        raise UsageError("conv_algorithm='onednn' is for CPUs; auto takes it where it can")
-    if _BY_XLA_ALONE.get() or not all(array.dtype == jnp.float32 for array in arrays):
+    if algorithm == "onednn" and not target().is_cpu:
+        raise UsageError("conv_algorithm='onednn' runs on CPUs only; use auto")
+    if target().xla_only or not all(array.dtype == jnp.float32 for array in arrays):
         return False
     if algorithm == "auto":
-        return on_one_cpu() and not onednn.unavailable()
+        return target().is_one_cpu and not onednn.unavailable()
     return algorithm == "onednn"
 
 
-@contextmanager
-def xla_convolutions_only() -> Iterator[None]:
-    """What is traced within has XLA's own convolutions, whatever its nets say: to be counted."""
-    token = _BY_XLA_ALONE.set(True)
-    try:
-        yield
-    finally:
-        _BY_XLA_ALONE.reset(token)
-
-
 def convolve(
-    x: Array,
-    kernel: Array,
-    bias: Array | None = None,
+    x: Float[Array, "batch height width cin"],
+    kernel: Float[Array, "kh kw cin_per_group features"],
+    bias: Float[Array, " features"] | None = None,
     *,
     strides: int = 1,
     groups: int = 1,
@@ -78,51 +64,57 @@ def convolve(
     rectified: bool = False,
     dtype: Any = jnp.float32,
     algorithm: str = "auto",
-) -> Array:
-    """Cross-correlation whose centre stays on the pixel it stands on.
+) -> Float[Array, "batch new_height new_width features"]:
+    """Computes the cross-correlation of images with a kernel, padded symmetrically.
 
-    Every side is padded by `dilation * (size // 2)`. Never "SAME": at stride 2 that pads even
-    inputs on one side only, which moves a 3x3's centre off the pixel that the 1x1 beside it reads,
-    and the branches stop adding up to one kernel.
+    Each side is padded by `dilation * (size // 2)`. This is not "SAME": at stride 2, "SAME" pads
+    even inputs on one side only, which moves the center of a 3x3 off the pixel that the 1x1 branch
+    beside it reads, and the branches no longer add up to one kernel.
+
+    Example:
+      >>> x, kernel = jnp.ones((1, 8, 8, 3)), jnp.ones((3, 3, 3, 16))
+      >>> convolve(x, kernel, strides=2).shape
+      (1, 4, 4, 16)
 
     Args:
-      x: [batch, height, width, cin].
-      kernel: [kh, kw, cin / groups, features].
-      bias: [features], added where given.
-      strides, groups, dilation: of both axes.
-      padded: whether the margin is added; else the input has it.
-      rectified: whether `relu` follows, which costs nothing where oneDNN computes.
+      x: images, [batch, height, width, cin].
+      kernel: [kh, kw, cin / groups, features], of odd height and width.
+      bias: [features], added to the result; None for no bias.
+      strides: stride of both axes.
+      groups: number of groups that the channels are split into.
+      dilation: dilation of both axes of the kernel.
+      padded: whether to pad; if False, the input has its padding already.
+      rectified: whether `relu` follows, which oneDNN computes in the same pass over memory.
       dtype: compute type.
-      algorithm: one of `ALGORITHMS`. Where oneDNN computes, the first gradient is known, but
-        neither a second one nor forward mode (`jax.jvp`); "xla" has all.
+      algorithm: one of `ALGORITHMS`. oneDNN's convolutions have a first gradient, but neither a
+        second one nor forward mode (`jax.jvp`); "xla" has all of these.
 
     Raises:
       UsageError: as `uses_onednn`.
-      TypeError, ValueError: for shapes that don't go together.
+      TypeError: if the shapes do not match.
+      ValueError: if the shapes do not match.
     """
     x, kernel = x.astype(dtype), kernel.astype(dtype)
     padding = symmetric_padding(kernel.shape[:2], dilation) if padded else [(0, 0), (0, 0)]
     bias = None if bias is None else bias.astype(dtype)
-    if uses_onednn(algorithm, x, kernel) and _size(x, kernel, strides, groups, dilation, padding):
-        window = onednn.Window(strides, groups, dilation, tuple(padding))
-        return onednn.convolve(x, kernel, bias, window, rectified)
-    if algorithm == "winograd" and padded and dilation == 1 and not _BY_XLA_ALONE.get():
-        ways = fastest_algorithms(x.shape, kernel.shape, strides)
-        y = convolve_with(x, kernel, ways, strides)
+    if uses_onednn(algorithm, x, kernel):
+        # Raises XLA's errors for shapes that do not match; oneDNN does not compute empty results.
+        geometry = (strides, groups, dilation, padding)
+        like = jax.eval_shape(lambda x, kernel: xla_convolution(x, kernel, *geometry), x, kernel)
+        if like.size:
+            window = onednn.Window(strides, groups, dilation, tuple(padding))
+            return onednn.convolve(x, kernel, bias, window, rectified)
+    if algorithm == "winograd" and padded and dilation == 1 and not target().xla_only:
+        y = convolve_with(x, kernel, fastest_algorithms(x.shape, kernel.shape, strides), strides)
     else:
         y = xla_convolution(x, kernel, strides, groups, dilation, padding)
     y = y if bias is None else y + bias
     return relu(y) if rectified else y
 
 
-def _size(x: Array, kernel: Array, *geometry: Any) -> int:
-    """Numbers in the result; raises what XLA says of shapes that don't go together."""
-    return jax.eval_shape(lambda x, k: xla_convolution(x, k, *geometry), x, kernel).size
-
-
 @jax.custom_jvp
 def relu(x: Array) -> Array:
-    """max(x, 0). Its gradient is read off the result, which the next layer keeps anyway."""
+    """Returns max(x, 0), with a gradient computed from the result, which the next layer keeps."""
     return jnp.maximum(x, 0)
 
 
@@ -132,15 +124,20 @@ def _relu_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Arr
     return y, jnp.where(y > 0, *tangents, 0)
 
 
-def convolve_by_matmul(x: Array, kernel: Array, *, dtype: Any) -> Array:
-    """`convolve` at stride, groups and dilation 1, as one product of patches and kernel.
+def convolve_by_matmul(
+    x: Float[Array, "batch height width cin"],
+    kernel: Float[Array, "kh kw cin features"],
+    *,
+    dtype: Any,
+) -> Float[Array, "batch height width features"]:
+    """Computes `convolve` at stride, groups and dilation 1 as one product of patches and kernel.
 
-    For layers under `lax.scan`: there XLA's CPU backend takes its slow path for a convolution's
-    gradient (18 ms a layer against 1.4 ms so, at 64 x 4 x 4 x 32).
+    For layers under `lax.scan`, where XLA:CPU computes a convolution's gradient by its slow path
+    (18 ms per layer against 1.4 ms as a product, at 64 x 4 x 4 x 32).
     """
-    kh, kw, cin, cout = kernel.shape
+    kh, kw, cin, features = kernel.shape
     height, width = x.shape[1:3]
     padded = jnp.pad(x.astype(dtype), [(0, 0), *symmetric_padding((kh, kw), 1), (0, 0)])
     shifts = [padded[:, i : i + height, j : j + width] for i in range(kh) for j in range(kw)]
     patches = jnp.concatenate(shifts, axis=-1)
-    return patches @ kernel.astype(dtype).reshape(kh * kw * cin, cout)
+    return patches @ kernel.astype(dtype).reshape(kh * kw * cin, features)

@@ -1,8 +1,9 @@
-"""Convolutions on a CPU by oneDNN, through JAX's foreign function interface.
+"""Convolutions on a CPU by oneDNN, called through JAX's foreign function interface.
 
-XLA's own reach half of its speed forward and a quarter for a kernel's gradient (docs/notes/speed.md).
-The library comes with the extra `cpu`; the calls into it, `onednn.cc`, are compiled at their
-first use with the machine's C++ compiler, and kept in ~/.cache/repvgg_jax.
+XLA's own convolutions reach half of its speed in the forward pass and a quarter in a kernel's
+gradient (docs/notes/speed.md). The extra `cpu` installs the library. The calls into it, in
+`onednn.cc`, are compiled by the machine's C++ compiler at first use and kept in
+~/.cache/repvgg_jax.
 """
 
 from __future__ import annotations
@@ -25,7 +26,9 @@ import numpy as np
 from absl import logging
 from jax import Array
 from jax.core import Tracer
+from jaxtyping import Float
 
+from repvgg_jax.errors import one_line
 from repvgg_jax.runtime.compilation import cache_folder
 
 _SOURCE = Path(__file__).with_suffix(".cc")
@@ -39,21 +42,22 @@ _INSTALL = "install it with pip install -e '.[cpu]'"
 
 @cache
 def unavailable() -> str | None:
-    """What oneDNN's convolutions lack on this machine, in one line; None where they are ready.
+    """Returns why oneDNN's convolutions cannot be used on this machine, or None if they can.
 
-    The first call compiles, where nothing was compiled before (4 s).
+    The first call compiles the calls into the library, unless an earlier process did (4 s).
     """
     try:
         files = [_file(*names) for names in _PARTS]
     except (importlib.metadata.PackageNotFoundError, FileNotFoundError):
-        return f"oneDNN is not here; {_INSTALL}"
+        return f"oneDNN is not installed; {_INSTALL}"
     try:
         library = _loaded(*files)
-    except (OSError, RuntimeError, subprocess.CalledProcessError) as error:  # no home: the second
-        lines = (getattr(error, "stderr", None) or str(error)).splitlines()
-        reason = next((line for line in lines if "error" in line), [*lines, "no reason given"][0])
-        logging.warning("oneDNN's convolutions cannot be used: %s", reason)
-        return f"it cannot be used: {reason}"
+    except (OSError, RuntimeError, subprocess.CalledProcessError) as error:
+        # RuntimeError: no home folder. A compiler writes warnings before the error.
+        lines = (getattr(error, "stderr", None) or "").splitlines()
+        cause = next((line for line in lines if "error" in line), one_line(error))
+        logging.warning("oneDNN's convolutions cannot be used: %s", cause)
+        return f"it cannot be used: {cause}"
     for name in _CALLS:
         handler = jax.ffi.pycapsule(getattr(library, f"repvgg_jax_{name}"))
         jax.ffi.register_ffi_target(f"repvgg_jax.{name}", handler, platform="cpu")
@@ -61,7 +65,7 @@ def unavailable() -> str | None:
 
 
 def _file(package: str, name: str) -> Path:
-    """A file that a package brings."""
+    """Returns the path of a file of an installed package."""
     for path in importlib.metadata.files(package) or ():
         if str(path).endswith(f"/{name}"):
             return Path(path.locate()).resolve()
@@ -69,7 +73,7 @@ def _file(package: str, name: str) -> Path:
 
 
 def _loaded(library: Path, header: Path) -> ctypes.CDLL:
-    """The calls, compiled anew where what an earlier run left cannot be loaded."""
+    """Returns the calls into the library, compiled again if the file on disk cannot be loaded."""
     built = _compiled(library, header.parents[2])
     try:
         return ctypes.CDLL(str(built))
@@ -79,40 +83,38 @@ def _loaded(library: Path, header: Path) -> ctypes.CDLL:
 
 
 def _compiled(library: Path, headers: Path) -> Path:
-    """`onednn.cc` as a shared object that is linked to the library."""
+    """Compiles `onednn.cc` into a shared object that is linked to the library, once."""
     parts = [_SOURCE.read_bytes(), str(library).encode(), jax.lib.__version__.encode()]
     digest = hashlib.sha256(b"\n".join(parts)).hexdigest()[:12]
     folder = cache_folder()
     built = folder / f"onednn-{digest}.so"
     if built.exists():
         return built
-    given = shlex.split(os.environ.get("CXX", ""))
-    compiler = given or [name for name in ("g++", "clang++") if shutil.which(name)][:1]
+    wanted = shlex.split(os.environ.get("CXX", ""))
+    compiler = wanted or [name for name in ("g++", "clang++") if shutil.which(name)][:1]
     if not compiler or not shutil.which(compiler[0]):
-        raise OSError(f"no C++ compiler is here ({' '.join(given) or 'g++ or clang++'})")
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)  # programs are trusted
+        raise OSError(f"no C++ compiler found ({' '.join(wanted) or 'g++ or clang++'})")
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)  # cached programs are trusted
     logging.info("compiling %s", _SOURCE.name)
-    # Under a name of its own until it is whole: several processes may come here at once.
+    # Compiled under another name and then moved, since several processes may compile at once.
     with tempfile.TemporaryDirectory(dir=folder) as own:
         made = Path(own) / built.name
-        subprocess.run(
-            [
-                *(*compiler, "-O2", "-std=c++17", "-fPIC", "-shared", "-w", str(_SOURCE)),
-                *(f"-I{headers}", f"-I{jax.ffi.include_dir()}", str(library)),
-                *(f"-Wl,-rpath,{library.parent}", "-o", str(made)),
-            ],
-            check=True,
-            capture_output=True,
-            text=True,
-        )
+        command = [*compiler, "-O2", "-std=c++17", "-fPIC", "-shared", "-w", str(_SOURCE)]
+        command += [f"-I{headers}", f"-I{jax.ffi.include_dir()}", str(library)]
+        command += [f"-Wl,-rpath,{library.parent}", "-o", str(made)]
+        subprocess.run(command, check=True, capture_output=True, text=True)
         made.replace(built)
     return built
 
 
 class Window(NamedTuple):
-    """Of a convolution: strides, groups and dilation of both axes.
+    """The geometry of a convolution, the same for height and width.
 
-    `padding`: zeros before and after height and width.
+    Attributes:
+      strides: stride.
+      groups: number of groups that the channels are split into.
+      dilation: dilation of the kernel.
+      padding: zeros before and after height, and before and after width.
     """
 
     strides: int
@@ -122,21 +124,26 @@ class Window(NamedTuple):
 
 
 def convolve(
-    x: Array, kernel: Array, bias: Array | None, window: Window, rectified: bool = False
-) -> Array:
-    """Cross-correlation of float32 images NHWC with a kernel HWIO, on one CPU device.
+    x: Float[Array, "batch height width cin"],
+    kernel: Float[Array, "kh kw cin_per_group features"],
+    bias: Float[Array, " features"] | None,
+    window: Window,
+    rectified: bool = False,
+) -> Float[Array, "batch new_height new_width features"]:
+    """Computes the cross-correlation of float32 images with a kernel on one CPU device.
 
-    A kernel that is a constant of the program being traced (`jax.jit(partial(net.apply, fused))`)
-    is brought into oneDNN's layout there and then, and a constant in that layout.
+    A kernel that is a constant of the traced program (`jax.jit(partial(net.apply, fused))`) is
+    converted to oneDNN's layout while tracing, and is a constant of the program in that layout.
 
     Args:
-      x: [batch, height, width, cin].
+      x: images, [batch, height, width, cin].
       kernel: [kh, kw, cin / groups, features].
-      bias: [features], added in the same pass over memory; or None.
-      rectified: whether max(., 0) follows in that pass.
+      bias: [features], added in the same pass over memory; None for no bias.
+      window: strides, groups, dilation and padding.
+      rectified: whether max(., 0) is applied in the same pass.
     """
     if kernel.shape[:2] == (1, 1) and window.padding == ((0, 0), (0, 0)):
-        # At a stride, oneDNN 2023.2's own gradients write beyond their memory for few channels.
+        # The gradients of oneDNN 2023.2 at a stride write out of bounds for few channels.
         x = x[:, :: window.strides, :: window.strides]
         window = window._replace(strides=1, dilation=1)
     packed = None
@@ -164,7 +171,7 @@ def _convolve(
 
 
 def _shape(x: Array, kernel: Array, window: Window) -> tuple[int, ...]:
-    """Of the result."""
+    """Returns the shape of the result."""
     sides = [
         (side + sum(pad) - window.dilation * (size - 1) - 1) // window.strides + 1
         for side, size, pad in zip(x.shape[1:3], kernel.shape[:2], window.padding, strict=True)
@@ -179,14 +186,14 @@ def _forward(
     return y, (x, kernel, bias, packed, y if static[-1] else None)
 
 
-def _backward(window: Window, rectified: bool, kept: Any, dy: Array) -> tuple[Any, ...]:
-    x, kernel, bias, packed, y = kept
+def _backward(window: Window, rectified: bool, saved: Any, dy: Array) -> tuple[Any, ...]:
+    x, kernel, bias, packed, y = saved
     if rectified:
         dy = jnp.where(y > 0, dy, 0)
     dx = _call("input_gradient", x.shape, window, dy, kernel)
     dkernel = _call("kernel_gradient", kernel.shape, window, x, dy)
     dbias = None if bias is None else dy.sum((0, 1, 2))
-    # A packed kernel is a constant.
+    # A packed kernel is a constant, and so needs no gradient.
     return dx, dkernel, dbias, None if packed is None else jnp.zeros_like(packed)
 
 
@@ -200,5 +207,5 @@ def _call(name: str, shape: tuple[int, ...], window: Window, *arrays: Array, **m
         vmap_method="sequential",
     )
     strides, groups, dilation, ((top, _), (left, _)) = window
-    numbers = dict(strides=strides, groups=groups, dilation=dilation, top=top, left=left)
-    return call(*arrays, **{key: np.int64(value) for key, value in numbers.items()}, **more)
+    geometry = dict(strides=strides, groups=groups, dilation=dilation, top=top, left=left)
+    return call(*arrays, **{key: np.int64(value) for key, value in geometry.items()}, **more)

@@ -1,29 +1,30 @@
 """3x3 convolutions of stride 1 by Winograd's minimal filtering, F(2x2, 3x3) and F(4x4, 3x3).
 
 An m x m tile of the output is A^T [(G g G^T) * (B^T d B)] A for a kernel g and the (m+2) x (m+2)
-tile d of the input; summed over channels, `*` is one matrix product [tiles, in] x [in, out] for
-each of the (m+2)^2 positions. A direct product takes 9 multiplications an output, m = 2 takes 4,
-m = 4 takes 2.25. Both gradients have that form as well: the input's is the same convolution of dy
-with the turned kernel, the kernel's is G^T [(B^T d B) * (A dy A^T)] G, summed over tiles.
+tile d of the input. Summed over channels, `*` is a matrix product [tiles, cin] x [cin, cout] for
+each of the (m+2)^2 positions. A direct product takes 9 multiplications per output, m = 2 takes 4,
+and m = 4 takes 2.25. Both gradients have this form too: the input's is the same convolution of dy
+with the rotated kernel, the kernel's is G^T [(B^T d B) * (A dy A^T)] G, summed over tiles.
 
 In float32 the largest errors against float64, relative to the largest value, are 3e-7 to 5e-7
 (m = 2) and 2e-6 to 7e-6 (m = 4) at 64 channels; XLA's own convolution on a CPU has 4e-7 to 2e-6,
-a plain sum in order 2e-7. Lavin & Gray, arXiv 1509.09308, section 4.
+a plain sum in order 2e-7. Sums are float32 or wider: bfloat16 is widened first and rounded at the
+end. Sides that are not a multiple of m are padded and cropped. Lavin & Gray, arXiv 1509.09308,
+section 4.
+
+`ops.algorithms.convolve_with` combines these passes into a convolution with its gradients.
 """
 
 from __future__ import annotations
 
-from functools import partial
-
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
+from jaxtyping import Float
 
-from repvgg_jax.errors import UsageError
 from repvgg_jax.ops.batch_norm import accumulation_dtype
 
-# B^T, G and A^T by m. Tables differ in the signs of B^T's last row, and A^T's last column with it.
+# B^T, G and A^T by m. Published tables differ in the signs of B^T's last row and A^T's last column.
 _DATA = {
     2: [[1, 0, -1, 0], [0, 1, 1, 0], [0, -1, 1, 0], [0, -1, 0, 1]],
     4: [
@@ -52,46 +53,28 @@ _OUTPUT = {
 }
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(2,))
-def winograd_conv(x: Array, kernel: Array, tile: int = 2) -> Array:
-    """The 3x3 convolution of stride 1 that keeps height and width, by tiles of `tile` x `tile`.
-
-    Both gradients are computed so too. The sums are float32 or wider: bfloat16 is widened first,
-    and rounded at the end. Sizes that are no multiple of `tile` are padded and cropped. Forward
-    mode (`jax.jvp`) is not defined.
-
-    Args:
-      x: [batch, height, width, in].
-      kernel: [3, 3, in / groups, out]; the groups follow from the shapes.
-      tile: m, 2 or 4.
-
-    Returns:
-      [batch, height, width, out], of `x`'s type.
-
-    Raises:
-      UsageError: for another kernel size or tile, or channels that make no groups.
-    """
-    return forward(x, kernel, tile)
+Images = Float[Array, "batch height width cin"]
+Outputs = Float[Array, "batch height width cout"]
+Kernel = Float[Array, "3 3 cin_per_group cout"]
 
 
-def forward(x: Array, kernel: Array, tile: int) -> Array:
-    """`winograd_conv` without a gradient of its own."""
-    groups = _check(x, kernel, tile)
-    wide = accumulation_dtype(x.dtype)
-    y = _correlate(x.astype(wide), _grouped(kernel.astype(wide), groups), tile, "sngi,sgio->sngo")
-    return y.astype(x.dtype)
+def forward(x: Images, kernel: Kernel, tile: int) -> Outputs:
+    """Returns the convolution with height and width kept, by tiles of `tile` (2 or 4) squared."""
+    wide, groups = accumulation_dtype(x.dtype), x.shape[-1] // kernel.shape[2]
+    kernel = _grouped(kernel.astype(wide), groups)
+    return _correlate(x.astype(wide), kernel, tile, "sngi,sgio->sngo").astype(x.dtype)
 
 
-def input_gradient(dy: Array, kernel: Array, tile: int, groups: int = 1) -> Array:
-    """The gradient [batch, height, width, in] of `winograd_conv` with respect to x."""
+def input_gradient(dy: Outputs, kernel: Kernel, tile: int, groups: int = 1) -> Images:
+    """Returns the gradient of the input for the gradient `dy` of the output."""
     wide = accumulation_dtype(dy.dtype)
-    turned = _grouped(kernel.astype(wide), groups)[::-1, ::-1]
-    # Contracted over outputs as the kernel lies: transposing it would cost more than the product.
-    return _correlate(dy.astype(wide), turned, tile, "sngo,sgio->sngi").astype(dy.dtype)
+    rotated = _grouped(kernel.astype(wide), groups)[::-1, ::-1]
+    # Contracts over outputs in the kernel's layout: a transpose would cost more than the product.
+    return _correlate(dy.astype(wide), rotated, tile, "sngo,sgio->sngi").astype(dy.dtype)
 
 
-def kernel_gradient(x: Array, dy: Array, tile: int, groups: int = 1) -> Array:
-    """The gradient [3, 3, in / groups, out] of `winograd_conv` with respect to the kernel."""
+def kernel_gradient(x: Images, dy: Outputs, tile: int, groups: int = 1) -> Kernel:
+    """Returns the gradient of the kernel for the gradient `dy` of the output."""
     wide = accumulation_dtype(x.dtype)
     (_, height, width, cin), cout = x.shape, dy.shape[-1]
     down, across = -(-height // tile), -(-width // tile)
@@ -111,22 +94,8 @@ def kernel_gradient(x: Array, dy: Array, tile: int, groups: int = 1) -> Array:
     return jnp.moveaxis(summed, 2, 3).reshape(3, 3, cin // groups, cout).astype(x.dtype)
 
 
-def _forward_rule(x: Array, kernel: Array, tile: int) -> tuple[Array, tuple[Array, Array]]:
-    return forward(x, kernel, tile), (x, kernel)
-
-
-def _backward_rule(tile: int, saved: tuple[Array, Array], dy: Array) -> tuple[Array, Array]:
-    x, kernel = saved
-    groups = x.shape[-1] // kernel.shape[2]
-    dx = input_gradient(dy, kernel, tile, groups).astype(x.dtype)
-    return dx, kernel_gradient(x, dy, tile, groups).astype(kernel.dtype)
-
-
-winograd_conv.defvjp(_forward_rule, _backward_rule)
-
-
 def _correlate(x: Array, kernel: Array, tile: int, contraction: str) -> Array:
-    """x [batch, height, width, ...] with kernel [3, 3, groups, in, out]."""
+    """Convolves x [batch, height, width, ...] with a kernel [3, 3, groups, cin, cout]."""
     batch, height, width, _ = x.shape
     down, across = -(-height // tile), -(-width // tile)
     side, groups = tile + 2, kernel.shape[2]
@@ -137,8 +106,7 @@ def _correlate(x: Array, kernel: Array, tile: int, contraction: str) -> Array:
         for j, v in enumerate(_data_tiles(x, tile))
     ]
     columns = [column.reshape(side, batch, down, across, -1) for column in columns]
-    # Columns come together and are cropped before rows are made: XLA's CPU backend takes up to
-    # twice as long for the whole convolution the other way round.
+    # Combining and cropping columns before rows is up to twice as fast on XLA:CPU as the reverse.
     rows = jnp.stack(_combine(_OUTPUT[tile], columns), 4)
     rows = rows.reshape(side, batch, down, across * tile, -1)[:, :, :, :width]
     rows = _combine(_OUTPUT[tile], list(lax.optimization_barrier(rows)))
@@ -146,7 +114,7 @@ def _correlate(x: Array, kernel: Array, tile: int, contraction: str) -> Array:
 
 
 def _data_tiles(x: Array, tile: int) -> list[Array]:
-    """B^T d B: a list over columns j of [rows i, batch, tiles down, tiles across, channels]."""
+    """Returns B^T d B: for each column j, [rows i, batch, tiles down, tiles across, channels]."""
     _, height, width, _ = x.shape
     down, across = -(-height // tile), -(-width // tile)
     side = tile + 2
@@ -157,13 +125,13 @@ def _data_tiles(x: Array, tile: int) -> list[Array]:
         return lax.slice_in_dim(array, start, start + (count - 1) * tile + 1, tile, axis)
 
     rows = jnp.stack(_combine(_DATA[tile], [every(padded, i, down, 1) for i in range(side)]))
-    # The barrier keeps XLA from computing each row anew for each of its columns.
+    # The barrier keeps XLA from recomputing each row for each of its columns.
     rows = lax.optimization_barrier(rows)
     return _combine(_DATA[tile], [every(rows, j, across, 3) for j in range(side)])
 
 
 def _combine(matrix: list[list[float]] | np.ndarray, arrays: list[Array]) -> list[Array]:
-    """matrix @ arrays, written as additions: most of the matrix is 0, 1 and -1."""
+    """Returns matrix @ arrays as additions, since most of the matrix is 0, 1 and -1."""
     sums = []
     for row in np.asarray(matrix, float).tolist():
         (c, array), *terms = [(c, a) for c, a in zip(row, arrays, strict=True) if c]
@@ -176,14 +144,14 @@ def _combine(matrix: list[list[float]] | np.ndarray, arrays: list[Array]) -> lis
 
 
 def _split(array: Array, groups: int) -> Array:
-    """[rows, batch, down, across, channels] as [rows, tiles, groups, channels of each]."""
+    """Reshapes [rows, batch, down, across, channels] to [rows, tiles, groups, channels]."""
     return array.reshape(array.shape[0], -1, groups, array.shape[-1] // groups)
 
 
 def _products(contraction: str, a: Array, b: Array, groups: int) -> Array:
-    """The products of a column of positions: s rows, n tiles, g groups, i inputs, o outputs."""
+    """Returns a column's products: s rows, n tiles, g groups, i inputs, o outputs."""
     if groups == 1:
-        # XLA's CPU backend loses a factor of ten to an axis of one group inside its products.
+        # An axis of size 1 inside a batched product makes it ten times as slow on XLA:CPU.
         first, second = contraction.split("->")[0].split(",")
         a, b = a.squeeze(first.index("g")), b.squeeze(second.index("g"))
         contraction = contraction.replace("g", "")
@@ -195,20 +163,6 @@ def _matmul(matrix: np.ndarray, array: Array) -> Array:
 
 
 def _grouped(kernel: Array, groups: int) -> Array:
-    """[3, 3, in / groups, out] as [3, 3, groups, in / groups, out / groups]."""
+    """Reshapes [3, 3, cin / groups, cout] to [3, 3, groups, cin / groups, cout / groups]."""
     kh, kw, cin, cout = kernel.shape
     return jnp.moveaxis(kernel.reshape(kh, kw, cin, groups, cout // groups), 3, 2)
-
-
-def _check(x: Array, kernel: Array, tile: int) -> int:
-    """The number of groups."""
-    if tile not in _DATA:
-        raise UsageError(f"winograd_conv: tile={tile}; 2 or 4")
-    if kernel.ndim != 4 or kernel.shape[:2] != (3, 3):
-        raise UsageError(f"winograd_conv: kernel {kernel.shape}; [3, 3, in / groups, out]")
-    cin, (share, cout) = x.shape[-1], kernel.shape[2:]
-    if cin % share or cout % (cin // share):
-        raise UsageError(
-            f"winograd_conv: {cin} channels and kernel {kernel.shape} make no whole groups"
-        )
-    return cin // share

@@ -15,50 +15,51 @@ from absl import logging
 from jax import Array, lax
 
 from repvgg_jax.errors import one_line
-from repvgg_jax.runtime.devices import on_cpus, target_devices
+from repvgg_jax.runtime.devices import target
 
-_KEPT_BYTES = 4 * 2**30
-# A program below this is compiled about as fast as it is read.
-_WORTH_KEEPING_SECONDS = 0.1
+_MAX_CACHE_BYTES = 4 * 2**30
+# Programs that compile faster than this are not worth reading from disk.
+_MIN_COMPILE_SECONDS = 0.1
 
 
 def cache_folder() -> Path:
-    """Where what this machine has made for itself is kept: $XDG_CACHE_HOME or ~/.cache."""
+    """Returns the folder for files compiled on this machine, in $XDG_CACHE_HOME or ~/.cache."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "repvgg_jax"
 
 
 def keep_programs() -> None:
-    """Have JAX keep compiled programs, so that a run like an earlier one starts without compiling.
+    """Enables JAX's persistent compilation cache, so that repeated runs start without compiling.
 
-    In the folder `JAX_COMPILATION_CACHE_DIR`, else in one of our own, which is held below 4 GiB.
-    `JAX_ENABLE_COMPILATION_CACHE=false` switches it off, and JAX's other settings hold where they
-    are set. A folder that cannot be written to costs a warning, and no more.
+    The cache is in `JAX_COMPILATION_CACHE_DIR`, or else in a folder of this package, which is kept
+    below 4 GiB. `JAX_ENABLE_COMPILATION_CACHE=false` disables it, and environment variables
+    override its settings. If the folder cannot be written to, a warning is logged.
     """
     if not jax.config.jax_enable_compilation_cache:
         return
     given = jax.config.jax_compilation_cache_dir
-    if given and "://" in given:  # a bucket, which is for JAX to reach
+    if given and "://" in given:  # a bucket, which JAX opens itself
         folder = given
     else:
         try:
             folder = Path(given) if given else cache_folder() / "xla"
-            folder.mkdir(parents=True, exist_ok=True, mode=0o700)  # programs are trusted
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)  # cached programs are trusted
             with tempfile.TemporaryFile(dir=folder):
                 pass
             if not given:
-                drop_oldest(folder, _KEPT_BYTES)
-        except (OSError, RuntimeError) as error:  # the latter where there is no home
+                drop_oldest(folder, _MAX_CACHE_BYTES)
+        except (OSError, RuntimeError) as error:  # RuntimeError: no home folder
             jax.config.update("jax_enable_compilation_cache", False)
             logging.warning(
-                "compiled programs are not kept: %s cannot be written to (%s); "
-                "JAX_COMPILATION_CACHE_DIR names another folder",
-                *(given or "~/.cache/repvgg_jax/xla", one_line(error)),
+                "compiled programs are not cached: %s is not writable (%s); "
+                "set JAX_COMPILATION_CACHE_DIR to another folder",
+                given or "~/.cache/repvgg_jax/xla",
+                one_line(error),
             )
             return
     jax.config.update("jax_compilation_cache_dir", str(folder))
     settings = {
-        "jax_persistent_cache_min_compile_time_secs": _WORTH_KEEPING_SECONDS,
-        "jax_persistent_cache_min_entry_size_bytes": -1,  # of any size
+        "jax_persistent_cache_min_compile_time_secs": _MIN_COMPILE_SECONDS,
+        "jax_persistent_cache_min_entry_size_bytes": -1,  # any size
     }
     for name, value in settings.items():
         if name.upper() not in os.environ:
@@ -66,12 +67,12 @@ def keep_programs() -> None:
 
 
 def drop_oldest(folder: Path, limit: int) -> None:
-    """Remove the files of a folder that were not used for longest, down to `limit` bytes in all."""
+    """Removes the least recently used files of a folder until it holds at most `limit` bytes."""
     found = []
     for path in folder.iterdir():
         try:
             status = path.stat()
-        except FileNotFoundError:  # another run is here too
+        except FileNotFoundError:  # removed by another run
             continue
         if path.is_file():
             found.append((max(status.st_atime, status.st_mtime), status.st_size, path))
@@ -96,7 +97,7 @@ def barrier(x: Array) -> Array:
     drops barriers before it fuses. On a GPU or TPU this is `x` itself: their backends weigh the
     cost of recomputing.
     """
-    return lax.optimization_barrier(x) if on_cpus() else x
+    return lax.optimization_barrier(x) if target().is_cpu else x
 
 
 def jit(
@@ -109,16 +110,16 @@ def jit(
 
     Args:
       function: function to compile.
-      devices: devices it will run on; by default those of `target_devices`.
+      devices: devices it will run on; by default those of `runtime.devices.target`.
       **jit_options: keyword arguments of `jax.jit`.
     """
-    platform = (target_devices() if devices is None else devices)[0].platform
+    platform = (target().devices if devices is None else devices)[0].platform
     options = {"xla_disable_hlo_passes": "cse_barrier_expander"} if platform == "cpu" else None
     return jax.jit(function, compiler_options=options, **jit_options)
 
 
 def temporaries_bytes(compiled: jax.stages.Compiled) -> int | None:
-    """What a program takes besides its arguments and results; None where its backend won't say."""
+    """Returns the bytes a program needs besides arguments and results; None if unknown."""
     memory = compiled.memory_analysis()
     return None if memory is None else memory.temp_size_in_bytes
 
@@ -146,7 +147,7 @@ class StartupTimer:
 
 @cache
 def _compile_seconds() -> list[float]:
-    """One number, the seconds that this process has spent compiling since the first call."""
+    """Returns a list of one element: the seconds spent compiling since the first call."""
     total = [0.0]
 
     def listen(event: str, seconds: float, **_: object) -> None:

@@ -1,4 +1,12 @@
-"""Devices of this process: their platform, and the allocator settings of a CPU."""
+"""Devices: the target of a compilation, and what a process finds on its machine.
+
+A few functions are traced differently for different targets: oneDNN and branch statistics from
+input moments pay on a single CPU device, and optimization barriers on CPUs. `compiling_for`
+declares a target other than the devices of this process. It is a context variable because a net's
+layers are called by Flax, between the function that knows the target and the operations that ask
+for it. `jax.lax.platform_dependent` is not enough: it knows a platform, but not the number of
+devices, and each of its branches would keep its own values for the backward pass.
+"""
 
 from __future__ import annotations
 
@@ -8,31 +16,50 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 
-_TARGET: ContextVar[tuple[jax.Device, ...] | None] = ContextVar("target", default=None)
+
+class Target(NamedTuple):
+    """The target of a compilation.
+
+    Attributes:
+      devices: devices that the program will run on.
+      xla_only: whether all convolutions are XLA's, whatever the nets ask for.
+    """
+
+    devices: Sequence[jax.Device]
+    xla_only: bool = False
+
+    @property
+    def is_cpu(self) -> bool:
+        """Whether the devices are CPU devices."""
+        return self.devices[0].platform == "cpu"
+
+    @property
+    def is_one_cpu(self) -> bool:
+        """Whether there is a single device, a CPU."""
+        return self.is_cpu and len(self.devices) == 1
 
 
-def target_devices() -> Sequence[jax.Device]:
-    """Returns the devices that programs are compiled for: all there are, unless `compiling_for`."""
-    return _TARGET.get() or jax.devices()
+_TARGET: ContextVar[Target | None] = ContextVar("target", default=None)
 
 
-def on_one_cpu() -> bool:
-    """Returns whether `target_devices` is a single CPU device."""
-    return on_cpus() and len(target_devices()) == 1
-
-
-def on_cpus() -> bool:
-    """Returns whether `target_devices` are CPU devices."""
-    return target_devices()[0].platform == "cpu"
+def target() -> Target:
+    """Returns the current target: all devices of this process, unless `compiling_for`."""
+    return _TARGET.get() or Target(jax.devices())
 
 
 @contextmanager
-def compiling_for(devices: Sequence[jax.Device]) -> Iterator[None]:
-    """What is traced within is for these devices, which need not be here."""
-    token = _TARGET.set(tuple(devices))
+def compiling_for(devices: Sequence[jax.Device], *, xla_only: bool = False) -> Iterator[None]:
+    """Makes these devices, which may be absent, the target of whatever is traced inside.
+
+    Args:
+      devices: devices that the program will run on.
+      xla_only: whether all convolutions are XLA's, so that its program can be counted.
+    """
+    token = _TARGET.set(Target(tuple(devices), xla_only))
     try:
         yield
     finally:
@@ -48,7 +75,10 @@ _DEVICE_FILES = (
 
 
 def devices_here(environment: Mapping[str, str]) -> tuple[str, list[str]]:
-    """`("cuda", ["0", "1"])`, without starting a backend, which would take the devices' memory."""
+    """Returns the platform and indices of this machine's devices, such as ("cuda", ["0", "1"]).
+
+    No backend is started, since that would reserve the devices' memory.
+    """
     wanted = environment.get("JAX_PLATFORMS", "").split(",")[0]
     if wanted == "cpu":
         return "cpu", []
@@ -63,16 +93,16 @@ def devices_here(environment: Mapping[str, str]) -> tuple[str, list[str]]:
 
 
 def keep_freed_memory() -> bool:
-    """Let the C library keep what large arrays leave behind; False where it has no such switch.
+    """Makes the C library keep freed memory; returns False if it has no such setting.
 
-    XLA's buffers on a CPU are allocated for every run of a program. By default glibc hands large
-    ones back to the system, which zeroes each page anew when the next run touches it. For the whole
-    process, from before it has threads; it holds on to the most that it ever needed.
+    XLA:CPU allocates its buffers for every execution. By default glibc returns large ones to the
+    system, which zeroes each page again when the next execution touches it. This applies to the
+    whole process, must be called before it has threads, and holds its peak memory until it ends.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError, TypeError):
         return False
-    # M_MMAP_MAX, M_TRIM_THRESHOLD, M_TOP_PAD and M_ARENA_MAX of malloc.h. A thread's own arena has
-    # no room for more than 64 MB, and asks the system for those whatever the first of these says.
+    # M_MMAP_MAX, M_TRIM_THRESHOLD, M_TOP_PAD and M_ARENA_MAX of malloc.h. The last is needed since
+    # a thread's own arena asks the system for more than 64 MB whatever the first says.
     return all([mallopt(-4, 0), mallopt(-1, 2**31 - 1), mallopt(-2, 2**26), mallopt(-8, 1)])

@@ -1,4 +1,4 @@
-"""The ways to compute a convolution's passes agree, and the rule names only ways that can."""
+"""The algorithms of each pass agree, and `fastest_algorithms` names only possible ones."""
 
 import itertools
 
@@ -38,8 +38,8 @@ def test_kernel_gradient_by_matmul(kernel_shape, side, strides):
 
 
 @pytest.mark.parametrize("way", PASS_ALGORITHMS)
-def test_each_pass_in_its_own_way(way):
-    """One pass at a time, so that a way wired to the wrong pass shows."""
+def test_each_pass_by_its_own_algorithm(way):
+    """One pass at a time, so that an algorithm used for the wrong pass is noticed."""
     x, kernel, dy = example((2, 6, 6, 8), (3, 3, 8, 12), 1)
     expected = passes(direct, x, kernel, dy)
     for field in PassAlgorithms._fields if way != "matmul" else ("kernel_gradient",):
@@ -53,7 +53,7 @@ def test_each_pass_in_its_own_way(way):
         assert not any(others)
 
 
-def test_a_way_that_cannot_is_refused():
+def test_an_impossible_algorithm_is_refused():
     x, kernel, _ = example((2, 8, 8, 8), (3, 3, 8, 12), 2)
     with pytest.raises(UsageError, match="forward='winograd2'"):
         convolve_with(x, kernel, PassAlgorithms("winograd2"), 2)
@@ -61,7 +61,7 @@ def test_a_way_that_cannot_is_refused():
         convolve_with(x, kernel, PassAlgorithms(input_gradient="matmul"), 1)
 
 
-def test_the_rule_names_ways_that_can():
+def test_the_rule_names_possible_algorithms():
     sizes = itertools.product([1, 64], [1, 7, 56], [3, 48, 256], [1, 3], [1, 2], [1, 4])
     for batch, side, channels, size, strides, groups in sizes:
         if channels % groups:

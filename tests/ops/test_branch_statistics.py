@@ -1,4 +1,4 @@
-"""The block by its input's moments is the block: values, statistics, gradients."""
+"""Branch statistics from input moments: values, statistics and gradients of the branches."""
 
 import itertools
 
@@ -37,13 +37,13 @@ ALL = [
     if "kxk" in case[1] or "1x1" in case[1]
 ]
 FORMS = ("batch", "moments")
-# Each shape with all its branches, and each set of branches once; the product of all is slow.
+# Each shape with all branches, and each set of branches once; all combinations would be slow.
 CASES = [(shape, BRANCHES[-1], (None, 2)[i % 2]) for i, shape in enumerate(SHAPES)]
 CASES += [(SHAPES[0], branches, 2) for branches in BRANCHES[:-1] if branches != ("identity",)]
 
 
 def trained(block, variables, x, dz):
-    """A training pass: output, new statistics, and the gradients of parameters and input."""
+    """Returns the output, new statistics, and gradients of parameters and input in training."""
 
     def forward(params, x):
         variables_now = {"params": params, "batch_stats": variables["batch_stats"]}
@@ -84,7 +84,7 @@ def assert_close(result, expected, tolerance):
         assert error < tolerance, f"{jax.tree_util.keystr(path)}: {error}"
 
 
-def check(case, dtype, tolerance):
+def assert_forms_agree(case, dtype, tolerance):
     with jax.enable_x64(True):
         expected, result = both_forms(*case, dtype=dtype)
     assert_close(result, expected, tolerance)
@@ -92,23 +92,23 @@ def check(case, dtype, tolerance):
 
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_moments_give_values_statistics_and_gradients_of_the_branches(case):
-    check(case, "float64", 1e-10)
+    assert_forms_agree(case, "float64", 1e-10)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("case", ALL, ids=str)
-def test_moments_do_so_for_every_shape_and_set_of_branches(case):
-    check(case, "float64", 1e-10)
+def test_moments_give_the_same_for_every_shape_and_set_of_branches(case):
+    assert_forms_agree(case, "float64", 1e-10)
 
 
-# Not the depthwise one: a kernel of one number has no gradient through the BatchNorm behind it.
+# Without the depthwise shape: a kernel of one element has no gradient through its BatchNorm.
 @pytest.mark.parametrize("case", CASES[:5] + CASES[7:], ids=str)
 def test_moments_are_as_exact_in_float32(case):
-    check(case, "float32", 1e-5)
+    assert_forms_agree(case, "float32", 1e-5)
 
 
 def test_narrow_inputs_far_from_zero_lose_no_more_than_by_the_branches():
-    """The mean goes through the product's rounded kernel, and is taken off as it came through."""
+    """The mean is subtracted with the rounding of the kernel that it passed through."""
     block = RepVGGBlock(32, dtype=jnp.bfloat16, branches=("1x1", "identity"))
     x = random_images(8, 8, 8, 32, seed=1) + 30.0
     variables = randomised(jax.eval_shape(block.init, jax.random.key(0), x), 2)
@@ -125,16 +125,16 @@ def test_narrow_inputs_far_from_zero_lose_no_more_than_by_the_branches():
 
 
 @pytest.mark.parametrize("case", CASES[:6], ids=str)
-def test_onednn_gives_them_too(case):
+def test_onednn_gives_the_same(case):
     if reason := onednn.unavailable():
         pytest.skip(reason)
     expected, result = both_forms(*case, dtype="float32", conv_algorithm="onednn")
-    # Its sums are taken in another order.
+    # It sums in another order.
     assert_close(result, expected, 1e-5)
 
 
 def test_covariances_are_wide_for_narrow_images():
-    """bfloat16 images of mean 16 and deviation 1: squares in bfloat16 would lose the variance."""
+    """For bfloat16 images of mean 16 and deviation 1, bfloat16 squares would lose the variance."""
     x = jnp.asarray(random_images(4, 16, 16, 8) + 16, jnp.bfloat16)
     block = RepVGGBlock(8, dtype=jnp.bfloat16, branch_statistics="moments", conv_algorithm="xla")
     variables = block.init(jax.random.key(0), x)
@@ -173,12 +173,12 @@ def step_on(devices, group_size):
 @pytest.mark.parametrize("group_size", [None, 8])
 def test_four_devices_compute_what_one_does(group_size):
     (expected, _), (result, _) = step_on(1, group_size), step_on(4, group_size)
-    # Sums over the batch are taken in another order.
+    # Sums over the batch are in another order.
     assert_close(result, expected, 1e-5)
 
 
 def test_moments_of_groups_within_a_device_need_no_collective():
-    """Beside the gradients' all-reduces, which the net with global statistics has as well."""
+    """Apart from the gradients' all-reduces, which the net with global statistics has too."""
     count = {size: sum(n for n, _ in traffic(step_on(4, size)[1]).collectives.values())
              for size in (None, 8)}  # fmt: skip
     assert count[8] <= 2 < count[None]
@@ -186,7 +186,7 @@ def test_moments_of_groups_within_a_device_need_no_collective():
 
 def test_the_rule_takes_moments_on_one_cpu_by_xla_where_pixels_outnumber_channels():
     many, few = jnp.ones((64, 32, 32, 16)), jnp.ones((64, 4, 4, 256))
-    assert not input_moments_are_faster(many, 1, "xla")  # four devices here
+    assert not input_moments_are_faster(many, 1, "xla")  # this process has four devices
     with compiling_for(jax.devices()[:1]):
         assert input_moments_are_faster(many, 1, "xla")
         assert input_moments_are_faster(many, 1, "auto") == bool(onednn.unavailable())
@@ -196,6 +196,6 @@ def test_the_rule_takes_moments_on_one_cpu_by_xla_where_pixels_outnumber_channel
 
 
 @pytest.mark.parametrize("field", ["branch_statistics", "conv_algorithm"])
-def test_an_unknown_word_is_refused_with_the_known(field):
+def test_an_unknown_value_is_refused_with_the_known_ones(field):
     with pytest.raises(rj.UsageError, match=f"{field}='fast': one of auto"):
         rj.create("repvgg_a0", **{field: "fast"})

@@ -1,4 +1,4 @@
-"""oneDNN computes what XLA does, and is taken where it can be."""
+"""oneDNN computes what XLA does, and is used where it can be; BatchNorm's gradient."""
 
 import importlib.metadata
 
@@ -31,7 +31,7 @@ GEOMETRIES = [
 
 @pytest.fixture
 def fresh_search():
-    """Forgets what was found, before and after."""
+    """Forgets whether oneDNN is available, before and after the test."""
     onednn.unavailable.cache_clear()
     yield
     onednn.unavailable.cache_clear()
@@ -77,7 +77,7 @@ def test_multiply_adds_do_not_depend_on_the_algorithm():
     assert counts[0] == counts[1]
 
 
-def test_auto_takes_onednn_for_float32_on_one_cpu_alone():
+def test_auto_uses_onednn_for_float32_on_one_cpu_only():
     if reason := onednn.unavailable():
         pytest.skip(reason)
     x, kernel = jnp.ones((1, 4, 4, 2)), jnp.ones((3, 3, 2, 2))
@@ -85,7 +85,7 @@ def test_auto_takes_onednn_for_float32_on_one_cpu_alone():
     def calls(dtype):
         return "ffi_call" in str(jax.make_jaxpr(lambda x: convolve(x, kernel, dtype=dtype))(x))
 
-    assert not calls(jnp.float32)  # four devices here
+    assert not calls(jnp.float32)  # this process has four devices
     with compiling_for(jax.devices()[:1]):
         assert calls(jnp.float32)
         assert not calls(jnp.bfloat16)
@@ -104,7 +104,7 @@ def test_without_the_library_one_line_says_what_to_install(monkeypatch, fresh_se
 
 def test_a_compiler_that_fails_is_named(monkeypatch, fresh_search, tmp_path):
     if onednn.unavailable():
-        pytest.skip("oneDNN is not here")
+        pytest.skip("oneDNN is not installed")
     onednn.unavailable.cache_clear()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setenv("CXX", "false")
@@ -115,11 +115,11 @@ def test_a_compiler_that_fails_is_named(monkeypatch, fresh_search, tmp_path):
 @pytest.mark.parametrize("compiler", ["/nowhere/g++", "nowhere --fast"])
 def test_a_compiler_that_is_not_there_is_named(compiler, monkeypatch, fresh_search, tmp_path):
     if onednn.unavailable():
-        pytest.skip("oneDNN is not here")
+        pytest.skip("oneDNN is not installed")
     onednn.unavailable.cache_clear()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setenv("CXX", compiler)
-    assert onednn.unavailable() == f"it cannot be used: no C++ compiler is here ({compiler})"
+    assert onednn.unavailable() == f"it cannot be used: no C++ compiler found ({compiler})"
 
 
 def test_calls_that_cannot_be_loaded_are_compiled_anew(monkeypatch, tmp_path):

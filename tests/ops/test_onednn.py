@@ -1,4 +1,4 @@
-"""oneDNN's convolutions are XLA's: values and gradients, with bias, ReLU and packed kernel."""
+"""oneDNN's convolutions equal XLA's: values and gradients, with bias, ReLU and packed kernel."""
 
 from functools import partial
 
@@ -12,7 +12,7 @@ from repvgg_jax.ops import onednn
 from repvgg_jax.ops.convolution import convolve
 from tests.support.variables import random_images, random_variables
 
-# (side, cin, features, kernel size, strides, groups, dilation); a layout may pad odd channels.
+# (side, cin, features, kernel size, strides, groups, dilation); some layouts pad odd channels.
 SHAPES = [
     (9, 16, 32, 3, 1, 1, 1),
     (8, 3, 16, 3, 2, 1, 1),
@@ -25,7 +25,7 @@ SHAPES = [
 
 
 @pytest.fixture(autouse=True)
-def onednn_is_here():
+def onednn_is_available():
     if reason := onednn.unavailable():
         pytest.skip(reason)
 
@@ -81,8 +81,8 @@ def test_a_constant_kernel_is_packed_while_tracing(shape):
     assert "packed = false" in as_arguments.as_text()
 
 
-def test_new_weights_in_the_same_arrays_place_are_seen():
-    """Nothing is remembered of a kernel that is an argument, whatever address it has."""
+def test_new_weights_at_the_same_address_are_used():
+    """A kernel that is an argument is not cached by its address."""
     x, kernel, bias = arrays(9, 16, 32, 3, 1)
     run = jax.jit(partial(convolve, algorithm="onednn"))
     for scale in (1.0, 2.0, 3.0):
@@ -107,5 +107,5 @@ def test_a_fused_nets_relu_is_in_the_convolution_unless_squeeze_and_excite_is_be
         return jnp.sin(net.apply(variables, images)).sum()
 
     assert_close(*(jax.jit(jax.grad(partial(loss, net)))(fused) for net in (plain, by_xla)))
-    # A fused net can itself be the form that fusing is proved against.
+    # A fused net can itself be verified, against itself.
     assert rj.verify(plain, fused, images).max_relative_error == 0

@@ -1,4 +1,4 @@
-"""Winograd convolutions against float64 direct ones: values, both gradients, odd sizes, groups."""
+"""Winograd convolutions equal direct ones: values, both gradients, odd sizes, groups."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from repvgg_jax.errors import UsageError
-from repvgg_jax.ops.winograd import winograd_conv
+from repvgg_jax.ops.algorithms import PassAlgorithms, convolve_with
 from tests.support.convolutions import direct, errors, passes, quick
 
 
@@ -16,6 +16,11 @@ from tests.support.convolutions import direct, errors, passes, quick
 def _float64():
     with jax.enable_x64(True):
         yield
+
+
+def winograd_conv(x, kernel, tile):
+    """The convolution with all of its passes by Winograd's filtering."""
+    return convolve_with(x, kernel, PassAlgorithms(*3 * [f"winograd{tile}"]))
 
 
 def example(batch, height, width, cin, cout, groups=1, seed=0):
@@ -39,7 +44,7 @@ def test_in_float64_it_is_the_convolution(tile, height, width, groups):
 
 
 def trained_like(rng, shape, per_channel):
-    """Heavy tails, and channels whose scales differ a hundredfold, as fused kernels have."""
+    """Values with heavy tails and channels of very different scales, as fused kernels have."""
     scale = 10 ** rng.uniform(-1, 1, per_channel)
     return rng.standard_t(4, shape) * scale
 
@@ -55,7 +60,7 @@ def test_float32_errors_are_a_small_multiple_of_the_direct_ones(kind):
     exact = passes(direct, x, kernel, dy)
     single = [np.float32(value) for value in (x, kernel, dy)]
     base = errors(passes(direct, *single), exact)
-    # Beside XLA's own, 0.3 to 0.7 and 3 to 8 times. (Beside a sum in order, about 2 and 30.)
+    # Measured against XLA's own: 0.3 to 0.7 and 3 to 8 times; against a sum in order: 2 and 30.
     for tile, bound in {2: 1.5, 4: 16}.items():
         conv = lambda x, kernel, tile=tile: winograd_conv(x, kernel, tile)  # noqa: E731
         found = errors(passes(conv, *single), exact)
@@ -72,7 +77,7 @@ def test_bfloat16_rounds_once(tile):
     assert {value.dtype for value in found} == {jnp.dtype(jnp.bfloat16)}
     wide = [np.asarray(value, np.float64) for value in (x, kernel, dy)]
     for f, e in zip(found, passes(direct, *wide), strict=True):
-        # Half a unit in the last of bfloat16's 8 places, and the float32 sums' own error.
+        # Half a unit of bfloat16's last place, and the error of the float32 sums.
         f = np.asarray(f, np.float64)
         assert np.all(np.abs(f - e) <= np.abs(e) * 2**-8 + np.abs(e).max() * 1e-5)
 
@@ -90,9 +95,13 @@ def test_gradient_of_a_gradient():
 
 
 @pytest.mark.parametrize(
-    ("shape", "tile", "words"),
-    [((3, 3, 8, 8), 3, "2 or 4"), ((1, 1, 8, 8), 2, "kernel"), ((3, 3, 3, 8), 2, "groups")],
+    ("shape", "tile", "message"),
+    [
+        ((3, 3, 8, 8), 3, "winograd2 or winograd4"),
+        ((1, 1, 8, 8), 2, r"for kernel \(1, 1, 8, 8\)"),
+        ((3, 3, 3, 8), 2, "groups"),
+    ],
 )
-def test_what_it_cannot_do_is_said(shape, tile, words):
-    with pytest.raises(UsageError, match=words):
+def test_an_impossible_shape_or_tile_is_refused(shape, tile, message):
+    with pytest.raises(UsageError, match=message):
         winograd_conv(jnp.ones((1, 8, 8, 8)), jnp.ones(shape), tile)

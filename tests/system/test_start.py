@@ -105,7 +105,7 @@ def test_the_cache_is_switched_off_by_jax_and_by_an_unwritable_folder(tmp_path):
     out, said = start(code, **settings | {"XDG_CACHE_HOME": str(file)})
     assert out == "2.0\n"
     assert said.count("\n") == 1
-    assert "compiled programs are not kept" in said
+    assert "compiled programs are not cached" in said
     out, said = start(code, **settings, JAX_COMPILATION_CACHE_DIR=str(tmp_path / "mine"))
     assert (out, said) == ("2.0\n", "")
     assert list((tmp_path / "mine").iterdir())
