@@ -1,9 +1,9 @@
-"""Ways from a JPEG's bytes to a training crop: time and exactness of each, in one run.
+"""Compares decoders from a JPEG's bytes to a training crop, in time and exactness.
 
   python -m experiments.benchmarks.decoders --folder=/data/imagenet/train [--size=224]
 
 Takes the first 400 JPEGs of the class folders; needs `pip install -e '.[bench]'`.
-Times are one thread's processor time, medians of rounds in which the ways take turns.
+Times are processor time of one thread, medians of interleaved rounds.
 """
 
 from __future__ import annotations
@@ -22,21 +22,21 @@ from repvgg_jax.data.augment.transforms import random_box, resized_crop
 from repvgg_jax.data.decode.image import open_image
 from repvgg_jax.data.sampler import example_rng
 
-FOLDER = flags.DEFINE_string("folder", None, "of class folders of JPEGs", required=True)
-SIZE = flags.DEFINE_integer("size", 224, "side of the crops, pixels")
+FOLDER = flags.DEFINE_string("folder", None, "folder of class folders of JPEGs", required=True)
+SIZE = flags.DEFINE_integer("size", 224, "side of the crops in pixels")
 ROUNDS, FILES = 5, 400
 
 Box = tuple[int, int, int, int]
 
 
 def pillow_whole(data: bytes, box: Box, size: int) -> np.ndarray:
-    """The reference: all of the image, then Pillow's antialiased bilinear resizing of the part."""
+    """Decodes the whole image, then resizes the crop with Pillow's antialiased bilinear filter."""
     image = Image.open(io.BytesIO(data)).convert("RGB")
     return np.asarray(image.resize((size, size), Image.Resampling.BILINEAR, box=box))
 
 
 def pillow_draft(data: bytes, box: Box, size: int) -> np.ndarray:
-    """Pillow at the smallest of libjpeg's scales that still covers the crop."""
+    """Decodes with Pillow at the smallest of libjpeg's scales that still covers the crop."""
     image = Image.open(io.BytesIO(data))
     width, height = image.size
     left, top, right, bottom = box
@@ -48,33 +48,32 @@ def pillow_draft(data: bytes, box: Box, size: int) -> np.ndarray:
 
 
 def opencv(data: bytes, box: Box, size: int) -> np.ndarray:
-    """OpenCV at one of libjpeg's scales; INTER_AREA where it shrinks, else INTER_LINEAR."""
+    """Decodes with OpenCV at one of libjpeg's scales; resizes by INTER_AREA or INTER_LINEAR."""
     import cv2
 
     left, top, right, bottom = box
     side = min(right - left, bottom - top)
     factor = next((f for f in (8, 4, 2) if side >= f * size), 1)
-    flag = {8: cv2.IMREAD_REDUCED_COLOR_8, 4: cv2.IMREAD_REDUCED_COLOR_4}
-    flag |= {2: cv2.IMREAD_REDUCED_COLOR_2, 1: cv2.IMREAD_COLOR}
-    pixels = cv2.imdecode(np.frombuffer(data, np.uint8), flag[factor])
+    mode = "IMREAD_COLOR" if factor == 1 else f"IMREAD_REDUCED_COLOR_{factor}"
+    pixels = cv2.imdecode(np.frombuffer(data, np.uint8), getattr(cv2, mode))
     part = pixels[top // factor : -(-bottom // factor), left // factor : -(-right // factor)]
-    way = cv2.INTER_AREA if min(part.shape[:2]) >= size else cv2.INTER_LINEAR
-    return cv2.cvtColor(cv2.resize(part, (size, size), interpolation=way), cv2.COLOR_BGR2RGB)
+    method = cv2.INTER_AREA if min(part.shape[:2]) >= size else cv2.INTER_LINEAR
+    return cv2.cvtColor(cv2.resize(part, (size, size), interpolation=method), cv2.COLOR_BGR2RGB)
 
 
 def simplejpeg_pillow(data: bytes, box: Box, size: int) -> np.ndarray:
-    """Simplejpeg at the crop's scale, then Pillow's resizing."""
+    """Decodes with simplejpeg at the crop's scale, then resizes with Pillow."""
     pixels, part = open_image(data, "bench").part(box, size)
     resampling = Image.Resampling.BILINEAR
     return np.asarray(Image.fromarray(pixels).resize((size, size), resampling, box=part))
 
 
 def ours(data: bytes, box: Box, size: int) -> np.ndarray:
-    """Simplejpeg at the crop's scale and reach, then cykooz-resizer: what training does."""
+    """Decodes the crop with simplejpeg, then resizes with cykooz-resizer, as training does."""
     return resized_crop(open_image(data, "bench"), box, size)
 
 
-WAYS: dict[str, Callable[[bytes, Box, int], np.ndarray]] = {
+DECODERS: dict[str, Callable[[bytes, Box, int], np.ndarray]] = {
     "Pillow, whole": pillow_whole,
     "Pillow, draft": pillow_draft,
     "OpenCV, reduced": opencv,
@@ -84,7 +83,7 @@ WAYS: dict[str, Callable[[bytes, Box, int], np.ndarray]] = {
 
 
 def main(argv: list[str]) -> None:
-    """Print the table."""
+    """Prints the table."""
     import cv2
 
     cv2.setNumThreads(1)
@@ -94,19 +93,19 @@ def main(argv: list[str]) -> None:
     boxes = [random_box(example_rng(0, i), *size) for i, size in enumerate(sizes)]
     pairs = list(zip(images, boxes, strict=True))
     reference = [pillow_whole(*pair, SIZE.value).astype(int) for pair in pairs]
-    seconds: dict[str, list[float]] = {name: [] for name in WAYS}
+    seconds: dict[str, list[float]] = {name: [] for name in DECODERS}
     for _ in range(ROUNDS):
-        for name, way in WAYS.items():
+        for name, decode in DECODERS.items():
             started = time.process_time()
             for pair in pairs:
-                way(*pair, SIZE.value)
+                decode(*pair, SIZE.value)
             seconds[name].append((time.process_time() - started) / len(pairs))
-    print(f"{len(images)} JPEGs, crops of {SIZE.value} pixels; differences in grey levels")
-    print(f"{'way':<28}{'ms':>7}{'mean diff.':>12}{'99.9%':>7}")
-    for name, way in WAYS.items():
+    print(f"{len(images)} JPEGs, crops of {SIZE.value} pixels; differences in gray levels")
+    print(f"{'decoder':<28}{'ms':>7}{'mean diff.':>12}{'99.9%':>7}")
+    for name, decode in DECODERS.items():
         differences = np.concatenate(
             [
-                np.abs(way(*pair, SIZE.value).astype(int) - expected).ravel()
+                np.abs(decode(*pair, SIZE.value).astype(int) - expected).ravel()
                 for pair, expected in zip(pairs, reference, strict=True)
             ]
         )

@@ -1,7 +1,7 @@
-"""RepVGG and RepVGGplus in PyTorch under the official names: the other side of the parity tests.
+"""RepVGG and RepVGGplus in PyTorch with the official names, for parity tests and benchmarks.
 
-Written from the layout's description and folded by its own arithmetic, so that nothing here can
-agree with the library by sharing its mistakes.
+Written from the description of the layout, with its own arithmetic for fusion, so that it shares no
+errors with the library.
 """
 
 from collections import OrderedDict
@@ -12,27 +12,33 @@ from torch.nn import functional
 
 
 def conv_norm(cin, cout, size, stride, groups=1):
+    """Returns a convolution and its BatchNorm."""
     conv = nn.Conv2d(cin, cout, size, stride, size // 2, groups=groups, bias=False)
     return nn.Sequential(OrderedDict(conv=conv, bn=nn.BatchNorm2d(cout)))
 
 
 class Gate(nn.Module):
+    """Squeeze-and-excitation."""
+
     def __init__(self, channels, hidden):
         super().__init__()
         self.down = nn.Conv2d(channels, hidden, 1)
         self.up = nn.Conv2d(hidden, channels, 1)
 
-    def forward(self, x):
+    def forward(self, x):  # noqa: D102
         y = functional.adaptive_avg_pool2d(x, 1)
         return x * torch.sigmoid(self.up(torch.relu(self.down(y))))
 
 
 def folded(weight, norm):
+    """Returns kernel and bias of a convolution with its BatchNorm."""
     scale = norm.weight / torch.sqrt(norm.running_var + norm.eps)
     return weight * scale[:, None, None, None], norm.bias - norm.running_mean * scale
 
 
 class Block(nn.Module):
+    """Three branches, or after `deploy` one convolution."""
+
     def __init__(self, cin, cout, stride, groups, gate=None, post=False):
         super().__init__()
         self.rbr_identity = nn.BatchNorm2d(cout) if cin == cout and stride == 1 else None
@@ -42,7 +48,7 @@ class Block(nn.Module):
         if gate:
             self.add_module("post_se" if post else "se", Gate(cout, cout // gate))
 
-    def forward(self, x):
+    def forward(self, x):  # noqa: D102
         if self.rbr_reparam is not None:
             y = self.rbr_reparam(x)
         else:
@@ -55,6 +61,7 @@ class Block(nn.Module):
 
     @torch.no_grad()
     def deploy(self):
+        """Replaces the branches by one convolution."""
         conv = self.rbr_dense.conv
         weight, bias = folded(conv.weight, self.rbr_dense.bn)
         weight_1, bias_1 = folded(self.rbr_1x1.conv.weight, self.rbr_1x1.bn)
@@ -66,17 +73,17 @@ class Block(nn.Module):
                 unit[channel, channel % unit.shape[1], 1, 1] = 1
             weight_0, bias_0 = folded(unit, self.rbr_identity)
             weight, bias = weight + weight_0, bias + bias_0
-        plain = nn.Conv2d(
+        fused = nn.Conv2d(
             conv.in_channels, conv.out_channels, 3, conv.stride, 1, groups=conv.groups
         )
-        plain.weight.copy_(weight)
-        plain.bias.copy_(bias)
-        self.rbr_reparam = plain
+        fused.weight.copy_(weight)
+        fused.bias.copy_(bias)
+        self.rbr_reparam = fused
         del self.rbr_dense, self.rbr_1x1, self.rbr_identity
 
 
 class Net(nn.Module):
-    """What both architectures share; `net` is ours, read for its hyper-parameters only."""
+    """Base of both architectures; only hyper-parameters are read from the Flax module `net`."""
 
     def __init__(self, net, post=False):
         super().__init__()
@@ -93,50 +100,56 @@ class Net(nn.Module):
         self.linear = nn.Linear(cin, net.num_classes)
 
     def classify(self, x):
+        """Returns logits of the last map."""
         return self.linear(x.mean((2, 3)))
 
     def plain(self):
-        """One convolution and BatchNorm a layer."""
+        """Leaves one convolution and BatchNorm in each layer."""
         for block in [module for module in self.modules() if isinstance(module, Block)]:
             block.rbr_1x1 = block.rbr_identity = None
         return self
 
     def deploy(self):
+        """Fuses all blocks."""
         for block in [module for module in self.modules() if isinstance(module, Block)]:
             block.deploy()
         return self
 
 
 class TwinRepVGG(Net):
-    def lay_out(self, stages, num_classes):
+    """RepVGG."""
+
+    def lay_out(self, stages, num_classes):  # noqa: D102
         self.stage0 = stages[0][0]
         for index, stage in enumerate(stages[1:], 1):
             self.add_module(f"stage{index}", nn.Sequential(*stage))
 
-    def forward(self, x):
+    def forward(self, x):  # noqa: D102
         for stage in (self.stage0, self.stage1, self.stage2, self.stage3, self.stage4):
             x = stage(x)
         return self.classify(x)
 
 
 class Stage(nn.Module):
+    """A stage under the official names of RepVGGplus."""
+
     def __init__(self, blocks):
         super().__init__()
         self.blocks = nn.ModuleList(blocks)
 
-    def forward(self, x):
+    def forward(self, x):  # noqa: D102
         for block in self.blocks:
             x = block(x)
         return x
 
 
 class TwinRepVGGPlus(Net):
-    """In training `forward` gives `(logits, {name: auxiliary logits})`."""
+    """RepVGGplus; in training, `forward` returns `(logits, {name: auxiliary logits})`."""
 
     def __init__(self, net):
         super().__init__(net, post=True)
 
-    def lay_out(self, stages, num_classes):
+    def lay_out(self, stages, num_classes):  # noqa: D102
         half = len(stages[3]) // 2
         self.stage0 = stages[0][0]
         self.stage1, self.stage2 = Stage(stages[1]), Stage(stages[2])
@@ -150,7 +163,7 @@ class TwinRepVGGPlus(Net):
             pool = nn.AdaptiveAvgPool2d(1)
             self.add_module(f"{name}_aux", nn.Sequential(down, pool, nn.Flatten(), head))
 
-    def forward(self, x):
+    def forward(self, x):  # noqa: D102
         auxiliary = {}
         for name in ("stage0", "stage1", "stage2", "stage3_first", "stage3_second", "stage4"):
             x = self.get_submodule(name)(x)
@@ -159,15 +172,16 @@ class TwinRepVGGPlus(Net):
         return (self.classify(x), auxiliary) if self.training else self.classify(x)
 
     def deploy(self):
+        """Removes the auxiliary heads and fuses all blocks."""
         for name in ("stage1", "stage2", "stage3_first"):
             self._modules.pop(f"{name}_aux", None)
         return super().deploy()
 
 
 def twin_of(net, seed=0):
-    """The PyTorch twin of our net in evaluation mode, its BatchNorms as no training leaves fresh.
+    """Returns the PyTorch twin of a net in evaluation mode, with BatchNorms as after training.
 
-    Gammas have both signs. Convolutions keep PyTorch's own draw, which holds the scale of
+    Gammas have both signs. Convolutions keep PyTorch's initialization, which preserves the scale of
     activations over 50 layers.
     """
     torch.manual_seed(seed)

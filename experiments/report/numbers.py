@@ -43,7 +43,7 @@ class Sample:
 
     @property
     def beyond_noise(self) -> bool | None:
-        """Whether the interval excludes zero; None where there is no interval."""
+        """True if the interval excludes zero; None where there is no interval."""
         half_width = self.half_width
         return None if half_width is None else abs(self.mean) > half_width
 

@@ -1,7 +1,7 @@
-"""What initialisation does to deep plain nets: `python -m experiments.studies.deep_plain [--fast]`.
+"""Compares initializations of deep plain nets: `python -m experiments.studies.deep_plain [--fast]`.
 
-Trains the variants of configs/deep_plain.py through the same loop as `main.py`, measures how long
-programs of 10 to 10,000 layers take to compile, and writes docs/results/deep_plain.md with its curves.
+Trains the variants of configs/deep_plain.py as `main.py` does, measures how long programs of 10 to
+10,000 layers take to compile, and writes docs/results/deep_plain.md and its curves.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ LABELS = {
 
 
 def fit(variant: str, workdir: Path, steps: int | None) -> list[dict[str, Any]]:
-    """The metrics of a run of the variant, which goes on where an earlier call stopped."""
+    """Returns the metrics of a run of the variant, which resumes where an earlier call stopped."""
     config = deep_plain.get_config(variant)
     if steps:
         config.train.update(steps=steps, eval_every=steps)
@@ -48,7 +48,7 @@ def fit(variant: str, workdir: Path, steps: int | None) -> list[dict[str, Any]]:
 
 
 def compile_seconds(depth: int) -> tuple[float, float]:
-    """Seconds that XLA takes for a training step and for the initialisation; nothing is run."""
+    """Returns seconds to compile a training step and the initialization; nothing is run."""
     net = rj.create("deep_plain", num_classes=10, depth=depth)
     tx, mesh = sgd.sgd(lambda step: jnp.float32(0.01)), make_mesh()
     state = jax.eval_shape(lambda key: init_state(net, tx, mesh, key), jax.random.key(0))
@@ -65,7 +65,7 @@ def compile_seconds(depth: int) -> tuple[float, float]:
 
 
 def draw(curves: dict[str, list[dict[str, Any]]], path: Path) -> None:
-    """Training loss and test top-1 of every variant, side by side."""
+    """Draws training loss and test top-1 of every variant, side by side."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -73,32 +73,32 @@ def draw(curves: dict[str, list[dict[str, Any]]], path: Path) -> None:
 
     figure, (loss, top1) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
     styles = zip(curves.items(), ("C0", "C1", "C2"), ("-", "--", "-."), strict=False)
-    for (variant, rows), colour, style in styles:
+    for (variant, rows), color, style in styles:
         training = [row for row in rows if row["kind"] == "train"]
         tests = [row for row in rows if row["kind"] == "eval"]
-        shared = {"color": colour, "linestyle": style, "label": LABELS[variant]}
+        shared = {"color": color, "linestyle": style, "label": LABELS[variant]}
         loss.plot([r["step"] for r in training], [r["loss"] for r in training], **shared)
         top1.plot(
             [r["step"] for r in tests], [100 * r["top1"] for r in tests], marker="o", **shared
         )
     loss.set(xlabel="step", ylabel="training loss (nats)", ylim=(0, 3))
     top1.set(xlabel="step", ylabel="test top-1 (%)", ylim=(0, 100))
-    top1.axhline(10, color="grey", linewidth=0.8, linestyle=":")
-    top1.text(0.99, 0.11, "chance", color="grey", ha="right", transform=top1.transAxes)
+    top1.axhline(10, color="gray", linewidth=0.8, linestyle=":")
+    top1.text(0.99, 0.11, "chance", color="gray", ha="right", transform=top1.transAxes)
     figure.legend(*loss.get_legend_handles_labels(), loc="outside lower center", ncols=2)
     figure.savefig(path, dpi=110)
 
 
 def page(curves: dict[str, list[dict[str, Any]]], compiled: dict[int, tuple[float, float]]) -> str:
-    """docs/results/deep_plain.md."""
+    """Returns the text of docs/results/deep_plain.md."""
     device = f"{jax.devices()[0].device_kind} x{jax.device_count()} ({os.cpu_count()} host cores)"
     lines = [
         "# Deep plain nets",
         "",
-        "No BatchNorm, no branch, no shortcut: a stem, up to thousands of 3x3 convolutions of one "
-        "width, a dense layer. RepVGG trains branches and fuses them away; the field's other road "
-        "is an initialisation under which a plain net is an isometry (delta-orthogonal kernels, "
-        "arXiv 1806.05393), or a constraint on the filters' norms. By name: `deep_plain`.",
+        "The net `deep_plain` has no BatchNorm, branches or shortcuts: a stem, up to thousands of "
+        "3x3 convolutions of one width, and a dense layer. RepVGG trains branches and fuses them "
+        "away; the alternative is an initialization under which a plain net is an isometry "
+        "(delta-orthogonal kernels, arXiv 1806.05393), or a constraint on the filters' norms.",
         "",
         "![curves](deep_plain.png)",
         "",
@@ -113,10 +113,10 @@ def page(curves: dict[str, list[dict[str, Any]]], compiled: dict[int, tuple[floa
         lines.append(f"| {LABELS[variant]} | {test} | {loss} |")
     lines += [
         "",
-        "The layers are stacked in one array and walked by `lax.scan`, so that compiling does not "
-        "take longer for more of them:",
+        "The layers are stacked in one array and applied by `lax.scan`, so that more layers do not "
+        "take longer to compile:",
         "",
-        "| layers | training step, seconds to compile | initialisation, seconds to compile |",
+        "| layers | training step, seconds to compile | initialization, seconds to compile |",
         "|--:|--:|--:|",
     ]
     lines += [f"| {depth:,} | {s:.1f} | {i:.1f} |" for depth, (s, i) in compiled.items()]
@@ -129,11 +129,13 @@ def page(curves: dict[str, list[dict[str, Any]]], compiled: dict[int, tuple[floa
 
 
 def main() -> None:
-    """Train, compile, write."""
+    """Trains, compiles, and writes the page."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--workdir", type=Path, default=Path("runs/deep_plain"))
-    parser.add_argument("--docs", type=Path, default=DOCS)
-    parser.add_argument("--fast", action="store_true", help="a few steps, to see that it runs")
+    parser.add_argument(
+        "--workdir", type=Path, default=Path("runs/deep_plain"), help="folder to train in"
+    )
+    parser.add_argument("--docs", type=Path, default=DOCS, help="folder of the page")
+    parser.add_argument("--fast", action="store_true", help="run a few steps only, as a test")
     arguments = parser.parse_args()
     steps = 2 if arguments.fast else None
     compiled = {}

@@ -1,7 +1,7 @@
-"""Every variant's counts and errors, against PyTorch: `python -m experiments.studies.family`.
+"""Compares all variants with PyTorch: `python -m experiments.studies.family`.
 
-For each model at full size, with BatchNorms of both signs and no fresh statistics: the counts of
-both forms, the relative error of fusing, and how far the logits are from PyTorch's.
+For each model at full size, with BatchNorm scales of both signs and statistics as after training:
+the counts of both forms, the relative error of fusing, and the distance of the logits to PyTorch's.
 """
 
 from __future__ import annotations
@@ -30,23 +30,23 @@ ROOT = Path(__file__).parents[2]
 
 
 def measure(name: str, image_size: int, classes: int, timm: Any) -> dict[str, Any]:
-    """One row: counts of both forms, and max |difference| / max |logits| of each comparison."""
+    """Returns the counts of both forms, and max |difference| / max |logits| of each comparison."""
     net = rj.create(name, num_classes=classes)
     twin = twin_of(net)
     variables = from_torch(net, twin.state_dict())
-    plain, fused = rj.fuse(net, variables)
+    fused_net, fused_variables = rj.fuse(net, variables)
     x = np.random.default_rng(0).standard_normal((1, image_size, image_size, 3), np.float32)
     row: dict[str, Any] = {
         "model": name,
         "params": count_parameters(variables),
-        "params_fused": count_parameters(fused),
+        "params_fused": count_parameters(fused_variables),
         "macs": count_macs(net, variables, image_size),
-        "macs_fused": count_macs(plain, fused, image_size),
+        "macs_fused": count_macs(fused_net, fused_variables, image_size),
         "fusing": rj.verify(net, variables, x).max_relative_error,
     }
     with jax.default_matmul_precision("highest"):
         ours = np.asarray(jit(net.apply)(variables, x))
-        ours_fused = np.asarray(jit(plain.apply)(fused, x))
+        ours_fused = np.asarray(jit(fused_net.apply)(fused_variables, x))
     row["twin"] = difference(twin, x, ours)
     row["twin_fused"] = difference(twin.deploy(), x, ours_fused)
     del twin
@@ -63,13 +63,13 @@ def measure(name: str, image_size: int, classes: int, timm: Any) -> dict[str, An
 
 @torch.no_grad()
 def difference(module: torch.nn.Module, x: np.ndarray, ours: np.ndarray) -> float:
-    """Max |ours - theirs| / max |theirs| of the logits."""
+    """Returns max |ours - theirs| / max |theirs| of the logits."""
     theirs = module(torch.from_numpy(x).permute(0, 3, 1, 2)).numpy()
     return float(np.abs(ours - theirs).max() / np.abs(theirs).max())
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """The rows as markdown."""
+    """Returns the rows as a Markdown table."""
     lines = [
         "| model | params: train form | fused | GMACs: train form | fused | fusing "
         "| PyTorch: train form | fused | timm: train form | fused |",
@@ -87,7 +87,7 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 
 def import_timm() -> Any:
-    """Timm where it is installed; a torchvision without its compiled half is good enough."""
+    """Returns timm if it is installed, also with a torchvision without compiled operators."""
     if importlib.util.find_spec("timm") is None:
         print("timm is not installed: its columns stay empty", file=sys.stderr)
         return None
@@ -95,16 +95,16 @@ def import_timm() -> Any:
         library = torch.library.Library("torchvision", "DEF")
         for op in ("nms", "qnms"):
             library.define(op + "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    except RuntimeError:  # the compiled half has defined them
+    except RuntimeError:  # the compiled operators define them
         library = None
     import timm
 
-    timm.torchvision_operators = library  # the definitions last as long as this object
+    timm.torchvision_operators = library  # keeps the definitions alive
     return timm
 
 
 def page(rows: list[dict[str, Any]], command: str, seconds: float, size: int, classes: int) -> str:
-    """The document: what was measured, how, and the table."""
+    """Returns the page: the method and the table."""
     packages = ("jax", "jaxlib", "flax", "torch", "timm")
     found = [name for name in packages if importlib.util.find_spec(name)]
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in found)
@@ -112,10 +112,10 @@ def page(rows: list[dict[str, Any]], command: str, seconds: float, size: int, cl
 
 Every variant at its full width and depth, {classes} classes, one image of {size}x{size} noise.
 The weights are random; the BatchNorms have gammas of both signs and statistics away from 0 and 1,
-since fresh ones hide mistakes. So this says that the functions are equal, not what they are worth.
+since fresh ones hide errors. So the table shows that the functions are equal, not their accuracy.
 
 Errors are max |difference| / max |logits|, in float32 at highest matmul precision. *Fusing*: the
-largest error of any block or of the logits, our fused form against our train form (`rj.verify`).
+largest error of any block or of the logits, the fused form against the train form (`rj.verify`).
 *PyTorch*: our logits against a PyTorch model in the official layout
 (`experiments/reference/torch_repvgg.py`) that gave the weights; for the fused form it is fused by
 PyTorch, ours by `rj.fuse`. *timm*: the same against timm's own model and `reparameterize_model`,
@@ -130,11 +130,14 @@ Python {sys.version.split()[0]}, {versions}.
 
 
 def main(arguments: list[str] | None = None) -> None:
+    """Measures all models and writes the page."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, default=ROOT / "docs/results/family.md")
-    parser.add_argument("--models", nargs="*", default=rj.list_models("repvgg*"))
-    parser.add_argument("--image_size", type=int, default=224)
-    parser.add_argument("--classes", type=int, default=1000)
+    parser.add_argument(
+        "--out", type=Path, default=ROOT / "docs/results/family.md", help="page to write"
+    )
+    parser.add_argument("--models", nargs="*", default=rj.list_models("repvgg*"), help="names")
+    parser.add_argument("--image_size", type=int, default=224, help="pixels")
+    parser.add_argument("--classes", type=int, default=1000, help="number of classes")
     options = parser.parse_args(arguments)
     given = sys.argv[1:] if arguments is None else arguments
     command = " ".join(["python -m experiments.studies.family", *given])

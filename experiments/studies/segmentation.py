@@ -1,11 +1,11 @@
-"""A RepVGG backbone under a pyramid-pooling head, fused with the head left alone.
+"""Trains a RepVGG backbone under a pyramid-pooling head, and fuses the backbone only.
 
   python -m experiments.studies.segmentation [--steps=400] [--fast]
 
-The images are generated, discs and squares of two kinds of colour on noise with exact masks, so
-that it runs anywhere in a minute on two CPU cores. The head is that of PSPNet (arXiv 1612.01105,
+The images are generated: discs and squares of random colors on noise, with exact masks. Training
+takes a minute on two CPU cores. The head is that of PSPNet (arXiv 1612.01105,
 section 3.2); the backbone keeps an output stride of 8 by dilation (arXiv 2101.03697, section 4.4;
---fast dilates the last five layers alone).
+--fast dilates only the last five layers).
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ BINS = (1, 2, 3, 6)
 
 
 def shapes(rng: np.random.Generator, count: int, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Images float32 [count, size, size, 3] and masks int32 [count, size, size]."""
+    """Returns images float32 [count, size, size, 3] and masks int32 [count, size, size]."""
     images = rng.normal(0, 0.5, (count, size, size, 3)).astype(np.float32)
     masks = np.zeros((count, size, size), np.int32)
     y, x = np.mgrid[:size, :size]
@@ -49,10 +49,10 @@ def shapes(rng: np.random.Generator, count: int, size: int) -> tuple[np.ndarray,
 
 
 def pool(x: Array, bins: int) -> Array:
-    """The mean over bins x bins parts, [batch, h, w, c] -> [batch, bins, bins, c].
+    """Returns the mean over bins x bins parts, [batch, h, w, c] -> [batch, bins, bins, c].
 
     Part i covers rows floor(i h / bins) up to ceil((i + 1) h / bins), so that every pixel counts
-    where bins doesn't divide the map too.
+    even if bins does not divide the size.
     """
 
     def weights(size: int) -> np.ndarray:
@@ -72,6 +72,8 @@ class PyramidHead(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, size: tuple[int, int], train: bool = False) -> Array:
+        """Returns logits of every pixel."""
+
         def unit(y: Array, width: int, kernel: int, name: str) -> Array:
             y = Conv(width, kernel, name=f"{name}_conv")(y)
             return nn.relu(BatchNorm(train, name=f"{name}_bn")(y))
@@ -86,7 +88,7 @@ class PyramidHead(nn.Module):
 
 
 def mean_iou(masks: np.ndarray, predictions: np.ndarray) -> float:
-    """Mean over the classes of intersection / union, from one confusion matrix."""
+    """Returns the mean over classes of intersection / union, from one confusion matrix."""
     n = len(CLASSES)
     confusion = np.bincount(masks.ravel() * n + predictions.ravel(), minlength=n * n).reshape(n, n)
     hits = np.diag(confusion)
@@ -94,7 +96,7 @@ def mean_iou(masks: np.ndarray, predictions: np.ndarray) -> float:
 
 
 def run(steps: int = 400, fast: bool = False, size: int = 48, batch: int = 16) -> dict[str, float]:
-    """Train, fuse the backbone, and compare: mIoU of both forms and their agreement in pixels."""
+    """Trains, fuses the backbone, and returns mIoU of both forms and their agreement in pixels."""
     net = rj.create(
         "repvgg_a0",
         num_classes=1,
@@ -154,10 +156,10 @@ def run(steps: int = 400, fast: bool = False, size: int = 48, batch: int = 16) -
 
 
 def main() -> None:
-    """Print what `run` measured."""
+    """Prints the result of `run`."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, default=400)
-    parser.add_argument("--fast", action="store_true", help="dilate the last five layers alone")
+    parser.add_argument("--steps", type=int, default=400, help="training steps")
+    parser.add_argument("--fast", action="store_true", help="dilate only the last five layers")
     for name, value in run(**vars(parser.parse_args())).items():
         print(f"{name:<18} {value:.4f}")
 

@@ -1,7 +1,7 @@
 """The ablations as data: sweep -> variant -> fields that differ from the protocol's config.
 
-Published figures are ImageNet top-1 in percent, copied from the papers' tables; they stand beside
-ours as an ordering to compare with, not as a figure to reach.
+Published figures are ImageNet top-1 in percent, copied from the papers' tables. Nets and data are
+different here, so only the order of variants can be compared.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from experiments.sweeps.spec import Overrides, PaperPair, Sweep
 TABLE_6 = "RepVGG (arXiv 2101.03697), Table 6: RepVGG-B0 on ImageNet, 120 epochs"
 TABLE_7 = "RepVGG (arXiv 2101.03697), Table 7: RepVGG-B0 on ImageNet, 120 epochs"
 DBB_TABLE_2 = "DBB (arXiv 2103.13425), Table 2: ResNet-18 on ImageNet"
-DIRAC_START = "`dirac`'s BatchNorms start at a scale of 1 (its authors': between 0 and 1)."
+DIRAC_START = "The BatchNorm scales of `dirac` start at 1 (in its paper: between 0 and 1)."
 PLAIN = {"model.branches": ("kxk",)}
 
 
@@ -26,7 +26,7 @@ def _depths(*depths: int) -> Overrides:
 
 
 def _with_plain(variants: dict[str, Overrides]) -> dict[str, Overrides]:
-    """Each variant, and beside it the plain net of the same depth."""
+    """Returns each variant, followed by the plain net of the same depth."""
     return {
         name: entry
         for full, fields in variants.items()
@@ -34,14 +34,14 @@ def _with_plain(variants: dict[str, Overrides]) -> dict[str, Overrides]:
     }
 
 
-# Layers of depths (1, 2, 4, 4, 1), the stem being 0: stage 2 is 3 to 6, stage 3 is 7 to 10.
+# Layers are counted from the stem: for depths (1, 2, 4, 4, 1), stage 2 is 3 to 6, stage 3 7 to 10.
 def _groups(groups: int, layers: range | None = None) -> Overrides:
     where = {} if layers is None else {"model.grouped_layers": tuple(layers)}
     return {"model.groups": groups, **where}
 
 
 def _deep(activation: str, initializer: str, **fields: Any) -> Overrides:
-    """A plain net of 100 layers without BatchNorm, which only its initialisation helps to train."""
+    """Returns fields of a plain net of 100 layers without BatchNorm."""
     return {
         "model.name": "deep_plain",
         **{f"model.{name}": None for name in ("depths", "widths", "strides")},
@@ -106,7 +106,7 @@ SWEEPS: dict[str, Sweep] = {
         f"{DIRAC_START}",
     ),
     "groups": Sweep(
-        title="Grouped convolutions, and where",
+        title="Grouped convolutions and their layers",
         baseline="1",
         variants={
             "1": {},
@@ -119,11 +119,11 @@ SWEEPS: dict[str, Sweep] = {
         },
         published={"1": 78.37, "2": 77.78, "4": 77.58},
         source="RepVGG (arXiv 2101.03697), Table 4: B1, B1g2 and B1g4 on ImageNet, 120 epochs",
-        note="`2` and `4` are in every second layer, as the paper's; the others say where, by "
-        "stages that are counted from 0, the stem: 1 to 4 are the paper's 2 to 5.",
+        note="`2` and `4` have groups in every second layer, as the paper; the other names tell "
+        "the layers, by stages counted from the stem, 0: 1 to 4 are the paper's 2 to 5.",
     ),
     "depth": Sweep(
-        title="Depth of stage 3 (the paper's stage 4) and of all stages, beside plain nets",
+        title="Depth of stage 3 (the paper's stage 4) and of all stages, with and without branches",
         baseline="base",
         variants=_with_plain(
             {
@@ -137,10 +137,10 @@ SWEEPS: dict[str, Sweep] = {
             }
         ),
         note="`stage4_N` has N layers in the paper's stage 4, `all_xN` N times the layers in all "
-        "stages but the first and the last; `plain_` has the 3x3 branch alone.",
+        "stages but the first and the last; `plain_` has the 3x3 branch only.",
     ),
     "blocks": Sweep(
-        title="Blocks of the zoo",
+        title="Re-parameterizable blocks",
         baseline="repvgg",
         variants={
             "repvgg": {},
@@ -184,8 +184,8 @@ SWEEPS: dict[str, Sweep] = {
                 "RepOptimizer (arXiv 2205.15242), Table 2: B1 on ImageNet, by its optimizer",
             ),
         },
-        note="`csla` trains its constant scales, as RepOptimizer's hyper-search does, from 1 "
-        f"(there from sqrt(2 / l) in a stage's layer l). {DIRAC_START}",
+        note="`csla` trains its scales from 1, RepOptimizer's hyper-search from sqrt(2 / l) in "
+        f"layer l of a stage. {DIRAC_START}",
     ),
     "width": Sweep(
         title="Width",
@@ -198,7 +198,7 @@ SWEEPS: dict[str, Sweep] = {
         },
     ),
     "init": Sweep(
-        title="Initialisation, of three branches and of one",
+        title="Initialization of three branches and of one",
         baseline="default",
         variants=_with_plain(
             {
@@ -206,11 +206,11 @@ SWEEPS: dict[str, Sweep] = {
                 **{name: {"model.initializer": name} for name in ("lecun", "he", "timm")},
             }
         ),
-        note="Variances of kernels: `default` 1 / (3 fan_in), uniform, as PyTorch's; `lecun` "
-        "1 / fan_in; `he` 2 / fan_in; `timm` 2 / fan_out, with BatchNorm's scales about 0.1.",
+        note="Variances of kernels: `default` 1 / (3 fan_in), uniform, as in PyTorch; `lecun` "
+        "1 / fan_in; `he` 2 / fan_in; `timm` 2 / fan_out, with BatchNorm scales of about 0.1.",
     ),
     "deep_init": Sweep(
-        title="Initialisation of 100 plain layers without BatchNorm",
+        title="Initialization of 100 plain layers without BatchNorm",
         baseline="delta_orthogonal_tanh",
         variants={
             "delta_orthogonal_tanh": _deep("tanh", "delta_orthogonal"),
@@ -222,19 +222,19 @@ SWEEPS: dict[str, Sweep] = {
                 "leaky_relu", "delta_orthogonal", **_MAX_NORM
             ),
         },
-        note="Rates are those of configs/deep_plain.py for the depth, not tuned.",
+        note="Learning rates are those of configs/deep_plain.py, not tuned for this depth.",
     ),
     "bn_group_size": Sweep(
-        title="Images that a BatchNorm's statistics are taken over",
+        title="Number of images of BatchNorm statistics",
         baseline="batch",
         variants={
             "batch": {},
             **{str(size): {"model.bn_group_size": size} for size in (64, 32, 16, 8, 4)},
         },
-        note="The batch is 128. The paper's statistics were of 32 images, a GPU's share.",
+        note="The batch is 128. The paper takes statistics over the 32 images of one GPU.",
     ),
     "weight_decay": Sweep(
-        title="What decays, and how much",
+        title="Weight decay: parameters and strength",
         baseline="released",
         variants={
             "released": {},
@@ -247,7 +247,7 @@ SWEEPS: dict[str, Sweep] = {
             "1e-4": {"optim.weight_decay": 1e-4},
         },
         note="`released`: kernels and the identity BatchNorm's scale, 5e-4; `custom_l2`: the "
-        "released code's option of that name, which decays the 1x1 and the centre tap as one.",
+        "released code's option, which decays the sum of the 1x1 and the center tap.",
     ),
     "recipe": Sweep(
         title="Training recipe",
@@ -276,6 +276,6 @@ SWEEPS: dict[str, Sweep] = {
             "qarepvgg_float32": {"model.dtype": "float32", "model.block": "qarepvgg"},
             "qarepvgg_bfloat16": {"model.dtype": "bfloat16", "model.block": "qarepvgg"},
         },
-        note="Of training and both forms. There is no int8 yet, for which QARepVGG was made.",
+        note="The type of training and both forms. int8, for which QARepVGG is made, is untested.",
     ),
 }

@@ -29,7 +29,7 @@ from experiments.sweeps.expand import (
 )
 from experiments.sweeps.flags import Parser, run_command
 from experiments.sweeps.jobs import Job
-from experiments.sweeps.launchers import (
+from experiments.sweeps.launchers.base import (
     LAUNCHERS,
     LauncherOptions,
     add_flags,

@@ -14,7 +14,8 @@ from experiments.sweeps import run, status, workdirs
 from experiments.sweeps.cost import RemainingCost, remaining_cost
 from experiments.sweeps.expand import expand
 from experiments.sweeps.jobs import Job
-from experiments.sweeps.launchers import LauncherOptions, local
+from experiments.sweeps.launchers import local
+from experiments.sweeps.launchers.base import LauncherOptions
 from experiments.sweeps.rows import sweep_fields
 from repvgg_jax.bench.counting import count_macs
 from repvgg_jax.config.build import make_net

@@ -9,7 +9,8 @@ import pytest
 import yaml
 
 from experiments.sweeps.jobs import HELD, LONGEST_NAME, STOPPED, Job
-from experiments.sweeps.launchers import LauncherOptions, kubernetes, launcher
+from experiments.sweeps.launchers import kubernetes
+from experiments.sweeps.launchers.base import LauncherOptions, launcher
 from repvgg_jax.errors import RunError, UsageError
 
 JOB = Job(

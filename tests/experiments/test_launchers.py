@@ -13,7 +13,8 @@ import pytest
 
 from experiments.sweeps import workdirs
 from experiments.sweeps.jobs import STOPPED, Job
-from experiments.sweeps.launchers import LauncherOptions, launcher, slurm
+from experiments.sweeps.launchers import slurm
+from experiments.sweeps.launchers.base import LauncherOptions, launcher
 from repvgg_jax.errors import UsageError
 
 ROOT = Path(__file__).parents[2]
@@ -193,7 +194,7 @@ def test_a_job_that_ends_untold_says_why(code, says, tmp_path):
 
 def test_launchers_are_imported_when_used():
     code = (
-        "import sys; from experiments.sweeps.launchers import launcher; launcher('local'); "
+        "import sys; from experiments.sweeps.launchers.base import launcher; launcher('local'); "
         "assert not {'submitit', 'experiments.sweeps.launchers.slurm'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, timeout=60)

@@ -6,7 +6,8 @@ import pytest
 
 from experiments.sweeps import workdirs
 from experiments.sweeps.jobs import Job
-from experiments.sweeps.launchers import LauncherOptions, local
+from experiments.sweeps.launchers import local
+from experiments.sweeps.launchers.base import LauncherOptions
 from experiments.sweeps.launchers.local import cores, device_environment, launch
 from repvgg_jax.errors import RunError, Stopped, UsageError
 from repvgg_jax.runtime.devices import devices_here

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from experiments.sweeps.jobs import Job
-from experiments.sweeps.launchers import LauncherOptions, check_folders
+from experiments.sweeps.launchers.base import LauncherOptions, check_folders
 from repvgg_jax.errors import UsageError
 
 FLAGS = {

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from experiments.sweeps.jobs import HELD, STOPPED_CODES, Job
-from experiments.sweeps.launchers import LauncherOptions
+from experiments.sweeps.launchers.base import LauncherOptions
 from experiments.sweeps.workdirs import (
     LOG_FILE,
     clear_error,

@@ -12,7 +12,7 @@ from contextlib import suppress
 from typing import Any
 
 from experiments.sweeps.jobs import HELD, STOPPED, STOPPED_CODES, Job
-from experiments.sweeps.launchers import LauncherOptions, check_folders
+from experiments.sweeps.launchers.base import LauncherOptions, check_folders
 from experiments.sweeps.workdirs import clear_error, record_failure, workdir_of
 from repvgg_jax.errors import RunError, UsageError, one_line
 
