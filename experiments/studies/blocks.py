@@ -1,19 +1,17 @@
-"""Every block measured alike.
+"""Measures all blocks in the same way.
 
   python -m experiments.studies.blocks [counts] [cost] [digits] [table]
 
-
-counts: parameters of RepVGG-B0 with the block, and the fusion error with randomised statistics.
-cost: a training step's time over that of RepVGG's block, both timed in turn in one run.
-digits: the quickstart's training with the block, through to the fused net.
-table: docs/results/blocks.md of all that docs/results/blocks.json holds. Without arguments, all four.
+counts: parameters of RepVGG-B0 with the block, and the fusion error with randomized statistics.
+cost: the time of a training step relative to RepVGG's block, interleaved in one run.
+digits: the quickstart's training with the block, including the fused net.
+table: the table in docs/results/blocks.md, from docs/results/blocks.json. Default: all four.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
 import tempfile
 import time
@@ -26,26 +24,26 @@ import numpy as np
 
 import repvgg_jax as rj
 from configs import quickstart
+from experiments.studies.pages import DOCS, write_section
 from repvgg_jax.bench.counting import count_parameters
 from repvgg_jax.blocks.fused import FusedConv
 from repvgg_jax.blocks.registry import BLOCKS
 from repvgg_jax.cli import train
 from repvgg_jax.optim import sgd
 from repvgg_jax.runtime.compilation import jit
-from repvgg_jax.runtime.files import replace_text, write_json
+from repvgg_jax.runtime.files import write_json
 from repvgg_jax.runtime.mesh import make_mesh, shard_batch
 from repvgg_jax.training.step import init_state, train_step
 from tests.support.variables import random_variables
 
-DOCS = Path(__file__).parents[2] / "docs/results"
 NAMES = [name for name in BLOCKS if name != "fused"]
 PAPERS = {
     "repvgg": "RepVGG, 2101.03697",
-    "plain": "conv and BatchNorm alone",
+    "plain": "convolution and BatchNorm only",
     "acb": "ACNet, 1908.03930",
     "dbb": "Diverse Branch Block, 2103.13425",
     "orepa": "OREPA, 2204.00826",
-    "mobileone": "MobileOne, 2206.04040 (4 copies)",
+    "mobileone": "MobileOne, 2206.04040 (k = 4)",
     "qarepvgg": "QARepVGG, 2212.01593",
     "dirac": "DiracNet, 1706.00388",
     "trivial": "RepVGG, Table 7",
@@ -66,7 +64,7 @@ SMALL = {
 
 
 def counts(name: str) -> dict[str, Any]:
-    """B0's parameters in both forms, and the fusion error of a small net of the block."""
+    """Returns B0's parameters in both forms, and the fusion error of a small net of the block."""
     net = rj.create("repvgg_b0", block=name)
     shapes = jax.eval_shape(lambda key: rj.init(net, key), jax.random.key(0))
     plain = net.clone(block=FusedConv)
@@ -83,7 +81,7 @@ def counts(name: str) -> dict[str, Any]:
 
 
 def stepper(name: str, batch: Any) -> Callable[[], float]:
-    """A call that takes a training step of a small net on the batch, and says its seconds."""
+    """Returns a function that takes a training step of a small net and returns its seconds."""
     net = rj.create("repvgg_b0", block=name, **SMALL)
     held = [init_state(net, sgd.sgd(lambda step: 0.01), make_mesh(), jax.random.key(0))]
     step = jit(train_step, donate_argnums=0)
@@ -99,7 +97,7 @@ def stepper(name: str, batch: Any) -> Callable[[], float]:
 
 
 def cost(name: str, repeats: int = 5) -> dict[str, Any]:
-    """Median over pairs of steps taken in turn of the block's time over RepVGG's."""
+    """Returns the median ratio of the block's step time to RepVGG's, over interleaved pairs."""
     rng = np.random.default_rng(0)
     batch = {
         "image": rng.standard_normal((64, 32, 32, 3), np.float32),
@@ -112,7 +110,7 @@ def cost(name: str, repeats: int = 5) -> dict[str, Any]:
 
 
 def digits(name: str) -> dict[str, Any]:
-    """The quickstart's run with the block."""
+    """Returns top-1 and fusion report of the quickstart's run with the block."""
     config = quickstart.get_config()
     config.model.block = name
     with tempfile.TemporaryDirectory() as folder:
@@ -121,17 +119,9 @@ def digits(name: str) -> dict[str, Any]:
     return {"top1": report["top1"], "fusion": report.get("fusion")}
 
 
-def table(rows: dict[str, dict[str, Any]], device: str) -> str:
-    """docs/results/blocks.md."""
+def table(rows: dict[str, dict[str, Any]]) -> list[str]:
+    """Returns the lines of the table in docs/results/blocks.md."""
     lines = [
-        "# Blocks",
-        "",
-        "Each of these is a word: `--config.model.block=dbb`, or `block='dbb'` of `rj.create`. All "
-        "but `relu_in_branch` are affine in evaluation mode, so each fuses to one convolution; "
-        "`tests/test_blocks.py` holds every entry of the registry to that over strides, groups, "
-        "kernel sizes, dilations and odd maps. How to add one: "
-        "[add a block](../guides/add_a_block.md).",
-        "",
         "| block | paper | B0, train form | B0, fused | fusion error | step | digits, train form "
         "| fused | agreement |",
         "|---|---|--:|--:|--:|--:|--:|--:|--:|",
@@ -151,30 +141,21 @@ def table(rows: dict[str, dict[str, Any]], device: str) -> str:
             cell(fusion.get("top1_agreement"), "{:.0%}"),
         ]
         lines.append(f"| {' | '.join(cells)} |")
-    lines += [
-        "",
-        "Parameters: RepVGG-B0 with 1000 classes. Fusion error: the largest relative error of a "
-        "block or the logits, randomised statistics, float32. Step: time of a training step over "
-        "that of `repvgg`, both taken in turn in one run (widths 16 to 256, 16 layers, 64 images "
-        "of 32x32, float32; the median of five pairs). Digits: test top-1 after the quickstart's "
-        "40 epochs, one seed, so that differences of a percent mean nothing.",
-        "",
-        f"Measured on {device}, shared with other work, by `python -m experiments.studies.blocks`.",
-        "",
-    ]
-    return "\n".join(lines)
+    return lines
 
 
 def cell(value: Any, form: str) -> str:
-    """A formatted number, or a dash."""
+    """Formats a number, or a dash for None."""
     return "-" if value is None else form.format(value)
 
 
 def main() -> None:
-    """Measure what is asked for, keeping each result as soon as it is there."""
+    """Measures what is asked for, and stores each result at once."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("what", nargs="*", default=["counts", "cost", "digits", "table"])
-    parser.add_argument("--blocks", nargs="*", default=NAMES, choices=NAMES)
+    parser.add_argument(
+        "what", nargs="*", default=["counts", "cost", "digits", "table"], help="see above"
+    )
+    parser.add_argument("--blocks", nargs="*", default=NAMES, choices=NAMES, help="all by default")
     arguments = parser.parse_args()
     path = DOCS / "blocks.json"
     rows = json.loads(path.read_text()) if path.exists() else {}
@@ -185,9 +166,7 @@ def main() -> None:
             write_json(path, rows)
             print(name, rows[name], flush=True)
     if "table" in arguments.what:
-        kind = jax.devices()[0].device_kind
-        device = f"{kind} x{jax.device_count()} ({os.cpu_count()} host cores)"
-        replace_text(DOCS / "blocks.md", table(rows, device))
+        write_section(DOCS / "blocks.md", "table", table(rows))
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ Trains the variants of configs/deep_plain.py as `main.py` does, measures how lon
 from __future__ import annotations
 
 import argparse
-import os
 import time
 from pathlib import Path
 from typing import Any
@@ -17,16 +16,15 @@ import jax.numpy as jnp
 
 import repvgg_jax as rj
 from configs import deep_plain
+from experiments.studies.pages import DOCS, device_name, write_section
 from repvgg_jax.errors import RunError
 from repvgg_jax.optim import sgd
 from repvgg_jax.runtime.compilation import jit
-from repvgg_jax.runtime.files import replace_text
 from repvgg_jax.runtime.mesh import make_mesh
 from repvgg_jax.training.metrics import METRICS_FILE, read_metrics
 from repvgg_jax.training.step import init_state, train_step
 from repvgg_jax.training.train import train
 
-DOCS = Path(__file__).parents[2] / "docs/results"
 LABELS = {
     "delta_orthogonal": "1000 layers, tanh, delta-orthogonal",
     "default": "1000 layers, tanh, default (fan-in uniform)",
@@ -89,19 +87,9 @@ def draw(curves: dict[str, list[dict[str, Any]]], path: Path) -> None:
     figure.savefig(path, dpi=110)
 
 
-def page(curves: dict[str, list[dict[str, Any]]], compiled: dict[int, tuple[float, float]]) -> str:
-    """Returns the text of docs/results/deep_plain.md."""
-    device = f"{jax.devices()[0].device_kind} x{jax.device_count()} ({os.cpu_count()} host cores)"
+def curve_lines(curves: dict[str, list[dict[str, Any]]]) -> list[str]:
+    """Returns the table of test top-1 and training loss."""
     lines = [
-        "# Deep plain nets",
-        "",
-        "The net `deep_plain` has no BatchNorm, branches or shortcuts: a stem, up to thousands of "
-        "3x3 convolutions of one width, and a dense layer. RepVGG trains branches and fuses them "
-        "away; the alternative is an initialization under which a plain net is an isometry "
-        "(delta-orthogonal kernels, arXiv 1806.05393), or a constraint on the filters' norms.",
-        "",
-        "![curves](deep_plain.png)",
-        "",
         "| digits, `configs/deep_plain.py` | steps | test top-1 | training loss |",
         "|---|--:|--:|--:|",
     ]
@@ -111,21 +99,18 @@ def page(curves: dict[str, list[dict[str, Any]]], compiled: dict[int, tuple[floa
         test = tests[-1] if tests else "- | diverged"
         loss = losses[-1] if losses else "-"
         lines.append(f"| {LABELS[variant]} | {test} | {loss} |")
-    lines += [
-        "",
-        "The layers are stacked in one array and applied by `lax.scan`, so that more layers do not "
-        "take longer to compile:",
-        "",
+    return lines
+
+
+def compile_lines(compiled: dict[int, tuple[float, float]]) -> list[str]:
+    """Returns the table of compile times, and the device."""
+    return [
         "| layers | training step, seconds to compile | initialization, seconds to compile |",
         "|--:|--:|--:|",
-    ]
-    lines += [f"| {depth:,} | {s:.1f} | {i:.1f} |" for depth, (s, i) in compiled.items()]
-    lines += [
+        *(f"| {depth:,} | {step:.1f} | {init:.1f} |" for depth, (step, init) in compiled.items()),
         "",
-        f"Measured on {device} by `python -m experiments.studies.deep_plain`, one seed.",
-        "",
+        f"Measured on {device_name()} by `python -m experiments.studies.deep_plain`, one seed.",
     ]
-    return "\n".join(lines)
 
 
 def main() -> None:
@@ -144,7 +129,9 @@ def main() -> None:
         print(depth, compiled[depth], flush=True)
     curves = {variant: fit(variant, arguments.workdir, steps) for variant in LABELS}
     draw(curves, arguments.docs / "deep_plain.png")
-    replace_text(arguments.docs / "deep_plain.md", page(curves, compiled))
+    page = arguments.docs / "deep_plain.md"
+    write_section(page, "curves", curve_lines(curves))
+    write_section(page, "compile times", compile_lines(compiled))
 
 
 if __name__ == "__main__":

@@ -22,11 +22,10 @@ import torch
 
 import repvgg_jax as rj
 from experiments.reference.torch_repvgg import twin_of
+from experiments.studies.pages import DOCS, write_section
 from repvgg_jax.bench.counting import count_macs, count_parameters
 from repvgg_jax.interop.pytorch import from_torch, to_torch
 from repvgg_jax.runtime.compilation import jit
-
-ROOT = Path(__file__).parents[2]
 
 
 def measure(name: str, image_size: int, classes: int, timm: Any) -> dict[str, Any]:
@@ -68,7 +67,7 @@ def difference(module: torch.nn.Module, x: np.ndarray, ours: np.ndarray) -> floa
     return float(np.abs(ours - theirs).max() / np.abs(theirs).max())
 
 
-def table(rows: list[dict[str, Any]]) -> str:
+def table(rows: list[dict[str, Any]]) -> list[str]:
     """Returns the rows as a Markdown table."""
     lines = [
         "| model | params: train form | fused | GMACs: train form | fused | fusing "
@@ -83,7 +82,7 @@ def table(rows: list[dict[str, Any]]) -> str:
         counts = [f"{row[key]:,}" for key in ("params", "params_fused")]
         counts += [f"{row[key] / 1e9:.3f}" for key in ("macs", "macs_fused")]
         lines.append(f"| {' | '.join([row['model'], *counts, *errors])} |")
-    return "\n".join(lines)
+    return lines
 
 
 def import_timm() -> Any:
@@ -103,38 +102,21 @@ def import_timm() -> Any:
     return timm
 
 
-def page(rows: list[dict[str, Any]], command: str, seconds: float, size: int, classes: int) -> str:
-    """Returns the page: the method and the table."""
+def setup(command: str, seconds: float) -> str:
+    """Returns the command, its time and the versions of packages."""
     packages = ("jax", "jaxlib", "flax", "torch", "timm")
     found = [name for name in packages if importlib.util.find_spec(name)]
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in found)
-    return f"""# The family, in numbers
-
-Every variant at its full width and depth, {classes} classes, one image of {size}x{size} noise.
-The weights are random; the BatchNorms have gammas of both signs and statistics away from 0 and 1,
-since fresh ones hide errors. So the table shows that the functions are equal, not their accuracy.
-
-Errors are max |difference| / max |logits|, in float32 at highest matmul precision. *Fusing*: the
-largest error of any block or of the logits, the fused form against the train form (`rj.verify`).
-*PyTorch*: our logits against a PyTorch model in the official layout
-(`experiments/reference/torch_repvgg.py`) that gave the weights; for the fused form it is fused by
-PyTorch, ours by `rj.fuse`. *timm*: the same against timm's own model and `reparameterize_model`,
-with weights from `to_torch(..., "timm")`; "-" where timm has no such model. Parameters of the train
-form include auxiliary heads; GMACs are multiply-adds of one image in evaluation, without them.
-
-{table(rows)}
-
-`{command}`, {seconds / 60:.0f} minutes on {os.cpu_count()} CPU cores shared with other work;
-Python {sys.version.split()[0]}, {versions}.
-"""
+    return (
+        f"`{command}`, {seconds / 60:.0f} minutes on {os.cpu_count()} CPU cores; "
+        f"Python {sys.version.split()[0]}, {versions}."
+    )
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Measures all models and writes the page."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument(
-        "--out", type=Path, default=ROOT / "docs/results/family.md", help="page to write"
-    )
+    parser.add_argument("--out", type=Path, default=DOCS / "family.md", help="page with the table")
     parser.add_argument("--models", nargs="*", default=rj.list_models("repvgg*"), help="names")
     parser.add_argument("--image_size", type=int, default=224, help="pixels")
     parser.add_argument("--classes", type=int, default=1000, help="number of classes")
@@ -144,14 +126,13 @@ def main(arguments: list[str] | None = None) -> None:
     timm, rows, start = import_timm(), [], time.perf_counter()
     for name in options.models:
         rows.append(measure(name, options.image_size, options.classes, timm))
-        print(table(rows[-1:]).splitlines()[-1], flush=True)
+        print(table(rows[-1:])[-1], flush=True)
         jax.clear_caches()  # one model at a time: the largest takes gigabytes
         gc.collect()
         # Written after each, so that a long run cut short still leaves what it measured.
         seconds = time.perf_counter() - start
-        text = page(rows, command, seconds, options.image_size, options.classes)
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(text)
+        lines = [*table(rows), "", setup(command, seconds)]
+        write_section(options.out, "table", lines)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,24 @@
+"""Pages of measurements: text by hand around tables by script."""
+
+import json
+
+from experiments.studies import blocks
+from experiments.studies.pages import DOCS, write_section
+
+
+def test_a_section_is_replaced_and_its_surroundings_stay(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text("before\n<!-- a -->\nold\n<!-- end -->\nbetween\n<!-- b -->\n<!-- end -->\n")
+    write_section(page, "a", ["new", "lines"])
+    write_section(page, "b", ["filled"])
+    assert page.read_text() == (
+        "before\n<!-- a -->\nnew\nlines\n<!-- end -->\nbetween\n<!-- b -->\nfilled\n<!-- end -->\n"
+    )
+    write_section(tmp_path / "new.md", "a", ["first"])
+    assert (tmp_path / "new.md").read_text() == "<!-- a -->\nfirst\n<!-- end -->\n"
+
+
+def test_the_page_of_blocks_has_the_rows_of_its_file():
+    rows = json.loads((DOCS / "blocks.json").read_text())
+    table = "".join(f"{line}\n" for line in blocks.table(rows))
+    assert f"<!-- table -->\n{table}<!-- end -->\n" in (DOCS / "blocks.md").read_text()
