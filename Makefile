@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 RUN := $(VENV)/bin/python
-PYTEST := $(RUN) -m pytest -n 2 --dist loadfile
+PYTEST := $(RUN) -m pytest -n 2 --dist worksteal
 
 # Both depend on torch and would replace the build that the `dev` extra pins, so they are installed
 # without their dependencies.
@@ -29,9 +29,9 @@ $(VENV)/dev.installed: requirements.txt pyproject.toml | $(VENV)/bin/python
 quickstart: setup
 	$(RUN) main.py --config configs/quickstart.py --workdir runs/quickstart
 
-# Tests that start no other processes.
+# Tests of about a second or less that start no processes: about a minute and a half.
 test-fast: $(VENV)/dev.installed
-	$(PYTEST) -m "not slow and not system"
+	$(PYTEST) -m "not medium and not system and not slow"
 
 test: $(VENV)/dev.installed
 	$(PYTEST) -m "not slow"

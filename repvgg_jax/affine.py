@@ -8,7 +8,7 @@ block's fusion is a sentence in these words. Kernels are HWIO: `[kh, kw, cin / g
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import jax.numpy as jnp
 from jax import Array
@@ -17,6 +17,7 @@ from jaxtyping import Float
 from repvgg_jax.ops.batch_norm import BN_EPSILON
 
 
+@runtime_checkable
 class Shaped(Protocol):
     """An array, or anything that says the shape of one."""
 

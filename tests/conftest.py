@@ -1,20 +1,65 @@
-"""Four CPU devices for every test, and each program compiled once: set before JAX starts."""
+"""Settings of JAX for all tests, the tiers that tests belong to, and fixtures that packages share.
+
+Tests without a marker make up the fast tier: each takes at most a second or two, and none starts a
+process. `medium` tests take longer, `system` tests start processes, and `slow` tests take minutes.
+"""
 
 import importlib.util
 import os
 import signal
+import subprocess
 import tempfile
+from pathlib import Path
 
 import pytest
 
-os.environ["XLA_FLAGS"] = (
-    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=4"
+# Set before JAX starts, and inherited by the commands that tests run. Four devices; LLVM spends
+# little time on programs that run for milliseconds; and each program is compiled once.
+os.environ["XLA_FLAGS"] = " ".join(
+    [
+        os.environ.get("XLA_FLAGS", ""),
+        "--xla_force_host_platform_device_count=4",
+        "--xla_backend_optimization_level=0",
+        "--xla_llvm_disable_expensive_passes=true",
+    ]
 )
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# Many tests, and the commands that they start, train the same small nets.
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", tempfile.mkdtemp(prefix="repvgg_jax_tests_"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "0")
+
+SYSTEM = Path(__file__).parent / "system"
+
+
+def pytest_collection_modifyitems(items):
+    """Marks all of tests/system."""
+    for item in items:
+        if SYSTEM in item.path.parents:
+            item.add_marker(pytest.mark.system)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _onednn_is_compiled():
+    """The library compiles its calls of oneDNN once on a machine: before the tests, not in one."""
+    from repvgg_jax.ops import onednn
+
+    onednn.unavailable()
+
+
+@pytest.fixture(autouse=True)
+def _no_process(request):
+    """Only tests marked `system` may start processes."""
+    if request.node.get_closest_marker("system"):
+        yield
+        return
+
+    def refuse(self, arguments, *_, **__):
+        pytest.fail(f"starts a process without the marker `system`: {arguments}")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(subprocess.Popen, "__init__", refuse)
+        patch.setattr(subprocess.Popen, "__del__", lambda self: None)
+        yield
 
 
 @pytest.fixture(scope="session")

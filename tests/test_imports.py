@@ -90,6 +90,7 @@ def test_nothing_foreign_at_module_level(path):
         assert not FOREIGN & {name.split(".")[0] for name in names}
 
 
+@pytest.mark.system
 def test_importing_starts_no_backend_and_no_tensorflow():
     code = (
         "import repvgg_jax, sys; from jax._src import xla_bridge as bridge; "

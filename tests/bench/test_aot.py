@@ -152,6 +152,7 @@ def state_and_batch(config):
     return state, batch
 
 
+@pytest.mark.medium
 def test_the_compiled_step_takes_what_training_has_and_runs(step):
     config, compiled = step
     state, batch = state_and_batch(config)

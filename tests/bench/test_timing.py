@@ -30,6 +30,7 @@ def test_a_machine_that_slows_down_does_not_change_the_ratio():
     assert ratio(times, "slow", "fast") == pytest.approx(2, rel=0.2)
 
 
+@pytest.mark.medium
 def test_the_peak_is_above_what_a_small_product_reaches():
     assert 1e9 < matmul_peak(jnp.float32, seconds=0.05) < 1e16
 
@@ -40,6 +41,7 @@ def small_config():
     return config
 
 
+@pytest.mark.medium
 def test_bench_has_a_row_for_each_form_task_and_batch(tmp_path, capsys):
     config = small_config()
     config.bench.batch_sizes = (8, 4)
@@ -59,6 +61,7 @@ def test_bench_has_a_row_for_each_form_task_and_batch(tmp_path, capsys):
     assert capsys.readouterr().out.count("train form") == 4
 
 
+@pytest.mark.medium
 def test_bench_leaves_out_batches_that_would_take_too_long(tmp_path, capsys):
     config = small_config()
     config.bench.batch_sizes, config.bench.seconds = (4, 8), 1e-9
@@ -67,6 +70,7 @@ def test_bench_leaves_out_batches_that_would_take_too_long(tmp_path, capsys):
     assert "bench.seconds=1e-09" in capsys.readouterr().out
 
 
+@pytest.mark.medium
 def test_bench_leaves_out_steps_that_do_not_go_over_the_devices(tmp_path, capsys):
     config = small_config()
     config.bench.batch_sizes = (1,)

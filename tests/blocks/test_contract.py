@@ -22,7 +22,11 @@ EVERY_CASE = [
 ]
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize(
+    "case",
+    [CASES[0], *(pytest.param(case, marks=pytest.mark.medium) for case in CASES[1:])],
+    ids=str,
+)
 @pytest.mark.parametrize("name", BLOCKS)
 def test_a_block_is_affine_and_is_its_fused_convolution(name, case):
     check_block(name, case)
@@ -39,6 +43,7 @@ def test_a_block_is_its_fused_convolution_over_all_of_the_space(name):
 UNSEEN = {("qarepvgg", "bn_kxk/bias")}
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("name", BLOCKS)
 def test_every_parameter_has_a_gradient(name):
     block, variables, x = build(name, 8, 8, 1, 2, 3, 1, (6, 6), "float32")
@@ -65,6 +70,7 @@ def test_a_block_that_cannot_be_fused_says_why():
         rj.fuse(net, random_variables(net, 1, 8))
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("name", [n for n in TRAIN_FORMS if n != "relu_in_branch"])
 def test_a_net_of_each_block_fuses_to_the_deploy_nets_own_tree(name):
     net = rj.create(

@@ -24,6 +24,7 @@ def test_dirac_kernels_start_as_a_delta_and_a_tenth_of_unit_filters():
     np.testing.assert_allclose(np.sqrt((kernel**2).sum((0, 1, 2))), 0.1, rtol=1e-4)
 
 
+@pytest.mark.medium
 def test_orepas_kernel_is_the_sum_of_its_layers():
     with jax.enable_x64(True):
         block, variables, x = build("orepa", 8, 8, 1, 2, 3, 1, (6, 6), "float64")
@@ -88,6 +89,7 @@ def test_the_border_of_a_diverse_branch_carries_no_gradient():
     np.testing.assert_allclose(jax.grad(loss)(bias), expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("name", ["expandnet", "expandnet_ck"])
 @pytest.mark.parametrize("case", [(3, 8, 2, 1, 5, 1), (8, 8, 1, 2, 5, 2), (8, 16, 2, 1, 3, 1)])
 def test_an_expanded_convolution_is_its_layers_one_after_the_other(name, case):

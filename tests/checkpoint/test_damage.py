@@ -27,6 +27,7 @@ def test_the_certificate_names_the_step_that_was_fused(tmp_path):
     assert fused_step(tmp_path) == 2
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("item", ["variables", "optimizer"])
 @pytest.mark.parametrize("damage", [truncate, flip])
 def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(

@@ -22,6 +22,7 @@ from tests.support.torch_weights import noise_for  # noqa: E402
 FIVE_STAGES = {"depths": (1,) * 5, "widths": (8,) * 5, "strides": (2,) * 5}
 
 
+@pytest.mark.medium
 def test_a_file_becomes_a_run_and_a_file_again(tmp_path):
     config = quickstart.get_config()
     config.model.update(FIVE_STAGES)
@@ -39,6 +40,7 @@ def test_a_file_becomes_a_run_and_a_file_again(tmp_path):
         pytorch.run_import(config, tmp_path / "run", str(tmp_path / "given.pth"))
 
 
+@pytest.mark.medium
 def test_an_imported_run_trains_on_from_its_weights(tmp_path):
     config = tiny_config(train_steps=1, optim_learning_rate=0.0, optim_ema_decay=0.5)
     config.model.update(FIVE_STAGES)

@@ -26,6 +26,7 @@ VARIANTS = [("cifar10", "full"), ("deep_plain", "leaky_relu"), ("mobileone", "s4
 IMAGENET = 1_281_167  # images
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize(("name", "variant"), [*((name, None) for name in NAMES), *VARIANTS])
 def test_every_config_is_a_run_that_can_start(name, variant):
     """All that a run makes before it reads the first image, in shapes alone."""

@@ -34,7 +34,7 @@ def plain(name):
 
 @pytest.fixture(scope="module")
 def timm():
-    """timm's policies, from their file alone: the package wants all of torchvision."""
+    """Timm's policies, from their file alone: the package wants all of torchvision."""
     spec = importlib.util.find_spec("timm")
     if spec is None:
         pytest.skip("timm is not installed: the other side is missing")

@@ -137,6 +137,7 @@ def test_evaluation_of_a_photograph_is_what_pillow_makes_of_it(real_data):
         np.testing.assert_array_equal(batch["image"][row], expected)
 
 
+@pytest.mark.system
 def test_nothing_here_imports_tensorflow(tmp_path):
     write_prepared(tmp_path, [encoded(noise(0, 8, 8))], [1])
     code = (

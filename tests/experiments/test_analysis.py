@@ -26,6 +26,7 @@ def trained():
     return net, random_variables(net, 0)
 
 
+@pytest.mark.medium
 def test_folded_branches_add_up_to_the_fused_kernel(trained):
     net, variables = trained
     _, fused = rj.fuse(net, variables)
@@ -166,6 +167,7 @@ def test_the_fused_kernel_differs_by_what_the_other_branches_add(trained):
         assert row["change"] == 0
 
 
+@pytest.mark.system
 def test_the_notebook_is_its_text_and_runs(tmp_path):
     jupytext, nbclient = pytest.importorskip("jupytext"), pytest.importorskip("nbclient")
     notebook, text = (

@@ -163,6 +163,7 @@ def test_flags_of_another_launcher_are_refused(flag, launcher, capsys):
     assert f"--launcher={launcher} does not use {flag.split('=')[0]}" in capsys.readouterr().err
 
 
+@pytest.mark.system
 def test_a_running_run_shows_its_progress_and_the_time_that_is_left(tmp_path, both):
     results = tmp_path / "results"
     folder = workdirs.make(both, tmp_path)
@@ -186,6 +187,7 @@ def test_a_running_run_shows_its_progress_and_the_time_that_is_left(tmp_path, bo
     assert words.endswith(("1:00 left", "0:59 left", "0:58 left", "0:57 left", "0:56 left"))
 
 
+@pytest.mark.system
 def test_a_run_that_another_process_has_is_no_failure(tmp_path, both, capsys):
     folder = workdirs.make(both, tmp_path)
     words = dict(sweep=both.sweep, name=both.name, seed=1, protocol=both.protocol, workdir=folder)

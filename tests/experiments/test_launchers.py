@@ -78,6 +78,7 @@ def here(tmp_path, monkeypatch):
     return LauncherOptions(folder=tmp_path / "jobs", cluster="local", gpus=0, minutes=5, grace=12)
 
 
+@pytest.mark.system
 def test_a_preempted_run_saves_and_is_started_again(here, tmp_path):
     jobs = [run_of_nothing(tmp_path / "long"), run_of_nothing(tmp_path / "other", "short")]
     submitted = slurm.submit(jobs, here)
@@ -90,6 +91,7 @@ def test_a_preempted_run_saves_and_is_started_again(here, tmp_path):
     assert log(tmp_path / "other") == ["start", "done"]
 
 
+@pytest.mark.system
 def test_a_run_that_does_not_save_in_time_is_killed_and_started_again(here, tmp_path):
     [job] = slurm.submit([run_of_nothing(tmp_path / "deaf", "deaf")], replace(here, grace=2))
     os.kill(processes(tmp_path / "deaf")[0], signal.SIGUSR2)
@@ -97,6 +99,7 @@ def test_a_run_that_does_not_save_in_time_is_killed_and_started_again(here, tmp_
     assert log(tmp_path / "deaf") == ["start", "deaf", "start", "done"]
 
 
+@pytest.mark.system
 def test_sigterm_alone_saves_and_requeues_nothing(here, tmp_path):
     [job] = slurm.submit([run_of_nothing(tmp_path / "long")], replace(here, grace=1))
     os.kill(processes(tmp_path / "long")[0], signal.SIGTERM)
@@ -104,6 +107,7 @@ def test_sigterm_alone_saves_and_requeues_nothing(here, tmp_path):
     assert log(tmp_path / "long") == ["start", "saved"]
 
 
+@pytest.mark.system
 def test_a_run_that_fails_is_not_started_again(here, tmp_path):
     bad = run_of_nothing(tmp_path / "bad", "fails")
     (tmp_path / "bad" / workdirs.ERROR_FILE).write_text("of another time\n")
@@ -113,12 +117,14 @@ def test_a_run_that_fails_is_not_started_again(here, tmp_path):
     assert log(tmp_path / "bad") == ["start"]
 
 
+@pytest.mark.system
 def test_a_run_that_was_killed_has_failed(here, tmp_path):
     [job] = slurm.submit([run_of_nothing(tmp_path / "big", "killed")], here)
     assert "exit code -9" in str(job.exception())
     assert workdirs.last_error(tmp_path / "big") == "killed by SIGKILL (out of memory?)"
 
 
+@pytest.mark.system
 def test_signals_for_submitit_do_not_end_the_run(here, tmp_path):
     """SLURM may send them to all processes of a step."""
     folder = tmp_path / "long"
@@ -131,6 +137,7 @@ def test_signals_for_submitit_do_not_end_the_run(here, tmp_path):
     assert log(folder) == ["start", "saved", "start", "done"]
 
 
+@pytest.mark.system
 def test_what_slurm_is_asked_for(tmp_path, monkeypatch, capsys):
     """With an sbatch that keeps the script: the flags of the array are SLURM's own names."""
     pytest.importorskip("submitit", reason="submitit is not installed")
@@ -180,6 +187,7 @@ def test_slurm_says_what_is_missing(tmp_path, monkeypatch):
         slurm.check([], replace(options, cluster="pbs"))
 
 
+@pytest.mark.system
 @pytest.mark.parametrize(
     ("code", "says"),
     [(STOPPED, "stopped by its own deadline; the next launch"), (3, "exit code 3")],
@@ -192,6 +200,7 @@ def test_a_job_that_ends_untold_says_why(code, says, tmp_path):
     assert says in ended.stderr.splitlines()[-1]
 
 
+@pytest.mark.system
 def test_launchers_are_imported_when_used():
     code = (
         "import sys; from experiments.sweeps.launchers.base import launcher; launcher('local'); "

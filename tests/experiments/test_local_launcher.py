@@ -17,6 +17,7 @@ def job(tmp_path, name, code):
     return Job(name, ("python", "-c", code, f"--workdir={tmp_path / name}"))
 
 
+@pytest.mark.system
 def test_a_failed_job_does_not_keep_the_others_from_running(tmp_path, capsys):
     jobs = [job(tmp_path, "bad", "print('first'); raise ValueError('the last line')")]
     jobs += [job(tmp_path, f"good{i}", "print('fine')") for i in range(2)]
@@ -30,6 +31,7 @@ def test_a_failed_job_does_not_keep_the_others_from_running(tmp_path, capsys):
     assert workdirs.last_error(tmp_path / "bad") == "better"
 
 
+@pytest.mark.system
 def test_a_job_that_was_killed_has_failed(tmp_path):
     bad = job(tmp_path, "bad", "import os, signal; os.kill(os.getpid(), signal.SIGKILL)")
     with pytest.raises(RunError, match="bad: killed by SIGKILL"):
@@ -37,6 +39,7 @@ def test_a_job_that_was_killed_has_failed(tmp_path):
     assert workdirs.last_error(tmp_path / "bad").startswith("killed by SIGKILL")
 
 
+@pytest.mark.system
 def test_a_signal_is_passed_on_and_no_other_job_starts(tmp_path):
     code = (
         "import os, signal, sys, time\n"
@@ -71,6 +74,7 @@ def test_a_chip_of_a_tpu_has_one_process(monkeypatch):
         local.check([], LauncherOptions())
 
 
+@pytest.mark.system
 def test_jobs_on_a_cpu_share_no_core(tmp_path):
     mine = os.sched_getaffinity(0)
     assert cores("cpu", 0, 1) == cores("cuda", 0, 2) == cores("cpu", 0, len(mine) + 1) == set()

@@ -70,6 +70,7 @@ def write(folder, rows):
     (folder / "branches.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
 
 
+@pytest.mark.system
 def test_rebuilt_bit_for_bit_whatever_the_order_of_the_rows(tmp_path):
     rows = all_rows()
     rows[3] |= {"device": "gpu x1"}
@@ -139,6 +140,7 @@ def tables(rows):
     return [block for block in report_blocks(rows, {}) if isinstance(block, Table)]
 
 
+@pytest.mark.medium
 def test_incomplete_sweeps_say_so():
     rows = [r for r in all_rows() if (r["name"], r["seed"]) != ("identity", 1)]
     rows = [r for r in rows if r["name"] != "1x1"]
@@ -174,6 +176,7 @@ def test_runs_with_other_fields_are_not_mixed_with_the_protocols_own():
     assert "`train.steps=300`: cifar10, in batches of 128, float32, 300 steps a run" in text
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("changes", [{"name": "gone|x"}, {"sweep": "lost"}, {"top1": {}}])
 def test_unknown_rows_are_listed(changes):
     odd = row("none", 0, config_hash="abcabcabcabc") | changes

@@ -67,6 +67,7 @@ def die_while_writing(path, size):
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+@pytest.mark.system
 def test_rows_of_many_writers_at_once_are_whole(tmp_path):
     path = tmp_path / "rows.jsonl"
     subprocess.run([sys.executable, "-c", WRITERS, str(path)], cwd=ROOT, check=True, timeout=120)

@@ -124,6 +124,7 @@ def test_flags_are_read_by_the_type_of_their_field():
         parse_overrides(["--fast", "--config.seed=1", "--config.seed=2"])
 
 
+@pytest.mark.system
 def test_the_second_process_is_told_who_holds_a_run_and_the_dead_hold_none(tmp_path):
     command = [sys.executable, "-c", HOLDER, str(tmp_path)]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as holder:
@@ -138,6 +139,7 @@ def test_the_second_process_is_told_who_holds_a_run_and_the_dead_hold_none(tmp_p
         pass
 
 
+@pytest.mark.system
 def test_a_run_is_trained_once_for_all_sweeps_and_failures_wait(tmp_path, capsys, monkeypatch):
     started = []
     monkeypatch.setattr(
@@ -199,6 +201,7 @@ def rows_without_times(results):
     return {row["name"]: {k: v for k, v in row.items() if k not in TIMES} for row in rows}
 
 
+@pytest.mark.system
 @pytest.mark.slow
 def test_a_sweep_killed_three_times_gives_the_rows_of_an_undisturbed_one(tmp_path):
     def start(folder):

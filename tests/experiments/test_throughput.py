@@ -26,6 +26,7 @@ def row(name, **overrides):
     return {**about, **run, "overrides": own | overrides, "top1": top1, "config_hash": name}
 
 
+@pytest.mark.system
 def test_what_is_one_program_has_one_figure():
     shared = {"data.image_size": 8, "train.batch_size": 2, **SMALL}
     branches = expand("branches", seeds=[0], only=["none", "both"], overrides=shared)

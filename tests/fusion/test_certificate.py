@@ -21,6 +21,7 @@ def run(tmp_path_factory):
     return workdir
 
 
+@pytest.mark.medium
 def test_certificate_says_what_was_verified(run):
     certificate = json.loads((run / "fusion.json").read_text())
     net, fused = rj.load(run, fused=True)

@@ -134,6 +134,7 @@ FAULTS = {
 }
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("name", FAULTS)
 def test_a_seeded_fault_fails_its_test(name, monkeypatch):
     where, attribute, fault, test, arguments = FAULTS[name]

@@ -64,6 +64,7 @@ CASES = [
 ]
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize(("name", "size", "overrides"), CASES)
 def test_logits_equal_pytorchs_in_both_forms(name, size, overrides, timm):
     net = rj.create(name, num_classes=10, **overrides)
@@ -96,6 +97,7 @@ def reparameterized(model):
     return reparameterize_model(model, inplace=True)
 
 
+@pytest.mark.medium
 def test_auxiliary_logits_equal_the_twins_in_training():
     net = rj.create("repvgg_plus_l2pse", **{**TINY, "depths": (1, 1, 1, 3, 1)})
     twin, x = torch_repvgg.twin_of(net), images(64, batch=4)
@@ -122,6 +124,7 @@ def test_auxiliary_logits_equal_the_twins_in_training():
         assert relative(auxiliary[theirs_].numpy(), heads[ours_]) < 1e-4
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("name", rj.list_models("repvgg*"))
 def test_round_trips_are_exact(name):
     net, variables = tiny(name)
@@ -143,6 +146,7 @@ def test_import_does_not_share_memory_with_the_source():
     assert_same(imported, variables)
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize(
     "wrap",
     [

@@ -30,6 +30,7 @@ def input_gradient_norms(initializer, depth, seeds=3):
     return np.array([jax.jit(norm)(jax.random.key(seed)) for seed in range(seeds)])
 
 
+@pytest.mark.medium
 def test_delta_orthogonal_kernels_keep_gradients_alive_and_the_default_does_not():
     shallow, deep = (input_gradient_norms("delta_orthogonal", depth) for depth in (10, 300))
     assert (deep > 0.05 * shallow).all()
@@ -88,6 +89,7 @@ def test_what_cannot_be_built_is_refused(overrides):
         rj.create("deep_plain", **overrides)
 
 
+@pytest.mark.medium
 def test_a_deep_plain_run_goes_all_the_way(tmp_path):
     config = deep_plain.get_config("leaky_relu")
     config.model.update(depth=6, width=8)

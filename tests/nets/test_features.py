@@ -23,6 +23,7 @@ def tiny(name="repvgg_a0", **overrides):
     return net, random_variables(net, 1)
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize(
     ("name", "overrides"),
     [
@@ -66,6 +67,7 @@ def test_dilation_stands_where_strides_were_taken_away():
     assert dilations["fast"] == [1] * 6 + [2] * 2 + [4]
 
 
+@pytest.mark.medium
 def test_weights_carry_over_and_undilated_stages_see_no_difference():
     net, variables = tiny()
     dense, own = tiny(output_stride=8)

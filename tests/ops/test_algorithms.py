@@ -70,7 +70,10 @@ def test_the_rule_names_possible_algorithms():
         kernel = jax.ShapeDtypeStruct((size, size, channels // groups, 4 * channels), jnp.float32)
         ways = fastest_algorithms(x.shape, kernel.shape, strides)
         conv = lambda x, k, ways=ways, s=strides: convolve_with(x, k, ways, s)  # noqa: E731
-        jax.eval_shape(lambda x, k, conv=conv: jax.vjp(conv, x, k)[1](conv(x, k)), x, kernel)
+        gradients = jax.eval_shape(
+            lambda x, k, conv=conv: jax.vjp(conv, x, k)[1](conv(x, k)), x, kernel
+        )
+        assert [g.shape for g in gradients] == [x.shape, kernel.shape]
 
 
 def test_the_rule_follows_the_measurements():

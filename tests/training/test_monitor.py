@@ -229,12 +229,24 @@ def test_close_again_does_nothing(tmp_path, stream):
     ],
     ids=["one row", "no eval", "eval only"],
 )
-def test_curves_of_little(tmp_path, rows):
-    draw_curves(rows, tmp_path / "few.png")
-    draw_curves([], tmp_path / "none.png")
-    few, none = (tmp_path / "few.png").read_bytes(), (tmp_path / "none.png").read_bytes()
-    assert few.startswith(b"\x89PNG")
-    assert few != none
+def test_curves_of_little(tmp_path, rows, monkeypatch):
+    """Every row is drawn at its step, however few there are."""
+    from matplotlib.figure import Figure
+
+    figures, save = [], Figure.savefig
+    monkeypatch.setattr(Figure, "savefig", lambda f, path: figures.append(f) or save(f, path))
+    for given in (rows, []):
+        draw_curves(given, tmp_path / "few.png")
+        assert (tmp_path / "few.png").read_bytes().startswith(b"\x89PNG")
+    loss, top1 = figures[0].axes
+    steps = [row["step"] for row in rows]
+    losses = [row["loss"] for row in rows]
+    # Of a longer curve the values are drawn first, and then a smoothed line.
+    assert loss.lines[0].get_xdata().tolist() == steps
+    assert loss.lines[0].get_ydata().tolist() == pytest.approx(losses)
+    assert len(loss.lines) == (2 if len(rows) >= 10 else 1)
+    assert bool(top1.lines) == ("top1" in rows[0])
+    assert not any(axes.lines for axes in figures[1].axes)
 
 
 def test_smoothing_keeps_a_constant_and_calms_noise():
