@@ -42,6 +42,7 @@ test-full: $(VENV)/dev.installed
 lint: $(VENV)/dev.installed
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/pyrefly check --python-interpreter-path $(RUN)
 
 # Training steps and fused nets, compared with PyTorch and onnxruntime.
 bench: $(VENV)/dev.installed
