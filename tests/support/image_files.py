@@ -35,6 +35,18 @@ def write_tree(root, splits=("train", "val"), classes=("bee", "ant"), count=3):
     return root
 
 
+def write_photographs(root, classes=4, count=4):
+    """Class folders of JPEGs as a camera makes them: smooth, large, and of many shapes."""
+    rng = np.random.default_rng(0)
+    for label in range(classes):
+        for i in range(count):
+            size = tuple(int(n) for n in rng.integers(180, 500, 2))
+            coarse = Image.fromarray(rng.integers(0, 256, (5, 7, 3), np.uint8))
+            data = encoded(np.asarray(coarse.resize(size, Image.Resampling.BICUBIC)), "JPEG")
+            write(root / f"class{label}" / f"{i}.JPEG", data)
+    return root
+
+
 def truncated_jpeg():
     data = encoded(noise(0, 64, 64), "JPEG")
     return data[: len(data) // 2]
