@@ -2,7 +2,7 @@
 
   python main.py --config configs/b1.py
 
-Cost: 57.42 M parameters and 13.13 G multiply-adds an image in training, 51.83 M and
+Cost: 57.42 M parameters and 13.13 G multiply-adds per image in training, 51.83 M and
 11.82 G fused; 12.1 exaFLOP for the run (600,547 steps of 256 images).
 Published top-1: 78.37% (arXiv 2101.03697, Table 4: this recipe, 120 epochs).
 """

@@ -2,10 +2,10 @@
 
   python main.py --config configs/b2g4.py
 
-Cost: 61.76 M parameters and 12.59 G multiply-adds an image in training, 55.78 M and
+Cost: 61.76 M parameters and 12.59 G multiply-adds per image in training, 55.78 M and
 11.33 G fused; 11.6 exaFLOP for the run (600,547 steps of 256 images).
 Published top-1: 78.50% (arXiv 2101.03697, Table 4: this recipe, 120 epochs);
-79.38% (Table 5, by the recipe of configs/imagenet_200.py).
+79.38% (Table 5, with the recipe of configs/imagenet_200.py).
 """
 
 from ml_collections import ConfigDict

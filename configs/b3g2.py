@@ -2,9 +2,9 @@
 
   python main.py --config configs/b3g2.py
 
-Cost: 96.91 M parameters and 21.61 G multiply-adds an image in training, 87.40 M and
+Cost: 96.91 M parameters and 21.61 G multiply-adds per image in training, 87.40 M and
 19.45 G fused; 19.9 exaFLOP for the run (600,547 steps of 256 images).
-Published top-1: none found: weights were released, without a figure.
+Published top-1: none; the authors released weights without a figure.
 """
 
 from ml_collections import ConfigDict

@@ -1,12 +1,12 @@
-"""The two protocols of the ablation sweeps on CIFAR-10 (experiments/sweeps.py).
+"""The two protocols of the ablation sweeps on CIFAR-10 (experiments/sweeps).
 
   python -m experiments.run branches --launcher=local --config.data.data_dir=<TFDS data folder>
   python main.py --config configs/cifar10_short.py --config.data.data_dir=...          one run
   python main.py --config configs/cifar10_short.py:full ...
 
-`cifar10_short` is for two CPU cores: all 50,000 images, three epochs, two to three minutes a run.
+`cifar10_short` is for two CPU cores: all 50,000 images, three epochs, two to three minutes per run.
 `cifar10_full` is for a GPU: two stages at full resolution, bfloat16, 20 epochs. Both train the same
-net, seven of whose twelve layers have an identity branch: 1.07 M parameters, 0.96 M fused.
+net, with an identity branch in seven of its twelve layers: 1.07 M parameters, 0.96 M fused.
 """
 
 from ml_collections import ConfigDict
@@ -32,5 +32,7 @@ def get_config(protocol: str = "short") -> ConfigDict:
         config.train.log_every = 100
         config.optim.warmup_epochs = 1.0
     else:
-        raise UsageError(f"protocol {protocol!r}: short or full, as configs/cifar10_short.py:full")
+        raise UsageError(
+            f"unknown protocol {protocol!r}; choose short or full, as in cifar10_short.py:full"
+        )
     return config

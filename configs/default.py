@@ -1,6 +1,6 @@
-"""Every field there is, with its default. The other configs start from here and change a few.
+"""Every config field with its default; the other configs start from here and change a few.
 
-Fields whose default is a type in `placeholder(...)` are unset: the comment says what then holds.
+Fields with `placeholder(type)` are unset by default; the comment gives the value that then holds.
 """
 
 from ml_collections import ConfigDict
@@ -9,116 +9,116 @@ from ml_collections.config_dict import placeholder
 
 def get_config() -> ConfigDict:
     config = ConfigDict()
-    config.seed = 0  # of initialisation, and of data.seed and data.augmentation_seed unless given
-    config.init_from = placeholder(str)  # workdir of a run to start from, the head anew if need be
+    config.seed = 0  # initialization; also data.seed and data.augmentation_seed, if unset
+    config.init_from = placeholder(str)  # workdir of a run to start from; fresh weights if unset
 
     config.model = model = ConfigDict()
     model.name = "repvgg_a0"  # one of repvgg_jax.list_models()
-    # The train-time block, the model's own unless given: repvgg, plain (conv and BatchNorm alone),
-    # acb, dbb, orepa, mobileone, qarepvgg, dirac, doconv, expandnet, ... (docs/results/blocks.md).
+    # Train-time block: repvgg, plain (one convolution with BatchNorm), acb, dbb, orepa, mobileone,
+    # qarepvgg, dirac, doconv, expandnet, ... (docs/concepts/blocks.md); the model's own if unset.
     model.block = placeholder(str)
     model.num_classes = 1000
-    model.depths = placeholder(tuple)  # blocks a stage, the stem being the first; the model's own
-    model.widths = placeholder(tuple)  # channels a stage; the model's own
-    model.strides = placeholder(tuple)  # of each stage's first block; 2 everywhere
-    model.groups = placeholder(int)  # of every second layer; the model's own
-    model.grouped_layers = placeholder(tuple)  # other layers for them, the stem being 0
+    model.depths = placeholder(tuple)  # blocks in each stage, the stem included; the model's own
+    model.widths = placeholder(tuple)  # channels of each stage; the model's own
+    model.strides = placeholder(tuple)  # stride of each stage's first block; 2 everywhere
+    model.groups = placeholder(int)  # groups of every second layer; the model's own
+    model.grouped_layers = placeholder(tuple)  # other layers to group, counted from the stem, 0
     model.branches = placeholder(tuple)  # some of ("kxk", "1x1", "identity"); all
-    model.copies = placeholder(int)  # of the kxk branch of block mobileone; 4
-    # How block repvgg or plain starts: lecun, he, timm, or default, which is PyTorch's. For
-    # deep_plain: delta_orthogonal (its own), he, default.
+    model.copies = placeholder(int)  # block mobileone: number of kxk branches; 4
+    # Initialization of block repvgg or plain: lecun, he, timm, or default (PyTorch's). Of
+    # deep_plain: delta_orthogonal (its own), he or default.
     model.initializer = placeholder(str)
-    model.depth = placeholder(int)  # these three of deep_plain: its layers; 1000
-    model.width = placeholder(int)  # their channels; 32
-    model.activation = placeholder(str)  # tanh (its own), relu, leaky_relu
-    # Images, following each other in the batch, that a BatchNorm's statistics are taken over in
-    # training; the whole batch over all devices unless given. The paper's is 32, a GPU's share.
+    model.depth = placeholder(int)  # deep_plain: number of layers; 1000
+    model.width = placeholder(int)  # deep_plain: channels; 32
+    model.activation = placeholder(str)  # deep_plain: tanh (its own), relu or leaky_relu
+    # Images, consecutive in the batch, over which BatchNorm takes its statistics in training; the
+    # whole batch over all devices if unset. The paper's is 32, the share of one GPU.
     model.bn_group_size = placeholder(int)
-    # What a block keeps for its gradient, the rest being computed again to save memory: "nothing",
-    # "convolutions" (not what BatchNorms make of them); everything unless given.
+    # What a block keeps for its gradient, recomputing the rest to save memory: "nothing" or
+    # "convolutions" (their outputs); everything if unset.
     model.remat = placeholder(str)
-    # How training computes RepVGG's 1x1 and identity: "moments" (both from the input's mean and
-    # covariance), "batch" (each by itself), or whichever is faster. What computes convolutions:
-    # "xla", "winograd", "onednn" (CPU; extra `cpu`), or the last where it is installed.
-    # Rounding apart, neither changes anything.
+    # How training computes the 1x1 and identity branches of RepVGG: "moments" (both from the mean
+    # and covariance of the input), "batch" (each by itself); the faster of the two if unset.
     model.branch_statistics = placeholder(str)
+    # What computes convolutions: "xla", "winograd" or "onednn" (CPU; the extra `cpu`); onednn where
+    # it is installed if unset. Neither of these two fields changes results, except for rounding.
     model.conv_algorithm = placeholder(str)
-    model.frozen = placeholder(tuple)  # expressions of blocks that don't train: ("stage[0-2]_.*",)
-    model.dtype = "float32"  # compute type; parameters and statistics are always float32
+    model.frozen = placeholder(tuple)  # regular expressions of blocks to freeze: ("stage[0-2]_.*",)
+    model.dtype = "float32"  # type of activations; parameters and statistics are always float32
 
     config.data = data = ConfigDict()
-    data.source = "tfds"  # tfds (prepared as array_record), folder (of class folders), digits
-    data.name = "imagenet2012"  # of the TFDS set, `name`, `name/config` or `name:version`
-    data.data_dir = placeholder(str)  # where it lies; TFDS's own default, ~/tensorflow_datasets
-    data.manual_dir = placeholder(str)  # --mode=prepare: of archives downloaded by hand (ImageNet)
-    data.image_size = 224  # pixels, of the square that the net sees
-    data.augmentation = "resized_crop"  # resized_crop and flip, pad_crop (for small images), none
-    data.resize = 256  # evaluation: the shorter side, before the centre crop (resized_crop)
-    data.padding = 4  # training: zeros around the image before its crop (pad_crop)
+    data.source = "tfds"  # tfds (prepared as array_record), folder (class folders), digits
+    data.name = "imagenet2012"  # TFDS data set: `name`, `name/config` or `name:version`
+    data.data_dir = placeholder(str)  # its folder; TFDS's default, ~/tensorflow_datasets
+    data.manual_dir = placeholder(str)  # --mode=prepare: folder of archives downloaded by hand
+    data.image_size = 224  # side of the square image that the net sees, in pixels
+    data.augmentation = "resized_crop"  # resized_crop and flip, pad_crop (small images), none
+    data.resize = 256  # evaluation: length of the shorter side before the center crop
+    data.padding = 4  # pad_crop: zeros on each side of the image before its random crop
     data.flip = True  # training: mirror half of the images
-    data.eval_image_size = placeholder(int)  # of evaluation; image_size unless given
-    # Training, after crop and flip: "none", "autoaugment" (found on ImageNet; as torchvision's, but
-    # filled with grey), "autoaugment_cifar10", "randaugment" (as timm's), "raug15" (RepVGGplus').
+    data.eval_image_size = placeholder(int)  # side of the image in evaluation; image_size
+    # Training, after crop and flip: "none", "autoaugment" (torchvision's ImageNet policy, with gray
+    # fill), "autoaugment_cifar10", "randaugment" (as in timm), "raug15" (RepVGGplus).
     data.policy = "none"
-    # Of randaugment, which with these three is timm's "rand-m9-n2-mstd0.5-inc1": of the operations
-    # drawn each is applied with probability 1/2, at a magnitude kept within 0 and 10.
+    # randaugment: these three values are timm's "rand-m9-n2-mstd0.5-inc1". Each operation drawn is
+    # applied with probability 1/2, at a magnitude clipped to [0, 10].
     data.policy_operations = 2
-    data.policy_magnitude = 9.0  # from 0 to 10; 15, as some recipes have it, is 10 in timm as well
-    data.policy_std = 0.5  # of the magnitude
-    data.erasing = 0.0  # training: probability of a rectangle of noise
-    data.mean = (0.485, 0.456, 0.406)  # of [0, 1] RGB, subtracted on the device
+    data.policy_magnitude = 9.0  # from 0 to 10; the 15 of some recipes is 10 in timm as well
+    data.policy_std = 0.5  # standard deviation of the magnitude
+    data.erasing = 0.0  # training: probability of erasing a rectangle with noise
+    data.mean = (0.485, 0.456, 0.406)  # of [0, 1] RGB; normalization happens on the device
     data.std = (0.229, 0.224, 0.225)
-    data.skip_corrupt = False  # count and skip images that cannot be decoded, or stop at the first
-    data.workers = 4  # threads that decode, a process
-    data.seed = placeholder(int)  # of the order of the images; config.seed
-    data.augmentation_seed = placeholder(int)  # of crops, policies and mixing; config.seed
+    data.skip_corrupt = False  # True: count and skip images that cannot be decoded
+    data.workers = 4  # decoding threads in each process
+    data.seed = placeholder(int)  # order of the images; config.seed
+    data.augmentation_seed = placeholder(int)  # crops, policies and mixing; config.seed
 
-    config.mesh = mesh = ConfigDict()  # of all devices; -1 is what the other leaves
+    config.mesh = mesh = ConfigDict()  # axes of the device mesh; -1 takes the remaining devices
     mesh.data = -1  # batches are split over both axes
-    mesh.fsdp = 1  # parameters and the optimizer's state are split over this one
-    mesh.min_size = 2**16  # numbers in an array, below which it is copied rather than split
+    mesh.fsdp = 1  # parameters and optimizer state are split over this axis
+    mesh.min_size = 2**16  # elements below which an array is replicated rather than split
 
     config.train = train = ConfigDict()
     train.epochs = 120.0
-    train.steps = placeholder(int)  # in place of epochs
-    train.batch_size = 256  # over all devices, as is evaluation's
-    train.eval_batch_size = 256
-    train.accumulate = 1  # microbatches that a batch is taken in, to save memory
-    train.mixup = 0.0  # (alpha of the Beta distribution; 0 for none)
-    train.cutmix = 0.0  # (alpha of the Beta distribution; 0 for none)
-    train.deterministic = False  # repeat bit for bit on GPUs too, which costs speed there
-    train.deadline = placeholder(float)  # seconds from the start; the run saves and stops in time
-    train.eval_every = placeholder(int)  # steps; once an epoch
-    train.checkpoint_every = 1000  # steps; one is also written after each evaluation
-    train.keep = 2  # latest checkpoints; the one of the best top-1 is kept besides
+    train.steps = placeholder(int)  # overrides epochs
+    train.batch_size = 256  # over all devices
+    train.eval_batch_size = 256  # over all devices
+    train.accumulate = 1  # microbatches that a batch is split into, to save memory
+    train.mixup = 0.0  # alpha of the Beta distribution; 0 disables it
+    train.cutmix = 0.0  # alpha of the Beta distribution; 0 disables it
+    train.deterministic = False  # repeat bit for bit on GPUs too, at lower speed
+    train.deadline = placeholder(float)  # seconds from the start within which to save and stop
+    train.eval_every = placeholder(int)  # steps; one epoch
+    train.checkpoint_every = 1000  # steps; each evaluation also writes a checkpoint
+    train.keep = 2  # latest checkpoints to keep, beside the one with the best top-1
     train.log_every = 50  # steps
 
     config.optim = optim = ConfigDict()
-    optim.learning_rate = 0.1  # for 256 images a step, scaled by train.batch_size / 256
-    optim.warmup_epochs = 0.0  # rising from 0; then half a cosine to 0, a value every step
+    optim.learning_rate = 0.1  # for 256 images a step; scales with train.batch_size / 256
+    optim.warmup_epochs = 0.0  # linear from 0; then half a cosine to 0, updated every step
     optim.momentum = 0.9
     optim.nesterov = False
     optim.weight_decay = 1e-4
-    # Kernels decay, and the identity BatchNorm's scale, as in the released code (whose name rule
-    # spares "bn" and "bias" and misses that one). The first expression that matches wins.
+    # Kernels decay, and the scale of the identity's BatchNorm, as in the released code (whose rule
+    # exempts names with "bn" and "bias", and misses that one). The first match wins.
     optim.decay_rules = ((r".*kernel", 1.0), (r".*/bn0/scale", 1.0), (r".*/branch_scales", 1.0))
-    # The released code's L2 of RepVGG's blocks in place of kernels' decay: the 1x1 and the tap
-    # that it is added to decay as the tap that they fuse to.
+    # The released code's L2 for RepVGG blocks in place of the decay of kernels: the 1x1 and the
+    # center tap that it is added to decay as the one tap that they fuse to.
     optim.custom_l2 = placeholder(bool)
-    optim.bias_rate_factor = 1.0  # the learning rate of biases over that of the rest
-    optim.rate_rules = ()  # more such factors, matched first: ((r"head/.*", 10.0),)
-    optim.ema_decay = 0.0  # of the average that is evaluated and fused; 0 for none
-    optim.clip_norm = placeholder(float)  # of the gradient over all parameters; none
-    optim.max_norm = placeholder(float)  # of every filter, held after each step; none
+    optim.bias_rate_factor = 1.0  # factor on the learning rate of biases
+    optim.rate_rules = ()  # more (regex, factor) pairs, matched first: ((r"head/.*", 10.0),)
+    optim.ema_decay = 0.0  # decay of the average that is evaluated and fused; 0 disables it
+    optim.clip_norm = placeholder(float)  # limit on the gradient's norm over all parameters; none
+    optim.max_norm = placeholder(float)  # limit on every filter's norm after each step; none
     optim.repoptimizer_from = placeholder(str)  # workdir of a csla run, for RepOptimizer's scales
     optim.label_smoothing = 0.0
-    optim.auxiliary_weight = 0.1  # of the loss of each auxiliary head (repvgg_plus_l2pse has three)
+    optim.auxiliary_weight = 0.1  # weight of each auxiliary head's loss (repvgg_plus_l2pse)
 
     config.bench = bench = ConfigDict()  # --mode=bench
     bench.batch_sizes = (1, 8, 32, 128, 256)
-    bench.seconds = 10.0  # of one run, from which larger batches are left out
+    bench.seconds = 10.0  # longest time of one run; larger batches are then skipped
 
     config.fuse = fuse = ConfigDict()
-    fuse.verify_images = 256  # evaluation images that the two forms are compared on
-    fuse.tolerance = 1e-3  # relative error of a block or of the logits from which fusing is refused
+    fuse.verify_images = 256  # evaluation images on which the two forms are compared
+    fuse.tolerance = 1e-3  # largest relative error, of a block or the logits, that is accepted
     return config

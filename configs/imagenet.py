@@ -4,10 +4,10 @@
 
 Cost and published top-1 of each model: the headers of configs/a0.py ... configs/d2se.py.
 
-SGD with momentum 0.9 (no Nesterov), 0.1 for 256 images, cosine to zero, no warm-up, weight decay
-1e-4, biases at twice the rate; random resized crop and flip (arXiv 2101.03697, section 4.1, and the
-released training script). Data: `imagenet2012` as array_record, which is made of the two archives
-that image-net.org gives to those who register, or class folders:
+SGD with momentum 0.9 (no Nesterov), learning rate 0.1 for 256 images, cosine to zero, no warm-up,
+weight decay 1e-4, biases at twice the learning rate; random resized crop and flip (arXiv
+2101.03697, section 4.1, and the released training script). Data: `imagenet2012` as array_record,
+prepared from the two archives that image-net.org offers to registered users, or class folders:
 
   --mode=prepare --config.data.manual_dir=<folder of ILSVRC2012_img_train.tar and _val.tar>
   --config.data.source=folder --config.data.data_dir=/data/imagenet

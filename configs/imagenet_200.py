@@ -2,12 +2,12 @@
 
   python main.py --config configs/imagenet_200.py:repvgg_b3
 
-Cost: 5/3 of the 120-epoch recipe's, in the headers of configs/a0.py ... configs/d2se.py.
+Cost: 5/3 of the 120-epoch recipe's, which the headers of configs/a0.py ... configs/d2se.py give.
 Published top-1: B3 80.52%, B3g4 80.21%, B2g4 79.38% (Table 5; arXiv 2101.03697).
 
-To configs/imagenet.py it adds 5 epochs of warm-up, AutoAugment, label smoothing and mixup (section
-4.2). The paper doesn't say how much of the last two: 0.1 and an alpha of 0.2 are the values that
-others who retrained it chose.
+Adds 5 epochs of warm-up, AutoAugment, label smoothing and mixup to configs/imagenet.py (section
+4.2). The paper does not give the strength of the last two: other implementations commonly use 0.1
+and an alpha of 0.2.
 """
 
 from ml_collections import ConfigDict

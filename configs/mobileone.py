@@ -1,4 +1,4 @@
-"""MobileOne on ImageNet-2012 with RepVGG's recipe; its own is not published.
+"""MobileOne on ImageNet-2012 with RepVGG's recipe, as its own is not published.
 
   python main.py --config configs/mobileone.py:s0     (or s1, s2, s3, s4)
 
@@ -15,5 +15,5 @@ from repvgg_jax import UsageError
 
 def get_config(variant: str = "s0") -> ConfigDict:
     if variant not in ("s0", "s1", "s2", "s3", "s4"):
-        raise UsageError(f"variant {variant!r}: s0, s1, s2, s3 or s4")
+        raise UsageError(f"unknown variant {variant!r}; choose s0, s1, s2, s3 or s4")
     return imagenet.get_config(f"mobileone_{variant}")

@@ -1,4 +1,4 @@
-"""The whole way in a minute: a small RepVGG on the digits that come with scikit-learn.
+"""Train, fuse and verify in a minute: a small RepVGG on the digits that come with scikit-learn.
 
   python main.py --config configs/quickstart.py     (or: make quickstart)
 

@@ -83,11 +83,10 @@ def torchvision():
 @pytest.fixture(scope="session")
 def undisturbed(tmp_path_factory):
     """A run of `tiny_config()`: its last state and its folder."""
-    from repvgg_jax.training import train
-    from tests.support.runs import tiny_config
+    from tests.support.runs import tiny_config, train
 
     workdir = tmp_path_factory.mktemp("undisturbed") / "run"
-    return train.train(tiny_config(), workdir).state, workdir
+    return train(tiny_config(), workdir).state, workdir
 
 
 @pytest.fixture

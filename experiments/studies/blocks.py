@@ -33,7 +33,8 @@ from repvgg_jax.optim import sgd
 from repvgg_jax.runtime.compilation import jit
 from repvgg_jax.runtime.files import write_json
 from repvgg_jax.runtime.mesh import make_mesh, shard_batch
-from repvgg_jax.training.step import init_state, train_step
+from repvgg_jax.training.state import init_state
+from repvgg_jax.training.step import train_step
 from tests.support.variables import random_variables
 
 NAMES = [name for name in BLOCKS if name != "fused"]

@@ -17,12 +17,14 @@ import jax.numpy as jnp
 import repvgg_jax as rj
 from configs import deep_plain
 from experiments.studies.pages import DOCS, device_name, write_section
+from repvgg_jax.config.build import build
 from repvgg_jax.errors import RunError
 from repvgg_jax.optim import sgd
 from repvgg_jax.runtime.compilation import jit
 from repvgg_jax.runtime.mesh import make_mesh
 from repvgg_jax.training.metrics import METRICS_FILE, read_metrics
-from repvgg_jax.training.step import init_state, train_step
+from repvgg_jax.training.state import init_state
+from repvgg_jax.training.step import train_step
 from repvgg_jax.training.train import train
 
 LABELS = {
@@ -39,7 +41,7 @@ def fit(variant: str, workdir: Path, steps: int | None) -> list[dict[str, Any]]:
         config.train.update(steps=steps, eval_every=steps)
         config.optim.warmup_epochs = 0.0
     try:
-        train(config, workdir / variant)
+        train(build(config), workdir / variant)
     except RunError as error:  # a net that diverges is a result too
         print(f"{variant}: {error}")
     return read_metrics(workdir / variant / METRICS_FILE)

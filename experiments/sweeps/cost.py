@@ -17,8 +17,8 @@ from experiments.sweeps.expand import LENGTH, PROTOCOLS, Run
 from experiments.sweeps.rows import sweep_fields
 from repvgg_jax.bench.counting import count_macs
 from repvgg_jax.checkpoint import manager
-from repvgg_jax.config.build import make_schedule, total_steps
-from repvgg_jax.config.fields import identity
+from repvgg_jax.config.build import total_steps
+from repvgg_jax.config.fields import run_fields
 from repvgg_jax.data.sources.load import load_source
 from repvgg_jax.data.sources.tfds import load_prepared
 from repvgg_jax.nets import abstract_variables, create
@@ -54,7 +54,6 @@ def count_steps(config: ConfigDict) -> int:
     """
     data = config.data
     size = _train_size(data.source, data.name, data.data_dir, config.model.num_classes)
-    make_schedule(config, size)  # raises for a schedule that does not fit
     return total_steps(config, size)
 
 
@@ -184,4 +183,4 @@ def _changed_fields(row: _Row) -> dict[str, Any]:
 
 @cache
 def _protocol_fields(protocol: str) -> dict[str, Any]:
-    return identity(PROTOCOLS[protocol]())
+    return run_fields(PROTOCOLS[protocol]())

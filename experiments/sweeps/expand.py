@@ -236,7 +236,7 @@ def _problems(run: Run) -> list[str]:
 
 
 def _check_optimizer(config: ConfigDict) -> None:
-    make_optimizer(config, lambda step: 0.0)
+    make_optimizer(config, make_net(config), lambda step: 0.0)
 
 
 def _check_sources(config: ConfigDict) -> None:

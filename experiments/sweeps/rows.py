@@ -13,7 +13,7 @@ from typing import Any
 
 from experiments.sweeps.ablations import SWEEPS
 from experiments.sweeps.expand import PROTOCOLS, Run
-from repvgg_jax.config.fields import identity
+from repvgg_jax.config.fields import run_fields
 from repvgg_jax.errors import RunError, UsageError
 from repvgg_jax.training.metrics import METRICS_FILE, read_metrics
 
@@ -146,8 +146,8 @@ def sweep_fields(run: Run) -> dict[str, Any]:
 
     `overrides` holds the config's values rather than those typed, without the protocol's own.
     """
-    fields = identity(run.config())
-    usual = identity(PROTOCOLS[run.protocol]())
+    fields = run_fields(run.config())
+    usual = run_fields(PROTOCOLS[run.protocol]())
     own = SWEEPS[run.sweep].variants[run.name]
     overrides = {
         name: fields.get(name)

@@ -16,7 +16,7 @@ from pathlib import Path
 from experiments.sweeps.expand import Run
 from experiments.sweeps.jobs import HELD
 from experiments.sweeps.rows import is_finished
-from repvgg_jax.config.fields import plain
+from repvgg_jax.config.fields import to_json
 from repvgg_jax.errors import RunError, UsageError
 from repvgg_jax.runtime.files import replace_text, write_json
 
@@ -41,7 +41,7 @@ def make(run: Run, root: Path) -> Path:
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         if not (workdir / "config.json").exists():
-            write_json(workdir / "config.json", plain(run.config()))
+            write_json(workdir / "config.json", to_json(run.config()))
     except OSError as error:
         raise RunError(f"{workdir} cannot be written ({error.strerror})") from None
     return workdir

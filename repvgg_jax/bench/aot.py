@@ -16,14 +16,12 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from repvgg_jax.bench.hlo import COLLECTIVES, traffic
-from repvgg_jax.config.build import config_mesh, make_net, make_optimizer
-from repvgg_jax.config.fields import check_values
+from repvgg_jax.config.build import build
 from repvgg_jax.errors import RunError, UsageError, one_line
-from repvgg_jax.optim import sgd
 from repvgg_jax.runtime.devices import compiling_for
 from repvgg_jax.runtime.mesh import batch_sharding, replicated
-from repvgg_jax.training.step import abstract_state
-from repvgg_jax.training.train import jit_train_step
+from repvgg_jax.training.state import abstract_state
+from repvgg_jax.training.step import jit_train_step
 
 GIB = 2**30
 # libtpu takes this host for one of a slice. These say that there is no TPU to ask about, to
@@ -172,28 +170,16 @@ def lower_step(config: ConfigDict, devices: list[jax.Device]) -> tuple[jax.stage
     Raises:
       UsageError: as `compile_step`.
     """
-    check_values(config)
     if config.optim.repoptimizer_from is not None:
         raise UsageError("--mode=compile does not take optim.repoptimizer_from; leave it out")
-    # Evaluation is not compiled, and may have any batch.
-    config = config.copy_and_resolve_references()
-    config.train.eval_batch_size = config.train.batch_size
-    mesh = config_mesh(config, devices)
-    state, key = _abstract_state(config, mesh)
+    experiment = build(config, devices, open_data=False)
+    mesh = experiment.mesh
+    state = abstract_state(experiment)
+    key = _placed(jax.eval_shape(jax.random.key, 0), replicated(mesh))
     arguments = (state, _abstract_batch(config, mesh), key)
     with compiling_for(devices):
-        return jit_train_step(config, mesh, state).lower(*arguments), arguments
-
-
-def _abstract_state(config: ConfigDict, mesh: Mesh) -> tuple[Any, Any]:
-    """The state and key of a step as shapes that say where they live."""
-    warmup = 1 if config.optim.warmup_epochs else 0
-    schedule = sgd.cosine_schedule(
-        config.optim.learning_rate, config.train.batch_size, 600_000, warmup
-    )
-    tx, average = make_optimizer(config, schedule), config.optim.ema_decay > 0
-    state = abstract_state(make_net(config), tx, mesh, average, config.mesh.min_size)
-    return state, _placed(jax.eval_shape(jax.random.key, 0), replicated(mesh))
+        step = jit_train_step(state, mesh, experiment.step_options)
+        return step.lower(*arguments), arguments
 
 
 def _abstract_batch(config: ConfigDict, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:

@@ -42,10 +42,8 @@ _FILES = 2048
 OURS = "repvgg_jax"
 
 
-def run_bench_data(config: ConfigDict | None, workdir: Path | None) -> None:
+def run_bench_data(config: ConfigDict, workdir: Path | None) -> None:
     """Measure, print a table and, where there is a workdir, write `bench_data.json` there."""
-    if config is None:
-        raise UsageError("--mode=bench_data needs --config, such as --config configs/a0.py")
     check_values(config)
     transform, batch_size = make_transform(config), config.train.batch_size
     if config.data.source != "folder" or transform.augmentation != "resized_crop":

@@ -18,15 +18,15 @@ from ml_collections import ConfigDict
 
 from repvgg_jax.bench.counting import count_macs, count_parameters, count_winograd_multiplications
 from repvgg_jax.bench.timing import Times, matmul_peak, ratio, time_interleaved
-from repvgg_jax.config.build import config_mesh, make_net, make_optimizer
+from repvgg_jax.config.build import build, make_net
 from repvgg_jax.config.fields import check_values
 from repvgg_jax.errors import UsageError
 from repvgg_jax.fusion.fuse import fuse
 from repvgg_jax.nets import init
 from repvgg_jax.runtime.compilation import jit, temporaries_bytes
 from repvgg_jax.runtime.mesh import shard_batch
-from repvgg_jax.training.step import init_state
-from repvgg_jax.training.train import jit_train_step
+from repvgg_jax.training.state import fresh_state
+from repvgg_jax.training.step import jit_train_step
 
 BENCH_FILE = "bench.jsonl"
 ROUNDS = 5
@@ -81,14 +81,12 @@ class _Program:
     compile_seconds: float
 
 
-def run_bench(config: ConfigDict | None, workdir: Path) -> None:
+def run_bench(config: ConfigDict, workdir: Path) -> None:
     """Measure, print a table, append rows to `<workdir>/bench.jsonl`.
 
     Raises:
       UsageError: for a config that cannot run.
     """
-    if config is None:
-        raise UsageError("--mode=bench needs --config, such as --config configs/b1.py")
     check_values(config)
     batches = config.bench.batch_sizes
     if not batches or not all(isinstance(batch, int) and batch > 0 for batch in batches):
@@ -174,19 +172,20 @@ def _steps(given: ConfigDict, batch: int) -> list[_Program]:
     """Train form and plain net, a real training step with its optimizer."""
     programs, size = [], given.data.image_size
     for form, config in _forms(given).items():
-        config.train.batch_size = config.train.eval_batch_size = batch
-        mesh = config_mesh(config)
-        net, tx = make_net(config), make_optimizer(config, lambda step: 0.1)
-        state = init_state(net, tx, mesh, jax.random.key(0), config.optim.ema_decay > 0)
+        config.train.batch_size = batch
+        experiment = build(config, open_data=False)
+        state = fresh_state(experiment)
         images = jnp.zeros((batch, size, size, 3), jnp.uint8)
         rows = {"image": images, "label": jnp.zeros(batch, jnp.int32), "mask": jnp.ones(batch)}
-        data, key = shard_batch(rows, mesh), jax.random.key(0)
-        compiled, seconds = _compile(jit_train_step(config, mesh, state), state, data, key)
+        data, key = shard_batch(rows, experiment.mesh), jax.random.key(0)
+        step = jit_train_step(state, experiment.mesh, experiment.step_options)
+        compiled, seconds = _compile(step, state, data, key)
         variables = jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), state.variables
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), state.eval_variables
         )
         run = RepeatedStep(compiled, state, data, key)
-        programs.append(_Program(form, net, variables, run, temporaries_bytes(compiled), seconds))
+        temporaries = temporaries_bytes(compiled)
+        programs.append(_Program(form, experiment.net, variables, run, temporaries, seconds))
     return programs
 
 

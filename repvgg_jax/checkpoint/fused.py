@@ -1,4 +1,4 @@
-"""A run's fused pair in its workdir: the weights, and the certificate that they must match."""
+"""The fused pair of a run in its workdir: weights, and the certificate they must match."""
 
 from __future__ import annotations
 
@@ -22,12 +22,15 @@ FUSED = "fused"  # the folder of a workdir that holds the fused pair's variables
 
 
 def save_fused(workdir: Path, variables: Mapping[str, Any], certificate: Mapping[str, Any]) -> None:
-    """Write a fused net's variables, and beside them their certificate, where `load` finds them.
+    """Writes a fused net's variables and their certificate, where `load` finds them.
 
-    With several processes the variables are arrays of all of them (`sharding.replicate`).
+    Args:
+      workdir: folder of the run.
+      variables: the fused variables; arrays of all processes, if there are several.
+      certificate: the certificate of `fusion.certificate.certify`.
 
     Raises:
-      RunError: where they cannot be written.
+      RunError: if they cannot be written.
     """
     path = Path(workdir).absolute() / FUSED
     try:
@@ -38,17 +41,17 @@ def save_fused(workdir: Path, variables: Mapping[str, Any], certificate: Mapping
     except Exception as error:  # Orbax and TensorStore raise a dozen types
         raise RunError(
             f"the fused weights could not be written to {path} ({one_line(root_cause(error))}); "
-            "`--mode=fuse` makes them from the latest checkpoint"
+            "`--mode=fuse` writes them again from the latest checkpoint"
         ) from error
 
 
 def has_fused(workdir: Path) -> bool:
-    """Whether `save_fused` has written there."""
+    """Returns True if the workdir holds fused weights."""
     return (Path(workdir) / FUSED).exists()
 
 
 def fused_step(workdir: Path) -> int:
-    """Of the checkpoint that was fused there."""
+    """Returns the step of the checkpoint that was fused in a workdir."""
     return _read_certificate(workdir)["step"]
 
 
@@ -57,26 +60,31 @@ def _read_certificate(workdir: Path) -> dict[str, Any]:
         return json.loads((workdir / FILE).read_text())
     except (OSError, ValueError) as error:
         raise UsageError(
-            f"{workdir / FILE} cannot be read ({error}); `--mode=fuse` writes it"
+            f"{workdir / FILE} cannot be read ({one_line(error)}); `--mode=fuse` writes it"
         ) from None
 
 
 def load_fused(workdir: Path, net: nn.Module) -> tuple[nn.Module, dict[str, Any]]:
-    """The fused pair of a run of `net`, held against its certificate.
+    """Returns the fused pair of a run, checked against its certificate.
+
+    Args:
+      workdir: folder of the run.
+      net: the run's net in its train form.
 
     Raises:
-      UsageError: where there is none, or not the one that was proven.
+      UsageError: if there are no fused weights, or they are not the ones that were verified.
     """
     if not has_fused(workdir):
         raise UsageError(
             f"no fused weights in {workdir / FUSED}; "
             f"`python main.py --mode=fuse --workdir={workdir}` writes them"
         )
-    plain = net.clone(block=FusedConv)
-    abstract, path = abstract_variables(plain), workdir / FUSED
+    fused_net = net.clone(block=FusedConv)
+    abstract = abstract_variables(fused_net)
+    path = workdir / FUSED
     with ocp.StandardCheckpointer() as checkpointer:
         metadata = read_named(path, lambda: checkpointer.metadata(path).item_metadata)
         check_shapes(path, abstract, metadata)
         variables = read_named(path, lambda: checkpointer.restore(path, abstract))
-    check(_read_certificate(workdir), variables, str(workdir / FUSED))
-    return plain, variables
+    check(_read_certificate(workdir), variables, str(path))
+    return fused_net, variables

@@ -1,4 +1,4 @@
-"""Whether files of arrays are what was written: checksums, names and shapes, causes named."""
+"""Integrity of checkpoints: checksums, names and shapes of arrays, causes of read errors."""
 
 from __future__ import annotations
 
@@ -19,25 +19,25 @@ from repvgg_jax.errors import DamagedError, RunError, UsageError, one_line
 from repvgg_jax.runtime.files import write_json
 
 CHECKSUMS = "sha256.json"
-# What keeps a process from reading files that may be as they should.
-_NOT_THE_FILES = {
+# System errors that keep a process from reading files that may be intact.
+_TRANSIENT = {
     *(errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE, errno.ENOMEM),
     *(errno.ESTALE, errno.ETIMEDOUT, errno.EINTR),
 }
 
 
 def write_checksums(folder: Path) -> None:
-    """Writes the SHA-256 of every file in the folders of a folder into it."""
+    """Writes the SHA-256 of every file under the subfolders of a folder to `sha256.json` in it."""
     write_json(folder / CHECKSUMS, {name: _sha256(folder / name) for name in _files(folder)})
 
 
 def check_checksums(folder: Path) -> None:
-    """Raises DamagedError that names a file which is missing or not what was written.
+    """Raises DamagedError for a file that is missing or differs from what was written.
 
-    A folder without checksums, whose writer died before it came to them, passes.
+    A folder without checksums passes, with a warning: its writer may have died before adding them.
     """
     if not (folder / CHECKSUMS).exists():
-        logging.warning("%s has no %s: it is read unchecked", folder, CHECKSUMS)
+        logging.warning("%s has no %s and is read without a check", folder, CHECKSUMS)
         return
     try:
         expected = json.loads((folder / CHECKSUMS).read_text())
@@ -46,7 +46,7 @@ def check_checksums(folder: Path) -> None:
         raise _unreadable(folder, error) from error
     if differing:
         raise DamagedError(
-            f"the checkpoint {folder} cannot be read ({differing[0]} is not what was written)"
+            f"the checkpoint {folder} cannot be read ({differing[0]} differs from what was written)"
         )
 
 
@@ -61,22 +61,22 @@ def _sha256(path: Path) -> str:
 
 
 def read_named(where: Path, read: Callable[[], Any]) -> Any:
-    """What `read` gives; Orbax and TensorStore raise a dozen types for a damaged folder.
+    """Returns the result of `read`, and turns its errors into one-line errors that name `where`.
 
     Raises:
-      DamagedError: where what is there cannot be read.
-      RunError: where this process could not read it now, whatever is there.
+      DamagedError: if the files cannot be read.
+      RunError: if this process cannot read them now, although they may be intact.
     """
     try:
         return read()
-    except Exception as error:
+    except Exception as error:  # Orbax and TensorStore raise a dozen types for damaged files
         raise _unreadable(where, error) from error
 
 
 def _unreadable(where: Path, error: Exception) -> RunError:
     out_of_memory = isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error)
     cause = root_cause(error)
-    if out_of_memory or getattr(cause, "errno", None) in _NOT_THE_FILES:
+    if out_of_memory or getattr(cause, "errno", None) in _TRANSIENT:
         return RunError(f"the checkpoint {where} could not be read now ({one_line(cause)})")
     return DamagedError(f"the checkpoint {where} cannot be read ({one_line(cause)})")
 
@@ -94,15 +94,24 @@ def root_cause(error: BaseException) -> BaseException:
 
 
 def check_shapes(where: Path, expected: Any, metadata: Any) -> None:
-    """Raises UsageError that lists which names or shapes of a checkpoint are not the net's."""
+    """Raises UsageError that lists the names and shapes of a checkpoint that differ from the net's.
+
+    Args:
+      where: folder of the checkpoint, for messages.
+      expected: the net's variables, or their shapes.
+      metadata: metadata of the checkpoint's item `variables`; None if there is no such item.
+    """
 
     def shapes(tree: Any) -> dict[str, tuple]:
         names = partial(jax.tree_util.keystr, simple=True, separator="/")
         return {names(path): tuple(leaf.shape) for path, leaf in jax.tree.leaves_with_path(tree)}
 
     if metadata is None:
-        raise UsageError(f"the checkpoint {where} holds no `variables`: it is none of ours")
-    ours, theirs = shapes(expected), read_named(where, lambda: shapes(metadata.tree))
+        raise UsageError(
+            f"the checkpoint {where} has no `variables` item; not a repvgg_jax checkpoint"
+        )
+    ours = shapes(expected)
+    theirs = read_named(where, lambda: shapes(metadata.tree))
     if ours == theirs:
         return
     missing = sorted(ours.keys() - theirs.keys())

@@ -1,4 +1,8 @@
-"""Writing and restoring checkpoints of a training run."""
+"""Checkpoints of a training run: written asynchronously, and restored from the newest readable one.
+
+The folder of a step holds three items: `variables` (params and batch_stats, all that a reader
+needs), `optimizer` (its state and the step) and `position` (seed and step of the data stream).
+"""
 
 from __future__ import annotations
 
@@ -25,29 +29,41 @@ from repvgg_jax.nets import Variables
 from repvgg_jax.runtime.processes import all_processes, primary, sync_processes
 
 
+def checkpoint_folder(workdir: str | Path) -> Path:
+    """Returns the absolute path of the folder that holds a run's checkpoints."""
+    return Path(workdir).absolute() / "checkpoints"
+
+
+def steps(workdir: Path) -> list[int]:
+    """Returns the steps of a workdir's complete checkpoints, in ascending order."""
+    folder = checkpoint_folder(workdir)
+    return sorted(ocp.utils.checkpoint_steps(folder)) if folder.exists() else []
+
+
 @contextmanager
-def open_manager(workdir: Path, keep: int) -> Iterator[ocp.CheckpointManager]:
-    """Asynchronous saves under `<workdir>/checkpoints`: the `keep` latest and the best top-1.
+def open_manager(workdir: Path, max_to_keep: int) -> Iterator[ocp.CheckpointManager]:
+    """Yields a manager that saves under `<workdir>/checkpoints`, asynchronously.
+
+    Args:
+      workdir: folder of the run.
+      max_to_keep: number of latest checkpoints to keep, beside the one with the best top-1.
 
     Raises:
-      RunError: where the last save cannot be written. It doesn't take the place of an error that is
-        on its way already, as a full disk fails more than one thing.
+      RunError: if the last save fails and no other error is being raised, as a full disk makes
+        more than one thing fail.
     """
     policies = ocp.checkpoint_managers
-    preserve = [
-        policies.LatestN(keep),
-        policies.BestN(
-            get_metric_fn=lambda metrics: metrics["top1"],
-            n=1,
-            keep_checkpoints_without_metrics=False,
-        ),
-    ]
+    best = policies.BestN(
+        get_metric_fn=lambda metrics: metrics["top1"],
+        n=1,
+        keep_checkpoints_without_metrics=False,
+    )
     manager = _manager(
         workdir,
-        preservation_policy=policies.AnyPreservationPolicy(preserve),
-        cleanup_tmp_directories=True,  # which a process left that died while it saved
+        preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(max_to_keep), best]),
+        cleanup_tmp_directories=True,  # left by a process that died while saving
         async_options=ocp.AsyncOptions(
-            post_finalization_callback=partial(_add_checksums, _checkpoints(workdir))
+            post_finalization_callback=partial(_add_checksums, checkpoint_folder(workdir))
         ),
     )
     try:
@@ -56,38 +72,23 @@ def open_manager(workdir: Path, keep: int) -> Iterator[ocp.CheckpointManager]:
         with suppress(Exception):
             manager.close()
         raise
-    with _writing(manager):
+    with _named_write_errors(manager):
         manager.close()
 
 
-def _reader(workdir: Path) -> ocp.CheckpointManager:
-    """To read alone; Orbax would warn that what was asked for is so."""
+def open_reader(workdir: Path) -> ocp.CheckpointManager:
+    """Returns a read-only manager of a workdir's checkpoints."""
     level = logging.get_verbosity()
-    logging.set_verbosity(logging.ERROR)
+    logging.set_verbosity(logging.ERROR)  # Orbax warns that read_only is set
     try:
         return _manager(workdir, read_only=True)
     finally:
         logging.set_verbosity(level)
 
 
-def _checkpoints(workdir: str | Path) -> Path:
-    return Path(workdir).absolute() / "checkpoints"
-
-
-def _add_checksums(directory: Path) -> None:
-    """To the checkpoint just written, before it gets its name.
-
-    TensorStore itself notices a flipped bit in small arrays only.
-    """
-    if primary():
-        for folder in directory.iterdir():
-            if folder.is_dir() and not (folder / CHECKSUMS).exists():
-                write_checksums(folder)
-
-
 def _manager(workdir: Path, **options: Any) -> ocp.CheckpointManager:
     return ocp.CheckpointManager(
-        _checkpoints(workdir),
+        checkpoint_folder(workdir),
         options=ocp.CheckpointManagerOptions(**options),
         item_handlers={
             "variables": ocp.StandardCheckpointHandler(),
@@ -97,31 +98,42 @@ def _manager(workdir: Path, **options: Any) -> ocp.CheckpointManager:
     )
 
 
+def _add_checksums(folder: Path) -> None:
+    """Adds checksums to a checkpoint that was just written, before it gets its final name.
+
+    TensorStore itself detects a flipped bit in small arrays only.
+    """
+    if primary():
+        for step_folder in folder.iterdir():
+            if step_folder.is_dir() and not (step_folder / CHECKSUMS).exists():
+                write_checksums(step_folder)
+
+
 def save(
     manager: ocp.CheckpointManager,
     variables: Variables,
-    optimizer: Mapping[str, Any],
+    optimizer_state: Mapping[str, Any],
     position: Mapping[str, int],
     metrics: Mapping[str, float] | None = None,
 ) -> None:
-    """Start writing a checkpoint; the arrays are copied before this returns.
+    """Starts writing a checkpoint; the arrays are copied before this returns.
 
     Args:
-      manager: of the workdir.
+      manager: the checkpoints of the run.
       variables: `{"params", "batch_stats"}`.
-      optimizer: `{"step", "opt_state"}`.
-      position: `{"seed", "step"}`, the data stream's; its step names the checkpoint.
-      metrics: with a `top1`, where the net was just evaluated.
+      optimizer_state: `{"step", "opt_state"}`.
+      position: `{"seed", "step"}` of the data stream; the step names the checkpoint.
+      metrics: metrics with a `top1`, if the net was just evaluated.
 
     Raises:
-      RunError: where it cannot be written, or the one before could not.
+      RunError: if this checkpoint, or the one before, cannot be written.
     """
-    with _writing(manager):
+    with _named_write_errors(manager):
         manager.save(
             position["step"],
             args=ocp.args.Composite(
                 variables=ocp.args.StandardSave(_as_dicts(variables)),
-                optimizer=ocp.args.StandardSave(optimizer),
+                optimizer=ocp.args.StandardSave(optimizer_state),
                 position=ocp.args.JsonSave(dict(position)),
             ),
             metrics=dict(metrics) if metrics else None,
@@ -129,14 +141,16 @@ def save(
 
 
 def check_saved(manager: ocp.CheckpointManager, wait: bool = False) -> None:
-    """Raises RunError where a save that was started has failed; waits for it to end if asked."""
-    with _writing(manager):
-        manager.wait_until_finished() if wait else manager.check_for_errors()
+    """Raises RunError if a save has failed; with `wait`, waits for saves to finish first."""
+    with _named_write_errors(manager):
+        if wait:
+            manager.wait_until_finished()
+        else:
+            manager.check_for_errors()
 
 
 @contextmanager
-def _writing(manager: ocp.CheckpointManager) -> Iterator[None]:
-    """Names what could not be written, and what is still good."""
+def _named_write_errors(manager: ocp.CheckpointManager) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # Orbax and TensorStore raise a dozen types
@@ -151,74 +165,91 @@ def _writing(manager: ocp.CheckpointManager) -> Iterator[None]:
 def restore(
     manager: ocp.CheckpointManager,
     variables: Variables,
-    optimizer: Mapping[str, Any],
+    optimizer_state: Mapping[str, Any],
     step: int,
 ) -> tuple[Variables, Mapping[str, Any], dict[str, int]]:
-    """The checkpoint of a step, laid out as the given trees.
+    """Returns the variables, optimizer state and position of a step, laid out as the given trees.
 
     Args:
-      manager: of the workdir.
-      variables, optimizer: trees of arrays or of `jax.ShapeDtypeStruct` with shardings; a
-        checkpoint of any number of devices is laid out anew.
+      manager: the checkpoints of the run.
+      variables: arrays or `jax.ShapeDtypeStruct`s with shardings, for any number of devices.
+      optimizer_state: arrays or `jax.ShapeDtypeStruct`s with shardings.
       step: one of `manager.all_steps()`.
 
     Raises:
-      UsageError: where it is damaged, or another net's, listing names or shapes that differ.
+      UsageError: if the checkpoint is damaged, or of another net, listing what differs.
     """
-    restored = _restore(
+    restored = restore_items(
         manager,
         step,
         variables=ocp.args.StandardRestore(_as_dicts(variables)),
-        optimizer=ocp.args.StandardRestore(optimizer),
+        optimizer=ocp.args.StandardRestore(optimizer_state),
         position=ocp.args.JsonRestore(),
     )
     return restored.variables, restored.optimizer, restored.position
 
 
-def restore_latest(
-    manager: ocp.CheckpointManager, variables: Variables, optimizer: Mapping[str, Any]
-) -> tuple[Variables, Mapping[str, Any], dict[str, int]] | None:
-    """The newest checkpoint that can be read, as `restore` gives it; None where there is none.
+def restore_items(manager: ocp.CheckpointManager, step: int, **items: Any) -> Any:
+    """Returns the given items of a step, after a check that its variables are the net's."""
+    where = Path(manager.directory) / str(step)
+    metadata = read_named(where, lambda: manager.item_metadata(step)["variables"])
+    check_shapes(where, items["variables"].item, metadata)
+    return read_named(where, lambda: manager.restore(step, args=ocp.args.Composite(**items)))
 
-    Damaged ones that are newer are moved to `<workdir>/damaged`, with a warning that names them.
+
+def restore_latest(
+    manager: ocp.CheckpointManager, variables: Variables, optimizer_state: Mapping[str, Any]
+) -> tuple[Variables, Mapping[str, Any], dict[str, int]] | None:
+    """Returns the newest readable checkpoint, as `restore` does; None if there is no checkpoint.
+
+    Newer, damaged ones are moved to `<workdir>/damaged`, with a warning that names them.
 
     Raises:
-      UsageError: where there are checkpoints, and none can be read or they are another net's.
+      UsageError: if there are checkpoints, but none can be read, or they are of another net.
     """
     found = sorted(manager.all_steps(), reverse=True)
     if not found:
         return None
-    directory = Path(manager.directory)
+    folder = Path(manager.directory)
     try:
-        step, restored = _newest(
-            directory, found, lambda step: restore(manager, variables, optimizer, step)
+        step, restored = newest_readable(
+            folder, found, lambda step: restore(manager, variables, optimizer_state, step)
         )
     except DamagedError as error:
         raise DamagedError(
-            f"{error}, nor any other; put a copy back, or name a new --workdir to start anew"
+            f"{error}; no readable checkpoint is left: restore one from a backup or use a new "
+            "--workdir"
         ) from None
     damaged = [other for other in found if other > step]
     if damaged and primary():
-        aside = directory.parent / "damaged"
+        aside = folder.parent / "damaged"
         aside.mkdir(exist_ok=True)
         for other in damaged:
             shutil.rmtree(aside / str(other), ignore_errors=True)
-            (directory / str(other)).rename(aside / str(other))
+            (folder / str(other)).rename(aside / str(other))
     if damaged:
         sync_processes("damaged checkpoints moved")
         manager.reload()
     return restored
 
 
-def _newest(directory: Path, found: list[int], read: Callable[[int], Any]) -> tuple[int, Any]:
-    """The first of the steps that all processes can read, and what was read.
+def newest_readable(folder: Path, found: list[int], read: Callable[[int], Any]) -> tuple[int, Any]:
+    """Returns the first of the steps that all processes can read, and what was read.
 
-    What the primary's checksums don't find and one process alone cannot read ends with the others'
-    waiting for it inside Orbax, until the runtime gives up on them.
+    The processes agree on each step before any goes on. Otherwise, one that fails alone would leave
+    the others waiting inside Orbax until the runtime gives up on them.
+
+    Args:
+      folder: folder of the checkpoints.
+      found: steps, the newest first; at least one.
+      read: function that reads a step.
+
+    Raises:
+      DamagedError: if the last of the steps cannot be read either.
     """
 
     def attempt(action: Callable[[], Any]) -> tuple[Any, DamagedError | None]:
-        """The result, or else the error; the error on every process where one has it."""
+        """Returns the result and an error, which is set on all processes if it is on one."""
         result, error = None, None
         try:
             result = action()
@@ -228,36 +259,22 @@ def _newest(directory: Path, found: list[int], read: Callable[[int], Any]) -> tu
             error = error or DamagedError("another process found the checkpoint damaged")
         return result, error
 
-    def check(step: int) -> None:
+    def verify_checksums(step: int) -> None:
         if primary():
-            check_checksums(directory / str(step))
+            check_checksums(folder / str(step))
 
     for step, before in zip(found, [*found[1:], None], strict=True):
-        _, error = attempt(partial(check, step))
+        _, error = attempt(partial(verify_checksums, step))
         if error is None:
             restored, error = attempt(partial(read, step))
         if error is None:
             return step, restored
         if before is None:
             raise error
-        logging.warning("%s; going on from step %d", error, before)
+        logging.warning("%s; using step %d instead", error, before)
     raise AssertionError("no step was given")
 
 
-def steps(workdir: Path) -> list[int]:
-    """The steps that a workdir has complete checkpoints of, ascending."""
-    directory = _checkpoints(workdir)
-    return sorted(ocp.utils.checkpoint_steps(directory)) if directory.exists() else []
-
-
-def _restore(manager: ocp.CheckpointManager, step: int, **items: Any) -> Any:
-    """Some items of a step, after a look whether its variables are the net's."""
-    where = Path(manager.directory) / str(step)
-    metadata = read_named(where, lambda: manager.item_metadata(step)["variables"])
-    check_shapes(where, items["variables"].item, metadata)
-    return read_named(where, lambda: manager.restore(step, args=ocp.args.Composite(**items)))
-
-
 def _as_dicts(variables: Variables) -> dict[str, Any]:
-    """The same trees without the mark of an average, of which Orbax knows nothing."""
+    """Returns the trees as plain dicts, without the `Averaged` marker, which Orbax cannot save."""
     return {name: dict(tree) for name, tree in variables.items() if tree}

@@ -1,18 +1,116 @@
-"""The commands of main.py, one module each."""
+"""The commands of main.py: `MODES` describes each, and one module runs it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
+from dataclasses import dataclass
 
-from ml_collections import ConfigDict
-
+from repvgg_jax.bench.input import run_bench_data
+from repvgg_jax.bench.models import run_bench
+from repvgg_jax.cli.compile import run_compile
 from repvgg_jax.cli.evaluate import run_eval
 from repvgg_jax.cli.fuse import run_fuse
+from repvgg_jax.cli.prepare import run_prepare
+from repvgg_jax.cli.pytorch import run_import, run_to_torch
 from repvgg_jax.cli.train import run_train
 
-MODES: dict[str, Callable[[ConfigDict | None, Path], None]] = {
-    "train": run_train,
-    "eval": run_eval,
-    "fuse": run_fuse,
+RUN_WORKDIR = "runs/<config>"
+
+
+@dataclass(frozen=True)
+class Mode:
+    """A command of main.py.
+
+    Attributes:
+      run: function that is called with the flags in `needs` and `takes` by name.
+      help: what the command does, in a few words.
+      example: arguments of main.py, without `--mode`.
+      needs: flags that must be given.
+      takes: flags that may be given; `workdir` then has the default below.
+      workdir: workdir if `--workdir` is not given; `RUN_WORKDIR` stands for one named after the
+        config, None for no workdir.
+      keeps_programs: False for commands that measure the compiler, or do not use it, and so do not
+        read and write the compilation cache.
+      resumes_from: what the command resumes from after an interrupt.
+    """
+
+    run: Callable[..., None]
+    help: str
+    example: str
+    needs: tuple[str, ...] = ("config",)
+    takes: tuple[str, ...] = ()
+    workdir: str | None = None
+    keeps_programs: bool = True
+    resumes_from: str = "last checkpoint"
+
+
+MODES = {
+    "train": Mode(
+        run_train,
+        "train, evaluate, fuse, verify and report; resumes if interrupted",
+        "--config configs/quickstart.py --workdir runs/quickstart",
+        takes=("workdir",),
+        workdir=RUN_WORKDIR,
+    ),
+    "eval": Mode(
+        run_eval,
+        "evaluate the latest checkpoint and the fused weights of a run",
+        "--workdir runs/quickstart",
+        needs=("workdir",),
+        takes=("config",),
+        workdir=RUN_WORKDIR,
+    ),
+    "fuse": Mode(
+        run_fuse,
+        "fuse the latest checkpoint of a run and verify the result",
+        "--workdir runs/quickstart",
+        needs=("workdir",),
+        takes=("config",),
+        workdir=RUN_WORKDIR,
+    ),
+    "prepare": Mode(
+        run_prepare,
+        "download a data set, or read its archives, and write it for training",
+        "--config configs/cifar10.py",
+        keeps_programs=False,
+        resumes_from="last finished file",
+    ),
+    "import": Mode(
+        run_import,
+        "start a run from PyTorch weights (.pth or .safetensors)",
+        "--config configs/a0.py --weights RepVGG-A0-train.pth",
+        needs=("config", "weights"),
+        takes=("workdir",),
+        workdir=RUN_WORKDIR,
+    ),
+    "to_torch": Mode(
+        run_to_torch,
+        "write the weights of a run for PyTorch (.pth or .safetensors)",
+        "--workdir runs/a0 --weights a0.pth --layout timm",
+        needs=("workdir", "weights"),
+        takes=("layout", "fused"),
+        workdir=RUN_WORKDIR,
+    ),
+    "compile": Mode(
+        run_compile,
+        "compile a training step for absent devices; print memory and FLOPs",
+        "--config configs/b1.py --topology v5e:4x4",
+        needs=("config", "topology"),
+        takes=("workdir",),
+        keeps_programs=False,
+    ),
+    "bench": Mode(
+        run_bench,
+        "time the train form, the plain net and the fused net",
+        "--config configs/b1.py --config.model.dtype=bfloat16",
+        takes=("workdir",),
+        workdir="runs/bench",
+        keeps_programs=False,
+    ),
+    "bench_data": Mode(
+        run_bench_data,
+        "time the input pipeline beside tf.data and PyTorch",
+        "--config configs/a0.py --config.data.source=folder",
+        takes=("workdir",),
+    ),
 }

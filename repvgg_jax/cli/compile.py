@@ -1,4 +1,4 @@
-"""`--mode=compile`."""
+"""`--mode=compile`: the cost of a training step on devices that need not exist."""
 
 from __future__ import annotations
 
@@ -10,33 +10,47 @@ from ml_collections import ConfigDict
 
 from repvgg_jax.bench import aot
 from repvgg_jax.cli.common import model_name
+from repvgg_jax.config.fields import to_json
 from repvgg_jax.config.workdir import check_workdir, make_workdir
-from repvgg_jax.errors import UsageError
 from repvgg_jax.runtime.files import write_json
 
 
-def run_compile(config: ConfigDict | None, topology: str | None, workdir: Path | None) -> None:
-    """Compile a config's training step for devices that need not be there, and say its cost."""
-    if config is None or topology is None:
-        raise UsageError(
-            "--mode=compile needs --config and --topology, such as --config configs/b1.py "
-            "--topology=v5e:4x4"
-        )
+def run_compile(config: ConfigDict, topology: str, workdir: Path | None) -> None:
+    """Compiles a config's training step for a topology and prints its memory, FLOPs and traffic.
+
+    Args:
+      config: the config.
+      topology: the devices, such as `v5e:4x4` or `cpu:8`.
+      workdir: folder for `compile.json`; None to write nothing.
+
+    Raises:
+      UsageError: if the config cannot run on these devices.
+      RunError: if the step does not fit their memory.
+    """
     if workdir is not None:
         check_workdir(config, workdir)
     aot.prepare_compiler(topology)
-    devices, started = aot.topology_devices(topology), time.monotonic()
+    devices = aot.topology_devices(topology)
+    started = time.monotonic()
     cost = aot.step_cost(aot.compile_step(config, devices))
-    seconds, images = time.monotonic() - started, config.train.batch_size
+    seconds = time.monotonic() - started
+    images = config.train.batch_size
     title = (
         f"{model_name(config)} on {len(devices)} x {devices[0].device_kind} ({topology}), "
         f"{images:,} images a step, {images // len(devices):,} a device"
     )
-    print(
-        f"{aot.format_cost(cost, title, aot.memory_bytes(devices[0]))}\ncompiled in {seconds:.0f} s"
-    )
-    if workdir is not None:
-        make_workdir(config, workdir)
-        about = {"model": model_name(config), "topology": topology, "devices": len(devices)}
-        about |= {"batch_size": images, "compile_seconds": seconds, "memory": cost.memory}
-        write_json(workdir / "compile.json", about | dataclasses.asdict(cost))
+    table = aot.format_cost(cost, title, aot.memory_bytes(devices[0]))
+    print(f"{table}\ncompiled in {seconds:.0f} s")
+    if workdir is None:
+        return
+    make_workdir(to_json(config), workdir)
+    report = {
+        "model": model_name(config),
+        "topology": topology,
+        "devices": len(devices),
+        "batch_size": images,
+        "compile_seconds": seconds,
+        "memory": cost.memory,
+        **dataclasses.asdict(cost),
+    }
+    write_json(workdir / "compile.json", report)

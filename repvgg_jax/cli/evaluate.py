@@ -6,23 +6,34 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from repvgg_jax.checkpoint import load
 from repvgg_jax.checkpoint.fused import fused_step, has_fused
+from repvgg_jax.checkpoint.load import load, load_trained
 from repvgg_jax.cli.common import say
+from repvgg_jax.config.build import make_eval_data
 from repvgg_jax.config.fields import check_values
 from repvgg_jax.config.workdir import read_config
-from repvgg_jax.runtime.mesh import check_divides, make_mesh
+from repvgg_jax.runtime.mesh import make_mesh
 from repvgg_jax.training.evaluation import Evaluation
 
 
 def run_eval(config: ConfigDict | None, workdir: Path) -> None:
-    """Evaluate a run's latest checkpoint, and its fused weights where it has some."""
-    evaluation = _evaluation(config, workdir)
-    *trained, latest = load.load_trained(workdir)
-    forms = {"train form": tuple(trained)}
+    """Evaluates a run's latest checkpoint, and its fused weights if there are any.
+
+    Args:
+      config: the config whose data to evaluate on; by default the one that the run was started
+        with.
+      workdir: folder of the run.
+
+    Raises:
+      UsageError: if there is no run, or the config cannot be used.
+    """
+    evaluation = open_evaluation(config or read_config(workdir))
+    net, variables, latest = load_trained(workdir)
+    forms = {"train form": (net, variables)}
     if has_fused(workdir):
-        pair, step = load.load(workdir, fused=True), fused_step(workdir)
-        forms["fused" if step == latest else f"fused at step {step}, not {latest}"] = pair
+        step = fused_step(workdir)
+        name = "fused" if step == latest else f"fused at step {step}, not {latest}"
+        forms[name] = load(workdir, fused=True)
     for form, (net, variables) in forms.items():
         result = evaluation(net, variables)
         say(
@@ -31,10 +42,8 @@ def run_eval(config: ConfigDict | None, workdir: Path) -> None:
         )
 
 
-def _evaluation(config: ConfigDict | None, workdir: Path) -> Evaluation:
-    """Of the config given, or else of the one that the run was started with."""
-    config = config or read_config(workdir)
+def open_evaluation(config: ConfigDict) -> Evaluation:
+    """Returns a config's evaluation, on all devices here, whatever mesh the run was trained on."""
     check_values(config)
-    mesh = make_mesh()  # of the devices here, whatever the run was trained on
-    check_divides("train.eval_batch_size", config.train.eval_batch_size, mesh)
-    return Evaluation(config, mesh)
+    mesh = make_mesh()
+    return Evaluation(make_eval_data(config, mesh), mesh)

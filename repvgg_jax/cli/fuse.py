@@ -9,10 +9,10 @@ import jax
 from flax import linen as nn
 from ml_collections import ConfigDict
 
-from repvgg_jax.checkpoint import load
 from repvgg_jax.checkpoint.fused import save_fused
+from repvgg_jax.checkpoint.load import load_trained
 from repvgg_jax.cli.common import say
-from repvgg_jax.cli.evaluate import _evaluation
+from repvgg_jax.cli.evaluate import open_evaluation
 from repvgg_jax.config.fields import config_hash
 from repvgg_jax.config.workdir import read_config
 from repvgg_jax.errors import RunError, UsageError
@@ -25,16 +25,26 @@ from repvgg_jax.training.evaluation import Evaluation
 
 
 def run_fuse(config: ConfigDict | None, workdir: Path) -> None:
-    """Fuse a run's latest checkpoint, prove the forms equal, and write the fused pair."""
+    """Fuses a run's latest checkpoint, verifies the fused pair, and writes it to the workdir.
+
+    Args:
+      config: the config with the images and the tolerance of the verification; by default the one
+        that the run was started with.
+      workdir: folder of the run.
+
+    Raises:
+      UsageError: if there is no run, or its block cannot be fused.
+      RunError: if the two forms differ by more than `fuse.tolerance`; nothing is written.
+    """
     config = config or read_config(workdir)
-    evaluation = _evaluation(config, workdir)
-    net, variables, step = load.load_trained(workdir)
-    *_, fusion = _fuse(config, workdir, evaluation, net, variables, step)
-    say(f"{fusion}\nrepvgg_jax.load({str(workdir)!r}, fused=True) opens the fused pair")
+    evaluation = open_evaluation(config)
+    net, variables, step = load_trained(workdir)
+    _, report = fuse_and_save((net, variables), step, workdir, evaluation, config.fuse)
+    say(f"{report}\nrepvgg_jax.load({str(workdir)!r}, fused=True) opens the fused pair")
 
 
-def _refusal(net: nn.Module) -> str | None:
-    """Why the net's block cannot be fused, known before it is trained; None where it can."""
+def why_not_fusable(net: nn.Module) -> str | None:
+    """Returns the reason why a net's block cannot be fused, or None if it can."""
     try:
         jax.eval_shape(lambda key: fuse(net, init(net, key))[1], jax.random.key(0))
     except UsageError as error:
@@ -42,31 +52,44 @@ def _refusal(net: nn.Module) -> str | None:
     return None
 
 
-def _fuse(
-    config: ConfigDict,
+def fuse_and_save(
+    pair: tuple[nn.Module, Any],
+    step: int,
     workdir: Path,
     evaluation: Evaluation,
-    net: nn.Module,
-    variables: Any,
-    step: int,
-) -> tuple[nn.Module, Any, FusionReport]:
-    """Fuse, verify on real images, and write the fused weights with their certificate."""
-    plain, fused = fuse(net, variables)
-    images = evaluation.images(config.fuse.verify_images)
-    fusion = verify(net, variables, images, (plain, fused))
-    if not fusion.max_relative_error <= config.fuse.tolerance:
+    options: ConfigDict,
+) -> tuple[tuple[nn.Module, Any], FusionReport]:
+    """Fuses a pair, verifies it on evaluation images, and writes it with its certificate.
+
+    Args:
+      pair: `(net, variables)` in the train form.
+      step: step of the checkpoint that holds the pair.
+      workdir: folder of the run.
+      evaluation: the evaluation split, which gives the images.
+      options: the config's section `fuse`.
+
+    Returns:
+      The fused pair, and the report of its verification.
+
+    Raises:
+      RunError: if the two forms differ by more than the tolerance, or writing fails.
+    """
+    fused_net, fused_variables = fuse(*pair)
+    images = evaluation.images(options.verify_images)
+    report = verify(*pair, images, (fused_net, fused_variables))
+    if not report.max_relative_error <= options.tolerance:
         raise RunError(
-            "nothing was written, since the fused form is not the train form: relative error "
-            f"{fusion.exact.relative_error:.1e} of the logits and, the worst of the blocks, "
-            f"{fusion.blocks[fusion.worst_block]:.1e} of {fusion.worst_block}, with "
-            f"fuse.tolerance={config.fuse.tolerance:g}"
+            "nothing was written, since the fused form differs from the train form: relative error "
+            f"{report.exact.relative_error:.1e} of the logits and "
+            f"{report.blocks[report.worst_block]:.1e} of the worst block, {report.worst_block}; "
+            f"fuse.tolerance={options.tolerance:g}"
         )
     certificate = certify(
-        fusion,
-        fused,
+        report,
+        fused_variables,
         images=len(images),
         step=step,
         config_hash=config_hash(read_config(workdir)),
     )
-    save_fused(workdir, replicate(fused, evaluation.mesh), certificate)
-    return plain, fused, fusion
+    save_fused(workdir, replicate(fused_variables, evaluation.mesh), certificate)
+    return (fused_net, fused_variables), report

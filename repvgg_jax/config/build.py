@@ -1,7 +1,8 @@
-"""From a config to the values that the library takes, and the workdir that is its own."""
+"""Resolves a config into the values that the library takes: `build(config) -> Experiment`."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 
 import jax
@@ -11,8 +12,10 @@ from flax import linen as nn
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from repvgg_jax.blocks.registry import module_type
+from repvgg_jax.blocks.registry import BLOCKS, module_type
 from repvgg_jax.blocks.repvgg import BRANCHES, RepVGGBlock
+from repvgg_jax.config.experiment import EvalData, Experiment, StepOptions, TrainData
+from repvgg_jax.config.fields import check_values, to_json
 from repvgg_jax.data.augment.transforms import Transform
 from repvgg_jax.data.sources.base import Source
 from repvgg_jax.data.sources.load import load_source
@@ -21,32 +24,90 @@ from repvgg_jax.nets import create
 from repvgg_jax.optim import sgd
 from repvgg_jax.runtime.mesh import check_divides, make_mesh
 
+# Length of the schedule of an experiment without data, whose size is not known.
+_STEPS_WITHOUT_DATA = 600_000
 
-def config_mesh(config: ConfigDict, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """The devices as `config.mesh` has them, which must split the config's batches.
+
+def build(
+    config: ConfigDict, devices: Sequence[jax.Device] | None = None, open_data: bool = True
+) -> Experiment:
+    """Returns the experiment that a config describes, with every check that needs no training.
 
     Args:
-      config: of the run.
-      devices: all there are by default.
+      config: the config of a run.
+      devices: the devices to run on; all of them by default.
+      open_data: False for an experiment whose data sets need not exist. It has no `train_data` and
+        `eval_data`, and a schedule of made-up length.
 
     Raises:
-      UsageError: where sizes of mesh, batches, microbatches and BatchNorm groups don't go together.
+      UsageError: if a value is out of bounds, values conflict, or the data cannot be used.
+
+    Example:
+      >>> from configs import quickstart
+      >>> experiment = build(quickstart.get_config())
+      >>> experiment.steps
+      898
+    """
+    check_values(config)
+    mesh = config_mesh(config, devices)
+    net = make_net(config)
+    _check_repoptimizer(config, net)
+    train_data = make_train_data(config) if open_data else None
+    eval_data = make_eval_data(config, mesh) if open_data else None
+    if train_data:
+        train_size = len(train_data.source)
+        steps = total_steps(config, train_size)
+        warmup_steps = _warmup_steps(config, train_size)
+    else:
+        train_size = 0
+        steps = _STEPS_WITHOUT_DATA
+        warmup_steps = 1 if config.optim.warmup_epochs else 0
+    batch_size = config.train.batch_size
+    schedule = sgd.cosine_schedule(config.optim.learning_rate, batch_size, steps, warmup_steps)
+    return Experiment(
+        config=to_json(config),
+        net=net,
+        mesh=mesh,
+        optimizer=make_optimizer(config, net, schedule),
+        schedule=schedule,
+        steps=steps,
+        step_options=make_step_options(config),
+        seed=config.seed,
+        fsdp_min_size=config.mesh.min_size,
+        train_data=train_data,
+        eval_data=eval_data,
+        eval_every=config.train.eval_every or -(-train_size // batch_size),
+        checkpoint_every=config.train.checkpoint_every,
+        log_every=config.train.log_every,
+        max_to_keep=config.train.keep,
+        deadline=config.train.deadline,
+        init_from=config.init_from,
+        repoptimizer_from=config.optim.repoptimizer_from,
+    )
+
+
+def config_mesh(config: ConfigDict, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """Returns the mesh of `config.mesh`.
+
+    Raises:
+      UsageError: if the mesh does not fit the devices, or does not divide the training batch, its
+        microbatches and their BatchNorm groups.
     """
     mesh = make_mesh(config.mesh.data, config.mesh.fsdp, devices)
     if config.model.conv_algorithm == "onednn" and mesh.size > 1:
         raise UsageError(
-            f"model.conv_algorithm=onednn computes on one device, and the mesh has {mesh.size}; "
-            "auto takes what each can"
+            f"model.conv_algorithm=onednn supports a single device but the mesh has {mesh.size}; "
+            "use model.conv_algorithm=auto"
         )
     check_divides("train.batch_size", config.train.batch_size, mesh, config.train.accumulate)
-    check_divides("train.eval_batch_size", config.train.eval_batch_size, mesh)
     check_groups(config)
     return mesh
 
 
 def check_groups(config: ConfigDict) -> None:
-    """Raises UsageError unless microbatches are whole BatchNorm groups."""
-    accumulate, group = config.train.accumulate, config.model.bn_group_size or 1
+    """Raises UsageError unless every microbatch consists of whole BatchNorm groups."""
+    accumulate = config.train.accumulate
+    group = config.model.bn_group_size or 1
     if group < 1 or config.train.batch_size % (accumulate * group):
         raise UsageError(
             f"model.bn_group_size={group}: must divide train.batch_size / train.accumulate = "
@@ -55,13 +116,14 @@ def check_groups(config: ConfigDict) -> None:
 
 
 def make_net(config: ConfigDict) -> nn.Module:
-    """The net that `config.model` describes."""
+    """Returns the net that `config.model` describes."""
     return create(**config.model.to_dict())
 
 
 def make_source(config: ConfigDict, split: str) -> Source:
-    """The data that `config.data` describes, for `train` or `test`."""
-    data, classes = config.data, config.model.num_classes
+    """Opens the `train` or the `test` split of the data that `config.data` names."""
+    data = config.data
+    classes = config.model.num_classes
     source = load_source(
         data.source,
         data.name,
@@ -72,8 +134,8 @@ def make_source(config: ConfigDict, split: str) -> Source:
     )
     if source.num_classes < classes:
         logging.warning(
-            "%s has %d classes, the net %d: its labels are 0 to %d in the order of the names, not "
-            "those of another set that a net was trained on",
+            "%s has %d classes, the net %d: labels are 0 to %d in the order of the class names, "
+            "which may differ from the data set that given weights were trained on",
             source.name,
             source.num_classes,
             classes,
@@ -83,90 +145,135 @@ def make_source(config: ConfigDict, split: str) -> Source:
 
 
 def make_transform(config: ConfigDict) -> Transform:
-    """What happens to an image between its source and the device."""
+    """Returns the transform that `config.data` describes: the fields of the same names."""
+    names = [field.name for field in dataclasses.fields(Transform)]
+    return Transform(**{name: config.data[name] for name in names})
+
+
+def make_train_data(config: ConfigDict) -> TrainData:
+    """Opens the training split."""
     data = config.data
-    return Transform(
-        augmentation=data.augmentation,
-        image_size=data.image_size,
-        resize=data.resize,
-        padding=data.padding,
-        flip=data.flip,
-        eval_image_size=data.eval_image_size,
-        policy=data.policy,
-        policy_operations=data.policy_operations,
-        policy_magnitude=data.policy_magnitude,
-        policy_std=data.policy_std,
-        erasing=data.erasing,
+    order = data.seed
+    augmentation = data.augmentation_seed
+    source = make_source(config, "train")
+    if not len(source):
+        raise UsageError(f"{source.name} is empty; choose another data.name or data.data_dir")
+    return TrainData(
+        source=source,
+        transform=make_transform(config),
+        batch_size=config.train.batch_size,
+        seed=config.seed if order is None else order,
+        augmentation_seed=config.seed if augmentation is None else augmentation,
+        workers=data.workers,
     )
 
 
-def data_seed(config: ConfigDict) -> int:
-    """Of the order of the images."""
-    return config.seed if config.data.seed is None else config.data.seed
-
-
-def augmentation_seed(config: ConfigDict) -> int:
-    """Of crops, policies and mixing."""
-    given = config.data.augmentation_seed
-    return config.seed if given is None else given
+def make_eval_data(config: ConfigDict, mesh: Mesh) -> EvalData:
+    """Opens the evaluation split, whose batches the mesh must divide."""
+    check_divides("train.eval_batch_size", config.train.eval_batch_size, mesh)
+    return EvalData(
+        source=make_source(config, "test"),
+        transform=make_transform(config),
+        batch_size=config.train.eval_batch_size,
+        workers=config.data.workers,
+        mean=tuple(config.data.mean),
+        std=tuple(config.data.std),
+    )
 
 
 def total_steps(config: ConfigDict, train_size: int) -> int:
-    """Steps of the run: `train.steps`, or as many as `train.epochs` of the data have."""
+    """Returns the number of training steps: `train.steps`, or those of `train.epochs`.
+
+    Raises:
+      UsageError: if there is no step, or no step after the warm-up.
+    """
     if config.train.steps is not None:
-        steps, field = config.train.steps, "train.steps"
+        steps = config.train.steps
     else:
         steps = round(config.train.epochs * train_size / config.train.batch_size)
-        field = "train.epochs"
-    if steps < 1:
-        raise UsageError(f"{field}={getattr(config.train, field[6:])} gives no step to train")
+        if steps < 1:
+            raise UsageError(f"train.epochs={config.train.epochs} gives no step to train")
+    warmup_steps = _warmup_steps(config, train_size)
+    if warmup_steps >= steps:
+        raise UsageError(
+            f"optim.warmup_epochs={config.optim.warmup_epochs} takes {warmup_steps} of {steps} "
+            "steps; choose a shorter warm-up"
+        )
     return steps
 
 
-def make_schedule(config: ConfigDict, train_size: int) -> optax.Schedule:
-    """Step -> learning rate."""
-    steps, batch_size = total_steps(config, train_size), config.train.batch_size
-    warmup = round(config.optim.warmup_epochs * train_size / batch_size)
-    if warmup >= steps:
-        raise UsageError(
-            f"optim.warmup_epochs={config.optim.warmup_epochs} lasts {warmup} of {steps} steps; "
-            "warm up for fewer"
-        )
-    return sgd.cosine_schedule(config.optim.learning_rate, batch_size, steps, warmup)
+def _warmup_steps(config: ConfigDict, train_size: int) -> int:
+    return round(config.optim.warmup_epochs * train_size / config.train.batch_size)
 
 
-def make_optimizer(config: ConfigDict, schedule: optax.Schedule) -> optax.GradientTransformation:
-    """The optimizer that `config.optim` describes."""
-    net, values = make_net(config), config.optim
+def make_step_options(config: ConfigDict) -> StepOptions:
+    """Returns the constants of the training step."""
+    optim = config.optim
+    train = config.train
+    return StepOptions(
+        label_smoothing=optim.label_smoothing,
+        mixup=train.mixup,
+        cutmix=train.cutmix,
+        auxiliary_weight=optim.auxiliary_weight,
+        custom_l2=optim.weight_decay if optim.custom_l2 else 0.0,
+        ema_decay=optim.ema_decay,
+        accumulate=train.accumulate,
+        bn_group_size=config.model.bn_group_size,
+        mean=tuple(config.data.mean),
+        std=tuple(config.data.std),
+    )
+
+
+def make_optimizer(
+    config: ConfigDict, net: nn.Module, schedule: optax.Schedule
+) -> optax.GradientTransformation:
+    """Returns the optimizer that `config.optim` describes, for the parameters of `net`."""
+    values = config.optim
     if values.custom_l2:
         _check_custom_l2(net, config.model.branches)
-    frozen = net.frozen_blocks()
-    tx = sgd.sgd(
+    frozen = sorted(net.frozen_blocks())
+    optimizer = sgd.sgd(
         schedule,
         momentum=values.momentum,
         nesterov=values.nesterov,
         weight_decay=values.weight_decay,
         decay_rules=values.decay_rules,
         rate_rules=(
-            *((f"{name}(_se)?/.*", 0.0) for name in sorted(frozen)),
+            *((f"{name}(_se)?/.*", 0.0) for name in frozen),
             *values.rate_rules,
             (r".*/bias", values.bias_rate_factor),
         ),
         custom_l2=bool(values.custom_l2),
     )
-    chain = [tx]
+    chain = [optimizer]
     if values.clip_norm is not None:
         chain.insert(0, optax.clip_by_global_norm(values.clip_norm))
     if values.max_norm is not None:
-        chain.append(sgd.max_norm(values.max_norm, sorted(frozen)))
-    return optax.chain(*chain) if len(chain) > 1 else tx
+        chain.append(sgd.max_norm(values.max_norm, frozen))
+    return optax.chain(*chain) if len(chain) > 1 else optimizer
 
 
 def _check_custom_l2(net: nn.Module, branches: Sequence[str] | None) -> None:
-    """Raises UsageError where the net has no blocks that optim.custom_l2 is of."""
     block = module_type(getattr(net, "block", nn.Module))
     if block is not RepVGGBlock or not {"kxk", "1x1"} <= set(branches or BRANCHES):
         raise UsageError(
-            "optim.custom_l2 is for blocks of a kxk and a 1x1, each with its BatchNorm: "
-            "model.block=repvgg, with both of these model.branches"
+            "optim.custom_l2 needs blocks with a kxk and a 1x1 branch, each with a BatchNorm: "
+            "model.block=repvgg, with both in model.branches"
+        )
+
+
+def _check_repoptimizer(config: ConfigDict, net: nn.Module) -> None:
+    values = config.optim
+    if values.repoptimizer_from is None:
+        return
+    if net != net.clone(block=BLOCKS["plain"].block):
+        raise UsageError("optim.repoptimizer_from trains a plain net: set model.block=plain")
+    if values.clip_norm is not None or values.max_norm is not None:
+        raise UsageError(
+            "optim.repoptimizer_from does not work with optim.clip_norm and optim.max_norm; "
+            "unset them"
+        )
+    if net.initializer is not None:
+        raise UsageError(
+            "optim.repoptimizer_from determines the initial weights; unset model.initializer"
         )

@@ -1,4 +1,4 @@
-"""The fields of a config: what they may be, and which of them make two configs the same run."""
+"""Bounds of the config fields, and which of them make two configs the same run."""
 
 from __future__ import annotations
 
@@ -7,40 +7,82 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
 from repvgg_jax.errors import UsageError
 
-# Where a run's data lie, how often it speaks and what it keeps: not what it computes.
-_NOT_IDENTITY = {
-    "data.data_dir",
-    "data.manual_dir",
-    "data.workers",
-    "data.skip_corrupt",
-    "train.eval_batch_size",
-    "train.eval_every",
-    "train.checkpoint_every",
-    "train.keep",
-    "train.log_every",
-    "bench.batch_sizes",
-    "bench.seconds",
-    "fuse.verify_images",
-    "fuse.tolerance",
-    "mesh.data",
-    "mesh.fsdp",
-    "mesh.min_size",
-    "model.remat",
-    "model.branch_statistics",
-    "model.conv_algorithm",
-    "train.deadline",
-    "train.deterministic",
+
+class Field(NamedTuple):
+    """A field's bounds, and its part in the identity of a run.
+
+    Attributes:
+      low: the smallest value allowed.
+      high: the largest value allowed; None for no limit.
+      changes_result: False for fields that say where data lies, how often a run reports, or how it
+        is executed, and leave what it computes as it is.
+    """
+
+    low: float | None = None
+    high: float | None = None
+    changes_result: bool = True
+
+
+NEUTRAL = Field(changes_result=False)
+# Fields that are not listed have no bounds and change the result.
+FIELDS = {
+    "seed": Field(0),
+    "model.num_classes": Field(1),
+    "model.remat": NEUTRAL,
+    "model.branch_statistics": NEUTRAL,
+    "model.conv_algorithm": NEUTRAL,
+    "data.data_dir": NEUTRAL,
+    "data.manual_dir": NEUTRAL,
+    "data.image_size": Field(1),
+    "data.padding": Field(0),
+    "data.eval_image_size": Field(1),
+    "data.policy_operations": Field(1),
+    "data.policy_magnitude": Field(0, 10),
+    "data.policy_std": Field(0, 10),
+    "data.erasing": Field(0, 1),
+    "data.skip_corrupt": NEUTRAL,
+    "data.workers": Field(0, changes_result=False),
+    "data.seed": Field(0),
+    "data.augmentation_seed": Field(0),
+    "mesh.data": NEUTRAL,
+    "mesh.fsdp": NEUTRAL,
+    "mesh.min_size": Field(0, changes_result=False),
+    "train.epochs": Field(0, 1e9),
+    "train.steps": Field(1),
+    "train.batch_size": Field(1),
+    "train.eval_batch_size": Field(1, changes_result=False),
+    "train.accumulate": Field(1),
+    "train.mixup": Field(0),
+    "train.cutmix": Field(0),
+    "train.deterministic": NEUTRAL,
+    "train.deadline": Field(0, changes_result=False),
+    "train.eval_every": Field(1, changes_result=False),
+    "train.checkpoint_every": Field(1, changes_result=False),
+    "train.keep": Field(1, changes_result=False),
+    "train.log_every": Field(1, changes_result=False),
+    "optim.learning_rate": Field(0),
+    "optim.warmup_epochs": Field(0),
+    "optim.momentum": Field(0, 1),
+    "optim.weight_decay": Field(0),
+    "optim.clip_norm": Field(0),
+    "optim.max_norm": Field(0),
+    "optim.label_smoothing": Field(0, 1),
+    "optim.ema_decay": Field(0, 1 - 1e-9),
+    "bench.batch_sizes": NEUTRAL,
+    "bench.seconds": NEUTRAL,
+    "fuse.verify_images": Field(1, changes_result=False),
+    "fuse.tolerance": Field(0, changes_result=False),
 }
 
 
 def flat(tree: Mapping, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """`("optim.momentum", 0.9)` for every field of a config as JSON."""
+    """Yields `("optim.momentum", 0.9)` for every field of a config in JSON form."""
     for key, value in tree.items():
         if isinstance(value, Mapping):
             yield from flat(value, f"{prefix}{key}.")
@@ -48,20 +90,23 @@ def flat(tree: Mapping, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield f"{prefix}{key}", value
 
 
-def plain(config: ConfigDict) -> dict[str, Any]:
-    """The config as JSON has it: dicts, lists, numbers, strings, None."""
+def to_json(config: ConfigDict) -> dict[str, Any]:
+    """Returns the config in JSON form: dicts, lists, numbers, strings and None."""
     return json.loads(json.dumps(config.to_dict()))
 
 
-def identity(config: Mapping) -> dict[str, Any]:
-    """The fields that decide what a run computes, of a config or its JSON.
+def run_fields(config: Mapping) -> dict[str, Any]:
+    """Returns the fields that decide what a run computes, from a config or its JSON form.
 
-    Those that are unset are left out, so that a new field doesn't make old runs others, as long as
-    it is born unset.
+    Unset fields are left out, so that a new field, unset by default, keeps the identity of old
+    runs.
     """
-    tree = plain(config) if isinstance(config, ConfigDict) else config
-    fields = flat(tree)
-    return {key: v for key, v in fields if v is not None and key not in _NOT_IDENTITY}
+    tree = to_json(config) if isinstance(config, ConfigDict) else config
+    return {
+        name: value
+        for name, value in flat(tree)
+        if value is not None and FIELDS.get(name, Field()).changes_result
+    }
 
 
 # Parameters in rules such as optim.decay_rules -> their names in earlier versions. Hashes keep
@@ -71,66 +116,27 @@ _HASHED_NAMES = {"/bn_identity/": "/bn0/", "/conv_1x1/": "/conv1/"}
 
 def config_hash(config: Mapping) -> str:
     """Returns twelve hexadecimal digits that two configs share if they compute the same."""
-    text = json.dumps(identity(config), sort_keys=True)
+    text = json.dumps(run_fields(config), sort_keys=True)
     for name, former in _HASHED_NAMES.items():
         text = text.replace(name, former)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-# Field -> smallest and, where there is one, largest value that makes sense.
-BOUNDS = {
-    "seed": (0, None),
-    "model.num_classes": (1, None),
-    "data.image_size": (1, None),
-    "data.padding": (0, None),
-    "data.eval_image_size": (1, None),
-    "data.policy_operations": (1, None),
-    "data.policy_magnitude": (0, 10),
-    "data.policy_std": (0, 10),
-    "data.erasing": (0, 1),
-    "data.workers": (0, None),
-    "data.seed": (0, None),
-    "data.augmentation_seed": (0, None),
-    "mesh.min_size": (0, None),
-    "train.epochs": (0, 1e9),
-    "train.steps": (1, None),
-    "train.batch_size": (1, None),
-    "train.eval_batch_size": (1, None),
-    "train.accumulate": (1, None),
-    "train.mixup": (0, None),
-    "train.cutmix": (0, None),
-    "train.deadline": (0, None),
-    "train.eval_every": (1, None),
-    "train.checkpoint_every": (1, None),
-    "train.keep": (1, None),
-    "train.log_every": (1, None),
-    "optim.learning_rate": (0, None),
-    "optim.warmup_epochs": (0, None),
-    "optim.momentum": (0, 1),
-    "optim.weight_decay": (0, None),
-    "optim.clip_norm": (0, None),
-    "optim.max_norm": (0, None),
-    "optim.label_smoothing": (0, 1),
-    "optim.ema_decay": (0, 1 - 1e-9),
-    "fuse.verify_images": (1, None),
-    "fuse.tolerance": (0, None),
-}
-
-
 def check_values(config: ConfigDict) -> None:
-    """Raises UsageError, with all of them, where there are `value_problems`."""
+    """Raises UsageError that lists all `value_problems` of a config."""
     if problems := list(value_problems(config)):
         raise UsageError("; ".join(problems))
 
 
 def value_problems(config: ConfigDict) -> Iterator[str]:
-    """Numbers out of range or at odds, and rules that are no expressions."""
-    fields = dict(flat(plain(config)))
-    for name, (low, high) in BOUNDS.items():
-        value = fields[name]
-        # So written that NaN is out of every range.
-        if value is not None and not (value >= low and (high is None or value <= high)):
-            span = f"from {low} to {high}" if high is not None else f"from {low} on"
+    """Yields a message for each value out of bounds or in conflict, and each malformed rule."""
+    values = dict(flat(to_json(config)))
+    for name, (low, high, _) in FIELDS.items():
+        value = values[name]
+        if value is None or low is None:
+            continue
+        if not low <= value <= (float("inf") if high is None else high):  # true of NaN as well
+            span = f"at least {low}" if high is None else f"from {low} to {high}"
             yield f"{name}={value}: must be {span}"
     batch_size = config.train.batch_size
     if (config.train.mixup or config.train.cutmix) and batch_size % 2:
@@ -138,22 +144,30 @@ def value_problems(config: ConfigDict) -> Iterator[str]:
             f"train.batch_size={batch_size}: must be even, as train.mixup and train.cutmix mix "
             "pairs of images"
         )
-    rules = {"decay_rules": config.optim.decay_rules, "rate_rules": config.optim.rate_rules}
-    for name, pairs in rules.items():
-        for rule in pairs:
-            try:
-                pattern, factor = rule
-                re.compile(pattern)
-                float(factor)
-            except (TypeError, ValueError):
-                yield f"optim.{name}: {rule!r} is no pair of an expression and a factor"
-            except re.error as error:
-                yield f"optim.{name}: {pattern!r} is no expression: {error}"
+    for name in ("optim.decay_rules", "optim.rate_rules"):
+        for rule in values[name]:
+            if problem := _rule_problem(rule):
+                yield f"{name}: {problem}"
+
+
+def _rule_problem(rule: Any) -> str | None:
+    try:
+        pattern, factor = rule
+        re.compile(pattern)
+        float(factor)
+    except (TypeError, ValueError):
+        return f"{rule!r} is not a (regex, factor) pair"
+    except re.error as error:
+        return f"{pattern!r} is not a valid regular expression: {error}"
+    return None
 
 
 def unknown_field(config: ConfigDict, overrides: list[str]) -> str | None:
-    """What is wrong with the first of `a.b=value` that names no field, and what would be right."""
-    known = dict(flat(plain(config)))
+    """Returns a message for the first of `a.b=value` that names no field, with the nearest names.
+
+    None if all of them exist.
+    """
+    known = dict(flat(to_json(config)))
     for override in overrides:
         name = override.split("=")[0]
         if name not in known:

@@ -3,20 +3,29 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from ml_collections import ConfigDict
 
-from repvgg_jax.config.fields import BOUNDS, flat, identity, plain
-from repvgg_jax.errors import UsageError
+from repvgg_jax.config.fields import FIELDS, flat, run_fields
+from repvgg_jax.errors import UsageError, one_line
 from repvgg_jax.runtime.files import write_json
 from repvgg_jax.runtime.processes import primary, sync_processes
 
 
-def check_workdir(config: ConfigDict, workdir: Path) -> None:
-    """Raises UsageError unless the workdir is new, empty, or this very config's own.
+def check_workdir(config: Mapping[str, Any], workdir: Path) -> None:
+    """Checks that a workdir is new, empty, or of a run with the same config.
 
-    A run that has not come to its first checkpoint has nothing to lose, and may be another's.
+    The workdir of a run without a checkpoint may be reused for another config.
+
+    Args:
+      config: the config, or its JSON form.
+      workdir: the folder of the run.
+
+    Raises:
+      UsageError: if it is not, listing the fields that differ.
     """
     if workdir.exists() and not workdir.is_dir():
         raise UsageError(f"--workdir={workdir} is a file; name a folder")
@@ -24,60 +33,67 @@ def check_workdir(config: ConfigDict, workdir: Path) -> None:
     if not saved.exists():
         if workdir.exists() and any(workdir.iterdir()):
             raise UsageError(
-                f"--workdir={workdir} is not empty and holds no config.json, so it is no run of "
-                "ours; name a new folder"
+                f"--workdir={workdir} is not empty and is not a repvgg_jax run (no config.json); "
+                "choose another --workdir"
             )
         return
     if not any(path.name.isdigit() for path in (workdir / "checkpoints").glob("*")):
         return
-    theirs, ours = identity(read_config(workdir)), identity(config)
-    differing = [key for key in ours | theirs if ours.get(key) != theirs.get(key)]
+    there = run_fields(read_config(workdir))
+    here = run_fields(config)
+    differing = [key for key in here | there if here.get(key) != there.get(key)]
     if differing:
-        changes = ", ".join(f"{k}: {theirs.get(k)} there, {ours.get(k)} here" for k in differing)
+        changes = ", ".join(f"{k}: {there.get(k)} there, {here.get(k)} here" for k in differing)
         raise UsageError(
             f"--workdir={workdir} holds a run of another config ({changes}); "
-            "name a new folder, or remove that one"
+            "choose another --workdir, or remove that folder"
         )
 
 
-def make_workdir(config: ConfigDict, workdir: Path) -> None:
-    """Make a run's folder, and write the config there; one process does, and the others wait.
+def make_workdir(config: Mapping[str, Any], workdir: Path) -> None:
+    """Creates the folder of a run and writes `config.json`; process 0 does, the others wait.
+
+    Args:
+      config: the config in JSON form.
+      workdir: the folder of the run.
 
     Raises:
-      UsageError: where the folder cannot be made or written to.
+      UsageError: if the folder cannot be created or written to.
     """
     if primary():
         try:
             workdir.mkdir(parents=True, exist_ok=True)
-            write_json(workdir / "config.json", plain(config))
+            write_json(workdir / "config.json", config)
         except OSError as error:
             raise UsageError(
-                f"--workdir={workdir} cannot be written to ({error.strerror}); name another folder"
+                f"--workdir={workdir} cannot be written to ({one_line(error)}); "
+                "choose another --workdir"
             ) from None
     sync_processes("workdir made")
 
 
 def read_config(workdir: Path) -> ConfigDict:
-    """The config that a workdir's run was started with.
+    """Returns the config that the run in a workdir was started with.
 
     Raises:
-      UsageError: where the workdir holds no run, or its config.json cannot be read.
+      UsageError: if there is no run in the workdir, or its config.json cannot be read.
     """
     path = Path(workdir) / "config.json"
     try:
         tree = json.loads(path.read_text(encoding="utf-8"))
     except NotADirectoryError:
-        raise UsageError(f"{workdir} is a file, no run's workdir") from None
+        raise UsageError(f"{workdir} is a file, not the workdir of a run") from None
     except FileNotFoundError:
         raise UsageError(f"no run in {workdir}: {path} does not exist") from None
     except ValueError as error:
-        raise UsageError(f"{path} is not a config: {error}") from None
+        raise UsageError(f"{path} is not a config: {one_line(error)}") from None
     missing = {"model", "data", "mesh", "train", "optim", "fuse"} - set(tree)
     if missing:
-        raise UsageError(f"{path} is not a config of ours: it lacks {', '.join(sorted(missing))}")
-    if missing := BOUNDS.keys() - dict(flat(tree)):
+        raise UsageError(f"{path} is not a repvgg_jax config: {', '.join(sorted(missing))} missing")
+    required = {name for name, field in FIELDS.items() if field.low is not None}
+    if missing := required - dict(flat(tree)).keys():
         raise UsageError(
-            f"{path} was written by another version: it lacks {', '.join(sorted(missing))}; "
-            "add what configs/default.py has for it"
+            f"{path} was written by another version: {', '.join(sorted(missing))} missing; "
+            "add the values in configs/default.py"
         )
     return ConfigDict(tree)

@@ -1,4 +1,4 @@
-"""The files that a run writes for machines: `metrics.jsonl` and JSON trees, whole or not at all."""
+"""Atomic writes of text and JSON files: a reader sees the old file or the new one."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from typing import Any
 
 
 def write_json(path: str | os.PathLike[str], tree: Any) -> None:
-    """Writes a tree as JSON in one go: a reader sees the old file or the new one, whole.
+    """Writes a tree to a JSON file, atomically.
 
     Raises:
-      ValueError: where a number is not finite, which JSON has no word for.
-      TypeError: where a leaf is none of JSON's types.
+      ValueError: if a number is not finite, which JSON cannot represent.
+      TypeError: if a leaf does not have one of JSON's types.
     """
     replace_text(Path(path), json.dumps(tree, indent=2, allow_nan=False) + "\n")
 
 
 def replace_text(path: Path, text: str) -> None:
-    """Writes a file in one go, by way of a draft beside it."""
-    # In the same folder, as os.replace is atomic only within one file system.
+    """Writes a text file, atomically: a draft beside it takes its place."""
+    # The draft is in the same folder, as os.replace is atomic only within one file system.
     draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with draft.open("w", encoding="utf-8") as file:

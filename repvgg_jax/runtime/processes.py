@@ -1,4 +1,4 @@
-"""Several processes as one run, and what must be settled before JAX starts its backend."""
+"""Runs of several processes, and process settings that must precede JAX's backend."""
 
 from __future__ import annotations
 
@@ -17,19 +17,20 @@ from repvgg_jax.errors import RunError, UsageError, one_line
 from repvgg_jax.runtime.compilation import keep_programs
 from repvgg_jax.runtime.devices import devices_here, keep_freed_memory
 
-# A process that went away is noticed within this many seconds, and ends the others.
+# A process that disappears is noticed within this many seconds, and the others then end.
 HEARTBEAT_SECONDS = 20
 
-_LAST_WORDS: ContextVar[Callable[[Exception], None] | None] = ContextVar("last_words", default=None)
+_ON_ERROR: ContextVar[Callable[[Exception], None] | None] = ContextVar("on_error", default=None)
 _DETERMINISTIC = ("--xla_gpu_deterministic_ops=true", "--xla_gpu_autotune_level=0")
 
 
 def prepare_process(deterministic: bool, keep_compiled: bool = True) -> None:
-    """What a run settles before JAX starts its backend.
+    """Applies the settings of a run that must precede JAX's backend.
 
     Args:
-      deterministic: as `make_deterministic`.
-      keep_compiled: as `compilation.keep_programs`; not for what measures the compiler.
+      deterministic: True to call `make_deterministic`.
+      keep_compiled: True to cache compiled programs on disk; not for commands that measure the
+        compiler.
     """
     if deterministic:
         make_deterministic()
@@ -40,10 +41,10 @@ def prepare_process(deterministic: bool, keep_compiled: bool = True) -> None:
 
 
 def make_deterministic() -> None:
-    """Have XLA choose only kernels that repeat bit for bit.
+    """Makes XLA use only kernels that give the same bits in every run.
 
-    On GPUs that forbids atomics and timing-based choices of kernels, and costs speed. On CPUs and
-    TPUs every run repeats anyway.
+    On GPUs this forbids atomics and the choice of kernels by timing, at some speed. CPUs and TPUs
+    are deterministic anyway.
     """
     flags = os.environ.get("XLA_FLAGS", "").split()
     os.environ["XLA_FLAGS"] = " ".join([*flags, *(f for f in _DETERMINISTIC if f not in flags)])
@@ -52,19 +53,19 @@ def make_deterministic() -> None:
 def join_processes(
     coordinator: str | None = None, count: int | None = None, index: int | None = None
 ) -> None:
-    """Make this process one of a run of several, with `jax.distributed`.
+    """Connects this process to the others of its run, with `jax.distributed`.
 
-    On TPU pods and under SLURM or Open MPI everything is found in the environment; elsewhere the
-    three arguments say it. A process that is alone does nothing.
+    TPU pods, SLURM and Open MPI are detected from the environment; elsewhere the three arguments
+    are needed. Without both, the process runs alone.
 
     Args:
-      coordinator: `host:port` of the process of index 0, which the others can reach.
-      count, index: of the processes.
+      coordinator: `host:port` of process 0, which the others can reach.
+      count: number of processes.
+      index: index of this process, from 0.
 
     Raises:
-      UsageError: where only some of the three are given, or processes by them don't find each
-        other.
-      RunError: where those of a cluster don't.
+      UsageError: if only some of the arguments are given, or they do not connect the processes.
+      RunError: if the processes of a cluster cannot be connected.
     """
     given = {"--coordinator": coordinator, "--num_processes": count, "--process_index": index}
     missing = [flag for flag, value in given.items() if value is None]
@@ -73,29 +74,31 @@ def join_processes(
             return
         arguments = {}
     elif missing:
-        raise UsageError(f"{', '.join(missing)}: needed too, as each process must know all three")
+        raise UsageError(f"{', '.join(missing)} missing: each process needs all three")
     elif not re.fullmatch(r".+:\d+", coordinator):
-        raise UsageError(f"--coordinator={coordinator}: host:port, such as 10.0.0.1:1234")
+        raise UsageError(f"--coordinator={coordinator}: must be host:port, such as 10.0.0.1:1234")
     elif count < 1 or not 0 <= index < count:
         raise UsageError(
-            f"--process_index={index}: from 0 to one below --num_processes={count}, 1 or more"
+            f"--process_index={index}: must be from 0 to --num_processes - 1 = {count - 1}"
         )
     else:
         arguments = dict(coordinator_address=coordinator, num_processes=count, process_id=index)
     try:
         jax.distributed.initialize(**arguments, heartbeat_timeout_seconds=HEARTBEAT_SECONDS)
     except (RuntimeError, ValueError) as error:
-        words = f"the processes did not find each other ({one_line(error)})"
-        if not arguments:  # the cluster's affair, which may go well the next time
-            raise RunError(f"{words}; each host must run one, and reach the first's") from error
+        message = f"could not connect the processes ({one_line(error)})"
+        if not arguments:  # a fault of the cluster, which may not occur again
+            raise RunError(
+                f"{message}; every host must run one, and be able to reach the first host"
+            ) from error
         raise UsageError(
-            f"{words}; --coordinator=HOST:PORT must be reachable from all of them, and each must "
+            f"{message}; --coordinator=HOST:PORT must be reachable from all of them, and each must "
             "have its own --process_index"
         ) from error
 
 
 def _in_a_cluster() -> bool:
-    """Whether the environment tells of several processes, in a way that JAX understands."""
+    """Returns True if the environment describes several processes in a way that JAX detects."""
 
     def number(name: str) -> int:
         value = os.environ.get(name, "")
@@ -107,17 +110,17 @@ def _in_a_cluster() -> bool:
 
 
 @contextmanager
-def leaving_at_once(last_words: Callable[[Exception], None] | None = None) -> Iterator[None]:
-    """Within, where there are several processes, an error ends this one without any clean-up.
+def leaving_at_once(on_error: Callable[[Exception], None] | None = None) -> Iterator[None]:
+    """Makes an error end this process without clean-up, if there are several processes.
 
-    Clean-up waits for the others, who wait for this one in the middle of a step: so this one says
-    what is wrong and is gone, which the others notice.
+    Clean-up would wait for the others, which wait for this one in the middle of a step. Instead,
+    this process prints the error and exits, which the others notice.
 
     Args:
-      last_words: called with an error that is this process's own before it goes, also from within
-        another `leaving_at_once` inside this one.
+      on_error: called with an error that originates in this process before it exits, also if it is
+        raised within a nested `leaving_at_once`.
     """
-    token = _LAST_WORDS.set(last_words or _LAST_WORDS.get())
+    token = _ON_ERROR.set(on_error or _ON_ERROR.get())
     try:
         yield
     except KeyboardInterrupt:
@@ -127,42 +130,43 @@ def leaving_at_once(last_words: Callable[[Exception], None] | None = None) -> It
     except Exception as error:
         if jax.process_count() == 1:
             raise
+        from_another = _is_from_another_process(error)
+        code = RunError.exit_code
         if isinstance(error, RunError):
-            said, code = str(error), error.exit_code
+            message = str(error)
+            code = error.exit_code
         else:
-            reason = f"{type(error).__name__}: {one_line(error)}"
-            said = reason
-            if _is_anothers(error):
-                said = f"another process ended, so that this one cannot go on either ({reason})"
-            said += "; the same command goes on from the last checkpoint"
-            code = RunError.exit_code
-        print(f"error: process {jax.process_index()}: {said}", file=sys.stderr, flush=True)
-        if (last_words := _LAST_WORDS.get()) and not _is_anothers(error):
-            last_words(error)
+            message = f"{type(error).__name__}: {one_line(error)}"
+            if from_another:
+                message = f"another process ended, and this one cannot continue ({message})"
+            message += "; the same command resumes from the last checkpoint"
+        print(f"error: process {jax.process_index()}: {message}", file=sys.stderr, flush=True)
+        if (on_error := _ON_ERROR.get()) and not from_another:
+            on_error(error)
         os._exit(code)
     finally:
-        _LAST_WORDS.reset(token)
+        _ON_ERROR.reset(token)
 
 
-def _is_anothers(error: Exception) -> bool:
-    """Whether it is how JAX says that another process is gone; not this one's lack of memory."""
+def _is_from_another_process(error: Exception) -> bool:
+    """Returns True if JAX raised the error because another process is gone."""
     own = ("RESOURCE_EXHAUSTED", "INVALID_ARGUMENT", "UNIMPLEMENTED")
     return isinstance(error, jax.errors.JaxRuntimeError) and not str(error).startswith(own)
 
 
 def primary() -> bool:
-    """Whether this is the process that writes and speaks."""
+    """Returns True in process 0, which does all logging and writing."""
     return jax.process_index() == 0
 
 
 def all_processes(fine: bool) -> bool:
-    """Whether it is so on every process; all must ask."""
+    """Returns the logical AND of `fine` over all processes (a collective call)."""
     if jax.process_count() == 1:
         return fine
     return bool(multihost_utils.process_allgather(np.array(fine)).all())
 
 
 def sync_processes(name: str) -> None:
-    """Waits until every process has come to the point of this name."""
+    """Waits until every process has reached the point of this name."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(name)

@@ -1,4 +1,4 @@
-"""Stopping in time: signals and a deadline, agreed on by all processes of a run."""
+"""Stopping on signals and at a deadline, after the same step in all processes of a run."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from repvgg_jax.errors import Stopped
 from repvgg_jax.runtime.mesh import shard_batch
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
-_MOST_RESERVED = 60.0  # seconds kept for the last checkpoint
+_MAX_RESERVE = 60.0  # seconds kept for the last checkpoint
 
 
 class Stopping:
     """Turns SIGTERM, a first SIGINT and a deadline into `Stopped`, raised between two steps.
 
-    A context manager, in which signals are caught. Schedulers send SIGTERM some seconds before they
-    kill; a second SIGINT quits at once. A signal that the process was started to ignore, as shells
-    start what runs in the background, stays ignored.
+    Signals are caught inside a `with` statement. Schedulers send SIGTERM some seconds before they
+    kill; a second SIGINT quits at once. A signal that was ignored when the process started, as
+    shells do for background jobs, stays ignored.
 
     Args:
-      deadline: seconds from now by which all must be written; None for no such limit. A tenth of
-        it, a minute at most, and the longest step so far are kept in reserve.
+      deadline: seconds from now by which everything must be written; None for no limit. A tenth of
+        it, at most a minute, and the duration of the longest step so far are kept in reserve.
     """
 
     def __init__(self, deadline: float | None = None):
@@ -40,20 +40,20 @@ class Stopping:
         self._reason: str | None = None
         self._interrupted = False
         self._former: dict[int, Any] = {}
-        self._asked: Any = None  # the last question whether some process wants to stop
+        self._vote: Any = None  # the last call's: nonzero if some process wants to stop
 
     def __enter__(self) -> Stopping:
         if threading.current_thread() is threading.main_thread():
             for number in _SIGNALS:
                 if signal.getsignal(number) is not signal.SIG_IGN:
-                    self._former[number] = signal.signal(number, self._caught)
+                    self._former[number] = signal.signal(number, self._on_signal)
         return self
 
     def __exit__(self, *exception: object) -> None:
         for number, handler in self._former.items():
             signal.signal(number, handler)
 
-    def _caught(self, number: int, frame: FrameType | None) -> None:
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT:
             if self._interrupted:
                 raise KeyboardInterrupt
@@ -61,19 +61,20 @@ class Stopping:
         self._reason = self._reason or signal.Signals(number).name
 
     def check(self, mesh: Mesh | None = None) -> None:
-        """Raises Stopped where it is time to; to be called once a step, or batch of an evaluation.
+        """Raises Stopped if it is time to stop; called once for each step or evaluation batch.
 
         Args:
-          mesh: of the run. With several processes, all must come here equally often; they stop
-            together, one call after the first of them wanted to, so that none waits for an answer.
+          mesh: the mesh of the run. Several processes must all call this equally often. They stop
+            together, one call after the first of them wanted to, so that none has to wait for the
+            others' answer.
         """
         now = time.monotonic()
-        if self._checked is not None:  # what came before the first step was none
-            self._took(now - self._checked)
+        if self._checked is not None:  # the time before the first call is not a step
+            self._add_step(now - self._checked)
         self._checked = now
         if self._deadline is not None and self._reason is None:
             longest = self._first if self._longest is None else self._longest
-            reserve = min(self._deadline / 10, _MOST_RESERVED) + (longest or 0.0)
+            reserve = min(self._deadline / 10, _MAX_RESERVE) + (longest or 0.0)
             if now - self._started + reserve >= self._deadline:
                 self._reason = f"the deadline of {self._deadline:g} s"
         if jax.process_count() == 1 or mesh is None:
@@ -82,17 +83,18 @@ class Stopping:
         elif self._all_agree(mesh):
             raise Stopped(self._reason or "another process")
 
-    def _took(self, seconds: float) -> None:
-        """The first step compiles, and says nothing of the others once there is a second."""
+    def _add_step(self, seconds: float) -> None:
+        """Records a step's duration; the first, which compiles, counts until there is another."""
         if self._first is None:
             self._first = seconds
         else:
             self._longest = max(self._longest or 0.0, seconds)
 
     def _all_agree(self, mesh: Mesh) -> bool:
-        """Whether any process wanted to stop at the call before, the same on all of them."""
+        """Returns True, on all processes alike, if any wanted to stop at the previous call."""
         wanted = np.full(len(mesh.local_devices), self._reason is not None, np.int32)
-        former, self._asked = self._asked, _any(shard_batch({"stop": wanted}, mesh)["stop"])
+        former = self._vote
+        self._vote = _any(shard_batch({"stop": wanted}, mesh)["stop"])
         return former is not None and bool(jax.device_get(former))
 
 

@@ -1,4 +1,4 @@
-"""The picture of a run: loss and accuracy against the step."""
+"""Training curves of a run: loss and accuracy against the step."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from typing import Any
 
 import numpy as np
 
-# Okabe and Ito's palette: told apart with any of the common colour vision deficiencies.
+# Okabe and Ito's palette, distinguishable with all common color vision deficiencies.
 _BLUE, _VERMILLION = "#0072B2", "#D55E00"
 
 
 def draw_curves(rows: Sequence[Mapping[str, Any]], path: str | os.PathLike[str]) -> None:
-    """Draws loss and top-1 (percent) against the step into a picture, training and evaluation.
+    """Draws loss and top-1 (percent) of training and evaluation against the step.
 
     Args:
-      rows: as `read_metrics` gives them; any of the kinds and metrics may be missing.
-      path: the picture; its ending picks the format.
+      rows: rows of `read_metrics`; any of the kinds and metrics may be missing.
+      path: the image file; its suffix determines the format.
     """
-    # A Figure of one's own, as pyplot would keep global state and may ask for a display.
+    # Without pyplot, which keeps global state and may ask for a display.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
@@ -39,7 +39,7 @@ def draw_curves(rows: Sequence[Mapping[str, Any]], path: str | os.PathLike[str])
             axes.plot(steps, line, color=_BLUE, linewidth=1.8, marker=dot, label=title)
         steps, values = _series(rows, "eval", name)
         if len(values):
-            # Dashes and dots too, so that the lines differ in black and white.
+            # Dashed, so that the lines differ in black and white.
             style = {"linestyle": "--", "linewidth": 1.4, "marker": "o", "markersize": 4}
             axes.plot(steps, scale * values, color=_VERMILLION, label="evaluation", **style)
         axes.set_xlabel("training step")
@@ -56,15 +56,15 @@ def draw_curves(rows: Sequence[Mapping[str, Any]], path: str | os.PathLike[str])
 def _series(
     rows: Iterable[Mapping[str, Any]], kind: str, name: str
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The steps and values of one metric, without the rows where it is missing or null."""
+    """Returns steps and values of a metric, without the rows where it is missing or null."""
     points = [(row["step"], row[name]) for row in rows if row["kind"] == kind and name in row]
     points = [(step, value) for step, value in points if value is not None]
-    steps, values = zip(*points, strict=True) if points else ((), ())
-    return np.array(steps, float), np.array(values, float)
+    steps = np.array([step for step, _ in points], float)
+    return steps, np.array([value for _, value in points], float)
 
 
 def smoothed(values: np.ndarray) -> np.ndarray:
-    """A centred weighted mean over about a tenth of the curve: no lag, and no pull at its ends."""
+    """Returns a centered weighted mean over a tenth of the curve, without bias at its ends."""
     window = np.hanning(max(5, len(values) // 10 | 1) + 2)[1:-1]
     weights = np.convolve(np.ones_like(values), window, mode="same")
     return np.convolve(values, window, mode="same") / weights

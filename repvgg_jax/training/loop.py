@@ -1,133 +1,148 @@
-"""The steps of a run, and what happens between them: metrics, evaluation, checkpoints, stopping."""
+"""The training loop: steps, metrics, evaluations, checkpoints, and stopping in between."""
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import time
-from collections.abc import Callable
+from typing import NoReturn
 
 import jax
 import orbax.checkpoint as ocp
-from jax import Array
-from jax.sharding import Mesh
 
-from repvgg_jax.checkpoint import manager as manager_module
+from repvgg_jax.checkpoint.manager import check_saved, save
+from repvgg_jax.config.experiment import Experiment
 from repvgg_jax.errors import Stopped
 from repvgg_jax.runtime.compilation import StartupTimer
 from repvgg_jax.runtime.signals import Stopping
-from repvgg_jax.training.evaluation import Batch, Evaluation, Metrics
+from repvgg_jax.training.evaluation import Evaluation, Metrics
 from repvgg_jax.training.monitor import Monitor
-from repvgg_jax.training.nan_guard import Watch
-from repvgg_jax.training.prefetch import Feed
-from repvgg_jax.training.step import TrainState
+from repvgg_jax.training.nan_guard import NanGuard
+from repvgg_jax.training.prefetch import Prefetcher
+from repvgg_jax.training.state import TrainState
+from repvgg_jax.training.step import jit_train_step
 
-StepFn = Callable[[TrainState, Batch, Array], tuple[TrainState, Metrics]]
 
-
-@dataclasses.dataclass
 class Loop:
-    """What a run needs from its first step to its last.
+    """Trains from a state to the last step of an experiment.
+
+    Args:
+      experiment: the run.
+      evaluation: the evaluation split.
+      monitor: receives metrics.
+      manager: the checkpoints of the run.
+      stopping: asked before each step whether to stop.
+      startup: stopwatch that stops when the first step is done.
 
     Attributes:
-      step_fn: the compiled training step.
-      key: that it gets at every step.
-      seed: of the order of the data, for the checkpoints' position.
-      steps: the last step.
-      eval_every, checkpoint_every: steps; the last one is evaluated too, and what is evaluated is
-        saved.
-      startup: stopwatch that the first step stops.
-      mesh, feed, evaluation, monitor, manager, watch, stopping: that the run uses.
+      waiting: share of the training time spent waiting for data; None before the second step.
     """
 
-    step_fn: StepFn
-    key: Array
-    seed: int
-    steps: int
-    eval_every: int
-    checkpoint_every: int
-    mesh: Mesh
-    feed: Feed
-    evaluation: Evaluation
-    monitor: Monitor
-    manager: ocp.CheckpointManager
-    watch: Watch
-    startup: StartupTimer
-    stopping: Stopping
-
-    def __post_init__(self) -> None:
-        self._saved: int | None = None
-        self._seconds = 0.0  # of training, without the first step, which compiles, and evaluations
-
-    @property
-    def waiting(self) -> float | None:
-        """The share of training time that was spent waiting for data; None after a step or none."""
-        return self.feed.waited / self._seconds if self._seconds else None
+    def __init__(
+        self,
+        experiment: Experiment,
+        evaluation: Evaluation,
+        monitor: Monitor,
+        manager: ocp.CheckpointManager,
+        stopping: Stopping,
+        startup: StartupTimer,
+    ):
+        self.waiting: float | None = None
+        self._experiment = experiment
+        self._evaluation = evaluation
+        self._monitor = monitor
+        self._manager = manager
+        self._stopping = stopping
+        self._startup = startup
+        self._guard = NanGuard(
+            monitor, experiment.schedule, experiment.log_every, experiment.steps, manager
+        )
 
     def run(self, state: TrainState, evaluated: bool) -> tuple[TrainState, Metrics | None]:
-        """Train on from a state.
+        """Runs the remaining steps.
+
+        The state is evaluated every `eval_every` steps and after the last one, and saved after each
+        evaluation and every `checkpoint_every` steps.
 
         Args:
-          state: a fresh or a restored one.
-          evaluated: whether that state was evaluated before it was saved, if it was to be.
+          state: a fresh or a restored state.
+          evaluated: False if the state was saved before an evaluation that is due.
 
         Returns:
-          the last state, and what its evaluation gave; None where nothing was left to do.
+          The last state, and the metrics of its evaluation; None if no step was left.
 
         Raises:
-          Stopped: where it is time to; the state is saved.
-          RunError: where something is not finite, or cannot be saved.
+          Stopped: if it is time to stop; the state is saved.
+          RunError: if a loss or gradient is not finite, or a checkpoint cannot be written.
         """
-        start, result, began = int(state.step), None, 0.0
-        self._saved = start
+        experiment = self._experiment
+        mesh = experiment.mesh
+        start = int(state.step)
+        saved = start
+        seconds = 0.0  # of training, without the first step, evaluations and checkpoints
+        result = None
+        key = jax.random.key(experiment.train_data.augmentation_seed)
+        batches = Prefetcher(experiment.train_data.batches(start), mesh)
+        train_step = jit_train_step(state, mesh, experiment.step_options)
         try:
-            if start and not evaluated and self._evaluates(start):
-                result = self._evaluate(start, state)  # a stop came in the middle of it
-            for step in range(start + 1, self.steps + 1):
-                self.stopping.check(self.mesh)
-                manager_module.check_saved(self.manager)
-                state, metrics = self.step_fn(state, next(self.feed), self.key)
+            if start and self._evaluation_due(start) and not evaluated:
+                result = self._evaluate(start, state)
+            for step in range(start + 1, experiment.steps + 1):
+                began = time.monotonic()
+                self._stopping.check(mesh)
+                check_saved(self._manager)
+                state, metrics = train_step(state, next(batches), key)
                 if step == start + 1:
                     jax.block_until_ready(metrics)
-                    self.startup.stop()
-                    self.monitor.started(self.startup.seconds, self.startup.compile_seconds)
-                self.watch.push(step, metrics)
-                self._seconds += time.monotonic() - began if began else 0.0
-                result = self._evaluate(step, state) if self._evaluates(step) else None
-                if result or step % self.checkpoint_every == 0:
-                    self._save(step, state, result)
-                began = time.monotonic()
+                    self._startup.stop()
+                    self._monitor.started(self._startup.seconds, self._startup.compile_seconds)
+                self._guard.push(step, metrics)
+                if step > start + 1:
+                    seconds += time.monotonic() - began
+                    self.waiting = batches.waited / seconds
+                result = None
+                if self._evaluation_due(step):
+                    result = self._evaluate(step, state)
+                if result or step % experiment.checkpoint_every == 0:
+                    self._save(state, result)
+                    saved = step
         except Stopped as stop:
-            step = int(state.step)
-            self.watch.flush()
-            if step > self._saved:
-                self._save(step, state, None)
-            manager_module.check_saved(self.manager, wait=True)
-            if step == 0:
-                raise Stopped(
-                    f"stopped by {stop} before the first of {self.steps} steps, with nothing to "
-                    "save; the same command starts anew"
-                ) from None
-            raise Stopped(
-                f"stopped by {stop} after step {step} of {self.steps}, which is saved; "
-                "the same command goes on from there"
-            ) from None
-        manager_module.check_saved(self.manager, wait=True)
+            self._save_and_stop(state, saved, stop)
+        check_saved(self._manager, wait=True)
         return state, result
 
-    def _evaluates(self, step: int) -> bool:
-        return step % self.eval_every == 0 or step == self.steps
+    def _evaluation_due(self, step: int) -> bool:
+        return step % self._experiment.eval_every == 0 or step == self._experiment.steps
 
     def _evaluate(self, step: int, state: TrainState) -> Metrics:
-        self.watch.flush()
-        result = self.evaluation(state.net, state.variables, lambda: self.stopping.check(self.mesh))
-        self.monitor.evaluate(step, result)
+        self._guard.flush()
+        result = self._evaluation(
+            state.net,
+            state.eval_variables,
+            after_batch=lambda: self._stopping.check(self._experiment.mesh),
+        )
+        self._monitor.evaluate(step, result)
         if not math.isfinite(result["loss"]):
-            self.watch.stop(step + 1, f"evaluation loss {result['loss']}")
+            self._guard.stop(step + 1, f"evaluation loss {result['loss']}")
         return result
 
-    def _save(self, step: int, state: TrainState, result: Metrics | None) -> None:
-        self.watch.flush()  # a step that was not finite is not worth keeping
-        position = {"seed": self.seed, "step": step}
-        manager_module.save(self.manager, state.variables, state.optimizer, position, result)
-        self._saved = step
+    def _save(self, state: TrainState, result: Metrics | None) -> None:
+        self._guard.flush()  # no checkpoint of a step that was not finite
+        position = {"seed": self._experiment.train_data.seed, "step": int(state.step)}
+        save(self._manager, state.eval_variables, state.optimizer_state, position, result)
+
+    def _save_and_stop(self, state: TrainState, saved: int, stop: Stopped) -> NoReturn:
+        step = int(state.step)
+        last = self._experiment.steps
+        self._guard.flush()
+        if step > saved:
+            self._save(state, None)
+        check_saved(self._manager, wait=True)
+        if step == 0:
+            raise Stopped(
+                f"stopped by {stop} before the first of {last} steps, with nothing to save; "
+                "the same command starts again"
+            ) from None
+        raise Stopped(
+            f"stopped by {stop} after step {step} of {last}, which is saved; "
+            "the same command resumes from there"
+        ) from None

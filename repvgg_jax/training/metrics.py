@@ -1,4 +1,4 @@
-"""Reading `metrics.jsonl`."""
+"""Reads the metrics of a run, `metrics.jsonl`."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ METRICS_FILE = "metrics.jsonl"
 
 
 def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
-    """The rows of a `metrics.jsonl`, in the order written, without a torn last line.
+    """Returns the rows of a `metrics.jsonl` in the order written, without an incomplete last line.
 
     Raises:
-      FileNotFoundError: where there is no such file.
-      UsageError: where a line before the last is no JSON object with a step, naming it.
+      FileNotFoundError: if there is no such file.
+      UsageError: if a line before the last is not a row of metrics, with its number.
     """
     lines = Path(path).read_bytes().splitlines()
     rows = []
@@ -25,13 +25,13 @@ def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
         try:
             row = json.loads(line)
             if not isinstance(row, dict) or not {"step", "kind", "seconds"} <= row.keys():
-                raise ValueError("no JSON object with step, kind and seconds")
+                raise ValueError("not a JSON object with step, kind and seconds")
         except ValueError as error:
             if number == len(lines):  # the process died while writing it
                 break
             raise UsageError(
                 f"{path}, line {number}: {error}; each line must be a JSON object such as "
-                '{"step": 1, "kind": "train", "loss": 2.3}. Mend or remove that line.'
+                '{"step": 1, "kind": "train", "seconds": 0.5}. Fix or delete that line.'
             ) from error
         rows.append(row)
     return rows

@@ -1,4 +1,4 @@
-"""Mixup and CutMix: images and targets of a batch, mixed on the device."""
+"""Mixup and CutMix of a batch, on the device."""
 
 from __future__ import annotations
 
@@ -11,31 +11,32 @@ from repvgg_jax.errors import UsageError
 def mix(
     key: Array, images: Array, targets: Array, *, mixup: float = 0.0, cutmix: float = 0.0
 ) -> tuple[Array, Array]:
-    """Mix each image with its neighbour in the batch, and their targets in the same proportion.
+    """Mixes each image with its neighbor in the batch, and their targets in the same proportion.
 
-    With lambda ~ Beta(alpha, alpha), one a batch: mixup gives lambda x + (1 - lambda) x' (arXiv
-    1710.09412, section 2); CutMix pastes into x a box of x' of 1 - lambda of the area, and lambda
-    becomes the share that is left (arXiv 1905.04899, section 3.1). Where both are given each
-    batch takes one of them. The neighbour, 2i for 2i + 1 and the reverse, is any other image, as
-    batches are shuffled, and lies on the same device.
+    One lambda ~ Beta(alpha, alpha) is drawn for each batch. Mixup gives
+    lambda x + (1 - lambda) x' (arXiv 1710.09412, section 2). CutMix pastes a box of x' with
+    1 - lambda of the area into x, and lambda becomes the share of x that remains (arXiv 1905.04899,
+    section 3.1). If both are given, each batch uses one of them at random. Images 2i and 2i + 1 are
+    neighbors: as batches are shuffled, that is a random pair, and it is on the same device.
 
     Args:
-      key: of this step.
-      images: normalised [batch, height, width, 3].
+      key: PRNG key of the step.
+      images: normalized images [batch, height, width, 3].
       targets: distributions over classes [batch, classes].
-      mixup, cutmix: each one's alpha; 0 for none.
+      mixup: alpha of mixup; 0 for no mixup.
+      cutmix: alpha of CutMix; 0 for no CutMix.
 
     Returns:
-      images and targets, as they came where neither is given.
+      Images and targets; the given ones if both alphas are 0.
 
     Raises:
-      UsageError: where the batch has an odd number of images, one of which had no neighbour.
+      UsageError: if the batch has an odd number of images.
     """
     if not (mixup or cutmix):
         return images, targets
     if len(images) % 2:
         raise UsageError(
-            f"mixup and cutmix mix pairs of images: a batch of {len(images)} must be even"
+            f"mixup and cutmix mix pairs of images: the batch size, {len(images)}, must be even"
         )
     which, lam_key, box_key = random.split(key, 3)
     cut = random.bernoulli(which, 0.5) if mixup and cutmix else jnp.bool_(cutmix > 0)
@@ -43,20 +44,20 @@ def mix(
     lam = random.beta(lam_key, alpha, alpha)
     outside = 1 - _box(box_key, images.shape[1:3], lam)
     weight = jnp.where(cut, outside, lam)[..., None]
-    mixed = weight * images + (1 - weight) * _neighbours(images)
+    mixed = weight * images + (1 - weight) * _neighbors(images)
     share = weight.mean()
-    return mixed.astype(images.dtype), share * targets + (1 - share) * _neighbours(targets)
+    return mixed.astype(images.dtype), share * targets + (1 - share) * _neighbors(targets)
 
 
-def _neighbours(rows: Array) -> Array:
-    """Rows 1, 0, 3, 2, ...: pairs, so that nothing crosses from one device to another."""
+def _neighbors(rows: Array) -> Array:
+    """Returns rows 1, 0, 3, 2, ...; pairs, so that no row moves to another device."""
     pairs = rows.reshape(len(rows) // 2, 2, *rows.shape[1:])
     return pairs[:, ::-1].reshape(rows.shape)
 
 
 def _box(key: Array, size: tuple[int, int], lam: Array) -> Array:
-    """1 inside a box of 1 - lambda of the area about a random centre, cut at the border [h, w]."""
-    centre = random.uniform(key, (2,))
+    """Returns [h, w] with 1 in a clipped box of 1 - lambda of the area, at a random center."""
+    center = random.uniform(key, (2,))
     half = jnp.sqrt(1 - lam) / 2
 
     def span(length: int, middle: Array) -> Array:
@@ -65,5 +66,5 @@ def _box(key: Array, size: tuple[int, int], lam: Array) -> Array:
         high = jnp.round((middle + half) * length)
         return (pixels >= low) & (pixels < high)
 
-    rows, columns = (span(length, middle) for length, middle in zip(size, centre, strict=True))
+    rows, columns = (span(length, middle) for length, middle in zip(size, center, strict=True))
     return (rows[:, None] & columns[None, :]).astype(jnp.float32)

@@ -1,6 +1,6 @@
-"""What a person sees of a run: progress, curves and the table at its end.
+"""Shows and records the metrics of a run: progress, `metrics.jsonl`, TensorBoard and curves.
 
-`<workdir>/metrics.jsonl` is the record; the progress bar, TensorBoard and `curves.png` are views.
+`<workdir>/metrics.jsonl` is the record; the others are views of it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any, TextIO
 
 from absl import logging
 
-from repvgg_jax.errors import RunError
+from repvgg_jax.errors import RunError, one_line
 from repvgg_jax.runtime.files import replace_text
 from repvgg_jax.training.curves import draw_curves
 from repvgg_jax.training.metrics import METRICS_FILE, read_metrics
@@ -26,25 +26,24 @@ TENSORBOARD_FOLDER = "tensorboard"
 
 
 class Monitor:
-    """Shows and records the metrics of one run; a context manager that closes on the way out.
+    """A context manager that shows and records the metrics of one run.
 
-    Rows are `{"step", "kind": "train" | "eval", "seconds", **metrics}`, one JSON object a line,
-    where `seconds` is wall time in the run, added up over resumes. Training rows also hold
-    `examples_per_second` once it is known. A value that is not finite is written as null.
-
-    On opening, what a dead run wrote after `start_step` is cut, so that no step shows twice.
+    Rows are `{"step", "kind": "train" | "eval", "seconds", **metrics}`, one JSON object per line.
+    `seconds` is the wall time of the run, added up over resumes. Training rows also hold
+    `examples_per_second` once it is known. A value that is not finite is written as null. Rows
+    after `start_step`, from a process that died, are removed, so that no step appears twice.
 
     Args:
-      workdir: folder for `metrics.jsonl`, `tensorboard/` and `curves.png`; made where missing.
-      total_steps: the step at which training ends.
-      batch_size: global images a step.
-      start_step: the step resumed from.
-      stream: where progress goes, standard error by default: a bar on a terminal, lines elsewhere.
-      primary: False on every host but process 0; nothing is then written or shown.
+      workdir: folder for `metrics.jsonl`, `tensorboard/` and `curves.png`; created if missing.
+      total_steps: the last step of training.
+      batch_size: images per step over all devices.
+      start_step: the step that the run resumes from.
+      stream: receives progress, a bar on a terminal and lines elsewhere; standard error by default.
+      primary: False on every process but the first; nothing is then written or shown.
 
     Raises:
-      UsageError: where an existing `metrics.jsonl` is damaged before its last line.
-      RunError: from `train` and `evaluate`, where a row cannot be written.
+      UsageError: if an existing `metrics.jsonl` is damaged before its last line.
+      RunError: from `train` and `evaluate`, if a row cannot be written.
     """
 
     def __init__(
@@ -79,36 +78,37 @@ class Monitor:
             self._seconds_before = rows[-1]["seconds"] if rows else 0.0
             replace_text(path, "".join(json.dumps(row) + "\n" for row in rows))
         self._file = path.open("a", encoding="utf-8")
-        # TensorBoard hides what older event files hold from purge_step on, itself included.
+        # TensorBoard hides events of older files from purge_step on, purge_step included.
         self._scalars = SummaryWriter(
             str(self._workdir / TENSORBOARD_FOLDER),
             purge_step=start_step + 1,
-            # File names hold whole seconds: a quick restart must not write over the last file.
+            # File names contain whole seconds; a quick restart must not overwrite the last file.
             filename_suffix=f".{time.monotonic_ns()}",
         )
 
     @property
     def examples_per_second(self) -> float:
-        """Training images a second, without evaluation and, where possible, compilation.
+        """Training images per second, without evaluation and, if possible, compilation.
 
-        The interval up to the first call holds the compilation: it counts only while there is no
-        other. 0.0 before any interval.
+        The interval up to the first call of `train` includes the compilation and counts only if
+        there is no other. 0.0 before any interval.
         """
         return self._pace.overall()
 
     def resumed(self, step: int) -> None:
-        """Shows that the run goes on, and from where."""
+        """Shows the step that the run resumes from."""
         if self._open:
-            self._say(f"going on from step {step}")
+            self._say(f"resuming from step {step}")
 
-    def started(self, seconds: float, compiling: float) -> None:
-        """Shows how long the run took to the end of its first step, `compiling` a part of it."""
+    def started(self, seconds: float, compile_seconds: float) -> None:
+        """Shows the time to the end of the first step, and the part of it spent compiling."""
         if self._open:
-            self._say(f"first step after {seconds:.1f} s, {compiling:.1f} s of it compiling")
+            self._say(f"first step after {seconds:.1f} s, {compile_seconds:.1f} s of it compiling")
 
     def train(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Records and shows a training step's metrics; `step` steps are done."""
-        step, metrics = int(step), _floats(metrics)
+        """Records and shows the metrics of training step `step`, counted from 1."""
+        step = int(step)
+        metrics = _floats(metrics)
         recent = self._pace.advance(step, time.monotonic())
         if not self._open:
             return
@@ -117,27 +117,28 @@ class Monitor:
         left = f"{clock(self._pace.seconds_for(self._total_steps - step))} left"
         speed = [] if recent is None else [f"{recent:,.0f} images/s"]
         if self._bar is None:
-            self._say("  ".join([self._place(step), *_words(metrics), *speed, left]))
+            self._say("  ".join([self._position(step), *_formatted(metrics), *speed, left]))
         else:
-            loss = _words({"loss": metrics["loss"]}) if "loss" in metrics else []
+            loss = _formatted({"loss": metrics["loss"]}) if "loss" in metrics else []
             self._bar.n = step
             self._bar.set_description_str("  ".join([*loss, *speed, left]), refresh=False)
             self._bar.refresh()
 
     def evaluate(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Records and shows an evaluation made after `step` steps.
+        """Records and shows an evaluation after `step` steps.
 
-        The time since the last call is left out of `examples_per_second`: call `train` right before
-        an evaluation to have the steps before it counted.
+        The time since the last call does not count for `examples_per_second`. Call `train` right
+        before an evaluation, so that the steps before it count.
         """
-        step, metrics = int(step), _floats(metrics)
+        step = int(step)
+        metrics = _floats(metrics)
         if self._open:
             self._record(step, "eval", metrics)
-            self._say("  ".join([self._place(step), "evaluation", *_words(metrics)]))
+            self._say("  ".join([self._position(step), "evaluation", *_formatted(metrics)]))
         self._pace.restart(step, time.monotonic())
 
     def close(self) -> None:
-        """Closes the files and draws `curves.png`; again does nothing."""
+        """Closes the files and draws `curves.png`; a second call does nothing."""
         if not self._open:
             return
         self._open = False
@@ -146,7 +147,7 @@ class Monitor:
         for action in (self._file.close, self._scalars.close, self._draw):
             try:
                 action()
-            except OSError as error:  # a full disk, which is not to hide what ended the run
+            except OSError as error:  # a full disk must not hide the error that ended the run
                 logging.warning("%s: %s", self._workdir, error)
 
     def _draw(self) -> None:
@@ -168,54 +169,63 @@ class Monitor:
             self._file.flush()
         except OSError as error:
             raise RunError(
-                f"{self._workdir / METRICS_FILE} cannot be written ({error.strerror}); "
-                "the same command goes on from the last checkpoint"
+                f"{self._workdir / METRICS_FILE} cannot be written ({one_line(error)}); "
+                "the same command resumes from the last checkpoint"
             ) from error
         for name, value in metrics.items():
             self._scalars.add_scalar(f"{kind}/{name}", value, step)
 
-    def _place(self, step: int) -> str:
+    def _position(self, step: int) -> str:
         return f"step {step:{len(str(self._total_steps)) + 1}d}/{self._total_steps}"
 
     def _say(self, line: str) -> None:
         if self._bar is None:
             print(line, file=self._stream, flush=True)
         else:
-            self._bar.write(line, file=self._stream)  # above the bar, which is drawn again below
+            self._bar.write(line, file=self._stream)  # above the bar
 
 
 class _Pace:
-    """How fast training goes, from the times at which steps were reported."""
+    """Measures training speed from the times at which steps were reported."""
 
     def __init__(self, step: int, batch_size: int, now: float) -> None:
         self._batch_size = batch_size
-        self._step, self._now = step, now
+        self._step = step
+        self._now = now
         self._first: tuple[int, float] | None = None  # (steps, seconds) with the compilation
-        self._steps, self._seconds = 0, 0.0  # all later intervals
+        self._steps = 0  # in all later intervals
+        self._seconds = 0.0
 
     def advance(self, step: int, now: float) -> float | None:
-        """Ends an interval of training; its images a second, None where it has no steps."""
+        """Ends an interval of training; returns its images per second, None if it has no steps."""
         steps, seconds = step - self._step, now - self._now
         if steps <= 0 or seconds <= 0:
             return None
         if self._first is None:
             self._first = steps, seconds
         else:
-            self._steps, self._seconds = self._steps + steps, self._seconds + seconds
-        self._step, self._now = step, now
+            self._steps += steps
+            self._seconds += seconds
+        self._step = step
+        self._now = now
         return steps * self._batch_size / seconds
 
     def restart(self, step: int, now: float) -> None:
-        """Drops the time since the last report: it was not all training."""
+        """Drops the time since the last report, in which not only training took place."""
         if self._first is None and step > self._step:
-            self._first = 0, 0.0  # the compilation went with what is dropped
-        self._step, self._now = max(step, self._step), now
+            self._first = 0, 0.0  # the compilation is in the time that is dropped
+        self._step = max(step, self._step)
+        self._now = now
 
     def overall(self) -> float:
-        steps, seconds = (self._steps, self._seconds) if self._steps else self._first or (0, 0.0)
+        """Returns images per second in all intervals but the first, or else in that one."""
+        steps, seconds = self._steps, self._seconds
+        if not steps and self._first:
+            steps, seconds = self._first
         return steps * self._batch_size / seconds if steps else 0.0
 
     def seconds_for(self, steps: int) -> float | None:
+        """Returns the expected duration of a number of steps; None if it is not known yet."""
         rate = self.overall()
         return max(steps, 0) * self._batch_size / rate if rate else None
 
@@ -236,7 +246,7 @@ def _floats(metrics: Mapping[str, Any]) -> dict[str, float]:
     return {name: float(value) for name, value in metrics.items()}
 
 
-def _words(metrics: Mapping[str, float]) -> Iterable[str]:
+def _formatted(metrics: Mapping[str, float]) -> Iterable[str]:
     short = {"learning_rate": "lr"}
     fixed = {"loss", "top1", "top5"}  # the same width on every line
     for name, value in metrics.items():
@@ -248,7 +258,7 @@ def _words(metrics: Mapping[str, float]) -> Iterable[str]:
 
 
 def clock(seconds: float | None) -> str:
-    """mm:ss, from an hour on h:mm:ss."""
+    """Returns a duration as mm:ss, or h:mm:ss from an hour; --:-- for None."""
     if seconds is None:
         return "--:--"
     minutes, rest = divmod(round(seconds), 60)

@@ -1,22 +1,29 @@
-"""Reading metrics without making the device wait; stopping where they are not finite."""
+"""Reads metrics without making the device wait, and ends a run whose loss is not finite."""
 
 from __future__ import annotations
 
 import math
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import jax
 import optax
 import orbax.checkpoint as ocp
 
 from repvgg_jax.errors import RunError
+from repvgg_jax.training.evaluation import Metrics
 from repvgg_jax.training.monitor import Monitor
 
-Metrics = dict[str, Any]
 
+class NanGuard:
+    """Reads the metrics of each step after the next is dispatched, and checks that they are finite.
 
-class Watch:
-    """Reads a step's metrics after the next step is dispatched, so the host never holds it up."""
+    Args:
+      monitor: receives the metrics.
+      schedule: learning rate of each step, for metrics and messages.
+      log_every: steps between rows of metrics.
+      last_step: the last step, whose metrics are always recorded.
+      manager: the checkpoints, from which the one that led to a NaN is deleted.
+    """
 
     def __init__(
         self,
@@ -26,43 +33,49 @@ class Watch:
         last_step: int,
         manager: ocp.CheckpointManager,
     ):
-        self.monitor, self.schedule, self.manager = monitor, schedule, manager
-        self.log_every, self.last_step = log_every, last_step
+        self._monitor = monitor
+        self._schedule = schedule
+        self._log_every = log_every
+        self._last_step = last_step
+        self._manager = manager
         self._pending: tuple[int, Metrics] | None = None
 
     def push(self, step: int, metrics: Metrics) -> None:
-        """Take the metrics of a step just dispatched; read those of the one before."""
-        previous, self._pending = self._pending, (step, metrics)
-        if previous:
-            self._read(*previous)
+        """Takes the metrics of a step just dispatched, and reads those of the step before."""
+        self.flush()
+        self._pending = step, metrics
 
     def flush(self) -> None:
-        """Wait for and read what was pushed last."""
+        """Waits for the metrics that were pushed last, and reads them."""
         if self._pending:
-            previous, self._pending = self._pending, None
-            self._read(*previous)
+            step, metrics = self._pending
+            self._pending = None
+            self._read(step, metrics)
 
     def _read(self, step: int, metrics: Metrics) -> None:
         values = {name: float(value) for name, value in jax.device_get(metrics).items()}
-        if not all(map(math.isfinite, (values["loss"], values["grad_norm"]))):
+        if not (math.isfinite(values["loss"]) and math.isfinite(values["grad_norm"])):
             self.stop(step, f"loss {values['loss']}, gradient norm {values['grad_norm']}")
-        if step % self.log_every == 0 or step == self.last_step:
-            # Of this step alone: a mean since the last line would differ in a resumed run.
-            self.monitor.train(step, values | {"learning_rate": float(self.schedule(step - 1))})
+        if step % self._log_every == 0 or step == self._last_step:
+            # Of this step alone: a mean since the last row would differ in a resumed run.
+            self._monitor.train(step, values | {"learning_rate": self._learning_rate(step)})
 
-    def stop(self, step: int, found: str) -> NoReturn:
+    def _learning_rate(self, step: int) -> float:
+        return float(self._schedule(step - 1))
+
+    def stop(self, step: int, problem: str) -> NoReturn:
         """Raises RunError for a step whose loss or gradient is not finite.
 
-        The checkpoint of the step before holds the parameters that gave it, and goes: from it the
-        run would only come here again.
+        The checkpoint of the step before is deleted: a run resumed from its parameters would only
+        fail again.
         """
-        self.manager.wait_until_finished()
-        for other in self.manager.all_steps():
-            if other >= max(step - 1, 1):  # 0 is an imported one, which no step has made
-                self.manager.delete(other)
-        good = self.manager.latest_step()
-        where = f"{self.manager.directory}/{good}" if good is not None else "none was written yet"
+        self._manager.wait_until_finished()
+        for other in self._manager.all_steps():
+            if other >= max(step - 1, 1):  # step 0 holds imported weights, which no step produced
+                self._manager.delete(other)
+        good = self._manager.latest_step()
+        where = f"{self._manager.directory}/{good}" if good is not None else "none was written yet"
         raise RunError(
-            f"step {step}: {found} at learning rate {float(self.schedule(step - 1)):.4g}; "
+            f"step {step}: {problem} at learning rate {self._learning_rate(step):.4g}; "
             f"last good checkpoint: {where}"
         )

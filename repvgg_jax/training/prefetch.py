@@ -1,4 +1,4 @@
-"""Batches on their way to the devices, and how long training waited for them."""
+"""Prefetching of batches to the devices."""
 
 from __future__ import annotations
 
@@ -12,32 +12,34 @@ from jax.sharding import Mesh
 
 from repvgg_jax.runtime.mesh import shard_batch
 
-_AHEAD = 2  # batches on the devices: one in use, one that is there when it is done
+_ON_DEVICE = 2  # batches: one in use, and the next
 
 
-class Feed:
-    """Hands out batches that are on the devices already, while the next ones travel.
+class Prefetcher:
+    """An iterator over batches that are on the devices, while the next ones are transferred.
 
     Args:
-      batches: this process's rows of host batches, without end.
-      mesh: to split them over.
+      batches: this process's rows of endless host batches.
+      mesh: the mesh to split batches over.
 
     Attributes:
-      waited: seconds that were spent waiting for host batches, after the first ones.
+      waited: seconds spent waiting for host batches, the first ones excepted.
     """
 
     def __init__(self, batches: Iterator[Mapping[str, np.ndarray]], mesh: Mesh):
         self.waited = 0.0
-        self._batches, self._mesh = batches, mesh
+        self._batches = batches
+        self._mesh = mesh
         self._ready: deque[dict[str, Any]] = deque()
 
     def __next__(self) -> dict[str, Any]:
-        started, first = time.monotonic(), not self._ready
-        while len(self._ready) < _AHEAD:
+        started = time.monotonic()
+        first = not self._ready
+        while len(self._ready) < _ON_DEVICE:
             self._ready.append(shard_batch(next(self._batches), self._mesh))
         if not first:
             self.waited += time.monotonic() - started
         return self._ready.popleft()
 
-    def __iter__(self) -> Feed:
+    def __iter__(self) -> Prefetcher:
         return self

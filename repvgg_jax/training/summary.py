@@ -1,4 +1,4 @@
-"""The table at the end of a run."""
+"""The summary table printed at the end of a run."""
 
 from __future__ import annotations
 
@@ -9,9 +9,11 @@ from repvgg_jax.training.monitor import clock
 
 
 def summary(report: Mapping[str, Any]) -> str:
-    """The table at the end of a run, from the tree in `report.json`; what that lacks is left out.
+    """Returns the summary table of a run.
 
-    Accuracies, agreement included, are fractions in [0, 1] there and percent here.
+    Args:
+      report: the tree in `report.json`; fields that it lacks are left out. Accuracies and the
+        agreement are fractions there, and percent in the table.
     """
     table = (
         ("top1", "top-1", "{:.2%}".format),
@@ -23,11 +25,11 @@ def summary(report: Mapping[str, Any]) -> str:
     title = " on ".join(str(report[name]) for name in ("model", "device") if name in report)
     width = max(36, len(title) + 2)
     lines = [f"{title:<{width}}{'train form':>15}{'fused':>13}"]
-    for name, words, text in table:
+    for name, label, text in table:
         if name in report:
             cells = [report[name].get(form) for form in ("train_form", "fused")]
             left, right = ("-" if cell is None else text(cell) for cell in cells)
-            lines.append(f"{'  ' + words:<{width}}{left:>15}{right:>13}")
+            lines.append(f"{'  ' + label:<{width}}{left:>15}{right:>13}")
     if "fusion" in report:
         fusion = report["fusion"]
         lines.append(
@@ -39,17 +41,19 @@ def summary(report: Mapping[str, Any]) -> str:
         ending.append(f"evaluated {report['eval_count']:,} images")
     if any(report.get("skipped", {}).values()):
         counts = ", ".join(f"{count:,} of {split}" for split, count in report["skipped"].items())
-        ending.append(f"left out as corrupt: {counts}")
+        ending.append(f"skipped as corrupt: {counts}")
     if "steps" in report:
         rate = report.get("examples_per_second")
-        ending.append(f"{report['steps']:,} steps" + (f" at {rate:,.0f} images/s" if rate else ""))
+        speed = f" at {rate:,.0f} images/s" if rate else ""
+        ending.append(f"{report['steps']:,} steps{speed}")
     if (waiting := report.get("waiting_for_data")) is not None:
         ending.append(f"{waiting:.1%} of it waiting for data")
     if (first := report.get("first_step_seconds")) is not None:
         ending.append(f"the first after {first:.1f} s")
     if "wall_seconds" in report:
         wall = report["wall_seconds"]
-        ending.append(f"{f'{wall:.1f} s' if wall < 120 else clock(wall)} in all")
+        duration = f"{wall:.1f} s" if wall < 120 else clock(wall)
+        ending.append(f"{duration} in all")
     if "config_hash" in report:
         ending.append(f"config {report['config_hash']}")
     return "\n".join([*lines, "; ".join(ending)] if ending else lines)

@@ -1,36 +1,59 @@
-"""Starting from weights that are there: another head, another data set, or a fused net."""
+"""Starting points other than fresh weights: another run, a fused net, a RepOptimizer search."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 from absl import logging
 from flax import linen as nn
 from jax import Array
 
+from repvgg_jax.blocks.csla import CSLABlock
 from repvgg_jax.blocks.fused import FusedConv
+from repvgg_jax.blocks.registry import BLOCKS, module_type
+from repvgg_jax.checkpoint.load import load
+from repvgg_jax.config.experiment import Experiment
 from repvgg_jax.errors import UsageError
-from repvgg_jax.nets import Variables
+from repvgg_jax.nets import Variables, init
 from repvgg_jax.nets.repvgg import AUXILIARY_HEAD
+from repvgg_jax.optim.repoptimizer import scale_gradients, to_plain, with_scales
+from repvgg_jax.training.state import TrainState
+
+
+def start_from_run(state: TrainState, workdir: str) -> TrainState:
+    """Returns the state with the weights of another run's latest checkpoint; logs what stays fresh.
+
+    Raises:
+      UsageError: if there is no checkpoint, or it does not fit the net.
+    """
+    _, source = load(workdir)
+    variables, fresh = transfer(state.train_variables, source)
+    logging.warning(
+        "initialized from %s; freshly initialized: %s", workdir, ", ".join(fresh) or "nothing"
+    )
+    return state.starting_from(variables)
 
 
 def transfer(fresh: Variables, source: Variables) -> tuple[dict[str, Any], list[str]]:
-    """`fresh` with the source's weights, but for heads of another number of classes.
+    """Returns `fresh` with the weights of `source`, except for heads with other numbers of classes.
 
     Args:
-      fresh: the new net's own variables, from `init`.
-      source: weights to start from, of the same plan.
+      fresh: variables of the new net, from `init`.
+      source: weights of a net with the same blocks.
 
     Returns:
-      the variables, and the names of what stays fresh: `head`, and auxiliary heads' `fc`, or all of
-      an auxiliary head that the source lacks. Those of the source that `fresh` lacks are left out.
+      The variables, and the names of what stays fresh: `head`, the `fc` of auxiliary heads, or
+      whole auxiliary heads that the source lacks. Auxiliary heads that only the source has are
+      dropped.
 
     Raises:
-      UsageError: where anything else differs in name or shape, listing it.
+      UsageError: if anything else differs in name or shape, listing it.
     """
     differing, renewed = [], []
 
@@ -50,27 +73,51 @@ def transfer(fresh: Variables, source: Variables) -> tuple[dict[str, Any], list[
         return leaf
 
     variables = jax.tree_util.tree_map_with_path(pick, fresh)
-    named = partial(jax.tree_util.keystr, simple=True, separator="/")
-    own = {named(path) for path, _ in jax.tree.leaves_with_path(fresh)}
-    others = {named(path) for path, _ in jax.tree.leaves_with_path(source)} - own
+    path_name = partial(jax.tree_util.keystr, simple=True, separator="/")
+    expected = {path_name(path) for path, _ in jax.tree.leaves_with_path(fresh)}
+    found = {path_name(path) for path, _ in jax.tree.leaves_with_path(source)}
     extra = sorted(
         name
-        for name in others
+        for name in found - expected
         if (block := name.split("/")[1]) in fresh["params"] or not block.startswith(AUXILIARY_HEAD)
     )
     if differing or extra:
         raise UsageError(
-            "init_from is of another net: it lacks, or has in another shape, "
+            "init_from does not match the net: missing or of another shape: "
             f"{', '.join(differing[:3]) or 'nothing'} ({len(differing)} in all); "
-            f"it also holds {', '.join(extra[:3]) or 'nothing else'} ({len(extra)})"
+            f"not in the net: {', '.join(extra[:3]) or 'nothing'} ({len(extra)} in all)"
         )
     return variables, list(dict.fromkeys(renewed))
 
 
+def with_repoptimizer(experiment: Experiment) -> tuple[Experiment, dict[str, Any]]:
+    """Returns the experiment with RepOptimizer in place of its optimizer, and initial variables.
+
+    The scales come from the branches of a searched run (arXiv 2205.15242).
+
+    Raises:
+      UsageError: if `repoptimizer_from` is not a csla run, or it is a run of another net.
+    """
+    net = experiment.net
+    workdir = experiment.repoptimizer_from
+    searched_net, searched = load(workdir)
+    if module_type(searched_net.block) is not CSLABlock:
+        raise UsageError(
+            f"optim.repoptimizer_from={workdir} must be a run with model.block=csla, which has the "
+            f"scales; its block is {module_type(searched_net.block).__name__}"
+        )
+    branches = net.clone(block=BLOCKS["csla"].block)
+    fresh = init(branches, jax.random.key(experiment.seed))
+    transfer(fresh, searched)  # raises for another net
+    _, start = to_plain(branches, with_scales(branches, fresh, searched))
+    optimizer = optax.chain(scale_gradients(branches, searched), experiment.optimizer)
+    return dataclasses.replace(experiment, optimizer=optimizer), start
+
+
 def warn_if_fused(net: nn.Module) -> None:
-    """The fused form can be trained, but it is the train form that trains well."""
+    """Logs a warning for a fused net: the train form is the one that trains well."""
     if net.block is FusedConv and net.plan():
         logging.warning(
-            "training the fused form: it has no BatchNorm and no branches, and tunes worse; start "
-            "from the train form, or give the fused net BatchNorms with repvgg_jax.insert_bn"
+            "training the fused form, which has no BatchNorm and no branches and reaches lower "
+            "accuracy; start from the train form, or add BatchNorms with repvgg_jax.insert_bn"
         )

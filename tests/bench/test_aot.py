@@ -3,7 +3,6 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 from jax import lax
 from jax.sharding import AxisType, PartitionSpec
@@ -11,10 +10,10 @@ from jax.sharding import AxisType, PartitionSpec
 from configs import quickstart
 from repvgg_jax.bench import aot, hlo
 from repvgg_jax.bench.counting import count_macs
-from repvgg_jax.config.build import make_net, make_optimizer
+from repvgg_jax.config.build import build
 from repvgg_jax.errors import UsageError
 from repvgg_jax.runtime.mesh import make_mesh, shard_batch
-from repvgg_jax.training.step import init_state
+from repvgg_jax.training.state import fresh_state
 
 
 def compiled_text(function, shape, dtype=jnp.float32):
@@ -141,8 +140,7 @@ def step():
 
 
 def state_and_batch(config):
-    tx = make_optimizer(config, optax.constant_schedule(0.1))
-    state = init_state(make_net(config), tx, make_mesh(), jax.random.key(0))
+    state = fresh_state(build(config))
     rows, size = config.train.batch_size, config.data.image_size
     batch = {
         "image": np.zeros((rows, size, size, 3), np.uint8),
@@ -176,7 +174,7 @@ def test_the_cost_of_a_small_step(step):
     assert cost.aliased == whole  # the state is donated, all of it
     assert 0 < cost.temporaries < 2**26
     assert cost.memory == cost.arguments + (cost.outputs - whole) + cost.temporaries + cost.code
-    macs = count_macs(state.net, state.trained, config.data.image_size)
+    macs = count_macs(state.net, state.train_variables, config.data.image_size)
     images = config.train.batch_size // 4
     # 2 forward and 4 back, less what meets the padding of small maps, which XLA doesn't count.
     assert 3 < cost.flops / (macs * images) < 7

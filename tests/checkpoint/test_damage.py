@@ -13,15 +13,14 @@ from repvgg_jax.checkpoint.fused import fused_step
 from repvgg_jax.checkpoint.integrity import read_named
 from repvgg_jax.cli import fuse
 from repvgg_jax.errors import DamagedError, RunError
-from repvgg_jax.training import train
 from tests.support.faults import data_files, flip, truncate
-from tests.support.runs import equal, tiny_config
+from tests.support.runs import equal, tiny_config, train
 
 
 @pytest.mark.slow
 def test_the_certificate_names_the_step_that_was_fused(tmp_path):
     """Not the latest there is, where that one is damaged."""
-    train.train(tiny_config(), tmp_path)
+    train(tiny_config(), tmp_path)
     flip(data_files(tmp_path, 4, "variables")[0])
     fuse.run_fuse(None, tmp_path)
     assert fused_step(tmp_path) == 2
@@ -44,11 +43,11 @@ def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(
             rj.load(tmp_path / "run", step=4)
     caplog.clear()
     with caplog.at_level(logging.WARNING):
-        state = train.train(tiny_config(), tmp_path / "run").state
+        state = train(tiny_config(), tmp_path / "run").state
     assert "checkpoints/4 cannot be read" in caplog.text
-    assert "going on from step 2" in caplog.text
-    equal(state.variables, undisturbed[0].variables)
-    equal(state.optimizer, undisturbed[0].optimizer)
+    assert "using step 2 instead" in caplog.text
+    equal(state.eval_variables, undisturbed[0].eval_variables)
+    equal(state.optimizer_state, undisturbed[0].optimizer_state)
     assert manager.steps(tmp_path / "run") == [2, 4]
     assert (tmp_path / "run/damaged/4").is_dir()
 
@@ -58,9 +57,10 @@ def test_where_no_checkpoint_can_be_read_nothing_starts_anew(undisturbed, tmp_pa
     for step in (2, 4):
         truncate(data_files(tmp_path / "run", step, "variables")[0])
     with pytest.raises(
-        rj.UsageError, match=r"checkpoints/2 cannot be read .*, nor any other; put a copy back"
+        rj.UsageError,
+        match=r"checkpoints/2 cannot be read .*; no readable checkpoint is left: restore one",
     ):
-        train.train(tiny_config(), tmp_path / "run")
+        train(tiny_config(), tmp_path / "run")
     assert manager.steps(tmp_path / "run") == [2, 4]
 
 
@@ -70,7 +70,9 @@ def test_a_save_that_died_half_way_is_no_checkpoint(undisturbed, tmp_path):
     (checkpoints / "4").rename(checkpoints / "4.orbax-checkpoint-tmp")
     shutil.rmtree(checkpoints / "4.orbax-checkpoint-tmp/optimizer")
     assert manager.steps(tmp_path / "run") == [2]
-    equal(train.train(tiny_config(), tmp_path / "run").state.variables, undisturbed[0].variables)
+    equal(
+        train(tiny_config(), tmp_path / "run").state.eval_variables, undisturbed[0].eval_variables
+    )
     assert [path.name for path in checkpoints.glob("*tmp*")] == []
 
 

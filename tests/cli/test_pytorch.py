@@ -10,8 +10,7 @@ from repvgg_jax.checkpoint import manager
 from repvgg_jax.cli import pytorch
 from repvgg_jax.interop.pytorch import from_torch, to_torch
 from repvgg_jax.interop.pytorch_files import read_torch, save_torch
-from repvgg_jax.training import train
-from tests.support.runs import tiny_config
+from tests.support.runs import tiny_config, train
 from tests.support.variables import randomised
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed: no other side to compare")
@@ -48,7 +47,7 @@ def test_an_imported_run_trains_on_from_its_weights(tmp_path):
     shapes = jax.eval_shape(lambda key: rj.init(net, key), jax.random.key(0))
     save_torch(tmp_path / "given.pth", to_torch(net, randomised(shapes, 1)))
     pytorch.run_import(config, tmp_path / "run", str(tmp_path / "given.pth"))
-    state = train.train(config, tmp_path / "run").state
+    state = train(config, tmp_path / "run").state
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6),
         jax.device_get(state.params),
@@ -74,5 +73,5 @@ def test_strides_that_pytorch_would_not_use_come_in_but_not_out(overrides):
 def test_importing_does_not_take_init_from(tmp_path):
     config = tiny_config()
     config.init_from = "runs/other"
-    with pytest.raises(rj.UsageError, match=r"drop config\.init_from"):
+    with pytest.raises(rj.UsageError, match=r"unset config\.init_from"):
         pytorch.run_import(config, tmp_path / "run", "given.pth")

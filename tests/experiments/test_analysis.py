@@ -12,8 +12,8 @@ import repvgg_jax as rj
 from configs import quickstart
 from experiments.studies import analysis
 from repvgg_jax.blocks.repvgg import RepVGGBlock
-from repvgg_jax.config.fields import plain
-from repvgg_jax.training import train
+from repvgg_jax.config.fields import to_json
+from tests.support.runs import train
 from tests.support.variables import random_images, random_variables
 
 ROOT = Path(__file__).parents[2]
@@ -55,7 +55,7 @@ def test_scales_and_norms_are_of_the_trained_branches(trained):
 
 def test_images_are_spread_over_the_split(tmp_path):
     config = quickstart.get_config()
-    (tmp_path / "config.json").write_text(json.dumps(plain(config)))
+    (tmp_path / "config.json").write_text(json.dumps(to_json(config)))
     images, labels = analysis.images_of(tmp_path, 10)
     every, of_all = analysis.images_of(tmp_path, 10**6)
     places = np.linspace(0, len(every) - 1, 10).astype(int)
@@ -179,7 +179,7 @@ def test_the_notebook_is_its_text_and_runs(tmp_path):
 
     config = quickstart.get_config()
     config.train.steps, config.optim.warmup_epochs = 2, 0.0
-    train.train(config, tmp_path / "run")
+    train(config, tmp_path / "run")
     notebook.cells[1].source = (
         f"import os; os.environ['ANALYSIS_WORKDIR'] = {str(tmp_path / 'run')!r}\n"
         + notebook.cells[1].source

@@ -90,7 +90,7 @@ def test_all_errors_are_listed_at_once(monkeypatch):
         "images": "strong",
         "optimizer": "optim.custom_l2",
         "weights": "no run in /nowhere",
-        "nothing": "train.accumulate=0: must be from 1 on",
+        "nothing": "train.accumulate=0: must be at least 1",
     }.items():
         assert re.search(f"wrong/{name}: .*{re.escape(words)}", said), said
     assert "optim.momentun" in said

@@ -11,6 +11,7 @@ from experiments.studies import segmentation
 from repvgg_jax.fusion.verify import relative_error
 from repvgg_jax.optim import sgd
 from repvgg_jax.runtime.mesh import make_mesh
+from repvgg_jax.training import state as state_module
 from repvgg_jax.training import step as step_module
 from tests.support.variables import random_images, random_variables
 
@@ -101,7 +102,7 @@ def test_auxiliary_heads_are_trainings_alone():
     assert relative_error(net.apply(variables, x), plain.apply(fused, x, train=True)) < 1e-5
 
     labels = jnp.arange(8) % 5
-    state = step_module.init_state(net, sgd.sgd(lambda step: 0.0), make_mesh(), jax.random.key(0))
+    state = state_module.init_state(net, sgd.sgd(lambda step: 0.0), make_mesh(), jax.random.key(0))
     state = state.replace(**variables)
     step = jax.jit(step_module.train_step)
     batch = {"image": x, "label": labels}

@@ -10,12 +10,13 @@ import pytest
 import repvgg_jax as rj
 from configs import quickstart
 from repvgg_jax.bench.counting import count_macs
+from repvgg_jax.config.fields import to_json
 from repvgg_jax.config.workdir import make_workdir
 from repvgg_jax.ops import onednn
 from repvgg_jax.ops.batch_norm import BN_EPSILON, batch_norm
 from repvgg_jax.ops.convolution import check_algorithm, convolve
 from repvgg_jax.runtime.devices import compiling_for
-from repvgg_jax.training import train
+from tests.support.runs import train
 from tests.support.variables import random_images, random_variables
 
 # (cin, features, kernel size, strides, groups, dilation, padded)
@@ -150,9 +151,9 @@ def test_a_run_by_onednn_opens_where_that_is_missing(monkeypatch, tmp_path):
     config = quickstart.get_config()
     config.train.steps, config.optim.warmup_epochs = 1, 0.0
     config.model.depths, config.model.widths, config.model.strides = (1,), (8,), (2,)
-    train.train(config, tmp_path)
+    train(config, tmp_path)
     config.model.conv_algorithm = "onednn"
-    make_workdir(config, tmp_path)
+    make_workdir(to_json(config), tmp_path)
     monkeypatch.setattr(onednn, "unavailable", lambda: "not here")
     assert rj.load(tmp_path)[0].conv_algorithm == "auto"
 
@@ -162,9 +163,9 @@ def test_training_by_onednn_on_several_devices_is_refused(tmp_path):
     config.model.conv_algorithm = "onednn"
     with pytest.raises(
         rj.UsageError,
-        match="on one device, and the mesh has 4" if not onednn.unavailable() else "oneDNN",
+        match="a single device but the mesh has 4" if not onednn.unavailable() else "oneDNN",
     ):
-        train.train(config, tmp_path)
+        train(config, tmp_path)
 
 
 @pytest.mark.parametrize("constant", [False, True], ids=["random", "a constant channel"])

@@ -8,12 +8,14 @@ import numpy as np
 import pytest
 
 import repvgg_jax as rj
+from repvgg_jax.config.experiment import StepOptions
 from repvgg_jax.nets import Averaged, as_average
 from repvgg_jax.optim.ema import update_average
 from repvgg_jax.runtime.mesh import make_mesh
-from repvgg_jax.training import evaluation, train
+from repvgg_jax.training import evaluation
+from repvgg_jax.training import state as state_module
 from repvgg_jax.training import step as step_module
-from tests.support.runs import MEAN, STD, batch_of, tiny_config
+from tests.support.runs import MEAN, STD, batch_of, tiny_config, train
 from tests.support.variables import random_images, random_variables
 
 
@@ -99,8 +101,8 @@ def test_a_constant_channel_has_no_negative_variance():
 
 def test_a_run_with_ema_evaluates_saves_and_resumes_the_average(tmp_path):
     config = tiny_config(optim_ema_decay=0.5)
-    whole = train.train(config, tmp_path / "whole").state
-    assert isinstance(whole.variables["params"], Averaged)
+    whole = train(config, tmp_path / "whole").state
+    assert isinstance(whole.eval_variables["params"], Averaged)
     _, loaded = rj.load(tmp_path / "whole")
     close(loaded, whole.ema, rtol=0)  # and marked alike, or the trees would differ
     with pytest.raises(rj.UsageError, match="a mixed pair"):
@@ -109,14 +111,15 @@ def test_a_run_with_ema_evaluates_saves_and_resumes_the_average(tmp_path):
     pairs = zip(jax.tree.leaves(loaded["params"]), jax.tree.leaves(raw), strict=True)
     assert any((average != trained).any() for average, trained in pairs)
 
-    first = step_module.init_state(
-        whole.net, whole.tx, make_mesh(), jax.random.key(0), average=True
-    )
-    step = jax.jit(partial(step_module.train_step, ema_decay=0.9, mean=MEAN, std=STD))
+    first = state_module.init_state(whole.net, whole.tx, make_mesh(), jax.random.key(0), ema=True)
+    options = StepOptions(ema_decay=0.9, mean=MEAN, std=STD)
+    step = jax.jit(partial(step_module.train_step, options=options))
     state, _ = step(first, batch_of(8), jax.random.key(0))
-    expected = jax.tree.map(lambda a, b: 0.9 * a + 0.1 * b, first.trained, state.trained)
+    expected = jax.tree.map(
+        lambda a, b: 0.9 * a + 0.1 * b, first.train_variables, state.train_variables
+    )
     close({k: dict(v) for k, v in state.ema.items()}, expected, rtol=1e-5, atol=1e-6)
 
-    resumed = train.train(config, tmp_path / "whole").state
-    close(resumed.trained, whole.trained, rtol=0)
+    resumed = train(config, tmp_path / "whole").state
+    close(resumed.train_variables, whole.train_variables, rtol=0)
     close(resumed.ema, whole.ema, rtol=0)

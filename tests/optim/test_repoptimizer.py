@@ -1,5 +1,7 @@
 """Gradient-masked training of the plain net is training of the branches."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,11 +10,11 @@ import pytest
 
 import repvgg_jax as rj
 from repvgg_jax.blocks.registry import BLOCKS
-from repvgg_jax.config.build import make_net
+from repvgg_jax.config.build import build, make_net, make_optimizer
 from repvgg_jax.optim import sgd as sgd_module
 from repvgg_jax.optim.repoptimizer import multiplier, scale_gradients, to_plain, with_scales
-from repvgg_jax.training import train
-from tests.support.runs import equal, tiny_config
+from repvgg_jax.training import transfer
+from tests.support.runs import equal, tiny_config, train
 from tests.support.variables import random_images, randomised
 
 SCALES = ((r".*/scale_(kxk|pointwise)", 0.0),)  # constant; the identity's is trained
@@ -112,25 +114,29 @@ def test_a_run_takes_its_scales_from_a_search(tmp_path, monkeypatch):
     config = tiny_config()
     config.optim.repoptimizer_from = str(tmp_path / "search")
     with pytest.raises(rj.UsageError, match=r"model\.block=plain"):
-        train.train(config, tmp_path / "run")
+        train(config, tmp_path / "run")
     config.model.block = "plain"
     config.optim.weight_decay = 0.0
     net, key = make_net(config), jax.random.key(config.seed)
     branches = net.clone(block=BLOCKS["csla"].block)
     fresh = rj.init(branches, key)
     searched = randomised(fresh, 5)
-    monkeypatch.setattr(train.checkpoint, "load", lambda workdir: (branches, searched))
-    masked, start = train._optimizer(config, net, lambda step: 0.5)
+    monkeypatch.setattr(transfer, "load", lambda workdir: (branches, searched))
+    optimizer = make_optimizer(config, net, lambda step: 0.5)
+    experiment = dataclasses.replace(build(config), optimizer=optimizer)
+    experiment, start = transfer.with_repoptimizer(experiment)
+    masked = experiment.optimizer
     equal(start, to_plain(branches, with_scales(branches, fresh, searched))[1])
     ones = jax.tree.map(jnp.ones_like, start["params"])
     updates, _ = masked.update(ones, masked.init(start["params"]), start["params"])
     for name in net.plan():
         factor = multiplier(searched["params"][name], ones[name]["conv3"]["kernel"])
         np.testing.assert_allclose(updates[name]["conv3"]["kernel"], -0.5 * factor, rtol=1e-6)
-    state = train.train(config, tmp_path / "run").state
+    state = train(config, tmp_path / "run").state
     assert int(state.step) == 4
-    with pytest.raises(rj.UsageError, match=r"drop model\.initializer"):
-        train._optimizer(config, net.clone(initializer="he"), lambda step: 0.5)
+    config.model.initializer = "he"
+    with pytest.raises(rj.UsageError, match=r"unset model\.initializer"):
+        build(config)
     config.optim.clip_norm = 1.0
-    with pytest.raises(rj.UsageError, match="drop them"):
-        train.train(config, tmp_path / "other")
+    with pytest.raises(rj.UsageError, match="unset them"):
+        train(config, tmp_path / "other")

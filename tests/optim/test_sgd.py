@@ -8,9 +8,11 @@ import pytest
 
 import repvgg_jax as rj
 from configs import default
-from repvgg_jax.config.build import make_optimizer
+from repvgg_jax.config.build import make_net, make_optimizer
+from repvgg_jax.config.experiment import StepOptions
 from repvgg_jax.optim import sgd
-from repvgg_jax.training.step import TrainState, train_step
+from repvgg_jax.training.state import TrainState
+from repvgg_jax.training.step import train_step
 from tests.support.variables import random_variables
 
 PARAMS = {
@@ -129,7 +131,7 @@ def test_custom_l2_is_in_place_of_the_kernels_own_decay():
         state = TrainState(
             jnp.int32(0), params, stats, optax.sgd(1.0).init(params), None, net, optax.sgd(1.0)
         )
-        new, metrics = train_step(state, batch, jax.random.key(0), custom_l2=decay)
+        new, metrics = train_step(state, batch, jax.random.key(0), StepOptions(custom_l2=decay))
         moved[decay] = new.params, new.batch_stats, metrics["loss"]
     assert moved[0.0][2] == moved[0.1][2]
     decay = jax.grad(lambda p: 0.05 * sgd.custom_l2(p, moved[0.0][1]))(params)
@@ -143,7 +145,7 @@ def test_custom_l2_is_in_place_of_the_kernels_own_decay():
 def test_custom_l2_is_refused_for_other_blocks(fields):
     config = default.get_config()
     config.optim.custom_l2 = True
-    make_optimizer(config, lambda step: 0.1)
+    make_optimizer(config, make_net(config), lambda step: 0.1)
     config.model.update(fields)
-    with pytest.raises(rj.UsageError, match=r"optim.custom_l2 is for blocks of a kxk and a 1x1"):
-        make_optimizer(config, lambda step: 0.1)
+    with pytest.raises(rj.UsageError, match=r"optim.custom_l2 needs blocks with a kxk and a 1x1"):
+        make_optimizer(config, make_net(config), lambda step: 0.1)

@@ -19,8 +19,7 @@ import matplotlib.backends.backend_agg  # noqa: F401
 import sklearn.datasets  # noqa: F401
 import tensorboardX  # noqa: F401
 
-from repvgg_jax.training import train
-from tests.support.runs import tiny_config
+from tests.support.runs import tiny_config, train
 
 
 def config():
@@ -38,7 +37,7 @@ def start(workdir):
     os.dup2(log, 2)
     code = 1
     try:
-        train.train(config(), workdir)
+        train(config(), workdir)
         code = 0
     finally:
         os._exit(code)

@@ -6,6 +6,8 @@ import jax
 import numpy as np
 
 from configs import quickstart
+from repvgg_jax.config.build import build
+from repvgg_jax.training import train as train_module
 
 MEAN, STD = (0.3,) * 3, (0.4,) * 3
 
@@ -19,6 +21,10 @@ def tiny_config(**overrides):
         group, field = name.split("_", 1)
         config[group][field] = value
     return config
+
+
+def train(config, workdir, stopping=None):
+    return train_module.train(build(config), workdir, stopping)
 
 
 def batch_of(size, seed=0):

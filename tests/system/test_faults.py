@@ -57,21 +57,21 @@ import sys
 from pathlib import Path
 import repvgg_jax as rj
 from repvgg_jax.checkpoint import manager
-from repvgg_jax.training import train
+
 from repvgg_jax.errors import RunError
-from tests.support.runs import tiny_config
+from tests.support.runs import tiny_config, train
 
 workdir = Path(sys.argv[1]) / "run"
 config = tiny_config(train_steps=40, train_checkpoint_every=1, train_keep=1000)
 try:
-    train.train(config, workdir)
+    train(config, workdir)
 except RunError as error:
     print("said:", error)
 step = manager.steps(workdir)[-1]
 net, variables = rj.load(workdir, step=step)
 print("opened:", step, "of", workdir / "checkpoints" / str(step))
 Path(sys.argv[1], "ballast").unlink()
-print("went on to", int(train.train(config, workdir).state.step))
+print("went on to", int(train(config, workdir).state.step))
 """
 
 

@@ -35,27 +35,9 @@ def run(*arguments, code=0, devices=1):
     return done.stdout if code == 0 else done.stderr
 
 
-@pytest.mark.parametrize(
-    ("arguments", "says"),
-    [
-        (
-            [*QUICK, "--config.train.epoch=3"],
-            "train.epoch: no such field; did you mean train.epochs",
-        ),
-        ([*QUICK, "--config.train.epochs=many"], "config.train.epochs=many"),
-        ([*QUICK, "--config.model.name=repvgg_c0"], "did you mean repvgg_"),
-        ([*QUICK, "--config.model.block=repvg"], "did you mean repvgg"),
-        ([*QUICK, "--config.data.source=digit"], "digits"),
-        ([*QUICK, "--mode=tain"], "train|eval|fuse|prepare|import|to_torch"),
-        (["--config", "configs/b9.py"], "configs/b9.py"),
-        (["--config", "configs/cifar10.py:fast"], "two_cores or full"),
-        ([], "--config"),
-    ],
-)
-def test_a_wrong_command_line_is_one_line_and_exit_code_2(arguments, says, tmp_path):
-    said = run(*arguments, *(["--workdir", tmp_path / "run"] if arguments else []), code=2)
-    assert says in said
-    assert said.startswith("error: ")
+def test_a_wrong_command_line_is_one_line_and_exit_code_2(tmp_path):
+    said = run(*QUICK, "--config.train.epoch=3", "--workdir", tmp_path / "run", code=2)
+    assert said.startswith("error: --config.train.epoch: no such field; did you mean train.epochs")
     assert said.count("\n") == 1
     assert not (tmp_path / "run").exists()
 
@@ -73,27 +55,6 @@ def test_a_missing_data_set_names_folder_and_command(tmp_path):
     assert "ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar not found" in said
     assert said.count("\n") == 1
     assert not (tmp_path / "none").exists()
-
-
-@pytest.mark.parametrize(
-    ("arguments", "says"),
-    [
-        ([], "--mode=prepare needs --config"),
-        (QUICK, "data.source=digits needs no preparing"),
-        (["--config", "configs/cifar10.py", "--config.data.name=mnist"], "knows cifar10, cifar100"),
-    ],
-)
-def test_preparing_what_cannot_be_prepared(arguments, says):
-    said = run("--mode=prepare", *arguments, code=2)
-    assert says in said
-    assert said.count("\n") == 1
-
-
-def test_devices_that_do_not_divide_the_batch(tmp_path):
-    said = run(
-        *QUICK, "--config.train.batch_size=30", "--workdir", tmp_path / "r", code=2, devices=4
-    )
-    assert "train.batch_size=30: 4 devices" in said
 
 
 def test_the_whole_way_then_eval_and_fuse(tmp_path):

@@ -18,9 +18,8 @@ import pytest
 import repvgg_jax as rj
 from repvgg_jax.checkpoint import manager
 from repvgg_jax.runtime.processes import HEARTBEAT_SECONDS, join_processes, make_deterministic
-from repvgg_jax.training import train
 from repvgg_jax.training.metrics import read_metrics
-from tests.support.runs import equal, tiny_config
+from tests.support.runs import equal, tiny_config, train
 
 ROOT = Path(__file__).parents[2]
 TINY = ["--config", "configs/quickstart.py", "--config.model.depths=(1,2)"]
@@ -122,7 +121,7 @@ def two_by_two(tmp_path_factory):
 def test_two_by_two_is_one_device(two_by_two, tmp_path):
     """Sums are taken in another order, at 1e-7 of their size; anything wrong is at 1e-2."""
     workdir, said = two_by_two
-    one = train.train(tiny_config(mesh_data=1), tmp_path / "one").state
+    one = train(tiny_config(mesh_data=1), tmp_path / "one").state
     curves = [
         [(row["step"], row["loss"]) for row in read_metrics(folder / "metrics.jsonl")]
         for folder in (workdir, tmp_path / "one")
@@ -131,7 +130,7 @@ def test_two_by_two_is_one_device(two_by_two, tmp_path):
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-5),
         rj.load(workdir)[1],
-        jax.device_get(one.variables),
+        jax.device_get(one.eval_variables),
     )
     report = json.loads((workdir / "report.json").read_text())
     assert report["device"].endswith("x4")
@@ -146,11 +145,11 @@ def test_their_checkpoint_goes_on_on_any_devices(data, fsdp, two_by_two, tmp_pat
     shutil.copytree(two_by_two[0], tmp_path / "run")
     shutil.rmtree(tmp_path / "run/checkpoints/4")
     changes = {"mesh_data": data, "mesh_fsdp": fsdp, "mesh_min_size": 64}
-    state = train.train(tiny_config(**changes), tmp_path / "run").state
+    state = train(tiny_config(**changes), tmp_path / "run").state
     assert int(state.step) == 4
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-5),
-        jax.device_get(state.variables),
+        jax.device_get(state.eval_variables),
         rj.load(two_by_two[0])[1],
     )
 
@@ -222,7 +221,7 @@ def test_alone_without_a_cluster_and_mistakes(monkeypatch):
         monkeypatch.delenv(name, raising=False)
     join_processes()
     assert jax.process_count() == 1
-    with pytest.raises(rj.UsageError, match="--num_processes, --process_index: needed too"):
+    with pytest.raises(rj.UsageError, match="--num_processes, --process_index missing"):
         join_processes("localhost:1")
     with pytest.raises(rj.UsageError, match="--process_index=2: from 0 to one below"):
         join_processes("localhost:1", 2, 2)

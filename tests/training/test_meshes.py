@@ -9,16 +9,17 @@ import numpy as np
 import pytest
 
 import repvgg_jax as rj
+from repvgg_jax.config.experiment import StepOptions
 from repvgg_jax.optim import sgd
 from repvgg_jax.runtime.mesh import (
     make_mesh,
     parameter_shardings,
     shard_batch,
 )
+from repvgg_jax.training import state as state_module
 from repvgg_jax.training import step as step_module
-from repvgg_jax.training import train
 from repvgg_jax.training.metrics import read_metrics
-from tests.support.runs import batch_of, tiny_config
+from tests.support.runs import batch_of, tiny_config, train
 from tests.support.steps import COLLECTIVES, assert_close, small_net, state_on, take_steps
 
 
@@ -42,7 +43,7 @@ def test_every_mesh_takes_the_same_steps(group, options):
 def test_parameters_and_optimizer_are_split_by_size(data, fsdp):
     mesh = make_mesh(data, fsdp)
     net = small_net(widths=(8, 64))
-    state = step_module.init_state(
+    state = state_module.init_state(
         net, sgd.sgd(lambda s: 0.1), mesh, jax.random.key(0), min_size=1000
     )
     for leaf in jax.tree.leaves(state):
@@ -65,10 +66,10 @@ def test_an_array_that_the_axis_does_not_divide_is_copied():
 @pytest.mark.parametrize(
     ("sizes", "says"),
     [
-        ((-1, 3), "they must make 4"),
+        ((-1, 3), "must equal the device count"),
         ((-1, -1), "only one of them"),
         ((0, 1), "mesh.data=0"),
-        ((2, 8), "they must make 4"),
+        ((2, 8), "must equal the device count"),
     ],
 )
 def test_meshes_that_do_not_fit(sizes, says):
@@ -108,7 +109,9 @@ def test_microbatches_stay_on_their_devices():
     mesh, net = make_mesh(), small_net(bn_group_size=4)
     state = state_on(net, mesh)
     batch = shard_batch(batch_of(32), mesh)
-    step = jax.jit(partial(step_module.train_step, accumulate=2, bn_group_size=4))
+    step = jax.jit(
+        partial(step_module.train_step, options=StepOptions(accumulate=2, bn_group_size=4))
+    )
     text = step.lower(state, batch, jax.random.key(0)).compile().as_text()
     assert set(re.findall(COLLECTIVES, text)) == {"all-reduce"}
 
@@ -125,7 +128,7 @@ def test_microbatches_stay_on_their_devices():
 )
 def test_what_does_not_go_together_is_refused_before_anything_is_written(changes, says, tmp_path):
     with pytest.raises(rj.UsageError, match=says):
-        train.train(tiny_config(**changes), tmp_path / "run")
+        train(tiny_config(**changes), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
@@ -133,7 +136,7 @@ def test_runs_on_one_device_and_on_two_by_two_are_alike(tmp_path):
     curves, variables = [], []
     for name, data, fsdp in (("one", 1, 1), ("four", 2, 2)):
         config = tiny_config(mesh_data=data, mesh_fsdp=fsdp, mesh_min_size=64)
-        train.train(config, tmp_path / name)
+        train(config, tmp_path / name)
         rows = read_metrics(tmp_path / name / "metrics.jsonl")
         curves.append([row["loss"] for row in rows])
         variables.append(rj.load(tmp_path / name)[1])

@@ -1,7 +1,6 @@
 """Initialization, order and augmentation have seeds of their own."""
 
-from repvgg_jax.config.build import make_source
-from repvgg_jax.training import train
+from repvgg_jax.config.build import make_train_data
 from tests.support.runs import tiny_config
 
 
@@ -10,8 +9,7 @@ def test_seeds_of_initialisation_order_and_augmentation_are_apart():
         config = tiny_config(train_steps=1)
         config.seed = seed
         config.data.update(padding=2, **data or {})
-        source = make_source(config, "train")
-        batch = next(train._train_batches(config, source, 0))
+        batch = next(make_train_data(config).batches())
         return batch["label"].tolist(), batch["image"].tobytes()
 
     base = drawn()

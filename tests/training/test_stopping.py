@@ -9,15 +9,14 @@ import pytest
 
 import repvgg_jax as rj
 from repvgg_jax.checkpoint import manager
-from repvgg_jax.cli import fuse
 from repvgg_jax.cli import train as train_module
 from repvgg_jax.errors import RunError, Stopped
 from repvgg_jax.runtime import mesh as mesh_module
 from repvgg_jax.runtime.signals import Stopping
-from repvgg_jax.training import prefetch, train
+from repvgg_jax.training import prefetch
 from repvgg_jax.training.metrics import read_metrics
 from tests.support.faults import at_batch, steps_of
-from tests.support.runs import equal, tiny_config
+from tests.support.runs import equal, tiny_config, train
 
 
 @pytest.mark.usefixtures("interruptible")
@@ -27,9 +26,9 @@ def test_a_signal_saves_at_the_next_step(number, undisturbed, tmp_path, monkeypa
     config = tiny_config(train_checkpoint_every=100)
     said = rf"{number.name} after step 2 of 4, which is saved"
     with Stopping() as stopping, pytest.raises(Stopped, match=said):
-        train.train(config, tmp_path, stopping)
+        train(config, tmp_path, stopping)
     assert manager.steps(tmp_path) == [2]
-    equal(train.train(config, tmp_path).state.variables, undisturbed[0].variables)
+    equal(train(config, tmp_path).state.eval_variables, undisturbed[0].eval_variables)
 
 
 def test_a_signal_during_evaluation_saves_what_was_trained(undisturbed, tmp_path, monkeypatch):
@@ -46,25 +45,25 @@ def test_a_signal_during_evaluation_saves_what_was_trained(undisturbed, tmp_path
 
     monkeypatch.setattr(stopping, "check", check)
     with stopping, pytest.raises(Stopped, match="SIGTERM after step 2 of 4"):
-        train.train(config, tmp_path, stopping)
+        train(config, tmp_path, stopping)
     assert checks == 5
     assert manager.steps(tmp_path) == [2]
     assert steps_of(tmp_path, "eval") == []
-    trained = train.train(config, tmp_path)
-    equal(trained.state.variables, undisturbed[0].variables)
+    trained = train(config, tmp_path)
+    equal(trained.state.eval_variables, undisturbed[0].eval_variables)
     assert steps_of(tmp_path, "eval") == [2, 4]  # the one that was cut off is made up for
 
 
 @pytest.mark.slow
 def test_a_signal_after_the_last_step_says_what_is_saved(tmp_path, monkeypatch):
-    original = fuse._fuse
+    original = train_module.fuse_and_save
 
     def interrupted(*arguments):
         signal.raise_signal(signal.SIGTERM)
         return original(*arguments)
 
-    monkeypatch.setattr(train_module, "_fuse", interrupted)
-    said = "stopped by SIGTERM after the last step, which is saved; the same command goes on"
+    monkeypatch.setattr(train_module, "fuse_and_save", interrupted)
+    said = "stopped by SIGTERM after the last step, which is saved; the same command resumes"
     with pytest.raises(Stopped, match=said):
         train_module.run_train(tiny_config(), tmp_path)
     assert not (tmp_path / "report.json").exists()
@@ -84,7 +83,7 @@ def test_a_deadline_leaves_time_to_save(tmp_path, monkeypatch):
     config = tiny_config(train_steps=500, train_checkpoint_every=1000, train_deadline=12.0)
     started = time.monotonic()
     with pytest.raises(Stopped, match=r"the deadline of 12 s after step \d+ of 500"):
-        train.train(config, tmp_path)
+        train(config, tmp_path)
     assert time.monotonic() - started < 16  # with what comes before the first step
     (step,) = manager.steps(tmp_path)
     assert 0 < step < 60
@@ -111,9 +110,9 @@ def test_a_clock_that_jumps_loses_nothing(jump, undisturbed, tmp_path, monkeypat
     assert 0 < report["wall_seconds"] < 300
     seconds = [row["seconds"] for row in read_metrics(tmp_path / "metrics.jsonl")]
     assert seconds == sorted(seconds)
-    equal(rj.load(tmp_path)[1], undisturbed[0].variables)
+    equal(rj.load(tmp_path)[1], undisturbed[0].eval_variables)
 
 
 def test_a_stop_before_the_first_step_says_that_nothing_is_saved(tmp_path):
     with pytest.raises(Stopped, match="before the first of 4 steps, with nothing to save"):
-        train.train(tiny_config(), tmp_path, Stopping(deadline=0.0))
+        train(tiny_config(), tmp_path, Stopping(deadline=0.0))

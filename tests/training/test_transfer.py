@@ -8,9 +8,8 @@ import pytest
 import repvgg_jax as rj
 from repvgg_jax.config.build import make_net, make_optimizer
 from repvgg_jax.fusion.verify import relative_error
-from repvgg_jax.training import train
 from repvgg_jax.training.transfer import transfer
-from tests.support.runs import equal, tiny_config
+from tests.support.runs import equal, tiny_config, train
 from tests.support.variables import random_images, random_variables
 
 
@@ -48,12 +47,12 @@ def test_a_net_of_fewer_branches_is_refused():
 
 
 def test_a_run_starts_from_another_with_its_first_stage_frozen(tmp_path):
-    first = train.train(tiny_config(), tmp_path / "first").state
+    first = train(tiny_config(), tmp_path / "first").state
     config = tiny_config()
     config.init_from = str(tmp_path / "first")
     config.seed = 1
     config.model.frozen = ("stage0_.*",)
-    second = train.train(config, tmp_path / "second").state
+    second = train(config, tmp_path / "second").state
     for tree in ("params", "batch_stats"):
         equal(getattr(second, tree)["stage0_block0"], getattr(first, tree)["stage0_block0"])
         moved = jax.tree.map(
@@ -64,7 +63,7 @@ def test_a_run_starts_from_another_with_its_first_stage_frozen(tmp_path):
         assert all(jax.tree.leaves(moved))
     config.init_from = str(tmp_path / "nowhere")
     with pytest.raises(rj.UsageError, match="no run in"):
-        train.train(config, tmp_path / "third")
+        train(config, tmp_path / "third")
     assert not (tmp_path / "third").exists()
 
 
@@ -75,7 +74,7 @@ def test_frozen_blocks_keep_their_squeeze_and_excite():
     )
     net = make_net(config)
     params = random_variables(net, 1, 8)["params"]
-    tx = make_optimizer(config, lambda step: 0.1)
+    tx = make_optimizer(config, net, lambda step: 0.1)
     updates, _ = tx.update(jax.tree.map(jnp.ones_like, params), tx.init(params), params)
     still = {name for name, tree in updates.items() if not any(map(np.any, jax.tree.leaves(tree)))}
     frozen = {"stage0_block0", "stage1_block1"}
@@ -133,7 +132,7 @@ def test_inserted_batch_norms_keep_the_outputs_and_match_the_batch():
 def test_training_a_fused_net_warns(tmp_path, caplog):
     config = tiny_config(train_steps=1)
     config.model.block = "fused"
-    train.train(config, tmp_path / "run")
+    train(config, tmp_path / "run")
     assert "insert_bn" in caplog.text
     assert np.isfinite(float(jax.tree.leaves(rj.load(tmp_path / "run")[1])[0].sum()))
 
@@ -143,7 +142,7 @@ def test_freezing_every_block_leaves_the_head_to_train():
     config.model.frozen = ("(?i).*STAGE.*",)
     net = make_net(config)
     params = random_variables(net, 1, 8)["params"]
-    tx = make_optimizer(config, lambda step: 0.1)
+    tx = make_optimizer(config, net, lambda step: 0.1)
     updates, _ = tx.update(jax.tree.map(jnp.ones_like, params), tx.init(params), params)
     assert {n for n, tree in updates.items() if any(map(np.any, jax.tree.leaves(tree)))} == {"head"}
 

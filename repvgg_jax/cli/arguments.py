@@ -1,0 +1,112 @@
+"""Parsing of main.py's command line, with one-line errors in place of absl's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+from ml_collections import config_flags
+
+from repvgg_jax.cli import MODES, RUN_WORKDIR, Mode
+from repvgg_jax.config.fields import unknown_field
+from repvgg_jax.errors import UsageError
+
+
+def parse(values: flags.FlagValues, argv: list[str]) -> None:
+    """Parses a command line into flags that include `config`.
+
+    Raises:
+      UsageError: if anything is wrong with it, the config file included.
+    """
+    overrides = [arg.lstrip("-") for arg in argv if arg.lstrip("-").startswith("config.")]
+    names = [override.split("=")[0] for override in overrides]
+    if repeated := [name for name in names if names.count(name) > 1]:
+        raise UsageError(f"--{repeated[0]} is given twice; give it once")
+    config = _given_config(argv)
+    if overrides and config is None:
+        raise UsageError("--config.field=value changes a field of a config; give --config as well")
+    if config is not None and not Path(config.split(":")[0]).is_file():
+        raise UsageError(f"--config={config}: file not found; bundled configs are in configs/")
+    try:
+        rest = values(argv)[1:]
+    except AttributeError as error:  # an override of a field that the config does not have
+        fields = [override.removeprefix("config.") for override in overrides]
+        raise UsageError(unknown_field(_config(config), fields) or str(error)) from None
+    except (flags.Error, UsageError) as error:
+        message = str(error)
+        if "Traceback" in message:  # config_flags quotes the traceback of a config file's error
+            message = f"--config={config}: {message.strip().splitlines()[-1]}"
+        raise UsageError(" ".join(message.split())) from None
+    if rest:
+        raise UsageError(
+            f"unknown argument {rest[0]!r}; write --config FILE and --config.field=value"
+        )
+
+
+def _given_config(argv: list[str]) -> str | None:
+    for arg, following in zip(argv, [*argv[1:], None], strict=True):
+        name, equals, value = arg.partition("=")
+        if name in ("--config", "-config"):
+            return value if equals else following
+    return None
+
+
+def _config(path: str) -> Any:
+    """Returns a config without overrides."""
+    values = flags.FlagValues()
+    argv = ["", f"--config={path}"]
+    config = config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)
+    values(argv)
+    return config.value
+
+
+def mode_arguments(name: str, values: flags.FlagValues) -> dict[str, Any]:
+    """Returns the arguments of a mode's `run`, from the flags.
+
+    Raises:
+      UsageError: if a flag that it needs is not given.
+    """
+    mode = MODES[name]
+    given = {flag: values[flag].value for flag in (*mode.needs, *mode.takes)}
+    if "workdir" in given:
+        given["workdir"] = _workdir(mode, values)
+    if missing := [f"--{flag}" for flag in mode.needs if given[flag] is None]:
+        raise UsageError(
+            f"--mode={name} needs {' and '.join(missing)}; "
+            f"example: python main.py --mode={name} {mode.example}"
+        )
+    return given
+
+
+def _workdir(mode: Mode, values: flags.FlagValues) -> Path | None:
+    """Returns `--workdir`, or the mode's default, such as runs/cifar10_full for cifar10.py:full."""
+    if values["workdir"].value is not None:
+        return Path(values["workdir"].value)
+    if mode.workdir != RUN_WORKDIR:
+        return Path(mode.workdir) if mode.workdir else None
+    if values["config"].value is None:
+        return None
+    path, *variant = config_flags.get_config_filename(values["config"]).split(":")
+    return Path("runs") / "_".join([Path(path).stem, *variant])
+
+
+def help_text() -> str:
+    """Returns main.py's help: the modes, each with an example."""
+    lines = ["usage: python main.py --mode=MODE --config FILE [--config.FIELD=VALUE ...]", ""]
+    for name, mode in MODES.items():
+        lines += [f"  {name:<11}{mode.help}", f"  {'':<11}  --mode={name} {mode.example}"]
+    return "\n".join(
+        [
+            *lines,
+            "",
+            "--mode is train by default, and --workdir is runs/ and the name of the config.",
+            "configs/default.py lists all fields; any can be given: --config.train.epochs=3",
+            "",
+            "  --layout official|timm   names of the weights that to_torch writes",
+            "  --fused                  to_torch writes the fused weights",
+            "  --coordinator HOST:PORT --num_processes N --process_index I",
+            "                           one of several processes, where no cluster is detected",
+            "  --helpfull               all flags",
+        ]
+    )

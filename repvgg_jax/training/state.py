@@ -1,0 +1,141 @@
+"""The training state: created sharded on a mesh, fresh or from given weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import linen as nn
+from flax import struct
+from jax import Array
+from jax.sharding import Mesh
+
+from repvgg_jax.config.experiment import Experiment
+from repvgg_jax.nets import as_average, init
+from repvgg_jax.runtime.mesh import FSDP_MIN_SIZE, parameter_shardings, place
+
+
+class TrainState(struct.PyTreeNode):
+    """Everything that a step changes, with the net and the optimizer as static parts.
+
+    Attributes:
+      step: number of steps taken.
+      params: parameters that the optimizer updates.
+      batch_stats: BatchNorm's running statistics.
+      opt_state: state of the optimizer.
+      ema: averaged `{"params", "batch_stats"}`, or None.
+      net: the net.
+      tx: the optimizer.
+    """
+
+    step: Array
+    params: Any
+    batch_stats: Any
+    opt_state: optax.OptState
+    ema: Any
+    net: nn.Module = struct.field(pytree_node=False)
+    tx: optax.GradientTransformation = struct.field(pytree_node=False)
+
+    @property
+    def eval_variables(self) -> dict[str, Any]:
+        """The pair to evaluate, fuse and load: the average if there is one."""
+        return self.ema or self.train_variables
+
+    @property
+    def train_variables(self) -> dict[str, Any]:
+        """The pair that training updates."""
+        return {"params": self.params, "batch_stats": self.batch_stats}
+
+    @property
+    def optimizer_state(self) -> dict[str, Any]:
+        """The rest of the state, which a checkpoint keeps beside `eval_variables`."""
+        state = {"step": self.step, "opt_state": self.opt_state}
+        return state | ({"trained": self.train_variables} if self.ema else {})
+
+    def restored(self, variables: Any, optimizer_state: Mapping[str, Any]) -> TrainState:
+        """Returns the state whose `eval_variables` and `optimizer_state` were saved."""
+        trained = {"batch_stats": {}} | optimizer_state.get("trained", variables)
+        return self.replace(
+            **trained,
+            step=optimizer_state["step"],
+            opt_state=optimizer_state["opt_state"],
+            ema=as_average(variables) if self.ema else None,
+        )
+
+    def starting_from(self, variables: Mapping[str, Any]) -> TrainState:
+        """Returns the state with other variables, laid out like its own, the average included."""
+        trained = {"batch_stats": {}} | variables
+        trained = jax.tree.map(
+            lambda leaf, own: place(leaf, own.sharding), trained, self.train_variables
+        )
+        return self.replace(**trained, ema=as_average(trained) if self.ema else None)
+
+
+def fresh_state(experiment: Experiment) -> TrainState:
+    """Returns the initial state of an experiment."""
+    key = jax.random.key(experiment.seed)
+    return init_state(
+        experiment.net,
+        experiment.optimizer,
+        experiment.mesh,
+        key,
+        ema=experiment.step_options.ema_decay > 0,
+        min_size=experiment.fsdp_min_size,
+    )
+
+
+def abstract_state(experiment: Experiment) -> TrainState:
+    """Returns shapes, types and shardings of the initial state; nothing is computed."""
+    create = partial(
+        _create, experiment.net, experiment.optimizer, experiment.step_options.ema_decay > 0
+    )
+    return _abstract(create, experiment.mesh, experiment.fsdp_min_size)
+
+
+def init_state(
+    net: nn.Module,
+    tx: optax.GradientTransformation,
+    mesh: Mesh,
+    key: Array,
+    ema: bool = False,
+    min_size: int = FSDP_MIN_SIZE,
+) -> TrainState:
+    """Returns a fresh state, created on the mesh so that no host ever holds all of it.
+
+    Args:
+      net: the net.
+      tx: the optimizer.
+      mesh: the devices.
+      key: `jax.random.key` for the initialization.
+      ema: True to keep an average of the variables.
+      min_size: elements below which an array is replicated rather than split over `fsdp`.
+    """
+    create = partial(_create, net, tx, ema)
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, _abstract(create, mesh, min_size))
+    return jax.jit(create, out_shardings=shardings)(key)
+
+
+def _create(net: nn.Module, tx: optax.GradientTransformation, ema: bool, key: Array) -> TrainState:
+    variables = {"batch_stats": {}} | init(net, key)
+    return TrainState(
+        step=jnp.int32(0),
+        params=variables["params"],
+        batch_stats=variables["batch_stats"],
+        opt_state=tx.init(variables["params"]),
+        ema=as_average(variables) if ema else None,
+        net=net,
+        tx=tx,
+    )
+
+
+def _abstract(create: Any, mesh: Mesh, min_size: int) -> TrainState:
+    shapes = jax.eval_shape(create, jax.random.key(0))
+    return jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        shapes,
+        parameter_shardings(shapes, mesh, min_size),
+    )

@@ -1,0 +1,128 @@
+"""The command line in process: messages, exit codes, and the arguments that modes get."""
+
+from pathlib import Path
+
+import pytest
+
+import main
+from repvgg_jax import cli
+from repvgg_jax.cli import arguments
+from repvgg_jax.errors import RunError, Stopped, UsageError
+
+QUICK = ("--config", "configs/quickstart.py")
+
+
+@pytest.fixture(autouse=True)
+def in_this_process(monkeypatch):
+    """Leaves the settings of the process that runs the tests alone."""
+    monkeypatch.chdir(Path(main.__file__).parent)
+    monkeypatch.setattr(main, "prepare_process", lambda **settings: None)
+    monkeypatch.setattr(main, "join_processes", lambda *given: None)
+
+
+def failing(capsys, *given):
+    """The error message of a command that must fail with one line and exit code 2."""
+    assert main.main(["main.py", *map(str, given)]) == 2
+    message = capsys.readouterr().err
+    assert message.startswith("error: ")
+    assert message.count("\n") == 1
+    return message
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ([*QUICK, "--config.train.epoch=3"], "train.epoch: no such field; did you mean train.epo"),
+        ([*QUICK, "--config.train.epochs=many"], "config.train.epochs=many"),
+        ([*QUICK, "--config.seed=1", "--config.seed=2"], "--config.seed is given twice"),
+        ([*QUICK, "--config.model.name=repvgg_c0"], "did you mean repvgg_"),
+        ([*QUICK, "--config.model.block=repvg"], "did you mean repvgg"),
+        ([*QUICK, "--config.data.source=digit"], "digits"),
+        ([*QUICK, "--config.train.log_every=0"], "train.log_every=0: must be at least 1"),
+        ([*QUICK, "--mode=tain"], "train|eval|fuse|prepare|import|to_torch|compile|bench|bench"),
+        ([*QUICK, "train"], "unknown argument 'train'"),
+        (["--config", "configs/b9.py"], "--config=configs/b9.py: file not found"),
+        (["--config", "configs/cifar10.py:fast"], "choose two_cores or full"),
+        (["--config.train.steps=3"], "give --config as well"),
+        ([], "--mode=train needs --config; example: python main.py --mode=train --config"),
+    ],
+)
+def test_a_wrong_command_line_is_one_line(given, says, tmp_path, capsys):
+    workdir = ["--workdir", tmp_path / "run"] if given else []
+    assert says in failing(capsys, *given, *workdir)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("name", cli.MODES)
+def test_a_missing_flag_is_named_with_an_example(name, capsys):
+    message = failing(capsys, f"--mode={name}")
+    mode = cli.MODES[name]
+    assert f"--mode={name} needs --{mode.needs[0]}" in message
+    assert message.endswith(f"example: python main.py --mode={name} {mode.example}\n")
+
+
+@pytest.mark.parametrize("name", cli.MODES)
+def test_every_example_has_what_its_mode_needs(name):
+    argv = ["main.py", f"--mode={name}", *cli.MODES[name].example.split()]
+    values = main.define_flags(argv)
+    arguments.parse(values, argv)
+    given = arguments.mode_arguments(name, values)
+    assert given.keys() == {*cli.MODES[name].needs, *cli.MODES[name].takes}
+
+
+@pytest.mark.parametrize(
+    ("given", "workdir"),
+    [
+        ([*QUICK], "runs/quickstart"),
+        (["--config=configs/cifar10.py:full"], "runs/cifar10_full"),
+        ([*QUICK, "--workdir=elsewhere"], "elsewhere"),
+        ([*QUICK, "--mode=eval"], "runs/quickstart"),
+        ([*QUICK, "--mode=bench"], "runs/bench"),
+        ([*QUICK, "--mode=compile", "--topology=cpu:8"], None),
+    ],
+)
+def test_the_default_workdir(given, workdir):
+    argv = ["main.py", *given]
+    values = main.define_flags(argv)
+    arguments.parse(values, argv)
+    given = arguments.mode_arguments(values.mode, values)
+    assert given["workdir"] == (None if workdir is None else Path(workdir))
+
+
+@pytest.mark.parametrize(
+    ("raised", "code", "says"),
+    [
+        (UsageError("wrong"), 2, "error: wrong\n"),
+        (RunError("failed"), 3, "error: failed\n"),
+        (Stopped("stopped by SIGTERM"), 0, "stopped by SIGTERM\n"),
+        (KeyboardInterrupt(), 130, "interrupted: the same command resumes from the last check"),
+    ],
+    ids=str,
+)
+def test_exit_codes(raised, code, says, monkeypatch, capsys):
+    def run(config, workdir):
+        raise raised
+
+    monkeypatch.setitem(cli.MODES, "train", cli.Mode(run, "", "", takes=("workdir",)))
+    assert main.main(["main.py", *QUICK]) == code
+    assert capsys.readouterr().err.startswith(says)
+
+
+def test_help_fits_a_screen_and_lists_every_mode(capsys):
+    assert main.main(["main.py", "--help"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) <= 40
+    assert max(map(len, lines)) <= 100
+    for name, mode in cli.MODES.items():
+        assert any(line.split() == [f"--mode={name}", *mode.example.split()] for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        (QUICK, "data.source=digits needs no preparing"),
+        (["--config", "configs/cifar10.py", "--config.data.name=mnist"], "knows cifar10, cifar100"),
+    ],
+)
+def test_preparing_what_cannot_be_prepared(given, says, capsys):
+    assert says in failing(capsys, "--mode=prepare", *given)
