@@ -1,4 +1,4 @@
-"""The ablations as data: all can be built, and their published figures are the papers'."""
+"""All ablations can be built, and their published figures are the papers'."""
 
 import json
 import re

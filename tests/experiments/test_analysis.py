@@ -1,4 +1,4 @@
-"""What the notebook shows of a trained net is so."""
+"""Tests of the functions behind the notebook on branches."""
 
 import json
 from pathlib import Path
@@ -64,7 +64,7 @@ def test_images_are_spread_over_the_split(tmp_path):
     assert images.shape[0] == 10
 
 
-def test_shares_of_the_centre_add_up_to_one_and_a_removed_branch_has_none(trained):
+def test_center_shares_sum_to_one_and_a_removed_branch_has_none(trained):
     net, variables = trained
     rows = analysis.branch_table(net, variables)
     for layer in net.plan():

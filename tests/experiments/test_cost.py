@@ -1,4 +1,4 @@
-"""What a sweep is said to cost, and how far its runs are said to be."""
+"""Estimated costs of sweeps, and the progress of their runs."""
 
 import itertools
 import json
@@ -34,7 +34,7 @@ def row(name="both", seconds=100.0, device=CPU, **changes):
     where = dict(sweep="branches", name=name, seed=0, protocol="cifar10_short")
     [found] = expand("branches", seeds=[0], only=[name], overrides=FIELDS)
     overrides = json.loads(json.dumps(sweep_fields(found)["overrides"]))
-    # A fifth of the time is not training.
+    # A fifth of the time is spent outside of training.
     times = {"wall_seconds": seconds, "step_seconds": 0.8 * seconds / 50}
     measured = {"device": device, "steps": 50, **times, "overrides": overrides}
     measured["config_hash"] = str(next(NUMBERS))
@@ -59,7 +59,7 @@ def curves(workdir, *rows):
     (workdir / "metrics.jsonl").write_text("".join(lines))
 
 
-def test_a_run_costs_what_its_variant_did_on_the_usual_device(tmp_path, both):
+def test_cost_is_that_of_the_variant_on_the_most_common_device(tmp_path, both):
     assert remaining_cost(both, tmp_path, 25, []) is None
     assert remaining_cost(both, tmp_path, 25, [row(protocol="cifar10_full")]) is None
     others = [row("none", 60), row("none", 60), row("none", 1e5, "H100 x1", steps=1)]
@@ -80,7 +80,7 @@ def test_a_run_costs_what_its_variant_did_on_the_usual_device(tmp_path, both):
     assert left == RemainingCost(pytest.approx(30), CPU, guessed=False)
 
 
-def test_other_variants_count_by_their_multiply_adds(tmp_path, both):
+def test_cost_of_other_variants_scales_with_multiply_adds(tmp_path, both):
     def expected(**changes):
         cost = remaining_cost(both, tmp_path, 25, [row("none", 60, **changes)])
         assert cost.guessed
@@ -91,11 +91,11 @@ def test_other_variants_count_by_their_multiply_adds(tmp_path, both):
     assert 30 < expected() < 40  # the 1x1 branches are a ninth more
     wide = {**row("none")["overrides"], "train.batch_size": 4 * both.config().train.batch_size}
     assert expected(overrides=wide) == pytest.approx(expected() / 4)
-    tiny = row("none", 1e6, macs={"train_form": 10})  # which says nothing of larger nets
+    tiny = row("none", 1e6, macs={"train_form": 10})  # too small to tell anything about larger nets
     assert remaining_cost(both, tmp_path, 25, [tiny, row("none", 60)]).seconds == expected()
 
 
-def test_the_users_own_device_counts_before_the_repositorys(tmp_path, both):
+def test_cost_on_the_users_device_comes_before_the_repositorys(tmp_path, both):
     others = [row(seconds=100 + seconds) for seconds in range(9)]
     own = [row(seconds=10, device="H100 x1")]
     assert remaining_cost(both, tmp_path, 25, own, others) == RemainingCost(
@@ -108,7 +108,7 @@ def test_the_users_own_device_counts_before_the_repositorys(tmp_path, both):
     assert remaining_cost(both, tmp_path, 25, partial) is None
 
 
-def test_steps_are_borrowed_from_runs_on_the_same_data_only(tmp_path):
+def test_steps_are_taken_from_runs_on_the_same_data_only(tmp_path):
     def expected(**fields):
         [run] = expand("branches", seeds=[1], only=["both"], overrides=FIELDS | fields)
         return remaining_cost(run, tmp_path, None, [row(seconds=100)])
@@ -126,14 +126,14 @@ def test_a_variant_that_names_the_protocols_own_value_is_the_baseline(tmp_path):
 def test_device_hours_are_of_all_devices(tmp_path, both):
     cost = remaining_cost(both, tmp_path, 50, [row(device="TPU v5e x16", seconds=450)])
     assert cost == RemainingCost(pytest.approx(450), "TPU v5e x16", guessed=False)
-    said = run.table([both, both, both], ["new", "done", "failed"], [cost, cost, cost])
-    assert said.endswith("1 done, 1 failed, 1 new; to run: 1, 2.00 device hours of TPU v5e x16")
-    assert " 450 s" in said
-    said = run.table([both, both], ["new", "interrupted"], [cost, None])
-    assert said.endswith("to run: 2, 2.00 device hours of TPU v5e x16, and 1 run of unknown length")
-    said = run.table([both], ["new"], [cost._replace(guessed=True)])
-    assert "about 450 s" in said
-    assert "(1 run estimated from other variants' time per multiply-add)" in said
+    text = run.table([both, both, both], ["new", "done", "failed"], [cost, cost, cost])
+    assert text.endswith("1 done, 1 failed, 1 new; to run: 1, 2.00 device hours of TPU v5e x16")
+    assert " 450 s" in text
+    text = run.table([both, both], ["new", "interrupted"], [cost, None])
+    assert text.endswith("to run: 2, 2.00 device hours of TPU v5e x16, and 1 run of unknown length")
+    text = run.table([both], ["new"], [cost._replace(guessed=True)])
+    assert "about 450 s" in text
+    assert "(1 run estimated from other variants' time per multiply-add)" in text
     assert run.table([both], ["done"], [cost]).endswith("1 done; to run: none")
 
 
@@ -145,10 +145,10 @@ def test_data_may_be_missing_only_where_the_jobs_are_not(tmp_path, capsys):
     tpu = ["--launcher=kubernetes", "--slice=v5e:1x1", "--image=i", "--queue=q", "--volume=claim"]
     tpu += [f"--mount={tmp_path}", f"--results={tmp_path}"]
     assert run.main([*command, *tpu]) == 0
-    said = capsys.readouterr().out
-    assert "not checked: " in said
-    assert "to run: 1, unknown cost" in said
-    # By the repository's rows, as that folder has none.
+    text = capsys.readouterr().out
+    assert "not checked: " in text
+    assert "to run: 1, unknown cost" in text
+    # From the rows of the repository, since that folder has none.
     words = ["branches", "--dry_run", "--seeds=7", "--only=none", "--config.data.data_dir=/nowhere"]
     assert run.main([*words, *tpu, f"--workdirs={tmp_path}"]) == 0
     assert re.search(r"to run: 1, 0\.\d\d device hours of cpu x1, ", capsys.readouterr().out)
@@ -157,7 +157,7 @@ def test_data_may_be_missing_only_where_the_jobs_are_not(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("flag", "launcher"), [("--partition=gpu", "local"), ("--queue=tpu", "slurm")]
 )
-def test_flags_of_another_launcher_are_refused(flag, launcher, capsys):
+def test_flags_of_another_launcher_are_rejected(flag, launcher, capsys):
     command = ["branches", "--dry_run", f"--launcher={launcher}", flag, *flags()]
     assert run.main(command) == 2
     assert f"--launcher={launcher} does not use {flag.split('=')[0]}" in capsys.readouterr().err
@@ -168,19 +168,19 @@ def test_a_running_run_shows_its_progress_and_the_time_that_is_left(tmp_path, bo
     results = tmp_path / "results"
     folder = workdirs.make(both, tmp_path)
 
-    def said():
+    def text():
         return status.status([both], tmp_path, results).splitlines()[0]
 
-    assert said().endswith("new")
+    assert text().endswith("new")
     curves(folder, (2, 10.0), (4, 40.0))  # 15 seconds a step, and 8 steps in all
     (folder / "checkpoints/3").mkdir(parents=True)
-    assert said().endswith("interrupted  step 3/8")  # from where it would go on
+    assert text().endswith("interrupted  step 3/8")  # from where it would go on
     command = [sys.executable, "-c", HOLDER, str(folder)]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as holder:
         assert holder.stdout.readline() == "held\n"
         now = time.time()
         (folder / "metrics.jsonl").touch()
-        words = said()
+        words = text()
         assert time.time() - now < 5
         holder.kill()
     assert "running      step 4/8, " in words
@@ -188,7 +188,7 @@ def test_a_running_run_shows_its_progress_and_the_time_that_is_left(tmp_path, bo
 
 
 @pytest.mark.system
-def test_a_run_that_another_process_has_is_no_failure(tmp_path, both, capsys):
+def test_a_run_locked_by_another_process_is_not_a_failure(tmp_path, both, capsys):
     folder = workdirs.make(both, tmp_path)
     words = dict(sweep=both.sweep, name=both.name, seed=1, protocol=both.protocol, workdir=folder)
     command = ("python", "-m", "experiments.sweeps.run_one", f"--results={tmp_path / 'results'}")
@@ -198,16 +198,16 @@ def test_a_run_that_another_process_has_is_no_failure(tmp_path, both, capsys):
         assert process.stdout.readline() == "held\n"
         local.launch([Job("both", command)], LauncherOptions())  # raises nothing
         process.kill()
-    said = capsys.readouterr().out
+    text = capsys.readouterr().out
     assert re.search(
-        rf"both skipped after \d+ s: locked by process {process.pid} on \S+ since ", said
+        rf"both skipped after \d+ s: locked by process {process.pid} on \S+ since ", text
     )
-    assert "1 runs: 1 skipped" in said
+    assert "1 runs: 1 skipped" in text
     assert not (folder / workdirs.ERROR_FILE).exists()
 
 
 @pytest.mark.parametrize("flag", ["workdirs", "results"])
-def test_folders_that_cannot_be_are_refused_first(tmp_path, flag, capsys):
+def test_folders_that_cannot_be_written_are_rejected_first(tmp_path, flag, capsys):
     (tmp_path / "file").write_text("")
     command = ["branches", "--dry_run", *flags(), f"--{flag}={tmp_path / 'file' / 'under'}"]
     assert run.main(command) == 2

@@ -1,4 +1,4 @@
-"""Manifests of JobSets, against the schemas that JobSet and Kubernetes publish."""
+"""Tests of JobSet manifests against the schemas that JobSet and Kubernetes publish."""
 
 import copy
 import re
@@ -31,16 +31,16 @@ OTHERS = [
     replace(TPU, slice="v6e:1x1", namespace="team"),
     replace(TPU, slice="v5p:4x4x8", restarts=0),
 ]
-# Maps from names of the user's to values: anything is a key there.
+# Maps whose keys are chosen by the user.
 FREE = {"labels", "annotations", "nodeSelector", "limits", "requests", "volumeAttributes"}
 
 
 @pytest.fixture(scope="module")
 def valid():
-    """Whether JobSet's API, and that of the Job and the pods inside, knows all of a manifest.
+    """Returns a function that tells whether the published schemas accept all of a manifest.
 
-    The models are generated from the OpenAPI documents that JobSet and Kubernetes publish. They
-    check types, enumerations and what is required; a field they don't know is lost on the way back.
+    The models are generated from the OpenAPI documents of JobSet and Kubernetes. They check types,
+    enumerations and required fields; an unknown field is lost on the way back.
     """
     models = pytest.importorskip(
         "kubeflow_trainer_api.models", reason="kubeflow-trainer-api is not installed"
@@ -49,7 +49,11 @@ def valid():
     def check(manifest):
         try:
             return models.JobsetV1alpha2JobSet.from_dict(manifest).to_dict() == manifest
-        except (ValueError, TypeError, AttributeError):  # the latter where a string is no map
+        except (
+            ValueError,
+            TypeError,
+            AttributeError,
+        ):  # AttributeError for a string in place of a map
             return False
 
     return check
@@ -63,7 +67,7 @@ def test_manifests_are_of_the_published_schema(valid, options):
 
 
 def places(tree, path=()):
-    """The paths to all keys of a manifest that its schema knows."""
+    """Yields the paths to all keys of a manifest that its schema knows."""
     entries = tree.items() if isinstance(tree, dict) else enumerate(tree)
     for key, value in entries:
         if isinstance(tree, dict) and not FREE & set(path):
@@ -73,7 +77,7 @@ def places(tree, path=()):
 
 
 def changed(manifest, path, change):
-    """A copy of the manifest in which `change(parent, key)` has been at work."""
+    """Returns a copy of the manifest changed by `change(parent, key)`."""
     mutant = parent = copy.deepcopy(manifest)
     for key in path[:-1]:
         parent = parent[key]
@@ -90,7 +94,7 @@ def _wrong_type(parent, key):
 
 
 @pytest.mark.parametrize("options", [TPU, OTHERS[0]], ids=lambda options: options.slice)
-def test_every_misspelt_field_and_wrong_type_is_noticed(valid, options):
+def test_every_misspelled_field_and_wrong_type_is_rejected(valid, options):
     manifest = kubernetes.manifest(JOB, options)
     paths = list(places(manifest))
     assert len(paths) > 40
@@ -113,12 +117,12 @@ POD = ("spec", "replicatedJobs", 0, "template", "spec", "template", "spec")
     ],
     ids=lambda path: path[-1],
 )
-def test_no_other_word_of_an_enumeration_is_taken(valid, path):
+def test_unknown_values_of_enumerations_are_rejected(valid, path):
     manifest = kubernetes.manifest(JOB, TPU)
     assert not valid(changed(manifest, path, lambda parent, key: parent.update({key: "Sometimes"})))
 
 
-def test_what_fails_for_good_and_what_starts_again():
+def test_exit_codes_that_fail_the_jobset_and_that_restart_it():
     manifest = kubernetes.manifest(JOB, replace(TPU, restarts=3))
     policy = manifest["spec"]["failurePolicy"]
     job = manifest["spec"]["replicatedJobs"][0]["template"]["spec"]
@@ -126,7 +130,7 @@ def test_what_fails_for_good_and_what_starts_again():
     assert policy["maxRestarts"] == 3
 
     def action(code=None):
-        """JobSet's, at the end of a pod with such a code, or of one that was evicted."""
+        """Returns JobSet's action after a pod exits with a code, or is evicted."""
         if code is None:
             assert by_condition["onPodConditions"] == [
                 {"type": "DisruptionTarget", "status": "True"}
@@ -140,7 +144,7 @@ def test_what_fails_for_good_and_what_starts_again():
                 "rule at index 0"
             )
         else:
-            return "counts"  # BackoffLimitExceeded, which no rule of JobSet's names
+            return "counts"  # BackoffLimitExceeded, for which JobSet has no rule
         for rule in policy["rules"]:
             assert rule["onJobFailureReasons"] == ["PodFailurePolicy"]
             patterns = rule.get("onJobFailureMessagePatterns")
@@ -149,19 +153,19 @@ def test_what_fails_for_good_and_what_starts_again():
 
     assert action(UsageError.exit_code) == "FailJobSet"
     assert action(STOPPED) == action(None) == "RestartJobSetAndIgnoreMaxRestarts"
-    # A dead pod's lock may outlive it for a while.
+    # The lock of a dead pod may remain for a while.
     assert {action(code) for code in (1, RunError.exit_code, HELD, 137)} == {"counts"}
 
 
-def test_words_that_the_schema_has_as_text():
+def test_names_and_actions_follow_the_text_of_the_schema():
     models = pytest.importorskip(
         "kubeflow_trainer_api.models", reason="kubeflow-trainer-api is not installed"
     )
     fields = models.JobsetV1alpha2FailurePolicyRule.model_fields
-    said = fields["action"].description.partition("Valid values are ")[2].rstrip(".").split(", ")
+    output = fields["action"].description.partition("Valid values are ")[2].rstrip(".").split(", ")
     form = re.search(r'"(\^.*\$)"', fields["name"].description)[1]
     for rule in kubernetes.manifest(JOB, TPU)["spec"]["failurePolicy"]["rules"]:
-        assert rule["action"] in said
+        assert rule["action"] in output
         assert re.fullmatch(form, rule["name"])
 
 
@@ -227,7 +231,7 @@ def test_errors_are_raised_before_anything_is_written(tmp_path, ask, changes, wo
     assert not (tmp_path / "jobs").exists()
 
 
-def test_names_are_labels_of_dns():
+def test_names_are_dns_labels():
     longest = "a" * LONGEST_NAME
     assert len(f"{longest}-run-0-63-abcde") == 63  # the last pod of 64
     pod = replace(TPU, slice="v5e:16x16")
@@ -237,7 +241,7 @@ def test_names_are_labels_of_dns():
             kubernetes.manifest(replace(JOB, name=name), pod)
 
 
-def test_what_is_written_is_read_back_the_same(tmp_path, capsys):
+def test_written_manifests_are_read_back_unchanged(tmp_path, capsys):
     jobs = [replace(JOB, name=f"branches-both-s{seed}") for seed in range(3)]
     launcher("kubernetes").launch(jobs, replace(TPU, folder=tmp_path))
     [folder] = tmp_path.iterdir()  # of this launch alone
@@ -245,5 +249,5 @@ def test_what_is_written_is_read_back_the_same(tmp_path, capsys):
     for job in jobs:
         text = (folder / f"{job.name}.yaml").read_text()
         assert yaml.safe_load(text) == kubernetes.manifest(job, replace(TPU, folder=tmp_path))
-        assert "&id" not in text  # anchors are not for people
+        assert "&id" not in text  # no YAML anchors
     assert f"kubectl create -f {folder}\n" in capsys.readouterr().out

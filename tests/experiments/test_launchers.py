@@ -1,4 +1,4 @@
-"""Launchers, chosen by name, and SLURM's by running submitit's jobs here."""
+"""Launchers by name, and SLURM's by running submitit's jobs on this machine."""
 
 import os
 import signal
@@ -18,7 +18,7 @@ from experiments.sweeps.launchers.base import LauncherOptions, launcher
 from repvgg_jax.errors import UsageError
 
 ROOT = Path(__file__).parents[2]
-# A run of nothing: it counts its starts, saves when told to stop, and is done at the second.
+# A fake run: it counts its starts, saves when told to stop, and finishes at the second start.
 RUN = """
 import os, signal, sys, time
 from pathlib import Path
@@ -42,13 +42,13 @@ if kind == "fails":
 if kind == "killed":
     os.kill(os.getpid(), signal.SIGKILL)
 if (folder / "log").read_text().count("start") == 1 and kind != "short":
-    for _ in range(600):  # no longer than the test could wait
+    for _ in range(600):  # longer than the test waits
         time.sleep(0.1)
 note("done")
 """
 
 
-def run_of_nothing(folder, kind="long"):
+def fake_run(folder, kind="long"):
     folder.mkdir()
     return Job(folder.name, ("python", "-c", RUN, str(folder), kind, f"--workdir={folder}"))
 
@@ -56,7 +56,7 @@ def run_of_nothing(folder, kind="long"):
 def wait_for(condition, seconds=60.0):
     until = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < until, "it took too long"
+        assert time.monotonic() < until, "timeout"
         time.sleep(0.05)
 
 
@@ -65,14 +65,14 @@ def log(folder):
 
 
 def processes(folder):
-    """Of submitit and of the run, its child, once that has started."""
+    """Returns the ids of submitit's process and its child, once that has started."""
     wait_for((folder / "ready").exists)
     return [int(word) for word in (folder / "ready").read_text().split()]
 
 
 @pytest.fixture
 def here(tmp_path, monkeypatch):
-    """Options of submitit's local executor, whose processes import from this repository."""
+    """Returns options of submitit's local executor, with this repository as working directory."""
     pytest.importorskip("submitit", reason="submitit is not installed")
     monkeypatch.chdir(ROOT)
     return LauncherOptions(folder=tmp_path / "jobs", cluster="local", gpus=0, minutes=5, grace=12)
@@ -80,7 +80,7 @@ def here(tmp_path, monkeypatch):
 
 @pytest.mark.system
 def test_a_preempted_run_saves_and_is_started_again(here, tmp_path):
-    jobs = [run_of_nothing(tmp_path / "long"), run_of_nothing(tmp_path / "other", "short")]
+    jobs = [fake_run(tmp_path / "long"), fake_run(tmp_path / "other", "short")]
     submitted = slurm.submit(jobs, here)
     submitit_process, _ = processes(tmp_path / "long")
     os.kill(submitit_process, signal.SIGTERM)  # the order in which SLURM sends them
@@ -93,7 +93,7 @@ def test_a_preempted_run_saves_and_is_started_again(here, tmp_path):
 
 @pytest.mark.system
 def test_a_run_that_does_not_save_in_time_is_killed_and_started_again(here, tmp_path):
-    [job] = slurm.submit([run_of_nothing(tmp_path / "deaf", "deaf")], replace(here, grace=2))
+    [job] = slurm.submit([fake_run(tmp_path / "deaf", "deaf")], replace(here, grace=2))
     os.kill(processes(tmp_path / "deaf")[0], signal.SIGUSR2)
     job.result()
     assert log(tmp_path / "deaf") == ["start", "deaf", "start", "done"]
@@ -101,7 +101,7 @@ def test_a_run_that_does_not_save_in_time_is_killed_and_started_again(here, tmp_
 
 @pytest.mark.system
 def test_sigterm_alone_saves_and_requeues_nothing(here, tmp_path):
-    [job] = slurm.submit([run_of_nothing(tmp_path / "long")], replace(here, grace=1))
+    [job] = slurm.submit([fake_run(tmp_path / "long")], replace(here, grace=1))
     os.kill(processes(tmp_path / "long")[0], signal.SIGTERM)
     assert "stopped by SIGTERM" in str(job.exception())
     assert log(tmp_path / "long") == ["start", "saved"]
@@ -109,7 +109,7 @@ def test_sigterm_alone_saves_and_requeues_nothing(here, tmp_path):
 
 @pytest.mark.system
 def test_a_run_that_fails_is_not_started_again(here, tmp_path):
-    bad = run_of_nothing(tmp_path / "bad", "fails")
+    bad = fake_run(tmp_path / "bad", "fails")
     (tmp_path / "bad" / workdirs.ERROR_FILE).write_text("of another time\n")
     [job] = slurm.submit([bad], here)
     assert "exit code 3" in str(job.exception())
@@ -119,7 +119,7 @@ def test_a_run_that_fails_is_not_started_again(here, tmp_path):
 
 @pytest.mark.system
 def test_a_run_that_was_killed_has_failed(here, tmp_path):
-    [job] = slurm.submit([run_of_nothing(tmp_path / "big", "killed")], here)
+    [job] = slurm.submit([fake_run(tmp_path / "big", "killed")], here)
     assert "exit code -9" in str(job.exception())
     assert workdirs.last_error(tmp_path / "big") == "killed by SIGKILL (out of memory?)"
 
@@ -128,7 +128,7 @@ def test_a_run_that_was_killed_has_failed(here, tmp_path):
 def test_signals_for_submitit_do_not_end_the_run(here, tmp_path):
     """SLURM may send them to all processes of a step."""
     folder = tmp_path / "long"
-    [job] = slurm.submit([run_of_nothing(folder)], here)
+    [job] = slurm.submit([fake_run(folder)], here)
     submitit_process, run = processes(folder)
     assert os.getpgid(run) != os.getpgid(submitit_process)
     os.kill(run, signal.SIGUSR2)
@@ -138,8 +138,8 @@ def test_signals_for_submitit_do_not_end_the_run(here, tmp_path):
 
 
 @pytest.mark.system
-def test_what_slurm_is_asked_for(tmp_path, monkeypatch, capsys):
-    """With an sbatch that keeps the script: the flags of the array are SLURM's own names."""
+def test_sbatch_script_has_the_options(tmp_path, monkeypatch, capsys):
+    """A fake sbatch keeps the script."""
     pytest.importorskip("submitit", reason="submitit is not installed")
     (tmp_path / "bin").mkdir()
     for name, script in {
@@ -169,7 +169,7 @@ def test_what_slurm_is_asked_for(tmp_path, monkeypatch, capsys):
     assert "run-2 is 12_2, output in " in capsys.readouterr().out
 
 
-def test_slurm_says_what_is_missing(tmp_path, monkeypatch):
+def test_slurm_names_what_is_missing(tmp_path, monkeypatch):
     options = LauncherOptions(folder=tmp_path)
     with monkeypatch.context() as patch, pytest.raises(UsageError, match="pip install submitit"):
         patch.setitem(sys.modules, "submitit", None)
@@ -192,7 +192,7 @@ def test_slurm_says_what_is_missing(tmp_path, monkeypatch):
     ("code", "says"),
     [(STOPPED, "stopped by its own deadline; the next launch"), (3, "exit code 3")],
 )
-def test_a_job_that_ends_untold_says_why(code, says, tmp_path):
+def test_a_job_that_ends_by_itself_reports_why(code, says, tmp_path):
     job = ["python", "-c", f"raise SystemExit({code})", f"--workdir={tmp_path}"]
     here = f"from experiments.sweeps.launchers.slurm import Requeued; Requeued(0)({job})"
     command = [sys.executable, "-c", here]

@@ -1,4 +1,4 @@
-"""Jobs on this machine: devices shared out, signals passed on, failures kept."""
+"""Jobs on this machine: devices, signals and failures."""
 
 import os
 
@@ -26,7 +26,7 @@ def test_a_failed_job_does_not_keep_the_others_from_running(tmp_path, capsys):
     assert "3 runs: 2 finished, 1 failed" in capsys.readouterr().out
     assert (tmp_path / "good1" / "log.txt").read_text() == "fine\n"
     assert workdirs.last_error(tmp_path / "bad") == "ValueError: the last line"
-    assert (tmp_path / "bad" / workdirs.ERROR_FILE).exists()  # so that it waits for --retry_failed
+    assert (tmp_path / "bad" / workdirs.ERROR_FILE).exists()  # it waits for --retry_failed
     launch([job(tmp_path, "bad", "print('better')")], LauncherOptions())
     assert workdirs.last_error(tmp_path / "bad") == "better"
 
@@ -64,7 +64,7 @@ def test_jobs_are_spread_over_the_devices():
     assert device_environment("tpu", ["0", "1"], 1, 2)["TPU_VISIBLE_CHIPS"] == "1"
 
 
-def test_a_chip_of_a_tpu_has_one_process(monkeypatch):
+def test_a_tpu_chip_has_one_process(monkeypatch):
     monkeypatch.setattr(local, "devices_here", lambda environment: ("tpu", ["0", "1"]))
     local.check([], LauncherOptions(processes=2))
     with pytest.raises(UsageError, match="--processes=4: at most 2"):
@@ -79,11 +79,11 @@ def test_jobs_on_a_cpu_share_no_core(tmp_path):
     mine = os.sched_getaffinity(0)
     assert cores("cpu", 0, 1) == cores("cuda", 0, 2) == cores("cpu", 0, len(mine) + 1) == set()
     if len(mine) == 1:
-        pytest.skip("one core cannot be shared out")
+        pytest.skip("one core cannot be divided")
     shares = [cores("cpu", slot, 2) for slot in range(2)]
     assert shares[0] | shares[1] == mine
     assert not shares[0] & shares[1]
     code = "import os; print(sorted(os.sched_getaffinity(0)))"
     launch([job(tmp_path, f"j{i}", code) for i in range(2)], LauncherOptions(processes=2))
-    said = {(tmp_path / f"j{i}" / "log.txt").read_text().strip() for i in range(2)}
-    assert said == {str(sorted(share)) for share in shares}
+    text = {(tmp_path / f"j{i}" / "log.txt").read_text().strip() for i in range(2)}
+    assert text == {str(sorted(share)) for share in shares}

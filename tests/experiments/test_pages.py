@@ -1,4 +1,4 @@
-"""Pages of measurements: text by hand around tables by script."""
+"""Pages of measurements: text written by hand, tables by script."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""The sweeps' report: its figures against scipy's, and the same bytes for the same rows."""
+"""The report on sweeps: statistics against scipy's, and the same bytes for the same rows."""
 
 import json
 import re
@@ -32,7 +32,7 @@ TOP1 = {  # of three seeds, in percent
 
 
 def row(name, seed, top1=None, sweep="branches", /, **changes):
-    """A row as `append_row` writes it."""
+    """Returns a row as `append_row` writes it."""
     value = (TOP1[name][seed] if top1 is None else top1) / 100
     steps = list(range(25, 301, 25))
     return {
@@ -80,7 +80,7 @@ def test_rebuilt_bit_for_bit_whatever_the_order_of_the_rows(tmp_path):
     for name, some in (("a", rows), ("b", shuffled)):
         write(tmp_path / name, some)
     write_report(tmp_path / "a", tmp_path / "out_a")
-    # In another process: nothing that differs between processes gets in either.
+    # In another process, to detect anything that differs between processes.
     command = [sys.executable, "-m", "experiments.report", "--results", tmp_path / "b"]
     subprocess.run([*command, "--out", tmp_path / "out_b"], check=True, cwd=ROOT, timeout=300)
     files = sorted(p.relative_to(tmp_path / "out_a") for p in (tmp_path / "out_a").rglob("*.*"))
@@ -90,7 +90,7 @@ def test_rebuilt_bit_for_bit_whatever_the_order_of_the_rows(tmp_path):
         assert ours.read_bytes() == theirs.read_bytes(), file
 
 
-def test_means_and_paired_differences_are_scipys():
+def test_means_and_paired_differences_equal_scipys():
     (group, *_), _ = group_rows(all_rows())
     ours, difference = group.top1("1x1"), group.difference("1x1", "both")
     assert ours.mean == pytest.approx(72.3)
@@ -154,7 +154,7 @@ def test_incomplete_sweeps_say_so():
     assert "baseline `both` has not been run" in alone
 
 
-def test_what_cannot_be_fused_has_one_form():
+def test_variants_that_cannot_be_fused_have_one_form():
     rows = [row("full", 0, 70.0, "variants"), row("relu_in_branch", 0, 71.0, "variants")]
     rows[1] |= {"top1": {"train_form": 0.71}, "fusion_error": None, "params": {"train_form": 9}}
     rows[1] |= {"macs": {"train_form": 9e6}}
@@ -182,11 +182,11 @@ def test_unknown_rows_are_listed(changes):
     odd = row("none", 0, config_hash="abcabcabcabc") | changes
     text = to_markdown(report_blocks([*all_rows(), odd], {}), "figures")
     (line,) = [line for line in text.splitlines() if "abcabcabcabc" in line]
-    assert line.count("|") == 8  # a name does not make cells
+    assert line.count("|") == 8  # the name is escaped
 
 
 class Loads(HTMLParser):
-    """What a page asks a browser to fetch, and the ids that it has."""
+    """Collects the URLs that a page refers to, and its ids."""
 
     def __init__(self):
         super().__init__()
@@ -235,7 +235,7 @@ def test_curves_are_taken_where_all_seeds_have_them():
     assert values.tolist() == [[3, 1], [5, 3]]
 
 
-def test_fallen_nets_do_not_hide_the_others_and_are_named():
+def test_outliers_are_not_drawn_but_named():
     rows = [row("none", 0, 12.0), *(r for r in all_rows() if r["name"] != "none")]
     groups, _ = group_rows(rows)
     scatter = sweep_scatter(groups[0])
@@ -248,7 +248,7 @@ def test_fallen_nets_do_not_hide_the_others_and_are_named():
 
 
 def test_labels_of_a_crowd_stay_apart():
-    # All in one column, as nets are that fuse to the same.
+    # All in one column, as nets that fuse to the same net.
     points = [Point(f"variant_{i}", 1.0, 70 + i / 20, 0.1, i, True) for i in range(12)]
     svg = draw_scatter("crowd", points, "cost")
     names = re.findall(r'<text style="[^"]*" x="([\d.]+)" y="([\d.]+)"[^>]*>variant_', svg)

@@ -1,4 +1,4 @@
-"""Rows from any number of writers, some of whom die."""
+"""Rows of results from any number of writers, some of them killed."""
 
 import json
 import os
@@ -58,7 +58,7 @@ def row(name, **fields):
 
 
 def die_while_writing(path, size):
-    """A process that is killed with `size` bytes of its row written."""
+    """Starts a process that is killed after it has written `size` bytes of its row."""
     if pid := os.fork():
         assert os.waitpid(pid, 0)[1] == signal.SIGKILL
         return
@@ -79,7 +79,7 @@ def test_rows_of_many_writers_at_once_are_whole(tmp_path):
 
 @pytest.mark.filterwarnings("ignore:os.fork")
 @pytest.mark.parametrize("size", [1, 5, 40, 120])
-def test_what_a_dead_writer_left_costs_no_other_row(tmp_path, size):
+def test_an_incomplete_line_of_a_killed_writer_costs_no_other_row(tmp_path, size):
     path = tmp_path / "folder" / "rows.jsonl"
     append_row(path, row("before"))
     die_while_writing(path, size)
@@ -108,7 +108,7 @@ def test_of_rows_of_one_run_the_last_counts(tmp_path):
         ([1], "line 2: version None"),
     ],
 )
-def test_rows_of_another_version_are_refused_by_name(tmp_path, line, says):
+def test_rows_of_another_version_are_rejected(tmp_path, line, says):
     path = tmp_path / "rows.jsonl"
     append_row(path, row("a"))
     append_row(path, line)
@@ -116,7 +116,7 @@ def test_rows_of_another_version_are_refused_by_name(tmp_path, line, says):
         read_rows(path)
 
 
-def test_what_is_no_row_is_refused_by_name(tmp_path):
+def test_lines_that_are_not_rows_are_rejected(tmp_path):
     path = tmp_path / "rows.jsonl"
     path.write_text("<<<<<<< HEAD\n" + json.dumps(row("a")) + "\n")
     with pytest.raises(UsageError, match="line 1: not a row"):
@@ -179,9 +179,9 @@ def test_a_run_that_was_another_protocols_has_a_row_in_its_own(tmp_path):
     assert len(groups) == 2
 
 
-def test_a_run_that_goes_on_with_other_code_says_so(tmp_path, monkeypatch):
+def test_a_run_resumed_with_other_code_names_both_commits(tmp_path, monkeypatch):
     [run] = expand("branches", seeds=[0], only=["none"], overrides=FIELDS)
-    start = {"commit": "a" * 40, "dirty": True, "temporaries_bytes": 1}  # which is not made anew
+    start = {"commit": "a" * 40, "dirty": True, "temporaries_bytes": 1}  # not measured again
     (tmp_path / INFO_FILE).write_text(json.dumps(start))
     for commit, dirty in (("b" * 40, False), (None, None), ("b" * 40, False)):
         code = {"commit": commit, "dirty": dirty}
@@ -197,7 +197,7 @@ def test_a_run_that_goes_on_with_other_code_says_so(tmp_path, monkeypatch):
     assert words in setup(group)[0].text
 
 
-def test_fields_that_a_row_lacks_or_has_unset_are_told_too():
+def test_missing_and_unset_fields_are_extra_overrides_too():
     def strange(sweep, name, **overrides):
         return extra_overrides({"sweep": sweep, "name": name, "overrides": dotted(overrides)})
 
@@ -212,7 +212,7 @@ def test_fields_that_a_row_lacks_or_has_unset_are_told_too():
     ("first", "second"),
     [("branches/both", "quantization/float32"), ("quantization/float32", "branches/both")],
 )
-def test_a_shared_run_stands_in_each_sweep_as_its_own(tmp_path, first, second):
+def test_a_shared_run_has_its_own_row_in_each_sweep(tmp_path, first, second):
     runs = []
     for words in (first, second):
         sweep, name = words.split("/")

@@ -1,4 +1,4 @@
-"""Sweeps: what they expand to, checks before anything starts, runs that are held and resumed."""
+"""Sweeps: their runs, checks before anything starts, locks, and resuming."""
 
 import os
 import random
@@ -76,8 +76,8 @@ def test_all_errors_are_listed_at_once(monkeypatch):
     monkeypatch.setitem(SWEEPS, "wrong", Sweep("", "good", variants))
     with pytest.raises(UsageError) as caught:
         expand("wrong")
-    said = str(caught.value)
-    assert said.startswith("15 errors:")
+    text = str(caught.value)
+    assert text.startswith("15 errors:")
     for name, words in {
         "field": "did you mean model.block",
         "block": "unknown block 'dbbb'",
@@ -92,14 +92,14 @@ def test_all_errors_are_listed_at_once(monkeypatch):
         "weights": "no run in /nowhere",
         "nothing": "train.accumulate=0: must be at least 1",
     }.items():
-        assert re.search(f"wrong/{name}: .*{re.escape(words)}", said), said
-    assert "optim.momentun" in said
-    assert "wrong/values: optim.momentum=-1.0" in said
-    assert "wrong/values: optim.learning_rate=-1.0" in said
-    assert "good" not in said
+        assert re.search(f"wrong/{name}: .*{re.escape(words)}", text), text
+    assert "optim.momentun" in text
+    assert "wrong/values: optim.momentum=-1.0" in text
+    assert "wrong/values: optim.learning_rate=-1.0" in text
+    assert "good" not in text
 
 
-def test_unknown_words_and_undone_variants_are_refused():
+def test_unknown_names_and_identical_variants_are_rejected():
     with pytest.raises(UsageError, match=r"(?s)3 errors.*branchez.*cifar11.*seeds 1,1"):
         expand("branchez", "cifar11", [1, 1])
     with pytest.raises(UsageError, match="no variant fast; it has none, identity, 1x1, both"):
@@ -125,7 +125,7 @@ def test_flags_are_read_by_the_type_of_their_field():
 
 
 @pytest.mark.system
-def test_the_second_process_is_told_who_holds_a_run_and_the_dead_hold_none(tmp_path):
+def test_the_second_process_is_told_the_lock_holder_and_a_dead_one_holds_no_lock(tmp_path):
     command = [sys.executable, "-c", HOLDER, str(tmp_path)]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as holder:
         assert holder.stdout.readline() == "held\n"
@@ -154,16 +154,16 @@ def test_a_run_is_trained_once_for_all_sweeps_and_failures_wait(tmp_path, capsys
         return capsys.readouterr().out, started.copy()
 
     assert sweep("branches", "--only=none", "--dry_run")[1] == []
-    said, codes = sweep("branches", "--only=none")
+    text, codes = sweep("branches", "--only=none")
     assert codes == [0]
-    assert "1 new; to run: 1" in said
+    assert "1 new; to run: 1" in text
     assert sweep("branches", "--only=none")[1] == []
     (tmp_path / "results/branches.jsonl").unlink()
     assert sweep("branches", "--only=none")[1] == []  # the row is made from the workdir
     shutil.rmtree(tmp_path / "runs")
-    said, codes = sweep("blocks", "--only=plain")  # the same run, of which only the row is left
+    text, codes = sweep("blocks", "--only=plain")  # the same run, of which only the row is left
     assert codes == []
-    assert f"1 done; to run: none\nrows are in {tmp_path / 'results'}; " in said
+    assert f"1 done; to run: none\nrows are in {tmp_path / 'results'}; " in text
     [row], [other] = (read_rows(tmp_path / f"results/{n}.jsonl") for n in ("branches", "blocks"))
     assert other == row | {"sweep": "blocks", "name": "plain"}
     assert (row["steps"], row["seed"], row["version"]) == (8, 0, 1)
@@ -174,16 +174,16 @@ def test_a_run_is_trained_once_for_all_sweeps_and_failures_wait(tmp_path, capsys
     # A learning rate from which the loss is not finite.
     wild = {"optim__learning_rate": 1e20}
     assert sweep("branches", "--only=none", **wild)[1] == [3]
-    said, codes = sweep("branches", "--only=none", code=RunError.exit_code, **wild)
+    text, codes = sweep("branches", "--only=none", code=RunError.exit_code, **wild)
     assert codes == []
-    assert "failed: step" in said
+    assert "failed: step" in text
     assert sweep("branches", "--only=none", "--retry_failed", **wild)[1] == [3]
     capsys.readouterr()
     given = ["branches", "--only=none,both", "--seeds=0", *folders]
     assert status.main([*given, *flags()]) == 0
-    said = capsys.readouterr().out
-    assert re.search(r"none seed 0 +\w{12}  done +train form \d+\.\d\d%, fused", said)
-    assert "1 done, 1 new" in said
+    text = capsys.readouterr().out
+    assert re.search(r"none seed 0 +\w{12}  done +train form \d+\.\d\d%, fused", text)
+    assert "1 done, 1 new" in text
     status.main([*given, *flags(**wild)])
     assert re.search(r"failed +step \d+: loss", capsys.readouterr().out)
 
@@ -191,9 +191,9 @@ def test_a_run_is_trained_once_for_all_sweeps_and_failures_wait(tmp_path, capsys
 @pytest.mark.parametrize("command", [run, status, build, throughput])
 def test_a_wrong_flag_is_one_line(command, capsys):
     assert command.main(["branches", "--seeds=1,,2", "--results="]) == 2
-    said = capsys.readouterr()
-    assert said.out == ""
-    assert re.fullmatch(r"error: .*; --help lists the flags\n", said.err)
+    text = capsys.readouterr()
+    assert text.out == ""
+    assert re.fullmatch(r"error: .*; --help lists the flags\n", text.err)
 
 
 def rows_without_times(results):
@@ -212,7 +212,7 @@ def test_a_sweep_killed_three_times_gives_the_rows_of_an_undisturbed_one(tmp_pat
         return subprocess.Popen(command, cwd=ROOT, start_new_session=True)
 
     def steps():
-        """Of both runs, by the lines of their curves, one for two steps."""
+        """Returns the steps of both runs, from the lines of their curves, one for two steps."""
         files = (tmp_path / "killed" / "runs").glob("*/metrics.jsonl")
         return 2 * sum(path.read_text().count('"train"') for path in files)
 

@@ -1,4 +1,4 @@
-"""Throughput: one figure for what is one program, and rows that it belongs to."""
+"""Throughput of variants, and the rows that it belongs to."""
 
 import json
 
@@ -27,7 +27,7 @@ def row(name, **overrides):
 
 
 @pytest.mark.system
-def test_what_is_one_program_has_one_figure():
+def test_equal_programs_are_measured_once():
     shared = {"data.image_size": 8, "train.batch_size": 2, **SMALL}
     branches = expand("branches", seeds=[0], only=["none", "both"], overrides=shared)
     few = ["plain", "dbb", "relu_in_branch"]
@@ -43,7 +43,7 @@ def test_what_is_one_program_has_one_figure():
 
 
 def record(folder):
-    """Both variants', of the same speed deployed; `both` trains at half of the other's."""
+    """Writes a record of two variants: equal when deployed, `both` half as fast in training."""
     record = {"version": 2, "protocol": "cifar10_short", "device": "cpu x1, 2 cores", "batch": 64}
     record |= {"rounds": 9, "commit": "0123456789abcdef", "dirty": False}
     record["deployed"] = {
@@ -58,7 +58,7 @@ def record(folder):
     (folder / FILE).write_text(json.dumps([record]))
 
 
-def test_a_row_has_the_figures_of_the_programs_that_it_is_of(tmp_path):
+def test_a_row_gets_the_figures_of_its_own_programs(tmp_path):
     changes = [{}, {"train.epochs": 9.0}, {"optim.ema_decay": 0.9}, {"model.groups": 2}]
     rows = [row("both", **changed) for changed in changes]
     assert with_throughput(rows, tmp_path) == rows
@@ -72,7 +72,7 @@ def test_a_row_has_the_figures_of_the_programs_that_it_is_of(tmp_path):
     assert "throughput" not in another
 
 
-def test_costs_are_those_measured_by_turns_once_there_are_some(tmp_path):
+def test_interleaved_costs_replace_those_of_the_runs(tmp_path):
     rows = [row("none"), row("both")]
     [[group], _] = group_rows(rows)
     assert "MACs" in fused_costs(group)[1]
@@ -91,7 +91,7 @@ def test_costs_are_those_measured_by_turns_once_there_are_some(tmp_path):
     assert (lines["`none`"], lines["`both`"]) == (["0.50", "10.0"], ["1.00", "12.5"])
 
 
-def test_what_is_not_measured_yet_is_named_and_hides_nothing_else(tmp_path):
+def test_unmeasured_variants_are_named(tmp_path):
     record(tmp_path)
     four = {"overrides": {"model.groups": 4}, "macs": {"fused": 5e6}, "config_hash": "groups 4"}
     other = row("both") | {"sweep": "groups", "name": "4", **four}
@@ -107,16 +107,16 @@ def test_what_is_not_measured_yet_is_named_and_hides_nothing_else(tmp_path):
     assert lines["`1x1`"][table.header.index("images/s as deployed")] == NONE
 
 
-def test_rows_of_variants_that_are_gone_are_passed_over(tmp_path):
+def test_rows_of_unknown_variants_are_skipped(tmp_path):
     record(tmp_path)
     gone = [row("none") | {"sweep": "gone"}, row("both") | {"name": "gone"}]
     assert with_throughput(gone, tmp_path) == gone
     append_row(tmp_path / "branches.jsonl", {"version": 1, **gone[1]})
-    said = [f"--results={tmp_path}"]
-    assert throughput.main(said) == UsageError.exit_code  # nothing of this code is to be measured
+    text = [f"--results={tmp_path}"]
+    assert throughput.main(text) == UsageError.exit_code  # nothing of this code is to be measured
 
 
-def test_a_file_of_another_version_is_refused(tmp_path):
+def test_a_file_of_another_version_is_rejected(tmp_path):
     (tmp_path / FILE).write_text(json.dumps([{"version": 0}]))
     with pytest.raises(UsageError, match=r"throughput.json: version 0, where this code reads 2"):
         with_throughput([row("none")], tmp_path)

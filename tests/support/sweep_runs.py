@@ -1,6 +1,6 @@
-"""What the tests of sweeps share: a run of seconds on the bundled digits."""
+"""A run of seconds on the bundled digits, shared by tests of sweeps."""
 
-# Over the fields of cifar10_short, for five layers of eight channels on 8x8 images.
+# Overrides of cifar10_short: three layers of up to eight channels on 8x8 images.
 FIELDS = {
     "data.source": "digits",
     "data.name": "digits",
@@ -22,17 +22,17 @@ FIELDS = {
 
 
 def dotted(changes):
-    """`{"train__steps": 8}`, as keywords can be, with the names that fields have."""
+    """Returns keywords such as `train__steps` with dots, as names of fields."""
     return {name.replace("__", "."): value for name, value in changes.items()}
 
 
 def flags(**changes):
-    """The fields as a command line has them."""
+    """Returns the fields as command-line flags."""
     fields = FIELDS | dotted(changes)
     return [f"--config.{name}={value}" for name, value in fields.items()]
 
 
-# A process that holds a workdir.
+# A process that locks a workdir.
 HOLDER = """
 import sys, time
 from pathlib import Path
