@@ -81,6 +81,7 @@ def test_groups_over_devices_do_need_collectives(group):
     assert "all-reduce" in re.findall(COLLECTIVES, compiled_gradient(group))
 
 
+@pytest.mark.medium
 def test_a_step_with_groups_reduces_once_for_all():
     """Gradients and running statistics only: their reductions wait for nothing in between."""
     counts = {}

@@ -25,6 +25,7 @@ from tests.support.steps import COLLECTIVES, assert_close, small_net, state_on, 
 
 # Sums over a batch are taken in another order, at 1e-7 of their size; three steps at a high rate
 # make that some 1e-5. A wrong statistic or gradient is off by 1e-2 and more.
+@pytest.mark.medium
 @pytest.mark.parametrize(
     ("group", "options"),
     [(None, {}), (4, {"accumulate": 2}), (None, {"mixup": 0.2, "cutmix": 1.0})],
@@ -39,6 +40,7 @@ def test_every_mesh_takes_the_same_steps(group, options):
         assert_close(results[0], other)
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize(("data", "fsdp"), [(1, 4), (2, 2)])
 def test_parameters_and_optimizer_are_split_by_size(data, fsdp):
     mesh = make_mesh(data, fsdp)
@@ -81,6 +83,7 @@ def test_one_process_may_leave_devices_alone():
     assert make_mesh(3, 1).shape == {"data": 3, "fsdp": 1}
 
 
+@pytest.mark.medium
 def test_only_parameters_move_under_fsdp():
     """What is gathered is what was split, and nothing of the size of an activation moves."""
     mesh = make_mesh(1, 4)
@@ -97,6 +100,7 @@ def test_only_parameters_move_under_fsdp():
     assert "all-to-all" not in text
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("count", [2, 4])
 def test_accumulation_with_groups_is_the_whole_step(count):
     net, mesh = small_net(bn_group_size=2), make_mesh()
@@ -105,6 +109,7 @@ def test_accumulation_with_groups_is_the_whole_step(count):
     assert_close(whole, parts)
 
 
+@pytest.mark.medium
 def test_microbatches_stay_on_their_devices():
     mesh, net = make_mesh(), small_net(bn_group_size=4)
     state = state_on(net, mesh)
@@ -132,6 +137,7 @@ def test_what_does_not_go_together_is_refused_before_anything_is_written(changes
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.medium
 def test_runs_on_one_device_and_on_two_by_two_are_alike(tmp_path):
     curves, variables = [], []
     for name, data, fsdp in (("one", 1, 1), ("four", 2, 2)):
@@ -144,6 +150,7 @@ def test_runs_on_one_device_and_on_two_by_two_are_alike(tmp_path):
     assert_close(*variables)
 
 
+@pytest.mark.medium
 def test_averages_of_microbatches_divide_what_they_add():
     net = small_net(bn_group_size=8)
     _, whole = take_steps(net, make_mesh(1), count=1, bn_group_size=8)

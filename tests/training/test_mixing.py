@@ -1,5 +1,7 @@
 """Mixup and CutMix."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -19,9 +21,9 @@ def test_mixup_and_cutmix_mix_targets_as_they_mix_images():
     values = jnp.arange(8.0)
     images = jnp.broadcast_to(values[:, None, None, None], (8, 16, 16, 3))
     for options in ({"mixup": 0.8}, {"cutmix": 1.0}, {"mixup": 0.8, "cutmix": 1.0}):
-        shares = []
+        shares, mix_by = [], jax.jit(partial(mix, **options))
         for seed in range(20):
-            mixed, targets = mix(jax.random.key(seed), images, targets_of(8), **options)
+            mixed, targets = mix_by(jax.random.key(seed), images, targets_of(8))
             np.testing.assert_allclose(targets.sum(-1), 1, rtol=1e-5)
             np.testing.assert_allclose(
                 mixed.mean((1, 2, 3)), targets @ values, rtol=1e-4, atol=1e-4
@@ -58,10 +60,12 @@ def test_an_odd_batch_is_refused_rather_than_left_unmixed():
         mix(jax.random.key(0), jnp.ones((3, 2, 2, 3)), targets_of(3), mixup=0.2)
 
 
+@pytest.mark.medium
 def test_lambda_follows_its_distribution():
     images, targets = jnp.zeros((2, 2, 2, 3)), targets_of(2)
     keys = jax.random.split(jax.random.key(0), 400)
-    share = jax.vmap(lambda key: mix(key, images, targets, mixup=0.2)[1][0, 0])(keys)
+    share_of = jax.jit(jax.vmap(lambda key: mix(key, images, targets, mixup=0.2)[1][0, 0]))
+    share = share_of(keys)
     drawn = jax.random.beta(jax.random.key(1), 0.2, 0.2, (4000,))
     for quantile in (0.2, 0.5, 0.8):
         below = float((share < jnp.quantile(drawn, quantile)).mean())

@@ -11,6 +11,7 @@ from tests.support.faults import at_batch
 from tests.support.runs import equal, tiny_config, train
 
 
+@pytest.mark.medium
 def test_a_nan_in_a_batch_stops_before_it_is_saved(undisturbed, tmp_path, monkeypatch):
     def poisoned(batch):
         images = batch["image"].astype(np.float32)

@@ -10,6 +10,7 @@ from tests.support.steps import small_net
 from tests.support.variables import random_images, random_variables
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("remat", ["nothing", "convolutions"])
 def test_rematerialisation_changes_memory_and_nothing_else(remat):
     fields = {"depths": (1, 8)}

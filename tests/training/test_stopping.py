@@ -19,6 +19,7 @@ from tests.support.faults import at_batch, steps_of
 from tests.support.runs import equal, tiny_config, train
 
 
+@pytest.mark.medium
 @pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_saves_at_the_next_step(number, undisturbed, tmp_path, monkeypatch):
@@ -31,6 +32,7 @@ def test_a_signal_saves_at_the_next_step(number, undisturbed, tmp_path, monkeypa
     equal(train(config, tmp_path).state.eval_variables, undisturbed[0].eval_variables)
 
 
+@pytest.mark.medium
 def test_a_signal_during_evaluation_saves_what_was_trained(undisturbed, tmp_path, monkeypatch):
     config = tiny_config(train_eval_every=2, train_eval_batch_size=60, train_checkpoint_every=100)
     stopping = Stopping()
@@ -72,6 +74,7 @@ def test_a_signal_after_the_last_step_says_what_is_saved(tmp_path, monkeypatch):
     assert (tmp_path / "report.json").exists()
 
 
+@pytest.mark.medium
 def test_a_deadline_leaves_time_to_save(tmp_path, monkeypatch):
     original = mesh_module.shard_batch
 
@@ -89,6 +92,7 @@ def test_a_deadline_leaves_time_to_save(tmp_path, monkeypatch):
     assert 0 < step < 60
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("jump", [86400.0, -86400.0])
 def test_a_clock_that_jumps_loses_nothing(jump, undisturbed, tmp_path, monkeypatch):
     """A save measures its patience by the clock, and may give up; then the run says so."""
