@@ -20,9 +20,9 @@ from tests.support.convolutions import direct, errors, passes
 
 def example(shape, kernel_shape, strides, seed=0):
     rng = np.random.default_rng(seed)
-    x, kernel = (rng.normal(size=s).astype(np.float32) for s in (shape, kernel_shape))
+    x, kernel = (jnp.asarray(rng.normal(size=s), jnp.float32) for s in (shape, kernel_shape))
     dy = rng.normal(size=jax.eval_shape(lambda: direct(x, kernel, strides)).shape)
-    return x, kernel, dy.astype(np.float32)
+    return x, kernel, jnp.asarray(dy, jnp.float32)
 
 
 @pytest.mark.parametrize("strides", [1, 2])
