@@ -65,7 +65,7 @@ class Block(NamedTuple):
     @property
     def where(self) -> str:
         """The place as `page:line`."""
-        return f"{self.page.relative_to(ROOT)}:{self.line}"
+        return f"{os.path.relpath(self.page, ROOT)}:{self.line}"
 
 
 def pages() -> list[Path]:
@@ -106,7 +106,7 @@ def static_problems(page: Path) -> list[str]:
         problems += [f"{block.where}: {problem}" for problem in found]
     prose = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
     found = [*link_problems(page, prose), *name_problems(prose)]
-    return problems + [f"{page.relative_to(ROOT)}: {problem}" for problem in found]
+    return problems + [f"{os.path.relpath(page, ROOT)}: {problem}" for problem in found]
 
 
 def snippet_problems(block: Block) -> Iterator[str]:
@@ -194,24 +194,26 @@ def known_flags(module: str) -> str:
 
 
 def main_problems(arguments: list[str]) -> Iterator[str]:
-    """Yields flags, modes, config files and fields that `main.py` does not have."""
-    from absl.flags import FLAGS
+    """Yields what `main.py` rejects in its command line."""
+    import main
+    from repvgg_jax.cli.arguments import mode_arguments, parse
+    from repvgg_jax.config.fields import check_values
+    from repvgg_jax.errors import UsageError
 
-    import main  # noqa: F401  (defines the flags)
-    from repvgg_jax.cli import MODES
-
-    values = dict(flag.removeprefix("--").partition("=")[::2] for flag in flags(arguments))
-    for flag, value in values.items():
-        if "<" in value:
-            continue
-        if flag.startswith("config."):
-            yield from field_problems(flag.removeprefix("config."))
-        elif flag not in FLAGS:
-            yield f"main.py: no flag --{flag}"
-        elif flag == "mode" and value not in MODES:
-            yield f"main.py: no mode {value}"
-        elif flag == "config" and not (ROOT / value.split(":")[0]).is_file():
-            yield f"main.py: no config {value}"
+    if any("<" in argument for argument in arguments):
+        return  # a synopsis
+    argv = ["main.py", *(re.sub(r"\$\w+", "0", argument) for argument in arguments)]
+    if "--help" in argv:
+        return
+    try:
+        with contextlib.chdir(ROOT):
+            values = main.define_flags(argv)
+            parse(values, argv)
+            mode_arguments(values.mode, values)
+        if values.config is not None:
+            check_values(values.config)
+    except UsageError as error:
+        yield f"main.py {' '.join(arguments)}: {error}"
 
 
 def flags(arguments: list[str]) -> Iterator[str]:

@@ -1,15 +1,17 @@
 """The documentation names only commands, flags, config fields, files and links that exist."""
 
+import pytest
+
 from docs import check
 
 
-def test_a_wrong_page_is_noticed(tmp_path, monkeypatch):
-    monkeypatch.setattr(check, "ROOT", tmp_path)
-    (tmp_path / "Makefile").write_text("setup:\n")
+def test_a_wrong_page_is_noticed(tmp_path):
     page = tmp_path / "page.md"
     page.write_text(
         "[a](missing.md) and `model.nonsense` and `repvgg_jax.nonsense`\n"
-        "```\nmake nonsense\npython main.py --mode=nonsense --config.model.nonsense=1 --nonsense\n"
+        "```\nmake nonsense\npython main.py --mode=nonsense --config configs/a0.py\n"
+        "python main.py --config configs/a0.py --config.model.nonsense=1\n"
+        "python main.py --config configs/a0.py --nonsense\n"
         "python -m experiments.studies.segmentation --nonsense\n```\n"
         "```python\nimport repvgg_jax as rj\nrj.nonsense()\n```\n"
         "```python\nfrom repvgg_jax.affine import nonsense\n1 +\n```\n"
@@ -20,8 +22,7 @@ def test_a_wrong_page_is_noticed(tmp_path, monkeypatch):
     assert any("snippet" in problem for problem in problems)
 
 
-def test_commands_of_a_block_are_joined_and_stripped(tmp_path, monkeypatch):
-    monkeypatch.setattr(check, "ROOT", tmp_path)
+def test_commands_of_a_block_are_joined_and_stripped(tmp_path):
     page = tmp_path / "page.md"
     page.write_text(
         "<!-- run with: --c -->\n```\na --b \\\n    --d   # why\n# all\n\ne && f\n```\n"
@@ -31,8 +32,8 @@ def test_commands_of_a_block_are_joined_and_stripped(tmp_path, monkeypatch):
     assert (block.annotation, block.argument, block.line) == ("run with", "--c", 2)
 
 
-def test_a_command_that_fails_is_counted(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(check, "ROOT", tmp_path)
+@pytest.mark.system
+def test_a_command_that_fails_is_counted(tmp_path, capsys):
     page = tmp_path / "page.md"
     page.write_text(
         "```\ntrue\nfalse\n```\n<!-- not run: needs a GPU -->\n```\nfalse\n```\n"
