@@ -14,6 +14,8 @@ Exit codes of `main.py` and of the commands in `experiments`:
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 
 class RunError(Exception):
@@ -49,3 +51,17 @@ def one_line(error: BaseException, limit: int = 200) -> str:
     text = re.split(r"\.?\s+See (?:full|http)", " ".join(message.split()))[0]
     text = text or type(error).__name__
     return text if len(text) <= limit else f"{text[: limit - 3]}..."
+
+
+@contextmanager
+def reraise(
+    kinds: type[Exception] | tuple[type[Exception], ...],
+    as_error: Callable[[Exception], Exception],
+) -> Iterator[None]:
+    """Raises `as_error(error)` for an error of these kinds inside the block; not MemoryError."""
+    try:
+        yield
+    except MemoryError:
+        raise
+    except kinds as error:
+        raise as_error(error) from error

@@ -1,1 +1,1 @@
-"""The input pipeline: from files to batches."""
+"""From files to batches: sources, decoding, augmentation, and preparation of data sets."""

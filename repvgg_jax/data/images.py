@@ -1,34 +1,36 @@
-"""Pixel values: normalization constants, and uint8 images as the network takes them."""
+"""Pixel normalization: its constants, and uint8 images as a network takes them."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-import jax
 import jax.numpy as jnp
 from jax import Array
-from jaxtyping import Float
+from jaxtyping import Float, Shaped, UInt8
 
+# Mean and standard deviation of ImageNet's channels, on the scale 0 to 1.
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
-def normalize(images: jax.Array, mean: Sequence[float], std: Sequence[float]) -> jax.Array:
-    """(images / 255 - mean) / std.
+def normalize(
+    images: UInt8[Array, "... channels"], mean: Sequence[float], std: Sequence[float]
+) -> Float[Array, "... channels"]:
+    """Returns (images / 255 - mean) / std in float32.
 
     Args:
       images: uint8 [..., 3].
-      mean, std: of the three channels, on the scale 0..1.
-
-    Returns:
-      float32, the shape of `images`.
+      mean: mean of each channel, on the scale 0 to 1.
+      std: standard deviation of each channel, on the scale 0 to 1.
     """
     scaled = jnp.asarray(images).astype(jnp.float32) / 255
     return (scaled - jnp.asarray(mean, jnp.float32)) / jnp.asarray(std, jnp.float32)
 
 
 def to_network_input(
-    images: Array, mean: tuple[float, ...], std: tuple[float, ...]
+    images: Shaped[Array, "batch height width channels"],
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
 ) -> Float[Array, "batch height width channels"]:
-    """What a net takes: uint8 pixels are normalised here, floating images are taken as they are."""
+    """Returns uint8 images normalized, and images of a floating type unchanged."""
     return normalize(images, mean, std) if images.dtype == jnp.uint8 else images

@@ -1,4 +1,4 @@
-"""Batches: a pure function of (seed, step), cut over hosts, made ahead of time by threads."""
+"""Batches as a pure function of (seed, step), split over hosts and prefetched by threads."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ from repvgg_jax.errors import UsageError
 
 Batch = dict[str, np.ndarray]
 
-# Batches made ahead of the one in use.
-_AHEAD = 2
+# Batches that are prefetched.
+_PREFETCH = 2
 
 
 def train_batches(
@@ -40,64 +40,71 @@ def train_batches(
     workers: int = 4,
     augmentation_seed: int | None = None,
 ) -> Iterator[Batch]:
-    """Endless training batches; `start_step=k` is the same as dropping the first k.
+    """Yields endless training batches; `start_step=k` equals dropping the first k batches.
 
-    Step s holds positions s * batch_size .. (s + 1) * batch_size - 1 of the stream, whatever the
-    number of processes and workers. Where a corrupt image is skipped, the next index's image
-    stands in for it, so the mask is all ones.
+    Step s has positions s * batch_size .. (s + 1) * batch_size - 1 of the stream, whatever the
+    number of processes and workers. A corrupt image that is skipped is replaced by the next
+    index's image, so the mask is all ones.
+
+    Example:
+      >>> source = load_source("digits", "digits", None, "train")
+      >>> batches = train_batches(source, Transform("pad_crop", 8, padding=1), 128, seed=0)
+      >>> next(batches)["image"].shape
+      (128, 8, 8, 3)
 
     Args:
-      source: what to read; in memory or streamed.
-      transform: whose training half is applied.
-      batch_size: over all processes.
-      seed: of the order and the augmentation, at least 0.
-      start_step: the first step to yield.
-      process_index, process_count: this process gets rows `[i * local : (i + 1) * local]` of every
-        batch, local = batch_size / process_count.
-      workers: threads that read and decode a streamed source.
-      augmentation_seed: of the augmentation alone; `seed` by default.
+      source: source to read, in memory or streamed.
+      transform: transform whose training part is applied.
+      batch_size: images per batch over all processes.
+      seed: base seed of the order and the augmentation, at least 0.
+      start_step: first step to yield.
+      process_index: index i of this process, which gets rows `[i * local : (i + 1) * local]` of
+        every batch, local = batch_size / process_count.
+      process_count: number of processes.
+      workers: number of threads that read and decode a streamed source.
+      augmentation_seed: base seed of the augmentation; `seed` by default.
 
     Yields:
       {"image": uint8 [local, image_size, image_size, 3], "label": int32 [local],
       "mask": float32 [local]}.
 
     Raises:
-      UsageError: at once where the sizes don't go together; from `next` whatever reading raises.
+      UsageError: if the sizes are inconsistent, or, from `next`, if an image cannot be read.
     """
-    local = _check(source, batch_size, process_index, process_count, workers)
+    local = _local_batch_size(source, batch_size, process_index, process_count, workers)
     if seed < 0 or start_step < 0:
         raise UsageError(f"seed={seed} and start_step={start_step} must not be negative")
     first = process_index * local
-    changes = seed if augmentation_seed is None else augmentation_seed
+    augmentation_seed = seed if augmentation_seed is None else augmentation_seed
 
     if isinstance(source, ArraySource):
 
         def batch_at(step: int) -> Batch:
             positions = step * batch_size + first + np.arange(local)
             indices = stream_indices(len(source), seed, int(positions[0]), local)
-            images = _train_images(source.images[indices], transform, changes, positions)
+            images = _train_images(source.images[indices], transform, augmentation_seed, positions)
             return _batch(images, source.labels[indices], np.ones(local, np.float32))
 
-        return _ahead(batch_at, itertools.count(start_step))
+        return _prefetched(batch_at, itertools.count(start_step))
 
-    def image_at(index: int, position: int) -> Example:
-        for tried in range(len(source)):
+    def example_at(index: int, position: int) -> Example:
+        for offset in range(len(source)):
             example = _read(
                 source,
-                (index + tried) % len(source),
-                lambda image: train_image(image, transform, changes, position),
+                (index + offset) % len(source),
+                lambda image: train_image(image, transform, augmentation_seed, position),
             )
             if example is not None:
                 return example
         raise UsageError(f"{source.name}: none of {len(source)} images can be decoded")
 
-    def batch_of(step: int) -> Batch:
+    def streamed_batch_at(step: int) -> Batch:
         start = step * batch_size + first
         indices = stream_indices(len(source), seed, start, local).tolist()
-        examples = map(image_at, indices, range(start, start + local))
-        return _filled(examples, local, transform.image_size)
+        examples = map(example_at, indices, range(start, start + local))
+        return _collect(examples, local, transform.image_size)
 
-    return _stream(batch_of, start_step, None, workers)
+    return _stream(streamed_batch_at, start_step, None, workers)
 
 
 def eval_batches(
@@ -109,12 +116,12 @@ def eval_batches(
     process_count: int = 1,
     workers: int = 4,
 ) -> Iterator[Batch]:
-    """Every example once, in order: ceil(n / batch_size) batches, the same number on each process.
+    """Yields every example once, in order, in ceil(n / batch_size) batches on each process.
 
-    The last batch is padded with zeros whose mask is 0; so is a corrupt image that is skipped.
+    The last batch is padded with zeros of mask 0, as are corrupt images that are skipped.
     Arguments, shapes and errors are those of `train_batches`.
     """
-    local = _check(source, batch_size, process_index, process_count, workers)
+    local = _local_batch_size(source, batch_size, process_index, process_count, workers)
     steps = -(-len(source) // batch_size)
     first = process_index * local
     empty = np.zeros((transform.eval_size, transform.eval_size, 3), np.uint8)
@@ -132,24 +139,24 @@ def eval_batches(
                 np.pad(np.ones(len(labels), np.float32), (0, missing)),
             )
 
-        return _ahead(batch_at, range(steps))
+        return _prefetched(batch_at, range(steps))
 
-    def image_at(index: int) -> Example | None:
+    def example_at(index: int) -> Example | None:
         if index >= len(source):
             return None
         return _read(source, index, lambda image: eval_image(image, transform))
 
-    def batch_of(step: int) -> Batch:
+    def streamed_batch_at(step: int) -> Batch:
         start = step * batch_size + first
-        return _filled(map(image_at, range(start, start + local)), local, transform.eval_size)
+        return _collect(map(example_at, range(start, start + local)), local, transform.eval_size)
 
-    return _stream(batch_of, 0, steps, workers)
+    return _stream(streamed_batch_at, 0, steps, workers)
 
 
-def _check(
+def _local_batch_size(
     source: Source, batch_size: int, process_index: int, process_count: int, workers: int
 ) -> int:
-    """Rows of a batch in this process."""
+    """Returns the rows of a batch in each process, after checking the arguments."""
     if not len(source):
         raise UsageError(f"{source.name} is empty")
     if batch_size < 1 or batch_size % process_count:
@@ -175,7 +182,7 @@ def _read(
 def _train_images(
     images: np.ndarray, transform: Transform, seed: int, positions: np.ndarray
 ) -> np.ndarray:
-    """`train_image` over a batch; one gather where the size is right already."""
+    """Applies `train_image` to a batch, by one gather if its images have the right size."""
     if transform.augmentation == "resized_crop":
         pairs = zip(images, positions.tolist(), strict=True)
         return np.stack([train_image(from_array(x), transform, seed, p) for x, p in pairs])
@@ -192,9 +199,10 @@ def _train_images(
 
 def _eval_images(images: np.ndarray, transform: Transform) -> np.ndarray:
     size = transform.eval_size
-    right = images.shape[1:3] == (size, size) and transform.augmentation != "resized_crop"
-    if right or not len(images):
-        return images if right else np.zeros((0, size, size, 3), np.uint8)
+    if images.shape[1:3] == (size, size) and transform.augmentation != "resized_crop":
+        return images
+    if not len(images):
+        return np.zeros((0, size, size, 3), np.uint8)
     return np.stack([eval_image(from_array(image), transform) for image in images])
 
 
@@ -202,8 +210,8 @@ def _batch(images: np.ndarray, labels: np.ndarray, mask: np.ndarray) -> Batch:
     return {"image": images, "label": labels, "mask": mask}
 
 
-def _filled(examples: Iterable[Example | None], count: int, size: int) -> Batch:
-    """A batch of `count` examples, each put in its row as it comes; None leaves zeros, mask 0."""
+def _collect(examples: Iterable[Example | None], count: int, size: int) -> Batch:
+    """Collects `count` examples into a batch; None becomes zeros with mask 0."""
     batch = _batch(
         np.empty((count, size, size, 3), np.uint8),
         np.zeros(count, np.int32),
@@ -217,25 +225,25 @@ def _filled(examples: Iterable[Example | None], count: int, size: int) -> Batch:
     return batch
 
 
-def _ahead(batch_at: Callable[[int], Batch], steps: Iterable[int]) -> Iterator[Batch]:
-    """batch_at over `steps`, computed by one thread a little ahead of its consumer."""
+def _prefetched(batch_at: Callable[[int], Batch], steps: Iterable[int]) -> Iterator[Batch]:
+    """Yields `batch_at` of each step, computed by a thread ahead of the consumer."""
     with ThreadPoolExecutor(1, "batches") as pool:
         pending: deque[Future[Batch]] = deque()
         for step in steps:
             pending.append(pool.submit(batch_at, step))
-            if len(pending) > _AHEAD:
+            if len(pending) > _PREFETCH:
                 yield pending.popleft().result()
         while pending:
             yield pending.popleft().result()
 
 
 def _stream(
-    batch_of: Callable[[int], Batch], start: int, stop: int | None, workers: int
+    batch_at: Callable[[int], Batch], start: int, stop: int | None, workers: int
 ) -> Iterator[Batch]:
-    """batch_of(start), batch_of(start + 1), ... each made by one of Grain's threads."""
+    """Yields batch_at(start), batch_at(start + 1), ..., each computed by one of Grain's threads."""
     import grain
 
-    batches = grain.MapDataset.range(start, 2**62 if stop is None else stop).map(batch_of)
-    ahead = workers + _AHEAD if workers else 0
-    options = grain.ReadOptions(num_threads=workers, prefetch_buffer_size=ahead)
+    batches = grain.MapDataset.range(start, 2**62 if stop is None else stop).map(batch_at)
+    buffer_size = workers + _PREFETCH if workers else 0
+    options = grain.ReadOptions(num_threads=workers, prefetch_buffer_size=buffer_size)
     return iter(batches.to_iter_dataset(options))

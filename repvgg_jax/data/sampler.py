@@ -1,6 +1,6 @@
-"""Which example stands where in the endless training stream: pure functions of (seed, position).
+"""The order of examples in the endless training stream, a pure function of (seed, position).
 
-Nothing here knows of hosts, workers or batches, so any layout of them reads the same stream.
+It does not depend on hosts, workers or batches, so any layout of them reads the same stream.
 """
 
 from __future__ import annotations
@@ -9,20 +9,24 @@ from functools import lru_cache
 
 import numpy as np
 
-# Spawn keys, so that what is drawn for one purpose never changes what is drawn for another.
-_SHUFFLE, CROP, POLICY, ERASING = range(4)
+# Spawn keys of the generators: numbers drawn for one purpose never change those of another.
+_SHUFFLE = 0
+CROP = 1
+POLICY = 2
+ERASING = 3
 
 
 def stream_indices(size: int, seed: int, start: int, count: int) -> np.ndarray:
-    """Examples at positions start .. start + count - 1 of the stream.
+    """Returns the examples at positions start .. start + count - 1 of the stream.
 
     Epoch e, positions e * size .. (e + 1) * size - 1, is a permutation of range(size) drawn from
     (seed, e).
 
     Args:
       size: number of examples, at least 1.
-      seed: at least 0.
-      start, count: at least 0.
+      seed: base seed of the order, at least 0.
+      start: first position, at least 0.
+      count: number of positions, at least 0.
 
     Returns:
       Indices, int64 [count].
@@ -38,11 +42,11 @@ def stream_indices(size: int, seed: int, start: int, count: int) -> np.ndarray:
 
 
 def example_rng(seed: int, position: int, purpose: int = CROP) -> np.random.Generator:
-    """The generator that augments the example at `position` of the stream, for one purpose."""
+    """Returns the random generator for one purpose of augmenting the example at `position`."""
     return _generator(seed, purpose, position)
 
 
-# Two epochs for each of a training and an evaluation stream; ImageNet's is 10 MB an epoch.
+# Two epochs each of a training and an evaluation stream; one of ImageNet takes 10 MB.
 @lru_cache(maxsize=4)
 def _permutation(size: int, seed: int, epoch: int) -> np.ndarray:
     order = _generator(seed, _SHUFFLE, epoch).permutation(size)

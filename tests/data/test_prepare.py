@@ -128,14 +128,18 @@ def test_imagenet_keeps_bytes_names_and_labels(tmp_path):
         assert np.abs(source[index].image.astype(int) - np.asarray(expected)).max() <= 2
 
 
-def test_a_draft_of_other_archives_is_begun_anew(tmp_path):
+def test_a_draft_of_other_archives_is_started_again(tmp_path):
     path, _ = make_cifar(tmp_path / "a", rows=3)
     draft = tmp_path / "cifar10/3.0.2.incomplete"
     sets = with_archives("cifar10", [path])
     Path(tmp_path / "cifar10").mkdir()
-    (tmp_path / "cifar10/3.0.2").write_text("in the way")  # which stops it at the start
+    (tmp_path / "cifar10/3.0.2").write_text("in the way")  # which makes it fail at the start
     fails(
-        "no prepared data set", name="cifar10", data_dir=tmp_path, manual_dir=path.parent, sets=sets
+        "not a prepared data set",
+        name="cifar10",
+        data_dir=tmp_path,
+        manual_dir=path.parent,
+        sets=sets,
     )
     (tmp_path / "cifar10/3.0.2").unlink()
     draft.mkdir()
@@ -173,12 +177,13 @@ def test_truncated_changed_and_missing_archives(tmp_path):
     message = fails("ILSVRC2012_img_train.tar", "https://image-net.org", tmp_path, **where)
     assert "ILSVRC2012_img_val.tar" in message
     assert "val" not in fails("train", manual_dir=tmp_path, **where)
-    fails("no such folder", manual_dir=tmp_path / "none", **where)
+    fails("does not exist", manual_dir=tmp_path / "none", **where)
     assert not (tmp_path / "imagenet2012").exists()
 
 
 def test_unknown_sets_and_versions(tmp_path):
     fails("cifar10, cifar100", name="mnist", data_dir=tmp_path)
+    fails("tfds build mnist --file_format=array_record", name="mnist", data_dir=tmp_path)
     fails("did you mean cifar100?", name="cifar1000", data_dir=tmp_path)
     fails("imagenette/160px-v2", name="imagenette", data_dir=tmp_path)
     fails("version 3.0.2", name="cifar10:3.0.1", data_dir=tmp_path)
@@ -189,7 +194,7 @@ def test_folders_that_cannot_be_written_and_full_disks(tmp_path):
     path, _ = make_cifar(tmp_path / "archives")
     keywords = {"name": "cifar10", "manual_dir": path.parent}
     sets = with_archives("cifar10", [path])
-    fails(path, "can be written to", data_dir=path / "below", sets=sets, **keywords)
+    fails(path, "writable folder", data_dir=path / "below", sets=sets, **keywords)
     huge = dataclasses.replace(sets["cifar10"].archives[0], size=1 << 60, file_name="huge")
     with pytest.raises(UsageError, match=r"no space left for .*: 1,152,921,504\.6 GB are needed"):
         download(huge, tmp_path)

@@ -1,1 +1,1 @@
-"""Data augmentation."""
+"""Augmentation of images: crops, policies and random erasing."""

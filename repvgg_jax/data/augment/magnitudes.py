@@ -1,12 +1,12 @@
-"""What a magnitude means: each policy's operations, and how strong they are from 0 to 10.
+"""Operations of each augmentation policy, and their strength at magnitudes from 0 to 10.
 
-| table        | is                                                       | geometry is         |
-|--------------|----------------------------------------------------------|---------------------|
-| RAND_AUGMENT | timm's `inc1`: a higher magnitude changes more           | bilinear or bicubic |
-| RAUG15       | that of preset `raug15`, RepVGG's repository (82b28bb)   | bilinear or bicubic |
-| AUTO_AUGMENT | torchvision's, over ten levels, and filled with grey     | nearest             |
+| table        | source                                                     | geometric resampling |
+|--------------|------------------------------------------------------------|----------------------|
+| RAND_AUGMENT | timm's `inc1`: a higher magnitude changes more             | bilinear or bicubic  |
+| RAUG15       | preset `raug15` of RepVGG's repository (82b28bb)           | bilinear or bicubic  |
+| AUTO_AUGMENT | torchvision's, over ten levels, but filled with gray       | nearest              |
 
-RAUG15's posterize and solarize do less at a higher magnitude, its enhancements least at 5.
+RAUG15's posterize and solarize do less at a higher magnitude, and its enhancements least at 5.
 """
 
 from __future__ import annotations
@@ -19,35 +19,42 @@ import numpy as np
 
 from repvgg_jax.data.augment import operations as ops
 
-Draw = Callable[[np.random.Generator], tuple]
+DrawArguments = Callable[[np.random.Generator], tuple]
 
 
-def _nothing(rng: np.random.Generator) -> tuple:
+def _no_arguments(rng: np.random.Generator) -> tuple:
     return ()
 
 
-def _smooth(rng: np.random.Generator) -> tuple:
+def _bilinear_or_bicubic(rng: np.random.Generator) -> tuple:
     return (("bilinear", "bicubic")[int(rng.integers(2))],)
 
 
-def _anywhere(rng: np.random.Generator) -> tuple:
+def _random_point(rng: np.random.Generator) -> tuple:
     return (rng.random(), rng.random())
 
 
 class PolicyOperation(NamedTuple):
-    """An operation of a policy, applied as `apply(image, strength(magnitude), *draw(rng))`."""
+    """An operation of a policy, applied as `apply(image, strength(magnitude), *draw(rng))`.
+
+    Attributes:
+      apply: function of `operations`.
+      strength: function from a magnitude, 0 to 10, to the operation's strength.
+      signed: whether the strength is negated for half of the images.
+      draw: function that draws further arguments of the operation.
+    """
 
     apply: Callable[..., Any]
-    strength: Callable[[float], float]  # of a magnitude, 0 to 10
-    signed: bool = False  # whether half of the images get the negative of it
-    draw: Draw = _nothing  # what the operation takes besides
+    strength: Callable[[float], float]
+    signed: bool = False
+    draw: DrawArguments = _no_arguments
 
 
-def _share(magnitude: float, of: float) -> float:
+def _fraction(magnitude: float, of: float) -> float:
     return magnitude / 10 * of
 
 
-def _whole(magnitude: float, of: float) -> int:
+def _integer(magnitude: float, of: float) -> int:
     return int(magnitude / 10 * of)
 
 
@@ -55,23 +62,22 @@ def _zero(magnitude: float) -> float:
     return 0.0
 
 
-def _geometry(translation: float, draw: Draw) -> dict[str, PolicyOperation]:
+def _geometric(translation: float, draw: DrawArguments) -> dict[str, PolicyOperation]:
+    limits = {
+        "shear_x": (ops.shear_x, 0.3),
+        "shear_y": (ops.shear_y, 0.3),
+        "translate_x": (ops.translate_x, translation),
+        "translate_y": (ops.translate_y, translation),
+        "rotate": (ops.rotate, 30),
+    }
     return {
-        "shear_x": PolicyOperation(ops.shear_x, partial(_share, of=0.3), True, draw),
-        "shear_y": PolicyOperation(ops.shear_y, partial(_share, of=0.3), True, draw),
-        "translate_x": PolicyOperation(
-            ops.translate_x, partial(_share, of=translation), True, draw
-        ),
-        "translate_y": PolicyOperation(
-            ops.translate_y, partial(_share, of=translation), True, draw
-        ),
-        "rotate": PolicyOperation(ops.rotate, partial(_share, of=30), True, draw),
+        name: PolicyOperation(operation, partial(_fraction, of=limit), True, draw)
+        for name, (operation, limit) in limits.items()
     }
 
 
-def _around_one(enhance: ops.Operation, image: Any, strength: float) -> Any:
-    # The image itself is at 1.
-    return enhance(image, max(0.1, 1 + strength))
+def _enhance_around_one(enhance: ops.Operation, image: Any, strength: float) -> Any:
+    return enhance(image, max(0.1, 1 + strength))  # at 1 the image is unchanged
 
 
 _ENHANCEMENTS = {
@@ -80,43 +86,45 @@ _ENHANCEMENTS = {
     "brightness": ops.brightness,
     "sharpness": ops.sharpness,
 }
-_BOTH_WAYS = {
-    name: PolicyOperation(partial(_around_one, enhance), partial(_share, of=0.9), True)
+_SIGNED_ENHANCEMENTS = {
+    name: PolicyOperation(
+        partial(_enhance_around_one, enhance), partial(_fraction, of=0.9), signed=True
+    )
     for name, enhance in _ENHANCEMENTS.items()
 }
-_FROM_WEAK_TO_STRONG = {
-    name: PolicyOperation(enhance, lambda m: _share(m, 1.8) + 0.1)
+_INCREASING_ENHANCEMENTS = {
+    name: PolicyOperation(enhance, lambda m: _fraction(m, 1.8) + 0.1)
     for name, enhance in _ENHANCEMENTS.items()
 }
-_OF_NO_STRENGTH = {
+_WITHOUT_STRENGTH = {
     "auto_contrast": PolicyOperation(ops.auto_contrast, _zero),
     "equalize": PolicyOperation(ops.equalize, _zero),
     "invert": PolicyOperation(ops.invert, _zero),
 }
-_SOLARIZE_ADD = PolicyOperation(ops.solarize_add, partial(_whole, of=110))
+_SOLARIZE_ADD = PolicyOperation(ops.solarize_add, partial(_integer, of=110))
 
 RAND_AUGMENT: dict[str, PolicyOperation] = {
-    **_OF_NO_STRENGTH,
-    **_geometry(0.45, _smooth),
-    **_BOTH_WAYS,
-    "posterize": PolicyOperation(ops.posterize, lambda m: 4 - _whole(m, 4)),
-    "solarize": PolicyOperation(ops.solarize, lambda m: 256 - _whole(m, 256)),
+    **_WITHOUT_STRENGTH,
+    **_geometric(0.45, _bilinear_or_bicubic),
+    **_SIGNED_ENHANCEMENTS,
+    "posterize": PolicyOperation(ops.posterize, lambda m: 4 - _integer(m, 4)),
+    "solarize": PolicyOperation(ops.solarize, lambda m: 256 - _integer(m, 256)),
     "solarize_add": _SOLARIZE_ADD,
 }
 RAUG15: dict[str, PolicyOperation] = {
-    **_OF_NO_STRENGTH,
-    **_geometry(0.45, _smooth),
-    **_FROM_WEAK_TO_STRONG,
-    "posterize": PolicyOperation(ops.posterize, partial(_whole, of=4)),
-    "solarize": PolicyOperation(ops.solarize, partial(_whole, of=256)),
+    **_WITHOUT_STRENGTH,
+    **_geometric(0.45, _bilinear_or_bicubic),
+    **_INCREASING_ENHANCEMENTS,
+    "posterize": PolicyOperation(ops.posterize, partial(_integer, of=4)),
+    "solarize": PolicyOperation(ops.solarize, partial(_integer, of=256)),
     "solarize_add": _SOLARIZE_ADD,
-    "cutout": PolicyOperation(ops.cutout, lambda m: max(2, _whole(m, 40)), draw=_anywhere),
+    "cutout": PolicyOperation(ops.cutout, lambda m: max(2, _integer(m, 40)), draw=_random_point),
 }
 AUTO_AUGMENT: dict[str, PolicyOperation] = {
-    **_OF_NO_STRENGTH,
-    # The paper's 150 pixels of images of 331.
-    **_geometry(150 / 331, lambda rng: ("nearest",)),
-    **_BOTH_WAYS,
+    **_WITHOUT_STRENGTH,
+    # The paper translates by up to 150 pixels of 331.
+    **_geometric(150 / 331, lambda rng: ("nearest",)),
+    **_SIGNED_ENHANCEMENTS,
     "posterize": PolicyOperation(ops.posterize, lambda m: 8 - round(4 * m / 10)),
-    "solarize": PolicyOperation(ops.solarize, lambda m: 255 - _share(m, 255)),
+    "solarize": PolicyOperation(ops.solarize, lambda m: 255 - _fraction(m, 255)),
 }

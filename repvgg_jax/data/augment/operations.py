@@ -1,7 +1,8 @@
-"""The operations that augmentation policies are made of, on Pillow images, by strength.
+"""Image operations of augmentation policies, on Pillow images.
 
-Each takes an RGB image and a strength, and is what timm and torchvision call by the same name.
-What geometry leaves empty becomes the grey (128, 128, 128), as in AutoAugment's released code.
+Each takes an RGB image and a strength, and equals the operation of the same name in timm and
+torchvision. Pixels that a geometric operation leaves empty become gray (128, 128, 128), as in
+AutoAugment's released code.
 """
 
 from __future__ import annotations
@@ -9,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-_GREY = (128, 128, 128)
-_CUT = (125, 122, 113)  # of cutout: about ImageNet's mean
+_GRAY = (128, 128, 128)
+_CUTOUT_COLOR = (125, 122, 113)  # about ImageNet's mean
 
 Operation = Callable[[Any, float], Any]
 
@@ -22,7 +23,7 @@ def _resampling(name: str) -> Any:
 
 
 def _affine(image: Any, matrix: tuple[float, ...], resample: str) -> Any:
-    """The image whose pixel (x, y) is that of `image` at (ax + by + c, dx + ey + f)."""
+    """Returns the image whose pixel (x, y) is `image` at (ax + by + c, dx + ey + f)."""
     from PIL import Image
 
     return image.transform(
@@ -30,86 +31,87 @@ def _affine(image: Any, matrix: tuple[float, ...], resample: str) -> Any:
         Image.Transform.AFFINE,
         matrix,
         resample=_resampling(resample),
-        fillcolor=_GREY,
+        fillcolor=_GRAY,
     )
 
 
 def shear_x(image: Any, strength: float, resample: str) -> Any:
-    """Each row moves to the left by `strength` of its distance from the top."""
+    """Moves each row to the left by `strength` times its distance from the top."""
     return _affine(image, (1, strength, 0, 0, 1, 0), resample)
 
 
 def shear_y(image: Any, strength: float, resample: str) -> Any:
-    """Each column moves up by `strength` of its distance from the left."""
+    """Moves each column up by `strength` times its distance from the left."""
     return _affine(image, (1, 0, 0, strength, 1, 0), resample)
 
 
 def translate_x(image: Any, strength: float, resample: str) -> Any:
-    """To the left by a share of the width, of whole pixels where `resample` is "nearest"."""
-    return _affine(image, (1, 0, _moved(strength, image.width, resample), 0, 1, 0), resample)
+    """Moves the image left by a fraction of its width, in whole pixels for "nearest"."""
+    return _affine(image, (1, 0, _offset(strength, image.width, resample), 0, 1, 0), resample)
 
 
 def translate_y(image: Any, strength: float, resample: str) -> Any:
-    """Up by a share of the height, of whole pixels where `resample` is "nearest"."""
-    return _affine(image, (1, 0, 0, 0, 1, _moved(strength, image.height, resample)), resample)
+    """Moves the image up by a fraction of its height, in whole pixels for "nearest"."""
+    return _affine(image, (1, 0, 0, 0, 1, _offset(strength, image.height, resample)), resample)
 
 
-def _moved(share: float, size: int, resample: str) -> float:
-    # Halves of a pixel would go either way; torchvision cuts them off.
-    return int(share * size) if resample == "nearest" else share * size
+def _offset(fraction: float, size: int, resample: str) -> float:
+    # Rounded down as in torchvision, since half pixels could be rounded either way.
+    return int(fraction * size) if resample == "nearest" else fraction * size
 
 
 def rotate(image: Any, strength: float, resample: str) -> Any:
-    """About the centre, by degrees against the clock."""
-    return image.rotate(strength, resample=_resampling(resample), fillcolor=_GREY)
+    """Rotates the image around its center by degrees counterclockwise."""
+    return image.rotate(strength, resample=_resampling(resample), fillcolor=_GRAY)
 
 
 def auto_contrast(image: Any, strength: float) -> Any:
-    """Each channel stretched to 0..255; of no strength."""
+    """Stretches each channel to 0..255; `strength` is ignored."""
     from PIL import ImageOps
 
     return ImageOps.autocontrast(image)
 
 
 def invert(image: Any, strength: float) -> Any:
-    """255 - x; of no strength."""
+    """Inverts the image, 255 - x; `strength` is ignored."""
     from PIL import ImageOps
 
     return ImageOps.invert(image)
 
 
 def equalize(image: Any, strength: float) -> Any:
-    """Each channel's histogram made flat; of no strength."""
+    """Flattens each channel's histogram; `strength` is ignored."""
     from PIL import ImageOps
 
     return ImageOps.equalize(image)
 
 
 def solarize(image: Any, strength: float) -> Any:
-    """Values from `strength` on are inverted."""
+    """Inverts values of at least `strength`."""
     from PIL import ImageOps
 
     return ImageOps.solarize(image, strength)
 
 
 def solarize_add(image: Any, strength: float) -> Any:
-    """Values below 128 grow by `strength`, to 255 at most."""
+    """Adds `strength` to values below 128, up to 255."""
     added = [min(255, value + int(strength)) if value < 128 else value for value in range(256)]
     return image.point(added * 3)
 
 
 def posterize(image: Any, strength: float) -> Any:
-    """The `strength` highest bits of each channel are kept; black, which Pillow refuses, at 0."""
+    """Keeps the `strength` highest bits of each channel; 0, which Pillow rejects, gives black."""
     mask = 256 - 2 ** (8 - min(8, int(strength)))
     return image.point([value & mask for value in range(256)] * 3)
 
 
 def cutout(image: Any, strength: float, across: float, down: float) -> Any:
-    """A square of side `strength` becomes one colour, at shares of width and height.
+    """Fills a square of side `strength` with one color (arXiv 1708.04552).
 
-    Around a pixel of the image, so that less than all of it may lie within (arXiv 1708.04552).
+    The square is centered at fractions of width and height, so that it may reach over the border.
     """
-    size, (x, y) = int(strength) // 2, (int(across * image.width), int(down * image.height))
+    size = int(strength) // 2
+    x, y = int(across * image.width), int(down * image.height)
     box = (
         max(0, x - size),
         max(0, y - size),
@@ -117,7 +119,7 @@ def cutout(image: Any, strength: float, across: float, down: float) -> Any:
         min(image.height, y + size),
     )
     image = image.copy()
-    image.paste(_CUT, box)
+    image.paste(_CUTOUT_COLOR, box)
     return image
 
 
@@ -128,20 +130,20 @@ def _enhanced(image: Any, kind: str, strength: float) -> Any:
 
 
 def color(image: Any, strength: float) -> Any:
-    """From grey (0) over the image (1) to more colour."""
+    """Scales color: 0 gives gray, 1 the image."""
     return _enhanced(image, "Color", strength)
 
 
 def contrast(image: Any, strength: float) -> Any:
-    """From the mean grey (0) over the image (1) to more contrast."""
+    """Scales contrast: 0 gives the mean gray, 1 the image."""
     return _enhanced(image, "Contrast", strength)
 
 
 def brightness(image: Any, strength: float) -> Any:
-    """From black (0) over the image (1) to more light."""
+    """Scales brightness: 0 gives black, 1 the image."""
     return _enhanced(image, "Brightness", strength)
 
 
 def sharpness(image: Any, strength: float) -> Any:
-    """From a blurred image (0) over the image (1) to a sharpened one."""
+    """Scales sharpness: 0 gives a blurred image, 1 the image."""
     return _enhanced(image, "Sharpness", strength)

@@ -1,4 +1,4 @@
-"""Pad, crop, flip: the augmentation of small images, a batch at a time and without a loop."""
+"""Padding, random crop and flip of a batch of small images, without a loop over images."""
 
 from __future__ import annotations
 
@@ -10,16 +10,17 @@ _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 def pad_crop_flip(
     images: np.ndarray, padding: int, flip: bool, seed: int, positions: np.ndarray
 ) -> np.ndarray:
-    """Zero padding on every side, a random crop of the former size, a mirror image for half.
+    """Pads images with zeros, crops each at random to its former size, and mirrors half of them.
 
     Args:
-      images: uint8 [n, h, w, 3].
-      padding: pixels on each side.
-      flip: whether to mirror at all.
-      seed, positions: what the randomness of each image depends on, [n] positions in the stream.
+      images: uint8 [n, height, width, 3].
+      padding: zeros on each side, in pixels.
+      flip: whether to mirror images.
+      seed: seed of the augmentation.
+      positions: positions of the images in the stream, [n].
 
     Returns:
-      uint8 [n, h, w, 3].
+      uint8 [n, height, width, 3].
     """
     count, height, width, channels = images.shape
     span = np.uint64(2 * padding + 1)
@@ -31,17 +32,17 @@ def pad_crop_flip(
         mirrored = random_bits(seed, positions, 2) >> np.uint64(63) == 1
         columns = np.where(mirrored[:, None], columns[:, ::-1], columns)
     padded = np.pad(images, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
-    # One flat gather of pixels is several times as fast as indexing with three arrays.
+    # A gather from flat pixels is several times as fast as indexing with three arrays.
     base = np.arange(count)[:, None] * padded.shape[1] + rows
     flat = base[:, :, None] * padded.shape[2] + columns[:, None, :]
     return padded.reshape(-1, channels)[flat]
 
 
 def random_bits(seed: int, positions: np.ndarray, stream: int) -> np.ndarray:
-    """64 random bits a position, from (seed, position, stream) alone: uint64 [n].
+    """Returns 64 random bits for each position, a function of (seed, position, stream): uint64 [n].
 
-    SplitMix64's finalizer (Steele et al., OOPSLA 2014) over a counter; vectorised, which NumPy's
-    generators are not over their seeds.
+    It is SplitMix64's finalizer (Steele et al., OOPSLA 2014) of a counter, computed for all
+    positions at once: NumPy's generators need one generator for each seed.
     """
     key = _mix(_mix(np.array([seed % 2**64], np.uint64)) + np.array([stream], np.uint64))
     return _mix(key + np.asarray(positions).astype(np.uint64) * _GOLDEN)

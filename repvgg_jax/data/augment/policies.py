@@ -1,4 +1,4 @@
-"""AutoAugment, RandAugment and RepVGGplus' preset: which operations an image gets."""
+"""Augmentation policies: AutoAugment, RandAugment and RepVGGplus' preset `raug15`."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import numpy as np
 
 from repvgg_jax.data.augment.magnitudes import AUTO_AUGMENT, RAND_AUGMENT, RAUG15, PolicyOperation
 
-# (operation, probability, magnitude on 0..9), two a sub-policy: Tables 9 and 7 of AutoAugment's
-# appendix.
+# Sub-policies of two steps (operation, probability, magnitude on 0..9): tables 9 and 7 of
+# AutoAugment's appendix.
 _Step = tuple[str, float, int]
 IMAGENET: tuple[tuple[_Step, _Step], ...] = (
     (("posterize", 0.4, 8), ("rotate", 0.6, 9)),
@@ -71,19 +71,19 @@ POLICIES = ("none", *SUB_POLICIES, "randaugment", "raug15")
 
 
 def auto_augment(pixels: np.ndarray, rng: np.random.Generator, policy: str) -> np.ndarray:
-    """One of the 25 sub-policies of AutoAugment, at random (arXiv 1805.09501, section 3).
+    """Applies one of AutoAugment's 25 sub-policies at random (arXiv 1805.09501, section 3).
 
     Args:
-      pixels: uint8 [h, w, 3].
-      rng: that all is drawn from.
+      pixels: uint8 [height, width, 3].
+      rng: random generator.
       policy: "autoaugment", found on ImageNet, or "autoaugment_cifar10".
 
     Returns:
-      uint8 [h, w, 3].
+      uint8 [height, width, 3].
     """
     table = SUB_POLICIES[policy]
     chosen = table[int(rng.integers(len(table)))]
-    # 0..9 in the paper's tables are ten even steps through the range.
+    # Magnitudes 0..9 of the paper's tables are ten even steps through the range.
     steps = [(name, 10 * level / 9) for name, chance, level in chosen if rng.random() < chance]
     return _apply(pixels, rng, AUTO_AUGMENT, steps)
 
@@ -91,21 +91,20 @@ def auto_augment(pixels: np.ndarray, rng: np.random.Generator, policy: str) -> n
 def rand_augment(
     pixels: np.ndarray, rng: np.random.Generator, operations: int, magnitude: float, std: float
 ) -> np.ndarray:
-    """timm's `rand-m<magnitude>-n<operations>-mstd<std>-inc1`, after arXiv 1909.13719.
+    """Applies timm's `rand-m<magnitude>-n<operations>-mstd<std>-inc1` (after arXiv 1909.13719).
 
-    Unlike the paper, which applies all that it draws, the identity among them, at one magnitude:
-    of fifteen operations each drawn one is applied with probability 1/2.
+    The paper applies every operation that it draws, the identity among them, at one magnitude.
+    Here each operation drawn, of fifteen, is applied with probability 1/2.
 
     Args:
-      pixels: uint8 [h, w, 3].
-      rng: that all is drawn from.
-      operations: how many are drawn, one after the other, with replacement.
-      magnitude: from 0 to 10, at which the ranges end.
-      std: of the normal distribution around it that each operation's own is drawn from; what falls
-        outside 0 to 10 is brought to the nearer end.
+      pixels: uint8 [height, width, 3].
+      rng: random generator.
+      operations: number of operations drawn, with replacement.
+      magnitude: mean magnitude, from 0 to 10, the end of the ranges.
+      std: standard deviation of each operation's magnitude, which is clipped to 0 to 10.
 
     Returns:
-      uint8 [h, w, 3].
+      uint8 [height, width, 3].
     """
     names, steps = tuple(RAND_AUGMENT), []
     for _ in range(operations):
@@ -116,17 +115,17 @@ def rand_augment(
 
 
 def raug15(pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """The preset `raug15` that RepVGGplus was trained with (its repository's train/randaug.py).
+    """Applies the preset `raug15` of RepVGGplus (train/randaug.py of its repository).
 
-    Two of sixteen operations, Cutout among them, always applied, each at an integer magnitude from
-    0 to 14, evenly drawn: up to 10 within the ranges, then beyond their ends.
+    Two of sixteen operations, Cutout among them, are always applied, each at an integer magnitude
+    drawn uniformly from 0 to 14: 10 is the end of the ranges, and more goes beyond it.
 
     Args:
-      pixels: uint8 [h, w, 3].
-      rng: that all is drawn from.
+      pixels: uint8 [height, width, 3].
+      rng: random generator.
 
     Returns:
-      uint8 [h, w, 3].
+      uint8 [height, width, 3].
     """
     names = tuple(RAUG15)
     steps = [(names[int(rng.integers(len(names)))], float(rng.integers(15))) for _ in range(2)]

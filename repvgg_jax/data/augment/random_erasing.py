@@ -1,4 +1,4 @@
-"""Random erasing: a rectangle of noise, so that a net does not lean on one part of the image."""
+"""Random erasing: a rectangle of noise, so that a net does not rely on one part of an image."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ def random_erasing(
     area: tuple[float, float] = (0.02, 1 / 3),
     aspect: tuple[float, float] = (0.3, 1 / 0.3),
 ) -> np.ndarray:
-    """Fill a random rectangle with random pixels (arXiv 1708.04896, Algorithm 1).
+    """Fills a random rectangle with random pixels (arXiv 1708.04896, algorithm 1).
 
-    The rectangle's share of the image is uniform in `area`, its height / width log-uniform in
-    `aspect`; ten that don't fit leave the image as it is.
+    After ten rectangles that do not fit, the image is unchanged.
 
     Args:
-      pixels: uint8 [h, w, 3].
-      rng: that all is drawn from.
-      probability: with which there is a rectangle at all.
-      area, aspect: ranges.
+      pixels: uint8 [height, width, 3].
+      rng: random generator.
+      probability: probability of erasing anything.
+      area: range of the rectangle's fraction of the image, drawn uniformly.
+      aspect: range of the rectangle's height / width, drawn log-uniformly.
 
     Returns:
-      uint8 [h, w, 3]; a copy where something is erased.
+      uint8 [height, width, 3], a copy if something is erased.
     """
     if rng.random() >= probability:
         return pixels

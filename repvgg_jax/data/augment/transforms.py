@@ -1,16 +1,14 @@
-"""The paper's transforms: uint8 in, uint8 out; `normalize` turns them into floats on the device.
+"""Transforms of uint8 images to uint8 images, for training and for evaluation.
 
-Training and evaluation each have one rule a name:
+| augmentation   | training                               | evaluation                            |
+|----------------|----------------------------------------|---------------------------------------|
+| "resized_crop" | random resized crop, flip              | shorter side to `resize`, center crop |
+| "pad_crop"     | `fit`, zero padding, random crop, flip | `fit`                                 |
+| "none"         | `fit`                                  | `fit`                                 |
 
-| augmentation   | training                              | evaluation                             |
-|----------------|---------------------------------------|----------------------------------------|
-| "resized_crop" | random resized crop, flip             | shorter side to `resize`, centre crop  |
-| "pad_crop"     | `fit`, zero padding, random crop, flip| `fit`                                  |
-| "none"         | `fit`                                 | `fit`                                  |
-
-A policy (`data/policies.py`) and random erasing follow in training, each where asked for.
-
-`fit` leaves images of `image_size` alone and brings others there: shorter side, then centre crop.
+In training, a policy (`augment/policies.py`) and random erasing may follow. `fit` resizes the
+shorter side to `image_size` and crops the center, unless the image has that size already. Pixels
+are normalized on the device (`data/images.py`).
 """
 
 from __future__ import annotations
@@ -33,21 +31,26 @@ AUGMENTATIONS = ("resized_crop", "pad_crop", "none")
 
 @dataclasses.dataclass(frozen=True)
 class Transform:
-    """What happens to an image between decoding and the net.
+    """The transform of a run's images between decoding and the net.
+
+    Example:
+      >>> transform = Transform("pad_crop", image_size=32, policy="randaugment", erasing=0.25)
 
     Attributes:
       augmentation: "resized_crop", "pad_crop" or "none".
-      image_size: side of the square that the net gets, pixels.
-      resize: shorter side before evaluation's centre crop; "resized_crop" only.
+      image_size: side of the net's square input in pixels.
+      resize: shorter side before the center crop of evaluation; "resized_crop" only.
       padding: zeros on each side before the random crop; "pad_crop" only.
       flip: whether training mirrors half of the images.
-      eval_image_size: of evaluation; `image_size` by default.
-      policy: one of `policies.POLICIES`, "none" among them.
-      policy_operations, policy_magnitude, policy_std: of "randaugment".
+      eval_image_size: side of the input in evaluation; `image_size` by default.
+      policy: one of `policies.POLICIES`.
+      policy_operations: number of operations of "randaugment".
+      policy_magnitude: mean magnitude of "randaugment".
+      policy_std: standard deviation of the magnitude of "randaugment".
       erasing: probability of random erasing.
 
     Raises:
-      UsageError: an unknown augmentation, or sizes that leave nothing to crop.
+      UsageError: if a value is unknown, or the sizes leave nothing to crop.
     """
 
     augmentation: str
@@ -64,15 +67,15 @@ class Transform:
 
     @property
     def eval_size(self) -> int:
-        """The side of evaluation's images."""
+        """Side of the input in evaluation, in pixels."""
         return self.eval_image_size or self.image_size
 
     @property
     def changes_pixels(self) -> bool:
-        """Whether training does more to an image than to move it."""
+        """Whether training applies a policy or random erasing."""
         return self.policy != "none" or self.erasing > 0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.augmentation not in AUGMENTATIONS:
             raise UsageError(
                 f"unknown data.augmentation={self.augmentation!r}; "
@@ -80,23 +83,23 @@ class Transform:
             )
         if self.image_size < 1 or self.padding < 0:
             raise UsageError(
-                f"image_size={self.image_size} must be positive and "
-                f"padding={self.padding} not negative"
+                f"image_size={self.image_size} must be positive, and "
+                f"padding={self.padding} must not be negative"
             )
         if self.augmentation == "resized_crop" and self.resize < self.eval_size:
             raise UsageError(
-                f"resize={self.resize} is less than image_size={self.eval_size} of evaluation, "
-                "which would crop beyond the image; the paper has 256 for 224"
+                f"resize={self.resize} is less than image_size={self.eval_size} of evaluation; "
+                "it must be at least as large, such as 256 for 224"
             )
         if self.policy not in POLICIES:
             raise UsageError(f"unknown data.policy={self.policy!r}; one of: {', '.join(POLICIES)}")
 
 
 def train_image(image: LazyImage, transform: Transform, seed: int, position: int) -> np.ndarray:
-    """The training image at `position` of the stream: uint8 [image_size, image_size, 3].
+    """Returns the training image at `position` of the stream: uint8 [image_size, image_size, 3].
 
     Raises:
-      CorruptImageError: where it cannot be decoded.
+      CorruptImageError: if the image cannot be decoded.
     """
     if transform.augmentation == "resized_crop":
         rng = example_rng(seed, position)
@@ -116,26 +119,35 @@ def train_image(image: LazyImage, transform: Transform, seed: int, position: int
 def augment_pixels(
     pixels: np.ndarray, transform: Transform, seed: int, position: int
 ) -> np.ndarray:
-    """The transform's policy, then random erasing: uint8 [h, w, 3] in and out."""
+    """Applies the transform's policy, then random erasing, to uint8 [height, width, 3]."""
     if transform.policy != "none":
-        pixels = _by_policy(pixels, transform, example_rng(seed, position, POLICY))
+        pixels = _apply_policy(pixels, transform, example_rng(seed, position, POLICY))
     if transform.erasing > 0:
         rng = example_rng(seed, position, ERASING)
         pixels = random_erasing(pixels, rng, transform.erasing)
     return pixels
 
 
-def _by_policy(pixels: np.ndarray, transform: Transform, rng: np.random.Generator) -> np.ndarray:
+def _apply_policy(pixels: np.ndarray, transform: Transform, rng: np.random.Generator) -> np.ndarray:
     if transform.policy == "randaugment":
-        operations, magnitude = transform.policy_operations, transform.policy_magnitude
-        return rand_augment(pixels, rng, operations, magnitude, transform.policy_std)
+        return rand_augment(
+            pixels,
+            rng,
+            transform.policy_operations,
+            transform.policy_magnitude,
+            transform.policy_std,
+        )
     if transform.policy == "raug15":
         return raug15(pixels, rng)
     return auto_augment(pixels, rng, transform.policy)
 
 
 def eval_image(image: LazyImage, transform: Transform) -> np.ndarray:
-    """The evaluation image, uint8 [eval_size, eval_size, 3]; raises as `train_image`."""
+    """Returns the evaluation image: uint8 [eval_size, eval_size, 3].
+
+    Raises:
+      CorruptImageError: if the image cannot be decoded.
+    """
     if transform.augmentation == "resized_crop":
         return resize_and_crop(image.rgb(), transform.resize, transform.eval_size)
     return fit(image, transform.eval_size)
@@ -148,10 +160,16 @@ def random_box(
     scale: tuple[float, float] = (0.08, 1.0),
     ratio: tuple[float, float] = (3 / 4, 4 / 3),
 ) -> tuple[int, int, int, int]:
-    """A random part of an image (Szegedy et al., arXiv 1409.4842, section 6).
+    """Draws the box of a random part of an image (Szegedy et al., arXiv 1409.4842, section 6).
 
-    Its share of the area is uniform in `scale`, its width / height log-uniform in `ratio`. After
-    ten tries that don't fit: the largest central part whose ratio is within bounds.
+    After ten boxes that do not fit, it is the largest central one with an aspect ratio in bounds.
+
+    Args:
+      rng: random generator.
+      width: width of the image in pixels.
+      height: height of the image in pixels.
+      scale: range of the part's fraction of the area, drawn uniformly.
+      ratio: range of the part's width / height, drawn log-uniformly.
 
     Returns:
       (left, top, right, bottom) in pixels.
@@ -171,18 +189,19 @@ def random_box(
 
 
 def resized_crop(image: LazyImage, box: tuple[int, int, int, int], size: int) -> np.ndarray:
-    """The part `box` of an image, resized (bilinear, antialiased): uint8 [size, size, 3].
+    """Returns the part `box` of an image, resized bilinearly: uint8 [size, size, 3].
 
     Raises:
-      CorruptImageError: where it cannot be decoded.
+      CorruptImageError: if the image cannot be decoded.
     """
     return resize(*image.part(box, size), size)
 
 
 def resize_and_crop(pixels: np.ndarray, resize: int, crop: int) -> np.ndarray:
-    """Shorter side to `resize` (bilinear, antialiased), then the centre: uint8 [crop, crop, 3].
+    """Resizes the shorter side to `resize` and crops the center: uint8 [crop, crop, 3].
 
-    By Pillow, bit for bit what evaluations elsewhere see; training's `resize` is within a level.
+    Pillow resizes, so that evaluation sees the pixels that other frameworks see, bit for bit.
+    Training's `decode.resize` differs by a gray level.
     """
     height, width, _ = pixels.shape
     short, long = min(width, height), max(width, height)
@@ -195,7 +214,7 @@ def resize_and_crop(pixels: np.ndarray, resize: int, crop: int) -> np.ndarray:
 
 
 def fit(image: LazyImage, size: int) -> np.ndarray:
-    """The image as it is where it has `size`, else shorter side and centre to `size`."""
+    """Resizes the shorter side to `size` and crops the center, unless that is the size already."""
     return resize_and_crop(image.rgb(), size, size)
 
 

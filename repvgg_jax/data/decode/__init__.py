@@ -1,1 +1,1 @@
-"""Image decoding and resizing."""
+"""Decoding and resizing of images."""

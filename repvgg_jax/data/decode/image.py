@@ -1,21 +1,21 @@
-"""From encoded bytes to RGB pixels, with every failure named after the record it came from.
+"""Decoding of images to RGB pixels, with errors that name the file or record.
 
-JPEGs go through libjpeg-turbo by way of simplejpeg, everything else and every doubtful JPEG through
-Pillow. Both give the same pixels, bit for bit.
+JPEGs are decoded by libjpeg-turbo through simplejpeg; other images, and JPEGs that may be damaged,
+by Pillow. Both give the same pixels, bit for bit.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import io
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from repvgg_jax.data.decode import jpeg
-from repvgg_jax.errors import UsageError, one_line
+from repvgg_jax.errors import UsageError, one_line, reraise
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -27,23 +27,23 @@ Box = tuple[float, float, float, float]
 class CorruptImageError(UsageError):
     """An image that cannot be decoded; `where` names its file or record."""
 
-    def __init__(self, where: str, reason: str):
+    def __init__(self, where: str, cause: str):
         super().__init__(
-            f"cannot decode the image {where}: {reason}; replace or delete it, "
-            "or set data.skip_corrupt=True to leave such images out"
+            f"cannot decode the image {where}: {cause}; replace or delete it, "
+            "or set data.skip_corrupt=True to skip such images"
         )
         self.where = where
 
 
 @dataclasses.dataclass(frozen=True)
 class LazyImage:
-    """An image of which only the header is read, so that a crop can choose what to decode.
+    """An image whose header alone has been read, so that only the part of a crop is decoded.
 
     Attributes:
       size: (width, height) in pixels.
-      decode: (rows, factor) -> uint8 RGB of at least the upper `rows` rows, at 1 / factor or 1 of
-        their size.
-      where: its file or record, for messages.
+      decode: function of (rows, factor) that returns at least the upper `rows` rows as uint8 RGB,
+        at 1 / factor of their size or at full size.
+      where: name of the file or record, for messages.
     """
 
     size: tuple[int, int]
@@ -51,66 +51,75 @@ class LazyImage:
     where: str
 
     def rgb(self) -> np.ndarray:
-        """The whole image, uint8 [h, w, 3].
+        """Decodes the whole image: uint8 [height, width, 3].
 
         Raises:
-          CorruptImageError: where the bytes are broken or end early.
+          CorruptImageError: if the bytes are damaged or truncated.
         """
-        with _naming(self.where):
+        with _named(self.where):
             return self.decode(self.size[1], 1)
 
     def part(self, box: tuple[int, int, int, int], size: int) -> tuple[np.ndarray, Box]:
-        """Decode no more than the part `box` needs to be resized to `size` pixels a side.
+        """Decodes only what is needed to resize the part `box` to `size` pixels a side.
 
         A JPEG is decoded at the smallest of 1, 1/2, 1/4, 1/8 of its size at which the part still
-        has `size` pixels a side, and no further down than the part reaches.
+        has `size` pixels a side, and only down to the part's last row.
+
+        Args:
+          box: (left, top, right, bottom) of the part in pixels.
+          size: side of the resized part in pixels.
 
         Returns:
-          Pixels, uint8 [h, w, 3], that cover the part and hardly more, and where it lies in them.
+          The pixels that cover the part, uint8 [height, width, 3], and the part's box in them.
           Pixel k of libjpeg's reduced image covers pixels k * factor ... (k + 1) * factor - 1, so
-          coordinates of edges are divided by the factor and nothing else.
+          the coordinates of edges are divided by the factor.
 
-        Raises: as `rgb`.
+        Raises:
+          CorruptImageError: if the bytes are damaged or truncated.
         """
         left, top, right, bottom = box
         side = min(right - left, bottom - top)
         factor = next((f for f in (8, 4, 2) if side >= f * size), 1)
-        with _naming(self.where):
+        with _named(self.where):
             pixels = self.decode(bottom, factor)
         if factor > 1 and pixels.shape[1] == self.size[0]:
             factor = 1
         x, y = left // factor, top // factor
-        around = pixels[y : -(-bottom // factor), x : -(-right // factor)]
-        inside = left / factor - x, top / factor - y, right / factor - x, bottom / factor - y
-        return around, inside
+        covering = pixels[y : -(-bottom // factor), x : -(-right // factor)]
+        return covering, (
+            left / factor - x,
+            top / factor - y,
+            right / factor - x,
+            bottom / factor - y,
+        )
 
 
 def open_image(data: bytes, where: str) -> LazyImage:
-    """Read the header of an encoded image; `where` names it in messages.
+    """Reads the header of an encoded image; `where` names it in messages.
 
     Raises:
-      CorruptImageError: where the bytes are no image.
+      CorruptImageError: if the bytes are not an image.
     """
     size = jpeg.size(data)
     if size is not None:
         return LazyImage(size, lambda rows, factor: _decode_jpeg(data, rows, factor), where)
-    with _naming(where):
+    with _named(where):
         image = _open(data)
     return LazyImage(image.size, lambda rows, factor: _pixels(image), where)
 
 
 def from_array(pixels: np.ndarray) -> LazyImage:
-    """Wrap uint8 pixels [h, w, 3], so that one set of transforms serves both kinds."""
+    """Wraps uint8 pixels [height, width, 3], so that transforms apply to both kinds."""
     height, width, _ = pixels.shape
     return LazyImage((width, height), lambda rows, factor: pixels, "in memory")
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Convert greyscale, CMYK, palette and transparent images; transparency is dropped."""
+    """Converts grayscale, CMYK, palette and transparent images; transparency is dropped."""
     from PIL import Image
 
     if image.mode.startswith("I;16") or image.mode == "I":
-        # Pillow clips 16-bit greyscale at 255, which turns most of such an image white.
+        # Pillow clips 16-bit grayscale at 255, which makes most of such an image white.
         image = Image.fromarray((np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8))
     elif image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")
@@ -129,17 +138,13 @@ def _pixels(image: Image.Image) -> np.ndarray:
 
 
 def _decode_jpeg(data: bytes, rows: int, factor: int) -> np.ndarray:
-    """What libjpeg refuses Pillow may still read, or it has the better words for it."""
+    """Decodes by libjpeg, or else by Pillow, whose error messages are also clearer."""
     pixels = jpeg.decode(data, rows, factor)
     return _pixels(_open(data)) if pixels is None else pixels
 
 
-@contextmanager
-def _naming(where: str) -> Iterator[None]:
-    try:
-        yield
-    except MemoryError:
-        raise
-    except Exception as error:  # Pillow's plugins raise a dozen types for broken bytes
-        # "cannot identify image file <_io.BytesIO object at ...>"
-        raise CorruptImageError(where, one_line(error).split(" <_io.")[0]) from error
+def _named(where: str) -> AbstractContextManager[None]:
+    # Pillow's plugins raise a dozen types, and name the bytes as " <_io.BytesIO object at ...>".
+    return reraise(
+        Exception, lambda error: CorruptImageError(where, one_line(error).split(" <_io.")[0])
+    )

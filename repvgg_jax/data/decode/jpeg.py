@@ -1,54 +1,54 @@
-"""libjpeg-turbo by way of simplejpeg: JPEGs decoded at a scale, and no further down than needed."""
+"""JPEG decoding at a reduced scale, and only down to a row, by libjpeg-turbo (simplejpeg)."""
 
 from __future__ import annotations
 
 import numpy as np
 
-# Every complete JPEG ends so; one that has lost its tail doesn't.
+# The end marker, which a truncated JPEG lacks.
 _END = b"\xff\xd9"
 
 # Start of frame: baseline, extended, progressive. Markers without a length: TEM, RST0 to SOI.
-_FRAMES = (0xC0, 0xC1, 0xC2)
-_BARE = (0x01, *range(0xD0, 0xD9))
+_FRAME_MARKERS = (0xC0, 0xC1, 0xC2)
+_MARKERS_WITHOUT_LENGTH = (0x01, *range(0xD0, 0xD9))
 
-# Rows below a part that its last rows' upsampled chroma draws on, and then some.
+# Rows kept below a part, since upsampling the chroma of its last rows reads them.
 _MARGIN = 8
 
-# From about here Pillow warns of, and then refuses, what may be a decompression bomb.
-_MOST_PIXELS = 89_478_485
+# Pillow's limit for images that may be decompression bombs.
+_MAX_PIXELS = 89_478_485
 
 
 def size(data: bytes) -> tuple[int, int] | None:
-    """(width, height) of a JPEG that `decode` is for; None for all else.
+    """Returns (width, height) of a JPEG that `decode` supports, and None for anything else.
 
-    Not for CMYK, nor for those without an end: whether anything is missing there is for Pillow to
-    say, since libjpeg would fill it with grey.
+    CMYK and JPEGs without an end marker are left to Pillow: libjpeg fills missing data with gray,
+    and does not say so.
     """
     import simplejpeg
 
     if not (data.startswith(b"\xff\xd8\xff") and data.endswith(_END)):
         return None
     try:
-        height, width, colours, _ = simplejpeg.decode_jpeg_header(data, strict=False)
+        height, width, colors, _ = simplejpeg.decode_jpeg_header(data, strict=False)
     except ValueError:
         return None
-    known = colours in ("YCbCr", "Gray") and width * height <= _MOST_PIXELS
+    known = colors in ("YCbCr", "Gray") and width * height <= _MAX_PIXELS
     return (width, height) if known else None
 
 
 def decode(data: bytes, rows: int, factor: int) -> np.ndarray | None:
-    """Decode at least the upper `rows` rows, at 1 / factor of their size.
+    """Decodes at least the upper `rows` rows, at 1 / factor of their size.
 
-    The rows below are left out by writing a smaller height into the header: libjpeg then skips
-    what follows, most of whose cost, entropy decoding, cannot be saved in any other direction.
+    The rows below are skipped by writing a smaller height into the header: libjpeg then does not
+    read them, and saves their entropy decoding, which is most of the cost.
 
     Args:
-      data: of which `size` is known.
-      rows: of the full image.
+      data: JPEG that `size` supports.
+      rows: number of rows of the full image.
       factor: 1, 2, 4 or 8, for libjpeg's scaled inverse DCT.
 
     Returns:
-      uint8 RGB [ceil(height' / factor), ceil(width / factor), 3]; None where libjpeg refuses.
+      uint8 RGB [ceil(height' / factor), ceil(width / factor), 3]; None if libjpeg fails.
     """
     import simplejpeg
 
@@ -57,7 +57,7 @@ def decode(data: bytes, rows: int, factor: int) -> np.ndarray | None:
         kept = rows + _MARGIN * factor
         if kept < height:
             data, height = _with_height(data, kept, height)
-        # Not strict: libjpeg calls the rows left out "extraneous". Pillow ignores its warnings too.
+        # Not strict, as in Pillow: libjpeg warns of the skipped rows as "extraneous" data.
         return simplejpeg.decode_jpeg(
             data,
             min_height=-(-height // factor),
@@ -70,7 +70,7 @@ def decode(data: bytes, rows: int, factor: int) -> np.ndarray | None:
 
 
 def _with_height(data: bytes, kept: int, height: int) -> tuple[bytes, int]:
-    """The same JPEG with another height in its frame header, and the height that it now has."""
+    """Returns the JPEG with height `kept` in its frame header, and the height it then has."""
     at = _frame(data)
     if at is None:
         return data, height
@@ -78,15 +78,15 @@ def _with_height(data: bytes, kept: int, height: int) -> tuple[bytes, int]:
 
 
 def _frame(data: bytes) -> int | None:
-    """Where the frame header's marker begins: FF Cn, length (2), precision (1), height (2)."""
+    """Returns the offset of the frame header: FF Cn, length (2), precision (1), height (2)."""
     at = 2
     while at + 9 < len(data) and data[at] == 0xFF:
         marker = data[at + 1]
-        if marker in _FRAMES:
+        if marker in _FRAME_MARKERS:
             return at
-        if marker == 0xFF:  # fill
+        if marker == 0xFF:  # padding
             at += 1
-        elif marker in _BARE:
+        elif marker in _MARKERS_WITHOUT_LENGTH:
             at += 2
         else:
             at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")

@@ -1,4 +1,4 @@
-"""Bilinear, antialiased resizing: Pillow's, computed with vector instructions."""
+"""Bilinear, antialiased resizing as in Pillow, computed with vector instructions."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ import numpy as np
 
 
 def resize(pixels: np.ndarray, box: tuple[float, float, float, float], size: int) -> np.ndarray:
-    """Resize the part `box` of an image to a square.
+    """Resizes the part `box` of an image to a square.
 
-    The kernel is a triangle of half-width max(1, scale) source pixels a direction, as Pillow's
-    BILINEAR; results differ from Pillow's by rounding: one grey level, rarely two.
+    The kernel is a triangle of half-width max(1, scale) source pixels per direction, as in Pillow's
+    BILINEAR. Results differ from Pillow's by rounding: one gray level, rarely two.
 
     Args:
-      pixels: uint8 [h, w, 3].
-      box: (left, top, right, bottom) in pixels; fractions count.
-      size: side of the result.
+      pixels: uint8 [height, width, 3].
+      box: (left, top, right, bottom) in pixels, which may be fractions.
+      size: side of the result in pixels.
 
     Returns:
       uint8 [size, size, 3].
@@ -37,6 +37,6 @@ def resize(pixels: np.ndarray, box: tuple[float, float, float, float], size: int
         resize_alg=ResizeAlg.convolution(FilterType.bilinear),
         crop_box=CropBox(left, top, right - left, bottom - top),
     )
-    # A resizer of its own a call: it is not to be shared by threads, and costs nothing to make.
+    # A resizer must not be shared by threads; making one for each call costs nothing.
     Resizer().resize(source, result, options)
     return np.frombuffer(result.get_buffer(), np.uint8).reshape(size, size, 3)

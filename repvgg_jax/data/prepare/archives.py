@@ -1,4 +1,4 @@
-"""Archives that data sets are published in: found, or downloaded, and held against checksums."""
+"""Archives of published data sets: located or downloaded, and verified by their checksums."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from pathlib import Path
 from repvgg_jax.data.prepare.progress import ProgressMeter
 from repvgg_jax.errors import UsageError
 
-_CHUNK = 1 << 20  # bytes read at a time
+_CHUNK = 1 << 20  # bytes per read
 _TIMEOUT = 60.0  # seconds without a byte
-_ATTEMPTS = 3  # in a row without a byte
+_ATTEMPTS = 3  # attempts in a row without a byte
 
 
 @dataclass(frozen=True)
@@ -26,11 +26,11 @@ class Archive:
     """A published file.
 
     Attributes:
-      file_name: the name that it is published under, and looked for.
-      size: in bytes.
+      file_name: name of the file.
+      size: size in bytes.
       checksum: "sha256:<hexadecimal>" or "md5:<hexadecimal>".
-      url: where it is downloaded from; with `by_hand` the page that leads to it.
-      by_hand: whether its publisher hands it out to registered users only.
+      url: address of the file; with `by_hand`, of the page that leads to it.
+      by_hand: whether only registered users can download it.
     """
 
     file_name: str
@@ -43,19 +43,19 @@ class Archive:
 def locate(
     archives: Sequence[Archive], downloads: Path, manual_dir: Path | None
 ) -> list[Path | None]:
-    """Where archives lie: in `manual_dir` or in `downloads`; None for what is to be downloaded.
+    """Returns the paths of archives in `manual_dir` or `downloads`; None for those to download.
 
     Args:
-      archives: what is wanted.
-      downloads: the folder of what was downloaded before.
-      manual_dir: the user's folder of archives; `<downloads>/manual`, as TFDS has it, if None.
+      archives: archives to look for.
+      downloads: folder of earlier downloads.
+      manual_dir: the user's folder of archives; `<downloads>/manual`, as in TFDS, if None.
 
     Raises:
-      UsageError: a `manual_dir` that does not exist, and an archive that is missing and only
-        handed out by its publisher.
+      UsageError: if `manual_dir` does not exist, or if an archive is missing that only registered
+        users can download.
     """
     if manual_dir is not None and not manual_dir.is_dir():
-        raise UsageError(f"data.manual_dir={manual_dir}: no such folder")
+        raise UsageError(f"data.manual_dir={manual_dir} does not exist")
     folders = (manual_dir or downloads / "manual", downloads)
     found = [
         next((p.resolve() for f in folders if (p := f / archive.file_name).is_file()), None)
@@ -65,8 +65,8 @@ def locate(
     if missing:
         raise UsageError(
             f"{' and '.join(archive.file_name for archive in missing)} not found in {folders[0]} "
-            f"or {downloads}: register at {missing[0].url}, download what is missing, and name "
-            "its folder with --config.data.manual_dir"
+            f"or {downloads}; register at {missing[0].url}, download them, and set "
+            "--config.data.manual_dir to their folder"
         )
     return found
 
@@ -77,18 +77,18 @@ def fetch(
     downloads: Path,
     verified: MutableMapping[str, list[int]],
 ) -> list[Path]:
-    """The archives' paths, each verified, after downloading those that were not found.
+    """Downloads the archives that were not found, verifies all, and returns their paths.
 
     Args:
-      archives: what is wanted.
-      found: what `locate` gave.
-      downloads: where to download to.
-      verified: path -> [size, time of change in ns] of those whose checksum is known to hold,
-        which are not read again; updated.
+      archives: archives to fetch.
+      found: their paths as returned by `locate`.
+      downloads: folder to download to.
+      verified: path to [size, modification time in ns] of archives that were verified before and
+        are not read again; updated in place.
 
     Raises:
-      UsageError: an archive that cannot be downloaded, is truncated, or not the published one.
-      OSError: where nothing can be read or written.
+      UsageError: if an archive cannot be downloaded, is truncated, or is not the published one.
+      OSError: if a file cannot be read or written.
     """
     paths = []
     for archive, path in zip(archives, found, strict=True):
@@ -107,13 +107,18 @@ def _stamp(path: Path) -> list[int]:
 
 
 def verify(path: Path, archive: Archive, advice: str | None = None) -> None:
-    """Read a file through.
+    """Checks the size and the checksum of a file.
+
+    Args:
+      path: file to check.
+      archive: archive that it must be.
+      advice: end of the error message.
 
     Raises:
-      UsageError: where it has not the archive's size or not its checksum, ending in the advice.
+      UsageError: if the size or the checksum differs from the archive's.
     """
     size = path.stat().st_size
-    advice = advice or f"remove it and get it anew from {archive.url}"
+    advice = advice or f"delete it and download it again from {archive.url}"
     if size != archive.size:
         fault = "is truncated" if size < archive.size else "is not the published archive"
         raise UsageError(f"{path} {fault}: {size:,} of {archive.size:,} bytes; {advice}")
@@ -131,15 +136,20 @@ def verify(path: Path, archive: Archive, advice: str | None = None) -> None:
 
 
 def download(archive: Archive, folder: Path, pause: float = 1.0) -> Path:
-    """Download an archive into a folder, and verify it; goes on with what is there of it.
+    """Downloads an archive into a folder and verifies it, resuming an earlier download.
 
-    Until it is verified it is called `<file name>.part`. Where a connection drops, the next one
-    asks for the rest (HTTP Range), after `pause` seconds.
+    Until it is verified, the file is called `<file name>.part`. After a dropped connection the
+    rest is requested (HTTP Range), up to three times in a row without progress.
+
+    Args:
+      archive: archive to download.
+      folder: folder to download to.
+      pause: seconds between attempts.
 
     Raises:
-      UsageError: where the server doesn't answer or doesn't have it, where its checksum is wrong
-        (the file is then removed), and where there is no room for it.
-      OSError: where the folder cannot be written to.
+      UsageError: if the server does not answer or does not have the file, the checksum is wrong
+        (the file is then removed), or the disk is too small.
+      OSError: if the folder is not writable.
     """
     folder.mkdir(parents=True, exist_ok=True)
     draft = folder / f"{archive.file_name}.part"
@@ -151,18 +161,18 @@ def download(archive: Archive, folder: Path, pause: float = 1.0) -> Path:
         f"downloading {archive.file_name}", archive.size, "B", _size(draft)
     ) as meter:
         while (start := _size(draft)) < archive.size:
-            reason = _append(archive, draft, start, meter)
+            failure = _append(archive, draft, start, meter)
             failures = 0 if _size(draft) > start else failures + 1
             if failures == _ATTEMPTS:
                 raise UsageError(
-                    f"{archive.url} cannot be downloaded ({reason}): try again later, which goes "
-                    f"on at byte {start:,}, or put {archive.file_name} into a folder and name it "
-                    "with --config.data.manual_dir"
+                    f"{archive.url} cannot be downloaded ({failure}); try again later, which "
+                    f"resumes at byte {start:,}, or put {archive.file_name} into a folder and set "
+                    "--config.data.manual_dir to it"
                 )
-            if reason:
+            if failure:
                 time.sleep(pause)
     try:
-        verify(draft, archive, f"it came from {archive.url} and was removed: try again")
+        verify(draft, archive, f"it was downloaded from {archive.url} and was removed; try again")
     except UsageError:
         draft.unlink()
         raise
@@ -172,7 +182,7 @@ def download(archive: Archive, folder: Path, pause: float = 1.0) -> Path:
 
 
 def _append(archive: Archive, draft: Path, start: int, meter: ProgressMeter) -> str | None:
-    """Append what the server sends from byte `start` on; why that was not all, or None."""
+    """Appends the file from byte `start` on; returns why it is incomplete, or None."""
     with draft.open("ab") as file:
         try:
             for data in _bytes_from(archive.url, start):
@@ -185,24 +195,25 @@ def _append(archive: Archive, draft: Path, start: int, meter: ProgressMeter) -> 
 
 
 class _DroppedError(Exception):
-    """The network's fault, unlike an OSError of the disk's."""
+    """An error of the network, unlike an OSError of the disk."""
 
 
 def _bytes_from(url: str, start: int) -> Iterator[bytes]:
-    """The file at `url` without its first `start` bytes."""
-    # No encoding of the transfer: its bytes would not be the file's.
+    """Yields the file at `url` without its first `start` bytes."""
+    # Without a transfer encoding, so that the bytes are the file's.
     headers = {"Range": f"bytes={start}-", "Accept-Encoding": "identity"}
     try:
         request = urllib.request.Request(url, headers=headers)
         with urllib.request.urlopen(request, timeout=_TIMEOUT) as response:
-            if response.status != http.client.PARTIAL_CONTENT:  # a server that knows no Range
+            if response.status != http.client.PARTIAL_CONTENT:  # the server does not support Range
                 _skip(response, start)
             while data := response.read(_CHUNK):
                 yield data
     except (OSError, http.client.HTTPException) as error:
-        reason = error if isinstance(error, urllib.error.HTTPError) else None
-        reason = reason or getattr(error, "reason", None) or error  # what URLError wraps
-        raise _DroppedError(str(reason) or type(error).__name__) from error
+        cause = error
+        if not isinstance(error, urllib.error.HTTPError):
+            cause = getattr(error, "reason", None) or error  # the error that URLError wraps
+        raise _DroppedError(str(cause) or type(error).__name__) from error
 
 
 def _skip(response: http.client.HTTPResponse, count: int) -> None:
@@ -215,10 +226,10 @@ def _size(path: Path) -> int:
 
 
 def check_space(folder: Path, needed: int) -> None:
-    """Raises UsageError where a folder's disk has less room than `needed` bytes."""
+    """Raises UsageError if the disk of a folder has less than `needed` bytes free."""
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise UsageError(
             f"no space left for {folder}: {needed / 1e9:,.1f} GB are needed and {free / 1e9:,.1f} "
-            "GB free; name another folder with --config.data.data_dir"
+            "GB are free; set --config.data.data_dir to another folder"
         )

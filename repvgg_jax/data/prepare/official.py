@@ -1,8 +1,8 @@
-"""CIFAR, Imagenette and ImageNet-2012 as published: their archives, read as TFDS's examples.
+"""The official archives of CIFAR, Imagenette and ImageNet-2012, read as TFDS's examples.
 
-The examples are those of TFDS's stock builders (features, ids, names, labels), in the order of the
-archives. JPEGs keep their bytes, also ImageNet's 22 in CMYK and its PNG named .JPEG, which the
-stock builder converts; CIFAR's pixels become PNGs, as there.
+The examples equal those of TFDS's stock builders (features, ids, names, labels), in the order of
+the archives. JPEGs keep their bytes, including ImageNet's 22 in CMYK and its PNG named .JPEG, which
+the stock builder converts. CIFAR's pixels become PNGs, as in the stock builder.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ _VAL_NAME = re.compile(r"ILSVRC2012_val_(\d{8})\.JPEG")
 
 @dataclass(frozen=True)
 class Split:
-    """A split of a data set.
+    """A split of a published data set.
 
     Attributes:
-      read: paths of the archives, number of examples to leave out at the start -> the others.
-      size: the number of examples, which progress is shown against.
+      read: function of the archives' paths and a number of examples to skip that yields the others.
+      size: number of examples, for the progress display.
     """
 
     read: Callable[[Sequence[Path], int], Iterator[TfdsExample]]
@@ -39,12 +39,12 @@ class Split:
 
 @dataclass(frozen=True)
 class DataSet:
-    """What is published and how it is read.
+    """A published data set.
 
     Attributes:
-      archives: the files it needs.
-      splits: name -> how it is read.
-      names: feature -> the text file of its classes in the first archive, where TFDS brings none.
+      archives: files that it is published in.
+      splits: name to split.
+      names: feature to the text file of its class names in the first archive, if TFDS lacks them.
     """
 
     archives: tuple[Archive, ...]
@@ -53,7 +53,7 @@ class DataSet:
 
 
 def class_names(archive: Path, member: str) -> list[str]:
-    """The lines of a text file in an archive."""
+    """Returns the lines of a text file in an archive."""
     with tarfile.open(archive) as tar:
         lines = tar.extractfile(member).read().decode().split("\n")
     return [line for line in lines if line]
@@ -62,7 +62,7 @@ def class_names(archive: Path, member: str) -> list[str]:
 def _cifar(
     paths: Sequence[Path], skip: int, *, folder: str, files: Sequence[str], labels: Sequence[str]
 ) -> Iterator[TfdsExample]:
-    """Rows of a byte for each label, then 32x32 pixels as planes of red, green and blue."""
+    """Yields examples of rows: a byte for each label, then planes of 32x32 pixels."""
     from PIL import Image
 
     prefix = "test" if files[0].startswith("test") else "train"
@@ -85,7 +85,7 @@ def _cifar(
 
 
 def _imagenette(paths: Sequence[Path], skip: int, *, folder: str) -> Iterator[TfdsExample]:
-    """`<folder>/<wnid>/*.JPEG`."""
+    """Yields the images `<folder>/<wnid>/*.JPEG`."""
     wanted = re.compile(rf"(?:\./)?{re.escape(folder)}/(n\d+)/[^./][^/]*\.JPEG")
     with tarfile.open(paths[0], "r|*") as tar:
         members = ((wanted.fullmatch(member.name), member) for member in tar)
@@ -96,7 +96,7 @@ def _imagenette(paths: Sequence[Path], skip: int, *, folder: str) -> Iterator[Tf
 
 
 def _imagenet_train(paths: Sequence[Path], skip: int) -> Iterator[TfdsExample]:
-    """An archive of one archive a class, which is read in place: `<wnid>.tar`."""
+    """Yields the images of an archive that has an archive `<wnid>.tar` for each class."""
     index = 0
     with tarfile.open(paths[0], "r:") as outer:
         for member in outer:
@@ -112,7 +112,7 @@ def _imagenet_train(paths: Sequence[Path], skip: int) -> Iterator[TfdsExample]:
 
 
 def _imagenet_validation(paths: Sequence[Path], skip: int) -> Iterator[TfdsExample]:
-    """`ILSVRC2012_val_00000001.JPEG`, ..., whose labels TFDS brings in the order of the names."""
+    """Yields `ILSVRC2012_val_00000001.JPEG`, ..., with the labels of TFDS, which go by name."""
     import tensorflow_datasets as tfds
 
     labels = tfds.core.tfds_path("datasets/imagenet2012/validation_labels.txt")
@@ -153,7 +153,7 @@ def _make_imagenette(folder: str, size: int, checksum: str) -> DataSet:
 
 _IMAGENET_PAGE = "https://image-net.org/download-images"
 
-# Sizes and SHA-256 are those that TFDS lists; the MD5 of ImageNet's are the publisher's own.
+# Sizes and SHA-256 checksums are those of TFDS; ImageNet's MD5 are its publisher's.
 SETS: Mapping[str, DataSet] = {
     "cifar10": _make_cifar(
         Archive(

@@ -1,8 +1,8 @@
-"""`prepare`: from the official archives to a set that TFDS and `load_source` read.
+"""Preparation of a data set from its official archives, for `load_source` and TFDS to read.
 
-TFDS itself needs TensorFlow for this; here its stock builders give features, class names and
-metadata, and the records are written by array_record in the order of the archives. Nothing is
-shuffled: readers do that, ours among all images of a split.
+TFDS itself needs TensorFlow for this. Here its stock builders give features, class names and
+metadata, and array_record writes the records in the order of the archives. They are not shuffled,
+since readers shuffle all images of a split.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import os
 import tarfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +22,9 @@ from repvgg_jax.data.prepare.official import SETS, DataSet, Split, class_names
 from repvgg_jax.data.prepare.progress import ProgressMeter
 from repvgg_jax.data.prepare.shards import Draft, locked
 from repvgg_jax.data.sources.tfds import data_root, load_prepared
-from repvgg_jax.errors import UsageError, one_line
+from repvgg_jax.errors import UsageError, one_line, reraise
 
-SHARD_BYTES = 128 << 20  # ImageNet's training split becomes about 1,100 files
+SHARD_BYTES = 128 << 20  # about 1,100 files for ImageNet's training split
 
 
 def prepare(
@@ -35,40 +35,43 @@ def prepare(
     sets: Mapping[str, DataSet] = SETS,
     shard_bytes: int = SHARD_BYTES,
 ) -> Path:
-    """Write a data set into `<data_dir>/<name>/<version>` as array_record, unless it is there.
+    """Writes a data set into `<data_dir>/<name>/<version>` as array_record, unless it exists.
 
-    Archives are looked for in `manual_dir` and in `<data_dir>/downloads`, and else downloaded into
-    the latter. The set is written in `<version>.incomplete` and named at the end; where the process
-    dies, the next call goes on after the last shard that was finished.
+    Archives are looked for in `manual_dir` and `<data_dir>/downloads`, or else downloaded into the
+    latter. The set is written as `<version>.incomplete` and renamed at the end. If the process
+    dies, the next call resumes after the last finished shard.
+
+    Example:
+      >>> prepare("cifar10", data_dir="~/tensorflow_datasets")
 
     Args:
-      name: a key of `sets`, `:version` allowed behind it.
-      data_dir: $TFDS_DATA_DIR, else ~/tensorflow_datasets, if None.
-      manual_dir: a folder of archives; `<data_dir>/downloads/manual`, as TFDS has it, if None.
-      sets: what can be prepared.
-      shard_bytes: records' bytes from which a file is full.
+      name: a key of `sets`, optionally followed by `:version`.
+      data_dir: folder of prepared data sets; $TFDS_DATA_DIR, else ~/tensorflow_datasets, if None.
+      manual_dir: folder of archives; `<data_dir>/downloads/manual`, as in TFDS, if None.
+      sets: data sets that can be prepared.
+      shard_bytes: size of the records of a file, in bytes.
 
     Returns:
-      The folder.
+      The folder of the data set.
 
     Raises:
-      UsageError: an unknown set, an archive that is missing, truncated or not the published one, a
-        folder that cannot be written to, no space left, another process at the same.
+      UsageError: if the set is unknown, an archive is missing, truncated or not the published one,
+        a folder is not writable, no space is left, or another process prepares the same set.
     """
-    data_set = _known(name, sets)
+    data_set = _lookup(name, sets)
     target, downloads = _target(name, data_dir), Path(_root(data_dir), "downloads")
     if find_prepared(name, data_dir, sets=sets):
         return target
     manual = Path(manual_dir).expanduser() if manual_dir else None
     found = locate(data_set.archives, downloads, manual)
-    with _naming(target), locked(target.with_name(f"{target.name}.lock")):
-        # Another process may have written it before this one got the lock.
+    with _one_line_errors(target), locked(target.with_name(f"{target.name}.lock")):
+        # Another process may have written it before this one acquired the lock.
         if not find_prepared(name, data_dir, sets=sets):
             identity = {"archives": [a.checksum for a in data_set.archives], "shard": shard_bytes}
             draft = Draft(target.with_name(f"{target.name}.incomplete"), identity)
             paths = fetch(data_set.archives, found, downloads, draft.verified)
             draft.save()
-            _write(data_set, paths, _builder(name, draft.folder), draft, shard_bytes)
+            _write_data_set(data_set, paths, _builder(name, draft.folder), draft, shard_bytes)
             draft.finish(target)
     return target
 
@@ -76,50 +79,55 @@ def prepare(
 def find_prepared(
     name: str, data_dir: str | None = None, *, sets: Mapping[str, DataSet] = SETS
 ) -> Path | None:
-    """The folder of a set that is already prepared, None where there is none.
+    """Returns the folder of a set that is already prepared, or None.
 
     Raises:
-      UsageError: an unknown set, and a folder that holds something else or a damaged set.
+      UsageError: if the set is unknown, damaged, or its folder is something else.
     """
-    _known(name, sets)
+    _lookup(name, sets)
     target = _target(name, data_dir)
     if not target.exists():
         return None
     if not (target / "dataset_info.json").exists():
-        raise UsageError(f"{target} exists and is no prepared data set; move it away")
+        raise UsageError(f"{target} exists and is not a prepared data set; move it away")
     for split in ("train", "test"):
         load_prepared(f"{name.partition(':')[0]}:{target.name}", _root(data_dir), split)
     return target
 
 
 def describe_splits(path: Path) -> str:
-    """A prepared set in a line: its splits, how many images they have, in how many files."""
+    """Returns a line on a prepared set: its splits with their numbers of images and files."""
     import tensorflow_datasets as tfds
 
     splits = tfds.builder_from_directory(path).info.splits
     return ", ".join(
         f"{split}: {info.num_examples:,} images in {info.num_shards:,} "
-        f"file{'s' if info.num_shards > 1 else ''}"
+        f"{'files' if info.num_shards > 1 else 'file'}"
         for split, info in splits.items()
     )
 
 
-def _known(name: str, sets: Mapping[str, DataSet]) -> DataSet:
+def _lookup(name: str, sets: Mapping[str, DataSet]) -> DataSet:
     dataset = name.partition(":")[0]
     if dataset in sets:
         return sets[dataset]
     close = [known for known in sets if known.startswith(f"{dataset}/")]
     close = close or difflib.get_close_matches(dataset, sets, n=1)
-    raise UsageError(
-        f"data.name={name}: --mode=prepare knows {', '.join(sets)}"
-        + (f"; did you mean {' or '.join(close)}?" if close else "")
+    advice = (
+        f"did you mean {' or '.join(close)}?"
+        if close
+        else "TFDS prepares others: pip install tensorflow tensorflow-datasets && tfds build "
+        f"{name} --file_format=array_record"
     )
+    raise UsageError(f"data.name={name}: --mode=prepare knows {', '.join(sets)}; {advice}")
 
 
 def _root(data_dir: str | None) -> str:
     root = data_root(data_dir)
     if "://" in root:
-        raise UsageError(f"data.data_dir={root}: sets are prepared in a local folder; copy it then")
+        raise UsageError(
+            f"data.data_dir={root} must be a local folder; copy the prepared set afterwards"
+        )
     return os.path.abspath(root)
 
 
@@ -129,25 +137,25 @@ def _target(name: str, data_dir: str | None) -> Path:
     name, _, wanted = name.partition(":")
     version = str(tfds.builder_cls(name.partition("/")[0]).VERSION)
     if wanted not in ("", version):
-        raise UsageError(f"data.name={name}:{wanted}: TFDS prepares version {version} of it")
+        raise UsageError(f"data.name={name}:{wanted}: only version {version} can be prepared")
     return Path(_root(data_dir), name, version)
 
 
 def _builder(name: str, folder: Path) -> Any:
-    """TFDS's stock builder of a set, with the features and metadata that come with TFDS."""
+    """Returns TFDS's stock builder of a set, with its features and metadata."""
     import tensorflow_datasets as tfds
 
     dataset, _, config = name.partition(":")[0].partition("/")
-    # It reads what it finds prepared in its folder: nothing, in that of the draft.
+    # It reads what is prepared in its folder, so the draft's folder, which has nothing.
     return tfds.builder_cls(dataset)(
         data_dir=os.fspath(folder), config=config or None, file_format="array_record"
     )
 
 
-def _write(
+def _write_data_set(
     data_set: DataSet, paths: Sequence[Path], builder: Any, draft: Draft, shard_bytes: int
 ) -> None:
-    # Compressed images don't shrink further, and CIFAR's PNGs are smaller than its archive.
+    # Compressed images do not shrink, and CIFAR's PNGs are smaller than its archive.
     size = sum(archive.size for archive in data_set.archives)
     check_space(draft.folder, size - sum(map(draft.num_bytes, data_set.splits)))
     for feature, member in data_set.names.items():
@@ -175,7 +183,7 @@ def _write_split(
 
 
 def _describe_splits(draft: Draft, builder: Any, download_size: int, splits: Sequence[str]) -> None:
-    """Names for the shards, and TFDS's metadata."""
+    """Names the shards, and writes TFDS's metadata."""
     from etils import epath
     from tensorflow_datasets.core.splits import SplitDict, SplitInfo
 
@@ -191,23 +199,21 @@ def _describe_splits(draft: Draft, builder: Any, download_size: int, splits: Seq
     info.write_to_directory(epath.Path(draft.folder))
 
 
-@contextmanager
-def _naming(target: Path) -> Iterator[None]:
-    """One line for what disks and archives raise."""
-    try:
-        yield
-    except (tarfile.TarError, EOFError, zlib.error, KeyError) as error:
-        raise UsageError(
-            f"an archive of {target.parent.name} cannot be read "
-            f"({type(error).__name__}: {one_line(error)})"
-        ) from error
-    except (OSError, RuntimeError) as error:  # array_record raises the latter, with a status
+def _one_line_errors(target: Path) -> AbstractContextManager[None]:
+    def as_usage_error(error: Exception) -> UsageError:
+        if isinstance(error, (tarfile.TarError, EOFError, zlib.error, KeyError)):
+            return UsageError(
+                f"an archive of {target.parent.name} cannot be read "
+                f"({type(error).__name__}: {one_line(error)})"
+            )
+        # array_record raises a RuntimeError with a status.
         if getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error):
-            raise UsageError(
-                f"no space left for {target}: make room and give the same command, which goes on "
-                "after the last finished file"
-            ) from error
+            return UsageError(
+                f"no space left for {target}: make room and run the same command again, which "
+                "resumes after the last finished file"
+            )
         where = getattr(error, "filename", None) or target
-        raise UsageError(
-            f"{where}: {one_line(error)}; data.data_dir must be a folder that can be written to"
-        ) from error
+        return UsageError(f"{where}: {one_line(error)}; data.data_dir must be a writable folder")
+
+    kinds = (tarfile.TarError, EOFError, zlib.error, KeyError, OSError, RuntimeError)
+    return reraise(kinds, as_usage_error)

@@ -1,4 +1,4 @@
-"""Progress of long work on files: a bar on a terminal, a line every ten seconds elsewhere."""
+"""Progress of long work on files: a bar on a terminal, or else a line every ten seconds."""
 
 from __future__ import annotations
 
@@ -11,23 +11,27 @@ _LINE_SECONDS = 10.0
 
 
 class ProgressMeter:
-    """Counts up to a total; a context manager.
+    """A context manager that shows progress towards a total.
 
     Args:
-      what: what is being done, such as "writing train".
-      total: the count at the end.
+      what: name of the work, such as "writing train".
+      total: count at the end.
       unit: "images", or "B" for bytes, shown as MB.
-      start: what was done before.
-      stream: standard error by default.
+      start: count that was reached before.
+      stream: stream to print to; standard error by default.
     """
 
     def __init__(
         self, what: str, total: int, unit: str, start: int = 0, stream: TextIO | None = None
     ) -> None:
-        self._what, self._total, self._unit, self._count = what, total, unit, start
+        self._what = what
+        self._total = total
+        self._unit = unit
+        self._start = start
+        self._count = start
         self._stream = sys.stderr if stream is None else stream
-        self._began, self._start = time.monotonic(), start
-        self._spoke = self._began
+        self._start_time = time.monotonic()
+        self._last_line_time = self._start_time
         self._bar = None
         if self._stream.isatty():
             from tqdm import tqdm
@@ -43,16 +47,16 @@ class ProgressMeter:
             )
 
     def add(self, count: int) -> None:
-        """Count on."""
+        """Adds to the count."""
         self._count += count
         if self._bar is not None:
             self._bar.update(count)
-        elif (now := time.monotonic()) - self._spoke >= _LINE_SECONDS:
-            self._spoke = now
+        elif (now := time.monotonic()) - self._last_line_time >= _LINE_SECONDS:
+            self._last_line_time = now
             self._line(now)
 
     def _line(self, now: float) -> None:
-        rate = (self._count - self._start) / max(now - self._began, 1e-9)
+        rate = (self._count - self._start) / max(now - self._start_time, 1e-9)
         scale, unit = (1e6, "MB") if self._unit == "B" else (1, self._unit)
         print(
             f"{self._what}: {self._count / scale:,.0f} of {self._total / scale:,.0f} {unit} "
@@ -72,5 +76,5 @@ class ProgressMeter:
     ) -> None:
         if self._bar is not None:
             self._bar.close()
-        elif kind is None and (now := time.monotonic()) - self._began >= 1:
+        elif kind is None and (now := time.monotonic()) - self._start_time >= 1:
             self._line(now)

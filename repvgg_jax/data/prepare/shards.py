@@ -1,4 +1,4 @@
-"""A data set while it is written: shards that are kept when the process dies."""
+"""A data set that is being written: finished shards are kept if the process dies."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ _STATE = "progress.json"
 
 
 class Draft:
-    """The folder that a data set is written in before it has its own name.
+    """The folder that a data set is written to before it gets its final name.
 
-    `progress.json` says what is done: an entry for every finished shard. A shard is recorded only
-    after it is closed and on the disk, so that what a killed process was at is written again.
+    `progress.json` has an entry for every finished shard. A shard is recorded only after it is
+    closed and on the disk, so that an unfinished shard of a killed process is written again.
 
     Args:
-      folder: made where missing; emptied where it holds the draft of something else.
-      identity: what is written, as JSON has it.
+      folder: folder to create; it is emptied if it has the draft of another data set.
+      identity: JSON value that identifies the data set.
     """
 
     def __init__(self, folder: Path, identity: Any) -> None:
@@ -39,35 +39,39 @@ class Draft:
             shutil.rmtree(folder, ignore_errors=True)
             self._state = {"identity": identity, "verified": {}, "splits": {}}
         folder.mkdir(parents=True, exist_ok=True)
-        # What a killed process had not given its name yet.
+        # Files that a killed process had not renamed.
         for stray in [*folder.glob("*.part"), *folder.glob(f".{_STATE}.*.tmp")]:
             stray.unlink()
         self.save()
 
     @property
     def verified(self) -> dict[str, list[int]]:
-        """What `archives.fetch` knows of the archives; to be saved."""
+        """Archives that were verified, for `archives.fetch`; call `save` after changes."""
         return self._state["verified"]
 
     def save(self) -> None:
-        """Write down what is done."""
+        """Writes `progress.json`."""
         write_json(self.folder / _STATE, self._state)
 
     def lengths(self, split: str) -> list[int]:
-        """The number of records of each finished shard."""
+        """Returns the number of records of each finished shard."""
         return self._state["splits"].get(split, {}).get("shard_lengths", [])
 
     def num_bytes(self, split: str) -> int:
-        """The bytes of the records in the finished shards."""
+        """Returns the bytes of the records in the finished shards."""
         return self._state["splits"].get(split, {}).get("num_bytes", 0)
 
     def write(self, split: str, read: Callable[[int], Iterator[bytes]], shard_bytes: int) -> None:
-        """Write a split's records, those that `read` gives after as many as are already written.
+        """Writes the records of a split that are not in finished shards.
 
-        A shard is closed once it has `shard_bytes`.
+        Args:
+          split: name of the split.
+          read: function of a number of records to skip that yields the others.
+          shard_bytes: bytes of records at which a shard is closed.
 
         Raises:
-          OSError, RuntimeError: where the disk takes no more.
+          OSError: if the disk is full.
+          RuntimeError: if the disk is full.
         """
         state = {"shard_lengths": [], "num_bytes": 0, "complete": False}
         state = self._state["splits"].setdefault(split, state)
@@ -84,15 +88,15 @@ class Draft:
         self.save()
 
     def name_shards(self, split: str, pattern: str) -> None:
-        """Give a complete split's shards their names, in which their number stands."""
+        """Renames the shards of a complete split; their names contain their number."""
         count = len(self.lengths(split))
         for index in range(count):
             path = self._path(split, index)
-            if path.exists():  # or it has its name since before the process died
+            if path.exists():  # otherwise it was renamed before the process died
                 os.replace(path, self.folder / pattern.format(index=index, count=count))
 
     def finish(self, target: Path) -> None:
-        """Give the folder its name; from here on it reads as complete."""
+        """Renames the folder to its final name, by which it is complete."""
         os.rename(self.folder, target)
         (target / _STATE).unlink()
 
@@ -101,7 +105,7 @@ class Draft:
 
 
 def _write_shard(path: Path, records: Iterator[bytes], shard_bytes: int) -> tuple[int, int]:
-    """The number of records written, and their bytes."""
+    """Writes one shard; returns its number of records and their bytes."""
     from array_record.python.array_record_module import ArrayRecordWriter
 
     draft = path.with_name(f"{path.name}.part")
@@ -110,7 +114,8 @@ def _write_shard(path: Path, records: Iterator[bytes], shard_bytes: int) -> tupl
     try:
         for record in records:
             writer.write(record)
-            count, size = count + 1, size + len(record)
+            count += 1
+            size += len(record)
             if size >= shard_bytes:
                 break
     finally:
@@ -123,17 +128,19 @@ def _write_shard(path: Path, records: Iterator[bytes], shard_bytes: int) -> tupl
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Holds a lock that dies with the process.
+    """Holds a file lock, which the system releases if the process dies.
 
     Raises:
-      UsageError: where another process holds it.
+      UsageError: if another process holds it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise UsageError(f"another process holds {path}: it is writing this set") from None
+            raise UsageError(
+                f"another process is writing this data set (it holds {path})"
+            ) from None
         try:
             yield
         finally:

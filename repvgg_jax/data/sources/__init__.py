@@ -1,1 +1,1 @@
-"""Data sources: labelled images by index."""
+"""Data sources: labeled images by index."""

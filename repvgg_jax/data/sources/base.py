@@ -1,4 +1,4 @@
-"""What a data source is: examples by index, encoded (read when asked) or as arrays in memory."""
+"""The two kinds of data source: encoded examples that are read on demand, and arrays in memory."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from repvgg_jax.errors import UsageError
 
 
 class Example(NamedTuple):
-    """Pixels, uint8 [h, w, 3], and the class they show."""
+    """Pixels, uint8 [height, width, 3], and their class."""
 
     image: np.ndarray
     label: int
 
 
 class Record(NamedTuple):
-    """An encoded image, its label, and the file or record they were read from."""
+    """An encoded image, its label, and the name of the file or record for messages."""
 
     data: bytes
     label: int
@@ -30,16 +30,22 @@ class Record(NamedTuple):
 
 @runtime_checkable
 class Source(Protocol):
-    """Examples by index, 0 <= index < len(source)."""
+    """A data source: examples by index, 0 <= index < len(source)."""
 
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """Name of the data set and its split, for messages."""
+        ...
 
     @property
-    def num_classes(self) -> int: ...
+    def num_classes(self) -> int:
+        """Number of classes."""
+        ...
 
     @property
-    def class_names(self) -> tuple[str, ...]: ...
+    def class_names(self) -> tuple[str, ...]:
+        """Name of each label."""
+        ...
 
     def __len__(self) -> int: ...
 
@@ -48,14 +54,14 @@ class Source(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class ArraySource:
-    """A data set in memory.
+    """A data source that holds decoded images in memory.
 
     Attributes:
-      name: of the data set and its split, for messages.
-      class_names: one a label.
-      images: uint8 [n, h, w, 3].
+      name: name of the data set and its split, for messages.
+      class_names: name of each label.
+      images: uint8 [n, height, width, 3].
       labels: int32 [n].
-      skipped: the corrupt records left out when it was decoded.
+      skipped: corrupt records that were left out while decoding.
     """
 
     name: str
@@ -66,6 +72,7 @@ class ArraySource:
 
     @property
     def num_classes(self) -> int:
+        """Number of classes."""
         return len(self.class_names)
 
     def __len__(self) -> int:
@@ -77,16 +84,16 @@ class ArraySource:
 
 @dataclasses.dataclass(frozen=True)
 class EncodedSource:
-    """A data set that stays encoded and is read when asked.
+    """A data source that reads encoded images on demand.
 
     Attributes:
-      name: of the data set and its split, for messages.
-      class_names: one a label.
+      name: name of the data set and its split, for messages.
+      class_names: name of each label.
       size: number of examples.
-      read: indices -> their records, from any thread.
-      label_range: labels must be less; the smaller of what the net and the data set know.
-      skip_corrupt: whether the pipeline may leave out what cannot be decoded.
-      skipped: the corrupt records met so far.
+      read: function from indices to their records, callable from any thread.
+      label_range: upper bound of labels: the smaller of the net's and the data set's class count.
+      skip_corrupt: whether the pipeline may leave out images that cannot be decoded.
+      skipped: corrupt records found so far.
     """
 
     name: str
@@ -99,35 +106,40 @@ class EncodedSource:
 
     @property
     def num_classes(self) -> int:
+        """Number of classes."""
         return len(self.class_names)
 
     def __len__(self) -> int:
         return self.size
 
     def __getitem__(self, index: int) -> Example:
-        """Decode one example.
+        """Reads and decodes one example.
 
         Raises:
-          CorruptImageError: where its image is broken.
-          UsageError: where its label is out of range.
+          CorruptImageError: if its image cannot be decoded.
+          UsageError: if its label is out of range.
         """
-        return self._decode(self.read([index])[0], _pixels)
+        return self._decode(self.read([index])[0], LazyImage.rgb)
 
     def decode(
-        self, record: Record, transform: Callable[[LazyImage], np.ndarray] | None = None
+        self, record: Record, transform: Callable[[LazyImage], np.ndarray] = LazyImage.rgb
     ) -> Example | None:
-        """Decode a record through `transform`; None where it is corrupt and may be skipped.
+        """Decodes a record through `transform`; returns None for a corrupt image to be skipped.
 
-        Raises: as `__getitem__`, but a corrupt image only without `skip_corrupt`.
+        Raises:
+          CorruptImageError: if its image cannot be decoded and `skip_corrupt` is False.
+          UsageError: if its label is out of range.
         """
         try:
-            return self._decode(record, transform or _pixels)
+            return self._decode(record, transform)
         except CorruptImageError as error:
             if not self.skip_corrupt:
                 raise
             if error.where not in self.skipped:
                 self.skipped.add(error.where)
-                logging.warning("left out %s, %d so far", error.where, len(self.skipped))
+                logging.warning(
+                    "skipped the corrupt image %s, %d so far", error.where, len(self.skipped)
+                )
             return None
 
     def _decode(self, record: Record, transform: Callable[[LazyImage], np.ndarray]) -> Example:
@@ -135,12 +147,8 @@ class EncodedSource:
         return Example(transform(open_image(record.data, record.where)), record.label)
 
 
-def _pixels(image: LazyImage) -> np.ndarray:
-    return image.rgb()
-
-
 def check_label(label: int, label_range: int, where: str) -> None:
-    """Raise UsageError unless 0 <= label < label_range; `where` names the record."""
+    """Raises UsageError unless 0 <= label < label_range; `where` names the record."""
     if not 0 <= label < label_range:
         raise UsageError(
             f"label {label} of {where} is outside [0, {label_range}); "

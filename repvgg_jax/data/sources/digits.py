@@ -1,4 +1,4 @@
-"""scikit-learn's bundled handwritten digits: real images with no download."""
+"""Handwritten digits that are bundled with scikit-learn: real images without a download."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from repvgg_jax.data.sources.base import ArraySource
 
 
 def load_digits(split: str) -> ArraySource:
-    """The 1,797 digits of 8x8 pixels: 360 for "test" (every fifth), the other 1,437 for "train".
+    """Returns a split of the 1,797 digits of 8x8 pixels: every fifth is in "test" (360 images).
 
-    Grey levels 0..16 become 0..255, repeated to three channels.
+    Gray levels 0..16 become 0..255, repeated to three channels.
     """
     from sklearn import datasets
 
     bunch = datasets.load_digits()
-    grey = np.round(bunch.images * (255 / 16)).astype(np.uint8)
-    chosen = (np.arange(len(grey)) % 5 == 0) == (split == "test")
+    gray = np.round(bunch.images * (255 / 16)).astype(np.uint8)
+    chosen = (np.arange(len(gray)) % 5 == 0) == (split == "test")
     return ArraySource(
         name=f"digits {split}",
         class_names=tuple(str(name) for name in bunch.target_names),
-        images=np.repeat(grey[chosen][..., None], 3, axis=-1),
+        images=np.repeat(gray[chosen][..., None], 3, axis=-1),
         labels=bunch.target[chosen].astype(np.int32),
     )

@@ -1,4 +1,4 @@
-"""Class folders of image files: `<data_dir>/<split>/<class>/*.jpg`, or without the splits."""
+"""Class folders of image files: `<data_dir>/<split>/<class>/*.jpg`, or without splits."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from repvgg_jax.data.sources.base import EncodedSource, Record, check_label
 from repvgg_jax.errors import UsageError
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
-# "test" last: beside a "val" it often holds images without classes, as ImageNet's does.
+# "test" is last since it often holds images without classes if there is a "val", as in ImageNet.
 _TEST_FOLDERS = ("val", "validation", "test")
 _LAYOUT = "<data_dir>/train/<class>/*.jpg and <data_dir>/val/<class>/*.jpg"
 
@@ -24,29 +24,36 @@ def load_folder(
     num_classes: int | None = None,
     skip_corrupt: bool = False,
 ) -> EncodedSource:
-    """List the images of a split; a class's label is its rank among the sorted folder names.
+    """Lists the images of a split; the label of a class is its index in the sorted folder names.
 
-    Where `data_dir` has a folder `train` its classes are in there, and those of the test split in
-    the first of `val`, `validation` and `test` that exists. Otherwise the classes are in
+    If `data_dir` has a folder `train`, this is the training split, and the first of `val`,
+    `validation` and `test` that exists is the test split. Otherwise the class folders are in
     `data_dir` itself and serve both splits, which is logged as a warning.
 
+    Args:
+      name: name for messages.
+      data_dir: folder of the data set.
+      split: "train" or "test".
+      num_classes: number of classes of the net; None to accept any.
+      skip_corrupt: whether the pipeline may leave out images that cannot be decoded.
+
     Raises:
-      UsageError: a missing or empty folder (named), classes that differ between the splits (the
-        plus and the minus), a label not below `num_classes`.
+      UsageError: if a folder is missing or empty, the splits differ in their classes, or a label
+        is not below `num_classes`.
     """
     if data_dir is None:
         raise UsageError(f"data.source=folder needs data.data_dir; expected {_LAYOUT}")
     root = os.path.expanduser(data_dir)
     if not os.path.isdir(root):
-        raise UsageError(f"no folder {root}; set data.data_dir to one with {_LAYOUT}")
+        raise UsageError(f"data.data_dir={root} does not exist; expected {_LAYOUT}")
     train_root, test_root = _split_roots(root)
     if train_root == test_root:
         logging.warning(
-            "%s has no train folder: training and evaluation use the same images", train_root
+            "%s has no train folder; training and evaluation use the same images", train_root
         )
     split_root = train_root if split == "train" else test_root
     if split_root is None:
-        raise UsageError(f"{root} has train but none of {', '.join(_TEST_FOLDERS)} beside it")
+        raise UsageError(f"{root} has a train folder but none of {', '.join(_TEST_FOLDERS)}")
     classes = _classes(train_root)
     if test_root is not None:
         _check_same_classes(train_root, classes, test_root, _classes(test_root))
@@ -95,11 +102,12 @@ def _classes(root: str) -> tuple[str, ...]:
 def _check_same_classes(
     train_root: str, train: Sequence[str], test_root: str, test: Sequence[str]
 ) -> None:
-    plus, minus = sorted(set(test) - set(train)), sorted(set(train) - set(test))
-    if plus or minus:
+    extra = sorted(set(test) - set(train))
+    missing = sorted(set(train) - set(test))
+    if extra or missing:
         raise UsageError(
-            f"the classes of {test_root} differ from those of {train_root}: "
-            f"plus [{_short(plus)}], minus [{_short(minus)}]; both need the same class folders"
+            f"{test_root} and {train_root} must have the same class folders; {test_root} has extra "
+            f"[{_short(extra)}] and lacks [{_short(missing)}]"
         )
 
 
@@ -113,12 +121,12 @@ def _images(folder: str) -> list[str]:
         files = sorted(
             entry.path
             for entry in entries
-            # "._name.jpg" is what macOS leaves beside the images on foreign disks.
+            # macOS writes "._name.jpg" beside each image on disks of other formats.
             if entry.name.lower().endswith(SUFFIXES) and not entry.name.startswith(".")
         )
     if not files:
         suffixes = ", ".join(SUFFIXES)
-        raise UsageError(f"no image in the class folder {folder}; put some there ({suffixes})")
+        raise UsageError(f"the class folder {folder} has no image ({suffixes})")
     return files
 
 
@@ -128,5 +136,5 @@ def _bytes(path: str) -> bytes:
             return file.read()
     except OSError as error:
         raise UsageError(
-            f"cannot read {path}: {error.strerror}; it was there when the folder was listed"
+            f"cannot read {path}: {error.strerror}; it existed when the folder was listed"
         ) from error

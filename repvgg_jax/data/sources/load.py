@@ -1,4 +1,4 @@
-"""`load_source`: from the two config words `data.source` and `data.name` to a source."""
+"""`load_source` opens a data set by the two config values `data.source` and `data.name`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from repvgg_jax.errors import UsageError
 SOURCES = ("digits", "tfds", "folder")
 SPLITS = ("train", "test")
 
-# Decoded bytes below which a set of images of one size lives in memory.
+# Limit of the decoded bytes of a data set of one image size that is loaded into memory.
 IN_MEMORY_BYTES = 2 << 30
 
 
@@ -25,28 +25,33 @@ def load_source(
     num_classes: int | None = None,
     skip_corrupt: bool = False,
 ) -> Source:
-    """Open a data set; nothing is ever downloaded.
+    """Opens a data set; it never downloads anything.
+
+    Example:
+      >>> source = load_source("digits", "digits", None, "train")
+      >>> len(source), source[0].image.shape
+      (1437, (8, 8, 3))
 
     Args:
-      source: "digits" (bundled with scikit-learn, 8x8), "tfds" (a prepared array_record data set)
-        or "folder" (class folders of image files).
-      name: for "tfds" the data set, with its config and version where wanted:
-        `cifar10`, `cifar10:3.0.2`, `imagenette/320px-v2`. For the others a name for messages.
-      data_dir: for "tfds" where data sets were prepared (None: $TFDS_DATA_DIR, else
-        ~/tensorflow_datasets); for "folder" the folder.
-      split: "train", or "test": the images with labels that are not trained on. Where a data set
-        has both a validation and a test split, these are the validation images.
-      num_classes: the net's; every label must be below it. Checked here for folders and sets in
-        memory, when read for streamed ones.
-      skip_corrupt: leave out images that cannot be decoded, with a warning each, instead of
-        raising when they are met.
+      source: "digits" (bundled with scikit-learn, 8x8), "tfds" (a data set prepared as
+        array_record) or "folder" (class folders of image files).
+      name: for "tfds" the data set, optionally with its config and version, such as `cifar10`,
+        `cifar10:3.0.2` or `imagenette/320px-v2`; for the others a name for messages.
+      data_dir: for "tfds" the folder of prepared data sets (None: $TFDS_DATA_DIR, else
+        ~/tensorflow_datasets); for "folder" the folder of images.
+      split: "train", or "test" for the labeled images that are not trained on: the validation
+        split if a data set has both a validation and a test split.
+      num_classes: number of classes of the net, which labels must be below. It is checked here for
+        folders and data sets in memory, and on reading for streamed ones.
+      skip_corrupt: whether images that cannot be decoded are left out, with a warning each,
+        instead of raising an error when they are read.
 
     Returns:
-      The source. Digits, and prepared sets of one image size below 2 GiB, are in memory.
+      The source. Digits, and prepared data sets of one image size below 2 GiB, are in memory.
 
     Raises:
-      UsageError: an unknown word, a missing or unusable data set, a label out of range, and a
-        corrupt image in a set that is loaded into memory.
+      UsageError: if an argument is unknown, the data set is missing or unusable, a label is out of
+        range, or an image of a data set that is loaded into memory is corrupt.
     """
     if source not in SOURCES:
         raise UsageError(f"unknown data.source={source!r}; one of: {', '.join(SOURCES)}")
@@ -58,12 +63,9 @@ def load_source(
             for label in digits.class_names:
                 check_label(int(label), num_classes, "the digits")
         return digits
+    options = dict(num_classes=num_classes, skip_corrupt=skip_corrupt)
     if source == "folder":
-        return load_folder(
-            name, data_dir, split, num_classes=num_classes, skip_corrupt=skip_corrupt
-        )
-    encoded, image_bytes = load_prepared(
-        name, data_dir, split, num_classes=num_classes, skip_corrupt=skip_corrupt
-    )
-    small = image_bytes is not None and image_bytes * len(encoded) < IN_MEMORY_BYTES
-    return load_into_memory(encoded) if small else encoded
+        return load_folder(name, data_dir, split, **options)
+    encoded, image_bytes = load_prepared(name, data_dir, split, **options)
+    is_small = image_bytes is not None and image_bytes * len(encoded) < IN_MEMORY_BYTES
+    return load_into_memory(encoded) if is_small else encoded

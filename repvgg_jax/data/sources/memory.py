@@ -1,4 +1,4 @@
-"""Decode a small data set once, into two arrays."""
+"""Decoding of a small data set into arrays."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ import numpy as np
 from repvgg_jax.data.sources.base import ArraySource, EncodedSource
 from repvgg_jax.errors import UsageError
 
-# Records read and decoded together: enough to spread the cost of a call, few enough for a pool.
+# Records per task: enough to amortize a read, few enough to occupy all threads.
 _CHUNK = 512
 
 
 def load_into_memory(source: EncodedSource) -> ArraySource:
-    """Decode all of `source`, whose images must be of one size.
+    """Decodes all of `source`, whose images must have the same size.
 
-    With `skip_corrupt` a corrupt image is left out here once and for all: the result is shorter
-    than the source, by `len(result.skipped)`.
+    With `skip_corrupt`, corrupt images are left out: the result is shorter than the source by
+    `len(result.skipped)`.
 
     Raises:
-      CorruptImageError: at the first image that is broken, unless the source may skip.
-      UsageError: where sizes differ, a label is out of range, or nothing is left.
+      CorruptImageError: at the first corrupt image, unless the source may skip it.
+      UsageError: if sizes differ, a label is out of range, or no image is left.
     """
     chunks = [
         range(start, min(start + _CHUNK, len(source))) for start in range(0, len(source), _CHUNK)
@@ -30,7 +30,7 @@ def load_into_memory(source: EncodedSource) -> ArraySource:
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         parts = [part for part in pool.map(lambda chunk: _decode(source, chunk), chunks) if part]
     if not parts:
-        raise UsageError(f"{source.name} holds no image that can be decoded")
+        raise UsageError(f"{source.name} has no image that can be decoded")
     shapes = sorted({images.shape[1:] for images, _ in parts})
     if len(shapes) > 1:
         raise UsageError(f"{source.name}: the images differ in size: {shapes[0]}, {shapes[-1]}")
@@ -52,7 +52,7 @@ def _decode(source: EncodedSource, indices: range) -> tuple[np.ndarray, np.ndarr
         if images and example.image.shape != images[0].shape:
             raise UsageError(
                 f"{record.where} is {example.image.shape}, others are {images[0].shape}; "
-                "images of several sizes cannot be held in one array"
+                "a data set in memory needs images of one size"
             )
         images.append(example.image)
         labels.append(example.label)
