@@ -1,4 +1,4 @@
-"""The training step compiled ahead of time, for devices that are not there."""
+"""Ahead-of-time compilation of the training step, for devices that are absent."""
 
 from __future__ import annotations
 
@@ -24,8 +24,7 @@ from repvgg_jax.training.state import abstract_state
 from repvgg_jax.training.step import jit_train_step
 
 GIB = 2**30
-# libtpu takes this host for one of a slice. These say that there is no TPU to ask about, to
-# complain of, or to keep for one process at a time.
+# Tells libtpu that this host is not part of a TPU slice, and need not be locked.
 _LIBTPU = {
     "TPU_SKIP_MDS_QUERY": "1",
     "TPU_WORKER_HOSTNAMES": "localhost",
@@ -35,14 +34,14 @@ _LIBTPU = {
 
 
 class _Chip(NamedTuple):
-    kind: str  # what JAX calls such a device
-    hbm: int  # GiB
-    axes: int  # of its torus
+    kind: str  # JAX's `device_kind`
+    hbm: int  # memory in GiB
+    axes: int  # axes of the torus
     pod: int  # chips of the largest slice
-    options: dict[str, str]  # of the topology, for one device a chip
+    options: dict[str, str]  # options of the topology that give one device per chip
 
 
-_ONE_CORE = {"chip_config_name": "megacore"}  # v4's and v5p's two cores as one device, as on a pod
+_ONE_CORE = {"chip_config_name": "megacore"}  # the two cores of v4 and v5p are one device
 _CHIPS = {
     "v4": _Chip("TPU v4", 32, 3, 4096, _ONE_CORE),
     "v5e": _Chip("TPU v5 lite", 16, 2, 256, {}),
@@ -55,15 +54,18 @@ _EXAMPLES = "v5e:4x4, v4:2x2x2 or cpu:8"
 
 @dataclass(frozen=True)
 class StepCost:
-    """What one step costs a device, as its compiler says.
+    """The cost of one step on one device, according to its compiler.
 
     Attributes:
-      arguments, outputs, temporaries, code: bytes.
-      aliased: bytes of the outputs that take the arguments' place (the donated state).
-      flops: of one step on one device; a loop's body counts once.
-      bytes_accessed: to and from memory, likewise.
-      collectives: kind -> (how many, bytes of their results on one device), a loop's each trip.
-      loops: how many loops the step has that go round more than once.
+      arguments: bytes of the arguments.
+      outputs: bytes of the outputs.
+      aliased: bytes of the outputs that reuse the memory of arguments (the donated state).
+      temporaries: bytes of the temporaries.
+      code: bytes of the program.
+      flops: floating-point operations; a loop's body counts once.
+      bytes_accessed: bytes read from and written to memory; a loop's body counts once.
+      collectives: kind to (number, bytes of their results), with every trip of a loop.
+      loops: number of loops of more than one trip.
     """
 
     arguments: int
@@ -78,30 +80,29 @@ class StepCost:
 
     @property
     def memory(self) -> int:
-        """Bytes a device needs for the step."""
+        """Bytes of memory that a device needs for the step."""
         return self.arguments + self.outputs - self.aliased + self.temporaries + self.code
 
 
 def prepare_compiler(topology: str) -> None:
-    """Make this process one that compiles for `topology`; before JAX starts a backend."""
+    """Prepares this process to compile for `topology`; call it before JAX starts a backend."""
     for name, value in _LIBTPU.items():
         os.environ.setdefault(name, value)
     jax.config.update("jax_platforms", "cpu")
     name, sizes = _parse(topology)
     if name == "cpu":
         jax.config.update("jax_num_cpu_devices", math.prod(sizes))
-    else:  # a program for absent devices cannot be read back from the cache
+    else:  # programs for absent devices cannot be read from the cache
         jax.config.update("jax_enable_compilation_cache", False)
 
 
 def topology_devices(text: str) -> list[jax.Device]:
-    """The devices of `v5e:4x4` (chips along each axis of the slice), or `cpu:8`.
+    """Returns the devices of a topology such as `v5e:4x4` (chips along each axis) or `cpu:8`.
 
-    TPU devices can be compiled for, and nothing else; libtpu describes them. CPU devices are this
-    process's own.
+    TPU devices come from libtpu and can only be compiled for. CPU devices are this process's own.
 
     Raises:
-      UsageError: for a topology that does not exist, without libtpu, or where this process has
+      UsageError: if the topology does not exist, libtpu is not installed, or this process has
         fewer CPU devices.
     """
     name, sizes = _parse(text)
@@ -124,15 +125,15 @@ def topology_devices(text: str) -> list[jax.Device]:
 
 
 def _parse(text: str) -> tuple[str, list[int]]:
-    """`v5e:4x4` -> its name and sizes, where such a slice exists."""
+    """Parses `v5e:4x4` into its name and sizes, after checking that such a slice exists."""
     name, _, shape = text.partition(":")
     if name != "cpu" and name not in _CHIPS:
         raise UsageError(
-            f"--topology={text}: give {', '.join(_CHIPS)} or cpu, and a size, such as {_EXAMPLES}"
+            f"--topology={text} must be {', '.join(_CHIPS)} or cpu, and a size, such as {_EXAMPLES}"
         )
     axes = 1 if name == "cpu" else _CHIPS[name].axes
     if not re.fullmatch(r"[1-9]\d{0,4}(x[1-9]\d{0,4})*", shape) or shape.count("x") != axes - 1:
-        raise UsageError(f"--topology={text}: {name} takes {axes} size(s), such as in {_EXAMPLES}")
+        raise UsageError(f"--topology={text}: {name} takes {axes} size(s), as in {_EXAMPLES}")
     sizes = [int(size) for size in shape.split("x")]
     if name in _CHIPS and math.prod(sizes) > _CHIPS[name].pod:
         raise UsageError(f"--topology={text}: a pod of {name} has {_CHIPS[name].pod} chips")
@@ -140,13 +141,14 @@ def _parse(text: str) -> tuple[str, list[int]]:
 
 
 def compile_step(config: ConfigDict, devices: list[jax.Device]) -> jax.stages.Compiled:
-    """The config's training step, compiled for the devices; no array is made, no data set read.
+    """Compiles the config's training step for the devices, without arrays and data sets.
 
-    The schedule's length, which takes the size of the data set, is made up: a number in the step.
+    The length of the schedule, which depends on the size of the data set, is a constant of the
+    step, and is made up.
 
     Raises:
-      UsageError: for a config that cannot run on these devices.
-      RunError: where the compiler finds that the step does not fit the devices' memory.
+      UsageError: if the config cannot run on these devices.
+      RunError: if the step does not fit the devices' memory.
     """
     lowered, _ = lower_step(config, devices)
     try:
@@ -156,19 +158,19 @@ def compile_step(config: ConfigDict, devices: list[jax.Device]) -> jax.stages.Co
             raise
         raise RunError(
             f"train.batch_size={config.train.batch_size} does not fit {len(devices)} x "
-            f"{devices[0].device_kind}; take more devices or a smaller batch. "
+            f"{devices[0].device_kind}; use more devices or a smaller batch. "
             f"{one_line(error, 400)}"
         ) from None
 
 
 def lower_step(config: ConfigDict, devices: list[jax.Device]) -> tuple[jax.stages.Lowered, Any]:
-    """The training step as `compile_step` compiles it, and its arguments as shapes.
+    """Lowers the config's training step for the devices.
 
     Returns:
       The step, and its `(state, batch, key)` of `jax.ShapeDtypeStruct`s with their shardings.
 
     Raises:
-      UsageError: as `compile_step`.
+      UsageError: if the config cannot run on these devices.
     """
     if config.optim.repoptimizer_from is not None:
         raise UsageError("--mode=compile does not take optim.repoptimizer_from; leave it out")
@@ -197,7 +199,7 @@ def _placed(leaf: Any, sharding: jax.sharding.Sharding) -> jax.ShapeDtypeStruct:
 
 
 def step_cost(compiled: jax.stages.Compiled) -> StepCost:
-    """What a compiled program costs each of its devices."""
+    """Returns the cost of a compiled program on each of its devices."""
     memory, costs = compiled.memory_analysis(), compiled.cost_analysis()
     collectives, loops = traffic(compiled.as_text())
     return StepCost(
@@ -214,12 +216,18 @@ def step_cost(compiled: jax.stages.Compiled) -> StepCost:
 
 
 def memory_bytes(device: jax.Device) -> int | None:
-    """Bytes of a TPU's memory; None for another device."""
+    """Returns the bytes of a TPU's memory, and None for other devices."""
     return _HBM.get(device.device_kind)
 
 
 def format_cost(cost: StepCost, title: str = "", hbm: int | None = None) -> str:
-    """The cost as a user reads it; `hbm` bytes of memory a device, where known."""
+    """Returns the cost as a table.
+
+    Args:
+      cost: cost of a step.
+      title: first line.
+      hbm: bytes of memory of a device; None if unknown.
+    """
     rows = [
         ("arguments", cost.arguments),
         ("outputs", cost.outputs),

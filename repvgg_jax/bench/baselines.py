@@ -1,6 +1,6 @@
-"""What `--mode=bench_data` measures the training pipeline against, as well tuned as we know how.
+"""Baselines of `--mode=bench_data`: tuned input pipelines of other libraries.
 
-Each does the same: random resized crop, bilinear resizing, a flip for half, uint8 batches.
+Each makes uint8 batches by random resized crop, bilinear resizing, and a flip of half of them.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 from repvgg_jax.data.augment.transforms import random_box
 from repvgg_jax.data.sampler import example_rng, stream_indices
 
-# batches(count): that many batches of uint8 images, made by as many threads as there are cores.
+# A function of a number of batches that yields them, made by one thread per core.
 Batches = Callable[[int], Iterator[Any]]
 
 
@@ -28,18 +28,19 @@ def tf_data(
     *,
     antialias: bool,
 ) -> Batches:
-    """tf.data: only the crop is decoded, by the fast DCT; a private pool of `cores` threads.
+    """Returns a tf.data pipeline that decodes only the crop, by the fast DCT.
 
     Args:
-      paths, labels: of the JPEGs.
-      size: side of the result, pixels.
-      batch_size: images a batch.
-      cores: threads.
-      antialias: whether the resizing has our (and PyTorch's) kernel, or reads only the four
-        nearest pixels however much it shrinks: TensorFlow's cheaper default, another picture.
+      paths: paths of the JPEGs.
+      labels: labels of the JPEGs.
+      size: side of the images in pixels.
+      batch_size: images per batch.
+      cores: size of the private thread pool.
+      antialias: whether resizing has the kernel of this package and of PyTorch. TensorFlow's
+        cheaper default reads only the four nearest pixels, which gives another image.
 
     Raises:
-      ImportError: without TensorFlow.
+      ImportError: if TensorFlow is not installed.
     """
     import tensorflow as tf
 
@@ -73,7 +74,13 @@ def tf_data(
 
 @dataclasses.dataclass(frozen=True)
 class PillowExamples:
-    """Indexable by position in the stream, as torch's loaders want it: crop, resize, flip."""
+    """A torch data set of cropped, resized and flipped images by position in the stream.
+
+    Attributes:
+      paths: paths of the images.
+      labels: labels of the images.
+      size: side of the images in pixels.
+    """
 
     paths: Sequence[str]
     labels: Sequence[int]
@@ -99,10 +106,17 @@ class PillowExamples:
 def torch_loader(
     paths: Sequence[str], labels: Sequence[int], size: int, batch_size: int, cores: int
 ) -> Batches:
-    """torch's DataLoader over Pillow, a process a core, each kept for all rounds.
+    """Returns a pipeline of torch's DataLoader and Pillow, with one persistent process per core.
+
+    Args:
+      paths: paths of the images.
+      labels: labels of the images.
+      size: side of the images in pixels.
+      batch_size: images per batch.
+      cores: number of processes.
 
     Raises:
-      ImportError: without torch.
+      ImportError: if torch is not installed.
     """
     import torch
 
@@ -125,7 +139,7 @@ def torch_loader(
 
 
 class _Positions:
-    """The first `count` positions of the stream."""
+    """A sampler of the first `count` positions of the stream."""
 
     count = 0
 

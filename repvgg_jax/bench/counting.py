@@ -1,4 +1,4 @@
-"""What a net costs: parameters, multiply-adds, and multiplications under Winograd."""
+"""Counts of a net's parameters, multiply-adds, and multiplications under Winograd."""
 
 from __future__ import annotations
 
@@ -15,16 +15,26 @@ from repvgg_jax.runtime.devices import compiling_for, target
 
 
 def count_parameters(variables: Any) -> int:
-    """Numbers in `params`; running statistics are no parameters."""
+    """Returns the number of elements in `params`, without running statistics."""
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(variables["params"]))
 
 
 def count_macs(net: nn.Module, variables: Any, image_size: int | tuple[int, int] = 224) -> int:
-    """Multiply-adds of convolutions and matrix products for one image in evaluation mode.
+    """Returns the multiply-adds of convolutions and matrix products for one image in evaluation.
 
-    Counted in the traced program, so that it holds for any net; nothing is computed, and the
-    variables may be `jax.ShapeDtypeStruct`s. Additions, BatchNorms and nonlinearities are free, as
-    papers count; so is what is done once whatever the batch, as making a kernel of others is.
+    They are counted in the traced program, so that any net can be counted and nothing is computed.
+    As in the literature, additions, BatchNorms and nonlinearities do not count. Neither does work
+    that does not depend on the batch, such as computing a kernel from others.
+
+    Example:
+      >>> net = rj.create("repvgg_a0")
+      >>> count_macs(net, rj.init(net, jax.random.key(0)), image_size=224)
+      1512581120
+
+    Args:
+      net: the net.
+      variables: its variables, as arrays or `jax.ShapeDtypeStruct`s.
+      image_size: side of the image in pixels, or (height, width).
     """
     return _count(net, variables, image_size, None)
 
@@ -32,18 +42,24 @@ def count_macs(net: nn.Module, variables: Any, image_size: int | tuple[int, int]
 def count_winograd_multiplications(
     net: nn.Module, variables: Any, image_size: int | tuple[int, int] = 224, tile: int = 2
 ) -> int:
-    """Multiplications for one image where 3x3 convolutions of stride 1 are Winograd's.
+    """Returns the multiplications for one image if Winograd computes 3x3 convolutions of stride 1.
 
-    For them (tile + 2)^2 / (9 tile^2) of the multiply-adds: 4/9 for F(2x2, 3x3), 1/4 for
-    F(4x4, 3x3). All others, the transforms (constants) and partly filled tiles apart, are as in
-    `count_macs`. For fused nets that is the column "Wino MULs" of the RepVGG paper (arXiv
-    2101.03697, tables 4 and 5), three rows of grouped nets by others apart, which it prints higher.
+    These take (tile + 2)^2 / (9 tile^2) of their multiply-adds: 4/9 for F(2x2, 3x3), 1/4 for
+    F(4x4, 3x3), without the transforms and partly filled tiles. All others count as in
+    `count_macs`. For fused nets this is the column "Wino MULs" of the RepVGG paper (arXiv
+    2101.03697, tables 4 and 5), except for three grouped nets of others, for which it prints more.
+
+    Args:
+      net: the net.
+      variables: its variables, as arrays or `jax.ShapeDtypeStruct`s.
+      image_size: side of the image in pixels, or (height, width).
+      tile: side of the output tile, 2 or 4.
     """
     return _count(net, variables, image_size, tile)
 
 
 def count_multiplications(function: Callable[..., Any], *args: Any, tile: int | None = None) -> int:
-    """Those of convolutions and matrix products in a function's trace, Winograd's with `tile`."""
+    """Counts multiplications of convolutions and products in a trace; Winograd's given `tile`."""
     with compiling_for(target().devices, xla_only=True):
         return _macs(jax.make_jaxpr(function)(*args).jaxpr, tile)
 
@@ -83,13 +99,13 @@ def _macs(jaxpr: Any, tile: int | None) -> int:
             total += math.prod(equation.outvars[0].aval.shape) * math.prod(
                 shape[axis] for axis in contracted
             )
-        times = equation.params.get("length", 1) if equation.primitive.name == "scan" else 1
-        total += times * sum(_macs(inner, tile) for inner in _inner(equation.params))
+        trips = equation.params["length"] if equation.primitive.name == "scan" else 1
+        total += trips * sum(_macs(inner, tile) for inner in _inner_jaxprs(equation.params))
     return total
 
 
 def _suits_winograd(convolution: Any) -> bool:
-    """3x3, strides 1, undilated; in groups or not."""
+    """Returns whether a convolution is 3x3, of stride 1 and undilated."""
     params = convolution.params
     spatial = params["dimension_numbers"].rhs_spec[2:]
     kernel = tuple(convolution.invars[1].aval.shape[axis] for axis in spatial)
@@ -97,10 +113,10 @@ def _suits_winograd(convolution: Any) -> bool:
     return kernel == (3, 3) and all(value == (1, 1) for value in ones)
 
 
-def _inner(params: dict[str, Any]) -> list[Any]:
-    """The programs that an equation calls."""
-    values = [
-        v for value in params.values() for v in (value if isinstance(value, tuple) else [value])
-    ]
-    closed = [getattr(value, "jaxpr", value) for value in values]
-    return [jaxpr for jaxpr in closed if hasattr(jaxpr, "eqns")]
+def _inner_jaxprs(params: dict[str, Any]) -> list[Any]:
+    """Returns the programs that an equation calls."""
+    values = []
+    for value in params.values():
+        values += value if isinstance(value, tuple) else [value]
+    jaxprs = [getattr(value, "jaxpr", value) for value in values]
+    return [jaxpr for jaxpr in jaxprs if hasattr(jaxpr, "eqns")]

@@ -1,4 +1,4 @@
-"""What a compiled program sends between devices, read from its text."""
+"""Collectives of a compiled program, read from its optimized HLO."""
 
 from __future__ import annotations
 
@@ -22,12 +22,11 @@ _BOUND = re.compile(r" s\d+\[\]\S* constant\((\d+)\)")
 
 
 class Traffic(NamedTuple):
-    """What a program sends in one execution.
+    """The communication of one execution of a program.
 
     Attributes:
-      collectives: kind -> (how many, bytes of their results on one device); kinds it lacks are left
-        out.
-      loops: how many loops the program has that go round more than once.
+      collectives: kind to (number, bytes of their results on one device), for kinds that occur.
+      loops: number of loops of more than one trip.
     """
 
     collectives: dict[str, tuple[int, int]]
@@ -35,26 +34,28 @@ class Traffic(NamedTuple):
 
 
 def traffic(text: str) -> Traffic:
-    """The collectives of an optimized HLO module, each as often as one execution runs it.
+    """Counts the collectives of one execution of an optimized HLO module.
 
-    A loop's collectives count once a trip where the text tells the trips, as it does of
-    `jax.lax.scan`; else, and in each branch of a conditional, once. A pair of start and done is
-    one collective. TPU programs hide some in fusions: of a started one, its fused steps on the way
-    and its done all repeat the operation, and only the start counts; a fusion `all-reduce-scatter`
-    is a reduce-scatter.
+    A loop's collectives count once for each trip if the text has the number of trips, as for
+    `jax.lax.scan`, and otherwise once, as those in branches of a conditional do. A pair of start
+    and done is one collective. In TPU programs some are inside fusions, and the start, fused steps
+    and done of an asynchronous one all repeat the operation: only the start counts. A fusion
+    `all-reduce-scatter` is a reduce-scatter.
     """
     computations, entry = _computations(text)
     times = defaultdict(int, {entry: 1})
-    counts, sizes, loops = defaultdict(int), defaultdict(int), 0
-    for name in reversed(computations):  # a computation is written before those that call it
-        scatter, lines = name.startswith("all-reduce-scatter"), computations[name]
+    counts: dict[str, int] = defaultdict(int)
+    sizes: dict[str, int] = defaultdict(int)
+    loops = 0
+    for name in reversed(computations):  # callers come after the computations they call
+        lines = computations[name]
         for line in lines:
             for called, trips in _calls(line, computations):
                 times[called] += times[name] * trips
                 loops += trips > 1
             if found := _COLLECTIVE.search(line):
                 kind, result = found[1], line[: found.start()].split(" = ", 1)[-1]
-                if scatter and kind == "all-reduce":
+                if kind == "all-reduce" and name.startswith("all-reduce-scatter"):
                     root = next(line for line in lines if line.startswith("  ROOT"))
                     kind, result = "reduce-scatter", _OPCODE.split(root.split(" = ", 1)[1])[0]
                 elif found[2] and kind in ("all-gather", "collective-permute"):
@@ -67,7 +68,7 @@ def traffic(text: str) -> Traffic:
 
 
 def shape_bytes(shape: str) -> int:
-    """Bytes of a shape as HLO writes it, `f32[8,16]{1,0}` or a tuple of such; tokens have none."""
+    """Returns the bytes of a shape in HLO, `f32[8,16]{1,0}` or a tuple of shapes."""
     total = 0
     for dtype, dims in _ARRAY.findall(shape):
         bits = 8 if dtype == "pred" else int(re.search(r"\d+", dtype)[0])
@@ -76,7 +77,7 @@ def shape_bytes(shape: str) -> int:
 
 
 def _computations(text: str) -> tuple[dict[str, list[str]], str]:
-    """Name -> instructions of every computation, in the order written, and the entry's name."""
+    """Returns the instructions of every computation by name, in order, and the entry's name."""
     computations: dict[str, list[str]] = {}
     name = entry = ""
     for line in text.splitlines():
@@ -92,9 +93,9 @@ def _computations(text: str) -> tuple[dict[str, list[str]], str]:
 
 
 def _calls(line: str, computations: dict[str, list[str]]) -> Iterator[tuple[str, int]]:
-    """Each computation that an instruction runs, and how often."""
+    """Yields each computation that an instruction calls, and the number of calls."""
     if re.match(r"  (ROOT )?%?async-(collective-)?(done|update)", line):
-        return  # what was started is not run again
+        return  # the computation runs at the start only
     called = [
         (role, name)
         for role, names in _CALLED.findall(line)
@@ -107,7 +108,7 @@ def _calls(line: str, computations: dict[str, list[str]]) -> Iterator[tuple[str,
 
 
 def _trips(line: str, condition: list[str]) -> int:
-    """How often a loop goes round: as the instruction says, or by its condition `i < bound`."""
+    """Returns a loop's trips, as annotated or from its condition `i < bound`; 1 if unknown."""
     if known := re.search(r'"known_trip_count":\{"n":"(\d+)"\}', line):
         return int(known[1])
     bounds = [int(found[1]) for text in condition if (found := _BOUND.search(text))]
@@ -116,12 +117,12 @@ def _trips(line: str, condition: list[str]) -> int:
 
 
 def _elements(shape: str) -> list[str]:
-    """The parts of a tuple `(a, (b, c), d)`, split at its own commas."""
+    """Splits the shape of a tuple, `(a, (b, c), d)`, into its elements."""
     parts, depth = [""], 0
-    for sign in shape.strip()[1:-1]:
-        depth += (sign in "([{") - (sign in ")]}")
-        if sign == "," and depth == 0:
+    for character in shape.strip()[1:-1]:
+        depth += (character in "([{") - (character in ")]}")
+        if character == "," and depth == 0:
             parts.append("")
         else:
-            parts[-1] += sign
+            parts[-1] += character
     return parts

@@ -1,6 +1,6 @@
-"""`--mode=bench_data`: images a second of the training pipeline, beside others on the same images.
+"""`--mode=bench_data`: throughput of the training pipeline and of baselines on the same images.
 
-The pipelines take turns, round after round, so that whatever else the machine does hits all alike.
+The pipelines are interleaved, so that other load on the machine affects all of them alike.
 """
 
 from __future__ import annotations
@@ -33,23 +33,23 @@ from repvgg_jax.runtime.files import write_json
 
 ROUNDS = 7
 
-# Images a round and pipeline, at least; before them as many batches as there are cores warm up.
+# Least number of images per round and pipeline, after one batch per core as a warm-up.
 _IMAGES = 1024
 
-# Files taken from the folder: few enough for the operating system to keep them all in memory.
+# Most files taken from the folder, so that the operating system keeps all of them in memory.
 _FILES = 2048
 
 OURS = "repvgg_jax"
 
 
 def run_bench_data(config: ConfigDict, workdir: Path | None) -> None:
-    """Measure, print a table and, where there is a workdir, write `bench_data.json` there."""
+    """Measures, prints a table and, given a workdir, writes `bench_data.json` there."""
     check_values(config)
     transform, batch_size = make_transform(config), config.train.batch_size
     if config.data.source != "folder" or transform.augmentation != "resized_crop":
         raise UsageError(
-            "bench_data compares decoders of class folders: it needs "
-            "data.source=folder and data.augmentation=resized_crop"
+            "--mode=bench_data needs data.source=folder and data.augmentation=resized_crop, since "
+            "it compares JPEG decoders"
         )
     source = _sample(make_source(config, "train"), config.seed)
     cores = len(os.sched_getaffinity(0))
@@ -69,21 +69,27 @@ def run_bench_data(config: ConfigDict, workdir: Path | None) -> None:
 def measure(
     pipelines: dict[str, baselines.Batches], batch_size: int, cores: int, rounds: int = ROUNDS
 ) -> dict[str, list[float]]:
-    """Seconds an image in each round, by pipeline; one more round before the first is dropped.
+    """Returns the seconds per image of each pipeline in each round, after a round of warm-up.
 
-    A batch is made by one thread, so all are timed over whole turns of the threads.
+    Each batch is made by one thread, so that a multiple of the number of threads is timed.
+
+    Args:
+      pipelines: name to pipeline.
+      batch_size: images per batch.
+      cores: number of threads.
+      rounds: number of measured rounds.
     """
-    turns = max(2, -(-_IMAGES // (batch_size * cores)))
+    batches_per_core = max(2, -(-_IMAGES // (batch_size * cores)))
     seconds: dict[str, list[float]] = {name: [] for name in pipelines}
     for _ in range(rounds + 1):
         for name, batches in pipelines.items():
-            iterator = batches((turns + 1) * cores)
+            iterator = batches((batches_per_core + 1) * cores)
             _take(iterator, cores)
             started = time.perf_counter()
-            _take(iterator, turns * cores)
+            _take(iterator, batches_per_core * cores)
             elapsed = time.perf_counter() - started
-            del iterator  # its threads must not run ahead in another's turn
-            seconds[name].append(elapsed / (turns * cores * batch_size))
+            del iterator  # stops its threads before another pipeline is timed
+            seconds[name].append(elapsed / (batches_per_core * cores * batch_size))
     return {name: values[1:] for name, values in seconds.items()}
 
 
@@ -93,7 +99,7 @@ def _take(iterator: Iterator[Any], count: int) -> None:
 
 
 def _sample(source: EncodedSource, seed: int) -> EncodedSource:
-    """Up to `_FILES` of the images, read once so that none comes from the disk later."""
+    """Returns up to `_FILES` of the images, read once so that they are in the file cache."""
     chosen = stream_indices(len(source), seed, 0, min(len(source), _FILES)).tolist()
     for index in chosen:
         source.read([index])
@@ -105,13 +111,13 @@ def _sample(source: EncodedSource, seed: int) -> EncodedSource:
 def _pipelines(
     source: EncodedSource, transform: Transform, batch_size: int, seed: int, cores: int
 ) -> tuple[dict[str, baselines.Batches], list[str]]:
-    """By name; and a line for each that isn't installed."""
+    """Returns the pipelines by name, and a line for each that is not installed."""
     records = source.read(range(len(source)))
     jpegs = [record for record in records if record.data[:2] == b"\xff\xd8"]
     if len(jpegs) < len(records):
         raise UsageError(
-            f"{len(records) - len(jpegs)} of {len(records)} images are no JPEGs, "
-            "which is all that tf.data's decode_and_crop_jpeg reads; bench a folder of JPEGs"
+            f"{len(records) - len(jpegs)} of {len(records)} images are not JPEGs; "
+            "--mode=bench_data needs a folder of JPEGs"
         )
     same = (
         [record.where for record in records],
@@ -125,16 +131,18 @@ def _pipelines(
     def ours(count: int) -> Iterator[Any]:
         return train_batches(source, transform, batch_size, seed, workers=cores)
 
-    rivals: dict[str, tuple[str, Callable[..., baselines.Batches]]] = {
+    others: dict[str, tuple[str, Callable[..., baselines.Batches]]] = {
         "tf.data": ("tensorflow", partial(baselines.tf_data, antialias=True)),
         "tf.data, not antialiased": ("tensorflow", partial(baselines.tf_data, antialias=False)),
         "Pillow in torch's DataLoader": ("torch", baselines.torch_loader),
     }
     pipelines: dict[str, baselines.Batches] = {OURS: ours}
     missing = []
-    for name, (package, make) in rivals.items():
+    for name, (package, make) in others.items():
         if importlib.util.find_spec(package) is None:
-            missing.append(f"{name}: not measured, {package} is missing; {_INSTALL[package]}")
+            missing.append(
+                f"{name}: not measured, {package} is not installed ({_INSTALL[package]})"
+            )
         else:
             pipelines[name] = make(*same)
     return pipelines, missing
@@ -147,7 +155,7 @@ _INSTALL = {
 
 
 def _shares(source: EncodedSource, transform: Transform, seed: int) -> dict[str, float]:
-    """Of one thread's time for an image: reading, decoding, resizing, and the rest of the batch."""
+    """Returns the fractions of one thread's time for reading, decoding, resizing and the rest."""
     totals = dict.fromkeys(("read", "decode", "resize"), 0.0)
     size, count = transform.image_size, min(len(source), 512)
     for position in range(count):

@@ -1,4 +1,4 @@
-"""`--mode=bench`: what a model costs, in its train form, as a plain net, and fused."""
+"""`--mode=bench`: the costs of a model in its train form, as a plain net, and fused."""
 
 from __future__ import annotations
 
@@ -34,21 +34,26 @@ ROUNDS = 5
 
 @dataclass(frozen=True)
 class BenchRow:
-    """One form of a model at one batch size.
+    """Costs of one form of a model at one batch size.
 
     Attributes:
-      device: kind and number of those used: one in evaluation, all in training.
-      form: "train form", "plain" (one convolution and BatchNorm a layer), "fused".
+      model: name of the model.
+      device: kind and number of the devices: one in evaluation, all in training.
+      dtype: compute type.
+      image_size: side of the images in pixels.
+      form: "train form", "plain" (one convolution and BatchNorm per layer), or "fused".
       task: "step" of training, or "forward" in evaluation mode.
-      batch: images.
-      parameters, macs: of the form, the latter for one image.
-      winograd_multiplications: in place of multiply-adds, 3x3s of stride 1 by F(2x2, 3x3).
-      temporaries: bytes that the program takes besides its arguments and results.
-      compile_seconds: tracing included.
-      milliseconds: of a batch, the median of rounds in which the forms take turns.
-      images_per_second: at that time.
-      share_of_peak: of the fastest matrix product of these devices; a step counts as three passes.
-      ratio: of the form's time to the plain net's (step) or the fused net's (forward).
+      batch: images per batch.
+      parameters: number of parameters.
+      macs: multiply-adds for one image.
+      winograd_multiplications: multiplications for one image with F(2x2, 3x3).
+      temporaries: bytes that the program needs besides its arguments and results.
+      compile_seconds: seconds of tracing and compilation.
+      milliseconds: time of a batch, the median over interleaved rounds.
+      images_per_second: throughput at that time.
+      share_of_peak: fraction of the fastest matrix product's operations per second; a step counts
+        as three passes.
+      ratio: time divided by the plain net's (step) or the fused net's (forward).
     """
 
     model: str
@@ -71,7 +76,7 @@ class BenchRow:
 
 @dataclass
 class _Program:
-    """A compiled program of one form, and how to run it once."""
+    """A compiled program of one form, and a function that runs it once."""
 
     form: str
     net: nn.Module
@@ -82,15 +87,15 @@ class _Program:
 
 
 def run_bench(config: ConfigDict, workdir: Path) -> None:
-    """Measure, print a table, append rows to `<workdir>/bench.jsonl`.
+    """Measures, prints a table, and appends rows to `<workdir>/bench.jsonl`.
 
     Raises:
-      UsageError: for a config that cannot run.
+      UsageError: if the config cannot run.
     """
     check_values(config)
     batches = config.bench.batch_sizes
     if not batches or not all(isinstance(batch, int) and batch > 0 for batch in batches):
-        raise UsageError(f"bench.batch_sizes={batches}: must be whole numbers from 1 on")
+        raise UsageError(f"bench.batch_sizes={batches} must be positive integers")
     peak = matmul_peak(make_net(config).dtype)
     print(f"fastest matrix product: {peak / 1e12:.3g} TFLOP/s in {config.model.dtype}")
     workdir.mkdir(parents=True, exist_ok=True)
@@ -98,9 +103,7 @@ def run_bench(config: ConfigDict, workdir: Path) -> None:
         _print_header(task)
         for batch in sorted(batches):
             if task == "step" and batch % jax.device_count():
-                print(
-                    f"batch {batch} is left out: it does not go over {jax.device_count()} devices"
-                )
+                print(f"skipped batch {batch}: not a multiple of {jax.device_count()} devices")
                 continue
             rows = _measure(config, task, batch, peak)
             with (workdir / BENCH_FILE).open("a", encoding="utf-8") as file:
@@ -109,7 +112,7 @@ def run_bench(config: ConfigDict, workdir: Path) -> None:
                     file.write(json.dumps(asdict(row)) + "\n")
             slowest = max(row.milliseconds for row in rows) / 1000
             if slowest > config.bench.seconds:
-                print(f"larger batches are left out: bench.seconds={config.bench.seconds}")
+                print(f"skipped larger batches: bench.seconds={config.bench.seconds}")
                 break
 
 
@@ -133,7 +136,8 @@ def _bench_row(
     size = config.data.image_size
     macs = count_macs(program.net, program.variables, size)
     winograd = count_winograd_multiplications(program.net, program.variables, size)
-    passes, devices = (3, jax.device_count()) if task == "step" else (1, 1)
+    passes = 3 if task == "step" else 1
+    devices = jax.device_count() if task == "step" else 1
     return BenchRow(
         model=config.model.name,
         device=f"{jax.devices()[0].device_kind} x{devices}",
@@ -155,11 +159,13 @@ def _bench_row(
 
 
 def _forwards(config: ConfigDict, batch: int) -> list[_Program]:
-    """All forms in evaluation mode."""
-    size, nets = config.data.image_size, {name: make_net(c) for name, c in _forms(config).items()}
+    """Compiles all forms in evaluation mode."""
+    size = config.data.image_size
+    nets = {name: make_net(form) for name, form in _forms(config).items()}
     forms = {name: (net, init(net, jax.random.key(0))) for name, net in nets.items()}
     forms["fused"] = fuse(*forms["train form"])
-    programs, images = [], jnp.zeros((batch, size, size, 3), nets["train form"].dtype)
+    images = jnp.zeros((batch, size, size, 3), nets["train form"].dtype)
+    programs = []
     for form, (net, variables) in forms.items():
         forward = jit(partial(net.apply, train=False))
         compiled, seconds = _compile(forward, variables, images)
@@ -169,7 +175,7 @@ def _forwards(config: ConfigDict, batch: int) -> list[_Program]:
 
 
 def _steps(given: ConfigDict, batch: int) -> list[_Program]:
-    """Train form and plain net, a real training step with its optimizer."""
+    """Compiles training steps, with the optimizer, of the train form and the plain net."""
     programs, size = [], given.data.image_size
     for form, config in _forms(given).items():
         config.train.batch_size = batch
@@ -190,7 +196,7 @@ def _steps(given: ConfigDict, batch: int) -> list[_Program]:
 
 
 def _forms(config: ConfigDict) -> dict[str, ConfigDict]:
-    """The config, and that of the plain net, where the model's blocks can be chosen."""
+    """Returns the config, and the plain net's if the model's blocks can be chosen."""
     forms = {name: config.copy_and_resolve_references() for name in ("train form", "plain")}
     model = forms["plain"].model
     model.block, model.branches, model.branch_statistics = "plain", None, None
@@ -203,7 +209,7 @@ def _forms(config: ConfigDict) -> dict[str, ConfigDict]:
 
 @dataclass
 class RepeatedStep:
-    """Takes the next step at each call; the step before gave its state away."""
+    """A function that takes the next training step at each call, since a step donates its state."""
 
     step: Callable[..., Any]
     state: Any
@@ -211,6 +217,7 @@ class RepeatedStep:
     key: jax.Array
 
     def __call__(self) -> Any:
+        """Takes a step and returns its metrics."""
         self.state, metrics = self.step(self.state, self.data, self.key)
         return metrics
 

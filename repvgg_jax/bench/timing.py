@@ -1,4 +1,4 @@
-"""Times that a shared, noisy machine does not distort: taken by turns, compared as ratios."""
+"""Timings for a noisy, shared machine: interleaved, and compared as ratios."""
 
 from __future__ import annotations
 
@@ -15,51 +15,61 @@ Times = dict[str, list[float]]
 
 
 def time_interleaved(functions: Mapping[str, Callable[[], Any]], rounds: int) -> Times:
-    """Seconds of each function in every round, one after the other, after one round unmeasured.
+    """Returns the seconds of each function in every round, in which each runs once.
 
-    Each round has an order of its own, as a function may leave caches, memory and threads behind
-    that slow or speed the next.
+    Other load on the machine then affects all functions alike. The first round is a warm-up and is
+    not measured. Each round has another order, since the caches, memory and threads that a function
+    leaves behind may change the time of the next.
+
+    Example:
+      >>> times = time_interleaved({"sin": lambda: jnp.sin(x), "exp": lambda: jnp.exp(x)}, rounds=5)
+      >>> ratio(times, "sin", to="exp")
 
     Args:
-      functions: of no arguments; what JAX arrays they return is waited for.
-      rounds: from 1 on.
+      functions: functions without arguments; their results are waited for.
+      rounds: number of measured rounds, at least 1.
     """
     times: Times = {name: [] for name in functions}
-    order, shuffle = list(functions), random.Random(0).shuffle
-    for turn in range(rounds + 1):
+    order = list(functions)
+    shuffle = random.Random(0).shuffle
+    for measured_round in range(rounds + 1):
         shuffle(order)
         for name in order:
             function = functions[name]
             start = time.perf_counter()
             jax.block_until_ready(function())
-            if turn:
+            if measured_round:
                 times[name].append(time.perf_counter() - start)
     return times
 
 
 def ratio(times: Times, name: str, to: str) -> float:
-    """The median over rounds of one function's time by another's in the same round."""
+    """Returns the median over rounds of one function's time divided by another's."""
     return statistics.median(a / b for a, b in zip(times[name], times[to], strict=True))
 
 
 def matmul_peak(dtype: Any, seconds: float = 1.0) -> float:
-    """Operations a second (two for each multiply-add) of the best square product, as measured.
+    """Measures the operations per second of the fastest square matrix product.
 
-    Sizes double while they gain; each is repeated for about `seconds`, and its fastest run counts.
+    A multiply-add is two operations. Sizes double while they are faster; each is repeated for about
+    `seconds`, and its fastest run counts.
     """
-    best, size = 0.0, 1024
+    best = 0.0
+    size = 1024
     while size <= 16384:
-        # Not of ones, for which a processor may draw less power and run faster.
+        # Random elements, since a processor may run faster on constant ones, which draw less power.
         a = jax.random.normal(jax.random.key(0), (size, size), dtype)
         product = jax.jit(jnp.matmul)
-        times, start = [], time.perf_counter()
+        times = []
+        start = time.perf_counter()
         jax.block_until_ready(product(a, a))
         while len(times) < 3 or time.perf_counter() - start < seconds:
-            began = time.perf_counter()
+            run_start = time.perf_counter()
             jax.block_until_ready(product(a, a))
-            times.append(time.perf_counter() - began)
+            times.append(time.perf_counter() - run_start)
         rate = 2 * size**3 / min(times)
         if rate < 1.05 * best:
             return max(best, rate)
-        best, size = rate, 2 * size
+        best = rate
+        size *= 2
     return best

@@ -1,4 +1,4 @@
-"""The step compiled ahead of time: what it costs, and for which devices."""
+"""Ahead-of-time compilation of the step: its costs, and topologies."""
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,7 @@ from repvgg_jax.training.state import fresh_state
 
 
 def compiled_text(function, shape, dtype=jnp.float32):
-    """The program of four devices, each with a quarter of the leading axis."""
+    """Returns the program of four devices, each with a quarter of the leading axis."""
     mesh = jax.make_mesh((4,), ("data",), axis_types=(AxisType.Auto,), devices=jax.devices()[:4])
     rows = PartitionSpec("data")
     mapped = jax.shard_map(function, mesh=mesh, in_specs=rows, out_specs=rows, check_vma=False)
@@ -206,7 +206,7 @@ def test_the_table_says_whether_it_fits(step):
         ("v5e:2x2x2", "v5e takes 2 size"),
         ("v4:4x4", "v4 takes 3 size"),
         ("v5e:32x32", "a pod of v5e has 256 chips"),
-        ("v9:2x2", "give v4, v5e, v5p, v6e or cpu"),
+        ("v9:2x2", "must be v4, v5e, v5p, v6e or cpu"),
         ("", "such as v5e:4x4"),
         ("cpu:4x4", "cpu takes 1 size"),
         ("cpu:64", "--xla_force_host_platform_device_count=64"),

@@ -22,13 +22,13 @@ REPVGG |= {"b2g4": 6.0, "b2": 9.1, "b3g4": 8.4, "b3": 12.9}
 
 
 class Chain:
-    """Shapes of a chain of layers, and a function that computes them, to be traced only."""
+    """The shapes of a chain of layers, and a function of them that is only traced."""
 
     def __init__(self):
         self.layers, self.side, self.channels = [], 224, 3
 
     def conv(self, size, features, strides=1, groups=1, aside=False):
-        """`aside`: a shortcut beside the chain, which doesn't move it on."""
+        """Appends a convolution; `aside` makes it a shortcut, which leaves the chain's shape."""
         kernel = (size, size, self.channels // groups, features)
         x = (1, self.side, self.side, self.channels)
         self.layers.append((x, kernel, strides, groups))
@@ -44,7 +44,7 @@ class Chain:
         self.layers.append(((1, 1, 1, inputs), (1, 1, inputs, features), 1, 1))
 
     def count(self, tile=None, grouped_from=1):
-        """Groups count as direct on sides below `grouped_from`."""
+        """Counts multiplications; grouped layers count as direct on sides below `grouped_from`."""
         small = [entry for entry in self.layers if entry[3] > 1 and entry[0][1] < grouped_from]
         others = [entry for entry in self.layers if entry not in small]
         return self._count(others, tile) + self._count(small, None)

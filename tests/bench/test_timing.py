@@ -1,4 +1,4 @@
-"""Timing by turns, and what --mode=bench writes."""
+"""Interleaved timing, and the rows of --mode=bench."""
 
 import itertools
 import json
@@ -62,7 +62,7 @@ def test_bench_has_a_row_for_each_form_task_and_batch(tmp_path, capsys):
 
 
 @pytest.mark.medium
-def test_bench_leaves_out_batches_that_would_take_too_long(tmp_path, capsys):
+def test_bench_skips_batches_that_would_take_too_long(tmp_path, capsys):
     config = small_config()
     config.bench.batch_sizes, config.bench.seconds = (4, 8), 1e-9
     run_bench(config, tmp_path)
@@ -71,17 +71,17 @@ def test_bench_leaves_out_batches_that_would_take_too_long(tmp_path, capsys):
 
 
 @pytest.mark.medium
-def test_bench_leaves_out_steps_that_do_not_go_over_the_devices(tmp_path, capsys):
+def test_bench_skips_steps_whose_batch_the_devices_do_not_divide(tmp_path, capsys):
     config = small_config()
     config.bench.batch_sizes = (1,)
     run_bench(config, tmp_path)
     rows = [json.loads(line) for line in (tmp_path / BENCH_FILE).read_text().splitlines()]
     assert {(row["task"], row["device"]) for row in rows} == {("forward", "cpu x1")}
-    assert "batch 1 is left out: it does not go over 4 devices" in capsys.readouterr().out
+    assert "skipped batch 1: not a multiple of 4 devices" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("sizes", [(), (0,), (2.5,)])
-def test_bench_refuses_batches_that_are_none(tmp_path, sizes):
+def test_bench_refuses_batch_sizes_that_are_not_positive_integers(tmp_path, sizes):
     config = small_config()
     config.bench.batch_sizes = sizes
     with pytest.raises(rj.UsageError, match=r"bench\.batch_sizes="):

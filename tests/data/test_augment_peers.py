@@ -53,7 +53,7 @@ def assert_same_operation(timm, monkeypatch, entry, their_name, magnitude, **hpa
         for resample in ("bilinear", "bicubic"):
             chosen = {"interpolation": Image.Resampling[resample.upper()], "img_mean": GREY}
             operation = timm.AugmentOp(their_name, 1.0, magnitude, {**chosen, **hparams})
-            drawn = (resample,) if entry.draw is magnitudes._smooth else ()
+            drawn = (resample,) if entry.draw is magnitudes._bilinear_or_bicubic else ()
             result = np.asarray(entry.apply(image, sign * entry.strength(magnitude), *drawn))
             if "Posterize" in their_name and entry.strength(magnitude) == 0:
                 assert not result.any()  # no bit is left, which Pillow has come to refuse
@@ -91,7 +91,7 @@ def test_the_defaults_are_timms_rand_m9_n2_mstd05_inc1(timm):
         "fillcolor": GREY,
         "resample": (Image.Resampling.BILINEAR, Image.Resampling.BICUBIC),
     }
-    smooth = {magnitudes._smooth(rng_of(seed)) for seed in range(20)}
+    drawn = {magnitudes._bilinear_or_bicubic(rng_of(seed)) for seed in range(20)}
     assert smooth == {("bilinear",), ("bicubic",)}
 
 

@@ -92,7 +92,7 @@ def test_prepared_set_of_many_sizes_streams_and_takes_the_newest_version(tmp_pat
     assert sizes == {image.shape for image in images}
     batches = take(train_batches(source, AUGMENTED[1], 5, 0, workers=2), 2)
     assert sorted(batches[0]["label"]) == sorted(batches[1]["label"]) == [0, 0, 1, 1, 2]
-    with pytest.raises(UsageError, match=r"no version 2\.0\.0, only 0\.9\.0, 0\.10\.0"):
+    with pytest.raises(UsageError, match=r"no version 2\.0\.0; it has 0\.9\.0, 0\.10\.0"):
         load_source("tfds", "tiny:2.0.0", None, "train")
 
 
