@@ -92,7 +92,7 @@ def test_the_defaults_are_timms_rand_m9_n2_mstd05_inc1(timm):
         "resample": (Image.Resampling.BILINEAR, Image.Resampling.BICUBIC),
     }
     drawn = {magnitudes._bilinear_or_bicubic(rng_of(seed)) for seed in range(20)}
-    assert smooth == {("bilinear",), ("bicubic",)}
+    assert drawn == {("bilinear",), ("bicubic",)}
 
 
 @pytest.mark.parametrize(("operations", "magnitude", "std"), [(2, 9, 0.5), (3, 1, 2), (2, 10, 0)])
