@@ -34,12 +34,12 @@ class Target(NamedTuple):
 
     @property
     def is_cpu(self) -> bool:
-        """Whether the devices are CPU devices."""
+        """True if the devices are CPU devices."""
         return self.devices[0].platform == "cpu"
 
     @property
     def is_one_cpu(self) -> bool:
-        """Whether there is a single device, a CPU."""
+        """True if there is a single device, and it is a CPU."""
         return self.is_cpu and len(self.devices) == 1
 
 

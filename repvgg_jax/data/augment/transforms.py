@@ -72,7 +72,7 @@ class Transform:
 
     @property
     def changes_pixels(self) -> bool:
-        """Whether training applies a policy or random erasing."""
+        """True if training applies a policy or random erasing."""
         return self.policy != "none" or self.erasing > 0
 
     def __post_init__(self) -> None:
