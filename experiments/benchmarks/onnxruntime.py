@@ -1,11 +1,11 @@
-"""A fused net's speed on a CPU beside onnxruntime's, turn by turn; above 1 we are slower.
+"""Compares a fused net's speed on a CPU with onnxruntime's, interleaved; above 1 we are slower.
 
   python -m experiments.benchmarks.onnxruntime [--net=repvgg_a0] [--batches=1,16] [--pairs=15]
 
-Needs `pip install onnxruntime onnx`. Both have all cores of the process (`taskset` sets them) and
-the same weights: constants of their graph, and with `--constant` of our program. A pair beside
-which others use the machine is taken anew, as long as patience lasts; on one never quiet,
-`taskset -c 0 ... --processor_time`.
+Needs `pip install onnxruntime onnx`. Both use all cores of the process (`taskset` sets them) and
+the same weights: constants of onnxruntime's graph, and with `--constant` of our program. A pair during
+which other processes use the machine is measured again, until patience runs out; for a machine that
+is never quiet, `taskset -c 0 ... --processor_time`.
 """
 
 from __future__ import annotations
@@ -29,24 +29,26 @@ from repvgg_jax.nets import init
 from repvgg_jax.runtime.compilation import jit
 from repvgg_jax.runtime.devices import keep_freed_memory
 
-NET = flags.DEFINE_string("net", "repvgg_a0", "one whose blocks are a plain chain")
-BATCHES = flags.DEFINE_list("batches", ["1", "16"], "images a call")
-PAIRS = flags.DEFINE_integer("pairs", 15, "of turns")
-ALGORITHM = flags.DEFINE_string("conv_algorithm", "auto", "as the config field")
-CONSTANT = flags.DEFINE_bool("constant", False, "compile our weights in")
-PATIENCE = flags.DEFINE_float("patience", 120, "seconds to wait for a quiet machine, a batch size")
-PROCESSOR = flags.DEFINE_bool("processor_time", False, "of one core, for a machine never quiet")
-KEEP = flags.DEFINE_bool("keep_freed_memory", False, "as `repvgg_jax.runtime` has it")
-TRAIN_FORM = flags.DEFINE_bool("train_form", False, "ours unfused, in evaluation mode")
-TURN = 0.15  # seconds a side at least: the system counts in hundredths
+NET = flags.DEFINE_string("net", "repvgg_a0", "name of a net that is a chain of blocks")
+BATCHES = flags.DEFINE_list("batches", ["1", "16"], "images per call")
+PAIRS = flags.DEFINE_integer("pairs", 15, "measured pairs")
+ALGORITHM = flags.DEFINE_string("conv_algorithm", "auto", "value of the config field")
+CONSTANT = flags.DEFINE_bool("constant", False, "compile our weights as constants")
+PATIENCE = flags.DEFINE_float(
+    "patience", 120, "seconds to wait for a quiet machine, for each batch size"
+)
+PROCESSOR = flags.DEFINE_bool("processor_time", False, "measure processor time, of one core")
+KEEP = flags.DEFINE_bool("keep_freed_memory", False, "keep freed memory in the process")
+TRAIN_FORM = flags.DEFINE_bool("train_form", False, "run our train form, in evaluation mode")
+TURN = 0.15  # seconds of a turn at least, since the system counts in hundredths
 SIZE = 224  # side of the images, pixels
-SHARE = 0.1  # of a core that others may use beside a pair that counts
+SHARE = 0.1  # of a core that other processes may use during a pair
 
 
 def onnx_session(net: Any, params: Any, batch: int) -> Any:
-    """Onnxruntime with the fused net, images NCHW -> logits, on this process's cores.
+    """Returns an onnxruntime session of the fused net, images NCHW -> logits.
 
-    The graph is made from the plan, so that nobody's exporter stands between.
+    The graph is built from the plan, so that no exporter influences the comparison.
     """
     import onnxruntime
     from onnx import TensorProto, helper, numpy_helper
@@ -76,13 +78,13 @@ def onnx_session(net: Any, params: Any, batch: int) -> Any:
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = len(os.sched_getaffinity(0))
-    # Else its threads would spin on into our turn.
+    # Otherwise its threads would keep spinning during our turn.
     options.add_session_config_entry("session.force_spinning_stop", "1")
     return onnxruntime.InferenceSession(model.SerializeToString(), options)
 
 
 def seconds(call: Callable[[], Any], calls: int) -> float:
-    """Of one call, the mean of several in a row."""
+    """Returns the mean time of one call over several in a row."""
     clock = time.process_time if PROCESSOR.value else time.perf_counter
     start = clock()
     for _ in range(calls):
@@ -91,7 +93,7 @@ def seconds(call: Callable[[], Any], calls: int) -> float:
 
 
 def others() -> float:
-    """Processor seconds that this machine's other processes have used so far."""
+    """Returns processor seconds that other processes have used so far."""
     with open("/proc/stat") as lines:
         user, nice, system, _, _, irq, softirq, steal = map(int, next(lines).split()[1:9])
     own = os.times()
@@ -102,9 +104,9 @@ def others() -> float:
 def quiet_pairs(
     ours: Callable[[], Any], theirs: Callable[[], Any]
 ) -> tuple[list[tuple[float, float]], int]:
-    """Times of our call and of theirs, and how many pairs had the machine for themselves.
+    """Returns times of our call and theirs, and the number of pairs on a quiet machine.
 
-    Once patience is over, pairs beside which others had work count as well.
+    After the patience, pairs during which other processes worked count as well.
     """
     calls = [max(1, round(TURN / seconds(call, 3))) for call in (ours, theirs)]
     pairs: list[tuple[float, float]] = []
@@ -124,7 +126,7 @@ def quiet_pairs(
 
 
 def compare(batch: int) -> None:
-    """Prints both sides' times at a batch size, and the ratio."""
+    """Prints both times at a batch size, and the ratio."""
     net = create(NET.value, conv_algorithm=ALGORITHM.value)
     variables = init(net, jax.random.key(0))
     plain, fused = fuse(net, variables)
@@ -137,18 +139,19 @@ def compare(batch: int) -> None:
     theirs = lambda: session.run(None, {"images": nchw})[0]  # noqa: E731
     expected, got = theirs(), ours()
     if not (error := np.abs(got - expected).max() / np.abs(expected).max()) < 1e-4:
-        sys.exit(f"the two are not the same net: their logits are {error:.1e} apart, relative")
+        sys.exit(f"the nets differ: relative error {error:.1e} of the logits")
     pairs, quiet = quiet_pairs(ours, theirs)
     low, ratio, high = statistics.quantiles([a / b for a, b in pairs], n=4)
     a, b = (1e3 * statistics.median(side) for side in zip(*pairs, strict=True))
     print(f"{NET.value} batch {batch}: ours {a:.1f} ms, onnxruntime {b:.1f} ms, ratio {ratio:.2f}")
-    noise = "" if quiet == len(pairs) else f"; others had work beside {len(pairs) - quiet} pairs"
-    print(f"  (quartiles {low:.2f} {high:.2f}), logits {error:.0e} apart{noise}", flush=True)
+    noise = "" if quiet == len(pairs) else f"; {len(pairs) - quiet} pairs not on a quiet machine"
+    print(f"  (quartiles {low:.2f} {high:.2f}), error of the logits {error:.0e}{noise}", flush=True)
 
 
 def main(argv: list[str]) -> None:
-    if lacking := [name for name in ("onnxruntime", "onnx") if not importlib.util.find_spec(name)]:
-        sys.exit(f"{lacking[0]} is not here: pip install onnxruntime onnx")
+    """Compares all batch sizes."""
+    if missing := [name for name in ("onnxruntime", "onnx") if not importlib.util.find_spec(name)]:
+        sys.exit(f"{missing[0]} is not installed: pip install onnxruntime onnx")
     if KEEP.value and not keep_freed_memory():
         sys.exit("this C library has no mallopt")
     for batch in BATCHES.value:

@@ -1,18 +1,18 @@
-"""Training steps beside PyTorch's and beside naive Flax, by turns in one run (make bench).
+"""Compares training steps with PyTorch's and with naive Flax, interleaved (make bench).
 
   python -m experiments.benchmarks.pytorch [--rounds=11]
 
 On a CPU: a net of widths 16 to 256 on 32 x 32 images, batch 64, float32. On a GPU: B1 at 224,
 batch 256, bfloat16, with PyTorch in channels_last under torch.compile(mode="max-autotune"). Both
-take plain SGD steps on the same batch. Ratios are medians over rounds in which all take turns, so
-that what else the machine does falls on all alike.
+take plain SGD steps on the same batch. Ratios are medians over interleaved rounds, so that other
+load on the machine affects all alike.
 """
 
 from __future__ import annotations
 
 import os
 
-os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # PyTorch wants memory too
+os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # leave memory for PyTorch
 
 import statistics
 from collections.abc import Callable
@@ -40,7 +40,7 @@ RATE = 0.01
 
 
 class NaiveBlock(RepVGGBlock):
-    """The block in Flax's own layers, whose gradient JAX derives; its variables are the block's."""
+    """RepVGG's block in Flax's own layers, with the gradient by JAX; it has the same variables."""
 
     branch_statistics: str = "batch"
 
@@ -62,7 +62,7 @@ class NaiveBlock(RepVGGBlock):
 
 
 def make_net(block: Any, **overrides: Any) -> Any:
-    """The net that is measured, of these blocks."""
+    """Returns the net that is measured, with a block."""
     if ON_GPU:
         net = rj.create("repvgg_b1", dtype="bfloat16", **overrides)
     else:
@@ -78,12 +78,12 @@ def make_net(block: Any, **overrides: Any) -> Any:
 
 
 def batch_shape() -> tuple[int, int]:
-    """Images, and their side."""
+    """Returns the number of images and their size."""
     return (256, 224) if ON_GPU else (64, 32)
 
 
 def gradients(net: Any, variables: Any, images: jax.Array, labels: jax.Array) -> tuple[Any, Any]:
-    """Of the parameters, and the new statistics."""
+    """Returns the gradients of the parameters, and the new statistics."""
 
     def loss(params: Any) -> tuple[jax.Array, Any]:
         given = {"params": params, "batch_stats": variables["batch_stats"]}
@@ -95,12 +95,12 @@ def gradients(net: Any, variables: Any, images: jax.Array, labels: jax.Array) ->
 
 
 def jax_step(net: Any) -> tuple[Callable[[], Any], int]:
-    """An SGD step that goes on from its own result, and its temporaries in bytes."""
+    """Returns an SGD step that continues from its own result, and its temporaries in bytes."""
     batch, size = batch_shape()
     images = jax.random.normal(jax.random.key(1), (batch, size, size, 3), net.dtype)
     labels = jnp.arange(batch) % net.num_classes
 
-    # The batch is an argument, since what is computed of a constant is computed while compiling.
+    # The batch is an argument: computations on a constant would be done at compile time.
     def step(variables: Any, images: jax.Array, labels: jax.Array) -> Any:
         grads, stats = gradients(net, variables, images, labels)
         params = jax.tree.map(lambda p, g: p - RATE * g, variables["params"], grads)
@@ -118,7 +118,7 @@ def jax_step(net: Any) -> tuple[Callable[[], Any], int]:
 
 
 def torch_step(plain: bool) -> Callable[[], None]:
-    """The same step of the twin in PyTorch."""
+    """Returns the same step of the twin in PyTorch."""
     net, (batch, size) = make_net(RepVGGBlock), batch_shape()
     device = "cuda" if ON_GPU else "cpu"
     twin = TwinRepVGG(net)
@@ -142,7 +142,7 @@ def torch_step(plain: bool) -> Callable[[], None]:
 
 
 def b1_temporaries(block: Any) -> int:
-    """Bytes of a training step's temporaries for B1 at 224, 32 images, float32."""
+    """Returns bytes of a training step's temporaries for B1 at 224, 32 images, float32."""
     net = rj.create("repvgg_b1").clone(block=block)
     variables = jax.eval_shape(partial(rj.init, net), jax.random.key(0))
     images = jax.ShapeDtypeStruct((32, 224, 224, 3), jnp.float32)
@@ -152,7 +152,7 @@ def b1_temporaries(block: Any) -> int:
 
 
 def fused_share_of_peak() -> float:
-    """What the fused net reaches of the fastest matrix product, at the batch of the steps."""
+    """Returns the speed of the fused net relative to the fastest matrix product."""
     batch, size = batch_shape()
     net = make_net(RepVGGBlock)
     plain, fused = rj.fuse(net, rj.init(net, jax.random.key(0), size))
@@ -165,7 +165,7 @@ def fused_share_of_peak() -> float:
 
 
 def main(argv: list[str]) -> None:
-    """Measure, and print the table."""
+    """Measures, and prints the table."""
     global ON_GPU
     ON_GPU = jax.default_backend() == "gpu"
     if not ON_GPU and (reason := onednn.unavailable()):

@@ -1,13 +1,11 @@
-"""Images per second of each variant, in both forms.
+"""Measures images per second of each variant, in training and as deployed.
 
   python -m experiments.throughput
 
-
-All variants of the sweeps that have rows are measured by turns in one process, on one device, and
-those of one and the same program are measured once: what is left between two figures is the nets'
-own difference, where the times of runs are of different hours. Where a variant cannot be fused its
-train form is what it deploys. Writes `experiments/results/throughput.json`, which the report
-reads; nothing else should run meanwhile.
+All variants of the sweeps that have rows are measured interleaved in one process on one device, and
+equal programs once, so that differences are those of the nets; the times of runs are of different
+hours. A variant that cannot be fused is deployed in its train form. Writes
+`experiments/results/throughput.json`, which the report reads; nothing else should run meanwhile.
 """
 
 from __future__ import annotations
@@ -36,7 +34,7 @@ from experiments.sweeps.expand import (
     extra_overrides,
     is_current_variant,
 )
-from experiments.sweeps.flags import Parser
+from experiments.sweeps.flags import Parser, run_command
 from experiments.sweeps.rows import RESULTS, cpu_cores, device_name, read_sweeps
 from experiments.sweeps.run_one import git_commit
 from repvgg_jax import init
@@ -44,7 +42,7 @@ from repvgg_jax.bench.aot import lower_step
 from repvgg_jax.bench.models import RepeatedStep
 from repvgg_jax.bench.timing import time_interleaved
 from repvgg_jax.config.build import make_net
-from repvgg_jax.errors import RunError, UsageError
+from repvgg_jax.errors import UsageError
 from repvgg_jax.fusion.fuse import fuse
 from repvgg_jax.runtime.compilation import jit, temporaries_bytes
 from repvgg_jax.runtime.files import write_json
@@ -53,19 +51,19 @@ from repvgg_jax.runtime.processes import prepare_process
 FILE = "throughput.json"
 VERSION = 2
 ROUNDS = 10
-# All fields that change what is deployed.
+# Fields that change the deployed net.
 _DEPLOYED = re.compile(r"model\.|data\.(eval_)?image_size$")
 _Figures = dict[str, dict[str, dict[str, Any]]]  # sweep -> variant -> name -> value
-# A program, and what makes of it, compiled, a function that runs it.
+# A program, and a function from the compiled program to one that runs it.
 _Lowered = tuple[jax.stages.Lowered, Callable[[jax.stages.Compiled], Callable[[], Any]]]
 
 
 def measure(runs: Sequence[Run], rounds: int = ROUNDS) -> dict[str, Any]:
-    """The record of one protocol: how it was measured, and sweep -> variant -> figures.
+    """Returns the record of one protocol: the setup, and sweep -> variant -> figures.
 
     Args:
-      runs: of one protocol, one seed of each variant.
-      rounds: of which the median counts.
+      runs: runs of one protocol, one seed of each variant.
+      rounds: number of rounds; the median counts.
     """
     return {
         "version": VERSION,
@@ -74,16 +72,16 @@ def measure(runs: Sequence[Run], rounds: int = ROUNDS) -> dict[str, Any]:
         "batch": runs[0].config().train.batch_size,
         "rounds": rounds,
         **git_commit(),
-        "training": _by_turns(runs, _training_step, rounds),
-        "deployed": _by_turns(runs, _deployed_forward, rounds),
+        "training": _interleaved(runs, _training_step, rounds),
+        "deployed": _interleaved(runs, _deployed_forward, rounds),
     }
 
 
-def _by_turns(
+def _interleaved(
     runs: Sequence[Run], lower: Callable[[ConfigDict], _Lowered], rounds: int
 ) -> _Figures:
-    """Of each run's program: seconds of a batch, images a second, bytes of its temporaries."""
-    programs: dict[str, Callable[[], Any]] = {}  # by their text before they are compiled
+    """Returns seconds of a batch, images per second and bytes of temporaries of each variant."""
+    programs: dict[str, Callable[[], Any]] = {}  # keyed by the text of the uncompiled program
     temporaries: dict[str, int | None] = {}
     texts = {}
     for run in runs:
@@ -130,7 +128,7 @@ def _deployed_forward(config: ConfigDict) -> _Lowered:
 
 
 def _zeros_of(shapes: Any) -> Any:
-    """Arrays of these shapes, where their shardings say."""
+    """Returns arrays of these shapes and shardings."""
     return jax.tree.map(
         lambda leaf: jnp.zeros(leaf.shape, leaf.dtype, device=leaf.sharding), shapes
     )
@@ -149,29 +147,23 @@ def _fused_shapes(net: nn.Module, variables: Any) -> tuple[nn.Module, Any]:
 
 
 def read_records(results: Path) -> list[dict[str, Any]]:
-    """What was measured, a record a protocol.
-
-    Raises:
-      UsageError: for a file of another version.
-    """
+    """Returns a record for each protocol; raises UsageError for a file of another version."""
     path = results / FILE
     records = json.loads(path.read_text()) if path.exists() else []
     if versions := {record.get("version") for record in records} - {VERSION}:
         raise UsageError(
-            f"{path}: version {min(map(str, versions))}, where this code reads {VERSION}; "
-            "remove it, and python -m experiments.throughput writes it anew"
+            f"{path}: version {min(map(str, versions))}, but this code reads version {VERSION}; "
+            "remove it and measure again: python -m experiments.throughput"
         )
     return records
 
 
 def with_throughput(rows: Sequence[dict[str, Any]], results: Path) -> list[dict[str, Any]]:
-    """The rows, with `throughput` where their variant's was measured in their protocol.
+    """Returns the rows, with `throughput` if their variant was measured in their protocol.
 
-    `{"training": ..., "deployed": ..., "measured": how}`: without `deployed` where the command of
-    the row changed the net or the images' size, without `training` where more than the length.
-
-    Raises:
-      UsageError: as `read_records`.
+    `throughput` is `{"training": ..., "deployed": ..., "measured": how, "by": rounds and commit}`:
+    without `deployed` if the row's overrides change the net or the size of images, without
+    `training` if they change more than the length of the run.
     """
     by_protocol = {record["protocol"]: record for record in read_records(results)}
     return [row | _throughput(row, by_protocol.get(row.get("protocol"))) for row in rows]
@@ -191,43 +183,45 @@ def _throughput(row: dict[str, Any], record: dict[str, Any] | None) -> dict[str,
 
 
 def main(arguments: Sequence[str]) -> int:
+    """Measures one protocol and returns the exit code, see `repvgg_jax.errors`."""
+    return run_command(lambda: _measure_protocol(arguments))
+
+
+def _measure_protocol(arguments: Sequence[str]) -> None:
     parser = Parser(__doc__)
     parser.add_argument(
-        "--protocol", choices=list(PROTOCOLS), default="cifar10_short", help="whose nets to measure"
+        "--protocol",
+        choices=list(PROTOCOLS),
+        default="cifar10_short",
+        help="protocol whose nets are measured",
     )
-    parser.add_argument("--results", type=Path, default=RESULTS, help="the folder of the rows")
-    try:
-        options = parser.parse_args(arguments)
-        path = options.results / FILE
-        recorded = {
-            row["sweep"]
-            for row in read_sweeps(options.results)
-            if row["protocol"] == options.protocol
-            and is_current_variant(row)
-            and not extra_overrides(row).keys() - LENGTH
-        }
-        sweeps = [sweep for sweep in SWEEPS if sweep in recorded]
-        if not sweeps:
-            raise UsageError(
-                f"no rows of {options.protocol}'s own nets in {options.results}/*.jsonl yet; run a "
-                "sweep first, without fields that change its nets"
-            )
-        runs = [run for sweep in sweeps for run in expand(sweep, options.protocol, seeds=[0])]
-        records = read_records(options.results)
-        prepare_process(deterministic=False)
-        record = measure(runs)
-        others = [other for other in records if other["protocol"] != options.protocol]
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(path, [*others, record])
-    except RunError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the rows")
+    options = parser.parse_args(arguments)
+    path = options.results / FILE
+    recorded = {
+        row["sweep"]
+        for row in read_sweeps(options.results)
+        if row["protocol"] == options.protocol
+        and is_current_variant(row)
+        and not extra_overrides(row).keys() - LENGTH
+    }
+    sweeps = [sweep for sweep in SWEEPS if sweep in recorded]
+    if not sweeps:
+        raise UsageError(
+            f"no rows of {options.protocol}'s own nets in {options.results}/*.jsonl; run a sweep "
+            "first, without fields that change its nets"
+        )
+    runs = [run for sweep in sweeps for run in expand(sweep, options.protocol, seeds=[0])]
+    others = [r for r in read_records(options.results) if r["protocol"] != options.protocol]
+    prepare_process(deterministic=False)
+    record = measure(runs)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(path, [*others, record])
     for task in ("training", "deployed"):
         for sweep, variants in record[task].items():
             rates = (f"{name} {of['images_per_second']:,.0f}" for name, of in variants.items())
             print(f"{task}, {sweep}: {', '.join(rates)}")
     print(f"images/s, {record['device']}, batch {record['batch']}; {path}")
-    return 0
 
 
 if __name__ == "__main__":

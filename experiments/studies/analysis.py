@@ -1,7 +1,7 @@
-"""What a trained RepVGG's branches do: functions over `(net, variables)` for the notebook.
+"""Analysis of the branches of a trained RepVGG: functions of `(net, variables)` for the notebook.
 
-Of nets whose blocks are RepVGG's (all its branches, or some). Folding is as `fuse` does it, so that
-the branches of a layer add up to its fused kernel.
+The net's blocks must be RepVGG's, with all branches or some. Folding is that of `fuse`, so the
+branches of a layer sum to its fused kernel.
 """
 
 from __future__ import annotations
@@ -38,23 +38,23 @@ Images = Float[Array, "batch height width 3"]
 
 
 def images_of(workdir: str | Path, count: int) -> tuple[Images, Int[Array, "batch"]]:
-    """Images of a run's evaluation split, as its net takes them, and their labels.
+    """Returns normalized images of a run's evaluation split, and their labels.
 
-    They are spread over all of the split, which may be sorted by class.
+    They are spread over the whole split, which may be sorted by class.
     """
     config = read_config(Path(workdir))
     source, transform = make_source(config, "test"), make_transform(config)
     count = min(count, len(source))
     chosen = _Chosen(source, np.linspace(0, len(source) - 1, count).astype(int).tolist())
     batch = next(iter(eval_batches(chosen, transform, count, workers=0)))
-    batch = {name: leaf[batch["mask"] > 0] for name, leaf in batch.items()}  # could be read
+    batch = {name: leaf[batch["mask"] > 0] for name, leaf in batch.items()}
     mean, std = tuple(config.data.mean), tuple(config.data.std)
     return to_network_input(jnp.asarray(batch["image"]), mean, std), jnp.asarray(batch["label"])
 
 
 @dataclass(frozen=True)
 class _Chosen:
-    """Some examples of a source, as a source."""
+    """A selection of a source's examples."""
 
     source: Source
     indices: list[int]
@@ -107,18 +107,18 @@ def folded_branches(net: nn.Module, variables: Variables) -> dict[str, dict[str,
 
 
 def branch_table(net: nn.Module, variables: Variables) -> list[Row]:
-    """A row for each branch of each layer.
+    """Returns a row for each branch of each layer.
 
     `kernel_norm`: of the trained kernel, |W| (of the identity, sqrt(channels)); `scale`: the mean
     over channels of |gamma| / sqrt(var + epsilon); `folded_norm`: |W'| of the folded branch;
-    `centre_share`: <C_b, C> / <C, C> of the fused centre tap C = sum_b C_b. The shares of a layer
+    `center_share`: <C_b, C> / <C, C> of the fused center tap C = sum_b C_b. The shares of a layer
     add up to 1; one is negative where a branch works against the others.
     """
     rows, suffixes = [], branches_of(net, variables)
     for layer, branches in folded_branches(net, variables).items():
         params, stats = variables["params"][layer], variables["batch_stats"][layer]
-        centres = {branch: _centre(affine.kernel) for branch, affine in branches.items()}
-        total = sum(centres.values())
+        centers = {branch: _center(affine.kernel) for branch, affine in branches.items()}
+        total = sum(centers.values())
         for branch, affine in branches.items():
             suffix = suffixes[layer][branch]
             norm = jnp.sqrt(stats[f"bn{suffix}"]["var"] + BN_EPSILON)
@@ -132,16 +132,16 @@ def branch_table(net: nn.Module, variables: Variables) -> list[Row]:
                     "kernel_norm": float(own),
                     "scale": float(scale.mean()),
                     "folded_norm": float(jnp.linalg.norm(affine.kernel.ravel())),
-                    "centre_share": float((centres[branch] * total).sum() / (total**2).sum()),
+                    "center_share": float((centers[branch] * total).sum() / (total**2).sum()),
                 }
             )
     return rows
 
 
 def kernel_table(net: nn.Module, variables: Variables) -> list[Row]:
-    """How each layer's fused kernel F differs from its trained kxk's, K as trained, K' folded.
+    """Returns how the fused kernel F of each layer differs from its kxk, trained K and folded K'.
 
-    `change`: |F - K'| / |F|; `centre`, `trained_centre`: the share of the centre tap in the energy
+    `change`: |F - K'| / |F|; `center`, `trained_center`: share of the center tap in the energy
     |.|^2 of F and of K.
     """
     rows = []
@@ -156,22 +156,22 @@ def kernel_table(net: nn.Module, variables: Variables) -> list[Row]:
             {
                 "layer": layer,
                 "change": float(jnp.linalg.norm((fused - folded).ravel()) / norm),
-                "centre": float((_centre(fused) ** 2).sum() / norm**2),
-                "trained_centre": float((_centre(trained) ** 2).sum() / (trained**2).sum()),
+                "center": float((_center(fused) ** 2).sum() / norm**2),
+                "trained_center": float((_center(trained) ** 2).sum() / (trained**2).sum()),
             }
         )
     return rows
 
 
-def _centre(kernel: Array) -> Array:
+def _center(kernel: Array) -> Array:
     return kernel[kernel.shape[0] // 2, kernel.shape[1] // 2]
 
 
 def receptive_fields(net: nn.Module, variables: Variables, images: Images) -> dict[str, Array]:
-    """Stage -> |d y_centre / d image| [height, width], over images and channels, at most 1.
+    """Returns stage -> mean |d y / d image| [height, width], scaled to a maximum of 1.
 
-    y_centre is the sum over channels of the map's middle pixel: where in the image the unit looks
-    (the effective receptive field, arXiv 1701.04128).
+    y is the sum over channels of the map's middle pixel (the effective receptive field, arXiv
+    1701.04128).
     """
     stages = [info.name for info in net.feature_info()]
 
@@ -192,7 +192,7 @@ def receptive_fields(net: nn.Module, variables: Variables, images: Images) -> di
 
 
 def activation_ranges(net: nn.Module, variables: Variables, images: Images) -> list[Row]:
-    """Of each layer's output before its ReLU: `min`, `max`, `low` and `high` (0.1% and 99.9%)."""
+    """Returns `min`, `max`, `low` (0.1%) and `high` (99.9%) of each layer's output before its ReLU."""
     plan = net.plan()
     _, state = net.apply(
         variables,
@@ -210,11 +210,11 @@ def activation_ranges(net: nn.Module, variables: Variables, images: Images) -> l
 
 
 def weight_table(net: nn.Module, variables: Variables) -> list[Row]:
-    """What int8 meets in each layer of the fused net, of symmetric rounding to 255 levels.
+    """Returns statistics of each fused layer's weights for symmetric rounding to 255 levels.
 
     `peak`: max |w| / std of w; `kurtosis`: E[w^4] / E[w^2]^2 (3 for a Gaussian); `spread`: the
-    largest channel's max |w| over the median channel's; `tensor_error`, `channel_error`: the
-    rounding's relative RMS error with one scale for the layer, and with one for each channel.
+    largest channel's max |w| over the median channel's; `tensor_error`, `channel_error`: relative
+    RMS error of rounding with one scale for the layer, and with one for each channel.
     """
     _, fused = fuse(net, variables)
     rows = []
@@ -235,13 +235,13 @@ def weight_table(net: nn.Module, variables: Variables) -> list[Row]:
 
 
 def rounding_error(w: np.ndarray, peak: np.ndarray | float) -> float:
-    """|round(w / s) s - w| / |w| for s = peak / 127."""
+    """Returns |round(w / s) s - w| / |w| for s = peak / 127."""
     step = np.maximum(peak, np.finfo(w.dtype).tiny) / 127
     return float(np.linalg.norm(np.round(w / step) * step - w) / np.linalg.norm(w))
 
 
 def without_branch(variables: Variables, layer: str, suffix: str) -> dict[str, Any]:
-    """The variables with a branch's BatchNorm at gamma = beta = 0, so that it gives 0."""
+    """Returns the variables with gamma = beta = 0 in a branch's BatchNorm, so that it outputs 0."""
     params = dict(variables["params"])
     norm = params[layer][f"bn{suffix}"]
     params[layer] = {**params[layer], f"bn{suffix}": jax.tree.map(jnp.zeros_like, norm)}
@@ -251,7 +251,7 @@ def without_branch(variables: Variables, layer: str, suffix: str) -> dict[str, A
 def removals(
     net: nn.Module, variables: Variables, images: Images, labels: Int[Array, "batch"]
 ) -> list[Row]:
-    """Loss (nats) and top-1 with one branch of one layer removed after training, and with none."""
+    """Returns loss (nats) and top-1 without any one branch of a layer, and with all of them."""
 
     @jit
     def measure(variables: Variables) -> tuple[Array, Array]:

@@ -68,7 +68,7 @@ def test_center_shares_sum_to_one_and_a_removed_branch_has_none(trained):
     net, variables = trained
     rows = analysis.branch_table(net, variables)
     for layer in net.plan():
-        shares = [row["centre_share"] for row in rows if row["layer"] == layer]
+        shares = [row["center_share"] for row in rows if row["layer"] == layer]
         assert sum(shares) == pytest.approx(1, abs=1e-5)
     gone = analysis.without_branch(variables, "stage1_block1", "0")
     [row] = [
@@ -76,7 +76,7 @@ def test_center_shares_sum_to_one_and_a_removed_branch_has_none(trained):
         for row in analysis.branch_table(net, gone)
         if (row["layer"], row["branch"]) == ("stage1_block1", "identity")
     ]
-    assert row["centre_share"] == row["folded_norm"] == row["scale"] == 0
+    assert row["center_share"] == row["folded_norm"] == row["scale"] == 0
 
 
 @pytest.mark.parametrize(("branch", "suffix"), [("kxk", "3"), ("1x1", "1"), ("identity", "0")])
@@ -154,12 +154,12 @@ def test_the_fused_kernel_differs_by_what_the_other_branches_add(trained):
         norm = np.linalg.norm(fused)
         assert row["change"] == pytest.approx(np.linalg.norm(others) / norm, rel=1e-5)
         aside = np.delete(others.reshape(9, -1), 4, axis=0)
-        assert not aside.any()  # they add to the centre alone
-        assert row["centre"] == pytest.approx((np.linalg.norm(fused[1, 1]) / norm) ** 2, rel=1e-5)
+        assert not aside.any()  # they add to the center alone
+        assert row["center"] == pytest.approx((np.linalg.norm(fused[1, 1]) / norm) ** 2, rel=1e-5)
         trained = np.asarray(variables["params"][row["layer"]]["conv3"]["kernel"])
         energy = (trained**2).sum((2, 3)) / (trained**2).sum()
-        assert row["trained_centre"] == pytest.approx(energy[1, 1], rel=1e-5)
-        assert row["trained_centre"] != pytest.approx(row["centre"], rel=0.01)
+        assert row["trained_center"] == pytest.approx(energy[1, 1], rel=1e-5)
+        assert row["trained_center"] != pytest.approx(row["center"], rel=0.01)
     own = random_variables(plain, 0)
     with pytest.raises(rj.UsageError, match="RepVGG's own block"):
         analysis.kernel_table(*rj.fuse(net, variables))
