@@ -24,10 +24,7 @@ FUSED = "fused"  # the folder of a workdir that holds the fused pair's variables
 def save_fused(workdir: Path, variables: Mapping[str, Any], certificate: Mapping[str, Any]) -> None:
     """Writes a fused net's variables and their certificate, where `load` finds them.
 
-    Args:
-      workdir: folder of the run.
-      variables: the fused variables; arrays of all processes, if there are several.
-      certificate: the certificate of `fusion.certificate.certify`.
+    If there are several processes, the variables are arrays of all of them.
 
     Raises:
       RunError: if they cannot be written.
@@ -65,11 +62,7 @@ def _read_certificate(workdir: Path) -> dict[str, Any]:
 
 
 def load_fused(workdir: Path, net: nn.Module) -> tuple[nn.Module, dict[str, Any]]:
-    """Returns the fused pair of a run, checked against its certificate.
-
-    Args:
-      workdir: folder of the run.
-      net: the run's net in its train form.
+    """Returns the fused pair of a run from its net, checked against the certificate.
 
     Raises:
       UsageError: if there are no fused weights, or they are not the ones that were verified.

@@ -15,6 +15,7 @@ from typing import Any
 import jax
 from absl import logging
 
+from repvgg_jax.config.fields import former_names
 from repvgg_jax.errors import DamagedError, RunError, UsageError, one_line
 from repvgg_jax.runtime.files import write_json
 
@@ -96,10 +97,7 @@ def root_cause(error: BaseException) -> BaseException:
 def check_shapes(where: Path, expected: Any, metadata: Any) -> None:
     """Raises UsageError that lists the names and shapes of a checkpoint that differ from the net's.
 
-    Args:
-      where: folder of the checkpoint, for messages.
-      expected: the net's variables, or their shapes.
-      metadata: metadata of the checkpoint's item `variables`; None if there is no such item.
+    `metadata` is Orbax's, of the item `variables`; None if there is no such item.
     """
 
     def shapes(tree: Any) -> dict[str, tuple]:
@@ -114,6 +112,11 @@ def check_shapes(where: Path, expected: Any, metadata: Any) -> None:
     theirs = read_named(where, lambda: shapes(metadata.tree))
     if ours == theirs:
         return
+    if former := former_names(theirs.keys() - ours.keys()):
+        raise UsageError(
+            f"the checkpoint {where} was written by an earlier version with other parameter names "
+            f"({', '.join(former)}); open it with that version, or train again in a new --workdir"
+        )
     missing = sorted(ours.keys() - theirs.keys())
     extra = sorted(theirs.keys() - ours.keys())
     reshaped = [

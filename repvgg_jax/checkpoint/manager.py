@@ -44,9 +44,7 @@ def steps(workdir: Path) -> list[int]:
 def open_manager(workdir: Path, max_to_keep: int) -> Iterator[ocp.CheckpointManager]:
     """Yields a manager that saves under `<workdir>/checkpoints`, asynchronously.
 
-    Args:
-      workdir: folder of the run.
-      max_to_keep: number of latest checkpoints to keep, beside the one with the best top-1.
+    It keeps the `max_to_keep` latest checkpoints, and the one with the best top-1.
 
     Raises:
       RunError: if the last save fails and no other error is being raised, as a full disk makes
@@ -170,11 +168,7 @@ def restore(
 ) -> tuple[Variables, Mapping[str, Any], dict[str, int]]:
     """Returns the variables, optimizer state and position of a step, laid out as the given trees.
 
-    Args:
-      manager: the checkpoints of the run.
-      variables: arrays or `jax.ShapeDtypeStruct`s with shardings, for any number of devices.
-      optimizer_state: arrays or `jax.ShapeDtypeStruct`s with shardings.
-      step: one of `manager.all_steps()`.
+    The trees hold arrays or `jax.ShapeDtypeStruct`s with shardings, for any number of devices.
 
     Raises:
       UsageError: if the checkpoint is damaged, or of another net, listing what differs.
@@ -236,13 +230,8 @@ def restore_latest(
 def newest_readable(folder: Path, found: list[int], read: Callable[[int], Any]) -> tuple[int, Any]:
     """Returns the first of the steps that all processes can read, and what was read.
 
-    The processes agree on each step before any goes on. Otherwise, one that fails alone would leave
-    the others waiting inside Orbax until the runtime gives up on them.
-
-    Args:
-      folder: folder of the checkpoints.
-      found: steps, the newest first; at least one.
-      read: function that reads a step.
+    The processes agree on each step before any continues. Otherwise, one that fails alone would
+    leave the others waiting inside Orbax until the runtime gives up on them.
 
     Raises:
       DamagedError: if the last of the steps cannot be read either.

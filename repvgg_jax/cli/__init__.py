@@ -39,7 +39,7 @@ class Mode:
     example: str
     needs: tuple[str, ...] = ("config",)
     takes: tuple[str, ...] = ()
-    workdir: str | None = None
+    workdir: str | None = RUN_WORKDIR
     keeps_programs: bool = True
     resumes_from: str = "last checkpoint"
 
@@ -50,7 +50,6 @@ MODES = {
         "train, evaluate, fuse, verify and report; resumes if interrupted",
         "--config configs/quickstart.py --workdir runs/quickstart",
         takes=("workdir",),
-        workdir=RUN_WORKDIR,
     ),
     "eval": Mode(
         run_eval,
@@ -58,7 +57,6 @@ MODES = {
         "--workdir runs/quickstart",
         needs=("workdir",),
         takes=("config",),
-        workdir=RUN_WORKDIR,
     ),
     "fuse": Mode(
         run_fuse,
@@ -66,7 +64,6 @@ MODES = {
         "--workdir runs/quickstart",
         needs=("workdir",),
         takes=("config",),
-        workdir=RUN_WORKDIR,
     ),
     "prepare": Mode(
         run_prepare,
@@ -81,7 +78,6 @@ MODES = {
         "--config configs/a0.py --weights RepVGG-A0-train.pth",
         needs=("config", "weights"),
         takes=("workdir",),
-        workdir=RUN_WORKDIR,
     ),
     "to_torch": Mode(
         run_to_torch,
@@ -89,7 +85,6 @@ MODES = {
         "--workdir runs/a0 --weights a0.pth --layout timm",
         needs=("workdir", "weights"),
         takes=("layout", "fused"),
-        workdir=RUN_WORKDIR,
     ),
     "compile": Mode(
         run_compile,
@@ -97,6 +92,7 @@ MODES = {
         "--config configs/b1.py --topology v5e:4x4",
         needs=("config", "topology"),
         takes=("workdir",),
+        workdir=None,
         keeps_programs=False,
     ),
     "bench": Mode(
@@ -112,5 +108,6 @@ MODES = {
         "time the input pipeline beside tf.data and PyTorch",
         "--config configs/a0.py --config.data.source=folder",
         takes=("workdir",),
+        workdir=None,
     ),
 }

@@ -18,11 +18,6 @@ from repvgg_jax.runtime.files import write_json
 def run_compile(config: ConfigDict, topology: str, workdir: Path | None) -> None:
     """Compiles a config's training step for a topology and prints its memory, FLOPs and traffic.
 
-    Args:
-      config: the config.
-      topology: the devices, such as `v5e:4x4` or `cpu:8`.
-      workdir: folder for `compile.json`; None to write nothing.
-
     Raises:
       UsageError: if the config cannot run on these devices.
       RunError: if the step does not fit their memory.

@@ -19,10 +19,7 @@ from repvgg_jax.training.evaluation import Evaluation
 def run_eval(config: ConfigDict | None, workdir: Path) -> None:
     """Evaluates a run's latest checkpoint, and its fused weights if there are any.
 
-    Args:
-      config: the config whose data to evaluate on; by default the one that the run was started
-        with.
-      workdir: folder of the run.
+    The data is that of `config`, by default of the config that the run was started with.
 
     Raises:
       UsageError: if there is no run, or the config cannot be used.

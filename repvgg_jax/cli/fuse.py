@@ -27,10 +27,7 @@ from repvgg_jax.training.evaluation import Evaluation
 def run_fuse(config: ConfigDict | None, workdir: Path) -> None:
     """Fuses a run's latest checkpoint, verifies the fused pair, and writes it to the workdir.
 
-    Args:
-      config: the config with the images and the tolerance of the verification; by default the one
-        that the run was started with.
-      workdir: folder of the run.
+    Images and tolerance are those of `config`, by default of the config of the run.
 
     Raises:
       UsageError: if there is no run, or its block cannot be fused.
@@ -59,17 +56,7 @@ def fuse_and_save(
     evaluation: Evaluation,
     options: ConfigDict,
 ) -> tuple[tuple[nn.Module, Any], FusionReport]:
-    """Fuses a pair, verifies it on evaluation images, and writes it with its certificate.
-
-    Args:
-      pair: `(net, variables)` in the train form.
-      step: step of the checkpoint that holds the pair.
-      workdir: folder of the run.
-      evaluation: the evaluation split, which gives the images.
-      options: the config's section `fuse`.
-
-    Returns:
-      The fused pair, and the report of its verification.
+    """Fuses the pair of a step, verifies it on evaluation images, and writes it to the workdir.
 
     Raises:
       RunError: if the two forms differ by more than the tolerance, or writing fails.

@@ -19,11 +19,6 @@ from repvgg_jax.training.state import fresh_state
 def run_import(config: ConfigDict, workdir: Path, weights: str) -> None:
     """Writes PyTorch weights as the checkpoint of step 0 of a run, which all other modes accept.
 
-    Args:
-      config: the config of the run.
-      workdir: folder of the run.
-      weights: `.pth` or `.safetensors` file.
-
     Raises:
       UsageError: if the weights do not fit the net, or the workdir already has checkpoints.
     """
@@ -39,7 +34,7 @@ def run_import(config: ConfigDict, workdir: Path, weights: str) -> None:
     state = fresh_state(experiment).starting_from(variables)
     make_workdir(experiment.config, workdir)
     data_seed = config.seed if config.data.seed is None else config.data.seed
-    with open_manager(workdir, experiment.max_to_keep) as manager:
+    with open_manager(workdir, experiment.keep) as manager:
         position = {"seed": data_seed, "step": 0}
         save(manager, state.eval_variables, state.optimizer_state, position)
         check_saved(manager, wait=True)
@@ -48,12 +43,6 @@ def run_import(config: ConfigDict, workdir: Path, weights: str) -> None:
 
 def run_to_torch(workdir: Path, weights: str, layout: str, fused: bool) -> None:
     """Writes the latest checkpoint, or the fused weights, to a file that PyTorch loads.
-
-    Args:
-      workdir: folder of the run.
-      weights: `.pth` or `.safetensors` file to write.
-      layout: "official" or "timm", the names of the weights.
-      fused: True for the fused weights.
 
     Raises:
       UsageError: if there is no run, or PyTorch's net would compute something else.

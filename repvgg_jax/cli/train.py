@@ -29,11 +29,7 @@ from repvgg_jax.training.train import TrainResult, train
 
 
 def run_train(config: ConfigDict, workdir: Path) -> None:
-    """Trains a config, evaluates and fuses the result, verifies it, and writes `report.json`.
-
-    Args:
-      config: the config.
-      workdir: folder of the run, which is resumed if it has checkpoints.
+    """Trains or resumes a run, evaluates, fuses and verifies it, and writes `report.json`.
 
     Raises:
       UsageError: if the config cannot run, or the workdir belongs to another config.

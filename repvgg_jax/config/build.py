@@ -79,7 +79,7 @@ def build(
         eval_every=config.train.eval_every or -(-train_size // batch_size),
         checkpoint_every=config.train.checkpoint_every,
         log_every=config.train.log_every,
-        max_to_keep=config.train.keep,
+        keep=config.train.keep,
         deadline=config.train.deadline,
         init_from=config.init_from,
         repoptimizer_from=config.optim.repoptimizer_from,
@@ -208,20 +208,11 @@ def _warmup_steps(config: ConfigDict, train_size: int) -> int:
 
 def make_step_options(config: ConfigDict) -> StepOptions:
     """Returns the constants of the training step."""
-    optim = config.optim
-    train = config.train
-    return StepOptions(
-        label_smoothing=optim.label_smoothing,
-        mixup=train.mixup,
-        cutmix=train.cutmix,
-        auxiliary_weight=optim.auxiliary_weight,
-        custom_l2=optim.weight_decay if optim.custom_l2 else 0.0,
-        ema_decay=optim.ema_decay,
-        accumulate=train.accumulate,
-        bn_group_size=config.model.bn_group_size,
-        mean=tuple(config.data.mean),
-        std=tuple(config.data.std),
-    )
+    names = {field.name for field in dataclasses.fields(StepOptions)}
+    sections = (config.model, config.data, config.train, config.optim)
+    values = {name: section[name] for section in sections for name in names & set(section)}
+    values["custom_l2"] = config.optim.weight_decay if config.optim.custom_l2 else 0.0
+    return StepOptions(**values | {name: tuple(config.data[name]) for name in ("mean", "std")})
 
 
 def make_optimizer(

@@ -15,26 +15,17 @@ from repvgg_jax.data.augment.transforms import Transform
 from repvgg_jax.data.images import IMAGENET_MEAN, IMAGENET_STD
 from repvgg_jax.data.pipeline import Batch, eval_batches, train_batches
 from repvgg_jax.data.sources.base import Source
-from repvgg_jax.runtime.mesh import FSDP_MIN_SIZE
 
 
 @dataclass(frozen=True)
 class StepOptions:
     """The constants of a training step.
 
+    Fields have the names and meanings of configs/default.py, with one exception.
+
     Attributes:
-      label_smoothing: share of the target that is spread evenly over all classes.
-      mixup: alpha of mixup's Beta distribution; 0 for no mixup.
-      cutmix: alpha of CutMix's Beta distribution; 0 for no CutMix.
-      auxiliary_weight: weight of each auxiliary head's loss, for nets that have such heads.
       custom_l2: weight decay of the kernels that `optim.sgd.custom_l2` covers; half of it times
         that penalty is added to the loss that is minimized, and not to the reported one.
-      ema_decay: decay of the average of variables, if the state keeps one.
-      accumulate: number of microbatches that a batch is processed in, one after the other, to save
-        memory. The update is that of the whole batch if each BatchNorm group lies in a microbatch.
-      bn_group_size: the net's number of images in a BatchNorm group, which microbatches keep whole.
-      mean: mean of each channel of [0, 1] RGB, for uint8 images.
-      std: standard deviation of each channel of [0, 1] RGB, for uint8 images.
     """
 
     label_smoothing: float = 0.0
@@ -51,16 +42,7 @@ class StepOptions:
 
 @dataclass(frozen=True)
 class TrainData:
-    """The training split, and how its batches are made.
-
-    Attributes:
-      source: the images and labels.
-      transform: the augmentation.
-      batch_size: images in a batch over all processes.
-      seed: seed of the order of the images.
-      augmentation_seed: seed of crops, policies and mixing.
-      workers: decoding threads in each process.
-    """
+    """The training split, and how its batches are made; fields are named as in the config."""
 
     source: Source
     transform: Transform
@@ -77,25 +59,15 @@ class TrainData:
             self.batch_size,
             self.seed,
             start_step,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
             workers=self.workers,
             augmentation_seed=self.augmentation_seed,
+            **_this_process(),
         )
 
 
 @dataclass(frozen=True)
 class EvalData:
-    """The evaluation split, and how its batches are made.
-
-    Attributes:
-      source: the images and labels.
-      transform: resizing and cropping.
-      batch_size: images in a batch over all processes.
-      workers: decoding threads in each process.
-      mean: mean of each channel of [0, 1] RGB.
-      std: standard deviation of each channel of [0, 1] RGB.
-    """
+    """The evaluation split, and how its batches are made; fields are named as in the config."""
 
     source: Source
     transform: Transform
@@ -106,18 +78,14 @@ class EvalData:
 
     def batches(self) -> Iterator[Batch]:
         """Returns this process's rows of batches that hold every example of the split once."""
+        workers = self.workers
         return eval_batches(
-            self.source,
-            self.transform,
-            self.batch_size,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
-            workers=self.workers,
+            self.source, self.transform, self.batch_size, workers=workers, **_this_process()
         )
 
-    def first_batches(self) -> Iterator[Batch]:
-        """Returns the same batches whole, on every process."""
-        return eval_batches(self.source, self.transform, self.batch_size, workers=0)
+
+def _this_process() -> dict[str, int]:
+    return {"process_index": jax.process_index(), "process_count": jax.process_count()}
 
 
 @dataclass(frozen=True)
@@ -125,25 +93,19 @@ class Experiment:
     """The resolved description of a run.
 
     Attributes:
-      config: the config in JSON form, for the workdir and its hash.
+      config: the config in JSON form, for the workdir.
       net: the net to train.
       mesh: the devices.
       optimizer: the optimizer, which includes the schedule.
       schedule: function from a step to its learning rate.
-      steps: the number of training steps.
+      steps: number of training steps.
       step_options: constants of the training step.
       seed: seed of the initialization.
-      fsdp_min_size: elements below which an array is replicated rather than split over `fsdp`.
+      fsdp_min_size: `mesh.min_size`.
       train_data: the training split; None if built without data.
       eval_data: the evaluation split; None if built without data.
-      eval_every: steps between evaluations.
-      checkpoint_every: steps between checkpoints.
-      log_every: steps between rows of metrics.
-      max_to_keep: number of latest checkpoints that are kept.
-      deadline: seconds from the start of a process within which it saves and stops; None for no
-        limit.
-      init_from: workdir of a run to start from; None to start from fresh variables.
-      repoptimizer_from: workdir of a csla run that RepOptimizer takes its scales from, or None.
+
+    The other fields have the names and meanings of configs/default.py.
     """
 
     config: dict[str, Any] = field(repr=False)
@@ -153,14 +115,14 @@ class Experiment:
     schedule: optax.Schedule
     steps: int
     step_options: StepOptions
-    seed: int = 0
-    fsdp_min_size: int = FSDP_MIN_SIZE
-    train_data: TrainData | None = None
-    eval_data: EvalData | None = None
-    eval_every: int = 1000
-    checkpoint_every: int = 1000
-    log_every: int = 50
-    max_to_keep: int = 2
-    deadline: float | None = None
-    init_from: str | None = None
-    repoptimizer_from: str | None = None
+    seed: int
+    fsdp_min_size: int
+    train_data: TrainData | None
+    eval_data: EvalData | None
+    eval_every: int
+    checkpoint_every: int
+    log_every: int
+    keep: int
+    deadline: float | None
+    init_from: str | None
+    repoptimizer_from: str | None

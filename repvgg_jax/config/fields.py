@@ -6,7 +6,7 @@ import difflib
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
@@ -160,6 +160,13 @@ def _rule_problem(rule: Any) -> str | None:
     except re.error as error:
         return f"{pattern!r} is not a valid regular expression: {error}"
     return None
+
+
+def former_names(paths: Iterable[str]) -> list[str]:
+    """Returns the parts of parameter paths that are names of an earlier version, such as bn0."""
+    parts = {part for path in paths for part in path.split("/")}
+    former = r"(conv|bn)(\d|_pointwise|_before_\w+)"
+    return sorted(part for part in parts if re.fullmatch(former, part))
 
 
 def unknown_field(config: ConfigDict, overrides: list[str]) -> str | None:

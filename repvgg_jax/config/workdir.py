@@ -20,10 +20,6 @@ def check_workdir(config: Mapping[str, Any], workdir: Path) -> None:
 
     The workdir of a run without a checkpoint may be reused for another config.
 
-    Args:
-      config: the config, or its JSON form.
-      workdir: the folder of the run.
-
     Raises:
       UsageError: if it is not, listing the fields that differ.
     """
@@ -51,11 +47,7 @@ def check_workdir(config: Mapping[str, Any], workdir: Path) -> None:
 
 
 def make_workdir(config: Mapping[str, Any], workdir: Path) -> None:
-    """Creates the folder of a run and writes `config.json`; process 0 does, the others wait.
-
-    Args:
-      config: the config in JSON form.
-      workdir: the folder of the run.
+    """Creates the folder of a run and writes its JSON config; process 0 does, the others wait.
 
     Raises:
       UsageError: if the folder cannot be created or written to.

@@ -17,6 +17,7 @@ from jaxtyping import Float
 
 from repvgg_jax.config.experiment import EvalData
 from repvgg_jax.data.images import IMAGENET_MEAN, IMAGENET_STD, to_network_input
+from repvgg_jax.data.pipeline import eval_batches
 from repvgg_jax.errors import RunError
 from repvgg_jax.nets import check_pair
 from repvgg_jax.runtime.compilation import jit
@@ -138,10 +139,12 @@ class Evaluation:
     def images(self, count: int) -> Float[Array, "count height width channels"]:
         """Returns the first images of the split, normalized."""
         rows: list[np.ndarray] = []
-        for batch in self.data.first_batches():
+        data = self.data
+        # The same images on every process.
+        for batch in eval_batches(data.source, data.transform, data.batch_size, workers=0):
             rows.extend(batch["image"][batch["mask"] > 0])
             if len(rows) >= count:
                 break
         if not rows:
             raise RunError("nothing to verify on: the evaluation split has no readable image")
-        return to_network_input(jnp.asarray(np.stack(rows[:count])), self.data.mean, self.data.std)
+        return to_network_input(jnp.asarray(np.stack(rows[:count])), data.mean, data.std)

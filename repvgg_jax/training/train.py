@@ -73,7 +73,7 @@ def train(
     experiment, state = _initial_state(experiment, workdir)
     evaluation = Evaluation(experiment.eval_data, experiment.mesh)
     make_workdir(experiment.config, workdir)
-    with open_manager(workdir, experiment.max_to_keep) as manager, leaving_at_once():
+    with open_manager(workdir, experiment.keep) as manager, leaving_at_once():
         state = _restored(manager, state)
         start = int(state.step)
         seconds_before, evaluated = _history(workdir, start)

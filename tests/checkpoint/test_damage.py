@@ -4,13 +4,15 @@ import errno
 import logging
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 import repvgg_jax as rj
 from repvgg_jax.checkpoint import manager
 from repvgg_jax.checkpoint.fused import fused_step
-from repvgg_jax.checkpoint.integrity import read_named
+from repvgg_jax.checkpoint.integrity import check_shapes, read_named
 from repvgg_jax.cli import fuse
 from repvgg_jax.errors import DamagedError, RunError
 from tests.support.faults import data_files, flip, truncate
@@ -97,3 +99,11 @@ def test_what_this_process_cannot_read_now_is_not_taken_for_damaged(error, raise
     with pytest.raises(RunError) as caught:
         read_named(Path("here"), read)
     assert type(caught.value) is raised
+
+
+def test_a_checkpoint_with_former_parameter_names_says_so():
+    saved = {"params": {"stage0_block0": {"conv3": {"kernel": np.ones(2)}, "bn0": np.ones(2)}}}
+    net = {"params": {"stage0_block0": {"conv_kxk": {"kernel": np.ones(2)}}}}
+    metadata = SimpleNamespace(tree=saved)
+    with pytest.raises(rj.UsageError, match=r"an earlier version .* \(bn0, conv3\); open it with"):
+        check_shapes(Path("checkpoints/4"), net, metadata)
