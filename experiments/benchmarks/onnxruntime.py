@@ -3,9 +3,9 @@
   python -m experiments.benchmarks.onnxruntime [--net=repvgg_a0] [--batches=1,16] [--pairs=15]
 
 Needs `pip install onnxruntime onnx`. Both use all cores of the process (`taskset` sets them) and
-the same weights: constants of onnxruntime's graph, and with `--constant` of our program. A pair during
-which other processes use the machine is measured again, until patience runs out; for a machine that
-is never quiet, `taskset -c 0 ... --processor_time`.
+the same weights: constants of onnxruntime's graph, and with `--constant` of our program. A pair
+during which other processes use the machine is measured again, until patience runs out; for a
+machine that is never quiet, `taskset -c 0 ... --processor_time`.
 """
 
 from __future__ import annotations

@@ -170,11 +170,7 @@ def _all_sweeps(groups: Sequence[Group]) -> list[Block]:
 
 
 def write_report(results: Path, out: Path) -> list[Path]:
-    """Writes the documents of all rows in `results` into `out`, and returns their paths.
-
-    Raises:
-      UsageError: if there are no rows, or rows of another version.
-    """
+    """Writes the documents of all rows in `results` into `out`, and returns their paths."""
     rows = read_sweeps(results)
     if not rows:
         command = _RUN.format("branches")

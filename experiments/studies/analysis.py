@@ -192,7 +192,7 @@ def receptive_fields(net: nn.Module, variables: Variables, images: Images) -> di
 
 
 def activation_ranges(net: nn.Module, variables: Variables, images: Images) -> list[Row]:
-    """Returns `min`, `max`, `low` (0.1%) and `high` (99.9%) of each layer's output before its ReLU."""
+    """Returns `min`, `max`, `low` (0.1%), `high` (99.9%) of each layer's output before its ReLU."""
     plan = net.plan()
     _, state = net.apply(
         variables,

@@ -27,17 +27,11 @@ _Row = Mapping[str, Any]
 
 
 class RemainingCost(NamedTuple):
-    """The estimated cost of the rest of a run.
-
-    Attributes:
-      seconds: wall time.
-      device: the device, as rows name it.
-      guessed: whether the estimate is from other variants, by multiply-adds.
-    """
+    """The estimated cost of the rest of a run."""
 
     seconds: float
-    device: str
-    guessed: bool
+    device: str  # as rows name it
+    guessed: bool  # estimated from other variants, by multiply-adds
 
     @property
     def device_hours(self) -> float:
@@ -47,11 +41,7 @@ class RemainingCost(NamedTuple):
 
 
 def count_steps(config: ConfigDict) -> int:
-    """Returns the number of steps of a run.
-
-    Raises:
-      UsageError: if its data cannot be used, or are too few for its schedule.
-    """
+    """Returns the steps of a run; raises UsageError if its data are missing or too few."""
     data = config.data
     size = _train_size(data.source, data.name, data.data_dir, config.model.num_classes)
     return total_steps(config, size)

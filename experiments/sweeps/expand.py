@@ -48,11 +48,7 @@ class Run:
     overrides: dict[str, Any]
 
     def config(self) -> ConfigDict:
-        """Returns the full config.
-
-        Raises:
-          UsageError: for an unknown field or a value of the wrong type.
-        """
+        """Returns the full config; raises UsageError as `set_field`."""
         config = PROTOCOLS[self.protocol]()
         for name, value in {**self.overrides, "seed": self.seed}.items():
             set_field(config, name, value)
@@ -76,11 +72,7 @@ class Run:
 
 
 def set_field(config: ConfigDict, name: str, value: Any) -> None:
-    """Sets a field such as `optim.momentum`.
-
-    Raises:
-      UsageError: for an unknown field or a value of the wrong type.
-    """
+    """Sets a field such as `optim.momentum`; raises UsageError if it is unknown or mistyped."""
     if problem := unknown_field(config, [name]):
         raise UsageError(problem)
     *groups, last = name.split(".")
@@ -115,9 +107,7 @@ def extra_overrides(row: Mapping[str, Any]) -> dict[str, Any]:
 def parse_overrides(arguments: Iterable[str]) -> dict[str, Any]:
     """Returns fields and values, typed by field: `--config.train.epochs=3` -> `train.epochs: 3`.
 
-    Raises:
-      UsageError: for arguments of another form and repeated fields, listing all. Unknown fields
-        are reported by `expand`.
+    Raises UsageError for arguments of another form and repeated fields, listing all.
     """
     fields: dict[str, Any] = {}
     errors = []

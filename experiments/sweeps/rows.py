@@ -90,11 +90,7 @@ def read_rows(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
 
 
 def read_sweeps(results: Path) -> list[dict[str, Any]]:
-    """Returns the rows of all files in a folder; a run shared by sweeps has a row in each.
-
-    Raises:
-      UsageError: as `read_rows`.
-    """
+    """Returns the rows of all files in a folder; a run shared by sweeps has a row in each."""
     return [row for path in sorted(results.glob("*.jsonl")) for row in read_rows(path)]
 
 

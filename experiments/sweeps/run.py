@@ -45,11 +45,7 @@ TO_RUN = ("interrupted", "new")
 
 
 def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[Run], LauncherOptions]:
-    """Returns the options, the runs and the launcher's options of a command line.
-
-    Raises:
-      UsageError: listing all problems of the sweep.
-    """
+    """Returns the options, the runs and the launcher's options of a command line."""
     parser = sweep_parser(__doc__)
     parser.add_argument(
         "--launcher", choices=LAUNCHERS, default="local", help="where to run (default: local)"
@@ -132,14 +128,9 @@ def job_of(run: Run, options: argparse.Namespace) -> Job:
 
 
 def steps_of_runs(runs: Sequence[Run], elsewhere: bool) -> dict[str, int]:
-    """Returns config hash -> steps, without runs whose data are not on this machine.
+    """Returns config hash -> steps, or raises UsageError for data that cannot be used.
 
-    Args:
-      runs: runs of one sweep.
-      elsewhere: whether they run on other machines, where their data may be.
-
-    Raises:
-      UsageError: for data that cannot be used, or are too few for a schedule.
+    With `elsewhere`, runs whose data may only be on another machine are left out.
     """
     steps: dict[str, int] = {}
     problems: dict[str, list[str]] = {}

@@ -56,14 +56,7 @@ _CODE = (".", ":!experiments/results")
 
 
 def execute(run: Run, workdir: Path, results: Path) -> None:
-    """Trains the run if it is not finished, and appends its row if that is missing.
-
-    Raises:
-      UsageError: if the workdir is another run's.
-      HeldError: if another process has locked the workdir.
-      Stopped: as `run_train`.
-      RunError: as `run_train`.
-    """
+    """Trains the run if it is not finished, and appends its row if that is missing."""
     if workdir.name != run.config_hash:
         raise UsageError(f"--workdir={workdir}: must end in the run's hash, {run.config_hash}")
     if primary():

@@ -10,19 +10,12 @@ Overrides = dict[str, Any]
 
 
 class PaperPair(NamedTuple):
-    """Top-1 in percent from a block's own paper, without and with the block.
+    """Top-1 in percent from a block's own paper, without and with the block."""
 
-    Attributes:
-      reference: the variant that corresponds to the net without the block.
-      without: top-1 of that net.
-      with_it: top-1 of the net with the block.
-      source: paper, table, net and data.
-    """
-
-    reference: str
+    reference: str  # the variant that corresponds to the net without the block
     without: float
     with_it: float
-    source: str
+    source: str  # paper, table, net and data
 
 
 @dataclass(frozen=True)

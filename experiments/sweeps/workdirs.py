@@ -77,12 +77,7 @@ def locked(workdir: Path) -> Iterator[None]:
 
 
 def _try_lock(descriptor: int, kind: int) -> bool:
-    """Returns whether the lock was free.
-
-    Raises:
-      UsageError: on a file system without locks.
-      RunError: if locking fails otherwise.
-    """
+    """Returns whether the lock was free."""
     try:
         fcntl.lockf(descriptor, kind | fcntl.LOCK_NB)
     except (BlockingIOError, PermissionError):
@@ -139,11 +134,7 @@ def last_error(folder: Path) -> str:
 
 
 def clear_error(folder: Path) -> None:
-    """Deletes the error of an earlier process, before another one starts.
-
-    Raises:
-      OSError: if the folder cannot be written.
-    """
+    """Deletes the error of an earlier process, before another one starts."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / ERROR_FILE).unlink(missing_ok=True)
 
@@ -158,11 +149,8 @@ def write_error(folder: Path, line: str) -> None:
 def record_failure(folder: Path, code: int) -> str:
     """Returns an error message for a failed process and stores it in the workdir.
 
-    So a run counts as failed even if it was killed or failed before it could write an error.
-
-    Args:
-      folder: the run's workdir.
-      code: exit code of the process; negative for a signal, as in Popen.
+    So a run counts as failed even if it was killed or failed before it could write an error. The
+    exit code is negative for a signal, as in Popen.
     """
     if code >= 0:
         line = last_error(folder) or f"exit code {code}"

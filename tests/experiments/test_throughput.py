@@ -118,5 +118,5 @@ def test_rows_of_unknown_variants_are_skipped(tmp_path):
 
 def test_a_file_of_another_version_is_rejected(tmp_path):
     (tmp_path / FILE).write_text(json.dumps([{"version": 0}]))
-    with pytest.raises(UsageError, match=r"throughput.json: version 0, but this code reads version 2"):
+    with pytest.raises(UsageError, match=r"throughput.json: version 0, but .* version 2"):
         with_throughput([row("none")], tmp_path)

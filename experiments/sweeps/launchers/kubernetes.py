@@ -41,27 +41,16 @@ _SMALL_CUBES = ["2x2x1", "2x2x2", "2x2x4", "2x4x4"]
 
 
 class Slice(NamedTuple):
-    """A TPU slice in GKE's terms.
+    """A TPU slice in GKE's terms."""
 
-    Attributes:
-      accelerator: label of the machine type.
-      topology: chips along each axis, such as `4x4`.
-      hosts: number of hosts.
-      chips: number of chips of one host.
-    """
-
-    accelerator: str
-    topology: str
+    accelerator: str  # label of the machine type
+    topology: str  # chips along each axis, such as `4x4`
     hosts: int
-    chips: int
+    chips: int  # of one host
 
 
 def parse_slice(text: str) -> Slice:
-    """Returns the slice of a text: `v5e:4x4` has 4 hosts of 4 chips.
-
-    Raises:
-      UsageError: for a slice that GKE does not have.
-    """
+    """Returns the slice of a text, if GKE has it: `v5e:4x4` has 4 hosts of 4 chips."""
     name, _, topology = text.partition(":")
     if name not in _ACCELERATORS:
         raise UsageError(f"--slice={text}: give {', '.join(_ACCELERATORS)} and a size: v5e:4x4")
@@ -90,10 +79,8 @@ def manifest(job: Job, options: LauncherOptions) -> dict[str, Any]:
     """Returns the JobSet of one run: a pod on each host of the slice, restarted together.
 
     A pod that was told to stop exits with `STOPPED`. That, and an eviction, restarts the run and is
-    not counted as one of its restarts. A UsageError fails the JobSet at once.
-
-    Raises:
-      UsageError: for options that the cluster would reject, listing all.
+    not counted as one of its restarts. A UsageError fails the JobSet at once. Options that the
+    cluster would reject raise UsageError here, listing all.
     """
     tpu = _checked(job, options)
     jobset = yaml.safe_load(_TEMPLATE.read_text(encoding="utf-8"))
@@ -220,9 +207,6 @@ def launch(jobs: Sequence[Job], options: LauncherOptions) -> None:
     """Writes a manifest for each job into a new folder in `options.folder`.
 
     A new folder, since queueing a folder would queue the manifests of earlier launches too.
-
-    Raises:
-      UsageError: as `manifest`, or if the folder cannot be written.
     """
     texts = {job.name: yaml.safe_dump(manifest(job, options), sort_keys=False) for job in jobs}
     folder = options.folder / f"{time.strftime('%Y-%m-%dT%H%M%S')}-{os.getpid()}"

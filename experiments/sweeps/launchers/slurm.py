@@ -43,11 +43,7 @@ class Requeued:
         self._terminated = False
 
     def __call__(self, command: Sequence[str]) -> None:
-        """Runs the command.
-
-        Raises:
-          RunError: if it does not succeed.
-        """
+        """Runs the command; raises RunError if it does not succeed."""
         program = sys.executable if command[0] == "python" else command[0]
         with suppress(OSError):  # the command itself will report it
             clear_error(workdir_of(command))
@@ -156,11 +152,7 @@ def _executor(options: LauncherOptions, count: int) -> Any:
 
 
 def submit(jobs: Sequence[Job], options: LauncherOptions) -> list[Any]:
-    """Submits the jobs as one array and returns submitit's job for each.
-
-    Raises:
-      UsageError: as `check`, or if SLURM rejects the jobs.
-    """
+    """Submits the jobs as one array and returns submitit's job for each."""
     executor = _executor(options, len(jobs))
     from submitit.core.utils import FailedJobError
 
@@ -173,10 +165,6 @@ def submit(jobs: Sequence[Job], options: LauncherOptions) -> list[Any]:
 
 
 def launch(jobs: Sequence[Job], options: LauncherOptions) -> None:
-    """Submits the jobs as one array and prints their ids; it does not wait for them.
-
-    Raises:
-      UsageError: as `submit`.
-    """
+    """Submits the jobs as one array and prints their ids; it does not wait for them."""
     for job, submitted in zip(jobs, submit(jobs, options), strict=True):
         print(f"{job.name} is {submitted.job_id}, output in {submitted.paths.stdout}", flush=True)
