@@ -1,24 +1,16 @@
-"""What a start costs: kept programs, the step's compilation, the clock, the import."""
+"""The start of a process: its compilation cache, its imports, its allocator."""
 
 import json
 import os
 import platform
-import re
 import subprocess
 import sys
-from functools import partial
 from pathlib import Path
 
-import jax
-import jax.numpy as jnp
-import numpy as np
 import pytest
 
-import repvgg_jax as rj
 from repvgg_jax.ops import onednn
 from repvgg_jax.runtime import compilation
-from repvgg_jax.runtime.compilation import drop_oldest, jit
-from repvgg_jax.training.evaluation import compiled_step
 
 ROOT = Path(__file__).parents[2]
 JAX_SETTINGS = (
@@ -112,14 +104,6 @@ def test_the_cache_is_switched_off_by_jax_and_by_an_unwritable_folder(tmp_path):
     assert not home.exists()
 
 
-def test_the_longest_unused_programs_go_first(tmp_path):
-    for age, name in enumerate("abcd"):
-        (tmp_path / name).write_bytes(bytes(100))
-        os.utime(tmp_path / name, (1e9 - age, 1e9 - age))
-    drop_oldest(tmp_path, 250)
-    assert {path.name for path in tmp_path.iterdir()} == {"a", "b"}
-
-
 def test_importing_brings_nothing_heavy():
     """And says how long it took; a bound on that would fail on a busy machine."""
     code = (
@@ -133,85 +117,6 @@ def test_importing_brings_nothing_heavy():
     heavy |= {"matplotlib", "tensorboardX", "tensorstore", "scipy", "torch", "tensorflow"}
     assert not heavy & set(names)
     assert {"jax", "flax"} <= set(names)
-
-
-def deep_net(depth, **fields):
-    """A net whose last stage has so many identities, its variables, and images."""
-    net = rj.create(
-        "repvgg_a0", num_classes=4, depths=(1, depth), widths=(4, 8), strides=(1, 1), **fields
-    )
-    rng = np.random.default_rng(0)
-    shapes = jax.eval_shape(lambda key: rj.init(net, key, 8), jax.random.key(0))
-    variables = jax.tree.map(lambda leaf: 1 + 0.1 * rng.normal(size=leaf.shape), shapes)
-    variables = jax.tree.map(jnp.float32, variables)
-    return net, variables, jax.random.normal(jax.random.key(1), (8, 8, 8, 3))
-
-
-def deep(depth, **fields):
-    """The loss of such a net, with parameters and images to take it on."""
-    net, variables, images = deep_net(depth, **fields)
-
-    def loss(params, images):
-        logits, _ = net.apply(variables | {"params": params}, images, True, mutable=["batch_stats"])
-        return (logits**2).mean()
-
-    return loss, variables["params"], images
-
-
-def largest_fusion(compiled):
-    """Lines of the longest of a program's fused computations."""
-    bodies = re.findall(r"^%?fused_computation\S* .*?^\}", compiled.as_text(), re.M | re.S)
-    return max(body.count("\n") for body in bodies)
-
-
-def test_a_fusion_does_not_grow_with_the_depth():
-    """Without barriers each block's gradient recomputes those of all blocks after it."""
-    sizes = []
-    for depth in (3, 6):
-        loss, params, images = deep(depth, branch_statistics="batch")
-        sizes.append(largest_fusion(jit(jax.grad(loss)).lower(params, images).compile()))
-    assert sizes[1] <= sizes[0] + 5, sizes
-
-
-def test_an_evaluations_fusion_does_not_grow_with_the_depth_either():
-    sizes = []
-    for depth in (3, 6):
-        net, variables, images = deep_net(depth)
-        batch = {"image": images, "label": jnp.zeros(8, jnp.int32), "mask": jnp.ones(8)}
-        mean = (0.0, 0.0, 0.0)
-        step = compiled_step(jax.default_backend())
-        lowered = step.lower(net, variables, batch, mean=mean, std=(1.0, 1.0, 1.0))
-        sizes.append(largest_fusion(lowered.compile()))
-    assert sizes[1] <= sizes[0] + 5, sizes
-
-
-def test_a_residual_nets_fusion_does_not_grow_when_it_is_fused():
-    sizes = []
-    for pairs in (3, 6):
-        fields = dict(depths=(1, pairs, 1), widths=(4, 4, 8), strides=(1, 1, 1), num_classes=4)
-        net = rj.create("residual_reorg_b0", **fields)
-        plain, fused = rj.fuse(net, rj.init(net, jax.random.key(0), 8))
-        forward = jit(partial(plain.apply, train=False))
-        compiled = forward.lower(fused, jnp.zeros((8, 8, 8, 3))).compile()
-        sizes.append(largest_fusion(compiled))
-    assert sizes[1] <= sizes[0] + 5, sizes
-
-
-def test_a_fused_net_has_no_barriers():
-    net, variables, images = deep_net(3)
-    for module, tree in ((net, variables), rj.fuse(net, variables)):
-        program = jit(partial(module.apply, train=False)).lower(tree, images).as_text()
-        assert ("optimization_barrier" in program) == (module is net)
-
-
-def test_barriers_change_no_gradient():
-    loss, params, images = deep(3)
-    with_barriers = jit(jax.grad(loss))
-    without = jax.jit(jax.grad(loss))
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-6 + 1e-4 * abs(b).max()),
-        *jax.device_get((with_barriers(params, images), without(params, images))),
-    )
 
 
 FREED = """
