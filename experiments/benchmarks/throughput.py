@@ -59,12 +59,7 @@ _Lowered = tuple[jax.stages.Lowered, Callable[[jax.stages.Compiled], Callable[[]
 
 
 def measure(runs: Sequence[Run], rounds: int = ROUNDS) -> dict[str, Any]:
-    """Returns the record of one protocol: the setup, and sweep -> variant -> figures.
-
-    Args:
-      runs: runs of one protocol, one seed of each variant.
-      rounds: number of rounds; the median counts.
-    """
+    """Returns the setup, and sweep -> variant -> figures, of one run for each variant."""
     return {
         "version": VERSION,
         "protocol": runs[0].protocol,

@@ -18,19 +18,12 @@ _COMMAND = "`python -m experiments.throughput`"
 
 @dataclass(frozen=True)
 class Scatter:
-    """Points, and the cost that they are drawn against.
-
-    Attributes:
-      points: points to draw.
-      cost: name of the cost and its unit.
-      left_out: points so far below the others that they would hide the differences.
-      unmeasured: names of variants that have runs but no such cost.
-    """
+    """Points, and the cost that they are drawn against."""
 
     points: list[Point]
-    cost: str
-    left_out: list[Point]
-    unmeasured: list[str]
+    cost: str  # with its unit
+    left_out: list[Point]  # so far below the others that they would hide the differences
+    unmeasured: list[str]  # variants that have runs but no such cost
 
     @property
     def remark(self) -> str:

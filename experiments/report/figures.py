@@ -39,12 +39,9 @@ _NAMESPACES = 'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org
 
 
 def draw(name: str, height: float, paint: Callable[[Any], None]) -> str:
-    """Returns an SVG that can be put into a page: its ids start with the figure's name.
+    """Returns what `paint` draws as an SVG of a height in inches.
 
-    Args:
-      name: name of the figure, unique in a page.
-      height: height in inches.
-      paint: function that draws into a matplotlib figure.
+    Its ids start with the figure's name, so that several figures can be put into one page.
     """
     # pyplot would keep global state and may ask for a display.
     import matplotlib
@@ -202,14 +199,7 @@ def draw_fusion_errors(group: Group) -> str:
 def draw_scatter(
     name: str, points: Sequence[Point], x_label: str, legend: Sequence[tuple[int, str]] = ()
 ) -> str:
-    """Draws top-1 against a cost, ± 1 std over seeds; labelled points have their names.
-
-    Args:
-      name: name of the figure.
-      points: points; their kind selects color and marker, -1 is the baseline's black.
-      x_label: the cost and its unit.
-      legend: names of kinds, if they have any.
-    """
+    """Draws top-1 against a cost, ± 1 std over seeds; `legend` has the names of kinds."""
     from matplotlib.ticker import LogLocator, NullLocator
 
     def paint(figure: Any) -> None:

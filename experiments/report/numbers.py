@@ -144,34 +144,21 @@ def _group(sweep: str, protocol: str, shared: str, rows: dict[str, list[Row]]) -
 
 @dataclass(frozen=True)
 class Pair:
-    """Two variants in our order.
-
-    Attributes:
-      above: the better one here.
-      below: the worse one here.
-      ours: paired difference in points, over the seeds of both; it may have no values.
-      paper: published difference in points; negative where the paper has the opposite order.
-    """
+    """Two variants in our order."""
 
     above: str
     below: str
-    ours: Sample
-    paper: float
+    ours: Sample  # paired difference in points; it may have no values
+    paper: float  # published difference, negative where the paper has the opposite order
 
 
 @dataclass(frozen=True)
 class Ordering:
-    """The order of our variants compared with a published one.
+    """The order of our variants compared with a published one."""
 
-    Attributes:
-      tau: Kendall's tau-b, 1 for the same order and -1 for the opposite; None where undefined.
-      variants: variants that have both figures.
-      pairs: all pairs without a tie in either order.
-    """
-
-    tau: float | None
-    variants: list[str]
-    pairs: list[Pair]
+    tau: float | None  # Kendall's tau-b, from -1 (opposite) to 1 (the same); None where undefined
+    variants: list[str]  # variants that have both figures
+    pairs: list[Pair]  # all pairs without a tie in either order
 
     @property
     def reversed(self) -> list[Pair]:

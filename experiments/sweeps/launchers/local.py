@@ -42,11 +42,7 @@ def device_environment(
 ) -> dict[str, str]:
     """Returns environment variables that give a child one device, shared if slots exceed devices.
 
-    Args:
-      platform: "cpu", "cuda" or "tpu".
-      indices: names of the devices.
-      slot: index of the child among those that run at a time.
-      slots: number of children that run at a time.
+    The child has one of the slots; the devices are those of the platform "cpu", "cuda" or "tpu".
     """
     if platform == "cpu":
         return {}
