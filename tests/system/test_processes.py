@@ -17,7 +17,7 @@ import pytest
 
 import repvgg_jax as rj
 from repvgg_jax.checkpoint import manager
-from repvgg_jax.runtime.processes import HEARTBEAT_SECONDS, join_processes, make_deterministic
+from repvgg_jax.runtime.processes import HEARTBEAT_SECONDS
 from repvgg_jax.training.metrics import read_metrics
 from tests.support.runs import equal, tiny_config, train
 
@@ -35,7 +35,7 @@ def free_port():
 
 
 class Pair:
-    """The two processes of a command, killed at the end whatever happens."""
+    """The two processes of a command, killed at the end in any case."""
 
     def __init__(self, folder, *arguments):
         address = f"--coordinator=127.0.0.1:{free_port()}"
@@ -60,11 +60,11 @@ class Pair:
             run.wait()
 
     def wait(self, seconds=240):
-        """The exit codes."""
+        """Waits for both processes; their exit codes."""
         return [run.wait(seconds) for run in self.processes]
 
     def wait_for(self, text, seconds=120):
-        """Until process 0 has said so."""
+        """Waits until the log of process 0 holds a text."""
         end = time.monotonic() + seconds
         while text not in self.logs[0].read_text():
             assert time.monotonic() < end, self.said(0)
@@ -78,7 +78,7 @@ class Pair:
 FAILS = """
 import sys
 from pathlib import Path
-from repvgg_jax.runtime import join_processes, leaving_at_once, sync_processes
+from repvgg_jax.runtime.processes import join_processes, leaving_at_once, sync_processes
 join_processes(sys.argv[1], 2, int(sys.argv[2]))
 with leaving_at_once(lambda error: Path(sys.argv[3]).write_text(str(error))):
     with leaving_at_once():
@@ -88,7 +88,7 @@ with leaving_at_once(lambda error: Path(sys.argv[3]).write_text(str(error))):
 """
 
 
-def test_a_failing_process_leaves_its_last_words_and_the_others_none(tmp_path):
+def test_a_failing_process_reports_its_error_and_the_others_none(tmp_path):
     address = f"127.0.0.1:{free_port()}"
     processes = [
         subprocess.Popen(
@@ -108,7 +108,7 @@ def test_a_failing_process_leaves_its_last_words_and_the_others_none(tmp_path):
 
 @pytest.fixture(scope="module")
 def two_by_two(tmp_path_factory):
-    """A whole run of two processes with two devices each: its folder, and what was said."""
+    """A whole run of two processes with two devices each: its folder and the logs."""
     folder = tmp_path_factory.mktemp("two")
     arguments = [*TINY, "--config.train.steps=4", "--config.train.checkpoint_every=2"]
     arguments += ["--config.train.eval_every=100", "--workdir", folder / "run"]
@@ -119,7 +119,7 @@ def two_by_two(tmp_path_factory):
 
 
 def test_two_by_two_is_one_device(two_by_two, tmp_path):
-    """Sums are taken in another order, at 1e-7 of their size; anything wrong is at 1e-2."""
+    """Sums in another order differ by 1e-7 of their size; an error would differ by 1e-2."""
     workdir, said = two_by_two
     one = train(tiny_config(mesh_data=1), tmp_path / "one").state
     curves = [
@@ -141,7 +141,7 @@ def test_two_by_two_is_one_device(two_by_two, tmp_path):
 
 
 @pytest.mark.parametrize(("data", "fsdp"), [(1, 1), (4, 1), (2, 2)])
-def test_their_checkpoint_goes_on_on_any_devices(data, fsdp, two_by_two, tmp_path):
+def test_their_checkpoint_resumes_on_any_devices(data, fsdp, two_by_two, tmp_path):
     shutil.copytree(two_by_two[0], tmp_path / "run")
     shutil.rmtree(tmp_path / "run/checkpoints/4")
     changes = {"mesh_data": data, "mesh_fsdp": fsdp, "mesh_min_size": 64}
@@ -155,7 +155,7 @@ def test_their_checkpoint_goes_on_on_any_devices(data, fsdp, two_by_two, tmp_pat
 
 
 def test_one_device_opens_what_two_by_two_saved(two_by_two):
-    """In a process of its own, which has neither their devices nor their coordinator."""
+    """In a separate process, without their devices and coordinator."""
     code = (
         "import sys, jax, repvgg_jax as rj\n"
         "net, variables = rj.load(sys.argv[1])\n"
@@ -176,7 +176,7 @@ def test_one_device_opens_what_two_by_two_saved(two_by_two):
 
 
 @pytest.mark.parametrize("dies", [0, 1])
-def test_where_one_dies_the_other_ends_with_an_error(dies, tmp_path):
+def test_if_one_dies_the_other_ends_with_an_error(dies, tmp_path):
     arguments = [*TINY, "--config.train.steps=100000", "--config.train.checkpoint_every=5"]
     with Pair(tmp_path, *arguments, "--workdir", tmp_path / "run") as pair:
         pair.wait_for(" 7/100000")
@@ -214,24 +214,3 @@ def test_a_damaged_checkpoint_is_passed_over_by_both(two_by_two, tmp_path):
         assert pair.wait() == [0, 0], pair.said(0) + pair.said(1)
         assert "checkpoints/4 cannot be read" in pair.said(0)
     equal(rj.load(tmp_path / "run")[1], rj.load(two_by_two[0])[1])
-
-
-def test_alone_without_a_cluster_and_mistakes(monkeypatch):
-    for name in ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "TPU_WORKER_HOSTNAMES"):
-        monkeypatch.delenv(name, raising=False)
-    join_processes()
-    assert jax.process_count() == 1
-    with pytest.raises(rj.UsageError, match="--num_processes, --process_index missing"):
-        join_processes("localhost:1")
-    with pytest.raises(rj.UsageError, match="--process_index=2: from 0 to one below"):
-        join_processes("localhost:1", 2, 2)
-    assert HEARTBEAT_SECONDS < 60
-
-
-def test_deterministic_flags_are_added_once(monkeypatch):
-    monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=4")
-    make_deterministic()
-    make_deterministic()
-    flags = os.environ["XLA_FLAGS"].split()
-    assert flags[0] == "--xla_force_host_platform_device_count=4"
-    assert flags.count("--xla_gpu_deterministic_ops=true") == 1
