@@ -25,14 +25,6 @@ from repvgg_jax.training.step import jit_train_step
 class Loop:
     """Trains from a state to the last step of an experiment.
 
-    Args:
-      experiment: the run.
-      evaluation: the evaluation split.
-      monitor: receives metrics.
-      manager: the checkpoints of the run.
-      stopping: asked before each step whether to stop.
-      startup: stopwatch that stops when the first step is done.
-
     Attributes:
       waiting: share of the training time spent waiting for data; None before the second step.
     """

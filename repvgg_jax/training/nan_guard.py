@@ -17,12 +17,7 @@ from repvgg_jax.training.monitor import Monitor
 class NanGuard:
     """Reads the metrics of each step after the next is dispatched, and checks that they are finite.
 
-    Args:
-      monitor: receives the metrics.
-      schedule: learning rate of each step, for metrics and messages.
-      log_every: steps between rows of metrics.
-      last_step: the last step, whose metrics are always recorded.
-      manager: the checkpoints, from which the one that led to a NaN is deleted.
+    The monitor gets those of every `log_every`-th step and of the last one.
     """
 
     def __init__(

@@ -16,11 +16,7 @@ _ON_DEVICE = 2  # batches: one in use, and the next
 
 
 class Prefetcher:
-    """An iterator over batches that are on the devices, while the next ones are transferred.
-
-    Args:
-      batches: this process's rows of endless host batches.
-      mesh: the mesh to split batches over.
+    """An iterator that transfers a process's rows of endless batches to the devices in advance.
 
     Attributes:
       waited: seconds spent waiting for host batches, the first ones excepted.
