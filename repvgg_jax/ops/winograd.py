@@ -26,32 +26,39 @@ from repvgg_jax.ops.batch_norm import accumulation_dtype
 
 # B^T, G and A^T by m. Published tables differ in the signs of B^T's last row and A^T's last column.
 _DATA = {
-    2: [[1, 0, -1, 0], [0, 1, 1, 0], [0, -1, 1, 0], [0, -1, 0, 1]],
-    4: [
-        [4, 0, -5, 0, 1, 0],
-        [0, -4, -4, 1, 1, 0],
-        [0, 4, -4, -1, 1, 0],
-        [0, -2, -1, 2, 1, 0],
-        [0, 2, -1, -2, 1, 0],
-        [0, 4, 0, -5, 0, 1],
-    ],
+    2: np.array([[1, 0, -1, 0], [0, 1, 1, 0], [0, -1, 1, 0], [0, -1, 0, 1]], float),
+    4: np.array(
+        [
+            [4, 0, -5, 0, 1, 0],
+            [0, -4, -4, 1, 1, 0],
+            [0, 4, -4, -1, 1, 0],
+            [0, -2, -1, 2, 1, 0],
+            [0, 2, -1, -2, 1, 0],
+            [0, 4, 0, -5, 0, 1],
+        ],
+        float,
+    ),
 }
 _KERNEL = {
-    2: [[1, 0, 0], [1 / 2, 1 / 2, 1 / 2], [1 / 2, -1 / 2, 1 / 2], [0, 0, 1]],
-    4: [
-        [1 / 4, 0, 0],
-        [-1 / 6, -1 / 6, -1 / 6],
-        [-1 / 6, 1 / 6, -1 / 6],
-        [1 / 24, 1 / 12, 1 / 6],
-        [1 / 24, -1 / 12, 1 / 6],
-        [0, 0, 1],
-    ],
+    2: np.array([[1, 0, 0], [1 / 2, 1 / 2, 1 / 2], [1 / 2, -1 / 2, 1 / 2], [0, 0, 1]], float),
+    4: np.array(
+        [
+            [1 / 4, 0, 0],
+            [-1 / 6, -1 / 6, -1 / 6],
+            [-1 / 6, 1 / 6, -1 / 6],
+            [1 / 24, 1 / 12, 1 / 6],
+            [1 / 24, -1 / 12, 1 / 6],
+            [0, 0, 1],
+        ],
+        float,
+    ),
 }
 _OUTPUT = {
-    2: [[1, 1, 1, 0], [0, 1, -1, 1]],
-    4: [[1, 1, 1, 1, 1, 0], [0, 1, -1, 2, -2, 0], [0, 1, 1, 4, 4, 0], [0, 1, -1, 8, -8, 1]],
+    2: np.array([[1, 1, 1, 0], [0, 1, -1, 1]], float),
+    4: np.array(
+        [[1, 1, 1, 1, 1, 0], [0, 1, -1, 2, -2, 0], [0, 1, 1, 4, 4, 0], [0, 1, -1, 8, -8, 1]], float
+    ),
 }
-
 
 Images = Float[Array, "batch height width cin"]
 Outputs = Float[Array, "batch height width cout"]
@@ -80,7 +87,7 @@ def kernel_gradient(x: Images, dy: Outputs, tile: int, groups: int = 1) -> Kerne
     down, across = -(-height // tile), -(-width // tile)
     padding = [(0, 0), (0, down * tile - height), (0, across * tile - width), (0, 0)]
     padded = jnp.pad(dy.astype(wide), padding)
-    to_tile = np.transpose(_OUTPUT[tile])
+    to_tile = _OUTPUT[tile].T
     rows = _combine(to_tile, [padded[:, i::tile] for i in range(tile)])
     rows = lax.optimization_barrier(jnp.stack(rows))
     errors = _combine(to_tile, [rows[:, :, :, j::tile] for j in range(tile)])
@@ -130,10 +137,10 @@ def _data_tiles(x: Array, tile: int) -> list[Array]:
     return _combine(_DATA[tile], [every(rows, j, across, 3) for j in range(side)])
 
 
-def _combine(matrix: list[list[float]] | np.ndarray, arrays: list[Array]) -> list[Array]:
+def _combine(matrix: np.ndarray, arrays: list[Array]) -> list[Array]:
     """Returns matrix @ arrays as additions, since most of the matrix is 0, 1 and -1."""
     sums = []
-    for row in np.asarray(matrix, float).tolist():
+    for row in matrix.tolist():
         (c, array), *terms = [(c, a) for c, a in zip(row, arrays, strict=True) if c]
         total = array if c == 1 else c * array
         for c, array in terms:

@@ -86,12 +86,8 @@ class LazyImage:
             factor = 1
         x, y = left // factor, top // factor
         covering = pixels[y : -(-bottom // factor), x : -(-right // factor)]
-        return covering, (
-            left / factor - x,
-            top / factor - y,
-            right / factor - x,
-            bottom / factor - y,
-        )
+        inside = (left / factor - x, top / factor - y, right / factor - x, bottom / factor - y)
+        return covering, inside
 
 
 def open_image(data: bytes, where: str) -> LazyImage:

@@ -19,24 +19,16 @@ def resize(pixels: np.ndarray, box: tuple[float, float, float, float], size: int
     Returns:
       uint8 [size, size, 3].
     """
-    from cykooz_resizer import (
-        CropBox,
-        FilterType,
-        ImageData,
-        PixelType,
-        ResizeAlg,
-        ResizeOptions,
-        Resizer,
-    )
+    import cykooz_resizer as cr
 
     height, width, _ = pixels.shape
     left, top, right, bottom = box
-    source = ImageData(width, height, PixelType.U8x3, pixels.tobytes())
-    result = ImageData(size, size, PixelType.U8x3)
-    options = ResizeOptions(
-        resize_alg=ResizeAlg.convolution(FilterType.bilinear),
-        crop_box=CropBox(left, top, right - left, bottom - top),
+    source = cr.ImageData(width, height, cr.PixelType.U8x3, pixels.tobytes())
+    result = cr.ImageData(size, size, cr.PixelType.U8x3)
+    options = cr.ResizeOptions(
+        resize_alg=cr.ResizeAlg.convolution(cr.FilterType.bilinear),
+        crop_box=cr.CropBox(left, top, right - left, bottom - top),
     )
     # A resizer must not be shared by threads; making one for each call costs nothing.
-    Resizer().resize(source, result, options)
+    cr.Resizer().resize(source, result, options)
     return np.frombuffer(result.get_buffer(), np.uint8).reshape(size, size, 3)
