@@ -110,10 +110,11 @@ def test_moments_are_as_exact_in_float32(case):
 def test_narrow_inputs_far_from_zero_lose_no_more_than_by_the_branches():
     """The mean is subtracted with the rounding of the kernel that it passed through."""
     block = RepVGGBlock(32, dtype=jnp.bfloat16, branches=("1x1", "identity"))
-    x = random_images(8, 8, 8, 32, seed=1) + 30.0
+    x = jnp.asarray(random_images(8, 8, 8, 32, seed=1) + 30.0)
     variables = randomised(jax.eval_shape(block.init, jax.random.key(0), x), 2)
     kernel = variables["params"]["conv1"]["kernel"]
     variables["params"]["conv1"]["kernel"] = kernel - kernel.mean(2, keepdims=True)
+    variables = jax.tree.map(jnp.asarray, variables)
 
     def sum_of(form, dtype):
         net = block.clone(branch_statistics=form, conv_algorithm="xla", dtype=dtype)

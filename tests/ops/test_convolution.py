@@ -59,7 +59,8 @@ def test_onednn_gives_xlas_values_and_gradients(geometry):
 def test_onednn_goes_under_vmap_and_checkpoint():
     if reason := onednn.unavailable():
         pytest.skip(reason)
-    x, kernels = random_images(2, 5, 5, 4), random_images(3, 3, 3, 4, 4, seed=1)
+    x = jnp.asarray(random_images(2, 5, 5, 4))
+    kernels = jnp.asarray(random_images(3, 3, 3, 4, 4, seed=1))
 
     def gradients(algorithm):
         def loss(kernel):
@@ -103,6 +104,7 @@ def test_without_the_library_one_line_says_what_to_install(monkeypatch, fresh_se
         assert convolve(jnp.ones((1, 4, 4, 2)), jnp.ones((3, 3, 2, 2))).shape == (1, 4, 4, 2)
 
 
+@pytest.mark.system
 def test_a_compiler_that_fails_is_named(monkeypatch, fresh_search, tmp_path):
     if onednn.unavailable():
         pytest.skip("oneDNN is not installed")
@@ -123,7 +125,8 @@ def test_a_compiler_that_is_not_there_is_named(compiler, monkeypatch, fresh_sear
     assert onednn.unavailable() == f"it cannot be used: no C++ compiler found ({compiler})"
 
 
-def test_calls_that_cannot_be_loaded_are_compiled_anew(monkeypatch, tmp_path):
+@pytest.mark.system
+def test_calls_that_cannot_be_loaded_are_compiled_again(monkeypatch, tmp_path):
     if reason := onednn.unavailable():
         pytest.skip(reason)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
@@ -173,8 +176,9 @@ def test_batch_norms_gradient_is_the_derived_one(constant):
     with jax.enable_x64(True):
         x = random_images(3, 2, 4, 5, 6, dtype="float64") + 0.5
         x[..., 0] = 2.0 if constant else x[..., 0]
-        gamma, beta = random_images(2, 6, seed=1, dtype="float64")
-        dy = random_images(*x.shape, seed=2, dtype="float64")
+        x = jnp.asarray(x)
+        gamma, beta = jnp.asarray(random_images(2, 6, seed=1, dtype="float64"))
+        dy = jnp.asarray(random_images(*x.shape, seed=2, dtype="float64"))
 
         def derived(x, gamma, beta):
             mean, var = x.mean((1, 2, 3), keepdims=True), x.var((1, 2, 3), keepdims=True)

@@ -83,7 +83,7 @@ def test_bfloat16_rounds_once(tile):
 
 
 def test_gradient_of_a_gradient():
-    x, kernel = example(1, 6, 6, 3, 4)
+    x, kernel = map(jnp.asarray, example(1, 6, 6, 3, 4))
 
     def penalty(conv):
         return quick(
