@@ -50,6 +50,7 @@ def test_a_mixed_pair_is_refused_and_a_true_one_fuses():
             rj.fuse(net, mixed)
 
 
+@pytest.mark.medium
 def test_reestimated_statistics_are_those_of_all_the_pixels():
     net, variables = tiny()
     images = random_images(4, 6, 8, 8, 3, seed=5) + jnp.arange(4.0).reshape(4, 1, 1, 1, 1)

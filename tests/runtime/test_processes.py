@@ -16,9 +16,7 @@ def test_alone_without_a_cluster_and_wrong_arguments(monkeypatch):
     assert jax.process_count() == 1
     with pytest.raises(rj.UsageError, match="--num_processes, --process_index missing"):
         join_processes("localhost:1")
-    with pytest.raises(
-        rj.UsageError, match="--process_index=2: must be from 0 to"
-    ):
+    with pytest.raises(rj.UsageError, match="--process_index=2: must be from 0 to"):
         join_processes("localhost:1", 2, 2)
     assert HEARTBEAT_SECONDS < 60
 

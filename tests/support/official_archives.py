@@ -41,7 +41,7 @@ def tar_bytes(members, path):
 
 
 def describing(path, archive):
-    """What would be published if this were the official file."""
+    """Returns the archive as it would be listed if this were the official file."""
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     return dataclasses.replace(archive, size=path.stat().st_size, checksum=f"sha256:{digest}")
@@ -118,7 +118,7 @@ def make_imagenet(folder, classes=3, count=4):
 
 
 def stock(name, data_dir, split):
-    """What stock TFDS makes of it, images as their bytes."""
+    """Opens a data set with stock TFDS, images as their bytes."""
     import tensorflow_datasets as tfds
 
     decoders = {"image": tfds.decode.SkipDecoding()}

@@ -49,6 +49,7 @@ def test_gradient_and_statistics_are_those_of_the_whole_batch():
     np.testing.assert_allclose(stats["var"], 0.9 + 0.1 * y.var((0, 1, 2)), rtol=1e-4)
 
 
+@pytest.mark.medium
 def test_bfloat16_step_keeps_parameters_and_statistics_in_float32():
     net = rj.create(
         "repvgg_a0", num_classes=10, depths=(1, 1), widths=(4, 4), strides=(1, 1), dtype="bfloat16"
@@ -59,6 +60,7 @@ def test_bfloat16_step_keeps_parameters_and_statistics_in_float32():
     assert metrics["loss"].dtype == jnp.float32
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize(("examples", "batch_size"), [(13, 4), (8, 8), (7, 32)])
 def test_evaluation_counts_every_example_once(examples, batch_size):
     net = rj.create("repvgg_a0", num_classes=10, depths=(1,), widths=(4,), strides=(2,))
@@ -86,6 +88,7 @@ def test_evaluation_counts_every_example_once(examples, batch_size):
     assert got["loss"] == pytest.approx(-log_p.mean(), rel=1e-5)
 
 
+@pytest.mark.medium
 def test_two_steps_and_two_more_are_four_bit_for_bit(tmp_path):
     whole = train(tiny_config(), tmp_path / "whole").state
 
@@ -113,6 +116,7 @@ def test_two_steps_and_two_more_are_four_bit_for_bit(tmp_path):
     assert [row["step"] for row in rows if row["kind"] == "train"] == [1, 2, 3, 4]
 
 
+@pytest.mark.medium
 def test_a_loss_that_is_not_finite_stops_the_run_before_it_is_saved(tmp_path):
     """Nor does the checkpoint stay that led to it; test_nan_guard has an earlier one that does."""
     config = tiny_config(train_steps=9, optim_learning_rate=1e20, train_checkpoint_every=1)
@@ -123,6 +127,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_before_it_is_saved(tmp_path):
     assert manager_module.steps(tmp_path) == []
 
 
+@pytest.mark.medium
 def test_checkpoints_keep_the_latest_and_the_best(tmp_path):
     net_state = fresh_state(mesh_module.make_mesh())
     accuracy = {1: 0.2, 2: 0.9, 3: 0.5, 4: 0.6, 5: 0.1}
@@ -173,6 +178,7 @@ def test_a_checkpoint_of_four_devices_opens_on_one(tmp_path):
     assert {leaf.sharding.num_devices for leaf in jax.tree.leaves(variables)} == {1}
 
 
+@pytest.mark.medium
 def test_load_and_its_errors(tmp_path):
     config = tiny_config(train_steps=2)
     state = train(config, tmp_path / "run").state
@@ -206,6 +212,7 @@ def test_a_truncated_checkpoint_is_named(tmp_path):
         rj.load(tmp_path)
 
 
+@pytest.mark.medium
 def test_a_workdir_of_another_config_is_left_alone(tmp_path):
     train(tiny_config(train_steps=1), tmp_path / "run")
     before = {p: p.read_bytes() for p in (tmp_path / "run").rglob("*") if p.is_file()}
@@ -246,6 +253,7 @@ def test_a_value_that_cannot_be_is_refused_before_anything_is_written(field, val
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.medium
 def test_a_run_that_failed_before_its_first_checkpoint_may_be_corrected(tmp_path):
     with pytest.raises(RunError):
         train(tiny_config(optim_learning_rate=1e30, train_checkpoint_every=9), tmp_path)

@@ -46,6 +46,7 @@ def test_a_net_of_fewer_branches_is_refused():
         transfer(rj.init(net, jax.random.key(0), image_size=8), source)
 
 
+@pytest.mark.medium
 def test_a_run_starts_from_another_with_its_first_stage_frozen(tmp_path):
     first = train(tiny_config(), tmp_path / "first").state
     config = tiny_config()
@@ -67,6 +68,7 @@ def test_a_run_starts_from_another_with_its_first_stage_frozen(tmp_path):
     assert not (tmp_path / "third").exists()
 
 
+@pytest.mark.medium
 def test_frozen_blocks_keep_their_squeeze_and_excite():
     config = tiny_config()
     config.model.update(
@@ -81,6 +83,7 @@ def test_frozen_blocks_keep_their_squeeze_and_excite():
     assert still == frozen | {f"{name}_se" for name in frozen}
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize(
     ("name", "overrides", "dtype"),
     [
@@ -106,6 +109,7 @@ def test_batch_norms_go_into_every_fused_net(name, overrides, dtype):
     assert relative_error(expected, got) < 1e-5
 
 
+@pytest.mark.medium
 def test_inserted_batch_norms_keep_the_outputs_and_match_the_batch():
     net, variables = tiny()
     plain, fused = rj.fuse(net, variables)
@@ -129,6 +133,7 @@ def test_inserted_batch_norms_keep_the_outputs_and_match_the_batch():
         rj.insert_bn(plain, fused, [])
 
 
+@pytest.mark.medium
 def test_training_a_fused_net_warns(tmp_path, caplog):
     config = tiny_config(train_steps=1)
     config.model.block = "fused"
@@ -137,6 +142,7 @@ def test_training_a_fused_net_warns(tmp_path, caplog):
     assert np.isfinite(float(jax.tree.leaves(rj.load(tmp_path / "run")[1])[0].sum()))
 
 
+@pytest.mark.medium
 def test_freezing_every_block_leaves_the_head_to_train():
     config = tiny_config()
     config.model.frozen = ("(?i).*STAGE.*",)
