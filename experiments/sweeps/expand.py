@@ -31,21 +31,13 @@ LENGTH = {"train.epochs", "train.steps", "optim.warmup_epochs"}
 
 @dataclass(frozen=True)
 class Run:
-    """One training run of a sweep.
-
-    Attributes:
-      sweep: name of the sweep.
-      name: name of the variant.
-      seed: value of `config.seed`.
-      protocol: key of `PROTOCOLS`, the config that the overrides change.
-      overrides: the variant's fields, overridden by those given on the command line.
-    """
+    """One training run of a sweep."""
 
     sweep: str
-    name: str
+    name: str  # of the variant
     seed: int
-    protocol: str
-    overrides: dict[str, Any]
+    protocol: str  # key of `PROTOCOLS`, the config that the overrides change
+    overrides: dict[str, Any]  # the variant's fields, overridden by those of the command line
 
     def config(self) -> ConfigDict:
         """Returns the full config; raises UsageError as `set_field`."""

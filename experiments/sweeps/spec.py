@@ -20,25 +20,15 @@ class PaperPair(NamedTuple):
 
 @dataclass(frozen=True)
 class Sweep:
-    """Configs that are compared with each other.
-
-    Attributes:
-      title: what is varied.
-      baseline: the variant that the others are compared with.
-      variants: name -> dotted fields of configs/default.py and their values.
-      published: variant -> the paper's top-1 in percent, where it has one.
-      source: table and protocol of the published figures.
-      own_papers: variant -> figures of its own paper, on another net.
-      note: text for readers of the tables.
-    """
+    """Configs that are compared with each other."""
 
     title: str
-    baseline: str
-    variants: dict[str, Overrides]
-    published: dict[str, float] = field(default_factory=dict)
-    source: str = ""
-    own_papers: dict[str, PaperPair] = field(default_factory=dict)
-    note: str = ""
+    baseline: str  # the variant that the others are compared with
+    variants: dict[str, Overrides]  # name -> dotted fields of configs/default.py and their values
+    published: dict[str, float] = field(default_factory=dict)  # variant -> top-1 in percent
+    source: str = ""  # table and protocol of the published figures
+    own_papers: dict[str, PaperPair] = field(default_factory=dict)  # on other nets
+    note: str = ""  # for readers of the tables
 
     def row_overrides(self, variant: str) -> Overrides:
         """Returns a variant's fields with values of JSON types, as rows have them."""
