@@ -101,7 +101,11 @@ def get_config() -> ConfigDict:
     optim.weight_decay = 1e-4
     # Kernels decay, and the scale of the identity's BatchNorm, as in the released code (whose rule
     # exempts names with "bn" and "bias", and misses that one). The first match wins.
-    optim.decay_rules = ((r".*kernel", 1.0), (r".*/bn0/scale", 1.0), (r".*/branch_scales", 1.0))
+    optim.decay_rules = (
+        (r".*kernel", 1.0),
+        (r".*/bn_identity/scale", 1.0),
+        (r".*/branch_scales", 1.0),
+    )
     # The released code's L2 for RepVGG blocks in place of the decay of kernels: the 1x1 and the
     # center tap that it is added to decay as the one tap that they fuse to.
     optim.custom_l2 = placeholder(bool)

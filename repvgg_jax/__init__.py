@@ -11,7 +11,7 @@ from repvgg_jax.fusion.fuse import fuse
 from repvgg_jax.fusion.insert_bn import insert_bn
 from repvgg_jax.fusion.reestimate import reestimate_batch_stats
 from repvgg_jax.fusion.verify import FusionReport, verify
-from repvgg_jax.nets import create, init, list_models
+from repvgg_jax.nets import create, init, list_models, randomize
 
 if TYPE_CHECKING:
     from repvgg_jax.checkpoint.load import load
@@ -25,6 +25,7 @@ __all__ = [
     "insert_bn",
     "list_models",
     "load",
+    "randomize",
     "reestimate_batch_stats",
     "verify",
 ]

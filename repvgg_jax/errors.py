@@ -13,8 +13,9 @@ Exit codes of `main.py` and of the commands in `experiments`:
 
 from __future__ import annotations
 
+import difflib
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 
 
@@ -65,3 +66,12 @@ def reraise(
         raise
     except kinds as error:
         raise as_error(error) from error
+
+
+def check_known(kind: str, name: str, known: Collection[str]) -> None:
+    """Raises UsageError, suggesting the nearest names, unless `name` is one of those known."""
+    if name in known:
+        return
+    close = difflib.get_close_matches(name, known, n=3)
+    hint = f"did you mean {' or '.join(close)}?" if close else f"choose from {', '.join(known)}"
+    raise UsageError(f"unknown {kind} {name!r}: {hint}")

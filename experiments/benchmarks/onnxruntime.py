@@ -59,13 +59,18 @@ def onnx_session(net: Any, params: Any, batch: int) -> Any:
         tensors.append(numpy_helper.from_array(np.ascontiguousarray(value), name))
         return name
 
-    for name, spec in net.plan().items():
+    for spec in net.plan():
+        name = spec.name
         conv = jax.device_get(params[name]["conv"])
         kernel = constant(f"{name}_kernel", conv["kernel"].transpose(3, 2, 0, 1))
         inputs = [x, kernel, constant(f"{name}_bias", conv["bias"])]
-        gaps, margin = spec["dilation"], spec["dilation"] * (spec["kernel_size"] // 2)
-        geometry = dict(pads=[margin] * 4, strides=[spec["strides"]] * 2, dilations=[gaps] * 2)
-        geometry |= dict(group=spec["groups"])
+        margin = spec.dilation * (spec.kernel_size // 2)
+        geometry = dict(
+            pads=[margin] * 4,
+            strides=[spec.strides] * 2,
+            dilations=[spec.dilation] * 2,
+            group=spec.groups,
+        )
         nodes.append(helper.make_node("Conv", inputs, [f"{name}_sum"], **geometry))
         nodes.append(helper.make_node("Relu", [f"{name}_sum"], [x := name]))
     head = [constant(name, np.asarray(params["head"][name])) for name in ("kernel", "bias")]

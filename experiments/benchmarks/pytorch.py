@@ -30,7 +30,9 @@ import repvgg_jax as rj
 from experiments.reference.torch_repvgg import TwinRepVGG
 from repvgg_jax.bench.counting import count_macs
 from repvgg_jax.bench.timing import matmul_peak, ratio, time_interleaved
+from repvgg_jax.blocks.registry import BLOCKS
 from repvgg_jax.blocks.repvgg import RepVGGBlock
+from repvgg_jax.nets import abstract
 from repvgg_jax.ops import onednn
 from repvgg_jax.runtime.compilation import jit, temporaries_bytes
 
@@ -44,7 +46,7 @@ class NaiveBlock(RepVGGBlock):
 
     branch_statistics: str = "batch"
 
-    def conv_of(self, x: jax.Array, suffix: str, size: int) -> jax.Array:
+    def conv(self, x: jax.Array, branch: str, size: int) -> jax.Array:
         """`nn.Conv`."""
         return nn.Conv(
             self.features,
@@ -53,28 +55,30 @@ class NaiveBlock(RepVGGBlock):
             padding=[(size // 2, size // 2)] * 2,
             use_bias=False,
             dtype=self.dtype,
-            name=f"conv{suffix}",
+            name=f"conv_{branch}",
         )(x)
 
-    def norm_of(self, x: jax.Array, suffix: str, train: bool) -> jax.Array:
+    def norm(self, x: jax.Array, branch: str, train: bool) -> jax.Array:
         """`nn.BatchNorm`."""
-        return nn.BatchNorm(not train, momentum=0.9, dtype=self.dtype, name=f"bn{suffix}")(x)
+        return nn.BatchNorm(not train, momentum=0.9, dtype=self.dtype, name=f"bn_{branch}")(x)
 
 
-def make_net(block: Any, **overrides: Any) -> Any:
+BLOCKS["naive"] = NaiveBlock
+
+
+def make_net(block: str, **overrides: Any) -> Any:
     """Returns the net that is measured, with a block."""
     if ON_GPU:
-        net = rj.create("repvgg_b1", dtype="bfloat16", **overrides)
-    else:
-        net = rj.create(
-            "repvgg_a0",
-            depths=(1, 2, 4, 8, 1),
-            widths=(16, 32, 64, 128, 256),
-            strides=(1, 1, 2, 2, 2),
-            num_classes=10,
-            **overrides,
-        )
-    return net.clone(block=block)
+        return rj.create("repvgg_b1", block=block, dtype="bfloat16", **overrides)
+    return rj.create(
+        "repvgg_a0",
+        depths=(1, 2, 4, 8, 1),
+        widths=(16, 32, 64, 128, 256),
+        strides=(1, 1, 2, 2, 2),
+        num_classes=10,
+        block=block,
+        **overrides,
+    )
 
 
 def batch_shape() -> tuple[int, int]:
@@ -119,7 +123,7 @@ def jax_step(net: Any) -> tuple[Callable[[], Any], int]:
 
 def torch_step(plain: bool) -> Callable[[], None]:
     """Returns the same step of the twin in PyTorch."""
-    net, (batch, size) = make_net(RepVGGBlock), batch_shape()
+    net, (batch, size) = make_net("repvgg"), batch_shape()
     device = "cuda" if ON_GPU else "cpu"
     twin = TwinRepVGG(net)
     twin = (twin.plain() if plain else twin).to(device, memory_format=torch.channels_last)
@@ -141,10 +145,10 @@ def torch_step(plain: bool) -> Callable[[], None]:
     return run
 
 
-def b1_temporaries(block: Any) -> int:
+def b1_temporaries(block: str) -> int:
     """Returns bytes of a training step's temporaries for B1 at 224, 32 images, float32."""
-    net = rj.create("repvgg_b1").clone(block=block)
-    variables = jax.eval_shape(partial(rj.init, net), jax.random.key(0))
+    net = rj.create("repvgg_b1", block=block)
+    variables = abstract(net)
     images = jax.ShapeDtypeStruct((32, 224, 224, 3), jnp.float32)
     labels = jax.ShapeDtypeStruct((32,), jnp.int32)
     compiled = jit(partial(gradients, net)).lower(variables, images, labels).compile()
@@ -154,7 +158,7 @@ def b1_temporaries(block: Any) -> int:
 def fused_share_of_peak() -> float:
     """Returns the speed of the fused net relative to the fastest matrix product."""
     batch, size = batch_shape()
-    net = make_net(RepVGGBlock)
+    net = make_net("repvgg")
     plain, fused = rj.fuse(net, rj.init(net, jax.random.key(0), size))
     images = jax.random.normal(jax.random.key(1), (batch, size, size, 3), net.dtype)
     forward = jit(plain.apply)
@@ -171,18 +175,18 @@ def main(argv: list[str]) -> None:
     if not ON_GPU and (reason := onednn.unavailable()):
         print(f"without oneDNN: {reason}")
     torch.set_num_threads(len(os.sched_getaffinity(0)))
-    plain = partial(RepVGGBlock, branches=("kxk",))
     nets = {
-        "naive": make_net(NaiveBlock, conv_algorithm="xla"),
-        "three branches": make_net(RepVGGBlock),
-        "by moments": make_net(partial(RepVGGBlock, branch_statistics="moments")),
-        "plain": make_net(plain),
+        "naive": make_net("naive", conv_algorithm="xla"),
+        "three branches": make_net("repvgg"),
+        "by moments": make_net("repvgg", branch_statistics="moments"),
+        "plain": make_net("plain"),
     }
     if not ON_GPU:
-        nets["three branches, XLA"] = make_net(RepVGGBlock, conv_algorithm="xla")
-        one_by_one = partial(RepVGGBlock, branch_statistics="batch")
-        nets["one by one, XLA"] = make_net(one_by_one, conv_algorithm="xla")
-        nets["plain, XLA"] = make_net(plain, conv_algorithm="xla")
+        nets["three branches, XLA"] = make_net("repvgg", conv_algorithm="xla")
+        nets["one by one, XLA"] = make_net(
+            "repvgg", branch_statistics="batch", conv_algorithm="xla"
+        )
+        nets["plain, XLA"] = make_net("plain", conv_algorithm="xla")
     steps = {name: jax_step(net) for name, net in nets.items()}
     runs = {name: run for name, (run, _) in steps.items()}
     runs |= {"PyTorch": torch_step(False), "PyTorch, plain": torch_step(True)}
@@ -214,7 +218,7 @@ def main(argv: list[str]) -> None:
             print(f"{name + ' / ' + to:<44} {ratio(times, name, to):>8.2f}")
     if ON_GPU:
         print(f"fused, of the fastest matrix product: {fused_share_of_peak():.2f}")
-    naive, ours = b1_temporaries(NaiveBlock), b1_temporaries(RepVGGBlock)
+    naive, ours = b1_temporaries("naive"), b1_temporaries("repvgg")
     print(
         f"\nB1 at 224, batch 32: temporaries {ours / 1e6:.0f} of {naive / 1e6:.0f} MB naive, ",
         end="",

@@ -22,7 +22,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from absl import logging
-from flax import linen as nn
 from ml_collections import ConfigDict
 
 from experiments.sweeps.ablations import SWEEPS
@@ -37,13 +36,12 @@ from experiments.sweeps.expand import (
 from experiments.sweeps.flags import Parser, run_command
 from experiments.sweeps.rows import RESULTS, cpu_cores, device_name, read_sweeps
 from experiments.sweeps.run_one import git_commit
-from repvgg_jax import init
 from repvgg_jax.bench.aot import lower_step
 from repvgg_jax.bench.models import RepeatedStep
 from repvgg_jax.bench.timing import time_interleaved
 from repvgg_jax.config.build import make_net
 from repvgg_jax.errors import UsageError
-from repvgg_jax.fusion.fuse import fuse
+from repvgg_jax.nets import abstract
 from repvgg_jax.runtime.compilation import jit, temporaries_bytes
 from repvgg_jax.runtime.files import write_json
 from repvgg_jax.runtime.processes import prepare_process
@@ -112,10 +110,11 @@ def _training_step(config: ConfigDict) -> _Lowered:
 def _deployed_forward(config: ConfigDict) -> _Lowered:
     size = config.data.eval_image_size or config.data.image_size
     net = make_net(config)
-    variables = jax.eval_shape(lambda key: init(net, key, size), jax.random.key(0))
-    try:
-        net, variables = _fused_shapes(net, variables)
-    except UsageError:  # no convolution equals its block, and it deploys as it is
+    variables = abstract(net)
+    if net.fusable:
+        net = net.clone(block="fused")
+        variables = abstract(net)
+    else:  # it deploys as it is
         logging.info("%s cannot be fused", config.model.block)
     images = jax.ShapeDtypeStruct((config.train.batch_size, size, size, 3), net.dtype)
     lowered = jit(partial(net.apply, train=False)).lower(variables, images)
@@ -127,18 +126,6 @@ def _zeros_of(shapes: Any) -> Any:
     return jax.tree.map(
         lambda leaf: jnp.zeros(leaf.shape, leaf.dtype, device=leaf.sharding), shapes
     )
-
-
-def _fused_shapes(net: nn.Module, variables: Any) -> tuple[nn.Module, Any]:
-    plain: list[nn.Module] = []
-
-    def fused(variables: Any) -> Any:
-        module, tree = fuse(net, variables)
-        plain.append(module)
-        return tree
-
-    shapes = jax.eval_shape(fused, variables)
-    return plain[0], shapes
 
 
 def read_records(results: Path) -> list[dict[str, Any]]:

@@ -69,8 +69,8 @@ class _Chosen:
         return getattr(self.source, name)
 
 
-def branches_of(net: nn.Module, variables: Variables) -> dict[str, dict[str, str]]:
-    """Layer -> branch ("kxk", "1x1", "identity") -> what its BatchNorm's name ends with.
+def branches_of(net: nn.Module, variables: Variables) -> dict[str, list[str]]:
+    """Returns layer -> its branches, of "1x1", "kxk" and "identity".
 
     Raises:
       UsageError: for a net of other blocks.
@@ -79,11 +79,8 @@ def branches_of(net: nn.Module, variables: Variables) -> dict[str, dict[str, str
     for name, block in net.blocks().items():
         if type(block) is not RepVGGBlock:
             raise UsageError(f"{name} is a {type(block).__name__}; this is for RepVGG's own block")
-        suffixes = {"1x1": "1", "kxk": f"{block.kernel_size}", "identity": "0"}
-        if block.kernel_size == 1:
-            del suffixes["1x1"]
         params = variables["params"][name]
-        found[name] = {b: s for b, s in suffixes.items() if f"bn{s}" in params}
+        found[name] = [b for b in ("1x1", "kxk", "identity") if f"bn_{b}" in params]
     return found
 
 
@@ -97,11 +94,11 @@ def folded_branches(net: nn.Module, variables: Variables) -> dict[str, dict[str,
         folded[name] = {
             branch: pad_to(
                 (k, k),
-                fold_norm(own, params, stats, suffix)
+                fold_norm(own, params, stats, branch)
                 if branch == "identity"
-                else fold_branch(params, stats, suffix),
+                else fold_branch(params, stats, branch),
             )
-            for branch, suffix in branches.items()
+            for branch in branches
         }
     return folded
 
@@ -114,16 +111,15 @@ def branch_table(net: nn.Module, variables: Variables) -> list[Row]:
     `center_share`: <C_b, C> / <C, C> of the fused center tap C = sum_b C_b. The shares of a layer
     add up to 1; one is negative where a branch works against the others.
     """
-    rows, suffixes = [], branches_of(net, variables)
+    rows = []
     for layer, branches in folded_branches(net, variables).items():
         params, stats = variables["params"][layer], variables["batch_stats"][layer]
         centers = {branch: _center(affine.kernel) for branch, affine in branches.items()}
         total = sum(centers.values())
         for branch, affine in branches.items():
-            suffix = suffixes[layer][branch]
-            norm = jnp.sqrt(stats[f"bn{suffix}"]["var"] + BN_EPSILON)
-            scale = jnp.abs(params[f"bn{suffix}"]["scale"]) / norm
-            kernel = params.get(f"conv{suffix}", {}).get("kernel")
+            norm = jnp.sqrt(stats[f"bn_{branch}"]["var"] + BN_EPSILON)
+            scale = jnp.abs(params[f"bn_{branch}"]["scale"]) / norm
+            kernel = params.get(f"conv_{branch}", {}).get("kernel")
             own = scale.size**0.5 if kernel is None else jnp.linalg.norm(kernel.ravel())
             rows.append(
                 {
@@ -149,7 +145,7 @@ def kernel_table(net: nn.Module, variables: Variables) -> list[Row]:
         fused = sum(affine.kernel for affine in branches.values())
         if "kxk" not in branches:
             continue
-        trained = variables["params"][layer][f"conv{fused.shape[0]}"]["kernel"]
+        trained = variables["params"][layer]["conv_kxk"]["kernel"]
         folded = branches["kxk"].kernel
         norm = jnp.linalg.norm(fused.ravel())
         rows.append(
@@ -193,15 +189,15 @@ def receptive_fields(net: nn.Module, variables: Variables, images: Images) -> di
 
 def activation_ranges(net: nn.Module, variables: Variables, images: Images) -> list[Row]:
     """Returns `min`, `max`, `low` (0.1%), `high` (99.9%) of each layer's output before its ReLU."""
-    plan = net.plan()
+    layers = [spec.name for spec in net.plan()]
     _, state = net.apply(
         variables,
         images,
-        capture_intermediates=lambda module, _: module.name in plan,
+        capture_intermediates=lambda module, _: module.name in layers,
         mutable=["intermediates"],
     )
     rows = []
-    for layer in plan:
+    for layer in layers:
         y = np.asarray(state["intermediates"][layer]["__call__"][0])
         low, high = np.percentile(y, [0.1, 99.9])
         ends = {"min": y.min(), "max": y.max(), "low": low, "high": high}
@@ -218,7 +214,7 @@ def weight_table(net: nn.Module, variables: Variables) -> list[Row]:
     """
     _, fused = fuse(net, variables)
     rows = []
-    for layer in net.plan():
+    for layer in net.blocks():
         w = np.asarray(fused["params"][layer]["conv"]["kernel"], np.float64)
         peaks = np.abs(w).max((0, 1, 2))
         rows.append(
@@ -240,11 +236,11 @@ def rounding_error(w: np.ndarray, peak: np.ndarray | float) -> float:
     return float(np.linalg.norm(np.round(w / step) * step - w) / np.linalg.norm(w))
 
 
-def without_branch(variables: Variables, layer: str, suffix: str) -> dict[str, Any]:
+def without_branch(variables: Variables, layer: str, branch: str) -> dict[str, Any]:
     """Returns the variables with gamma = beta = 0 in a branch's BatchNorm, so that it outputs 0."""
     params = dict(variables["params"])
-    norm = params[layer][f"bn{suffix}"]
-    params[layer] = {**params[layer], f"bn{suffix}": jax.tree.map(jnp.zeros_like, norm)}
+    norm = params[layer][f"bn_{branch}"]
+    params[layer] = {**params[layer], f"bn_{branch}": jax.tree.map(jnp.zeros_like, norm)}
     return {**variables, "params": params}
 
 
@@ -266,5 +262,5 @@ def removals(
     rows = [row("none", "none", variables)]
     remove = partial(without_branch, variables)
     for layer, branches in branches_of(net, variables).items():
-        rows += [row(layer, branch, remove(layer, suffix)) for branch, suffix in branches.items()]
+        rows += [row(layer, branch, remove(layer, branch)) for branch in branches]
     return rows

@@ -221,7 +221,9 @@ SWEEPS: dict[str, Sweep] = {
             "kernels": {"optim.decay_rules": ((r".*kernel", 1.0),)},
             "kernels_and_scales": {"optim.decay_rules": ((r".*(kernel|scale)", 1.0),)},
             "everything": {"optim.decay_rules": ((r".*", 1.0),)},
-            "kxk_kernels": {"optim.decay_rules": ((r".*/conv1/kernel", 0.0), (r".*kernel", 1.0))},
+            "kxk_kernels": {
+                "optim.decay_rules": ((r".*/conv_1x1/kernel", 0.0), (r".*kernel", 1.0))
+            },
             "custom_l2": {"optim.custom_l2": True},
             "none": {"optim.weight_decay": 0.0},
             "1e-4": {"optim.weight_decay": 1e-4},

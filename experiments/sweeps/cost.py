@@ -21,7 +21,7 @@ from repvgg_jax.config.build import total_steps
 from repvgg_jax.config.fields import run_fields
 from repvgg_jax.data.sources.load import load_source
 from repvgg_jax.data.sources.tfds import load_prepared
-from repvgg_jax.nets import abstract_variables, create
+from repvgg_jax.nets import abstract, create
 
 _Row = Mapping[str, Any]
 
@@ -150,7 +150,7 @@ def _scaled_by_macs(run: Run, rows: Sequence[_Row]) -> tuple[list[_Row], float]:
 def _train_form_macs(model: FrozenConfigDict, image_size: int) -> int:
     """Returns the multiply-adds of the train form for one image."""
     net = create(**model.to_dict())
-    return count_macs(net, abstract_variables(net), image_size)
+    return count_macs(net, abstract(net), image_size)
 
 
 def _length_fields(row: _Row) -> dict[str, Any]:

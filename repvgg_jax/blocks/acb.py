@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from flax import linen as nn
 from jax import Array
@@ -17,12 +18,10 @@ class ACBlock(Block):
     @nn.compact
     def __call__(self, x: Array, train: bool = False) -> Array:
         k = self.kernel_size
-        square = self.conv_bn(x, f"{k}", k, train)
-        row = self.conv_bn(x, "_row", (1, k), train)
-        return square + row + self.conv_bn(x, "_column", (k, 1), train)
+        y = self.conv_bn(x, "kxk", k, train)
+        y += self.conv_bn(x, "1xk", (1, k), train)
+        return y + self.conv_bn(x, "kx1", (k, 1), train)
 
-
-def fuse_acb(block: ACBlock, params: Mapping, batch_stats: Mapping) -> Affine:
-    """The 1xk adds to the middle row, the kx1 to the middle column."""
-    suffixes = (f"{block.kernel_size}", "_row", "_column")
-    return add(*(fold_branch(params, batch_stats, suffix) for suffix in suffixes))
+    def fuse(self, params: Mapping[str, Any], batch_stats: Mapping[str, Any]) -> Affine:
+        """Returns the sum: the 1xk adds to the middle row, the kx1 to the middle column."""
+        return add(*(fold_branch(params, batch_stats, name) for name in ("kxk", "1xk", "kx1")))

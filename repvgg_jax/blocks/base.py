@@ -1,40 +1,47 @@
-"""What all train-time blocks share: the hyper-parameters of a plan, and convolution + BatchNorm."""
+"""Base classes of train-time blocks: the convolution that a block becomes, and its fusion."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array
+from jax.nn.initializers import Initializer
 
 from repvgg_jax.affine import Affine, fold_bn
 from repvgg_jax.errors import UsageError
-from repvgg_jax.layers.conv import Conv, Dtype
+from repvgg_jax.layers.conv import Conv, Dtype, Kernel, kernel_init
 from repvgg_jax.layers.norm import BatchNorm
 from repvgg_jax.ops.convolution import convolve
 
 
 class Block(nn.Module):
-    """A layer of a net without its nonlinearity, as the net's `plan()` describes it.
+    """A layer of a net without its nonlinearity, as a `BlockSpec` of the net describes it.
 
     [batch, height, width, cin] -> [batch, ceil(height / strides), ceil(width / strides), features].
-    In evaluation mode a block is affine, so that it fuses to one convolution.
+    In evaluation mode a block is affine, and `fuse` returns the convolution that it equals. Layers
+    are named alike in all blocks: `conv_kxk`, `bn_kxk`, `conv_1x1`, `bn_1x1`, `bn_identity` for the
+    branches, `bn` for a BatchNorm after their sum.
 
     Attributes:
       features: output channels.
-      strides, groups: of the convolution that the block fuses to.
-      kernel_size: its side, odd.
-      dilation: pixels between its taps.
+      strides: stride of the convolution that the block fuses to.
+      groups: channel groups of that convolution.
+      kernel_size: side of its kernel, an odd number.
+      dilation: distance between the taps of its kernel, in pixels.
       dtype: compute type; parameters and statistics are float32.
-      bn_group_size: images that a BatchNorm's statistics are taken over in training; all.
-      conv_algorithm: what computes its convolutions, one of `convolution.ALGORITHMS`.
+      bn_group_size: number of images that share BatchNorm statistics in training; None for all.
+      conv_algorithm: algorithm of the convolutions, one of `ops.convolution.ALGORITHMS`.
+      fusable: class attribute, False for a block that no convolution equals.
 
     Raises:
-      UsageError: for an even kernel size, which has no centre.
+      UsageError: for an even kernel size, which has no center.
     """
+
+    fusable: ClassVar[bool] = True
 
     features: int
     strides: int = 1
@@ -47,11 +54,26 @@ class Block(nn.Module):
 
     def __post_init__(self) -> None:
         if not isinstance(self.kernel_size, int) or self.kernel_size % 2 != 1:
-            raise UsageError(f"kernel_size={self.kernel_size!r}: only odd sizes have a centre")
+            raise UsageError(f"kernel_size={self.kernel_size!r}: must be odd, to have a center")
         super().__post_init__()
 
-    def conv_of(self, x: Array, suffix: str, size: int | tuple[int, int]) -> Array:
-        """The block's own strides, groups and dilation at another kernel size, without bias."""
+    def fuse(self, params: Mapping[str, Any], batch_stats: Mapping[str, Any]) -> Affine:
+        """Returns the convolution that the block equals in evaluation mode.
+
+        A pure function of the variables, legal on an unbound module: the module contributes what
+        the variables do not tell (kernel size, groups, branches without parameters).
+
+        Args:
+          params: the block's parameters.
+          batch_stats: the block's BatchNorm statistics.
+
+        Raises:
+          UsageError: if the block is not `fusable`.
+        """
+        raise NotImplementedError
+
+    def conv(self, x: Array, branch: str, size: int | tuple[int, int]) -> Array:
+        """Applies `conv_<branch>`: the block's strides, groups and dilation, without a bias."""
         return Conv(
             self.features,
             size,
@@ -60,11 +82,19 @@ class Block(nn.Module):
             dilation=self.dilation,
             dtype=self.dtype,
             algorithm=self.conv_algorithm,
-            name=f"conv{suffix}",
+            name=f"conv_{branch}",
         )(x)
 
-    def conv_with(self, x: Array, kernel: Array) -> Array:
-        """The block's own convolution with a kernel that was made from its parameters."""
+    def norm(self, x: Array, branch: str, train: bool) -> Array:
+        """Applies the BatchNorm `bn_<branch>`, or `bn` for the empty branch name."""
+        return BatchNorm(train, self.bn_group_size, self.dtype, name=_norm_name(branch))(x)
+
+    def conv_bn(self, x: Array, branch: str, size: int | tuple[int, int], train: bool) -> Array:
+        """Applies `conv_<branch>`, then `bn_<branch>`."""
+        return self.norm(self.conv(x, branch, size), branch, train)
+
+    def convolve(self, x: Array, kernel: Array) -> Array:
+        """Applies the block's convolution with a kernel made from its parameters."""
         return convolve(
             x,
             kernel,
@@ -76,34 +106,67 @@ class Block(nn.Module):
         )
 
     def kernel_shape(self, cin: int) -> tuple[int, int, int, int]:
-        """Of the one convolution that the block is, or fuses to."""
+        """Returns the HWIO shape of the fused kernel for `cin` input channels."""
         k = self.kernel_size
         return (k, k, cin // self.groups, self.features)
 
-    def norm_of(self, x: Array, suffix: str, train: bool) -> Array:
-        """BatchNorm."""
-        return BatchNorm(train, self.bn_group_size, self.dtype, name=f"bn{suffix}")(x)
-
-    def conv_bn(self, x: Array, suffix: str, size: int | tuple[int, int], train: bool) -> Array:
-        """A branch: `conv<suffix>`, then `bn<suffix>`."""
-        return self.norm_of(self.conv_of(x, suffix, size), suffix, train)
-
     def keeps_shape(self, cin: int) -> bool:
-        """Whether an identity branch can stand beside a convolution of `cin` inputs."""
+        """Returns True if an identity branch fits beside a convolution of `cin` inputs."""
         return self.strides == 1 and cin == self.features
 
     def identity_shape(self) -> jax.ShapeDtypeStruct:
-        """Of a kernel from the block's output channels to themselves, in its groups."""
+        """Returns the shape of a fused kernel from the output channels to themselves."""
         return jax.ShapeDtypeStruct(self.kernel_shape(self.features), jnp.float32)
 
 
-def fold_branch(params: Mapping[str, Any], batch_stats: Mapping[str, Any], suffix: str) -> Affine:
-    """What `Block.conv_bn` is in evaluation mode."""
-    return fold_norm(Affine(params[f"conv{suffix}"]["kernel"]), params, batch_stats, suffix)
+class KernelBlock(Block):
+    """A block BN(conv(x, W)) that makes its one kernel W from several parameters at each step.
+
+    Subclasses define `declare`, which creates the parameters, and `kernel`, which computes W from
+    them; the forward pass and the fusion are inherited.
+    """
+
+    def declare(self, cin: int) -> dict[str, Any]:
+        """Creates the parameters for `cin` input channels, and returns them by name."""
+        raise NotImplementedError
+
+    def declare_kernel(
+        self, branch: str, shape: tuple[int, int, int, int], init: Initializer = kernel_init
+    ) -> dict[str, Array]:
+        """Creates the parameter of `conv_<branch>`, and returns `{"kernel": parameter}`."""
+        return {"kernel": Kernel(shape, init, name=f"conv_{branch}")()}
+
+    def kernel(self, params: Mapping[str, Any]) -> Array:
+        """Returns W [k, k, cin / groups, features], computed from the block's parameters."""
+        raise NotImplementedError
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool = False) -> Array:
+        kernel = self.kernel(self.declare(x.shape[-1]))
+        return self.norm(self.convolve(x, kernel), "", train)
+
+    def fuse(self, params: Mapping[str, Any], batch_stats: Mapping[str, Any]) -> Affine:
+        """Returns the kernel with the BatchNorm folded into it."""
+        return fold_norm(Affine(self.kernel(params)), params, batch_stats)
+
+
+def fold_branch(params: Mapping[str, Any], batch_stats: Mapping[str, Any], branch: str) -> Affine:
+    """Returns what `Block.conv_bn` computes in evaluation mode."""
+    return fold_norm(conv_kernel(params, branch), params, batch_stats, branch)
 
 
 def fold_norm(
-    branch: Affine, params: Mapping[str, Any], batch_stats: Mapping[str, Any], suffix: str
+    before: Affine, params: Mapping[str, Any], batch_stats: Mapping[str, Any], branch: str = ""
 ) -> Affine:
-    """The branch followed by what `Block.norm_of` is in evaluation mode."""
-    return fold_bn(branch, params[f"bn{suffix}"], batch_stats[f"bn{suffix}"])
+    """Returns `before` followed by what `Block.norm` computes in evaluation mode."""
+    name = _norm_name(branch)
+    return fold_bn(before, params[name], batch_stats[name])
+
+
+def conv_kernel(params: Mapping[str, Any], branch: str) -> Affine:
+    """Returns `conv_<branch>` as an affine map without a bias."""
+    return Affine(params[f"conv_{branch}"]["kernel"])
+
+
+def _norm_name(branch: str) -> str:
+    return f"bn_{branch}" if branch else "bn"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import jax.numpy as jnp
 from flax import linen as nn
@@ -16,38 +17,36 @@ class CSLABlock(Block):
     """BN(s conv_kxk(x) + t conv_1x1(x) + u x), with s, t and u vectors over the output channels.
 
     The identity exists where stride and width allow it. With s, t and u trained this is the paper's
-    hyper-search, but that all start as 1 here (there s and t as sqrt(2 / l) in a stage's l-th
-    layer); with s and t constant its training equals that of one plain convolution whose gradient
-    is multiplied (`repvgg_jax.optim.repoptimizer`).
+    hyper-search, except that all start as 1 here (there, s and t start as sqrt(2 / l) in the l-th
+    layer of a stage). With s and t constant its training equals that of one plain convolution whose
+    gradient is multiplied (`repvgg_jax.optim.repoptimizer`).
     """
 
     @nn.compact
     def __call__(self, x: Array, train: bool = False) -> Array:
-        def scaled(y: Array, suffix: str) -> Array:
+        def scaled(y: Array, branch: str) -> Array:
             scale = self.param(
-                f"scale_{suffix}", nn.initializers.ones, (self.features,), jnp.float32
+                f"scale_{branch}", nn.initializers.ones, (self.features,), jnp.float32
             )
             return y * scale.astype(y.dtype)
 
-        y = scaled(self.conv_of(x, "_kxk", self.kernel_size), "kxk")
-        y += scaled(self.conv_of(x, "_pointwise", 1), "pointwise")
+        y = scaled(self.conv(x, "kxk", self.kernel_size), "kxk")
+        y += scaled(self.conv(x, "1x1", 1), "1x1")
         if self.keeps_shape(x.shape[-1]):
             y += scaled(x, "identity").astype(y.dtype)
-        return self.norm_of(y, "", train)
+        return self.norm(y, "", train)
 
+    def kernel(self, params: Mapping[str, Any]) -> Array:
+        """Returns s K + t pad(K1) + u I, the kernel before the BatchNorm."""
+        branches = [
+            Affine(params[f"conv_{branch}"]["kernel"] * params[f"scale_{branch}"])
+            for branch in ("kxk", "1x1")
+        ]
+        if "scale_identity" in params:
+            eye = identity(self.identity_shape())
+            branches.append(Affine(eye.kernel * params["scale_identity"]))
+        return add(*branches).kernel
 
-def csla_kernel(block: CSLABlock, params: Mapping) -> Array:
-    """s K + t pad(K1) + u I: the kernel that stands before the BatchNorm."""
-    branches = [
-        Affine(params["conv_kxk"]["kernel"] * params["scale_kxk"]),
-        Affine(params["conv_pointwise"]["kernel"] * params["scale_pointwise"]),
-    ]
-    if "scale_identity" in params:
-        eye = identity(block.identity_shape())
-        branches.append(Affine(eye.kernel * params["scale_identity"]))
-    return add(*branches).kernel
-
-
-def fuse_csla(block: CSLABlock, params: Mapping, batch_stats: Mapping) -> Affine:
-    """The sum of the scaled branches, then the BatchNorm."""
-    return fold_norm(Affine(csla_kernel(block, params)), params, batch_stats, "")
+    def fuse(self, params: Mapping[str, Any], batch_stats: Mapping[str, Any]) -> Affine:
+        """Returns the sum of the scaled branches with the BatchNorm folded into it."""
+        return fold_norm(Affine(self.kernel(params)), params, batch_stats)

@@ -4,23 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import partial
+from typing import Any
 
 import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array, lax
 
 from repvgg_jax.affine import Affine, add, average, chain, fold_bn, identity
-from repvgg_jax.blocks.base import Block, fold_branch, fold_norm
+from repvgg_jax.blocks.base import Block, conv_kernel, fold_branch, fold_norm
 from repvgg_jax.layers.conv import Conv, IdentityConv
 
 
 class DiverseBranchBlock(Block):
     """BN(kxk) + BN(1x1) + BN(average(BN(1x1))) + BN(kxk(BN(1x1))).
 
-    The 1x1 before a kxk keeps the width, and starts as the identity. What a BatchNorm before a
-    window puts beyond the border is what it makes of zero, so that the border fuses too; those
-    values are of the running statistics and carry no gradient. A depthwise block (groups == cin ==
-    features) has no 1x1 branch, averages x itself, and doubles the width before its second kxk.
+    The layers of the last two branches are named `average_1x1`, `average`, `chain_1x1` and
+    `chain_kxk`. The 1x1 before a kxk keeps the width, and starts as the identity. The border
+    around the output of a BatchNorm before a window has the value that it maps zero to, so that
+    the border fuses too; that value is computed from the running statistics and carries no
+    gradient. A depthwise block (groups == cin == features) has no 1x1 branch, averages x itself,
+    and doubles the width before its second kxk.
     """
 
     @nn.compact
@@ -29,19 +32,19 @@ class DiverseBranchBlock(Block):
         depthwise = self.groups == cin == self.features
         shared = dict(groups=self.groups, dtype=self.dtype, algorithm=self.conv_algorithm)
         pointwise = partial(Conv, size=1, **shared)
-        outputs = [self.conv_bn(x, "_origin", k, train)]
+        outputs = [self.conv_bn(x, "kxk", k, train)]
         if depthwise:
             margin = self.dilation * (k // 2)
             wide = jnp.pad(x, [(0, 0), (margin, margin), (margin, margin), (0, 0)])
         else:
-            outputs.append(self.conv_bn(x, "_pointwise", 1, train))
-            y = pointwise(self.features, name="conv_before_average")(x)
-            wide = self._bordered(y, "_before_average", train)
-        outputs.append(self.norm_of(self._average(wide), "_average", train))
+            outputs.append(self.conv_bn(x, "1x1", 1, train))
+            y = pointwise(self.features, name="conv_average_1x1")(x)
+            wide = self._bordered(y, "average_1x1", train)
+        outputs.append(self.norm(self._average(wide), "average", train))
         if depthwise:
-            y = pointwise(2 * cin, name="conv_before_kxk")(x)
+            y = pointwise(2 * cin, name="conv_chain_1x1")(x)
         else:
-            y = IdentityConv(**shared, name="conv_before_kxk")(x)
+            y = IdentityConv(**shared, name="conv_chain_1x1")(x)
         y = Conv(
             self.features,
             k,
@@ -49,15 +52,16 @@ class DiverseBranchBlock(Block):
             dilation=self.dilation,
             padded=False,
             **shared,
-            name="conv_kxk",
-        )(self._bordered(y, "_before_kxk", train))
-        outputs.append(self.norm_of(y, "_kxk", train))
+            name="conv_chain_kxk",
+        )(self._bordered(y, "chain_1x1", train))
+        outputs.append(self.norm(y, "chain_kxk", train))
         return sum(outputs[1:], outputs[0])
 
-    def _bordered(self, y: Array, suffix: str, train: bool) -> Array:
-        """BN(y) with a margin of what BN makes of zero."""
-        y, margin = self.norm_of(y, suffix, train), self.dilation * (self.kernel_size // 2)
-        params, stats = (self.variables[c][f"bn{suffix}"] for c in ("params", "batch_stats"))
+    def _bordered(self, y: Array, branch: str, train: bool) -> Array:
+        """Returns BN(y) with a border of the value that the BatchNorm maps zero to."""
+        y = self.norm(y, branch, train)
+        margin = self.dilation * (self.kernel_size // 2)
+        params, stats = (self.variables[c][f"bn_{branch}"] for c in ("params", "batch_stats"))
         outside = lax.stop_gradient(fold_bn(Affine(jnp.zeros(())), params, stats).bias)
         batch, height, width, channels = y.shape
         shape = (batch, height + 2 * margin, width + 2 * margin, channels)
@@ -71,22 +75,22 @@ class DiverseBranchBlock(Block):
         )
         return total / k**2
 
+    def fuse(self, params: Mapping[str, Any], batch_stats: Mapping[str, Any]) -> Affine:
+        """Returns the sum of the branches, those of two layers chained to one."""
 
-def fuse_dbb(block: DiverseBranchBlock, params: Mapping, batch_stats: Mapping) -> Affine:
-    """Fold each BatchNorm, chain the two-layer branches, add."""
+        def fold(branch: str) -> Affine:
+            return fold_branch(params, batch_stats, branch)
 
-    def fold(suffix: str) -> Affine:
-        return fold_branch(params, batch_stats, suffix)
-
-    averaged = fold_norm(average(block.identity_shape()), params, batch_stats, "_average")
-    branches = [fold("_origin")]
-    if "conv_pointwise" in params:
-        branches.append(fold("_pointwise"))
-        averaged = chain(fold("_before_average"), averaged, block.groups)
-    branches.append(averaged)
-    before = Affine(params["conv_before_kxk"]["kernel"])
-    if "conv_pointwise" in params:
-        before = add(before, identity(before.kernel))
-    before = fold_norm(before, params, batch_stats, "_before_kxk")
-    branches.append(chain(before, fold("_kxk"), block.groups))
-    return add(*branches)
+        averaged = fold_norm(average(self.identity_shape()), params, batch_stats, "average")
+        branches = [fold("kxk")]
+        depthwise = "conv_1x1" not in params
+        if not depthwise:
+            branches.append(fold("1x1"))
+            averaged = chain(fold("average_1x1"), averaged, self.groups)
+        branches.append(averaged)
+        before = conv_kernel(params, "chain_1x1")
+        if not depthwise:
+            before = add(before, identity(before.kernel))
+        before = fold_norm(before, params, batch_stats, "chain_1x1")
+        branches.append(chain(before, fold("chain_kxk"), self.groups))
+        return add(*branches)

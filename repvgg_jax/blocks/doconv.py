@@ -3,49 +3,42 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array
 
-from repvgg_jax.affine import Affine
-from repvgg_jax.blocks.base import Block, fold_norm
-from repvgg_jax.layers.conv import kernel_init
+from repvgg_jax.blocks.base import KernelBlock
 
 
-class DOConvBlock(Block):
+class DOConvBlock(KernelBlock):
     """BN(conv(x, W)) with W[t, i, o] = sum_s (I + D)[i, t, s] K[s, i, o] over taps t.
 
-    Each input channel has a square matrix of its own over the k^2 taps, which starts as the
-    identity (D = 0). A 1x1 has a single tap, and no D. In groups an output's matrices are those of
-    the inputs that it really reads.
+    Each input channel has its own square matrix over the k^2 taps, which starts as the identity
+    (D = 0). A 1x1 kernel has a single tap, and no D. In groups, an output's matrices are those of
+    the inputs that it reads.
     """
 
-    @nn.compact
-    def __call__(self, x: Array, train: bool = False) -> Array:
-        cin, taps = x.shape[-1], self.kernel_size**2
-        params = {"kernel": self.param("kernel", kernel_init, self.kernel_shape(cin), jnp.float32)}
+    def declare(self, cin: int) -> dict[str, Any]:
+        """Creates K (`conv_kxk`) and D (`depthwise_kernel`)."""
+        params: dict[str, Any] = {"conv_kxk": self.declare_kernel("kxk", self.kernel_shape(cin))}
+        taps = self.kernel_size**2
         if taps > 1:
-            zeros = nn.initializers.zeros
+            shape = (cin, taps, taps)
             params["depthwise_kernel"] = self.param(
-                "depthwise_kernel", zeros, (cin, taps, taps), jnp.float32
+                "depthwise_kernel", nn.initializers.zeros, shape, jnp.float32
             )
-        return self.norm_of(self.conv_with(x, doconv_kernel(self, params)), "", train)
+        return params
 
-
-def doconv_kernel(block: DOConvBlock, params: Mapping) -> Array:
-    """W of a block's parameters."""
-    kernel, groups = params["kernel"], block.groups
-    if "depthwise_kernel" not in params:
-        return kernel
-    k, _, inputs, features = kernel.shape
-    taps = k * k
-    matrices = params["depthwise_kernel"] + jnp.eye(taps, dtype=kernel.dtype)
-    matrices = matrices.reshape(groups, inputs, taps, taps)
-    kernel = kernel.reshape(taps, inputs, groups, features // groups)
-    return jnp.einsum("gits,sigo->tigo", matrices, kernel).reshape(k, k, inputs, features)
-
-
-def fuse_doconv(block: DOConvBlock, params: Mapping, batch_stats: Mapping) -> Affine:
-    """The kernel made once, with its BatchNorm folded."""
-    return fold_norm(Affine(doconv_kernel(block, params)), params, batch_stats, "")
+    def kernel(self, params: Mapping[str, Any]) -> Array:
+        """Returns K with each input channel's taps multiplied by its matrix I + D."""
+        kernel = params["conv_kxk"]["kernel"]
+        if "depthwise_kernel" not in params:
+            return kernel
+        k, _, inputs, features = kernel.shape
+        taps = k * k
+        matrices = params["depthwise_kernel"] + jnp.eye(taps, dtype=kernel.dtype)
+        matrices = matrices.reshape(self.groups, inputs, taps, taps)
+        kernel = kernel.reshape(taps, inputs, self.groups, features // self.groups)
+        return jnp.einsum("gits,sigo->tigo", matrices, kernel).reshape(k, k, inputs, features)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from flax import linen as nn
 from jax import Array
@@ -13,10 +14,9 @@ from repvgg_jax.layers.conv import Conv
 
 
 class FusedConv(Block):
-    """conv(x, kernel) + bias: [batch, height, width, cin] -> [batch, height / strides, ...].
+    """conv(x, kernel) + bias.
 
-    The net, whose nonlinearity follows, can have it done at once (`rectified`): then the result is
-    written to memory once.
+    With `rectified`, the ReLU that follows in the net is applied in the same pass over memory.
     """
 
     @nn.compact
@@ -34,7 +34,6 @@ class FusedConv(Block):
             name="conv",
         )(x)
 
-
-def fuse_fused(block: FusedConv, params: Mapping, batch_stats: Mapping) -> Affine:
-    """A fused block fuses to itself."""
-    return Affine(params["conv"]["kernel"], params["conv"]["bias"])
+    def fuse(self, params: Mapping[str, Any], batch_stats: Mapping[str, Any]) -> Affine:
+        """Returns the convolution itself: a fused block fuses to itself."""
+        return Affine(params["conv"]["kernel"], params["conv"]["bias"])

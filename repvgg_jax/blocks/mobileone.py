@@ -1,8 +1,9 @@
-"""MobileOne's block (arXiv 2206.04040, section 3.2): RepVGG's with several copies of the kxk."""
+"""MobileOne's block (arXiv 2206.04040, section 3.2): RepVGG's with several kxk branches."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from flax import linen as nn
 from jax import Array
@@ -18,32 +19,32 @@ class MobileOneBlock(Block):
     The 1x1 exists beside kernels larger than itself, the identity where stride and width allow it.
 
     Attributes:
-      copies: of the kxk branch (the paper's k).
+      copies: number of kxk branches (the paper's k).
     """
 
     copies: int = 4
 
     def __post_init__(self) -> None:
         if not isinstance(self.copies, int) or self.copies < 1:
-            raise UsageError(f"copies={self.copies!r}: must be a whole number from 1 on")
+            raise UsageError(f"copies={self.copies!r}: must be a positive integer")
         super().__post_init__()
 
     @nn.compact
     def __call__(self, x: Array, train: bool = False) -> Array:
-        y = sum(self.conv_bn(x, f"_{i}", self.kernel_size, train) for i in range(self.copies))
+        y = sum(self.conv_bn(x, f"kxk_{i}", self.kernel_size, train) for i in range(self.copies))
         if self.kernel_size > 1:
-            y += self.conv_bn(x, "_pointwise", 1, train)
+            y += self.conv_bn(x, "1x1", 1, train)
         if self.keeps_shape(x.shape[-1]):
-            y += self.norm_of(x, "_identity", train)
+            y += self.norm(x, "identity", train)
         return y
 
-
-def fuse_mobileone(block: MobileOneBlock, params: Mapping, batch_stats: Mapping) -> Affine:
-    """The sum of all branches."""
-    suffixes = [name.removeprefix("conv") for name in params if name.startswith("conv")]
-    branches = [fold_branch(params, batch_stats, suffix) for suffix in suffixes]
-    if "bn_identity" in params:
-        branches.append(
-            fold_norm(identity(block.identity_shape()), params, batch_stats, "_identity")
-        )
-    return add(*branches)
+    def fuse(self, params: Mapping[str, Any], batch_stats: Mapping[str, Any]) -> Affine:
+        """Returns the sum of the folded branches."""
+        names = [*(f"kxk_{i}" for i in range(self.copies)), "1x1"]
+        branches = [
+            fold_branch(params, batch_stats, name) for name in names if f"conv_{name}" in params
+        ]
+        if "bn_identity" in params:
+            own = identity(self.identity_shape())
+            branches.append(fold_norm(own, params, batch_stats, "identity"))
+        return add(*branches)

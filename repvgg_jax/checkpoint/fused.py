@@ -7,14 +7,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
 import orbax.checkpoint as ocp
 from flax import linen as nn
+from jax.sharding import SingleDeviceSharding
 
-from repvgg_jax.blocks.fused import FusedConv
 from repvgg_jax.checkpoint.integrity import check_shapes, read_named, root_cause
 from repvgg_jax.errors import RunError, UsageError, one_line
 from repvgg_jax.fusion.certificate import FILE, check
-from repvgg_jax.nets import abstract_variables
+from repvgg_jax.nets import abstract
 from repvgg_jax.runtime.files import write_json
 from repvgg_jax.runtime.processes import primary
 
@@ -72,12 +73,12 @@ def load_fused(workdir: Path, net: nn.Module) -> tuple[nn.Module, dict[str, Any]
             f"no fused weights in {workdir / FUSED}; "
             f"`python main.py --mode=fuse --workdir={workdir}` writes them"
         )
-    fused_net = net.clone(block=FusedConv)
-    abstract = abstract_variables(fused_net)
+    fused_net = net.clone(block="fused")
+    expected = abstract(fused_net, SingleDeviceSharding(jax.local_devices()[0]))
     path = workdir / FUSED
     with ocp.StandardCheckpointer() as checkpointer:
         metadata = read_named(path, lambda: checkpointer.metadata(path).item_metadata)
-        check_shapes(path, abstract, metadata)
-        variables = read_named(path, lambda: checkpointer.restore(path, abstract))
+        check_shapes(path, expected, metadata)
+        variables = read_named(path, lambda: checkpointer.restore(path, expected))
     check(_read_certificate(workdir), variables, str(path))
     return fused_net, variables

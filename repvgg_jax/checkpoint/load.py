@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import jax
 import orbax.checkpoint as ocp
 from flax import linen as nn
+from jax.sharding import SingleDeviceSharding
 from ml_collections import ConfigDict
 
 from repvgg_jax.checkpoint.fused import load_fused
@@ -19,7 +21,7 @@ from repvgg_jax.checkpoint.manager import (
 )
 from repvgg_jax.config.workdir import read_config
 from repvgg_jax.errors import UsageError
-from repvgg_jax.nets import Averaged, abstract_variables, create
+from repvgg_jax.nets import Averaged, abstract, create
 
 
 def load(
@@ -61,7 +63,8 @@ def load_trained(workdir: Path, step: int | None = None) -> tuple[nn.Module, dic
         raise UsageError(f"no checkpoint under {folder}; `--mode=train` writes them")
     if step is not None and step not in found:
         raise UsageError(f"no checkpoint of step {step} under {folder}; available: {found}")
-    wanted = ocp.args.StandardRestore(abstract_variables(net))
+    device = SingleDeviceSharding(jax.local_devices()[0])
+    wanted = ocp.args.StandardRestore(abstract(net, device))
     with open_reader(workdir) as manager:
         step, restored = newest_readable(
             folder,

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import jax
 from flax import linen as nn
 from ml_collections import ConfigDict
 
@@ -15,11 +14,10 @@ from repvgg_jax.cli.common import say
 from repvgg_jax.cli.evaluate import open_evaluation
 from repvgg_jax.config.fields import config_hash
 from repvgg_jax.config.workdir import read_config
-from repvgg_jax.errors import RunError, UsageError
+from repvgg_jax.errors import RunError
 from repvgg_jax.fusion.certificate import certify
 from repvgg_jax.fusion.fuse import fuse
 from repvgg_jax.fusion.verify import FusionReport, verify
-from repvgg_jax.nets import init
 from repvgg_jax.runtime.mesh import replicate
 from repvgg_jax.training.evaluation import Evaluation
 
@@ -42,11 +40,9 @@ def run_fuse(config: ConfigDict | None, workdir: Path) -> None:
 
 def why_not_fusable(net: nn.Module) -> str | None:
     """Returns the reason why a net's block cannot be fused, or None if it can."""
-    try:
-        jax.eval_shape(lambda key: fuse(net, init(net, key))[1], jax.random.key(0))
-    except UsageError as error:
-        return str(error)
-    return None
+    if net.fusable:
+        return None
+    return f"no convolution equals block={net.block!r}; deploy its train form"
 
 
 def fuse_and_save(

@@ -12,8 +12,7 @@ from flax import linen as nn
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from repvgg_jax.blocks.registry import BLOCKS, module_type
-from repvgg_jax.blocks.repvgg import BRANCHES, RepVGGBlock
+from repvgg_jax.blocks.repvgg import BRANCHES
 from repvgg_jax.config.experiment import EvalData, Experiment, StepOptions, TrainData
 from repvgg_jax.config.fields import check_values, to_json
 from repvgg_jax.data.augment.transforms import Transform
@@ -245,8 +244,7 @@ def make_optimizer(
 
 
 def _check_custom_l2(net: nn.Module, branches: Sequence[str] | None) -> None:
-    block = module_type(getattr(net, "block", nn.Module))
-    if block is not RepVGGBlock or not {"kxk", "1x1"} <= set(branches or BRANCHES):
+    if net.block != "repvgg" or not {"kxk", "1x1"} <= set(branches or BRANCHES):
         raise UsageError(
             "optim.custom_l2 needs blocks with a kxk and a 1x1 branch, each with a BatchNorm: "
             "model.block=repvgg, with both in model.branches"
@@ -257,7 +255,7 @@ def _check_repoptimizer(config: ConfigDict, net: nn.Module) -> None:
     values = config.optim
     if values.repoptimizer_from is None:
         return
-    if net != net.clone(block=BLOCKS["plain"].block):
+    if net.block != "plain":
         raise UsageError("optim.repoptimizer_from trains a plain net: set model.block=plain")
     if values.clip_norm is not None or values.max_norm is not None:
         raise UsageError(

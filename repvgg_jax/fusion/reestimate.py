@@ -7,17 +7,16 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import linen as nn
 from jax import Array
 
 from repvgg_jax.errors import UsageError
 from repvgg_jax.layers.norm import BN_MOMENTUM
-from repvgg_jax.nets import Averaged, Variables
+from repvgg_jax.nets import Averaged, Net, Variables
 from repvgg_jax.runtime.compilation import jit
 
 
 def reestimate_batch_stats(
-    net: nn.Module, variables: Variables, batches: Iterable[Array]
+    net: Net, variables: Variables, batches: Iterable[Array]
 ) -> dict[str, Any]:
     """The pair with statistics measured anew for its parameters ("precise BatchNorm").
 

@@ -10,7 +10,8 @@ from flax import linen as nn
 from jax import Array
 from jaxtyping import Float
 
-from repvgg_jax.fusion.fuse import Variables, fuse
+from repvgg_jax.fusion.fuse import fuse
+from repvgg_jax.nets import Net, Variables
 from repvgg_jax.ops.batch_norm import accumulation_dtype
 from repvgg_jax.runtime.compilation import jit
 
@@ -77,10 +78,10 @@ class FusionReport:
 
 
 def verify(
-    net: nn.Module,
+    net: Net,
     variables: Variables,
     images: Float[Array, "batch height width channels"],
-    fused: tuple[nn.Module, Variables] | None = None,
+    fused: tuple[Net, Variables] | None = None,
 ) -> FusionReport:
     """Prove the fused form equal to the train form, block by block and end to end.
 
@@ -92,41 +93,41 @@ def verify(
       images: normalised, as the net takes them.
       fused: the pair to check; what `fuse` gives where none is given.
     """
-    plain, fused_variables = fused or fuse(net, variables)
+    fused_net, fused_variables = fused or fuse(net, variables)
     wide = accumulation_dtype(net.dtype)
     compare = jit(_compare, static_argnums=(0, 1))
     with jax.default_matmul_precision("highest"):
         blocks, exact = compare(
-            net.clone(dtype=wide), plain.clone(dtype=wide), variables, fused_variables, images
+            net.clone(dtype=wide), fused_net.clone(dtype=wide), variables, fused_variables, images
         )
-    _, deployed = compare(net, plain, variables, fused_variables, images)
+    _, deployed = compare(net, fused_net, variables, fused_variables, images)
     blocks, exact, deployed = jax.device_get((blocks, exact, deployed))
     return FusionReport(
-        {name: float(blocks[name]) for name in net.plan()},
+        {spec.name: float(blocks[spec.name]) for spec in net.plan()},
         Agreement(**{name: float(value) for name, value in exact.items()}),
         Agreement(**{name: float(value) for name, value in deployed.items()}),
     )
 
 
 def _compare(
-    net: nn.Module, plain: nn.Module, variables: Variables, fused: Variables, images: Array
+    net: Net, fused_net: Net, variables: Variables, fused_variables: Variables, images: Array
 ) -> tuple[dict[str, Array], dict[str, Array]]:
     """Errors of each block on the train form's activations, and the agreement of the logits."""
-    blocks = plain.blocks()
+    blocks = fused_net.blocks()
     errors: dict[str, Array] = {}
 
     def compare_block(call, args, kwargs, context):
         output = call(*args, **kwargs)
         name = "/".join(context.module.path)
         if name in blocks and context.method_name == "__call__":
-            own = blocks[name].apply({"params": fused["params"][name]}, args[0])
-            errors[name] = relative_error(output, own)
+            fused = blocks[name].apply({"params": fused_variables["params"][name]}, args[0])
+            errors[name] = relative_error(output, fused)
         return output
 
     with nn.intercept_methods(compare_block):
-        # With intermediates, so that a fused block gives what stands before its ReLU.
+        # Keeping intermediates, so that a fused block returns its output before the ReLU.
         expected, _ = net.apply(variables, images, train=False, mutable=["intermediates"])
-    got = plain.apply(fused, images, train=False)
+    got = fused_net.apply(fused_variables, images, train=False)
     log_p, log_q = jax.nn.log_softmax(expected), jax.nn.log_softmax(got)
     agreement = {
         "relative_error": relative_error(expected, got),

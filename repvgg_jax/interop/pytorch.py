@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import partial
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import linen as nn
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from repvgg_jax.blocks.fused import FusedConv
 from repvgg_jax.errors import UsageError
 from repvgg_jax.interop.pytorch_files import RELEASED, Released, read_torch, save_torch
 from repvgg_jax.interop.pytorch_layout import (
@@ -22,14 +18,14 @@ from repvgg_jax.interop.pytorch_layout import (
     check_strides,
     entries,
 )
-from repvgg_jax.nets import check_pair, init
+from repvgg_jax.nets import Net, abstract, check_pair
 from repvgg_jax.nets.repvgg import RepVGGPlus
 
 WRAPPERS = ("state_dict", "model", "ema", "model_ema", "state_dict_ema")  # the first found is taken
 COUNTER = "num_batches_tracked"  # PyTorch counts BatchNorm's steps; with a fixed momentum for show
 
 
-def from_torch(net: nn.Module, state_dict: Mapping[str, Any]) -> dict[str, Any]:
+def from_torch(net: Net, state_dict: Mapping[str, Any]) -> dict[str, Any]:
     """A PyTorch model's weights as our variables: `{"params", "batch_stats"}`, or `{"params"}`.
 
     Convolutions OIHW -> HWIO, dense layers [out, in] -> [in, out], squeeze-and-excite's 1x1
@@ -38,7 +34,7 @@ def from_torch(net: nn.Module, state_dict: Mapping[str, Any]) -> dict[str, Any]:
     keeps its weights under one of `WRAPPERS` is opened, under the first of them that it has.
 
     Args:
-      net: the train form as `create` gives it, or the fused form, `net.clone(block=FusedConv)`.
+      net: the train form as `create` gives it, or the fused form, `net.clone(block="fused")`.
       state_dict: name -> tensor, of PyTorch or numpy.
 
     Raises:
@@ -50,7 +46,7 @@ def from_torch(net: nn.Module, state_dict: Mapping[str, Any]) -> dict[str, Any]:
         "timm" if any(name.startswith(("stem.", "head.fc.")) for name in source) else "official"
     )
     _check_same_kind(net, layout, source)
-    want, shapes = entries(net, layout), _leaves(_own_variables(net))
+    want, shapes = entries(net, layout), _leaves(abstract(net))
     given = {name: _as_numpy(name, value) for name, value in source.items()}
     if unlisted := shapes.keys() ^ {entry.path for entry in want}:
         raise AssertionError(f"entries() and the net disagree on {sorted(unlisted)[:3]}")
@@ -75,7 +71,7 @@ def from_torch(net: nn.Module, state_dict: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def to_torch(
-    net: nn.Module, variables: Mapping[str, Any], layout: str = "official"
+    net: Net, variables: Mapping[str, Any], layout: str = "official"
 ) -> dict[str, np.ndarray]:
     """Our variables under PyTorch's names and in its shapes: what `load_state_dict` takes strictly.
 
@@ -92,7 +88,7 @@ def to_torch(
     want = entries(net, layout)
     check_strides(net)
     check_pair(variables)
-    shapes, given = _leaves(_own_variables(net)), _leaves(variables)
+    shapes, given = _leaves(abstract(net)), _leaves(variables)
     _refuse(
         "the variables are not those of this net",
         {
@@ -114,10 +110,6 @@ def to_torch(
         if name.endswith(".running_var"):
             state_dict[name.replace("running_var", COUNTER)] = np.zeros((), np.int64)
     return state_dict
-
-
-def _own_variables(net: nn.Module) -> Any:
-    return jax.eval_shape(partial(init, net, image_size=32), jax.random.key(0))
 
 
 def _leaves(variables: Any) -> dict[tuple[str, ...], Any]:
@@ -156,22 +148,22 @@ def _as_numpy(name: str, value: Any) -> np.ndarray:
     raise UsageError(f"{name}: a tensor of floating-point numbers is needed, got {value!r:.60}")
 
 
-def _check_same_kind(net: nn.Module, layout: str, source: Mapping[str, Any]) -> None:
+def _check_same_kind(net: Net, layout: str, source: Mapping[str, Any]) -> None:
     """Tell the mix-ups that have a remedy before the lists of names."""
     check_counterpart(net, "official")
     plus = layout == "official" and any(".blocks." in name for name in source)
     if plus != isinstance(net, RepVGGPlus):
-        has, needs = ("RepVGGplus", "RepVGG")[:: 1 if plus else -1]
         raise UsageError(
-            f"the weights are of {has}, the net is a {needs}; create the model that they belong to"
+            f"the weights are of {'RepVGGplus' if plus else 'RepVGG'}, the net is a "
+            f"{type(net).__name__}; create the model that they belong to"
         )
     fused = any(f".{NAMES[layout].fused}." in name for name in source)
-    if fused and net.block is not FusedConv:
+    if fused and not net.is_fused:
         raise UsageError(
             "the weights are of the fused form, the net is the train form, and fusing cannot be "
-            "undone: import into net.clone(block=FusedConv), or take the weights of training"
+            "undone: import into net.clone(block='fused'), or take the weights of training"
         )
-    if not fused and net.block is FusedConv:
+    if not fused and net.is_fused:
         raise UsageError(
             "the weights are of the train form, the net is fused: import into the net as create() "
             "gives it, then rj.fuse(net, variables)"

@@ -6,16 +6,14 @@ import and export walk that list, so that what one does the other undoes.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
-from flax import linen as nn
 
-from repvgg_jax.blocks.fused import FusedConv
-from repvgg_jax.blocks.repvgg import RepVGGBlock
+from repvgg_jax.blocks.repvgg import BRANCHES
 from repvgg_jax.errors import UsageError
+from repvgg_jax.nets import BlockSpec, Net
 from repvgg_jax.nets.repvgg import RepVGG, RepVGGPlus
 
 LAYOUTS = ("official", "timm")
@@ -71,14 +69,14 @@ class Entry(NamedTuple):
     change: Change
 
 
-def entries(net: nn.Module, layout: str) -> list[Entry]:
+def entries(net: Net, layout: str) -> list[Entry]:
     """Every array of a net in a layout, in the order of the net's plan.
 
     Raises:
       UsageError: for a net, block or layout that has no counterpart in PyTorch.
     """
     check_counterpart(net, layout)
-    names, form = NAMES[layout], net.block
+    names = NAMES[layout]
     if isinstance(net, RepVGGPlus):
         names = names._replace(squeeze="post_se.down", excite="post_se.up")
     listed: list[Entry] = []
@@ -94,84 +92,80 @@ def entries(net: nn.Module, layout: str) -> list[Entry]:
         for key, (collection, leaf) in BATCH_NORM.items():
             add(f"{name}.{key}", AS_IT_IS, collection, *path, leaf)
 
-    reads = 3
     heads = net.auxiliary_heads()
-    for block, spec in net.plan().items():
-        name = _block_name(net, layout, block)
-        if form is FusedConv:
+    for spec in net.plan():
+        block = spec.name
+        stage, name = _stage_and_block_name(net, layout, spec)
+        if net.is_fused:
             affine(f"{name}.{names.fused}", CONV, block, "conv")
         else:
-            for branch, size in ((names.kxk, 3), (names.one, 1)):
-                add(f"{name}.{branch}.conv.weight", CONV, "params", block, f"conv{size}", "kernel")
-                batch_norm(f"{name}.{branch}.bn", block, f"bn{size}")
-            if spec["strides"] == 1 and reads == spec["features"]:
-                batch_norm(f"{name}.{names.identity}", block, "bn0")
-        if net.se_reduction:
+            for branch, size in ((names.kxk, "kxk"), (names.one, "1x1")):
+                conv = ("params", block, f"conv_{size}", "kernel")
+                add(f"{name}.{branch}.conv.weight", CONV, *conv)
+                batch_norm(f"{name}.{branch}.bn", block, f"bn_{size}")
+            if spec.strides == 1 and spec.inputs == spec.features:
+                batch_norm(f"{name}.{names.identity}", block, "bn_identity")
+        if spec.se_hidden:
             affine(f"{name}.{names.squeeze}", DENSE_AS_CONV, f"{block}_se", "squeeze")
             affine(f"{name}.{names.excite}", DENSE_AS_CONV, f"{block}_se", "excite")
         if block in heads:
-            name, ours = f"{name.split('.')[0]}_aux", heads[block]
-            add(f"{name}.0.conv.weight", CONV, "params", ours, "conv", "kernel")
-            batch_norm(f"{name}.0.bn", ours, "bn")
-            affine(f"{name}.3", DENSE, ours, "fc")
-        reads = spec["features"]
+            head = heads[block]
+            add(f"{stage}_aux.0.conv.weight", CONV, "params", head, "conv", "kernel")
+            batch_norm(f"{stage}_aux.0.bn", head, "bn")
+            affine(f"{stage}_aux.3", DENSE, head, "fc")
     affine(names.head, DENSE, "head")
     return listed
 
 
-def _block_name(net: RepVGG, layout: str, block: str) -> str:
-    """`stage3_block5` as the layout has it; the stem is a block of its own in both."""
-    stage, index = map(int, re.findall(r"\d+", block))
+def _stage_and_block_name(net: RepVGG, layout: str, spec: BlockSpec) -> tuple[str, str]:
+    """Returns the layout's names of a block's stage and of the block; the stem is both."""
+    stage, index = spec.stage, spec.index
     if layout == "timm":
-        return f"stages.{stage - 1}.{index}" if stage else "stem"
+        return ("stages", f"stages.{stage - 1}.{index}") if stage else ("stem", "stem")
     if stage == 0:
-        return "stage0"
+        return "stage0", "stage0"
     if not isinstance(net, RepVGGPlus):
-        return f"stage{stage}.{index}"
+        return f"stage{stage}", f"stage{stage}.{index}"
     if stage != 3:
-        return f"stage{stage}.blocks.{index}"
+        return f"stage{stage}", f"stage{stage}.blocks.{index}"
     half = net.depths[3] // 2
     if index < half:
-        return f"stage3_first.blocks.{index}"
-    return f"stage3_second.blocks.{index - half}"
+        return "stage3_first", f"stage3_first.blocks.{index}"
+    return "stage3_second", f"stage3_second.blocks.{index - half}"
 
 
-def check_counterpart(net: nn.Module, layout: str) -> None:
-    """Refuse what PyTorch's RepVGG has no place for.
-
-    Raises:
-      UsageError: for an unknown layout, and a net or block without counterpart in it.
-    """
+def check_counterpart(net: Net, layout: str) -> None:
+    """Raises UsageError for an unknown layout, and a net or block without counterpart in it."""
     if layout not in LAYOUTS:
-        raise UsageError(f"layout={layout!r}: choose from {LAYOUTS}")
+        raise UsageError(f"layout={layout!r}: choose from {', '.join(LAYOUTS)}")
     if type(net) not in (RepVGG, RepVGGPlus):
-        raise UsageError(f"{type(net).__name__} has no PyTorch layout here; RepVGG's nets have")
-    spec = next(iter(net.plan().values()))
-    # Comparing with the default block tells other branches, bound by a partial.
-    other = net.block is not FusedConv and net.block(**spec) != RepVGGBlock(**spec)
-    if other or net.kernel_size != 3:
+        raise UsageError(f"{type(net).__name__} has no PyTorch layout here; only RepVGG's nets do")
+    branches = dict(net.block_options).get("branches", BRANCHES)
+    same_block = net.block == "repvgg" and tuple(branches) == BRANCHES
+    if not (net.is_fused or same_block) or net.kernel_size != 3:
         raise UsageError(
-            f"this {type(net.block(**spec)).__name__} has no counterpart in PyTorch's RepVGG: only "
-            "block='repvgg' with three branches and kernel_size=3 has, and its fused form"
+            f"block={net.block!r} with {dict(net.block_options)} and kernel_size={net.kernel_size} "
+            "has no counterpart in PyTorch's RepVGG, which has block='repvgg' with three branches "
+            "and kernel_size=3, and its fused form"
         )
     if layout == "timm" and type(net) is RepVGGPlus:
         raise UsageError("timm has no RepVGGplus; export it with layout='official'")
     if len(net.depths) != 5 or net.depths[0] != 1:
-        raise UsageError(f"depths={net.depths}: PyTorch's RepVGG has a stem of 1 and 4 stages")
+        raise UsageError(
+            f"depths={net.depths}: PyTorch's RepVGG has a stem of 1 block and 4 stages"
+        )
 
 
 def check_strides(net: RepVGG) -> None:
-    """Refuse to export a net whose weights PyTorch's RepVGG would take and use at other places.
+    """Raises UsageError unless every stage starts with stride 2 and nothing is dilated.
 
-    Strides and dilations are no part of a state dict. Importing into such a net is sound (a dilated
-    backbone starts from the released weights); the way out is not.
-
-    Raises:
-      UsageError: unless every stage starts with stride 2 and nothing is dilated.
+    Strides and dilations are not part of a state dict, so that PyTorch's RepVGG would take the
+    weights of such a net and use them at other places. Importing into such a net is sound (a
+    dilated backbone starts from the released weights); exporting it is not.
     """
     plan = net.plan()
-    strides = tuple(spec["strides"] for name, spec in plan.items() if name.endswith("_block0"))
-    dilations = {spec["dilation"] for spec in plan.values()}
+    strides = tuple(spec.strides for spec in plan if spec.index == 0)
+    dilations = {spec.dilation for spec in plan}
     if set(strides) != {2} or dilations != {1}:
         raise UsageError(
             f"strides {strides} and dilations {sorted(dilations)}: PyTorch's RepVGG has stride 2 "

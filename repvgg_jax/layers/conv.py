@@ -10,6 +10,7 @@ from typing import Any
 import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array
+from jax.nn.initializers import Initializer
 
 from repvgg_jax.ops.convolution import convolve
 
@@ -63,13 +64,14 @@ class Conv(nn.Module):
 
 
 class Kernel(nn.Module):
-    """The parameter of a `Conv` of the same name, for what uses it in another way."""
+    """The parameter of a `Conv` of the same name, for code that computes with it directly."""
 
     shape: tuple[int, int, int, int]
+    init: Initializer = kernel_init
 
     @nn.compact
     def __call__(self) -> Array:
-        return self.param("kernel", kernel_init, self.shape, jnp.float32)
+        return self.param("kernel", self.init, self.shape, jnp.float32)
 
 
 class IdentityConv(nn.Module):

@@ -1,25 +1,31 @@
-"""Architectures by name, one a file."""
+"""Architectures by name, one per file; modules with an underscore are shared by all of them."""
 
+from repvgg_jax.nets._base import BlockSpec, FeatureInfo, Net
 from repvgg_jax.nets._registry import NETS, create, list_models
 from repvgg_jax.nets._variables import (
     Averaged,
     Variables,
-    abstract_variables,
+    abstract,
     as_average,
     check_names,
     check_pair,
     init,
+    randomize,
 )
 
 __all__ = [
     "NETS",
     "Averaged",
+    "BlockSpec",
+    "FeatureInfo",
+    "Net",
     "Variables",
-    "abstract_variables",
+    "abstract",
     "as_average",
     "check_names",
     "check_pair",
     "create",
     "init",
     "list_models",
+    "randomize",
 ]

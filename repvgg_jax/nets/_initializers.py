@@ -1,9 +1,9 @@
-"""How the convolutions and BatchNorms of RepVGG's block start, by name."""
+"""Initializers of the convolutions and BatchNorms of blocks `repvgg` and `plain`, by name."""
 
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -14,9 +14,10 @@ from jax import Array
 from jax.nn.initializers import Initializer
 
 from repvgg_jax.layers.conv import kernel_init
+from repvgg_jax.nets._base import BlockSpec
 
 
-class Start(NamedTuple):
+class Initializers(NamedTuple):
     """Initializers of kernels [kh, kw, cin / groups, features] and of BatchNorms [features]."""
 
     kernel: Initializer
@@ -28,17 +29,17 @@ def _tenths(key: Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Arr
     return 0.1 + 0.1 * jax.random.normal(key, shape, dtype)
 
 
-# Groups of a layer -> how it starts. Variances of kernels, with fan_in = kh kw cin / groups and
-# fan_out = kh kw features / groups:
-INITIALIZERS: dict[str, Callable[[int], Start]] = {
-    # 1 / (3 fan_in), uniform: PyTorch's, which the authors' code leaves as it is.
-    "default": lambda groups: Start(kernel_init),
-    # 1 / fan_in: Flax's.
-    "lecun": lambda groups: Start(nn.initializers.lecun_normal()),
-    # 2 / fan_in: He et al. (arXiv 1502.01852), for what goes into a ReLU.
-    "he": lambda groups: Start(nn.initializers.he_normal()),
-    # 2 / fan_out, and BatchNorms of scale N(0.1, 0.1^2) and bias N(0, 0.1^2): timm's RepVGG.
-    "timm": lambda groups: Start(
+# Number of groups of a layer -> its initializers. The comments give the variances of kernels, with
+# fan_in = kh kw cin / groups and fan_out = kh kw features / groups.
+INITIALIZERS: dict[str, Callable[[int], Initializers]] = {
+    # 1 / (3 fan_in), uniform: PyTorch's default, as in the authors' code.
+    "default": lambda groups: Initializers(kernel_init),
+    # 1 / fan_in: Flax's default.
+    "lecun": lambda groups: Initializers(nn.initializers.lecun_normal()),
+    # 2 / fan_in: He et al. (arXiv 1502.01852), for layers before a ReLU.
+    "he": lambda groups: Initializers(nn.initializers.he_normal()),
+    # 2 / fan_out, and BatchNorms with scale N(0.1, 0.1^2) and bias N(0, 0.1^2): timm's RepVGG.
+    "timm": lambda groups: Initializers(
         nn.initializers.variance_scaling(2.0 * groups, "fan_out", "normal"),
         _tenths,
         nn.initializers.normal(0.1),
@@ -46,23 +47,24 @@ INITIALIZERS: dict[str, Callable[[int], Start]] = {
 }
 
 
-def draw_again(
-    params: Mapping[str, Any], plan: Mapping[str, Mapping[str, Any]], name: str, key: Array
+def redraw(
+    params: Mapping[str, Any], plan: Iterable[BlockSpec], name: str, key: Array
 ) -> dict[str, Any]:
-    """Parameters in which the plan's blocks start by an initializer; all others stay.
+    """Returns the parameters with those of the plan's blocks drawn by an initializer.
 
     Args:
-      params: of RepVGG's blocks, as the net's `init` gives them.
-      plan: of the net.
-      name: one of `INITIALIZERS`.
-      key: a `jax.random.key`; each leaf's own follows from it and the leaf's path.
+      params: parameters of a net of blocks `repvgg` or `plain`.
+      plan: the net's blocks; parameters outside them are kept.
+      name: name of the initializer, one of `INITIALIZERS`.
+      key: a `jax.random.key`; the key of each leaf follows from it and the leaf's path.
     """
+    groups = {spec.name: spec.groups for spec in plan}
 
     def draw(path: tuple[str, ...], leaf: Array) -> Array:
-        if path[0] not in plan:
+        if path[0] not in groups:
             return leaf
-        start = INITIALIZERS[name](plan[path[0]].get("groups", 1))._asdict()
-        own = jax.random.fold_in(key, zlib.crc32("/".join(path).encode()))
-        return start[path[-1]](own, leaf.shape, leaf.dtype)
+        initializers = INITIALIZERS[name](groups[path[0]])._asdict()
+        leaf_key = jax.random.fold_in(key, zlib.crc32("/".join(path).encode()))
+        return initializers[path[-1]](leaf_key, leaf.shape, leaf.dtype)
 
     return traverse_util.path_aware_map(draw, params)

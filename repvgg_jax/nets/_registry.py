@@ -1,58 +1,56 @@
-"""Nets by name: `create("repvgg_b1", num_classes=10)`, `list_models("repvgg*")`, `init`."""
+"""Nets by name: `create("repvgg_b1", num_classes=10)`, `list_models("repvgg*")`."""
 
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import fnmatch
-from collections.abc import Callable
-from functools import cache, partial
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import linen as nn
 
-from repvgg_jax.blocks.registry import BLOCKS, module_type
-from repvgg_jax.errors import UsageError
+from repvgg_jax.blocks.base import Block
+from repvgg_jax.blocks.registry import BLOCKS, block_class
+from repvgg_jax.errors import UsageError, check_known
 from repvgg_jax.nets import deep_plain, mobileone, repvgg, residual_reorg
+from repvgg_jax.nets._base import Net
 
 _VARIANTS = repvgg.VARIANTS | mobileone.VARIANTS | residual_reorg.VARIANTS | deep_plain.VARIANTS
-NETS: dict[str, Callable[..., nn.Module]] = dict(sorted(_VARIANTS.items()))
+NETS: dict[str, partial[Net] | type[Net]] = dict(sorted(_VARIANTS.items()))
 
-# What a net's plan says of a block, and what Flax adds to every Module: not for `create` to set.
-_PLANNED = {"features", "strides", "groups", "kernel_size", "dilation", "dtype"}
-_PLANNED |= {"bn_group_size", "conv_algorithm", "parent", "name"}
+_BLOCK_FIELDS = {field.name for field in dataclasses.fields(Block)}  # set by the net's plan
 
 
 def list_models(pattern: str = "*") -> list[str]:
-    """Names that `create` takes, those that match the shell-style pattern."""
+    """Returns the names that `create` takes and that match a shell-style pattern.
+
+    >>> list_models("repvgg_b1g*")
+    ['repvgg_b1g2', 'repvgg_b1g4']
+    """
     return fnmatch.filter(NETS, pattern)
 
 
-def create(name: str, *, block: str | None = None, **overrides: Any) -> nn.Module:
-    """A net by name, without arrays.
+def create(name: str, *, block: str | None = None, **overrides: Any) -> Net:
+    """Returns a net by name, without arrays.
 
     Args:
-      name: one of `list_models()`.
-      block: one of `BLOCKS`; the model's own by default, which for RepVGG is `repvgg`.
+      name: name of the net, one of `list_models()`.
+      block: name of the train-time block, one of `BLOCKS`; None for the model's own, which for
+        RepVGG is `repvgg`.
       **overrides: fields of the net (`num_classes`, `widths`, `depths`, `strides`, `groups`,
         `dtype`, ...) or of its block (`branches`, ...); None keeps the model's own.
 
     Raises:
-      UsageError: for an unknown name, block or override, naming the right ones.
+      UsageError: for an unknown name, block or override, naming the right ones, and for values
+        from which no net can be built.
+
+    >>> net = create("repvgg_a0", num_classes=10, branches=("kxk", "identity"))
+    >>> net.num_classes, net.block, net.block_options
+    (10, 'repvgg', (('branches', ('kxk', 'identity')),))
     """
-    _check_known("model", name, NETS)
-    make_block = _own_block(NETS[name])
-    if block is not None:
-        if not isinstance(block, str):
-            raise UsageError(
-                f"block={block!r}: a name of {', '.join(BLOCKS)}; clone() takes a class"
-            )
-        _check_known("block", block, BLOCKS)
-        # Naming a model's own block leaves it as that model has it.
-        if BLOCKS[block].block is not module_type(make_block):
-            make_block = BLOCKS[block].block
+    check_known("model", name, NETS)
+    net = NETS[name]() if block is None else NETS[name]().clone(block=_checked_name(block))
     overrides = {
         key: tuple(value) if isinstance(value, list) else value
         for key, value in overrides.items()
@@ -60,42 +58,32 @@ def create(name: str, *, block: str | None = None, **overrides: Any) -> nn.Modul
     }
     if "dtype" in overrides:
         overrides["dtype"] = _float_dtype(overrides["dtype"])
-    net_fields = _fields(NETS[name]) - {"block", "parent", "name"}
-    block_fields = _fields(make_block) - _PLANNED
-    for key in overrides:
-        owners = [name for name, entry in BLOCKS.items() if key in _fields(entry.block) - _PLANNED]
-        if owners and key not in net_fields | block_fields:
+    net_fields = _field_names(type(net)) - {"block", "block_options", "parent", "name"}
+    block_fields = _field_names(block_class(net.block)) - _BLOCK_FIELDS
+    options = dict(net.block_options)
+    for key in sorted(overrides.keys() - net_fields):
+        owners = [name for name, cls in BLOCKS.items() if key in _field_names(cls) - _BLOCK_FIELDS]
+        if owners and key not in block_fields:
             raise UsageError(f"{key} belongs to block {' or '.join(owners)}; set model.block too")
-        _check_known("override", key, sorted(net_fields | block_fields))
-    of_block = {key: overrides.pop(key) for key in sorted(set(overrides) - net_fields)}
-    net = NETS[name](**overrides, block=_with_options(make_block, tuple(of_block.items())))
-    net.blocks()  # a plan that cannot be built says so here rather than in the middle of a trace
+        check_known("override", key, sorted(net_fields | block_fields))
+        options[key] = overrides.pop(key)
+    net = net.clone(**overrides, block_options=tuple(sorted(options.items())))
+    net.check()
     return net
 
 
-@cache
-def _with_options(make_block: Callable[..., nn.Module], options: tuple) -> Callable[..., nn.Module]:
-    """The block with some fields set; the same object for the same fields, so that nets compare."""
-    return partial(make_block, **dict(options)) if options else make_block
+def _field_names(module: type) -> set[str]:
+    return {field.name for field in dataclasses.fields(module)}
 
 
-def _own_block(make_net: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
-    """The block of a registry entry: of its partial, or else its class's default."""
-    if isinstance(make_net, partial) and "block" in make_net.keywords:
-        return make_net.keywords["block"]
-    return module_type(make_net).block
-
-
-def _fields(make: Callable[..., nn.Module]) -> set[str]:
-    return {field.name for field in dataclasses.fields(module_type(make))}
-
-
-def _check_known(what: str, name: str, known: Any) -> None:
-    if name in known:
-        return
-    close = difflib.get_close_matches(name, known, n=3)
-    hint = f"did you mean {' or '.join(close)}?" if close else f"known are {', '.join(known)}"
-    raise UsageError(f"unknown {what} {name!r}: {hint}")
+def _checked_name(block: Any) -> str:
+    if not isinstance(block, str):
+        raise UsageError(
+            f"block={block!r}: must be a name in BLOCKS ({', '.join(BLOCKS)}); a new class is "
+            "registered there first"
+        )
+    block_class(block)
+    return block
 
 
 def _float_dtype(dtype: Any) -> Any:
@@ -105,6 +93,6 @@ def _float_dtype(dtype: Any) -> Any:
     name = dtype if isinstance(dtype, str) else jnp.dtype(dtype).name
     if name not in choices:
         raise UsageError(
-            f"dtype={name}: choose {', '.join(choices)} (float64 needs JAX_ENABLE_X64=1)"
+            f"dtype={name}: choose from {', '.join(choices)} (float64 needs JAX_ENABLE_X64=1)"
         )
     return jnp.dtype(name).type

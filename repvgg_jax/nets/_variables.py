@@ -1,101 +1,152 @@
-"""Variables of a net: fresh, abstract, averaged, and checks of their names."""
+"""The variables of a net: fresh, abstract, randomized or averaged, and checks of their names."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any
+from zlib import crc32
 
 import jax
 import jax.numpy as jnp
-from flax import linen as nn
 from jax import Array
-from jax.sharding import SingleDeviceSharding
+from jax.sharding import Sharding
 
 from repvgg_jax.errors import UsageError
-from repvgg_jax.nets._chain import Chain
+from repvgg_jax.nets._base import Net
 
 Variables = Mapping[str, Any]
 
 
 @jax.tree_util.register_pytree_with_keys_class
 class Averaged(dict):
-    """A collection that goes only with its like: EMA parameters with EMA statistics.
+    """A collection of averages: EMA parameters, which go only with EMA statistics.
 
-    A dict in all else. Being a pytree of its own, it stays marked through `jax.tree.map`, `jit` and
-    copies between devices, so that a mixed pair can be told from a true one.
+    A dict in everything else. Being a pytree of its own, it stays marked through `jax.tree.map`,
+    `jit` and copies between devices, so that `check_pair` can tell a mixed pair.
     """
 
     def tree_flatten_with_keys(self) -> tuple[list[tuple[Any, Any]], tuple[str, ...]]:
-        """Children in the order of their names, as a dict's."""
+        """Returns the children in the order of their names, as for a dict."""
         names = tuple(sorted(self))
         return [(jax.tree_util.DictKey(name), self[name]) for name in names], names
 
     @classmethod
     def tree_unflatten(cls, names: tuple[str, ...], children: Iterable[Any]) -> Averaged:
-        """The inverse."""
+        """Returns the collection of these children."""
         return cls(zip(names, children, strict=True))
 
 
 def as_average(variables: Variables) -> dict[str, Averaged]:
-    """The pair as the start of its own average."""
+    """Returns a copy of the pair as the start of its own average."""
     return {name: Averaged(jax.tree.map(jnp.copy, tree)) for name, tree in variables.items()}
 
 
 def check_pair(variables: Variables) -> None:
-    """Refuse averaged parameters with the raw run's statistics, or the reverse.
+    """Raises UsageError for averaged parameters with statistics that are not, or the reverse.
 
-    The statistics of one are not those that the other's activations have, so the net is wrong in
-    evaluation and its fused form as wrong.
-
-    Raises:
-      UsageError: where one of `params` and `batch_stats` is averaged and the other is not.
+    The statistics of one do not fit the activations of the other, so that the net is wrong in
+    evaluation, and its fused form is as wrong.
     """
     params, stats = variables["params"], variables.get("batch_stats", {})
     if stats and isinstance(params, Averaged) != isinstance(stats, Averaged):
-        averaged, raw = ("params", "batch_stats")[:: 1 if isinstance(params, Averaged) else -1]
+        pair = (
+            "averaged parameters with raw"
+            if isinstance(params, Averaged)
+            else ("raw parameters with averaged")
+        )
         raise UsageError(
-            f"a mixed pair: {averaged} are averaged, {raw} are not; "
-            "take both from the EMA, or reestimate_batch_stats for these parameters"
+            f"a mixed pair: {pair} statistics; take both from the EMA, or use "
+            "reestimate_batch_stats for these parameters"
         )
 
 
-def check_names(net: nn.Module, variables: Variables) -> None:
-    """Raises ValueError unless the trees have just the names that the net's own would have."""
+def check_names(net: Net, variables: Variables) -> None:
+    """Raises ValueError unless the variables have exactly the names that the net's own have."""
 
     def names(tree: Any) -> set[str]:
         paths = [path for path, _ in jax.tree.leaves_with_path(tree)]
         return {jax.tree_util.keystr(path, simple=True, separator="/") for path in paths}
 
-    own = jax.eval_shape(lambda key: init(net, key), jax.random.key(0))
-    expected, found = names(own), names({key: variables.get(key, {}) for key in own})
-    if expected != found:
+    def listed(names: set[str]) -> str:
+        return f"{', '.join(sorted(names)[:3]) or 'nothing'} ({len(names)} in all)"
+
+    own = abstract(net)
+    expected = names(own)
+    given = names({key: variables.get(key, {}) for key in own})
+    if expected != given:
         raise ValueError(
-            "the variables are not this net's: they lack "
-            f"{', '.join(sorted(expected - found)[:3]) or 'nothing'} "
-            f"({len(expected - found)} in all) and also hold "
-            f"{', '.join(sorted(found - expected)[:3]) or 'nothing'} ({len(found - expected)})"
+            f"the variables are not this net's: they lack {listed(expected - given)} and also hold "
+            f"{listed(given - expected)}"
         )
 
 
-def abstract_variables(net: nn.Module) -> dict[str, Any]:
-    """Shapes and types of a net's variables, on this host's first device."""
-    sharding = SingleDeviceSharding(jax.local_devices()[0])
+def abstract(net: Net, sharding: Sharding | None = None) -> dict[str, Any]:
+    """Returns the `{"params", "batch_stats"}` of a net as `jax.ShapeDtypeStruct`s.
+
+    Args:
+      net: a net as `create` or `fuse` returns it.
+      sharding: sharding of every leaf; None leaves it open.
+
+    >>> abstract(create("repvgg_a0"))["params"]["head"]["bias"]
+    ShapeDtypeStruct(shape=(1000,), dtype=float32)
+    """
     shapes = jax.eval_shape(lambda key: init(net, key), jax.random.key(0))
     return jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), shapes
     )
 
 
-def init(
-    net: nn.Module, key: Array, image_size: int | tuple[int, int] = 224, channels: int = 3
-) -> dict[str, Any]:
-    """Fresh `{"params", "batch_stats"}` of a net, on the default device.
+def randomize(variables: Variables, key: Array) -> dict[str, Any]:
+    """Returns variables with noise in every leaf, as if after training.
+
+    A fresh BatchNorm hides every fusion bug: its statistics are 0 and 1, its scale 1 and its bias
+    0. Here means and biases are drawn from N(0, 0.3^2), variances are exp(N(0, 0.5^2)), BatchNorm
+    scales have both signs and are at least 0.5 away from 0, and kernels have variance 2 / fan_in.
 
     Args:
-      net: as `create` or `fuse` gives it.
+      variables: a tree of arrays or of `jax.ShapeDtypeStruct`s, whose values are not used.
       key: a `jax.random.key`.
-      image_size: pixels, one number or (height, width); the parameters don't depend on it.
-      channels: of the images.
+
+    >>> net = create("repvgg_a0", num_classes=10)
+    >>> variables = randomize(abstract(net), jax.random.key(0))
+    >>> bool((variables["params"]["stage0_block0"]["bn_kxk"]["scale"] < 0).any())
+    True
+    """
+
+    def draw(path: tuple[Any, ...], leaf: Any) -> Array:
+        name = jax.tree_util.keystr(path)
+        noise = jax.random.normal(jax.random.fold_in(key, crc32(name.encode())), leaf.shape)
+        match path[-1].key:
+            case "var":
+                noise = jnp.exp(0.5 * noise)
+            case "scale":
+                noise = jnp.sign(noise) * (0.5 + jnp.abs(noise))
+            case "kernel":
+                noise = noise * (2 / math.prod(leaf.shape[:-1])) ** 0.5
+            case _:
+                noise = 0.3 * noise
+        return noise.astype(leaf.dtype)
+
+    return jax.tree_util.tree_map_with_path(draw, dict(variables))
+
+
+def init(
+    net: Net, key: Array, image_size: int | tuple[int, int] = 224, channels: int = 3
+) -> dict[str, Any]:
+    """Returns fresh `{"params", "batch_stats"}` of a net, on the default device.
+
+    Args:
+      net: a net as `create` or `fuse` returns it.
+      key: a `jax.random.key`.
+      image_size: side of the images in pixels, or (height, width); the variables do not depend on
+        it.
+      channels: channels of the images.
+
+    >>> net = create("repvgg_a0", num_classes=10)
+    >>> variables = init(net, jax.random.key(0), image_size=32)
+    >>> variables["params"]["head"]["kernel"].shape
+    (1280, 10)
     """
     height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
     images = jnp.zeros((1, height, width, channels))
@@ -103,6 +154,6 @@ def init(
     @jax.jit
     def fresh(key: Array, images: Array) -> dict[str, Any]:
         variables = net.init(key, images, train=False)
-        return net.started(variables, key) if isinstance(net, Chain) else variables
+        return net.reinitialized(variables, key)
 
     return fresh(key, images)

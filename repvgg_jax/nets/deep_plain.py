@@ -1,28 +1,28 @@
-"""Deep plain nets without BatchNorm or branches: what initialisation alone can train.
+"""Deep plain nets without BatchNorm or branches, trained by their initialization alone.
 
 Delta-orthogonal kernels (arXiv 1806.05393, section 3) make a tanh net of any depth an isometry at
-the start; a max-norm constraint with LeakyReLU (`optim.max_norm`) is the field's other road.
+the start; a max-norm constraint with LeakyReLU (`optim.max_norm`) is the
+alternative.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple, NoReturn
+from typing import NamedTuple
 
 import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array
 
-from repvgg_jax.blocks.fused import FusedConv
 from repvgg_jax.errors import UsageError
 from repvgg_jax.layers.conv import Conv, Dtype, kernel_init
 from repvgg_jax.layers.dense import dense
-from repvgg_jax.nets._chain import check_whole
+from repvgg_jax.nets._base import BlockSpec, Net, check_positive
 from repvgg_jax.ops.batch_norm import accumulation_dtype
 from repvgg_jax.ops.convolution import convolve_by_matmul
 
-SLOPE = 0.3  # of leaky_relu below zero
+SLOPE = 0.3  # slope of leaky_relu below zero
 
 
 class Activation(NamedTuple):
@@ -39,8 +39,10 @@ ACTIVATIONS = {
         partial(nn.leaky_relu, negative_slope=SLOPE), (2 / (1 + SLOPE**2)) ** 0.5
     ),
 }
-# Cells a side that the head reads: at the start no layer looks at a pixel's neighbours.
+# The head reads means over GRID x GRID cells: at initialization no layer looks at neighbors.
 GRID = 4
+# Fields of other nets' blocks and BatchNorms, with the values that leave them unset.
+OF_BLOCKS = {"block": "fused", "bn_group_size": None, "remat": None, "conv_algorithm": "auto"}
 INITIALIZERS: dict[str, Callable[[float], nn.initializers.Initializer]] = {
     "delta_orthogonal": nn.initializers.delta_orthogonal,
     "default": lambda gain: kernel_init,
@@ -49,7 +51,7 @@ INITIALIZERS: dict[str, Callable[[float], nn.initializers.Initializer]] = {
 
 
 def grid_means(x: Array, cells: int) -> Array:
-    """[batch, height, width, c] -> [batch, cells^2 c]: the means of a grid of cells.
+    """Returns the means over a grid of cells: [batch, height, width, c] -> [batch, cells^2 c].
 
     Cells overlap by a pixel where the map does not divide, and repeat where it is smaller.
     """
@@ -61,7 +63,7 @@ def grid_means(x: Array, cells: int) -> Array:
 
 
 class SquareConv(nn.Module):
-    """A 3x3 convolution with a bias, of stride 1 and to as many channels."""
+    """A 3x3 convolution of stride 1 with a bias, to as many channels."""
 
     kernel_init: nn.initializers.Initializer
     dtype: Dtype = jnp.float32
@@ -74,60 +76,46 @@ class SquareConv(nn.Module):
         return convolve_by_matmul(x, kernel, dtype=self.dtype) + bias.astype(self.dtype)
 
 
-class DeepPlain(nn.Module):
+class DeepPlain(Net):
     """A stem of stride 2, `depth` 3x3 convolutions of one width, a dense layer on a grid of means.
 
-    The layers are stacked in one array and walked by `lax.scan`, so that compiling takes as long
-    for ten as for ten thousand. It is its own deploy form: there is nothing to fuse.
+    The layers are stacked in one array and run by `lax.scan`, so that compiling takes as long for
+    ten as for ten thousand. It has no blocks, and is its own deploy form: there is nothing to fuse.
 
-    Attributes:
-      depth: convolutions beside the stem.
+    Attributes, besides `num_classes` and `dtype` of every net:
+      depth: number of convolutions besides the stem.
       width: channels of all of them.
-      activation: tanh, relu or leaky_relu.
-      initializer: of their kernels: delta_orthogonal (at the activation's gain), he, or the default
-        of the other nets. The stem and the head have the default.
-      num_classes, dtype: as of the other nets.
-      block: the deploy form's, for those who walk nets; it has no blocks.
+      activation: name of the nonlinearity, one of `ACTIVATIONS`.
+      initializer: initializer of the stacked kernels, one of `INITIALIZERS`: delta_orthogonal (at
+        the activation's gain), he, or the default of the other nets, which stem and head have.
     """
 
+    block: str = "fused"
     depth: int = 1000
     width: int = 32
     activation: str = "tanh"
     initializer: str = "delta_orthogonal"
-    num_classes: int = 1000
-    block: Callable[..., nn.Module] = FusedConv
-    dtype: Dtype = jnp.float32
 
-    def plan(self) -> dict[str, dict[str, Any]]:
-        """Empty: no block of it is to be fused."""
+    def plan(self) -> tuple[BlockSpec, ...]:
+        """Returns no blocks: there is nothing to fuse."""
+        self.check_fields()
+        return ()
+
+    def check_fields(self) -> None:
+        """Raises UsageError for values that no net of this class can have."""
+        super().check_fields()
         for field, known in (("activation", ACTIVATIONS), ("initializer", INITIALIZERS)):
             if getattr(self, field) not in known:
                 raise UsageError(
                     f"{field}={getattr(self, field)!r}: choose from {', '.join(known)}"
                 )
-        if self.block is not FusedConv:
-            raise UsageError("deep_plain has no blocks to choose; leave model.block alone")
+        for field, default in OF_BLOCKS.items():
+            if getattr(self, field) != default:
+                raise UsageError(f"deep_plain does not use blocks; unset model.{field}")
         for field in ("depth", "width", "num_classes"):
             if getattr(self, field) is None:
                 raise UsageError(f"{field} must be given")
-            check_whole(field, getattr(self, field))
-        return {}
-
-    def blocks(self) -> dict[str, nn.Module]:
-        """Empty, as the plan."""
-        return dict.fromkeys(self.plan())
-
-    def frozen_blocks(self) -> frozenset[str]:
-        """None."""
-        return frozenset()
-
-    def features(self, *_: Any, **__: Any) -> NoReturn:
-        """Raises UsageError: it has no stages."""
-        raise UsageError("deep_plain is no backbone: all of its layers are of one resolution")
-
-    def auxiliary_heads(self) -> dict[str, str]:
-        """None."""
-        return {}
+            check_positive(field, getattr(self, field))
 
     @nn.compact
     def __call__(self, images: Array, train: bool = False) -> Array:

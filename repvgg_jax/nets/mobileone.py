@@ -2,80 +2,87 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
-from typing import Any
 
-from flax import linen as nn
-
-from repvgg_jax.blocks.mobileone import MobileOneBlock
-from repvgg_jax.blocks.registry import module_type
+from repvgg_jax.blocks.base import Block
 from repvgg_jax.errors import UsageError
-from repvgg_jax.nets._chain import Chain, check_whole
+from repvgg_jax.nets._base import BlockSpec, block_name, check_positive
+from repvgg_jax.nets._chain import Chain
 
-SE_BLOCKS = 5  # pairs of the last stage but one that have squeeze-and-excite, where the net has it
+SE_PAIRS = 5  # pairs of the second to last stage with squeeze-and-excite, where the net has it
 
 
 class MobileOne(Chain):
     """A dense stem, then stages of pairs: depthwise kxk, ReLU, pointwise 1x1, ReLU.
 
-    Attributes, beside those of every chain:
-      depths: of pairs; the stem is one block.
-      kernel_size: of the stem and the depthwise blocks.
-      se_reduction: where given, squeeze-and-excite before the ReLUs of the last stage and of the
-        last five pairs before it, with channels // se_reduction hidden units.
+    Attributes, besides those of every chain:
+      depths: number of pairs in each stage; the stem is one block.
+      kernel_size: side of the kernels of the stem and the depthwise blocks.
+      se_reduction: if given, squeeze-and-excite with channels // se_reduction hidden units before
+        the ReLUs of the last stage and of the last five pairs before it.
     """
 
+    block: str = "mobileone"
     kernel_size: int = 3
     se_reduction: int | None = None
-    block: Callable[..., nn.Module] = MobileOneBlock
 
-    def plan(self) -> dict[str, dict[str, Any]]:
-        """`stage1_block0_depthwise`, `stage1_block0_pointwise`, ... after `stage0_block0`."""
-        self.check_stages()
-        check_whole("se_reduction", self.se_reduction)
-        if self.se_reduction and min(self.widths[-2:]) < self.se_reduction:
-            raise UsageError(f"widths {self.widths}: none below se_reduction={self.se_reduction}")
-        plan: dict[str, dict[str, Any]] = {}
-        reads = None
+    def plan(self) -> tuple[BlockSpec, ...]:
+        """Returns the stem, then `stage1_block0_depthwise`, `stage1_block0_pointwise`, ..."""
+        self.check_fields()
+        plan: list[BlockSpec] = []
+        inputs = 3
         for stage, (depth, width) in enumerate(zip(self.depths, self.widths, strict=True)):
             for index in range(depth):
-                name = f"stage{stage}_block{index}"
-                spatial = dict(
-                    features=reads or width,
+                spatial = BlockSpec(
+                    block_name(stage, index, "depthwise"),
+                    stage,
+                    index,
+                    inputs,
+                    features=inputs,
                     strides=self.strides[stage] if index == 0 else 1,
-                    groups=reads or 1,
+                    groups=inputs,
                     kernel_size=self.kernel_size,
-                    dilation=1,
-                    dtype=self.dtype,
+                    role="depthwise",
+                    se_hidden=self._se_hidden(stage, index, inputs),
                 )
-                if reads is None:
-                    plan[name] = spatial
+                hidden = self._se_hidden(stage, index, width)
+                if not plan:
+                    name = block_name(stage, index)
+                    stem = {"name": name, "features": width, "groups": 1, "role": ""}
+                    plan.append(spatial._replace(**stem, se_hidden=hidden))
                 else:
-                    plan[f"{name}_depthwise"] = spatial
-                    plan[f"{name}_pointwise"] = spatial | dict(
-                        features=width, strides=1, groups=1, kernel_size=1
+                    name = block_name(stage, index, "pointwise")
+                    pointwise = BlockSpec(
+                        name, stage, index, inputs, features=width, kernel_size=1, role="pointwise"
                     )
-                reads = width
-        return plan
+                    plan += [spatial, pointwise._replace(se_hidden=hidden)]
+                inputs = width
+        return tuple(plan)
 
-    def make_block(self, name: str, spec: dict[str, Any]) -> nn.Module:
-        """As the plan says; the stem has one copy of its kxk, as in the released code."""
-        block = super().make_block(name, spec)
-        if module_type(self.block) is MobileOneBlock and name == "stage0_block0":
-            return block.clone(copies=1)
-        return block
+    def make_block(self, spec: BlockSpec) -> Block:
+        """Returns the block of a spec; the stem has one kxk branch, as in the released code."""
+        block = super().make_block(spec)
+        return block.clone(copies=1) if self.block == "mobileone" and not spec.role else block
 
-    def se_hidden(self, name: str, channels: int) -> int:
-        """Hidden units of a block's squeeze-and-excite; 0 for none."""
-        stage, index = (int(part.lstrip("stageblock")) for part in name.split("_")[:2])
+    def check_fields(self) -> None:
+        """Raises UsageError for values that no net of this class can have."""
+        super().check_fields()
+        check_positive("se_reduction", self.se_reduction)
+        if self.se_reduction and min(self.widths[-2:]) < self.se_reduction:
+            raise UsageError(
+                f"se_reduction={self.se_reduction}: must not exceed the last two of the widths "
+                f"{self.widths}"
+            )
+
+    def _se_hidden(self, stage: int, index: int, channels: int) -> int:
+        """Returns the hidden units of a block's squeeze-and-excite; 0 for none."""
         last = len(self.depths) - 1
-        late = stage == last or (stage == last - 1 and index >= self.depths[stage] - SE_BLOCKS)
+        late = stage == last or (stage == last - 1 and index >= self.depths[stage] - SE_PAIRS)
         return channels // self.se_reduction if self.se_reduction and late else 0
 
 
 _STAGES = partial(MobileOne, depths=(1, 2, 8, 10, 1))
-_ONE_COPY = partial(_STAGES, block=partial(MobileOneBlock, copies=1))
+_ONE_COPY = partial(_STAGES, block_options=(("copies", 1),))
 
 VARIANTS = {
     "mobileone_s0": partial(_STAGES, widths=(48, 48, 128, 256, 1024)),

@@ -1,26 +1,24 @@
-"""RepVGG's net and its variants (arXiv 2101.03697, Table 2), which hosts every block."""
+"""RepVGG and its variants (arXiv 2101.03697, Table 2); its net takes every block."""
 
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
 
 import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array
 
-from repvgg_jax.blocks.fused import FusedConv
-from repvgg_jax.blocks.registry import module_type
 from repvgg_jax.errors import UsageError
 from repvgg_jax.layers.conv import Conv, Dtype
 from repvgg_jax.layers.dense import dense
 from repvgg_jax.layers.norm import BatchNorm
-from repvgg_jax.nets._chain import Chain, check_whole
+from repvgg_jax.nets._base import BlockSpec, block_name, check_positive
+from repvgg_jax.nets._chain import Chain
 from repvgg_jax.ops.batch_norm import accumulation_dtype
 from repvgg_jax.ops.convolution import relu
 
-AUXILIARY_HEAD = "aux_"  # what names of auxiliary heads start with
-AUXILIARY = "auxiliary"  # the collection in which training finds the auxiliary heads' logits
+AUXILIARY_HEAD = "aux_"  # prefix of the names of auxiliary heads
+AUXILIARY = "auxiliary"  # the collection of the auxiliary heads' logits in training
 
 
 class AuxiliaryHead(nn.Module):
@@ -42,16 +40,17 @@ class AuxiliaryHead(nn.Module):
 class RepVGG(Chain):
     """The paper's net: stages of kxk blocks with a ReLU after each.
 
-    Attributes, beside those of every chain:
-      groups: of the layers in `grouped_layers`, both the kxk and the 1x1.
-      grouped_layers: counted over the whole net, the stem being 0. The paper groups every second.
+    Attributes, besides those of every chain:
+      groups: channel groups of the layers in `grouped_layers`, of both the kxk and the 1x1.
+      grouped_layers: indices of layers over the whole net, the stem being 0. The paper groups every
+        second layer.
       kernel_size: the k of every block's kxk.
-      se_reduction: where given, squeeze-and-excite before each ReLU with channels // se_reduction
-        hidden units.
-      output_stride: 8 or 16 rather than 32: the strides beyond become 1, and the kxk kernels of
+      se_reduction: if given, squeeze-and-excite with channels // se_reduction hidden units before
+        each ReLU.
+      output_stride: 8 or 16 rather than 32: the strides beyond it become 1, and the kxk kernels of
         those stages are dilated by what was taken away (arXiv 2101.03697, section 4.4).
-      dilated_layers: only that many of the last layers are dilated; all of those stages by
-        default. The paper's fast form has 5.
+      dilated_layers: number of last layers that are dilated; None for all of those stages. The
+        paper's fast form has 5.
     """
 
     groups: int = 1
@@ -61,57 +60,64 @@ class RepVGG(Chain):
     output_stride: int | None = None
     dilated_layers: int | None = None
 
-    def plan(self) -> dict[str, dict[str, Any]]:
-        """Name -> hyper-parameters of every block: the one list that all who walk the net read.
-
-        Raises:
-          UsageError: where the fields cannot be built, naming the field.
-        """
-        self._check_fields()
-        plan: dict[str, dict[str, Any]] = {}
+    def plan(self) -> tuple[BlockSpec, ...]:
+        """Returns `stage0_block0`, `stage1_block0`, `stage1_block1`, ..."""
+        self.check_fields()
+        plan: list[BlockSpec] = []
+        inputs = 3
         strides, dilations = self._strides_and_dilations()
         undilated = 0 if self.dilated_layers is None else sum(self.depths) - self.dilated_layers
         for stage, (depth, width) in enumerate(zip(self.depths, self.widths, strict=True)):
             for index in range(depth):
-                name = f"stage{stage}_block{index}"
+                name = block_name(stage, index)
                 groups = self.groups if len(plan) in self.grouped_layers else 1
-                reads = self.widths[stage - 1] if index == 0 and stage else width
-                if width % groups or reads % groups:
+                if width % groups or (plan and inputs % groups):
                     raise UsageError(
-                        f"{name}: groups={groups} must divide its {reads} inputs, {width} outputs"
+                        f"{name}: groups={groups} must divide its {inputs} inputs, {width} outputs"
                     )
-                plan[name] = dict(
-                    features=width,
-                    strides=strides[stage] if index == 0 else 1,
-                    groups=groups,
-                    kernel_size=self.kernel_size,
-                    dilation=dilations[stage] if len(plan) >= undilated else 1,
-                    dtype=self.dtype,
+                plan.append(
+                    BlockSpec(
+                        name,
+                        stage,
+                        index,
+                        inputs,
+                        features=width,
+                        strides=strides[stage] if index == 0 else 1,
+                        groups=groups,
+                        kernel_size=self.kernel_size,
+                        dilation=dilations[stage] if len(plan) >= undilated else 1,
+                        se_hidden=width // self.se_reduction if self.se_reduction else 0,
+                    )
                 )
-        return plan
+                inputs = width
+        return tuple(plan)
 
-    def _check_fields(self) -> None:
-        """Raises UsageError for fields that describe no chain."""
-        self.check_stages()
+    def check_fields(self) -> None:
+        """Raises UsageError for values that no net of this class can have."""
+        super().check_fields()
         for field in ("groups", "se_reduction", "output_stride", "dilated_layers"):
-            check_whole(field, getattr(self, field))
+            check_positive(field, getattr(self, field))
         if not isinstance(self.grouped_layers, tuple | list):
-            raise UsageError(f"grouped_layers={self.grouped_layers!r}: must be a tuple of numbers")
+            raise UsageError(f"grouped_layers={self.grouped_layers!r}: must be a tuple of integers")
         if self.se_reduction and min(self.widths) < self.se_reduction:
-            raise UsageError(f"widths {self.widths}: none below se_reduction={self.se_reduction}")
+            raise UsageError(
+                f"se_reduction={self.se_reduction}: must not exceed any of the widths {self.widths}"
+            )
         layers = sum(self.depths)
         if self.dilated_layers is not None:
             if self.output_stride is None:
-                raise UsageError("dilated_layers: only with output_stride, which says the dilation")
+                raise UsageError("dilated_layers: needs output_stride, which sets the dilation")
             if self.dilated_layers > layers:
-                raise UsageError(f"dilated_layers={self.dilated_layers}: from 1 to {layers}")
+                raise UsageError(
+                    f"dilated_layers={self.dilated_layers}: must be from 1 to {layers}"
+                )
 
-    def stage_strides(self) -> list[int]:
-        """The stride of each stage, after `output_stride`."""
+    def stage_strides(self) -> tuple[int, ...]:
+        """Returns the stride of each stage, with `output_stride` applied."""
         return self._strides_and_dilations()[0]
 
-    def _strides_and_dilations(self) -> tuple[list[int], list[int]]:
-        """Of each stage, after `output_stride`."""
+    def _strides_and_dilations(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Returns stride and dilation of each stage, with `output_stride` applied."""
         strides, dilations, reached, dilation = [], [], 1, 1
         for stage, stride in enumerate(self.strides):
             if self.output_stride and reached * stride > self.output_stride:
@@ -121,7 +127,8 @@ class RepVGG(Chain):
                         f"output_stride={self.output_stride} takes the stride from stage{stage}, "
                         f"which keeps its width, {self.widths[stage]}; widen it or keep the stride"
                     )
-                dilation, stride = dilation * stride, 1
+                dilation *= stride
+                stride = 1
             reached *= stride
             strides.append(stride)
             dilations.append(dilation)
@@ -129,40 +136,39 @@ class RepVGG(Chain):
             raise UsageError(
                 f"output_stride={self.output_stride} cannot be reached with strides {self.strides}"
             )
-        return strides, dilations
-
-    def se_hidden(self, name: str, channels: int) -> int:
-        """Hidden units of a block's squeeze-and-excite; 0 for none."""
-        return channels // self.se_reduction if self.se_reduction else 0
+        return tuple(strides), tuple(dilations)
 
 
 class RepVGGPlus(RepVGG):
     """RepVGG with squeeze-and-excite after each ReLU, and auxiliary heads in training.
 
-    As released by RepVGG's authors (their repository; not in the paper). The heads stand after
-    stages 1 and 2 and in the middle of stage 3; their logits are sown into the collection
-    `auxiliary` where `train` is true. Fused, the net has none.
+    As released by RepVGG's authors (in their repository, not in the paper). The heads come after
+    stages 1 and 2 and in the middle of stage 3; where `train` is true their logits are sown into
+    the collection `auxiliary`. The fused net has none.
 
-    Attributes:
-      auxiliary: whether the train form has the heads.
+    Attributes, besides those of RepVGG:
+      auxiliary: True if the train form has the heads.
     """
 
     auxiliary: bool = True
 
-    def run_activated(self, block: nn.Module, name: str, x: Array, train: bool) -> Array:
-        """A block and what stands after it: the nonlinearity, squeeze-and-excite after it."""
-        return self.squeeze_excite(self.run_rectified(block, name, x, train), name)
+    def run_activated(self, spec: BlockSpec, x: Array, train: bool) -> Array:
+        """Applies a block and what follows it: the nonlinearity, then squeeze-and-excite."""
+        return self.squeeze_excite(self.run_rectified(spec, x, train), spec)
 
     def auxiliary_heads(self) -> dict[str, str]:
-        """Block -> name of the head that training has after it."""
-        if not self.auxiliary or module_type(self.block) is FusedConv:
+        """Returns block name -> name of the classifier that only training has after that block."""
+        if not self.auxiliary or self.is_fused:
             return {}
-        ends = {1: self.depths[1], 2: self.depths[2], 3: self.depths[3] // 2}
-        return {f"stage{s}_block{end - 1}": f"{AUXILIARY_HEAD}stage{s}" for s, end in ends.items()}
+        depths = {1: self.depths[1], 2: self.depths[2], 3: self.depths[3] // 2}
+        return {
+            block_name(stage, depth - 1): f"{AUXILIARY_HEAD}stage{stage}"
+            for stage, depth in depths.items()
+        }
 
-    def after_block(self, x: Array, name: str, train: bool) -> None:
-        """An auxiliary head, whose logits training finds in the collection `auxiliary`."""
-        head = self.auxiliary_heads().get(name)
+    def after_block(self, x: Array, spec: BlockSpec, train: bool) -> None:
+        """Sows the logits of the block's auxiliary head, if it has one, in training."""
+        head = self.auxiliary_heads().get(spec.name)
         if head and (train or self.is_initializing()):
             logits = AuxiliaryHead(self.num_classes, self.dtype, self.bn_group_size, name=head)(
                 x, train
@@ -171,11 +177,12 @@ class RepVGGPlus(RepVGG):
                 self.sow(AUXILIARY, f"{head}_logits", logits)
 
     def without_auxiliary_heads(self) -> RepVGGPlus:
-        """The same net with no heads but the last."""
+        """Returns the net without the classifiers that only training has."""
         return self.clone(auxiliary=False)
 
-    def _check_fields(self) -> None:
-        super()._check_fields()
+    def check_fields(self) -> None:
+        """Raises UsageError for values that no net of this class can have."""
+        super().check_fields()
         if len(self.depths) < 4 or self.depths[3] < 2:
             raise UsageError(
                 f"depths {self.depths}: RepVGGPlus needs 4 stages, and 2 blocks in stage 3, which "
@@ -183,11 +190,13 @@ class RepVGGPlus(RepVGG):
             )
 
 
-A_DEPTHS, B_DEPTHS, D_DEPTHS = (1, 2, 4, 14, 1), (1, 4, 6, 16, 1), (1, 8, 14, 24, 1)
+A_DEPTHS = (1, 2, 4, 14, 1)
+B_DEPTHS = (1, 4, 6, 16, 1)
+D_DEPTHS = (1, 8, 14, 24, 1)
 
 
 def widths(a: float, b: float) -> tuple[int, ...]:
-    """Channels a stage for the multipliers of the paper's Table 3."""
+    """Returns the channels of each stage for the multipliers of the paper's Table 3."""
     return (min(64, int(64 * a)), int(64 * a), int(128 * a), int(256 * a), int(512 * b))
 
 
@@ -210,7 +219,7 @@ VARIANTS |= {
     for name in ("b1", "b2", "b3")
     for groups in (2, 4)
 }
-# Not in the paper: released by its authors with the code.
+# Not in the paper, but released by its authors with the code.
 VARIANTS["repvgg_d2se"] = partial(RepVGG, depths=D_DEPTHS, widths=widths(2.5, 5), se_reduction=16)
 VARIANTS["repvgg_plus_l2pse"] = partial(
     RepVGGPlus, depths=D_DEPTHS, widths=widths(2.5, 5), se_reduction=4

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
-from typing import Any
+from itertools import groupby
 
-from flax import linen as nn
 from jax import Array
 
-from repvgg_jax.blocks.registry import BLOCKS
 from repvgg_jax.errors import UsageError
+from repvgg_jax.nets._base import BlockSpec, block_name
 from repvgg_jax.nets._chain import Chain
 from repvgg_jax.nets.repvgg import B_DEPTHS, widths
 from repvgg_jax.ops.convolution import relu
@@ -21,60 +19,67 @@ class ResidualReorg(Chain):
     """The first and the last stage are chains of single blocks, those between of pairs.
 
     A pair is relu(shortcut(x) + conv1(relu(conv0(x)))); its shortcut is x itself, or a 1x1 block
-    where stride or width change. The shortcuts stay when it is fused: it deploys as a residual net,
-    not as a plain one, and its blocks are the default's single convolution with a BatchNorm.
+    where stride or width change. The shortcuts stay when the net is fused: it deploys as a residual
+    net, not as a plain one. Its blocks are one convolution with a BatchNorm unless chosen.
 
-    Attributes, beside those of every chain:
-      depths: of pairs, and of single blocks in the first and last stage.
+    Attributes, besides those of every chain:
+      depths: number of pairs in each stage, or of single blocks in the first and the last.
+      kernel_size: side of the kernels, except those of shortcuts.
     """
 
+    block: str = "plain"
     kernel_size: int = 3
-    block: Callable[..., nn.Module] = BLOCKS["plain"].block
 
-    def plan(self) -> dict[str, dict[str, Any]]:
-        """`stage1_block0_conv0`, `..._conv1` and, where there is one, `..._shortcut`."""
-        self.check_stages()
+    def plan(self) -> tuple[BlockSpec, ...]:
+        """Returns single blocks, and `stage1_block0_conv0`, `..._shortcut` if any, `..._conv1`."""
+        self.check_fields()
         if len(self.depths) < 3:
-            raise UsageError(f"depths {self.depths}: a first, a last and some stage between")
-        plan: dict[str, dict[str, Any]] = {}
-        reads, last = 3, len(self.depths) - 1
+            raise UsageError(
+                f"depths {self.depths}: must have a first stage, a last one, and some between"
+            )
+        plan: list[BlockSpec] = []
+        inputs = 3
+        last = len(self.depths) - 1
         for stage, (depth, width) in enumerate(zip(self.depths, self.widths, strict=True)):
             for index in range(depth):
-                name, stride = f"stage{stage}_block{index}", self.strides[stage] if not index else 1
-                spec = dict(features=width, strides=stride, groups=1, dilation=1, dtype=self.dtype)
-                spec["kernel_size"] = self.kernel_size
-                if stage in (0, last):
-                    plan[name] = spec
-                else:
-                    plan[f"{name}_conv0"] = spec
-                    if stride != 1 or reads != width:
-                        plan[f"{name}_shortcut"] = spec | {"kernel_size": 1}
-                    plan[f"{name}_conv1"] = spec | {"strides": 1}
-                reads = width
-        return plan
+                single = BlockSpec(
+                    block_name(stage, index),
+                    stage,
+                    index,
+                    inputs,
+                    features=width,
+                    strides=self.strides[stage] if index == 0 else 1,
+                    kernel_size=self.kernel_size,
+                )
+                roles: dict[str, BlockSpec] = {"": single}
+                if stage not in (0, last):
+                    roles = {"conv0": single}
+                    if single.strides != 1 or inputs != width:
+                        roles["shortcut"] = single._replace(kernel_size=1)
+                    roles["conv1"] = single._replace(inputs=width, strides=1)
+                plan += [
+                    spec._replace(name=block_name(stage, index, role), role=role)
+                    for role, spec in roles.items()
+                ]
+                inputs = width
+        return tuple(plan)
 
     def walk(self, x: Array, train: bool) -> Array:
-        """The map after the last block; each stage's last is sown as an intermediate."""
-        blocks = self.blocks()
-        names = list(dict.fromkeys("_".join(name.split("_")[:2]) for name in blocks))
-        ends = {name.split("_")[0]: name for name in names}
-
-        def run(name: str, y: Array) -> Array:
-            return self.run_block(blocks[name], name, y, train)
-
-        def rectified(name: str, y: Array) -> Array:
-            return self.run_rectified(blocks[name], name, y, train)
-
-        for name in names:
-            if name in blocks:
-                x = rectified(name, x)
+        """Returns the map after the last block; each stage's last map is sown as `stage<i>`."""
+        plan = self.plan()
+        last = {spec.stage: spec.index for spec in plan}
+        for (stage, index), unit in groupby(plan, key=lambda spec: (spec.stage, spec.index)):
+            specs = {spec.role: spec for spec in unit}
+            if "" in specs:
+                x = self.run_rectified(specs[""], x, train)
             else:
-                y = run(f"{name}_conv1", rectified(f"{name}_conv0", x))
-                shortcut = f"{name}_shortcut"
-                x = relu((run(shortcut, x) if shortcut in blocks else x) + y)
-            x = barrier(x)  # deployed too, as the shortcuts stay
-            if ends[stage := name.split("_")[0]] == name:
-                self.sow("intermediates", stage, x)
+                y = self.run_rectified(specs["conv0"], x, train)
+                y = self.run_block(specs["conv1"], y, train)
+                shortcut = specs.get("shortcut")
+                x = relu((self.run_block(shortcut, x, train) if shortcut else x) + y)
+            x = barrier(x)  # in the deploy form too, as the shortcuts stay
+            if index == last[stage]:
+                self.sow("intermediates", f"stage{stage}", x)
         return x
 
 

@@ -1,4 +1,4 @@
-"""Averages over training: EMA of parameters and statistics as one pair, and statistics anew."""
+"""The exponential moving average of parameters and BatchNorm statistics, as one pair."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from repvgg_jax.nets import Averaged, Variables
 
 
 def update_average(average: Variables, variables: Variables, decay: float) -> dict[str, Averaged]:
-    """average + (1 - decay) (variables - average), for parameters and statistics alike."""
+    """Returns average + (1 - decay) (variables - average), for parameters and statistics alike."""
     return {
         name: Averaged(
             jax.tree.map(

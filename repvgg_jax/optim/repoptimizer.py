@@ -1,9 +1,9 @@
-"""RepOptimizer (arXiv 2205.15242, section 3): the branches in the optimizer, the net plain.
+"""RepOptimizer (arXiv 2205.15242, section 3): branches in the optimizer of a plain net.
 
-A block s conv(x, K) + t conv(x, K1) + u x of constant s and t (`blocks/csla.py`) trains as one
+A block s conv(x, K) + t conv(x, K1) + u x with constant s and t (`blocks/csla.py`) trains as one
 plain convolution of kernel W = s K + t pad(K1) + u I does, if W starts as that and its gradient is
-multiplied, by output channel c, with s_c^2 at every tap, t_c^2 more at the centre taps, and 1 more
-at the centre tap of the channel's own input. The scales come from a short training of the block
+multiplied, by output channel c, with s_c^2 at every tap, t_c^2 more at the center taps, and 1 more
+at the center tap of the channel's own input. The scales come from a short training of the block
 with s, t and u as parameters (the paper's hyper-search).
 """
 
@@ -14,86 +14,96 @@ from typing import Any
 
 import jax.numpy as jnp
 import optax
-from flax import linen as nn
 from jax import Array
 
 from repvgg_jax.affine import Affine, add, identity
-from repvgg_jax.blocks.csla import CSLABlock, csla_kernel
-from repvgg_jax.blocks.registry import BLOCKS, module_type
 from repvgg_jax.errors import UsageError
-from repvgg_jax.nets import Variables
+from repvgg_jax.nets import Net, Variables
 
 
-def to_plain(net: nn.Module, variables: Variables) -> tuple[nn.Module, dict[str, Any]]:
-    """The plain net of kernels W = s K + t pad(K1) + u I: the rule of initialisation.
+def to_plain(net: Net, variables: Variables) -> tuple[Net, dict[str, Any]]:
+    """Returns the plain net with kernels W = s K + t pad(K1) + u I: the rule of initialization.
 
     Args:
-      net, variables: of block `csla`; the BatchNorms, squeeze-and-excite and the head are kept.
+      net: a net of block `csla`.
+      variables: its variables; the BatchNorms, squeeze-and-excite and the head are kept.
 
     Raises:
-      UsageError: for another block.
+      UsageError: for a net of another block.
     """
     _check_csla(net)
     params, stats = dict(variables["params"]), dict(variables["batch_stats"])
     for name, block in net.blocks().items():
-        k = block.kernel_size
-        kernel = csla_kernel(block, params[name])
-        params[name] = {f"conv{k}": {"kernel": kernel}, f"bn{k}": params[name]["bn"]}
-        stats[name] = {f"bn{k}": stats[name]["bn"]}
-    return net.clone(block=BLOCKS["plain"].block), {"params": params, "batch_stats": stats}
+        kernel = block.kernel(params[name])
+        params[name] = {"conv_kxk": {"kernel": kernel}, "bn_kxk": params[name]["bn"]}
+        stats[name] = {"bn_kxk": stats[name]["bn"]}
+    return net.clone(block="plain"), {"params": params, "batch_stats": stats}
 
 
-def with_scales(net: nn.Module, fresh: Variables, searched: Variables) -> dict[str, Any]:
-    """Fresh variables of a `csla` net with the scales that a search found."""
-    _check_csla(net)
-    params = {
-        name: tree | {k: v for k, v in searched["params"][name].items() if k.startswith("scale_")}
-        if name in net.plan()
-        else tree
-        for name, tree in fresh["params"].items()
-    }
+def with_scales(net: Net, fresh: Variables, searched: Variables) -> dict[str, Any]:
+    """Returns fresh variables of a `csla` net with the scales that a search found."""
+    params = dict(fresh["params"])
+    for name, scales in _scales(net, searched).items():
+        params[name] = params[name] | scales
     return dict(fresh) | {"params": params}
 
 
-def scale_gradients(net: nn.Module, searched: Variables) -> optax.GradientTransformation:
-    """Multiplies the gradients of a plain net's kernels as its branches would have, under SGD.
+def scale_gradients(net: Net, searched: Variables) -> optax.GradientTransformation:
+    """Returns a transformation of a plain net's gradients to those of its branches under SGD.
 
-    The first of a chain, before weight decay and momentum. Nothing else may act on the norm of
-    gradients or kernels (clipping, max-norm): that would break the equality.
+    It is the first of a chain, before weight decay and momentum. Nothing else may act on the norm
+    of gradients or kernels (clipping, max-norm): that would break the equality.
 
     Args:
-      net, searched: of block `csla`, for the scales.
+      net: a net of block `csla`, for the geometry of the blocks.
+      searched: variables of such a net, for the scales.
+
+    Raises:
+      UsageError: for a net of another block.
     """
-    _check_csla(net)
-    scales = {
-        name: {k: v for k, v in searched["params"][name].items() if k.startswith("scale_")}
-        for name in net.plan()
-    }
-    blocks = net.blocks()
+    scales = _scales(net, searched)
 
     def multiply(gradients: Any, _: Any = None) -> Any:
         result = dict(gradients)
-        for name, block in blocks.items():
-            layer = f"conv{block.kernel_size}"
-            kernel = gradients[name][layer]["kernel"]
-            factor = multiplier(scales[name], kernel)
-            result[name] = dict(gradients[name]) | {layer: {"kernel": kernel * factor}}
+        for name, of_block in scales.items():
+            kernel = gradients[name]["conv_kxk"]["kernel"]
+            scaled = kernel * multiplier(of_block, kernel)
+            result[name] = dict(gradients[name]) | {"conv_kxk": {"kernel": scaled}}
         return result
 
     return optax.stateless(multiply)
 
 
 def multiplier(scales: Mapping[str, Array], like: Array) -> Array:
-    """The factor of each tap of a kernel [k, k, cin / groups, cout]: s^2, + t^2 and + 1 inside."""
+    """Returns the factor of each tap of a kernel [k, k, cin / groups, cout].
+
+    It is s^2, plus t^2 at the center taps, plus 1 at the channel's own center tap if the block has
+    an identity branch.
+    """
     branches = [
         Affine(jnp.ones_like(like) * scales["scale_kxk"] ** 2),
-        Affine(jnp.ones_like(like[:1, :1]) * scales["scale_pointwise"] ** 2),
+        Affine(jnp.ones_like(like[:1, :1]) * scales["scale_1x1"] ** 2),
     ]
     if "scale_identity" in scales:
         branches.append(identity(like))
     return add(*branches).kernel
 
 
-def _check_csla(net: nn.Module) -> None:
-    if module_type(net.block) is not CSLABlock:
-        raise UsageError("the scales of RepOptimizer come from a net of block='csla'")
+def _scales(net: Net, variables: Variables) -> dict[str, dict[str, Array]]:
+    """Returns block name -> the scales of its branches, by parameter name."""
+    _check_csla(net)
+    return {
+        spec.name: {
+            name: leaf
+            for name, leaf in variables["params"][spec.name].items()
+            if name.startswith("scale_")
+        }
+        for spec in net.plan()
+    }
+
+
+def _check_csla(net: Net) -> None:
+    if net.block != "csla":
+        raise UsageError(
+            f"RepOptimizer takes its scales from a net of block='csla', not {net.block!r}"
+        )

@@ -14,9 +14,6 @@ from absl import logging
 from flax import linen as nn
 from jax import Array
 
-from repvgg_jax.blocks.csla import CSLABlock
-from repvgg_jax.blocks.fused import FusedConv
-from repvgg_jax.blocks.registry import BLOCKS, module_type
 from repvgg_jax.checkpoint.load import load
 from repvgg_jax.config.experiment import Experiment
 from repvgg_jax.errors import UsageError
@@ -101,12 +98,12 @@ def with_repoptimizer(experiment: Experiment) -> tuple[Experiment, dict[str, Any
     net = experiment.net
     workdir = experiment.repoptimizer_from
     searched_net, searched = load(workdir)
-    if module_type(searched_net.block) is not CSLABlock:
+    if searched_net.block != "csla":
         raise UsageError(
             f"optim.repoptimizer_from={workdir} must be a run with model.block=csla, which has the "
-            f"scales; its block is {module_type(searched_net.block).__name__}"
+            f"scales; its block is {searched_net.block}"
         )
-    branches = net.clone(block=BLOCKS["csla"].block)
+    branches = net.clone(block="csla")
     fresh = init(branches, jax.random.key(experiment.seed))
     transfer(fresh, searched)  # raises for another net
     _, start = to_plain(branches, with_scales(branches, fresh, searched))
@@ -116,7 +113,7 @@ def with_repoptimizer(experiment: Experiment) -> tuple[Experiment, dict[str, Any
 
 def warn_if_fused(net: nn.Module) -> None:
     """Logs a warning for a fused net: the train form is the one that trains well."""
-    if net.block is FusedConv and net.plan():
+    if net.is_fused and net.plan():
         logging.warning(
             "training the fused form, which has no BatchNorm and no branches and reaches lower "
             "accuracy; start from the train form, or add BatchNorms with repvgg_jax.insert_bn"

@@ -14,7 +14,7 @@ from repvgg_jax.bench.counting import (
     count_multiplications,
     count_winograd_multiplications,
 )
-from repvgg_jax.blocks.fused import FusedConv
+from repvgg_jax.nets import abstract
 
 # Billions of multiplications as printed.
 REPVGG = {"a0": 0.7, "a1": 1.3, "b0": 1.6, "a2": 2.7, "b1g4": 3.9, "b1g2": 4.6, "b1": 5.9}
@@ -140,8 +140,8 @@ OTHERS = {
 @pytest.mark.medium
 @pytest.mark.parametrize("name", REPVGG)
 def test_rows_of_repvgg(name):
-    net = rj.create(f"repvgg_{name}").clone(block=FusedConv)
-    shapes = jax.eval_shape(lambda key: rj.init(net, key), jax.random.key(0))
+    net = rj.create(f"repvgg_{name}").clone(block="fused")
+    shapes = abstract(net)
     assert round(count_winograd_multiplications(net, shapes) / 1e9, 1) == REPVGG[name]
     # In F(4x4, 3x3) what F(2x2, 3x3) leaves of a 3x3, 4/9, becomes 1/4.
     macs, two, four = (

@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import pytest
 
 import repvgg_jax as rj
-from repvgg_jax.blocks.registry import BLOCKS, Reparam
+from repvgg_jax.blocks.registry import BLOCKS
+from repvgg_jax.nets import abstract
 from tests.support.blocks import CASES, build, check_block
 from tests.support.variables import random_images, random_variables
 
@@ -78,7 +79,7 @@ def test_a_net_of_each_block_fuses_to_the_deploy_nets_own_tree(name):
     )
     variables = random_variables(net, 2, 16)
     plain, fused = rj.fuse(net, variables)
-    own = jax.eval_shape(lambda key: rj.init(plain, key), jax.random.key(0))
+    own = abstract(plain)
     assert jax.tree.map(jnp.shape, own) == jax.tree.map(jnp.shape, fused)
     report = rj.verify(net, variables, random_images(16, 17, 16, 3))
     assert report.max_relative_error < 1e-5
@@ -91,7 +92,7 @@ def test_the_documented_block_keeps_the_contract(monkeypatch):
     assert len(code.strip().splitlines()) <= 50, "the page promises little to write"
     module = {"__name__": "mean"}
     exec(compile(code, str(page), "exec"), module)
-    monkeypatch.setitem(BLOCKS, "mean", Reparam(module["MeanBlock"], module["fuse_mean"]))
+    monkeypatch.setitem(BLOCKS, "mean", module["MeanBlock"])
     for case in CASES:
         check_block("mean", case)
     net = rj.create(

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from repvgg_jax.blocks import dirac, doconv, expandnet, orepa
+from repvgg_jax.blocks import orepa
 from repvgg_jax.blocks.registry import BLOCKS
 from repvgg_jax.fusion.verify import relative_error
 from tests.support.blocks import build
@@ -15,9 +15,9 @@ from tests.support.variables import random_images
 
 
 def test_dirac_kernels_start_as_a_delta_and_a_tenth_of_unit_filters():
-    block = BLOCKS["dirac"].block(features=8, groups=2)
+    block = BLOCKS["dirac"](features=8, groups=2)
     params = block.init(jax.random.key(0), jnp.zeros((1, 4, 4, 8)))["params"]
-    kernel = np.array(dirac.dirac_kernel(block, params))
+    kernel = np.array(block.kernel(params))
     for o in range(8):
         assert kernel[1, 1, o % 4, o] > 0.8  # 1 of the delta, and at most 0.1 beside it
         kernel[1, 1, o % 4, o] -= 1
@@ -29,6 +29,7 @@ def test_orepas_kernel_is_the_sum_of_its_layers():
     with jax.enable_x64(True):
         block, variables, x = build("orepa", 8, 8, 1, 2, 3, 1, (6, 6), "float64")
         p, groups = variables["params"], 2
+        kernels = {name[5:]: layer["kernel"] for name, layer in p.items() if name[:4] == "conv"}
 
         def run(y, kernel, groups=groups, padding="VALID"):
             return jax.lax.conv_general_dilated(
@@ -47,19 +48,19 @@ def test_orepas_kernel_is_the_sum_of_its_layers():
         bank = np.zeros((3, 3, 1, 8))
         bank[..., 0, :4], bank[..., 0, 4:] = waves[:, None], waves[None]
         layers = [
-            run(wide, p["origin_kernel"]),
-            run(run(wide, p["average_kernel"]), window, 8),
-            run(run(wide, p["prior_kernel"]), bank, 8),
-            run(wide + run(wide, p["expand_kernel"]), p["kxk_kernel"]),
-            run(x, p["pointwise_kernel"]),
-            run(run(wide, p["depthwise_kernel"], 8), p["separable_kernel"]),
+            run(wide, kernels["kxk"]),
+            run(run(wide, kernels["average_1x1"]), window, 8),
+            run(run(wide, kernels["prior_1x1"]), bank, 8),
+            run(wide + run(wide, kernels["chain_1x1"]), kernels["chain_kxk"]),
+            run(x, kernels["1x1"]),
+            run(run(wide, kernels["depthwise"], 8), kernels["pointwise"]),
         ]
         expected = sum(y * v for y, v in zip(layers, p["branch_scales"], strict=True))
-        got = block.conv_with(x, orepa.generate(block, p))
+        got = block.convolve(x, block.kernel(p))
         assert relative_error(expected, got) < 1e-6  # the bank is kept in float32
     fresh = orepa.OREPABlock(8).init(jax.random.key(0), jnp.zeros((1, 4, 4, 8)))["params"]
     np.testing.assert_allclose(fresh["branch_scales"][:, 0], [0.25, 0.25, 0, 0.5, 1, 0.5])
-    assert not fresh["expand_kernel"].any()
+    assert not fresh["conv_chain_1x1"]["kernel"].any()
 
 
 def test_doconv_composes_a_depthwise_and_a_plain_convolution():
@@ -68,8 +69,8 @@ def test_doconv_composes_a_depthwise_and_a_plain_convolution():
     kernel = np.zeros((3, 3, 4, 8))
     for o, i, t, s in itertools.product(range(8), range(4), range(9), range(9)):
         own = float(t == s) + p["depthwise_kernel"][o // 4 * 4 + i, t, s]
-        kernel[t // 3, t % 3, i, o] += own * p["kernel"][s // 3, s % 3, i, o]
-    np.testing.assert_allclose(doconv.doconv_kernel(block, p), kernel, rtol=1e-4, atol=1e-5)
+        kernel[t // 3, t % 3, i, o] += own * p["conv_kxk"]["kernel"][s // 3, s % 3, i, o]
+    np.testing.assert_allclose(block.kernel(p), kernel, rtol=1e-4, atol=1e-5)
 
 
 def test_the_border_of_a_diverse_branch_carries_no_gradient():
@@ -77,13 +78,13 @@ def test_the_border_of_a_diverse_branch_carries_no_gradient():
 
     def loss(bias):
         params = variables["params"]
-        params = params | {"bn_before_kxk": params["bn_before_kxk"] | {"bias": bias}}
+        params = params | {"bn_chain_1x1": params["bn_chain_1x1"] | {"bias": bias}}
         # Of one pixel, the kxk sees its centre and eight taps of border.
         return block.apply(variables | {"params": params}, x).sum()
 
-    bias = variables["params"]["bn_before_kxk"]["bias"]
-    kernel = variables["params"]["conv_kxk"]["kernel"]
-    stats, params = variables["batch_stats"]["bn_kxk"], variables["params"]["bn_kxk"]
+    bias = variables["params"]["bn_chain_1x1"]["bias"]
+    kernel = variables["params"]["conv_chain_kxk"]["kernel"]
+    stats, params = variables["batch_stats"]["bn_chain_kxk"], variables["params"]["bn_chain_kxk"]
     scale = params["scale"] / np.sqrt(stats["var"] + 1e-5)
     expected = 3 * kernel[1, 1] @ scale  # the centre tap alone, of three images
     np.testing.assert_allclose(jax.grad(loss)(bias), expected, rtol=1e-4, atol=1e-5)
@@ -115,12 +116,12 @@ def test_an_expanded_convolution_is_its_layers_one_after_the_other(name, case):
     with jax.enable_x64(True):
         block, variables, x = build(name, *case, (9, 8), "float64")
         params = variables["params"]
-        kernels = [params[f"conv{i}"]["kernel"] for i in range(len(params) - 1)]
+        kernels = [params[f"conv_{i}"]["kernel"] for i in range(len(params) - 1)]
         assert len(kernels) == (3 if name == "expandnet" else block.kernel_size // 2)
 
         def in_one(x, kernels):
-            trees = {f"conv{i}": {"kernel": kernel} for i, kernel in enumerate(kernels)}
-            return block.conv_with(x, expandnet.chained(block, trees).kernel)
+            trees = {f"conv_{i}": {"kernel": kernel} for i, kernel in enumerate(kernels)}
+            return block.convolve(x, block.kernel(trees))
 
         expected, pull = jax.vjp(one_by_one, x, kernels)
         got, pull_in_one = jax.vjp(in_one, x, kernels)

@@ -10,6 +10,7 @@ from repvgg_jax.checkpoint import manager
 from repvgg_jax.cli import pytorch
 from repvgg_jax.interop.pytorch import from_torch, to_torch
 from repvgg_jax.interop.pytorch_files import read_torch, save_torch
+from repvgg_jax.nets import abstract
 from tests.support.runs import tiny_config, train
 from tests.support.variables import randomised
 
@@ -44,7 +45,7 @@ def test_an_imported_run_trains_on_from_its_weights(tmp_path):
     config = tiny_config(train_steps=1, optim_learning_rate=0.0, optim_ema_decay=0.5)
     config.model.update(FIVE_STAGES)
     net = rj.create(**config.model.to_dict())
-    shapes = jax.eval_shape(lambda key: rj.init(net, key), jax.random.key(0))
+    shapes = abstract(net)
     save_torch(tmp_path / "given.pth", to_torch(net, randomised(shapes, 1)))
     pytorch.run_import(config, tmp_path / "run", str(tmp_path / "given.pth"))
     state = train(config, tmp_path / "run").state

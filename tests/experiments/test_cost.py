@@ -20,7 +20,7 @@ from experiments.sweeps.rows import sweep_fields
 from repvgg_jax.bench.counting import count_macs
 from repvgg_jax.config.build import make_net
 from repvgg_jax.errors import UsageError
-from repvgg_jax.nets import abstract_variables
+from repvgg_jax.nets import abstract
 from tests.support.sweep_runs import FIELDS, HOLDER, flags
 
 ROOT = Path(__file__).parents[2]
@@ -44,7 +44,7 @@ def row(name="both", seconds=100.0, device=CPU, **changes):
 def macs(run):
     config = run.config()
     net = make_net(config)
-    return count_macs(net, abstract_variables(net), config.data.image_size)
+    return count_macs(net, abstract(net), config.data.image_size)
 
 
 @pytest.fixture

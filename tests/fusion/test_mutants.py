@@ -63,9 +63,9 @@ def same_padded(size, dilation):
     return "SAME"
 
 
-def bordered_by_zeros(block, y, suffix, train):
+def bordered_by_zeros(block, y, branch, train):
     margin = (block.dilation * (block.kernel_size // 2),) * 2
-    return jnp.pad(block.norm_of(y, suffix, train), [(0, 0), margin, margin, (0, 0)])
+    return jnp.pad(block.norm(y, branch, train), [(0, 0), margin, margin, (0, 0)])
 
 
 exact = test_fuse.test_a_grouped_dilated_block_is_exact

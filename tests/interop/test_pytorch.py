@@ -9,7 +9,6 @@ import pytest
 from flax import linen as nn
 
 import repvgg_jax as rj
-from repvgg_jax.blocks.fused import FusedConv
 from repvgg_jax.interop.pytorch import from_torch, to_torch
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed: no other side to compare")
@@ -128,7 +127,7 @@ def test_auxiliary_logits_equal_the_twins_in_training():
 @pytest.mark.parametrize("name", rj.list_models("repvgg*"))
 def test_round_trips_are_exact(name):
     net, variables = tiny(name)
-    plain = net.clone(block=FusedConv)
+    plain = net.clone(block="fused")
     fused = noise_for(plain)
     for layout in ("official", "timm") if "plus" not in name else ("official",):
         for pair in ((net, variables), (plain, fused)):
@@ -199,10 +198,10 @@ def test_transposed_kernels_are_refused():
 
 def test_the_other_form_and_the_other_architecture_are_told():
     net, variables = tiny()
-    plain = net.clone(block=FusedConv)
+    plain = net.clone(block="fused")
     fused = noise_for(plain)
     for layout in ("official", "timm"):
-        assert "clone(block=FusedConv)" in refusal(from_torch, net, to_torch(plain, fused, layout))
+        assert "clone(block='fused')" in refusal(from_torch, net, to_torch(plain, fused, layout))
         assert "rj.fuse" in refusal(from_torch, plain, to_torch(net, variables, layout))
     plus, plus_variables = tiny("repvgg_plus_l2pse")
     assert "RepVGGplus" in refusal(from_torch, net, to_torch(plus, plus_variables))
@@ -220,7 +219,7 @@ def test_blocks_without_counterpart(overrides):
 
 def test_export_is_strict():
     net, variables = tiny()
-    plain = net.clone(block=FusedConv)
+    plain = net.clone(block="fused")
     message = refusal(to_torch, plain, variables)
     assert "params/stage0_block0/conv/kernel" in message
     assert "not used" in message

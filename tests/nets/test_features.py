@@ -54,7 +54,7 @@ def test_maps_are_what_was_told_and_equal_in_both_forms(name, overrides):
 
 def test_dilation_stands_where_strides_were_taken_away():
     dilations = {
-        key: [spec["dilation"] for spec in tiny(**dict(overrides))[0].plan().values()]
+        key: [spec.dilation for spec in tiny(**dict(overrides))[0].plan()]
         for key, overrides in {
             "none": {},
             "16": {"output_stride": 16},
@@ -131,20 +131,20 @@ def test_segmentation_is_the_same_in_both_forms():
 @pytest.mark.parametrize(
     ("overrides", "says"),
     [
-        ({"output_stride": "8"}, "output_stride='8': must be a whole number"),
-        ({"output_stride": 8, "dilated_layers": "1"}, "dilated_layers='1': must be a whole"),
+        ({"output_stride": "8"}, "output_stride='8': must be a positive integer"),
+        ({"output_stride": 8, "dilated_layers": "1"}, "dilated_layers='1': must be a positive"),
         ({"groups": 0}, "groups=0"),
         ({"se_reduction": -1}, "se_reduction=-1"),
         ({"num_classes": 0}, "num_classes=0"),
         ({"depths": 3}, "depths=3: must be a tuple"),
         ({"grouped_layers": 2}, "grouped_layers=2"),
-        ({"frozen": (3,)}, "must be a tuple of expressions"),
-        ({"dilated_layers": 3}, "only with output_stride"),
+        ({"frozen": (3,)}, "must be a tuple of regular expressions"),
+        ({"dilated_layers": 3}, "needs output_stride"),
         ({"output_stride": 8, "dilated_layers": 0}, "dilated_layers=0"),
-        ({"output_stride": 8, "dilated_layers": 10}, "from 1 to 9"),
+        ({"output_stride": 8, "dilated_layers": 10}, "must be from 1 to 9"),
         ({"output_stride": 8, "widths": (16, 16, 24, 24, 32)}, "stage3, which keeps its width, 24"),
         ({"frozen": ("stage9_.*",)}, "'stage9_.*' matches none of stage0_block0"),
-        ({"frozen": ("stage[",)}, "is no expression"),
+        ({"frozen": ("stage[",)}, "is not a valid regular expression"),
         ({"frozen": "stage0_.*"}, "must be a tuple"),
         ({"dilation": 2}, "unknown override 'dilation'"),
         ({"name": "repvgg_plus_l2pse", "depths": (1, 1, 1, 1, 1)}, "2 blocks in stage 3"),
@@ -163,4 +163,4 @@ def test_a_stage_without_its_stride_computes_every_pixel_of_the_strided_one():
     x = random_images(1, 64, 64, 3)
     expected = strided.features(variables, x)[0][-1]
     assert relative_error(expected, same.features(variables, x)[0][-1][:, ::2, ::2]) < 1e-5
-    assert dense.plan()["stage4_block0"]["dilation"] == 2
+    assert dense.blocks()["stage4_block0"].dilation == 2

@@ -5,7 +5,7 @@ import pytest
 
 import repvgg_jax as rj
 from repvgg_jax.bench.counting import count_macs, count_parameters
-from repvgg_jax.blocks.fused import FusedConv
+from repvgg_jax.nets import abstract
 from tests.support.variables import random_images, random_variables
 
 MOBILEONE = {  # train form, fused, multiply-adds of the fused form at 224 pixels
@@ -20,8 +20,8 @@ MOBILEONE = {  # train form, fused, multiply-adds of the fused form at 224 pixel
 @pytest.mark.parametrize("name", MOBILEONE)
 def test_mobileone_has_its_papers_counts(name):
     net = rj.create(name)
-    shapes = jax.eval_shape(lambda key: rj.init(net, key), jax.random.key(0))
-    plain = net.clone(block=FusedConv)
+    shapes = abstract(net)
+    plain = net.clone(block="fused")
     fused = jax.eval_shape(lambda v: rj.fuse(net, v)[1], shapes)
     found = count_parameters(shapes), count_parameters(fused), count_macs(plain, fused)
     assert found == MOBILEONE[name]
@@ -44,7 +44,7 @@ def test_other_nets_fuse_block_by_block(name, overrides):
     variables = random_variables(net, 3)
     x = random_images(8, 32, 40, 3)
     report = rj.verify(net, variables, x)
-    assert set(report.blocks) == set(net.plan())
+    assert set(report.blocks) == set(net.blocks())
     assert report.max_relative_error < 1e-5
     maps, _ = net.features(variables, x)
     for array, info in zip(maps, net.feature_info(), strict=True):
@@ -54,14 +54,14 @@ def test_other_nets_fuse_block_by_block(name, overrides):
 
 def test_residual_reorganisation_keeps_its_shortcuts():
     net = rj.create("residual_reorg_b0")
-    plan = net.plan()
-    assert sum("shortcut" in name for name in plan) == 3  # where a stage halves the map
-    assert sum("shortcut" not in name for name in plan) == 1 + 4 + 6 + 16 + 1
+    roles = [spec.role for spec in net.plan()]
+    assert roles.count("shortcut") == 3  # where a stage halves the map
+    assert len(roles) - roles.count("shortcut") == 1 + 4 + 6 + 16 + 1
 
 
 def test_squeeze_excite_of_mobileone_stands_in_the_last_stages_alone():
     net = rj.create("mobileone_s4")
-    names = [n for n, spec in net.plan().items() if net.se_hidden(n, spec["features"])]
+    names = [spec.name for spec in net.plan() if spec.se_hidden]
     late = [f"stage3_block{i}" for i in range(5, 10)] + ["stage4_block0"]
     assert names == [f"{n}_{part}" for n in late for part in ("depthwise", "pointwise")]
 

@@ -11,13 +11,14 @@ import pytest
 import repvgg_jax as rj
 from repvgg_jax.bench.counting import count_macs, count_parameters
 from repvgg_jax.blocks.fused import FusedConv
+from repvgg_jax.nets import abstract
 
 # Exact integers by arithmetic over the published architectures, 1000 classes at 224 pixels.
 COUNTS = json.loads((Path(__file__).parents[1] / "data" / "counts.json").read_text())
 
 
 def shapes_of(net):
-    return jax.eval_shape(lambda key: rj.init(net, key), jax.random.key(0))
+    return abstract(net)
 
 
 def test_every_published_variant_has_a_name():
@@ -30,7 +31,7 @@ def test_counts_are_exact(name):
     net, expected = rj.create(name), COUNTS[name]
     train_form = shapes_of(net)
     plain, fused = (
-        net.clone(block=FusedConv),
+        net.clone(block="fused"),
         jax.eval_shape(lambda v: rj.fuse(net, v)[1], train_form),
     )
     assert jax.tree.map(lambda x: (x.shape, x.dtype), fused) == jax.tree.map(
@@ -51,22 +52,20 @@ def test_counts_are_exact(name):
 )
 def test_identity_branch_stands_where_shapes_allow_it(name, identities):
     params = shapes_of(rj.create(name))["params"]
-    assert sum("bn0" in block for block in params.values()) == identities
+    assert sum("bn_identity" in block for block in params.values()) == identities
 
 
 def test_grouped_layers_are_every_second_and_keep_their_width():
-    plan = list(rj.create("repvgg_b2g4").plan().values())
-    grouped = [index for index, spec in enumerate(plan) if spec["groups"] == 4]
+    plan = rj.create("repvgg_b2g4").plan()
+    grouped = [index for index, spec in enumerate(plan) if spec.groups == 4]
     assert grouped == list(range(2, 27, 2))
-    assert all(plan[index]["strides"] == 1 for index in grouped)
-    assert all(plan[i]["features"] == plan[i - 1]["features"] for i in grouped)
+    assert all(plan[index].strides == 1 for index in grouped)
+    assert all(plan[i].features == plan[i - 1].features for i in grouped)
 
 
 def test_strides_are_fields():
     net = rj.create("repvgg_a0", strides=[1, 1, 2, 2, 1], widths=(8, 8, 8, 8, 8), num_classes=3)
-    variables = jax.eval_shape(
-        lambda key: rj.init(net, key, image_size=(32, 20)), jax.random.key(0)
-    )
+    variables = abstract(net)
     _, state = jax.eval_shape(
         lambda v, x: net.apply(v, x, capture_intermediates=True, mutable="intermediates"),
         variables,
@@ -107,15 +106,15 @@ def test_initializers_have_their_variances(name, variance, scale):
     jax.tree.map(np.testing.assert_array_equal, params["head"], before["head"])
     kernels = []
     for block, groups in (("stage1_block0", 1), ("stage1_block1", 4), ("stage1_block2", 1)):
-        kernel = params[block]["conv3"]["kernel"]
-        assert net.plan()[block]["groups"] == groups
+        kernel = params[block]["conv_kxk"]["kernel"]
+        assert net.blocks()[block].groups == groups
         kh, kw, inputs, features = kernel.shape
         want = variance(kh * kw * inputs, kh * kw * features / groups)
         assert abs(kernel.mean()) < 0.1 * want**0.5
         assert kernel.var() == pytest.approx(want, rel=0.15)
         kernels.append(kernel)
     assert not np.isclose(kernels[0][..., :4, :4], kernels[2][..., :4, :4]).any()
-    scales = np.concatenate([params[f"stage1_block{i}"]["bn3"]["scale"] for i in range(3)])
+    scales = np.concatenate([params[f"stage1_block{i}"]["bn_kxk"]["scale"] for i in range(3)])
     assert scales.mean() == pytest.approx(scale[0], abs=0.05)
     assert scales.std() == pytest.approx(scale[1], abs=0.03)
 
@@ -137,17 +136,17 @@ def test_an_initializer_is_no_more_than_a_start():
     ("overrides", "says"),
     [
         ({"initializer": "kaiming"}, "choose from default, lecun, he, timm"),
-        ({"initializer": "he", "block": "dbb"}, "DiverseBranchBlock starts as its paper says"),
+        ({"initializer": "he", "block": "dbb"}, "block dbb has an initialization of its own"),
         ({"name": "repvgg_b1g3"}, "did you mean repvgg_b1g"),
         ({"block": "repvg"}, "did you mean repvgg"),
         ({"num_clases": 10}, "did you mean num_classes"),
         ({"dtype": "int8"}, "float32, bfloat16"),
-        ({"widths": (8, 8)}, "one entry a stage"),
+        ({"widths": (8, 8)}, "one entry per stage"),
         ({"groups": 5}, "stage1_block1: groups=5 must divide"),
         ({"branches": ("3x3",)}, "a tuple of some of"),
-        ({"block": FusedConv}, "clone"),
+        ({"block": FusedConv}, "must be a name in BLOCKS"),
         ({"block": "mobileone", "copies": 0}, "copies=0"),
-        ({"kernel_size": "3"}, "only odd sizes"),
+        ({"kernel_size": "3"}, "must be odd"),
     ],
 )
 def test_a_wrong_request_names_the_right_one(overrides, says):

@@ -112,8 +112,8 @@ def test_narrow_inputs_far_from_zero_lose_no_more_than_by_the_branches():
     block = RepVGGBlock(32, dtype=jnp.bfloat16, branches=("1x1", "identity"))
     x = jnp.asarray(random_images(8, 8, 8, 32, seed=1) + 30.0)
     variables = randomised(jax.eval_shape(block.init, jax.random.key(0), x), 2)
-    kernel = variables["params"]["conv1"]["kernel"]
-    variables["params"]["conv1"]["kernel"] = kernel - kernel.mean(2, keepdims=True)
+    kernel = variables["params"]["conv_1x1"]["kernel"]
+    variables["params"]["conv_1x1"]["kernel"] = kernel - kernel.mean(2, keepdims=True)
     variables = jax.tree.map(jnp.asarray, variables)
 
     def sum_of(form, dtype):
@@ -140,7 +140,7 @@ def test_covariances_are_wide_for_narrow_images():
     block = RepVGGBlock(8, dtype=jnp.bfloat16, branch_statistics="moments", conv_algorithm="xla")
     variables = block.init(jax.random.key(0), x)
     _, updated = block.apply(variables, x, train=True, mutable=["batch_stats"])
-    found = (updated["batch_stats"]["bn0"]["var"] - 0.9) / 0.1
+    found = (updated["batch_stats"]["bn_identity"]["var"] - 0.9) / 0.1
     np.testing.assert_allclose(found, np.float64(x).var((0, 1, 2)), rtol=1e-3)
 
 

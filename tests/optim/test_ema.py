@@ -56,9 +56,9 @@ def test_reestimated_statistics_are_those_of_all_the_pixels():
     images = random_images(4, 6, 8, 8, 3, seed=5) + jnp.arange(4.0).reshape(4, 1, 1, 1, 1)
     got = rj.reestimate_batch_stats(net, variables, list(images))
     everything = images.reshape(-1, 8, 8, 3)
-    kernel = variables["params"]["stage0_block0"]["conv1"]["kernel"][0, 0]
+    kernel = variables["params"]["stage0_block0"]["conv_1x1"]["kernel"][0, 0]
     y = everything @ kernel
-    stem = got["batch_stats"]["stage0_block0"]["bn1"]
+    stem = got["batch_stats"]["stage0_block0"]["bn_1x1"]
     close(stem, {"mean": y.mean((0, 1, 2)), "var": y.var((0, 1, 2))}, rtol=1e-4, atol=1e-5)
     # One batch: the net in evaluation mode is the net in training mode on that batch.
     single = rj.reestimate_batch_stats(net, variables, [images[0]])
@@ -86,9 +86,9 @@ def test_frozen_blocks_keep_their_statistics_and_what_follows_is_measured_behind
     close(got["batch_stats"]["stage0_block0"], variables["batch_stats"]["stage0_block0"], rtol=0)
     # The first block after the frozen one reads its evaluation form.
     stem = {name: tree["stage0_block0"] for name, tree in variables.items()}
-    x = jax.nn.relu(frozen.block(**frozen.plan()["stage0_block0"]).apply(stem, images))
-    y = x[:, ::2, ::2] @ variables["params"]["stage1_block0"]["conv1"]["kernel"][0, 0]
-    found = got["batch_stats"]["stage1_block0"]["bn1"]
+    x = jax.nn.relu(frozen.blocks()["stage0_block0"].apply(stem, images))
+    y = x[:, ::2, ::2] @ variables["params"]["stage1_block0"]["conv_1x1"]["kernel"][0, 0]
+    found = got["batch_stats"]["stage1_block0"]["bn_1x1"]
     close(found, {"mean": y.mean((0, 1, 2)), "var": y.var((0, 1, 2))}, rtol=1e-3, atol=1e-5)
 
 
@@ -96,7 +96,7 @@ def test_a_constant_channel_has_no_negative_variance():
     net, variables = tiny()
     ones = 1000.0 * jnp.ones((4, 8, 8, 3))
     got = rj.reestimate_batch_stats(net, variables, [ones, ones, ones])
-    stem = got["batch_stats"]["stage0_block0"]["bn1"]
+    stem = got["batch_stats"]["stage0_block0"]["bn_1x1"]
     assert float(stem["var"].min()) >= 0.0
 
 

@@ -9,8 +9,8 @@ import optax
 import pytest
 
 import repvgg_jax as rj
-from repvgg_jax.blocks.registry import BLOCKS
 from repvgg_jax.config.build import build, make_net, make_optimizer
+from repvgg_jax.nets import abstract
 from repvgg_jax.optim import sgd as sgd_module
 from repvgg_jax.optim.repoptimizer import multiplier, scale_gradients, to_plain, with_scales
 from repvgg_jax.training import transfer
@@ -61,7 +61,7 @@ def test_masked_gradients_train_as_the_branches_do(groups):
             groups=groups,
             dtype="float64",
         )
-        shapes = jax.eval_shape(lambda key: rj.init(net, key, 8), jax.random.key(0))
+        shapes = abstract(net)
         variables = randomised(shapes, 1, "float64")
         batches = [
             (random_images(8, 8, 8, 3, seed=i, dtype="float64"), np.arange(8) % 5) for i in range(5)
@@ -102,7 +102,7 @@ def test_the_plain_net_starts_as_the_branches_function():
         fresh["params"]["stage1_block1"]["conv_kxk"],
     )
     plain, start = to_plain(net, variables)
-    own = jax.eval_shape(lambda key: rj.init(plain, key, 8), jax.random.key(0))
+    own = abstract(plain)
     assert jax.tree.map(jnp.shape, own) == jax.tree.map(jnp.shape, start)
     x = random_images(4, 8, 8, 3)
     np.testing.assert_allclose(net.apply(variables, x), plain.apply(start, x), rtol=1e-4, atol=1e-5)
@@ -118,7 +118,7 @@ def test_a_run_takes_its_scales_from_a_search(tmp_path, monkeypatch):
     config.model.block = "plain"
     config.optim.weight_decay = 0.0
     net, key = make_net(config), jax.random.key(config.seed)
-    branches = net.clone(block=BLOCKS["csla"].block)
+    branches = net.clone(block="csla")
     fresh = rj.init(branches, key)
     searched = randomised(fresh, 5)
     monkeypatch.setattr(transfer, "load", lambda workdir: (branches, searched))
@@ -129,9 +129,9 @@ def test_a_run_takes_its_scales_from_a_search(tmp_path, monkeypatch):
     equal(start, to_plain(branches, with_scales(branches, fresh, searched))[1])
     ones = jax.tree.map(jnp.ones_like, start["params"])
     updates, _ = masked.update(ones, masked.init(start["params"]), start["params"])
-    for name in net.plan():
-        factor = multiplier(searched["params"][name], ones[name]["conv3"]["kernel"])
-        np.testing.assert_allclose(updates[name]["conv3"]["kernel"], -0.5 * factor, rtol=1e-6)
+    for name in net.blocks():
+        factor = multiplier(searched["params"][name], ones[name]["conv_kxk"]["kernel"])
+        np.testing.assert_allclose(updates[name]["conv_kxk"]["kernel"], -0.5 * factor, rtol=1e-6)
     state = train(config, tmp_path / "run").state
     assert int(state.step) == 4
     config.model.initializer = "he"

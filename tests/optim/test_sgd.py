@@ -17,13 +17,13 @@ from tests.support.variables import random_variables
 
 PARAMS = {
     "stage0_block1": {
-        "conv3": {"kernel": np.array([1.0, -2.0])},
-        "bn3": {"scale": np.array([3.0]), "bias": np.array([-1.0])},
-        "bn0": {"scale": np.array([0.5]), "bias": np.array([2.0])},
+        "conv_kxk": {"kernel": np.array([1.0, -2.0])},
+        "bn_kxk": {"scale": np.array([3.0]), "bias": np.array([-1.0])},
+        "bn_identity": {"scale": np.array([0.5]), "bias": np.array([2.0])},
     },
     "head": {"kernel": np.array([4.0]), "bias": np.array([5.0])},
 }
-DECAYED = {"stage0_block1/conv3/kernel", "stage0_block1/bn0/scale", "head/kernel"}
+DECAYED = {"stage0_block1/conv_kxk/kernel", "stage0_block1/bn_identity/scale", "head/kernel"}
 
 
 @pytest.mark.parametrize("nesterov", [False, True])
@@ -68,8 +68,8 @@ def test_first_rule_wins_and_must_match_the_whole_name():
     rules = ((r"head/.*", 0.0), (r".*/kernel", 1.0), (r"kernel", 7.0))
     factors = sgd.by_name(PARAMS, rules, default=0.5)
     assert factors["head"]["kernel"] == 0.0
-    assert factors["stage0_block1"]["conv3"]["kernel"] == 1.0
-    assert factors["stage0_block1"]["bn3"]["bias"] == 0.5
+    assert factors["stage0_block1"]["conv_kxk"]["kernel"] == 1.0
+    assert factors["stage0_block1"]["bn_kxk"]["bias"] == 0.5
 
 
 def two_branched(groups=1):
@@ -83,9 +83,9 @@ def taps_of(layers, stats):
     """t_3, t_1, and what the centre tap and the 1x1 fuse to, in NumPy."""
     scales = [
         np.asarray(layers[bn]["scale"]) / np.sqrt(np.asarray(stats[bn]["var"]) + 1e-5)
-        for bn in ("bn3", "bn1")
+        for bn in ("bn_kxk", "bn_1x1")
     ]
-    kernels = np.asarray(layers["conv3"]["kernel"])[1, 1], layers["conv1"]["kernel"][0, 0]
+    kernels = np.asarray(layers["conv_kxk"]["kernel"])[1, 1], layers["conv_1x1"]["kernel"][0, 0]
     return *scales, scales[0] * kernels[0] + scales[1] * kernels[1]
 
 
@@ -96,32 +96,33 @@ def test_custom_l2_decays_the_tap_that_two_branches_fuse_to(groups):
     grads = jax.grad(lambda p: sgd.custom_l2(p, stats) / 2)(params)
     for block in (name for name in params if name.startswith("stage")):
         t3, t1, tap = taps_of(params[block], stats[block])
-        expected = np.array(params[block]["conv3"]["kernel"])
+        expected = np.array(params[block]["conv_kxk"]["kernel"])
         expected[1, 1] = t3 * tap / (t3**2 + t1**2)
         found = grads[block]
-        np.testing.assert_allclose(found["conv3"]["kernel"], expected, rtol=1e-5, atol=1e-7)
+        np.testing.assert_allclose(found["conv_kxk"]["kernel"], expected, rtol=1e-5, atol=1e-7)
         one = t1 * tap / (t3**2 + t1**2)
-        np.testing.assert_allclose(found["conv1"]["kernel"][0, 0], one, rtol=1e-5, atol=1e-7)
+        np.testing.assert_allclose(found["conv_1x1"]["kernel"][0, 0], one, rtol=1e-5, atol=1e-7)
         # A gradient step of rate 1 takes the tap itself away: the two decay as one.
         moved = jax.tree.map(np.subtract, params[block], found)
         assert np.abs(taps_of(moved, stats[block])[2]).max() < 1e-5 * np.abs(tap).max()
     rest = {path[1].key for path, leaf in jax.tree.leaves_with_path(grads) if np.any(leaf)}
-    assert rest == {"conv3", "conv1"}  # no BatchNorm, and no head
+    assert rest == {"conv_kxk", "conv_1x1"}  # no BatchNorm, and no head
 
 
 def test_custom_l2_is_in_place_of_the_kernels_own_decay():
     net, variables = two_branched()
-    rules = {"weight_decay": 0.1, "decay_rules": ((r".*kernel", 1.0), (r".*/bn0/scale", 1.0))}
+    decay_rules = ((r".*kernel", 1.0), (r".*/bn_identity/scale", 1.0))
+    rules = {"weight_decay": 0.1, "decay_rules": decay_rules}
     # Of images without a gradient, so that decay is all that moves the parameters.
     params, stats = variables["params"], variables["batch_stats"]
     zero = jax.tree.map(jnp.zeros_like, params)
     tx = sgd.sgd(lambda step: 1.0, **rules, custom_l2=True)
     updates, _ = tx.update(zero, tx.init(params), params)
     block = updates["stage1_block1"]
-    assert not np.any(block["conv3"]["kernel"])
-    assert not np.any(block["conv1"]["kernel"])
+    assert not np.any(block["conv_kxk"]["kernel"])
+    assert not np.any(block["conv_1x1"]["kernel"])
     np.testing.assert_allclose(
-        block["bn0"]["scale"], -0.1 * params["stage1_block1"]["bn0"]["scale"]
+        block["bn_identity"]["scale"], -0.1 * params["stage1_block1"]["bn_identity"]["scale"]
     )
     np.testing.assert_allclose(updates["head"]["kernel"], -0.1 * params["head"]["kernel"])
 

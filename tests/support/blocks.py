@@ -1,12 +1,13 @@
 """The contract of a block: affine in evaluation mode, and equal to its fused form."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 
-import repvgg_jax as rj
 from repvgg_jax.blocks.base import Block
 from repvgg_jax.blocks.fused import FusedConv
-from repvgg_jax.blocks.registry import BLOCKS, fuse_block
+from repvgg_jax.blocks.registry import BLOCKS
 from repvgg_jax.fusion.verify import relative_error
 from tests.support.variables import random_images, randomised
 
@@ -24,7 +25,7 @@ CASES = [
 
 
 def build(name, cin, features, strides, groups, kernel_size, dilation, size, dtype):
-    block = BLOCKS[name].block(
+    block = BLOCKS[name](
         features=features,
         strides=strides,
         groups=groups,
@@ -40,17 +41,16 @@ def build(name, cin, features, strides, groups, kernel_size, dilation, size, dty
 def check_block(name, case):
     with jax.enable_x64(True):
         block, variables, x = build(name, *case)
-        fields = {field: getattr(block, field) for field in Block.__dataclass_fields__}
-        plain = FusedConv(**{k: v for k, v in fields.items() if k not in ("parent", "name")})
+        names = {field.name for field in dataclasses.fields(Block)} - {"parent", "name"}
+        plain = FusedConv(**{name: getattr(block, name) for name in names})
 
         @jax.jit
         def errors(variables, x):
             f = lambda x: block.apply(variables, x)  # noqa: E731
             affine = relative_error(f(x[:1] + x[1:2] - x[2:]), (f(x)[0] + f(x)[1] - f(x)[2])[None])
-            try:
-                kernel, bias = fuse_block(block, variables["params"], variables["batch_stats"])
-            except rj.UsageError:
+            if not block.fusable:
                 return affine, None
+            kernel, bias = block.fuse(variables["params"], variables["batch_stats"])
             fused = {"params": {"conv": {"kernel": kernel, "bias": bias}}}
             return affine, relative_error(f(x), plain.apply(fused, x))
 

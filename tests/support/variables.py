@@ -5,7 +5,7 @@ from zlib import crc32
 import jax
 import numpy as np
 
-import repvgg_jax as rj
+from repvgg_jax.nets import abstract
 
 
 def randomised(variables, seed, dtype=None):
@@ -33,7 +33,7 @@ def randomised(variables, seed, dtype=None):
 
 def random_variables(net, seed, image_size=32):
     """Randomised variables of a net."""
-    shapes = jax.eval_shape(lambda key: rj.init(net, key, image_size), jax.random.key(0))
+    shapes = abstract(net)
     return randomised(shapes, seed)
 
 

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 
 import repvgg_jax as rj
-from repvgg_jax.blocks.fused import FusedConv
 
 ROOT = Path(__file__).parents[2]
 QUICK = ("--config", "configs/quickstart.py")
@@ -75,7 +74,7 @@ def test_the_whole_way_then_eval_and_fuse(tmp_path):
 
     net, variables = rj.load(workdir)
     plain, fused = rj.load(workdir, fused=True)
-    assert plain == net.clone(block=FusedConv)
+    assert plain == net.clone(block="fused")
     images = jax.random.normal(jax.random.key(0), (4, 8, 8, 3))
     expected = net.apply(variables, images)
     np.testing.assert_allclose(plain.apply(fused, images), expected, rtol=1e-3, atol=1e-4)

@@ -24,6 +24,7 @@ GRADIENT = """
 import json
 import jax, jax.numpy as jnp
 import repvgg_jax as rj
+from repvgg_jax.nets import abstract
 from repvgg_jax.runtime.compilation import keep_programs
 
 keep_programs()
@@ -38,7 +39,7 @@ def loss(variables, images):
 
 net = rj.create("repvgg_a0", num_classes=10, depths=(1, 1), widths=(4, 8), strides=(2, 1))
 images = jnp.ones((64, 8, 8, 3))
-shapes = jax.eval_shape(lambda key: rj.init(net, key, 8), jax.random.key(0))
+shapes = abstract(net)
 variables = jax.tree.map(lambda leaf: jnp.full(leaf.shape, 0.1), shapes)
 lowered = jax.jit(jax.grad(loss)).lower(variables, images)
 jax.monitoring.register_event_listener(count)
@@ -122,6 +123,7 @@ def test_importing_brings_nothing_heavy():
 FREED = """
 import ctypes, json, resource, threading
 from repvgg_jax.runtime.devices import keep_freed_memory
+from repvgg_jax.nets import abstract
 
 libc = ctypes.CDLL(None)
 libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]

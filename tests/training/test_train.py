@@ -42,9 +42,9 @@ def test_gradient_and_statistics_are_those_of_the_whole_batch():
         state, mesh_module.shard_batch(batch, mesh), jax.random.key(0)
     )
     x = (batch["image"] / 255 - np.array(MEAN)) / np.array(STD)
-    kernel = jax.device_get(state.params["stage0_block0"]["conv1"]["kernel"])[0, 0]
+    kernel = jax.device_get(state.params["stage0_block0"]["conv_1x1"]["kernel"])[0, 0]
     y = x[:, ::2, ::2] @ kernel
-    stats = jax.device_get(new.batch_stats["stage0_block0"]["bn1"])
+    stats = jax.device_get(new.batch_stats["stage0_block0"]["bn_1x1"])
     np.testing.assert_allclose(stats["mean"], 0.1 * y.mean((0, 1, 2)), rtol=1e-3, atol=1e-5)
     np.testing.assert_allclose(stats["var"], 0.9 + 0.1 * y.var((0, 1, 2)), rtol=1e-4)
 

@@ -1,0 +1,146 @@
+"""The base classes suffice for blocks and architectures from outside the package."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import repvgg_jax as rj
+from repvgg_jax.affine import add
+from repvgg_jax.blocks.base import Block, KernelBlock, fold_branch
+from repvgg_jax.blocks.registry import BLOCKS
+from repvgg_jax.layers.dense import dense
+from repvgg_jax.layers.norm import BatchNorm
+from repvgg_jax.nets import BlockSpec, FeatureInfo, Net, abstract
+from repvgg_jax.ops.convolution import relu
+from tests.support.variables import random_images
+
+
+class TwiceBlock(Block):
+    """BN(conv_kxk(x)) + scale BN(conv_1x1(x))."""
+
+    scale: float = 1.0
+
+    @nn.compact
+    def __call__(self, x, train=False):
+        y = self.conv_bn(x, "kxk", self.kernel_size, train)
+        return y + self.scale * self.conv_bn(x, "1x1", 1, train)
+
+    def fuse(self, params, batch_stats):
+        kernel, bias = fold_branch(params, batch_stats, "1x1")
+        scaled = type(fold_branch(params, batch_stats, "kxk"))(
+            self.scale * kernel, self.scale * bias
+        )
+        return add(fold_branch(params, batch_stats, "kxk"), scaled)
+
+
+class SquareBlock(KernelBlock):
+    """BN(conv(x, K |K|))."""
+
+    def declare(self, cin):
+        return {"conv_kxk": self.declare_kernel("kxk", self.kernel_shape(cin))}
+
+    def kernel(self, params):
+        kernel = params["conv_kxk"]["kernel"]
+        return kernel * jnp.abs(kernel)
+
+
+class TwoBranched(Net):
+    """A stem, then relu(conv(relu(conv(x))) + shortcut(x)), BN on its own, the mean, a head."""
+
+    width: int = 8
+
+    def plan(self):
+        self.check_fields()
+        return (
+            BlockSpec("stem", 0, 0, 3, self.width, strides=2),
+            BlockSpec("left_in", 1, 0, self.width, 2 * self.width, kernel_size=1, role="left"),
+            BlockSpec("left_out", 1, 0, 2 * self.width, 2 * self.width, strides=2, role="left"),
+            BlockSpec(
+                "right", 1, 0, self.width, 2 * self.width, strides=2, kernel_size=1, role="right"
+            ),
+        )
+
+    def feature_info(self):
+        return (FeatureInfo("stem_map", self.width, 2), FeatureInfo("merged", 2 * self.width, 4))
+
+    @nn.compact
+    def __call__(self, images, train=False):
+        stem, left_in, left_out, right = self.plan()
+        x = self.run_rectified(stem, images, train)
+        self.sow("intermediates", "stem_map", x)
+        y = self.run_block(left_out, self.run_rectified(left_in, x, train), train)
+        x = relu(y + self.run_block(right, x, train))
+        self.sow("intermediates", "merged", x)
+        x = BatchNorm(train, self.bn_group_size, self.dtype, name="last_norm")(x)
+        return dense(self.num_classes, x.shape[-1], name="head")(x.mean((1, 2)))
+
+
+@pytest.fixture
+def own_blocks(monkeypatch):
+    monkeypatch.setitem(BLOCKS, "twice", TwiceBlock)
+    monkeypatch.setitem(BLOCKS, "square", SquareBlock)
+
+
+@pytest.mark.parametrize("options", [{"block": "twice", "scale": -2.0}, {"block": "square"}])
+def test_registered_block__is_created_by_name_and_fuses(options, own_blocks):
+    net = rj.create("repvgg_a0", depths=(1, 2), widths=(8, 8), strides=(2, 1), **options)
+    variables = rj.randomize(abstract(net), jax.random.key(0))
+    report = rj.verify(net, variables, random_images(4, 9, 8, 3))
+    assert set(report.blocks) == {"stage0_block0", "stage1_block0", "stage1_block1"}
+    assert report.max_relative_error < 1e-5
+
+
+@pytest.mark.parametrize("block", ["repvgg", "plain", "twice"])
+def test_net_that_is_not_a_chain__fuses_and_is_a_backbone(block, own_blocks):
+    net = TwoBranched(num_classes=5, block=block, frozen=("stem",))
+    net.check()
+    variables = rj.randomize(abstract(net), jax.random.key(1))
+    images = random_images(4, 16, 12, 3)
+    assert rj.verify(net, variables, images).max_relative_error < 1e-5
+    fused_net, fused_variables = rj.fuse(net, variables)
+    assert fused_net == net.clone(block="fused")
+    assert fused_net.is_fused
+    # A BatchNorm that no block of the plan contains is handed over with its statistics.
+    assert set(fused_variables["batch_stats"]) == {"last_norm"}
+    assert jax.tree.map(jnp.shape, abstract(fused_net)) == jax.tree.map(jnp.shape, fused_variables)
+    maps, _ = net.features(variables, images)
+    assert [m.shape for m in maps] == [(4, 8, 6, 8), (4, 4, 3, 16)]
+    _, moved = net.apply(variables, images, train=True, mutable=["batch_stats"])
+    before, after = variables["batch_stats"], moved["batch_stats"]
+    jax.tree.map(np.testing.assert_array_equal, before["stem"], after["stem"])
+    assert not np.allclose(before["last_norm"]["mean"], after["last_norm"]["mean"])
+
+
+def test_clone__of_another_block_drops_the_options_of_the_last_one():
+    net = rj.create("repvgg_a0", branches=("kxk", "1x1"))
+    assert net.clone(num_classes=3).block_options == net.block_options
+    assert net.clone(block="repvgg") == net
+    assert net.clone(block="fused").block_options == ()
+    assert hash(net) == hash(rj.create("repvgg_a0", branches=["kxk", "1x1"]))
+    with pytest.raises(rj.UsageError, match="did you mean plain"):
+        net.clone(block="plan").blocks()
+
+
+def test_fusable__tells_before_fusing():
+    assert rj.create("repvgg_a0").fusable
+    assert not rj.create("repvgg_a0", block="relu_in_branch").fusable
+    assert rj.create("deep_plain").is_fused
+
+
+def test_randomize__draws_what_training_would_leave():
+    net = rj.create("repvgg_a0", depths=(1, 1), widths=(8, 16), strides=(2, 2), num_classes=3)
+    drawn = rj.randomize(abstract(net), jax.random.key(0))
+    block, stats = drawn["params"]["stage1_block0"], drawn["batch_stats"]["stage1_block0"]
+    scales = np.asarray(block["bn_kxk"]["scale"])
+    assert (scales < 0).any()
+    assert (scales > 0).any()
+    assert (np.abs(scales) >= 0.5).all()
+    assert (np.asarray(stats["bn_kxk"]["var"]) > 0).all()
+    assert np.asarray(stats["bn_kxk"]["mean"]).std() > 0.1
+    assert not np.isclose(block["bn_kxk"]["bias"], block["bn_1x1"]["bias"]).any()
+    again = rj.randomize(rj.init(net, jax.random.key(5), 8), jax.random.key(0))
+    jax.tree.map(np.testing.assert_array_equal, drawn, again)
+    other = rj.randomize(abstract(net), jax.random.key(1))
+    assert not np.isclose(drawn["params"]["head"]["bias"], other["params"]["head"]["bias"]).any()
