@@ -17,7 +17,7 @@ from repvgg_jax.training import transfer
 from tests.support.runs import equal, tiny_config, train
 from tests.support.variables import random_images, randomised
 
-SCALES = ((r".*/scale_(kxk|pointwise)", 0.0),)  # constant; the identity's is trained
+SCALES = ((r".*/scale_(kxk|1x1)", 0.0),)  # constant; the identity's is trained
 
 
 def losses(net, tx, variables, batches):
