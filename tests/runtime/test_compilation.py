@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import repvgg_jax as rj
+from repvgg_jax.nets import abstract
 from repvgg_jax.runtime.compilation import drop_oldest, jit
 from repvgg_jax.training.evaluation import compiled_step
 
@@ -27,7 +28,7 @@ def deep_net(depth, **fields):
         "repvgg_a0", num_classes=4, depths=(1, depth), widths=(4, 8), strides=(1, 1), **fields
     )
     rng = np.random.default_rng(0)
-    shapes = jax.eval_shape(lambda key: rj.init(net, key, 8), jax.random.key(0))
+    shapes = abstract(net)
     variables = jax.tree.map(lambda leaf: 1 + 0.1 * rng.normal(size=leaf.shape), shapes)
     variables = jax.tree.map(jnp.float32, variables)
     return net, variables, jax.random.normal(jax.random.key(1), (8, 8, 8, 3))

@@ -43,7 +43,8 @@ def test_another_net_is_refused(overrides):
 def test_a_net_of_fewer_branches_is_refused():
     _, source = tiny()
     net, _ = tiny(block="plain")
-    with pytest.raises(rj.UsageError, match="not in the net: batch_stats/stage0_block0/bn_1x1/mean"):
+    message = "not in the net: batch_stats/stage0_block0/bn_1x1/mean"
+    with pytest.raises(rj.UsageError, match=message):
         transfer(rj.init(net, jax.random.key(0), image_size=8), source)
 
 
