@@ -5,6 +5,11 @@ import pytest
 from docs import check
 
 
+@pytest.mark.parametrize("page", check.pages(), ids=lambda page: str(page.relative_to(check.ROOT)))
+def test_what_a_page_names_exists(page):
+    assert check.static_problems(page) == []
+
+
 def test_a_wrong_page_is_noticed(tmp_path):
     page = tmp_path / "page.md"
     page.write_text(
