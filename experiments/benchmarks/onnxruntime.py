@@ -134,11 +134,11 @@ def compare(batch: int) -> None:
     """Prints both times at a batch size, and the ratio."""
     net = create(NET.value, conv_algorithm=ALGORITHM.value)
     variables = init(net, jax.random.key(0))
-    plain, fused = fuse(net, variables)
+    fused_net, fused_variables = fuse(net, variables)
     images = np.random.default_rng(0).normal(size=(batch, SIZE, SIZE, 3)).astype(np.float32)
-    session = onnx_session(plain, fused["params"], batch)
+    session = onnx_session(fused_net, fused_variables["params"], batch)
     nchw, nhwc = np.ascontiguousarray(images.transpose(0, 3, 1, 2)), jax.device_put(images)
-    own_net, own = (net, variables) if TRAIN_FORM.value else (plain, fused)
+    own_net, own = (net, variables) if TRAIN_FORM.value else (fused_net, fused_variables)
     closed, opened = jit(partial(own_net.apply, own)), partial(jit(own_net.apply), own)
     ours = lambda: np.asarray((closed if CONSTANT.value else opened)(nhwc))  # noqa: E731
     theirs = lambda: session.run(None, {"images": nchw})[0]  # noqa: E731

@@ -21,6 +21,7 @@ from jaxtyping import Float, Int
 
 from repvgg_jax.affine import Affine, identity, pad_to
 from repvgg_jax.blocks.base import fold_branch, fold_norm
+from repvgg_jax.blocks.plain import PlainBlock
 from repvgg_jax.blocks.repvgg import RepVGGBlock
 from repvgg_jax.config.build import make_source, make_transform
 from repvgg_jax.config.workdir import read_config
@@ -70,14 +71,10 @@ class _Chosen:
 
 
 def branches_of(net: nn.Module, variables: Variables) -> dict[str, list[str]]:
-    """Returns layer -> its branches, of "1x1", "kxk" and "identity".
-
-    Raises:
-      UsageError: for a net of other blocks.
-    """
+    """Returns layer -> its branches; raises UsageError for a net of other blocks."""
     found = {}
     for name, block in net.blocks().items():
-        if type(block) is not RepVGGBlock:
+        if type(block) not in (RepVGGBlock, PlainBlock):
             raise UsageError(f"{name} is a {type(block).__name__}; this is for RepVGG's own block")
         params = variables["params"][name]
         found[name] = [b for b in ("1x1", "kxk", "identity") if f"bn_{b}" in params]
@@ -85,7 +82,7 @@ def branches_of(net: nn.Module, variables: Variables) -> dict[str, list[str]]:
 
 
 def folded_branches(net: nn.Module, variables: Variables) -> dict[str, dict[str, Affine]]:
-    """Layer -> branch -> the kxk convolution that it is in evaluation; they add to the fused."""
+    """Returns layer -> branch -> its kxk convolution in evaluation; they sum to the fused one."""
     folded, blocks = {}, net.blocks()
     for name, branches in branches_of(net, variables).items():
         params, stats = variables["params"][name], variables["batch_stats"][name]

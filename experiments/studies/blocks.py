@@ -35,7 +35,6 @@ from repvgg_jax.runtime.files import write_json
 from repvgg_jax.runtime.mesh import make_mesh, shard_batch
 from repvgg_jax.training.state import init_state
 from repvgg_jax.training.step import train_step
-from tests.support.variables import random_variables
 
 NAMES = [name for name in BLOCKS if name != "fused"]
 PAPERS = {
@@ -67,15 +66,15 @@ SMALL = {
 def counts(name: str) -> dict[str, Any]:
     """Returns B0's parameters in both forms, and the fusion error of a small net of the block."""
     net = rj.create("repvgg_b0", block=name)
-    shapes = abstract(net)
-    plain = net.clone(block="fused")
-    fused = abstract(plain)
-    found = {"params": count_parameters(shapes), "params_fused": count_parameters(fused)}
+    found = {
+        "params": count_parameters(abstract(net)),
+        "params_fused": count_parameters(abstract(net.clone(block="fused"))),
+        "fusion_error": None,
+    }
     small = rj.create("repvgg_b0", block=name, **{**SMALL, "depths": (1, 1, 1, 3, 1)})
     images = np.random.default_rng(0).standard_normal((16, 32, 32, 3), np.float32)
-    found["fusion_error"] = None
     if small.fusable:
-        report = rj.verify(small, random_variables(small, 1), images)
+        report = rj.verify(small, rj.randomize(abstract(small), jax.random.key(1)), images)
         found["fusion_error"] = report.max_relative_error
     return found
 
@@ -83,12 +82,12 @@ def counts(name: str) -> dict[str, Any]:
 def stepper(name: str, batch: Any) -> Callable[[], float]:
     """Returns a function that takes a training step of a small net and returns its seconds."""
     net = rj.create("repvgg_b0", block=name, **SMALL)
-    held = [init_state(net, sgd.sgd(lambda step: 0.01), make_mesh(), jax.random.key(0))]
+    state = [init_state(net, sgd.sgd(lambda step: 0.01), make_mesh(), jax.random.key(0))]
     step = jit(train_step, donate_argnums=0)
 
     def run() -> float:
         begin = time.perf_counter()
-        held[0], metrics = step(held[0], batch, jax.random.key(1))
+        state[0], metrics = step(state[0], batch, jax.random.key(1))
         jax.block_until_ready(metrics)
         return time.perf_counter() - begin
 

@@ -26,6 +26,7 @@ def test_no_upward_import(path):
     folder, package, *_ = path.relative_to(ROOT).parts
     allowed = ORDER[: ORDER.index(package) + 1] if package in ORDER else ORDER
     for parts in (name.split(".") for name in imported(path)):
+        assert parts[0] != "tests", f"{path} imports tests"
         if parts[0] == "experiments" and len(parts) > 1:
             assert folder == "experiments", f"{path} imports {parts}"
             assert parts[1] in allowed, f"{path} imports {parts}"
