@@ -18,13 +18,13 @@ from jaxtyping import Float
 
 from repvgg_jax.errors import UsageError
 from repvgg_jax.ops import winograd
-from repvgg_jax.ops.batch_norm import accumulation_dtype
+from repvgg_jax.ops.batch_norm import AnyArray, accumulation_dtype
 
 PASS_ALGORITHMS = ("direct", "winograd2", "winograd4", "matmul")
 _TILES = {"winograd2": 2, "winograd4": 4}
 
-Images = Float[Array, "batch height width cin"]
-Kernel = Float[Array, "kh kw cin_per_group cout"]
+Images = Float[AnyArray, "batch height width cin"]
+Kernel = Float[AnyArray, "kh kw cin_per_group cout"]
 
 
 def symmetric_padding(size: tuple[int, ...], dilation: int) -> list[tuple[int, int]]:
@@ -113,7 +113,7 @@ def convolve_with(
 
 
 def _forward_rule(
-    x: Array, kernel: Array, algorithms: PassAlgorithms, strides: int
+    x: AnyArray, kernel: AnyArray, algorithms: PassAlgorithms, strides: int
 ) -> tuple[Array, tuple[Array, Array]]:
     return convolve_with(x, kernel, algorithms, strides), (x, kernel)
 
@@ -177,12 +177,12 @@ def kernel_gradient_by_matmul(
     return products.reshape(kernel_shape).astype(x.dtype)
 
 
-def _direct(x: Array, kernel: Array, strides: int) -> Array:
+def _direct(x: AnyArray, kernel: AnyArray, strides: int) -> Array:
     groups = x.shape[-1] // kernel.shape[2]
     return xla_convolution(x, kernel, strides, groups, 1, symmetric_padding(kernel.shape[:2], 1))
 
 
-def _check(x: Array, kernel: Array, algorithms: PassAlgorithms, strides: int) -> None:
+def _check(x: AnyArray, kernel: AnyArray, algorithms: PassAlgorithms, strides: int) -> None:
     cin, (cin_per_group, cout) = x.shape[-1], kernel.shape[2:]
     if cin % cin_per_group or cout % (cin // cin_per_group):
         raise UsageError(

@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array, lax
 from jaxtyping import Float
 
@@ -19,7 +20,9 @@ from repvgg_jax.errors import UsageError
 
 BN_EPSILON = 1e-5
 
-GroupedImages = Float[Array, "groups images height width channels"]
+AnyArray = Array | np.ndarray  # outside of jit, nets may be applied to NumPy arrays
+
+GroupedImages = Float[AnyArray, "groups images height width channels"]
 ChannelVector = Float[Array, " channels"]
 GroupStatistic = Float[Array, "groups channels"]
 
@@ -29,7 +32,7 @@ def accumulation_dtype(dtype: Any) -> Any:
     return jnp.promote_types(dtype, jnp.float32)
 
 
-def split_into_groups(x: Array, group_size: int | None) -> Array:
+def split_into_groups(x: AnyArray, group_size: int | None) -> Array:
     """Reshapes [batch, ...] to [groups, images per group, ...]; None makes the batch one group.
 
     Raises:
@@ -44,7 +47,7 @@ def split_into_groups(x: Array, group_size: int | None) -> Array:
     return x.reshape(x.shape[0] // size, size, *x.shape[1:])
 
 
-def mean_and_variance(x: Array) -> tuple[GroupStatistic, GroupStatistic]:
+def mean_and_variance(x: AnyArray) -> tuple[GroupStatistic, GroupStatistic]:
     """Returns the mean and variance of each group and channel of [groups, ..., channels]."""
     wide = x.astype(accumulation_dtype(x.dtype))
     axes = tuple(range(1, x.ndim - 1))
@@ -53,7 +56,7 @@ def mean_and_variance(x: Array) -> tuple[GroupStatistic, GroupStatistic]:
     return mean, jnp.maximum((wide**2).mean(axes) - mean**2, 0.0)
 
 
-def broadcast_to_images(vector: GroupStatistic, x: Array) -> Array:
+def broadcast_to_images(vector: GroupStatistic, x: AnyArray) -> Array:
     """Reshapes [groups, channels] so that it broadcasts against [groups, ..., channels]."""
     return vector.reshape(vector.shape[0], *(1,) * (x.ndim - 2), -1)
 
@@ -85,7 +88,7 @@ def batch_norm(
     return _forward_rule(x, gamma, beta, dtype)[0]
 
 
-def _forward_rule(x: Array, gamma: Array, beta: Array, dtype: Any) -> tuple[Any, Any]:
+def _forward_rule(x: AnyArray, gamma: Array, beta: Array, dtype: Any) -> tuple[Any, Any]:
     mean, var = mean_and_variance(x)
     scale = broadcast_to_images(gamma * lax.rsqrt(var + BN_EPSILON), x)
     y = (x - broadcast_to_images(mean, x)) * scale + beta
@@ -102,7 +105,7 @@ batch_norm.defvjp(_forward_rule, _backward_rule)
 
 
 def batch_norm_gradient(
-    x: Array, dy: Array, gamma: ChannelVector, mean: GroupStatistic, var: GroupStatistic
+    x: AnyArray, dy: AnyArray, gamma: ChannelVector, mean: GroupStatistic, var: GroupStatistic
 ) -> tuple[Array, GroupStatistic, GroupStatistic]:
     """Returns the gradients of `batch_norm`: of x, and for each group of gamma and beta."""
     axes, count = tuple(range(1, x.ndim - 1)), x[0].size // x.shape[-1]

@@ -12,11 +12,14 @@ from jaxtyping import Float
 from repvgg_jax.errors import UsageError
 from repvgg_jax.ops import onednn
 from repvgg_jax.ops.algorithms import (
+    Images,
+    Kernel,
     convolve_with,
     fastest_algorithms,
     symmetric_padding,
     xla_convolution,
 )
+from repvgg_jax.ops.batch_norm import AnyArray
 from repvgg_jax.runtime.devices import target
 
 # "xla" is the compiler's own convolution; "onednn" is a tuned library for float32 on CPUs;
@@ -33,7 +36,7 @@ def check_algorithm(algorithm: str) -> None:
         raise UsageError(f"conv_algorithm='onednn': {problem}")
 
 
-def uses_onednn(algorithm: str, *arrays: Array) -> bool:
+def uses_onednn(algorithm: str, *arrays: AnyArray) -> bool:
     """Returns whether oneDNN computes with these arrays, which must be float32 for it.
 
     "auto" selects it on a single CPU device only: the compiler cannot split a library call over
@@ -53,9 +56,9 @@ def uses_onednn(algorithm: str, *arrays: Array) -> bool:
 
 
 def convolve(
-    x: Float[Array, "batch height width cin"],
-    kernel: Float[Array, "kh kw cin_per_group features"],
-    bias: Float[Array, " features"] | None = None,
+    x: Images,
+    kernel: Kernel,
+    bias: Float[AnyArray, " cout"] | None = None,
     *,
     strides: int = 1,
     groups: int = 1,
@@ -64,7 +67,7 @@ def convolve(
     rectified: bool = False,
     dtype: Any = jnp.float32,
     algorithm: str = "auto",
-) -> Float[Array, "batch new_height new_width features"]:
+) -> Float[Array, "batch new_height new_width cout"]:
     """Computes the cross-correlation of images with a kernel, padded symmetrically.
 
     Each side is padded by `dilation * (size // 2)`. This is not "SAME": at stride 2, "SAME" pads
@@ -113,7 +116,7 @@ def convolve(
 
 
 @jax.custom_jvp
-def relu(x: Array) -> Array:
+def relu(x: AnyArray) -> Array:
     """Returns max(x, 0), with a gradient computed from the result, which the next layer keeps."""
     return jnp.maximum(x, 0)
 
@@ -125,8 +128,8 @@ def _relu_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Arr
 
 
 def convolve_by_matmul(
-    x: Float[Array, "batch height width cin"],
-    kernel: Float[Array, "kh kw cin features"],
+    x: Images,
+    kernel: Float[AnyArray, "kh kw cin features"],
     *,
     dtype: Any,
 ) -> Float[Array, "batch height width features"]:

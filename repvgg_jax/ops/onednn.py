@@ -29,6 +29,7 @@ from jax.core import Tracer
 from jaxtyping import Float
 
 from repvgg_jax.errors import one_line
+from repvgg_jax.ops.batch_norm import AnyArray
 from repvgg_jax.runtime.compilation import cache_folder
 
 _SOURCE = Path(__file__).with_suffix(".cc")
@@ -124,9 +125,9 @@ class Window(NamedTuple):
 
 
 def convolve(
-    x: Float[Array, "batch height width cin"],
-    kernel: Float[Array, "kh kw cin_per_group features"],
-    bias: Float[Array, " features"] | None,
+    x: Float[AnyArray, "batch height width cin"],
+    kernel: Float[AnyArray, "kh kw cin_per_group features"],
+    bias: Float[AnyArray, " features"] | None,
     window: Window,
     rectified: bool = False,
 ) -> Float[Array, "batch new_height new_width features"]:
@@ -158,10 +159,10 @@ def convolve(
 
 @partial(jax.custom_vjp, nondiff_argnums=(4, 5))
 def _convolve(
-    x: Array,
-    kernel: Array,
-    bias: Array | None,
-    packed: Array | None,
+    x: AnyArray,
+    kernel: AnyArray,
+    bias: AnyArray | None,
+    packed: AnyArray | None,
     window: Window,
     rectified: bool,
 ) -> Array:
@@ -170,7 +171,7 @@ def _convolve(
     return _call("convolution", _shape(x, kernel, window), window, *arrays, **flags)
 
 
-def _shape(x: Array, kernel: Array, window: Window) -> tuple[int, ...]:
+def _shape(x: AnyArray, kernel: AnyArray, window: Window) -> tuple[int, ...]:
     """Returns the shape of the result."""
     sides = [
         (side + sum(pad) - window.dilation * (size - 1) - 1) // window.strides + 1
@@ -180,13 +181,13 @@ def _shape(x: Array, kernel: Array, window: Window) -> tuple[int, ...]:
 
 
 def _forward(
-    x: Array, kernel: Array, bias: Array | None, packed: Array | None, *static: Any
+    x: AnyArray, kernel: AnyArray, bias: AnyArray | None, packed: AnyArray | None, *static: Any
 ) -> tuple[Array, Any]:
     y = _convolve(x, kernel, bias, packed, *static)
     return y, (x, kernel, bias, packed, y if static[-1] else None)
 
 
-def _backward(window: Window, rectified: bool, saved: Any, dy: Array) -> tuple[Any, ...]:
+def _backward(window: Window, rectified: bool, saved: Any, dy: AnyArray) -> tuple[Any, ...]:
     x, kernel, bias, packed, y = saved
     if rectified:
         dy = jnp.where(y > 0, dy, 0)
@@ -200,7 +201,9 @@ def _backward(window: Window, rectified: bool, saved: Any, dy: Array) -> tuple[A
 _convolve.defvjp(_forward, _backward)
 
 
-def _call(name: str, shape: tuple[int, ...], window: Window, *arrays: Array, **more: Any) -> Array:
+def _call(
+    name: str, shape: tuple[int, ...], window: Window, *arrays: AnyArray, **more: Any
+) -> Array:
     call = jax.ffi.ffi_call(
         f"repvgg_jax.{name}",
         jax.ShapeDtypeStruct(shape, arrays[0].dtype),

@@ -22,7 +22,7 @@ import numpy as np
 from jax import Array, lax
 from jaxtyping import Float
 
-from repvgg_jax.ops.batch_norm import accumulation_dtype
+from repvgg_jax.ops.batch_norm import AnyArray, accumulation_dtype
 
 # B^T, G and A^T by m. Published tables differ in the signs of B^T's last row and A^T's last column.
 _DATA = {
@@ -60,8 +60,8 @@ _OUTPUT = {
     ),
 }
 
-Images = Float[Array, "batch height width cin"]
-Outputs = Float[Array, "batch height width cout"]
+Images = Float[AnyArray, "batch height width cin"]
+Outputs = Float[AnyArray, "batch height width cout"]
 Kernel = Float[Array, "3 3 cin_per_group cout"]
 
 
