@@ -196,14 +196,11 @@ def _steps(given: ConfigDict, batch: int) -> list[_Program]:
 
 
 def _forms(config: ConfigDict) -> dict[str, ConfigDict]:
-    """Returns the config, and the plain net's if the model's blocks can be chosen."""
-    forms = {name: config.copy_and_resolve_references() for name in ("train form", "plain")}
-    model = forms["plain"].model
-    model.block, model.branches, model.branch_statistics = "plain", None, None
-    try:
-        make_net(forms["plain"])
-    except UsageError:
-        del forms["plain"]
+    """Returns the config, and the plain net's unless the net has no train-time blocks."""
+    forms = {"train form": config.copy_and_resolve_references()}
+    if not make_net(config).is_fused:
+        forms["plain"] = config.copy_and_resolve_references()
+        forms["plain"].model.update(block="plain", branches=None, branch_statistics=None)
     return forms
 
 
