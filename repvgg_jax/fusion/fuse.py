@@ -32,11 +32,12 @@ def fuse(net: Net, variables: Variables) -> tuple[Net, dict[str, Any]]:
       UsageError: for a block that no convolution equals, or if averaged parameters come with
         statistics that are not, or the reverse.
 
-    >>> net = create("repvgg_a0", num_classes=10)
-    >>> variables = randomize(abstract(net), jax.random.key(0))
-    >>> fused_net, fused_variables = fuse(net, variables)
-    >>> fused_variables["params"]["stage1_block0"]["conv"]["kernel"].shape
-    (3, 3, 48, 48)
+    Examples:
+      >>> net = create("repvgg_a0", num_classes=10)
+      >>> variables = randomize(abstract(net), jax.random.key(0))
+      >>> fused_net, fused_variables = fuse(net, variables)
+      >>> fused_variables["params"]["stage1_block0"]["conv"]["kernel"].shape
+      (3, 3, 48, 48)
     """
     if "params" not in variables:
         raise ValueError(

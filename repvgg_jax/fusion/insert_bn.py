@@ -35,12 +35,13 @@ def insert_bn(
       UsageError: if the net is not fused, or there is no batch.
       ValueError: if the variables are not the net's.
 
-    >>> net = create("repvgg_a0", num_classes=10)
-    >>> fused_net, fused_variables = fuse(net, randomize(abstract(net), jax.random.key(0)))
-    >>> images = jax.random.normal(jax.random.key(1), (4, 32, 32, 3))
-    >>> tunable_net, tunable_variables = insert_bn(fused_net, fused_variables, [images])
-    >>> tunable_net.block
-    'plain'
+    Examples:
+      >>> net = create("repvgg_a0", num_classes=10)
+      >>> fused_net, fused_variables = fuse(net, randomize(abstract(net), jax.random.key(0)))
+      >>> images = jax.random.normal(jax.random.key(1), (4, 32, 32, 3))
+      >>> tunable_net, tunable_variables = insert_bn(fused_net, fused_variables, [images])
+      >>> tunable_net.block
+      'plain'
     """
     if not net.is_fused:
         raise UsageError("insert_bn takes a fused net; this one has its BatchNorms")

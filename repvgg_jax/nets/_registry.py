@@ -25,8 +25,9 @@ _BLOCK_FIELDS = {field.name for field in dataclasses.fields(Block)}  # set by th
 def list_models(pattern: str = "*") -> list[str]:
     """Returns the names that `create` takes and that match a shell-style pattern.
 
-    >>> list_models("repvgg_b1g*")
-    ['repvgg_b1g2', 'repvgg_b1g4']
+    Examples:
+      >>> list_models("repvgg_b1g*")
+      ['repvgg_b1g2', 'repvgg_b1g4']
     """
     return fnmatch.filter(NETS, pattern)
 
@@ -45,9 +46,10 @@ def create(name: str, *, block: str | None = None, **overrides: Any) -> Net:
       UsageError: for an unknown name, block or override, naming the right ones, and for values
         from which no net can be built.
 
-    >>> net = create("repvgg_a0", num_classes=10, branches=("kxk", "identity"))
-    >>> net.num_classes, net.block, net.block_options
-    (10, 'repvgg', (('branches', ('kxk', 'identity')),))
+    Examples:
+      >>> net = create("repvgg_a0", num_classes=10, branches=("kxk", "identity"))
+      >>> net.num_classes, net.block, net.block_options
+      (10, 'repvgg', (('branches', ('kxk', 'identity')),))
     """
     check_known("model", name, NETS)
     net = NETS[name]() if block is None else NETS[name]().clone(block=_checked_name(block))

@@ -88,8 +88,9 @@ def abstract(net: Net, sharding: Sharding | None = None) -> dict[str, Any]:
       net: a net as `create` or `fuse` returns it.
       sharding: sharding of every leaf; None leaves it open.
 
-    >>> abstract(create("repvgg_a0"))["params"]["head"]["bias"]
-    ShapeDtypeStruct(shape=(1000,), dtype=float32)
+    Examples:
+      >>> abstract(create("repvgg_a0"))["params"]["head"]["bias"]
+      ShapeDtypeStruct(shape=(1000,), dtype=float32)
     """
     shapes = jax.eval_shape(lambda key: init(net, key), jax.random.key(0))
     return jax.tree.map(
@@ -108,10 +109,11 @@ def randomize(variables: Variables, key: Array) -> dict[str, Any]:
       variables: a tree of arrays or of `jax.ShapeDtypeStruct`s, whose values are not used.
       key: a `jax.random.key`.
 
-    >>> net = create("repvgg_a0", num_classes=10)
-    >>> variables = randomize(abstract(net), jax.random.key(0))
-    >>> bool((variables["params"]["stage0_block0"]["bn_kxk"]["scale"] < 0).any())
-    True
+    Examples:
+      >>> net = create("repvgg_a0", num_classes=10)
+      >>> variables = randomize(abstract(net), jax.random.key(0))
+      >>> bool((variables["params"]["stage0_block0"]["bn_kxk"]["scale"] < 0).any())
+      True
     """
 
     def draw(path: tuple[Any, ...], leaf: Any) -> Array:
@@ -143,10 +145,11 @@ def init(
         it.
       channels: channels of the images.
 
-    >>> net = create("repvgg_a0", num_classes=10)
-    >>> variables = init(net, jax.random.key(0), image_size=32)
-    >>> variables["params"]["head"]["kernel"].shape
-    (1280, 10)
+    Examples:
+      >>> net = create("repvgg_a0", num_classes=10)
+      >>> variables = init(net, jax.random.key(0), image_size=32)
+      >>> variables["params"]["head"]["kernel"].shape
+      (1280, 10)
     """
     height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
     images = jnp.zeros((1, height, width, channels))

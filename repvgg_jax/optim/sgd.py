@@ -40,9 +40,10 @@ def cosine_schedule(
       total_steps: number of steps of the run, the warm-up included.
       warmup_steps: number of steps of the warm-up.
 
-    >>> schedule = cosine_schedule(0.1, batch_size=512, total_steps=100)
-    >>> float(schedule(0)).__round__(3), float(schedule(50)).__round__(3)
-    (0.2, 0.1)
+    Examples:
+      >>> schedule = cosine_schedule(0.1, batch_size=512, total_steps=100)
+      >>> float(schedule(0)).__round__(3), float(schedule(50)).__round__(3)
+      (0.2, 0.1)
     """
     peak = learning_rate * batch_size / 256
     if warmup_steps == 0:
