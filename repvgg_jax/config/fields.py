@@ -159,6 +159,11 @@ def _rule_problem(rule: Any) -> str | None:
         return f"{rule!r} is not a (regex, factor) pair"
     except re.error as error:
         return f"{pattern!r} is not a valid regular expression: {error}"
+    if former := [name for name in former_names([pattern]) if name[-1].isdigit()]:
+        return (
+            f"{pattern!r} has a parameter name of an earlier version, {former[0]}; the names are "
+            "conv_kxk, bn_kxk, conv_1x1, bn_1x1 and bn_identity now"
+        )
     return None
 
 

@@ -111,6 +111,13 @@ def test_a_policy_can_be_switched_off_and_chosen_on_the_command_line(monkeypatch
     assert config_hash(chosen) != config_hash(parsed(quick))
 
 
+def test_a_rule_with_a_former_parameter_name_is_named():
+    config = quickstart.get_config()
+    config.optim.decay_rules = ((r".*/bn0/scale", 1.0),)
+    with pytest.raises(rj.UsageError, match=r"earlier version, bn0; .* bn_identity now"):
+        check_values(config)
+
+
 @pytest.mark.parametrize(
     ("field", "value"),
     [
