@@ -1,7 +1,14 @@
-"""Re-parameterized convolutional networks: train with many branches, deploy a plain net.
+"""Re-parameterized convolutional networks: train with many branches, deploy one convolution each.
 
-The one currency is a pair `(net, variables)`: a Flax Module without arrays and its
+Everything takes a pair `(net, variables)`: a Flax module without arrays, and its
 `{"params", "batch_stats"}`. `fuse` maps such a pair to another such pair.
+
+>>> import jax
+>>> net = create("repvgg_a0", num_classes=10)
+>>> variables = randomize(init(net, jax.random.key(0), image_size=32), jax.random.key(1))
+>>> fused_net, fused_variables = fuse(net, variables)
+>>> fused_net.is_fused
+True
 """
 
 from typing import TYPE_CHECKING, Any
@@ -32,7 +39,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """`load` at its first use: with it come Orbax and Optax, a third of an import's time."""
+    """Imports `load` at its first use: Orbax and Optax would take a third of the import's time."""
     if name == "load":
         from repvgg_jax.checkpoint.load import load
 
@@ -41,5 +48,5 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    """With `load`, used or not."""
+    """Lists `load` too, whether it was used or not."""
     return sorted({*globals(), *__all__})

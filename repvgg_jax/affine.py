@@ -1,8 +1,9 @@
-"""The algebra of fusion: what every branch of a block is in evaluation mode.
+"""The algebra of fusion: affine maps, which the branches of a block are in evaluation mode.
 
 A branch maps x to conv(x, kernel) + bias. Such maps are closed under a following BatchNorm
 (`fold_bn`), under sums (`add`), composition (`chain`) and stacking of channels (`concat`), so each
-block's fusion is a sentence in these words. Kernels are HWIO: `[kh, kw, cin / groups, cout]`.
+block's fusion is an expression in these functions. Kernels are in HWIO order: `[kh, kw,
+cin / groups, cout]`.
 """
 
 from __future__ import annotations
@@ -19,14 +20,21 @@ from repvgg_jax.ops.batch_norm import BN_EPSILON
 
 @runtime_checkable
 class Shaped(Protocol):
-    """An array, or anything that says the shape of one."""
+    """An array, or anything else that has a shape."""
 
     @property
-    def shape(self) -> tuple[int, ...]: ...
+    def shape(self) -> tuple[int, ...]:
+        """The size of each axis."""
+        ...
 
 
 class Affine(NamedTuple):
-    """x -> conv(x, kernel) + bias."""
+    """The map x -> conv(x, kernel) + bias.
+
+    Attributes:
+      kernel: kernel in HWIO order.
+      bias: bias by output channel; 0 for none.
+    """
 
     kernel: Float[Array, "kh kw cin_per_group cout"]
     bias: Float[Array, " cout"] | float = 0.0
@@ -38,34 +46,40 @@ def fold_bn(
     stats: Mapping[str, Float[Array, " cout"]],
     epsilon: float = BN_EPSILON,
 ) -> Affine:
-    """The branch followed by its BatchNorm (RepVGG, arXiv 2101.03697, eq. 3).
+    """Returns the branch followed by its BatchNorm (RepVGG, arXiv 2101.03697, eq. 3).
 
     W' = W gamma / sigma,  b' = beta + (b - mu) gamma / sigma,  sigma = sqrt(var + epsilon).
 
     Args:
-      branch: what the BatchNorm normalises.
-      params: the BatchNorm's `scale` (gamma) and `bias` (beta).
-      stats: its running `mean` (mu) and `var`.
-      epsilon: added to the variance inside the root.
+      branch: affine map before the BatchNorm.
+      params: `scale` (gamma) and `bias` (beta) of the BatchNorm.
+      stats: running `mean` (mu) and `var` of the BatchNorm.
+      epsilon: constant added to the variance inside the root.
+
+    >>> ones, zeros = jnp.ones(2), jnp.zeros(2)
+    >>> branch = Affine(jnp.ones((1, 1, 3, 2)))
+    >>> bn, stats = {"scale": 2 * ones, "bias": ones}, {"mean": zeros, "var": ones}
+    >>> fold_bn(branch, bn, stats, epsilon=0.0).kernel[0, 0, 0]
+    Array([2., 2.], dtype=float32)
     """
     scale = params["scale"] / jnp.sqrt(stats["var"] + epsilon)
     return Affine(branch.kernel * scale, params["bias"] + (branch.bias - stats["mean"]) * scale)
 
 
 def identity(like: Shaped) -> Affine:
-    """x -> x as a kernel shaped as `like`: one at the centre, each channel to itself."""
+    """Returns x -> x as a kernel shaped as `like`: one at the center, each channel to itself."""
     return _diagonal(
         like, jnp.zeros(like.shape[:2]).at[like.shape[0] // 2, like.shape[1] // 2].set(1)
     )
 
 
 def average(like: Shaped) -> Affine:
-    """The mean over the kernel's window, zeros of the padding included, as a kernel."""
+    """Returns the mean over the kernel's window, zeros of the padding included, as a kernel."""
     return _diagonal(like, jnp.full(like.shape[:2], 1 / (like.shape[0] * like.shape[1])))
 
 
 def _diagonal(like: Shaped, window: Float[Array, "kh kw"]) -> Affine:
-    """The same window from every channel to itself, nothing between channels."""
+    """Returns a kernel with the same window from every channel to itself, and zeros between."""
     group_width, features = like.shape[2:]
     if features % group_width:
         raise ValueError(f"no channel-preserving kernel has shape {tuple(like.shape)}")
@@ -75,28 +89,28 @@ def _diagonal(like: Shaped, window: Float[Array, "kh kw"]) -> Affine:
 
 
 def pad_to(size: tuple[int, int], branch: Affine) -> Affine:
-    """The same map with a larger kernel: zeros around it, the centre kept.
+    """Returns the same map with a larger kernel: zeros around it, the center kept.
 
     Raises:
-      ValueError: where `size` is smaller than the kernel or of the other parity, which has no
-        common centre.
+      ValueError: if `size` is smaller than the kernel, or has another parity and so no common
+        center.
     """
     margins = [large - small for large, small in zip(size, branch.kernel.shape[:2], strict=True)]
     if any(margin < 0 or margin % 2 for margin in margins):
-        raise ValueError(f"a {branch.kernel.shape[:2]} kernel cannot be centred in {tuple(size)}")
+        raise ValueError(f"a {branch.kernel.shape[:2]} kernel cannot be centered in {tuple(size)}")
     pads = [(margin // 2, margin // 2) for margin in margins]
     return Affine(jnp.pad(branch.kernel, [*pads, (0, 0), (0, 0)]), branch.bias)
 
 
 def add(*branches: Affine) -> Affine:
-    """Parallel branches are one convolution, whose kernel and bias are the sums of theirs."""
+    """Returns the sum of parallel branches: the sums of their kernels and of their biases."""
     size = tuple(max(branch.kernel.shape[axis] for branch in branches) for axis in (0, 1))
     padded = [pad_to(size, branch) for branch in branches]
     return Affine(sum(b.kernel for b in padded), sum(b.bias for b in padded))
 
 
 def concat(*branches: Affine) -> Affine:
-    """Branches that read the same input and stack their outputs."""
+    """Returns branches that read the same input, with their output channels stacked."""
     size = tuple(max(branch.kernel.shape[axis] for branch in branches) for axis in (0, 1))
     padded = [pad_to(size, branch) for branch in branches]
     biases = [jnp.broadcast_to(b.bias, b.kernel.shape[-1:]) for b in padded]
@@ -107,11 +121,11 @@ def concat(*branches: Affine) -> Affine:
 
 
 def chain(first: Affine, second: Affine, groups: int = 1) -> Affine:
-    """`second` after `first`, both of `groups` groups, the second without padding.
+    """Returns `second` after `first`, both with `groups` groups, the second without padding.
 
     K[h] = sum_{a + b = h} K1[a] K2[b],  b = b2 + sum_{a} K2[a] b1: the full convolution of the two
     kernels, of size k1 + k2 - 1. For a 1x1 `first` that is DBB's transform III (arXiv 2103.13425,
-    section 3.2). It equals the two layers where the second reads `first`'s own bias beyond the
+    section 3.2). It equals the two layers if the second reads the bias of `first` beyond the
     border, not zeros.
     """
     if groups > 1:

@@ -1,4 +1,4 @@
-"""What travels beside fused weights: the proof that they compute the same, and checksums."""
+"""The certificate beside fused weights: their verification report and checksums."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ FILE = "fusion.json"
 
 
 def checksums(variables: Mapping[str, Any], first: Iterable[str] = ()) -> dict[str, str]:
-    """SHA-256 of every block's and the head's weights: names, types, shapes and bytes.
+    """Returns the SHA-256 of each block's and the head's weights: names, types, shapes and bytes.
 
-    Listed in the order of the names in `first`, such as a net's plan, then of the tree.
+    The names in `first` come first, in their order; the others follow in the order of the tree.
     """
     sums = {}
     params = variables["params"]
@@ -39,14 +39,14 @@ def checksums(variables: Mapping[str, Any], first: Iterable[str] = ()) -> dict[s
 def certify(
     report: FusionReport, fused: Mapping[str, Any], *, images: int, step: int, config_hash: str
 ) -> dict[str, Any]:
-    """The certificate of a fusion, as JSON has it.
+    """Returns the certificate of a fusion, ready for JSON.
 
     Args:
-      report: what `verify` found on evaluation images.
+      report: result of `verify` on evaluation images.
       fused: the fused variables.
-      images: how many it was found on.
-      step: of the checkpoint that was fused.
-      config_hash: of its run.
+      images: number of images that were verified.
+      step: step of the checkpoint that was fused.
+      config_hash: hash of the run's config.
     """
     return {
         "config_hash": config_hash,
@@ -68,14 +68,16 @@ def certify(
 
 
 def check(certificate: Mapping[str, Any], fused: Mapping[str, Any], where: str) -> None:
-    """Raises UsageError naming the first block whose weights are not those that were certified."""
+    """Raises UsageError naming the first block whose weights differ from the certified ones."""
     certified = certificate.get("sha256") if isinstance(certificate, Mapping) else None
     if not isinstance(certified, Mapping):
-        raise UsageError(f"{where}: its {FILE} lists no checksums; `--mode=fuse` writes it anew")
+        raise UsageError(
+            f"{where}: its {FILE} lists no checksums; write it again with `--mode=fuse`"
+        )
     found = checksums(fused)
     for block in [*certified, *(name for name in found if name not in certified)]:
         if certified.get(block) != found.get(block):
             raise UsageError(
                 f"{where}: the weights of {block} are not those that were verified; "
-                "`--mode=fuse` fuses the checkpoint anew"
+                "fuse the checkpoint again with `--mode=fuse`"
             )

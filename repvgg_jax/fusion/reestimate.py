@@ -1,4 +1,4 @@
-"""BatchNorm statistics re-estimated on given batches."""
+"""Re-estimation of BatchNorm statistics on given batches."""
 
 from __future__ import annotations
 
@@ -18,18 +18,19 @@ from repvgg_jax.runtime.compilation import jit
 def reestimate_batch_stats(
     net: Net, variables: Variables, batches: Iterable[Array]
 ) -> dict[str, Any]:
-    """The pair with statistics measured anew for its parameters ("precise BatchNorm").
+    """Returns the pair with statistics re-estimated for its parameters ("precise BatchNorm").
 
     mean = E[mean_b],  var = E[var_b + mean_b^2] - mean^2 over batches b of equal size, which is the
-    variance over all of their pixels. Blocks that the net has frozen keep theirs.
+    variance over all of their pixels. Frozen blocks of the net keep their statistics.
 
     Args:
-      net: in train form.
-      variables: whose parameters are kept; averaged ones give statistics that go with them.
-      batches: of normalised training images [batch, height, width, 3].
+      net: a net in train form.
+      variables: its variables, whose parameters are kept. If they are marked as averaged, so are
+        the new statistics.
+      batches: batches of normalized training images [batch, height, width, 3].
 
     Raises:
-      UsageError: where there is no batch, or no BatchNorm.
+      UsageError: if there is no batch, or no BatchNorm.
     """
     params = variables["params"]
     if not variables.get("batch_stats"):
@@ -40,7 +41,7 @@ def reestimate_batch_stats(
 
     @jit
     def moments(images: Array) -> Any:
-        # From zero, what BatchNorm's running average holds is (1 - momentum) of the batch's own.
+        # Starting from zero, the running statistics become (1 - momentum) times the batch's.
         _, state = net.apply(
             {"params": params, "batch_stats": zeros | frozen},
             images,
@@ -70,7 +71,7 @@ def reestimate_batch_stats(
 
 
 def _over_norms(function: Any, stats: Mapping[str, Any]) -> Any:
-    """`function` of every BatchNorm's `{"mean", "var"}` in a tree of them."""
+    """Applies `function` to the `{"mean", "var"}` of every BatchNorm in a tree."""
     if "var" in stats:
         return function(stats)
     return {name: _over_norms(function, tree) for name, tree in stats.items()}

@@ -18,11 +18,11 @@ from repvgg_jax.runtime.compilation import jit
 
 @dataclasses.dataclass(frozen=True)
 class Agreement:
-    """How far the fused form's logits are from the train form's on the same images.
+    """The agreement of the fused form's logits with the train form's on the same images.
 
     Attributes:
       relative_error: max |difference| / max |train form's logits|.
-      top1_agreement: share of images to which both give the same class.
+      top1_agreement: share of images that both assign to the same class.
       logit_kl: mean KL divergence of the fused form's softmax from the train form's, in nats.
     """
 
@@ -33,14 +33,14 @@ class Agreement:
 
 @dataclasses.dataclass(frozen=True)
 class FusionReport:
-    """What `verify` found.
+    """The result of `verify`.
 
     Attributes:
       blocks: block name -> relative error of the fused block on the train form's own activations.
-      exact: the logits' agreement in float32 (or the net's wider type) at highest precision: this
-        is what proves the fusion.
-      deployed: the same at the net's compute type and the platform's default precision: what
-        rounding costs in use.
+      exact: agreement of the logits in float32 (or the net's wider type) at highest precision,
+        which verifies the fusion.
+      deployed: agreement of the logits at the net's compute type and the platform's default
+        precision, which shows the cost of rounding in use.
     """
 
     blocks: dict[str, float]
@@ -49,22 +49,22 @@ class FusionReport:
 
     @property
     def max_relative_error(self) -> float:
-        """The largest of the blocks' and the logits' relative errors at highest precision."""
+        """The largest relative error, of all blocks and the logits, at highest precision."""
         return max([*self.blocks.values(), self.exact.relative_error])
 
     @property
     def worst_block(self) -> str:
-        """The block with the largest relative error; none of a net without blocks."""
+        """The block with the largest relative error; "none" for a net without blocks."""
         return max(self.blocks, key=self.blocks.__getitem__, default="none")
 
     @property
     def top1_agreement(self) -> float:
-        """Of the proof at highest precision."""
+        """The share of images with the same class in both forms, at highest precision."""
         return self.exact.top1_agreement
 
     @property
     def logit_kl(self) -> float:
-        """Of the proof at highest precision, in nats."""
+        """The mean KL divergence of the logits at highest precision, in nats."""
         return self.exact.logit_kl
 
     def __str__(self) -> str:
@@ -83,15 +83,23 @@ def verify(
     images: Float[Array, "batch height width channels"],
     fused: tuple[Net, Variables] | None = None,
 ) -> FusionReport:
-    """Prove the fused form equal to the train form, block by block and end to end.
+    """Compares the fused form with the train form, block by block and end to end.
 
-    A block is compared on the activations that reach it in the train form, so that an error is seen
-    where it is made. Relative error: max |f(x) - t(x)| / max |t(x)|, infinite where not finite.
+    A block is compared on the activations that reach it in the train form, so that an error shows
+    where it is made. The relative error of f(x) is max |f(x) - t(x)| / max |t(x)|, infinite if
+    either is not finite.
 
     Args:
-      net, variables: the train form.
-      images: normalised, as the net takes them.
-      fused: the pair to check; what `fuse` gives where none is given.
+      net: the train form.
+      variables: its variables.
+      images: normalized images.
+      fused: the fused pair; by default, the result of `fuse`.
+
+    >>> net = create("repvgg_a0", num_classes=10, depths=(1, 1), widths=(8, 8), strides=(2, 2))
+    >>> variables = randomize(abstract(net), jax.random.key(0))
+    >>> images = jax.random.normal(jax.random.key(1), (4, 32, 32, 3))
+    >>> verify(net, variables, images).max_relative_error < 1e-5
+    True
     """
     fused_net, fused_variables = fused or fuse(net, variables)
     wide = accumulation_dtype(net.dtype)
@@ -112,7 +120,7 @@ def verify(
 def _compare(
     net: Net, fused_net: Net, variables: Variables, fused_variables: Variables, images: Array
 ) -> tuple[dict[str, Array], dict[str, Array]]:
-    """Errors of each block on the train form's activations, and the agreement of the logits."""
+    """Returns each block's error on the train form's activations, and the logits' agreement."""
     blocks = fused_net.blocks()
     errors: dict[str, Array] = {}
 
@@ -141,7 +149,7 @@ def _compare(
 def relative_error(
     expected: Float[Array, "*shape"], got: Float[Array, "*shape"]
 ) -> Float[Array, ""]:
-    """max |got - expected| / max |expected|; infinite where either is not finite."""
+    """Returns max |got - expected| / max |expected|, infinite if either is not finite."""
     scale = jnp.maximum(jnp.abs(expected).max(), jnp.finfo(expected.dtype).tiny)
     error = jnp.abs(got - expected).max() / scale
     return jnp.where(jnp.isfinite(error), error, jnp.inf)

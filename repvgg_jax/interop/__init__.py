@@ -1,1 +1,1 @@
-"""Exchange with other frameworks."""
+"""Import and export of weights of other frameworks."""

@@ -1,4 +1,4 @@
-"""Weights to and from PyTorch: the official names and timm's, both forms, strict both ways."""
+"""Import and export of PyTorch weights: official and timm's names, both forms, strict."""
 
 from __future__ import annotations
 
@@ -21,25 +21,25 @@ from repvgg_jax.interop.pytorch_layout import (
 from repvgg_jax.nets import Net, abstract, check_pair
 from repvgg_jax.nets.repvgg import RepVGGPlus
 
-WRAPPERS = ("state_dict", "model", "ema", "model_ema", "state_dict_ema")  # the first found is taken
-COUNTER = "num_batches_tracked"  # PyTorch counts BatchNorm's steps; with a fixed momentum for show
+WRAPPERS = ("state_dict", "model", "ema", "model_ema", "state_dict_ema")  # in this order
+COUNTER = "num_batches_tracked"  # PyTorch's count of steps, unused with a fixed momentum
 
 
 def from_torch(net: Net, state_dict: Mapping[str, Any]) -> dict[str, Any]:
-    """A PyTorch model's weights as our variables: `{"params", "batch_stats"}`, or `{"params"}`.
+    """Returns a PyTorch model's weights as variables: `{"params", "batch_stats"}` or `{"params"}`.
 
     Convolutions OIHW -> HWIO, dense layers [out, in] -> [in, out], squeeze-and-excite's 1x1
-    convolutions -> dense. The layout, official or timm's, is told from the names. BatchNorm's step
-    counters are ignored, `module.` of DistributedDataParallel is dropped, and a checkpoint that
-    keeps its weights under one of `WRAPPERS` is opened, under the first of them that it has.
+    convolutions -> dense. The layout, official or timm's, follows from the names. Step counters of
+    BatchNorms are ignored, the prefix `module.` of DistributedDataParallel is removed, and weights
+    under one of the keys `WRAPPERS` are found, under the first of them that the checkpoint has.
 
     Args:
-      net: the train form as `create` gives it, or the fused form, `net.clone(block="fused")`.
-      state_dict: name -> tensor, of PyTorch or numpy.
+      net: the train form as `create` returns it, or the fused form, `net.clone(block="fused")`.
+      state_dict: name -> tensor, of PyTorch or NumPy.
 
     Raises:
-      UsageError: where the source is the other form or another architecture, where a key is left
-        over, a place left empty or a shape wrong, and for a net without counterpart.
+      UsageError: if the source is of the other form or architecture, has a key that is not used,
+        lacks one or has a wrong shape, or if the net has no counterpart in PyTorch.
     """
     source = _plain_state_dict(state_dict)
     layout = (
@@ -73,17 +73,17 @@ def from_torch(net: Net, state_dict: Mapping[str, Any]) -> dict[str, Any]:
 def to_torch(
     net: Net, variables: Mapping[str, Any], layout: str = "official"
 ) -> dict[str, np.ndarray]:
-    """Our variables under PyTorch's names and in its shapes: what `load_state_dict` takes strictly.
+    """Returns the variables under PyTorch's names and in its shapes, for `load_state_dict`.
 
     The inverse of `from_torch`. BatchNorm's `num_batches_tracked` is written as 0.
 
     Args:
       net: the train form or the fused form.
-      variables: of that net.
+      variables: variables of that net.
       layout: "official" or "timm".
 
     Raises:
-      UsageError: where the variables are not the net's, and for a net without counterpart.
+      UsageError: if the variables are not the net's, or the net has no counterpart in PyTorch.
     """
     want = entries(net, layout)
     check_strides(net)
@@ -118,7 +118,7 @@ def _leaves(variables: Any) -> dict[tuple[str, ...], Any]:
 
 
 def _plain_state_dict(state_dict: Mapping[str, Any]) -> dict[str, Any]:
-    """Name -> tensor without wrappers, prefix and step counters."""
+    """Returns name -> tensor without wrappers, prefix and step counters."""
     found: Any = state_dict
     while isinstance(found, Mapping):
         inner = [found[key] for key in WRAPPERS if isinstance(found.get(key), Mapping)]
@@ -136,7 +136,7 @@ def _plain_state_dict(state_dict: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _as_numpy(name: str, value: Any) -> np.ndarray:
-    """A tensor of either framework; PyTorch itself is not imported for it."""
+    """Returns a tensor of either framework as an array, without importing PyTorch."""
     if type(value).__module__.split(".")[0] == "torch" and callable(getattr(value, "detach", None)):
         value = value.detach().cpu().float()  # numpy has no bfloat16, and no gradients
     try:
@@ -149,7 +149,7 @@ def _as_numpy(name: str, value: Any) -> np.ndarray:
 
 
 def _check_same_kind(net: Net, layout: str, source: Mapping[str, Any]) -> None:
-    """Tell the mix-ups that have a remedy before the lists of names."""
+    """Raises UsageError for mix-ups that have a remedy, before names are compared."""
     check_counterpart(net, "official")
     plus = layout == "official" and any(".blocks." in name for name in source)
     if plus != isinstance(net, RepVGGPlus):
@@ -171,7 +171,7 @@ def _check_same_kind(net: Net, layout: str, source: Mapping[str, Any]) -> None:
 
 
 def _refuse(message: str, leftovers: Mapping[str, list[str]]) -> None:
-    """Raise with the first names of every list that isn't empty, and how many there are."""
+    """Raises UsageError with the first names of every list that is not empty, and its length."""
     parts = [
         f"{len(names)} {what}: {', '.join(names[:3])}{', ...' if len(names) > 3 else ''}"
         for what, names in leftovers.items()

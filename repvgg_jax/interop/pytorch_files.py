@@ -17,13 +17,13 @@ PICKLES, SAFE = (".pth", ".pt"), ".safetensors"
 
 
 def read_torch(path: str | Path) -> dict[str, Any]:
-    """What a `.pth`, `.pt` or `.safetensors` file holds, for `from_torch` to sort out.
+    """Returns the contents of a `.pth`, `.pt` or `.safetensors` file, as `from_torch` takes them.
 
-    A pickle is read with `weights_only=True`: tensors and plain containers, no code of the file's.
+    A pickle is read with `weights_only=True`: tensors and plain containers, but no code.
 
     Raises:
-      UsageError: for a file that is missing, damaged, of another ending or asks for code, and where
-        the package that reads it is not installed.
+      UsageError: for a file that is missing or damaged, has another ending or contains code, and
+        if the package that reads it is not installed.
     """
     path = Path(path)
     if _ending(path) == SAFE:
@@ -31,9 +31,9 @@ def read_torch(path: str | Path) -> dict[str, Any]:
         _check_exists(path)
         try:
             return numpy_io.load_file(path)
-        except Exception as error:  # the package's own class is not importable at module level
+        except Exception as error:  # the package's own class cannot be imported at module level
             raise UsageError(
-                f"{path}: damaged, or no safetensors file ({one_line(error, 100)})"
+                f"{path}: damaged, or not a safetensors file ({one_line(error, 100)})"
             ) from error
     torch = _torch(path)
     _check_exists(path)
@@ -42,20 +42,24 @@ def read_torch(path: str | Path) -> dict[str, Any]:
     except pickle.UnpicklingError as error:
         if code := re.search(r"GLOBAL ([\w.]+)", str(error)):
             raise UsageError(
-                f"{path} was not read: it asks to run {code[1]}, and nothing but weights is "
-                "unpickled; where you trust it, re-save torch.save(model.state_dict(), path)"
+                f"{path} was not read: it would run {code[1]}, and only weights are "
+                "unpickled; if you trust it, save it again: torch.save(model.state_dict(), path)"
             ) from None
-        raise UsageError(f"{path}: damaged, or no PyTorch file ({one_line(error, 100)})") from None
+        raise UsageError(
+            f"{path}: damaged, or not a PyTorch file ({one_line(error, 100)})"
+        ) from None
     except (RuntimeError, EOFError, ValueError, KeyError) as error:
-        raise UsageError(f"{path}: damaged, or no PyTorch file ({one_line(error, 100)})") from None
+        raise UsageError(
+            f"{path}: damaged, or not a PyTorch file ({one_line(error, 100)})"
+        ) from None
 
 
 def save_torch(path: str | Path, state_dict: Mapping[str, np.ndarray]) -> None:
-    """Write what `to_torch` gives as `.pth`, `.pt` or `.safetensors`.
+    """Writes the result of `to_torch` as `.pth`, `.pt` or `.safetensors`.
 
     Raises:
-      UsageError: for another ending, a folder that does not exist, and where the package that
-        writes it is not installed.
+      UsageError: for another ending or a folder that does not exist, and if the package that
+        writes the file is not installed.
     """
     path = Path(path)
     arrays = {name: np.ascontiguousarray(a).reshape(a.shape) for name, a in state_dict.items()}
@@ -71,7 +75,7 @@ def save_torch(path: str | Path, state_dict: Mapping[str, np.ndarray]) -> None:
 
 def _ending(path: Path) -> str:
     if path.suffix.lower() not in (*PICKLES, SAFE):
-        raise UsageError(f"{path}: weights end in {', '.join(PICKLES)} or {SAFE}")
+        raise UsageError(f"{path}: a file of weights must end in {', '.join(PICKLES)} or {SAFE}")
     return path.suffix.lower()
 
 
@@ -100,16 +104,17 @@ def _safetensors(path: Path) -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class Released:
-    """A checkpoint of the authors', in the train form and the official layout.
+    """A checkpoint released by RepVGG's authors, in the train form and the official layout.
 
     Attributes:
-      model: the name that `create` takes.
-      file: as they call it.
-      top1: published ImageNet accuracy in per cent, of one centre crop at `test_size`.
-      source: of that figure.
+      model: name of the model, for `create`.
+      file: name of the file.
+      top1: published ImageNet accuracy in percent, of one center crop at `test_size`.
+      source: source of that figure.
       resize: shorter side before the crop, in pixels.
       test_size: side of the crop, in pixels.
-      mean, std: of the channels in RGB, images in 0..1.
+      mean: mean of the RGB channels that images in 0..1 are normalized with.
+      std: standard deviation of these channels.
     """
 
     model: str
@@ -130,7 +135,7 @@ def _of_the_paper(table: int, ending: str, accuracies: Mapping[str, float]) -> l
     ]
 
 
-# B2g2 and B3g2 are missing: the paper has no accuracy of theirs.
+# B2g2 and B3g2 are missing: the paper gives no accuracy for them.
 _RECORDS = [
     *_of_the_paper(
         4,

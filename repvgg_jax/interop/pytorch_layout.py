@@ -1,7 +1,7 @@
-"""RepVGG's PyTorch layouts as a list: the official names and timm's, both forms.
+"""RepVGG's layouts in PyTorch: the official names and timm's, both forms.
 
-`entries` lists every number once as (PyTorch name, place in our tree, how one becomes the other);
-import and export walk that list, so that what one does the other undoes.
+`entries` lists every array once as (PyTorch name, path in the variables, conversion between them).
+Import and export both read that list, so that they are inverse to each other.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ LAYOUTS = ("official", "timm")
 
 
 class Change(NamedTuple):
-    """An array on its way between the frameworks, in both directions."""
+    """The conversion of an array between the frameworks, in both directions."""
 
     to_ours: Callable[[np.ndarray], np.ndarray]
     to_torch: Callable[[np.ndarray], np.ndarray]
@@ -40,7 +40,7 @@ BATCH_NORM = {
 
 
 class Names(NamedTuple):
-    """What a layout calls a block's parts, and the head."""
+    """The names of a block's parts and of the head in a layout."""
 
     kxk: str
     one: str
@@ -62,7 +62,7 @@ NAMES = {
 
 
 class Entry(NamedTuple):
-    """One array: its PyTorch name, its place in our variables, and what changes between."""
+    """One array: its PyTorch name, its path in the variables, and the conversion between them."""
 
     name: str
     path: tuple[str, ...]
@@ -70,7 +70,7 @@ class Entry(NamedTuple):
 
 
 def entries(net: Net, layout: str) -> list[Entry]:
-    """Every array of a net in a layout, in the order of the net's plan.
+    """Returns every array of a net in a layout, in the order of the net's plan.
 
     Raises:
       UsageError: for a net, block or layout that has no counterpart in PyTorch.

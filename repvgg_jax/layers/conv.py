@@ -1,7 +1,4 @@
-"""Convolution, BatchNorm, dense layer and squeeze-and-excite: the rules that all nets share.
-
-Padding, epsilon, momentum, initialisation and compute type are decided here and nowhere else.
-"""
+"""Convolution layers with explicit padding and PyTorch's default initialization."""
 
 from __future__ import annotations
 
@@ -16,18 +13,19 @@ from repvgg_jax.ops.convolution import convolve
 
 Dtype = Any
 
-# Uniform within +-1/sqrt(fan_in): PyTorch's default, which RepVGG was trained from.
+# Uniform within +-1/sqrt(fan_in): PyTorch's default, with which RepVGG was trained.
 kernel_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
 
 class Conv(nn.Module):
-    """A convolution as `convolve` pads it; `kernel` [kh, kw, cin / groups, features], and `bias`.
+    """A convolution as `convolve` pads it, of `kernel` [kh, kw, cin / groups, features] and `bias`.
+
+    The other attributes are arguments of `ops.convolution.convolve`.
 
     Attributes:
       features: output channels.
-      size: of the kernel, one number or (height, width).
-      strides, groups, dilation, padded, rectified, dtype, algorithm: as `convolve` has them.
-      use_bias: whether a bias by channel is added.
+      size: side of the kernel, or (height, width).
+      use_bias: True to add a bias by channel.
     """
 
     features: int
@@ -75,7 +73,7 @@ class Kernel(nn.Module):
 
 
 class IdentityConv(nn.Module):
-    """A 1x1 convolution to as many channels, x + conv(x, W), which starts as the identity (W = 0).
+    """A 1x1 convolution x + conv(x, W) to as many channels, initially the identity (W = 0).
 
     Its parameter `kernel` is W [1, 1, channels / groups, channels].
     """

@@ -11,11 +11,11 @@ from jax import Array, lax
 from repvgg_jax.layers.conv import Dtype
 from repvgg_jax.ops.batch_norm import BN_EPSILON, batch_norm, split_into_groups
 
-BN_MOMENTUM = 0.9  # the share of the old statistic that stays; PyTorch calls this 0.1
+BN_MOMENTUM = 0.9  # weight of the old statistics; PyTorch's momentum is 1 minus this
 
 
 class Norm(NamedTuple):
-    """What a BatchNorm has of each channel: its parameters, and the running statistics."""
+    """The four vectors of a BatchNorm: its parameters, and its running statistics."""
 
     gamma: Array
     beta: Array
@@ -23,14 +23,14 @@ class Norm(NamedTuple):
     var: nn.Variable
 
     def move(self, mean: Array, var: Array) -> None:
-        """Move the running statistics towards the mean over groups, [groups, channels]."""
+        """Moves the running statistics towards the mean over groups, [groups, channels]."""
         for running, value in ((self.mean, mean), (self.var, var)):
             moved = BN_MOMENTUM * running.value + (1 - BN_MOMENTUM) * value.mean(0)
             running.value = moved.astype(running.value.dtype)
 
 
 class NormVariables(nn.Module):
-    """Those of a `BatchNorm` of the same name, for what computes it in another way."""
+    """The variables of a `BatchNorm` of the same name, for code that uses them directly."""
 
     channels: int
 
@@ -40,7 +40,7 @@ class NormVariables(nn.Module):
 
 
 def norm_variables(module: nn.Module, channels: int) -> Norm:
-    """The four vectors of a BatchNorm, as variables of the module."""
+    """Returns the four vectors of a BatchNorm, as variables of the module."""
     shape = (channels,)
     return Norm(
         module.param("scale", nn.initializers.ones, shape, jnp.float32),
@@ -53,19 +53,19 @@ def norm_variables(module: nn.Module, channels: int) -> Norm:
 class BatchNorm(nn.Module):
     """gamma (x - mean) / sqrt(var + epsilon) + beta over images and space, in groups of images.
 
-    [batch, height, width, channels] in and out. In training the statistics are those of a group of
-    `group_size` images that follow each other in the batch, and the running ones move towards the
-    mean over groups of each group's mean and variance. As groups are parts of the batch, whatever
-    devices hold it, the number of devices changes nothing; groups that lie within a device need
-    nothing from the others. Statistics are float32 or wider whatever the compute type.
+    Input and output are [batch, height, width, channels]. In training, statistics are those of
+    groups of `group_size` consecutive images of the batch, and the running statistics move towards
+    the mean over groups of each group's mean and variance. Groups are parts of the batch, whatever
+    devices hold it, so the number of devices changes nothing; groups that lie within a device need
+    no communication. Statistics are float32 or wider, whatever the compute type.
 
     Attributes:
-      train: whether to use the batch's statistics, and move the running ones.
-      group_size: images; the whole batch by default.
-      dtype: of the output.
+      train: True to use the statistics of the batch and move the running ones.
+      group_size: number of images in a group; None for the whole batch.
+      dtype: type of the output.
 
     Raises:
-      UsageError: where the batch is no whole number of groups.
+      UsageError: if `group_size` does not divide the batch.
     """
 
     train: bool

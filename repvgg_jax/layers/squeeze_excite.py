@@ -13,10 +13,10 @@ from repvgg_jax.ops.convolution import relu
 
 
 class SqueezeExcite(nn.Module):
-    """x * sigmoid(W2 relu(W1 mean(x))), the mean over all of height and width.
+    """The layer x * sigmoid(W2 relu(W1 mean(x))), with the mean over height and width.
 
-    [batch, height, width, channels] in and out, with `hidden` units between (arXiv 1709.01507,
-    section 3). It depends on the data, so fusing leaves it as it is.
+    Input and output are [batch, height, width, channels], with `hidden` units between
+    (arXiv 1709.01507, section 3). It depends on the data, so fusing leaves it as it is.
     """
 
     hidden: int
