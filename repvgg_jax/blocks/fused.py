@@ -16,11 +16,11 @@ from repvgg_jax.layers.conv import Conv
 class FusedConv(Block):
     """conv(x, kernel) + bias.
 
-    With `rectified`, the ReLU that follows in the net is applied in the same pass over memory.
+    With `apply_relu`, the ReLU that follows in the net is applied in the same pass over memory.
     """
 
     @nn.compact
-    def __call__(self, x: Array, train: bool = False, *, rectified: bool = False) -> Array:
+    def __call__(self, x: Array, train: bool = False, *, apply_relu: bool = False) -> Array:
         return Conv(
             self.features,
             self.kernel_size,
@@ -28,7 +28,7 @@ class FusedConv(Block):
             groups=self.groups,
             dilation=self.dilation,
             use_bias=True,
-            rectified=rectified,
+            apply_relu=apply_relu,
             dtype=self.dtype,
             algorithm=self.conv_algorithm,
             name="conv",

@@ -35,7 +35,7 @@ class Conv(nn.Module):
     dilation: int = 1
     padded: bool = True
     use_bias: bool = False
-    rectified: bool = False
+    apply_relu: bool = False
     dtype: Dtype = jnp.float32
     algorithm: str = "auto"
 
@@ -55,7 +55,7 @@ class Conv(nn.Module):
             groups=self.groups,
             dilation=self.dilation,
             padded=self.padded,
-            rectified=self.rectified,
+            apply_relu=self.apply_relu,
             dtype=self.dtype,
             algorithm=self.algorithm,
         )

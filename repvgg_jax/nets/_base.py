@@ -69,9 +69,9 @@ class Net(nn.Module):
     """A net: images [batch, height, width, 3] -> logits [batch, num_classes], float32 or wider.
 
     A subclass lists in `plan` the blocks that fuse to one convolution each, and runs them in
-    `__call__` by `run_block` or `run_rectified`. Fusion, weight exchange, export and counts read
-    that list; layers that are not in it stay as they are when the net is fused. A net that is a
-    backbone gives `feature_info`, and sows each of these maps as an intermediate of its name.
+    `__call__` by `run_block` or `run_block_and_relu`. Fusion, weight exchange, export and counts
+    read that list; layers that are not in it stay as they are when the net is fused. A net that is
+    a backbone gives `feature_info`, and sows each of these maps as an intermediate of its name.
 
     Attributes:
       num_classes: number of outputs of the head.
@@ -230,10 +230,10 @@ class Net(nn.Module):
             block, x
         )
 
-    def run_rectified(self, spec: BlockSpec, x: Array, train: bool) -> Array:
+    def run_block_and_relu(self, spec: BlockSpec, x: Array, train: bool) -> Array:
         """Applies relu(block(x)); a fused block does both at once unless intermediates are kept."""
         if self.is_fused and not self.is_mutable_collection("intermediates"):
-            return self.run_block(spec, x, train, rectified=True)
+            return self.run_block(spec, x, train, apply_relu=True)
         return relu(self.run_block(spec, x, train))
 
     def squeeze_excite(self, x: Array, spec: BlockSpec) -> Array:

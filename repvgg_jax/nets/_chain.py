@@ -73,7 +73,7 @@ class Chain(Net):
         """Applies a block and what follows it: squeeze-and-excite, then the nonlinearity."""
         if spec.se_hidden:
             return relu(self.squeeze_excite(self.run_block(spec, x, train), spec))
-        return self.run_rectified(spec, x, train)
+        return self.run_block_and_relu(spec, x, train)
 
     def after_block(self, x: Array, spec: BlockSpec, train: bool) -> None:
         """Applies what training attaches to a block's activated output; here, nothing."""

@@ -154,7 +154,7 @@ class RepVGGPlus(RepVGG):
 
     def run_activated(self, spec: BlockSpec, x: Array, train: bool) -> Array:
         """Applies a block and what follows it: the nonlinearity, then squeeze-and-excite."""
-        return self.squeeze_excite(self.run_rectified(spec, x, train), spec)
+        return self.squeeze_excite(self.run_block_and_relu(spec, x, train), spec)
 
     def auxiliary_heads(self) -> dict[str, str]:
         """Returns block name -> name of the classifier that only training has after that block."""

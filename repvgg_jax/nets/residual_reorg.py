@@ -71,9 +71,9 @@ class ResidualReorg(Chain):
         for (stage, index), unit in groupby(plan, key=lambda spec: (spec.stage, spec.index)):
             specs = {spec.role: spec for spec in unit}
             if "" in specs:
-                x = self.run_rectified(specs[""], x, train)
+                x = self.run_block_and_relu(specs[""], x, train)
             else:
-                y = self.run_rectified(specs["conv0"], x, train)
+                y = self.run_block_and_relu(specs["conv0"], x, train)
                 y = self.run_block(specs["conv1"], y, train)
                 shortcut = specs.get("shortcut")
                 x = relu((self.run_block(shortcut, x, train) if shortcut else x) + y)

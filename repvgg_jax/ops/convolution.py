@@ -64,7 +64,7 @@ def convolve(
     groups: int = 1,
     dilation: int = 1,
     padded: bool = True,
-    rectified: bool = False,
+    apply_relu: bool = False,
     dtype: Any = jnp.float32,
     algorithm: str = "auto",
 ) -> Float[Array, "batch new_height new_width cout"]:
@@ -87,7 +87,7 @@ def convolve(
       groups: number of groups that the channels are split into.
       dilation: dilation of both axes of the kernel.
       padded: whether to pad; if False, the input has its padding already.
-      rectified: whether `relu` follows, which oneDNN computes in the same pass over memory.
+      apply_relu: whether to apply `relu` to the result, by oneDNN in the same pass over memory.
       dtype: compute type.
       algorithm: one of `ALGORITHMS`. oneDNN's convolutions have a first gradient, but neither a
         second one nor forward mode (`jax.jvp`); "xla" has all of these.
@@ -106,13 +106,13 @@ def convolve(
         like = jax.eval_shape(lambda x, kernel: xla_convolution(x, kernel, *geometry), x, kernel)
         if like.size:
             window = onednn.Window(strides, groups, dilation, tuple(padding))
-            return onednn.convolve(x, kernel, bias, window, rectified)
+            return onednn.convolve(x, kernel, bias, window, apply_relu)
     if algorithm == "winograd" and padded and dilation == 1 and not target().xla_only:
         y = convolve_with(x, kernel, fastest_algorithms(x.shape, kernel.shape, strides), strides)
     else:
         y = xla_convolution(x, kernel, strides, groups, dilation, padding)
     y = y if bias is None else y + bias
-    return relu(y) if rectified else y
+    return relu(y) if apply_relu else y
 
 
 @jax.custom_jvp

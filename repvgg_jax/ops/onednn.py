@@ -129,7 +129,7 @@ def convolve(
     kernel: Float[AnyArray, "kh kw cin_per_group features"],
     bias: Float[AnyArray, " features"] | None,
     window: Window,
-    rectified: bool = False,
+    apply_relu: bool = False,
 ) -> Float[Array, "batch new_height new_width features"]:
     """Computes the cross-correlation of float32 images with a kernel on one CPU device.
 
@@ -141,7 +141,7 @@ def convolve(
       kernel: [kh, kw, cin / groups, features].
       bias: [features], added in the same pass over memory; None for no bias.
       window: strides, groups, dilation and padding.
-      rectified: whether max(., 0) is applied in the same pass.
+      apply_relu: whether to apply max(., 0) in the same pass over memory.
     """
     if kernel.shape[:2] == (1, 1) and window.padding == ((0, 0), (0, 0)):
         # The gradients of oneDNN 2023.2 at a stride write out of bounds for few channels.
@@ -150,11 +150,11 @@ def convolve(
     packed = None
     if isinstance(x, Tracer) and not isinstance(kernel, Tracer):
         shapes = {"x": x.shape, "y": _shape(x, kernel, window)}
-        flags = dict(biased=bias is not None, relu=rectified)
+        flags = dict(biased=bias is not None, relu=apply_relu)
         flags |= {key: np.array(shape, np.int64) for key, shape in shapes.items()}
         with jax.ensure_compile_time_eval():
             packed = _call("pack", kernel.shape, window, kernel, **flags)
-    return _convolve(x, kernel, bias, packed, window, rectified)
+    return _convolve(x, kernel, bias, packed, window, apply_relu)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(4, 5))
@@ -164,10 +164,10 @@ def _convolve(
     bias: AnyArray | None,
     packed: AnyArray | None,
     window: Window,
-    rectified: bool,
+    apply_relu: bool,
 ) -> Array:
     arrays = [x, kernel if packed is None else packed, *([] if bias is None else [bias])]
-    flags = dict(relu=rectified, packed=packed is not None)
+    flags = dict(relu=apply_relu, packed=packed is not None)
     return _call("convolution", _shape(x, kernel, window), window, *arrays, **flags)
 
 
@@ -187,9 +187,9 @@ def _forward(
     return y, (x, kernel, bias, packed, y if static[-1] else None)
 
 
-def _backward(window: Window, rectified: bool, saved: Any, dy: AnyArray) -> tuple[Any, ...]:
+def _backward(window: Window, apply_relu: bool, saved: Any, dy: AnyArray) -> tuple[Any, ...]:
     x, kernel, bias, packed, y = saved
-    if rectified:
+    if apply_relu:
         dy = jnp.where(y > 0, dy, 0)
     dx = _call("input_gradient", x.shape, window, dy, kernel)
     dkernel = _call("kernel_gradient", kernel.shape, window, x, dy)

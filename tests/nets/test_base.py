@@ -68,9 +68,9 @@ class TwoBranched(Net):
     @nn.compact
     def __call__(self, images, train=False):
         stem, left_in, left_out, right = self.plan()
-        x = self.run_rectified(stem, images, train)
+        x = self.run_block_and_relu(stem, images, train)
         self.sow("intermediates", "stem_map", x)
-        y = self.run_block(left_out, self.run_rectified(left_in, x, train), train)
+        y = self.run_block(left_out, self.run_block_and_relu(left_in, x, train), train)
         x = relu(y + self.run_block(right, x, train))
         self.sow("intermediates", "merged", x)
         x = BatchNorm(train, self.bn_group_size, self.dtype, name="last_norm")(x)

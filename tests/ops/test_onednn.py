@@ -43,14 +43,14 @@ def assert_close(got, expected):
         np.testing.assert_allclose(a, b, atol=1e-5 * np.abs(b).max(), rtol=0)
 
 
-@pytest.mark.parametrize("rectified", [False, True])
+@pytest.mark.parametrize("apply_relu", [False, True])
 @pytest.mark.parametrize("biased", [False, True])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_values_and_gradients(shape, biased, rectified):
+def test_values_and_gradients(shape, biased, apply_relu):
     side, cin, features, size, strides, groups, dilation = shape
     x, kernel, bias = arrays(side, cin, features, size, groups)
     given = (x, kernel, bias) if biased else (x, kernel)
-    geometry = dict(strides=strides, groups=groups, dilation=dilation, rectified=rectified)
+    geometry = dict(strides=strides, groups=groups, dilation=dilation, apply_relu=apply_relu)
 
     def both(algorithm):
         run = partial(convolve, **geometry, algorithm=algorithm)
@@ -58,7 +58,7 @@ def test_values_and_gradients(shape, biased, rectified):
         return y, pull(jnp.cos(jnp.arange(y.size, dtype=y.dtype)).reshape(y.shape))
 
     expected = both("xla")
-    assert expected[0].min() < 0 or rectified
+    assert expected[0].min() < 0 or apply_relu
     assert_close(both("onednn"), expected)
 
 
@@ -66,7 +66,7 @@ def test_values_and_gradients(shape, biased, rectified):
 def test_a_constant_kernel_is_packed_while_tracing(shape):
     side, cin, features, size, strides, groups, dilation = shape
     x, kernel, bias = arrays(side, cin, features, size, groups)
-    run = partial(convolve, strides=strides, groups=groups, dilation=dilation, rectified=True)
+    run = partial(convolve, strides=strides, groups=groups, dilation=dilation, apply_relu=True)
 
     def constant(algorithm):
         forward = partial(run, kernel=kernel, bias=bias, algorithm=algorithm)
