@@ -56,11 +56,12 @@ def fold_bn(
       stats: running `mean` (mu) and `var` of the BatchNorm.
       epsilon: constant added to the variance inside the root.
 
-    >>> ones, zeros = jnp.ones(2), jnp.zeros(2)
-    >>> branch = Affine(jnp.ones((1, 1, 3, 2)))
-    >>> bn, stats = {"scale": 2 * ones, "bias": ones}, {"mean": zeros, "var": ones}
-    >>> fold_bn(branch, bn, stats, epsilon=0.0).kernel[0, 0, 0]
-    Array([2., 2.], dtype=float32)
+    Examples:
+      >>> ones, zeros = jnp.ones(2), jnp.zeros(2)
+      >>> branch = Affine(jnp.ones((1, 1, 3, 2)))
+      >>> bn, stats = {"scale": 2 * ones, "bias": ones}, {"mean": zeros, "var": ones}
+      >>> fold_bn(branch, bn, stats, epsilon=0.0).kernel[0, 0, 0]
+      Array([2., 2.], dtype=float32)
     """
     scale = params["scale"] / jnp.sqrt(stats["var"] + epsilon)
     return Affine(branch.kernel * scale, params["bias"] + (branch.bias - stats["mean"]) * scale)

@@ -95,11 +95,12 @@ def verify(
       images: normalized images.
       fused: the fused pair; by default, the result of `fuse`.
 
-    >>> net = create("repvgg_a0", num_classes=10, depths=(1, 1), widths=(8, 8), strides=(2, 2))
-    >>> variables = randomize(abstract(net), jax.random.key(0))
-    >>> images = jax.random.normal(jax.random.key(1), (4, 32, 32, 3))
-    >>> verify(net, variables, images).max_relative_error < 1e-5
-    True
+    Examples:
+      >>> net = create("repvgg_a0", num_classes=10, depths=(1, 1), widths=(8, 8), strides=(2, 2))
+      >>> variables = randomize(abstract(net), jax.random.key(0))
+      >>> images = jax.random.normal(jax.random.key(1), (4, 32, 32, 3))
+      >>> verify(net, variables, images).max_relative_error < 1e-5
+      True
     """
     fused_net, fused_variables = fused or fuse(net, variables)
     wide = accumulation_dtype(net.dtype)
