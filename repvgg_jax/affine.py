@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float
 
-from repvgg_jax.ops.batch_norm import BN_EPSILON
+from repvgg_jax.ops.batch_norm import BN_EPSILON, per_channel
 
 
 @runtime_checkable
@@ -64,7 +64,10 @@ def fold_bn(
       Array([2., 2.], dtype=float32)
     """
     scale = params["scale"] / jnp.sqrt(stats["var"] + epsilon)
-    return Affine(branch.kernel * scale, params["bias"] + (branch.bias - stats["mean"]) * scale)
+    return Affine(
+        branch.kernel * per_channel(scale, branch.kernel),
+        params["bias"] + (branch.bias - stats["mean"]) * scale,
+    )
 
 
 def identity(like: Shaped) -> Affine:
@@ -86,7 +89,7 @@ def _diagonal(like: Shaped, window: Float[Array, "kh kw"]) -> Affine:
         raise ValueError(f"no channel-preserving kernel has shape {tuple(like.shape)}")
     # Output channel o lies in group o // group_width, whose inputs are counted from 0 again.
     onto_itself = jnp.eye(group_width)[:, jnp.arange(features) % group_width]
-    return Affine(window[:, :, None, None] * onto_itself)
+    return Affine(window[:, :, None, None] * onto_itself[None, None])
 
 
 def pad_to(size: tuple[int, int], branch: Affine) -> Affine:

@@ -11,6 +11,7 @@ from jax import Array
 
 from repvgg_jax.affine import Affine, add, identity
 from repvgg_jax.blocks.base import Block, fold_norm
+from repvgg_jax.ops.batch_norm import per_channel
 
 
 class CSLABlock(Block):
@@ -28,7 +29,7 @@ class CSLABlock(Block):
             scale = self.param(
                 f"scale_{branch}", nn.initializers.ones, (self.features,), jnp.float32
             )
-            return y * scale.astype(y.dtype)
+            return y * per_channel(scale, y).astype(y.dtype)
 
         y = scaled(self.conv(x, "kxk", self.kernel_size), "kxk")
         y += scaled(self.conv(x, "1x1", 1), "1x1")
@@ -39,12 +40,13 @@ class CSLABlock(Block):
     def kernel(self, params: Mapping[str, Any]) -> Array:
         """Returns s K + t pad(K1) + u I, the kernel before the BatchNorm."""
         branches = [
-            Affine(params[f"conv_{branch}"]["kernel"] * params[f"scale_{branch}"])
+            Affine(kernel * per_channel(params[f"scale_{branch}"], kernel))
             for branch in ("kxk", "1x1")
+            for kernel in (params[f"conv_{branch}"]["kernel"],)
         ]
         if "scale_identity" in params:
-            eye = identity(self.identity_shape())
-            branches.append(Affine(eye.kernel * params["scale_identity"]))
+            eye = identity(self.identity_shape()).kernel
+            branches.append(Affine(eye * per_channel(params["scale_identity"], eye)))
         return add(*branches).kernel
 
     def fuse(self, params: Mapping[str, Any], batch_stats: Mapping[str, Any]) -> Affine:

@@ -10,6 +10,7 @@ from flax import linen as nn
 from jax import Array
 
 from repvgg_jax.blocks.base import KernelBlock
+from repvgg_jax.ops.batch_norm import per_channel
 
 
 class DiracBlock(KernelBlock):
@@ -36,7 +37,10 @@ class DiracBlock(KernelBlock):
         square = (kernel**2).sum((0, 1, 2))
         # Where a filter is all zero the root has no gradient, and the filter no direction.
         norm = jnp.sqrt(jnp.maximum(square, 1e-24))
-        return params["alpha"] * delta(kernel, self.groups) + params["beta"] * kernel / norm
+        alpha, beta, norm = (
+            per_channel(vector, kernel) for vector in (params["alpha"], params["beta"], norm)
+        )
+        return alpha * delta(kernel, self.groups) + beta * kernel / norm
 
 
 class TrivialBlock(KernelBlock):
@@ -57,5 +61,5 @@ def delta(like: Array, groups: int) -> Array:
     kh, kw, inputs, features = like.shape
     outputs = features // groups
     within = jnp.arange(features) % outputs  # an output's position in its group
-    taps = (jnp.arange(inputs)[:, None] == within).astype(like.dtype)
+    taps = (jnp.arange(inputs)[:, None] == within[None]).astype(like.dtype)
     return jnp.zeros(like.shape, like.dtype).at[kh // 2, kw // 2].set(taps)

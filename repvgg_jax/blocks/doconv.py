@@ -38,7 +38,7 @@ class DOConvBlock(KernelBlock):
             return kernel
         k, _, inputs, features = kernel.shape
         taps = k * k
-        matrices = params["depthwise_kernel"] + jnp.eye(taps, dtype=kernel.dtype)
+        matrices = params["depthwise_kernel"] + jnp.eye(taps, dtype=kernel.dtype)[None]
         matrices = matrices.reshape(self.groups, inputs, taps, taps)
         kernel = kernel.reshape(taps, inputs, self.groups, features // self.groups)
         return jnp.einsum("gits,sigo->tigo", matrices, kernel).reshape(k, k, inputs, features)

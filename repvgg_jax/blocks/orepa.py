@@ -13,6 +13,7 @@ from jax import Array
 
 from repvgg_jax.affine import Affine, add, chain, identity
 from repvgg_jax.blocks.base import KernelBlock
+from repvgg_jax.ops.batch_norm import per_channel
 
 EXPANSION = 8  # channels that the depthwise separable branch makes of each input
 NARROW_GROUPS = 4  # with more, the 1x1 before a kxk doubles the width and is not an identity
@@ -80,7 +81,7 @@ class OREPABlock(KernelBlock):
             "separable": _separable(kernels["conv_depthwise"], kernels["conv_pointwise"], groups),
         }
         scaled = zip(SCALES, params["branch_scales"], strict=True)
-        return sum(branches[name] * scale for name, scale in scaled)
+        return sum(branches[name] * per_channel(scale, branches[name]) for name, scale in scaled)
 
 
 def frequencies(k: int, channels: int) -> np.ndarray:

@@ -24,7 +24,9 @@ def normalize(
       std: standard deviation of each channel, on the scale 0 to 1.
     """
     scaled = jnp.asarray(images).astype(jnp.float32) / 255
-    return (scaled - jnp.asarray(mean, jnp.float32)) / jnp.asarray(std, jnp.float32)
+    shape = (1,) * (scaled.ndim - 1) + (-1,)
+    center, scale = (jnp.asarray(v, jnp.float32).reshape(shape) for v in (mean, std))
+    return (scaled - center) / scale
 
 
 def to_network_input(

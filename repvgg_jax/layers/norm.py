@@ -9,7 +9,7 @@ from flax import linen as nn
 from jax import Array, lax
 
 from repvgg_jax.layers.conv import Dtype
-from repvgg_jax.ops.batch_norm import BN_EPSILON, batch_norm, split_into_groups
+from repvgg_jax.ops.batch_norm import BN_EPSILON, batch_norm, per_channel, split_into_groups
 
 BN_MOMENTUM = 0.9  # weight of the old statistics; PyTorch's momentum is 1 minus this
 
@@ -77,7 +77,9 @@ class BatchNorm(nn.Module):
         norm = norm_variables(self, x.shape[-1])
         if not self.train:
             scale = lax.rsqrt(norm.var.value + BN_EPSILON) * norm.gamma
-            return ((x - norm.mean.value) * scale + norm.beta).astype(self.dtype)
+            centered = x - per_channel(norm.mean.value, x)
+            y = centered * per_channel(scale, x) + per_channel(norm.beta, x)
+            return y.astype(self.dtype)
         images = split_into_groups(x, self.group_size)
         y, mean, var = batch_norm(images, norm.gamma, norm.beta, self.dtype)
         if not self.is_initializing():

@@ -19,7 +19,7 @@ from repvgg_jax.errors import UsageError
 from repvgg_jax.layers.conv import Conv, Dtype, kernel_init
 from repvgg_jax.layers.dense import dense
 from repvgg_jax.nets._base import BlockSpec, Net, check_positive
-from repvgg_jax.ops.batch_norm import accumulation_dtype
+from repvgg_jax.ops.batch_norm import accumulation_dtype, per_channel
 from repvgg_jax.ops.convolution import convolve_by_matmul
 
 SLOPE = 0.3  # slope of leaky_relu below zero
@@ -73,7 +73,9 @@ class SquareConv(nn.Module):
         channels = x.shape[-1]
         kernel = self.param("kernel", self.kernel_init, (3, 3, channels, channels), jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, (channels,), jnp.float32)
-        return convolve_by_matmul(x, kernel, dtype=self.dtype) + bias.astype(self.dtype)
+        return convolve_by_matmul(x, kernel, dtype=self.dtype) + per_channel(bias, x).astype(
+            self.dtype
+        )
 
 
 class DeepPlain(Net):

@@ -56,6 +56,11 @@ def mean_and_variance(x: AnyArray) -> tuple[GroupStatistic, GroupStatistic]:
     return mean, jnp.maximum((wide**2).mean(axes) - mean**2, 0.0)
 
 
+def per_channel(vector: ChannelVector, like: Any) -> Array:
+    """Reshapes [channels] so that it broadcasts against `like`, [..., channels]."""
+    return vector.reshape(*(1,) * (like.ndim - 1), -1)
+
+
 def broadcast_to_images(vector: GroupStatistic, x: AnyArray) -> Array:
     """Reshapes [groups, channels] so that it broadcasts against [groups, ..., channels]."""
     return vector.reshape(vector.shape[0], *(1,) * (x.ndim - 2), -1)
@@ -90,8 +95,8 @@ def batch_norm(
 
 def _forward_rule(x: AnyArray, gamma: Array, beta: Array, dtype: Any) -> tuple[Any, Any]:
     mean, var = mean_and_variance(x)
-    scale = broadcast_to_images(gamma * lax.rsqrt(var + BN_EPSILON), x)
-    y = (x - broadcast_to_images(mean, x)) * scale + beta
+    scale = broadcast_to_images(per_channel(gamma, var) * lax.rsqrt(var + BN_EPSILON), x)
+    y = (x - broadcast_to_images(mean, x)) * scale + per_channel(beta, x)
     return (y.astype(dtype), mean, var), (x, gamma, mean, var)
 
 
@@ -113,7 +118,7 @@ def batch_norm_gradient(
     d = dy.astype(accumulation_dtype(x.dtype))
     dbeta = d.sum(axes)
     dgamma = ((d * x).sum(axes) - mean * dbeta) * rsigma
-    scale = gamma * rsigma
+    scale = per_channel(gamma, rsigma) * rsigma
     slope = jnp.where(var > 0, scale * rsigma * dgamma / count, 0.0)
     centered = x - broadcast_to_images(mean, x)
     dx = (d - broadcast_to_images(dbeta / count, x)) * broadcast_to_images(scale, x)

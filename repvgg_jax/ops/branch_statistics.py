@@ -36,6 +36,7 @@ from repvgg_jax.ops.batch_norm import (
     batch_norm_gradient,
     broadcast_to_images,
     mean_and_variance,
+    per_channel,
 )
 from repvgg_jax.ops.convolution import convolve, uses_onednn
 from repvgg_jax.runtime.devices import target
@@ -104,7 +105,8 @@ def _forward(
     # Rounded as for the product, so that the bias takes off the mean exactly as it came through.
     m = _collapsed(w, scales, geometry).astype(x.dtype)
     center = jnp.einsum("ngi,nigo->ngo", mean, m.astype(mean.dtype))
-    bias = sum(betas.values()) - center.reshape(center.shape[0], -1)
+    center = center.reshape(center.shape[0], -1)
+    bias = per_channel(sum(betas.values()), center) - center
     z = _product(x, m, geometry) + broadcast_to_images(bias, x)
     if y is not None:
         scale = broadcast_to_images(scales["kxk"], y)
@@ -159,20 +161,21 @@ sum_normalized_branches.defvjp(_forward, _backward)
 
 def _scales(gammas: Any, statistics: Any) -> dict[str, GroupStatistic]:
     """Returns gamma / sigma of each branch, [n, channels]."""
+    rsigmas = {name: lax.rsqrt(statistics[name][1] + BN_EPSILON) for name in gammas}
     return {
-        name: gamma * lax.rsqrt(statistics[name][1] + BN_EPSILON) for name, gamma in gammas.items()
+        name: per_channel(gamma, rsigmas[name]) * rsigmas[name] for name, gamma in gammas.items()
     }
 
 
 def _collapsed(w: Array, scales: Mapping[str, Array], geometry: Geometry) -> Array:
     """Returns M [n, i, g, o]: the 1x1 branch and the identity as one kernel."""
-    m = w * _grouped(scales["1x1"], geometry)[:, None]
+    m = w[None] * _grouped(scales["1x1"], geometry)[:, None]
     return m + _diagonal(_grouped(scales["identity"], geometry)) if "identity" in scales else m
 
 
 def _diagonal(vector: Array) -> Array:
     """Returns [n, g, i] as the kernel [n, i, g, i] of a product by channel."""
-    return jnp.eye(vector.shape[-1], dtype=vector.dtype)[:, None] * vector[:, None]
+    return jnp.eye(vector.shape[-1], dtype=vector.dtype)[None, :, None] * vector[:, None]
 
 
 def _split(kernel: Array, geometry: Geometry) -> Array:

@@ -19,7 +19,7 @@ from repvgg_jax.ops.algorithms import (
     symmetric_padding,
     xla_convolution,
 )
-from repvgg_jax.ops.batch_norm import AnyArray
+from repvgg_jax.ops.batch_norm import AnyArray, per_channel
 from repvgg_jax.runtime.devices import target
 
 # "xla" is the compiler's own convolution; "onednn" is a tuned library for float32 on CPUs;
@@ -111,7 +111,7 @@ def convolve(
         y = convolve_with(x, kernel, fastest_algorithms(x.shape, kernel.shape, strides), strides)
     else:
         y = xla_convolution(x, kernel, strides, groups, dilation, padding)
-    y = y if bias is None else y + bias
+    y = y if bias is None else y + per_channel(bias, y)
     return relu(y) if apply_relu else y
 
 

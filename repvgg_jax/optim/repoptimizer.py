@@ -19,6 +19,7 @@ from jax import Array
 from repvgg_jax.affine import Affine, add, identity
 from repvgg_jax.errors import UsageError
 from repvgg_jax.nets import Net, Variables
+from repvgg_jax.ops.batch_norm import per_channel
 
 
 def to_plain(net: Net, variables: Variables) -> tuple[Net, dict[str, Any]]:
@@ -81,8 +82,8 @@ def multiplier(scales: Mapping[str, Array], like: Array) -> Array:
     an identity branch.
     """
     branches = [
-        Affine(jnp.ones_like(like) * scales["scale_kxk"] ** 2),
-        Affine(jnp.ones_like(like[:1, :1]) * scales["scale_1x1"] ** 2),
+        Affine(jnp.ones_like(like) * per_channel(scales["scale_kxk"] ** 2, like)),
+        Affine(jnp.ones_like(like[:1, :1]) * per_channel(scales["scale_1x1"] ** 2, like)),
     ]
     if "scale_identity" in scales:
         branches.append(identity(like))

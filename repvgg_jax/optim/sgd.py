@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
-from repvgg_jax.ops.batch_norm import BN_EPSILON
+from repvgg_jax.ops.batch_norm import BN_EPSILON, per_channel
 
 # (regular expression, value): the first that matches a whole name, such as
 # `stage0_block0/conv_kxk/kernel`, wins.
@@ -117,6 +117,7 @@ def custom_l2(params: Mapping[str, Any], batch_stats: Mapping[str, Any]) -> Arra
         kernel, tk, t1 = layers["conv_kxk"]["kernel"], scale("bn_kxk"), scale("bn_1x1")
         middle = kernel.shape[0] // 2
         center = kernel[middle, middle]
+        tk, t1 = (per_channel(t, center) for t in (tk, t1))
         fused = tk * center + t1 * layers["conv_1x1"]["kernel"][0, 0]
         total += jnp.sum(kernel**2) - jnp.sum(center**2) + jnp.sum(fused**2 / (tk**2 + t1**2))
     return total

@@ -43,7 +43,7 @@ def mix(
     alpha = jnp.where(cut, cutmix, mixup)
     lam = random.beta(lam_key, alpha, alpha)
     outside = 1 - _box(box_key, images.shape[1:3], lam)
-    weight = jnp.where(cut, outside, lam)[..., None]
+    weight = jnp.where(cut, outside, lam)[..., None][None]
     mixed = weight * images + (1 - weight) * _neighbors(images)
     share = weight.mean()
     return mixed.astype(images.dtype), share * targets + (1 - share) * _neighbors(targets)
