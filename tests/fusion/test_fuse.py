@@ -84,14 +84,6 @@ def test_nets_fuse_to_the_same_function(name, block, size):
     assert abs(report.logit_kl) < 1e-6
 
 
-def test_a_block_is_affine_in_evaluation():
-    block = RepVGGBlock(8)
-    a, b, c = random_images(3, 2, 6, 6, 8)
-    variables = randomised(jax.eval_shape(lambda: block.init(jax.random.key(0), a)), 1)
-    f = lambda x: block.apply(variables, x)  # noqa: E731
-    assert relative_error(f(a) + f(b) - f(c), f(a + b - c)) < 1e-5
-
-
 def test_fused_tree_is_the_plain_nets_own_and_fusing_again_changes_nothing():
     net, variables = small("repvgg_b1g4")
     plain, fused = rj.fuse(net, variables)
@@ -166,14 +158,6 @@ def test_a_net_of_5x5_kernels_fuses():
     report = rj.verify(net, variables, random_images(8, 17, 16, 3))
     assert report.max_relative_error < 1e-5
     assert rj.fuse(net, variables)[1]["params"]["stage1_block1"]["conv"]["kernel"].shape[0] == 5
-
-
-@pytest.mark.parametrize("strides", [1, 2])
-def test_a_grouped_dilated_block_is_exact(strides):
-    fields = {"groups": 2, "dilation": 2, "strides": strides}
-    with jax.enable_x64(True):
-        block = RepVGGBlock(8, **fields, dtype=jnp.float64)
-        assert block_error(block, 8, 8, 6, "float64") < 1e-12
 
 
 def test_squeeze_excite_stands_before_the_relu_and_averages_all_of_the_map():

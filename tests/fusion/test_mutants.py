@@ -1,4 +1,7 @@
-"""Tests of tests: each seeded fault makes the test that is named beside it fail."""
+"""Tests of tests: each seeded fault makes the test that is named beside it fail.
+
+Without the fault they pass, where they stand.
+"""
 
 from importlib import import_module
 
@@ -12,9 +15,7 @@ from repvgg_jax.blocks import dbb as dbb_file
 from repvgg_jax.blocks import repvgg as block_file
 from repvgg_jax.nets.repvgg import RepVGG, RepVGGPlus
 from repvgg_jax.ops import convolution
-from tests.fusion import test_fuse
-from tests.optim import test_ema
-from tests.support import blocks as block_contract
+from tests.support.blocks import CASES, check_block
 
 # The package exports the function under the name of its file.
 fuse = import_module("repvgg_jax.fusion.fuse")
@@ -68,7 +69,16 @@ def bordered_by_zeros(block, y, branch, train):
     return jnp.pad(block.norm(y, branch, train), [(0, 0), margin, margin, (0, 0)])
 
 
-exact = test_fuse.test_a_grouped_dilated_block_is_exact
+def exact(strides):
+    """The contract of a grouped, dilated RepVGG block."""
+    check_block("repvgg", (8, 8, strides, 2, 3, 2, (8, 6), "float64"))
+
+
+def named(test):
+    """The test `<module>.<name>`, with its module under tests/."""
+    module, _, name = test.rpartition(".")
+    return getattr(import_module(f"tests.{module}"), name)
+
 
 # Fault -> what is replaced, by what, and a test that must fail for it, with its arguments.
 FAULTS = {
@@ -107,28 +117,28 @@ FAULTS = {
         RepVGG,
         "run_activated",
         RepVGGPlus.run_activated,
-        test_fuse.test_squeeze_excite_stands_before_the_relu_and_averages_all_of_the_map,
+        "fusion.test_fuse.test_squeeze_excite_stands_before_the_relu_and_averages_all_of_the_map",
         (),
     ),
     "dtype of folding": (
         fuse,
         "accumulation_dtype",
         lambda dtype: jnp.bfloat16,
-        test_fuse.test_folding_is_wide_whatever_the_compute_type,
+        "fusion.test_fuse.test_folding_is_wide_whatever_the_compute_type",
         (),
     ),
     "border of zeros behind a BatchNorm": (
         dbb_file.DiverseBranchBlock,
         "_bordered",
         bordered_by_zeros,
-        block_contract.check_block,
-        ("dbb", block_contract.CASES[0]),
+        check_block,
+        ("dbb", CASES[0]),
     ),
     "EMA mix": (
         fuse,
         "check_pair",
         lambda variables: None,
-        test_ema.test_a_mixed_pair_is_refused_and_a_true_one_fuses,
+        "optim.test_ema.test_a_mixed_pair_is_refused_and_a_true_one_fuses",
         (),
     ),
 }
@@ -138,9 +148,9 @@ FAULTS = {
 @pytest.mark.parametrize("name", FAULTS)
 def test_a_seeded_fault_fails_its_test(name, monkeypatch):
     where, attribute, fault, test, arguments = FAULTS[name]
-    jax.clear_caches()
-    test(*arguments)
+    test = named(test) if isinstance(test, str) else test
     monkeypatch.setattr(where, attribute, fault)
+    # Programs compiled without the fault, or with it, must not serve the other tests.
     jax.clear_caches()
     with pytest.raises((AssertionError, pytest.fail.Exception)):
         test(*arguments)
