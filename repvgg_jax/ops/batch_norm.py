@@ -56,7 +56,7 @@ def mean_and_variance(x: AnyArray) -> tuple[GroupStatistic, GroupStatistic]:
     return mean, jnp.maximum((wide**2).mean(axes) - mean**2, 0.0)
 
 
-def per_channel(vector: ChannelVector, like: Any) -> Array:
+def per_channel(vector: AnyArray, like: Any) -> Array:
     """Reshapes [channels] so that it broadcasts against `like`, [..., channels]."""
     return vector.reshape(*(1,) * (like.ndim - 1), -1)
 
