@@ -12,10 +12,9 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from repvgg_jax.bench.hlo import COLLECTIVES, traffic
+from repvgg_jax.bench.hlo import traffic
 from repvgg_jax.config.build import build
 from repvgg_jax.errors import RunError, UsageError, one_line
 from repvgg_jax.runtime.devices import compiling_for
@@ -35,7 +34,7 @@ _LIBTPU = {
 
 class _Chip(NamedTuple):
     kind: str  # JAX's `device_kind`
-    hbm: int  # memory in GiB
+    memory: int  # GiB
     axes: int  # axes of the torus
     pod: int  # chips of the largest slice
     options: dict[str, str]  # options of the topology that give one device per chip
@@ -48,35 +47,22 @@ _CHIPS = {
     "v5p": _Chip("TPU v5", 95, 3, 8960, _ONE_CORE),
     "v6e": _Chip("TPU v6 lite", 32, 2, 256, {}),
 }
-_HBM = {chip.kind: chip.hbm * GIB for chip in _CHIPS.values()}
 _EXAMPLES = "v5e:4x4, v4:2x2x2 or cpu:8"
 
 
 @dataclass(frozen=True)
 class StepCost:
-    """The cost of one step on one device, according to its compiler.
-
-    Attributes:
-      arguments: bytes of the arguments.
-      outputs: bytes of the outputs.
-      aliased: bytes of the outputs that reuse the memory of arguments (the donated state).
-      temporaries: bytes of the temporaries.
-      code: bytes of the program.
-      flops: floating-point operations; a loop's body counts once.
-      bytes_accessed: bytes read from and written to memory; a loop's body counts once.
-      collectives: kind to (number, bytes of their results), with every trip of a loop.
-      loops: number of loops of more than one trip.
-    """
+    """The cost of one step on one device, according to its compiler; memory is in bytes."""
 
     arguments: int
     outputs: int
-    aliased: int
+    aliased: int  # part of the outputs that reuses the memory of arguments (the donated state)
     temporaries: int
     code: int
-    flops: float
-    bytes_accessed: float
-    collectives: dict[str, tuple[int, int]]
-    loops: int
+    flops: float  # a loop's body counts once
+    bytes_accessed: float  # read from and written to memory; a loop's body counts once
+    collectives: dict[str, tuple[int, int]]  # kind to (number, bytes of results), every trip
+    loops: int  # loops of more than one trip
 
     @property
     def memory(self) -> int:
@@ -107,12 +93,13 @@ def topology_devices(text: str) -> list[jax.Device]:
     """
     name, sizes = _parse(text)
     if name == "cpu":
-        if len(devices := jax.devices("cpu")) < sizes[0]:
+        count, devices = sizes[0], jax.devices("cpu")
+        if len(devices) < count:
             raise UsageError(
                 f"--topology={text}: this process has {len(devices)} CPU devices; start it with "
-                f"XLA_FLAGS=--xla_force_host_platform_device_count={sizes[0]}"
+                f"XLA_FLAGS=--xla_force_host_platform_device_count={count}"
             )
-        return devices[: sizes[0]]
+        return devices[:count]
     if importlib.util.find_spec("libtpu") is None:
         raise UsageError(f"--topology={text} needs the TPU compiler: pip install libtpu")
     from jax.experimental import topologies
@@ -141,10 +128,10 @@ def _parse(text: str) -> tuple[str, list[int]]:
 
 
 def compile_step(config: ConfigDict, devices: list[jax.Device]) -> jax.stages.Compiled:
-    """Compiles the config's training step for the devices, without arrays and data sets.
+    """Compiles the config's training step for the devices, without arrays or a data set.
 
-    The length of the schedule, which depends on the size of the data set, is a constant of the
-    step, and is made up.
+    The step contains the length of the schedule, which depends on the data set, as a constant; a
+    placeholder is used.
 
     Raises:
       UsageError: if the config cannot run on these devices.
@@ -177,25 +164,18 @@ def lower_step(config: ConfigDict, devices: list[jax.Device]) -> tuple[jax.stage
     experiment = build(config, devices, open_data=False)
     mesh = experiment.mesh
     state = abstract_state(experiment)
-    key = _placed(jax.eval_shape(jax.random.key, 0), replicated(mesh))
-    arguments = (state, _abstract_batch(config, mesh), key)
+    rows, size = config.train.batch_size, config.data.image_size
+    per_image = partial(jax.ShapeDtypeStruct, sharding=batch_sharding(mesh))
+    batch = {
+        "image": per_image((rows, size, size, 3), jnp.uint8),
+        "label": per_image((rows,), jnp.int32),
+        "mask": per_image((rows,), jnp.float32),
+    }
+    key = jax.eval_shape(jax.random.key, 0).update(sharding=replicated(mesh))
+    arguments = (state, batch, key)
     with compiling_for(devices):
         step = jit_train_step(state, mesh, experiment.step_options)
         return step.lower(*arguments), arguments
-
-
-def _abstract_batch(config: ConfigDict, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
-    rows, size = config.train.batch_size, config.data.image_size
-    batch = {
-        "image": jax.ShapeDtypeStruct((rows, size, size, 3), jnp.uint8),
-        "label": jax.ShapeDtypeStruct((rows,), jnp.int32),
-        "mask": jax.ShapeDtypeStruct((rows,), jnp.float32),
-    }
-    return jax.tree.map(partial(_placed, sharding=batch_sharding(mesh)), batch)
-
-
-def _placed(leaf: Any, sharding: jax.sharding.Sharding) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
 
 def step_cost(compiled: jax.stages.Compiled) -> StepCost:
@@ -217,17 +197,12 @@ def step_cost(compiled: jax.stages.Compiled) -> StepCost:
 
 def memory_bytes(device: jax.Device) -> int | None:
     """Returns the bytes of a TPU's memory, and None for other devices."""
-    return _HBM.get(device.device_kind)
+    kinds = {chip.kind: chip.memory * GIB for chip in _CHIPS.values()}
+    return kinds.get(device.device_kind)
 
 
 def format_cost(cost: StepCost, title: str = "", hbm: int | None = None) -> str:
-    """Returns the cost as a table.
-
-    Args:
-      cost: cost of a step.
-      title: first line.
-      hbm: bytes of memory of a device; None if unknown.
-    """
+    """Returns the cost as a table below a title; `hbm` is a device's memory in bytes, if known."""
     rows = [
         ("arguments", cost.arguments),
         ("outputs", cost.outputs),
@@ -236,8 +211,7 @@ def format_cost(cost: StepCost, title: str = "", hbm: int | None = None) -> str:
         ("generated code", cost.code),
         ("total", cost.memory),
     ]
-    lines = [title] if title else []
-    lines += ["memory a device"]
+    lines = [title, "memory a device"] if title else ["memory a device"]
     lines += [f"  {name:<24}{size / GIB:>10.3f} GiB" for name, size in rows]
     if hbm:
         verdict = "fits" if cost.memory <= hbm else "DOES NOT FIT"
@@ -247,8 +221,7 @@ def format_cost(cost: StepCost, title: str = "", hbm: int | None = None) -> str:
         f"  {'FLOPs':<24}{cost.flops / 1e9:>10,.2f} G",
         f"  {'bytes accessed':<24}{cost.bytes_accessed / 1e9:>10,.2f} GB",
     ]
-    for kind in (kind for kind in COLLECTIVES if kind in cost.collectives):
-        count, size = cost.collectives[kind]
+    for kind, (count, size) in cost.collectives.items():
         lines.append(f"  {kind:<24}{size / 1e6:>10,.2f} MB in {count:,}")
     if not cost.collectives:
         lines.append("  no collectives")

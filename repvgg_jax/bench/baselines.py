@@ -5,9 +5,9 @@ Each makes uint8 batches by random resized crop, bilinear resizing, and a flip o
 
 from __future__ import annotations
 
-import dataclasses
 import io
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -19,72 +19,13 @@ from repvgg_jax.data.sampler import example_rng, stream_indices
 Batches = Callable[[int], Iterator[Any]]
 
 
-def tf_data(
-    paths: Sequence[str],
-    labels: Sequence[int],
-    size: int,
-    batch_size: int,
-    cores: int,
-    *,
-    antialias: bool,
-) -> Batches:
-    """Returns a tf.data pipeline that decodes only the crop, by the fast DCT.
-
-    Args:
-      paths: paths of the JPEGs.
-      labels: labels of the JPEGs.
-      size: side of the images in pixels.
-      batch_size: images per batch.
-      cores: size of the private thread pool.
-      antialias: whether resizing has the kernel of this package and of PyTorch. TensorFlow's
-        cheaper default reads only the four nearest pixels, which gives another image.
-
-    Raises:
-      ImportError: if TensorFlow is not installed.
-    """
-    import tensorflow as tf
-
-    def example(path: Any, label: Any) -> tuple[Any, Any]:
-        data = tf.io.read_file(path)
-        begin, extent, _ = tf.image.sample_distorted_bounding_box(
-            tf.io.extract_jpeg_shape(data),
-            tf.zeros((1, 0, 4)),
-            area_range=(0.08, 1.0),
-            aspect_ratio_range=(3 / 4, 4 / 3),
-            max_attempts=10,
-            use_image_if_no_bounding_boxes=True,
-        )
-        window = tf.concat([begin[:2], extent[:2]], 0)
-        crop = tf.io.decode_and_crop_jpeg(data, window, channels=3, dct_method="INTEGER_FAST")
-        image = tf.image.resize(crop, (size, size), antialias=antialias)
-        image = tf.cast(image + 0.5, tf.uint8)
-        return tf.image.random_flip_left_right(image), label
-
-    options = tf.data.Options()
-    options.deterministic = False
-    options.threading.private_threadpool_size = cores
-    options.threading.max_intra_op_parallelism = 1
-    with tf.device("/cpu:0"):
-        data = tf.data.Dataset.from_tensor_slices((list(paths), np.asarray(labels, np.int32)))
-        data = data.shuffle(len(paths)).repeat().map(example, tf.data.AUTOTUNE)
-        data = data.batch(batch_size, drop_remainder=True, num_parallel_calls=tf.data.AUTOTUNE)
-        data = data.prefetch(tf.data.AUTOTUNE).with_options(options)
-    return lambda count: data.take(count).as_numpy_iterator()
-
-
-@dataclasses.dataclass(frozen=True)
-class PillowExamples:
-    """A torch data set of cropped, resized and flipped images by position in the stream.
-
-    Attributes:
-      paths: paths of the images.
-      labels: labels of the images.
-      size: side of the images in pixels.
-    """
+@dataclass(frozen=True)
+class Images:
+    """Paths and labels of JPEGs, and as a torch data set their crops by position in the stream."""
 
     paths: Sequence[str]
     labels: Sequence[int]
-    size: int
+    size: int  # side of the resized crops in pixels
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -103,27 +44,57 @@ class PillowExamples:
         return np.array(image), self.labels[index]
 
 
-def torch_loader(
-    paths: Sequence[str], labels: Sequence[int], size: int, batch_size: int, cores: int
-) -> Batches:
-    """Returns a pipeline of torch's DataLoader and Pillow, with one persistent process per core.
+def tf_data(images: Images, batch_size: int, cores: int, *, antialias: bool) -> Batches:
+    """Returns a tf.data pipeline on `cores` threads that decodes only the crop, by the fast DCT.
 
-    Args:
-      paths: paths of the images.
-      labels: labels of the images.
-      size: side of the images in pixels.
-      batch_size: images per batch.
-      cores: number of processes.
+    With `antialias`, resizing has the kernel of this package and of PyTorch. TensorFlow's cheaper
+    default reads only the four nearest pixels, which gives another image.
+
+    Raises:
+      ImportError: if TensorFlow is not installed.
+    """
+    import tensorflow as tf
+
+    def example(path: Any, label: Any) -> tuple[Any, Any]:
+        data = tf.io.read_file(path)
+        begin, extent, _ = tf.image.sample_distorted_bounding_box(
+            tf.io.extract_jpeg_shape(data),
+            tf.zeros((1, 0, 4)),
+            area_range=(0.08, 1.0),
+            aspect_ratio_range=(3 / 4, 4 / 3),
+            max_attempts=10,
+            use_image_if_no_bounding_boxes=True,
+        )
+        window = tf.concat([begin[:2], extent[:2]], 0)
+        crop = tf.io.decode_and_crop_jpeg(data, window, channels=3, dct_method="INTEGER_FAST")
+        image = tf.image.resize(crop, (images.size, images.size), antialias=antialias)
+        image = tf.cast(image + 0.5, tf.uint8)
+        return tf.image.random_flip_left_right(image), label
+
+    options = tf.data.Options()
+    options.deterministic = False
+    options.threading.private_threadpool_size = cores
+    options.threading.max_intra_op_parallelism = 1
+    with tf.device("/cpu:0"):
+        labels = np.asarray(images.labels, np.int32)
+        data = tf.data.Dataset.from_tensor_slices((list(images.paths), labels))
+        data = data.shuffle(len(images)).repeat().map(example, tf.data.AUTOTUNE)
+        data = data.batch(batch_size, drop_remainder=True, num_parallel_calls=tf.data.AUTOTUNE)
+        data = data.prefetch(tf.data.AUTOTUNE).with_options(options)
+    return lambda count: data.take(count).as_numpy_iterator()
+
+
+def torch_loader(images: Images, batch_size: int, cores: int) -> Batches:
+    """Returns a pipeline of torch's DataLoader and Pillow, with one persistent process per core.
 
     Raises:
       ImportError: if torch is not installed.
     """
     import torch
 
-    examples = PillowExamples(tuple(paths), tuple(labels), size)
-    positions = _Positions()
+    positions: list[int] = []  # what the next iteration samples
     loader = torch.utils.data.DataLoader(
-        examples,
+        images,
         batch_size=batch_size,
         sampler=positions,
         num_workers=cores,
@@ -132,16 +103,7 @@ def torch_loader(
     )
 
     def batches(count: int) -> Iterator[Any]:
-        positions.count = count * batch_size
+        positions[:] = range(count * batch_size)
         return iter(loader)
 
     return batches
-
-
-class _Positions:
-    """A sampler of the first `count` positions of the stream."""
-
-    count = 0
-
-    def __iter__(self) -> Iterator[int]:
-        return iter(range(self.count))

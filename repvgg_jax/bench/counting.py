@@ -19,7 +19,7 @@ def count_parameters(variables: Any) -> int:
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(variables["params"]))
 
 
-def count_macs(net: nn.Module, variables: Any, image_size: int | tuple[int, int] = 224) -> int:
+def count_macs(net: nn.Module, variables: Any, image_size: int = 224) -> int:
     """Returns the multiply-adds of convolutions and matrix products for one image in evaluation.
 
     They are counted in the traced program, so that any net can be counted and nothing is computed.
@@ -34,13 +34,13 @@ def count_macs(net: nn.Module, variables: Any, image_size: int | tuple[int, int]
     Args:
       net: the net.
       variables: its variables, as arrays or `jax.ShapeDtypeStruct`s.
-      image_size: side of the image in pixels, or (height, width).
+      image_size: side of the image in pixels.
     """
     return _count(net, variables, image_size, None)
 
 
 def count_winograd_multiplications(
-    net: nn.Module, variables: Any, image_size: int | tuple[int, int] = 224, tile: int = 2
+    net: nn.Module, variables: Any, image_size: int = 224, tile: int = 2
 ) -> int:
     """Returns the multiplications for one image if Winograd computes 3x3 convolutions of stride 1.
 
@@ -52,7 +52,7 @@ def count_winograd_multiplications(
     Args:
       net: the net.
       variables: its variables, as arrays or `jax.ShapeDtypeStruct`s.
-      image_size: side of the image in pixels, or (height, width).
+      image_size: side of the image in pixels.
       tile: side of the output tile, 2 or 4.
     """
     return _count(net, variables, image_size, tile)
@@ -64,21 +64,12 @@ def count_multiplications(function: Callable[..., Any], *args: Any, tile: int | 
         return _macs(jax.make_jaxpr(function)(*args).jaxpr, tile)
 
 
-def _count(
-    net: nn.Module, variables: Any, image_size: int | tuple[int, int], tile: int | None
-) -> int:
-    height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
-    forward = partial(net.apply, train=False)
-    one, two = (
-        count_multiplications(
-            forward,
-            variables,
-            jax.ShapeDtypeStruct((batch, height, width, 3), jnp.float32),
-            tile=tile,
-        )
-        for batch in (1, 2)
-    )
-    return two - one
+def _count(net: nn.Module, variables: Any, image_size: int, tile: int | None) -> int:
+    def count(batch: int) -> int:
+        images = jax.ShapeDtypeStruct((batch, image_size, image_size, 3), jnp.float32)
+        return count_multiplications(partial(net.apply, train=False), variables, images, tile=tile)
+
+    return count(2) - count(1)  # without work that does not depend on the batch
 
 
 def _macs(jaxpr: Any, tile: int | None) -> int:
@@ -87,25 +78,21 @@ def _macs(jaxpr: Any, tile: int | None) -> int:
         if equation.primitive.name == "conv_general_dilated":
             kernel = equation.invars[1].aval.shape
             out_axis = equation.params["dimension_numbers"].rhs_spec[0]
-            macs = math.prod(equation.outvars[0].aval.shape) * (
-                math.prod(kernel) // kernel[out_axis]
-            )
+            macs = equation.outvars[0].aval.size * (math.prod(kernel) // kernel[out_axis])
             if tile is not None and _suits_winograd(equation):
                 macs = macs * (tile + 2) ** 2 // (9 * tile**2)
             total += macs
         elif equation.primitive.name == "dot_general":
             (contracted, _), _ = equation.params["dimension_numbers"]
             shape = equation.invars[0].aval.shape
-            total += math.prod(equation.outvars[0].aval.shape) * math.prod(
-                shape[axis] for axis in contracted
-            )
+            terms = math.prod(shape[axis] for axis in contracted)
+            total += equation.outvars[0].aval.size * terms
         trips = equation.params["length"] if equation.primitive.name == "scan" else 1
         total += trips * sum(_macs(inner, tile) for inner in _inner_jaxprs(equation.params))
     return total
 
 
 def _suits_winograd(convolution: Any) -> bool:
-    """Returns whether a convolution is 3x3, of stride 1 and undilated."""
     params = convolution.params
     spatial = params["dimension_numbers"].rhs_spec[2:]
     kernel = tuple(convolution.invars[1].aval.shape[axis] for axis in spatial)
@@ -115,8 +102,5 @@ def _suits_winograd(convolution: Any) -> bool:
 
 def _inner_jaxprs(params: dict[str, Any]) -> list[Any]:
     """Returns the programs that an equation calls."""
-    values = []
-    for value in params.values():
-        values += value if isinstance(value, tuple) else [value]
-    jaxprs = [getattr(value, "jaxpr", value) for value in values]
+    jaxprs = [getattr(leaf, "jaxpr", leaf) for leaf in jax.tree.leaves(list(params.values()))]
     return [jaxpr for jaxpr in jaxprs if hasattr(jaxpr, "eqns")]
