@@ -105,7 +105,7 @@ def test_the_bench_says_what_is_missing(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     run_bench_data(config, tmp_path / "run")
     said = capsys.readouterr().out
-    assert "tf.data: not measured, tensorflow is missing" in said
+    assert "tf.data: not measured, tensorflow is not installed" in said
     assert "pip install -e '.[bench]'" in said
     report = json.loads((tmp_path / "run/bench_data.json").read_text())
     (row,) = report["pipelines"]
