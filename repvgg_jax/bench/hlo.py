@@ -22,15 +22,10 @@ _BOUND = re.compile(r" s\d+\[\]\S* constant\((\d+)\)")
 
 
 class Traffic(NamedTuple):
-    """The communication of one execution of a program.
+    """The communication of one execution of a program."""
 
-    Attributes:
-      collectives: kind to (number, bytes of their results on one device), for kinds that occur.
-      loops: number of loops of more than one trip.
-    """
-
-    collectives: dict[str, tuple[int, int]]
-    loops: int
+    collectives: dict[str, tuple[int, int]]  # kind to (number, bytes of results on one device)
+    loops: int  # loops of more than one trip
 
 
 def traffic(text: str) -> Traffic:
@@ -62,9 +57,8 @@ def traffic(text: str) -> Traffic:
                     result = _elements(result)[1]  # of (operand, result, ...)
                 counts[kind] += times[name]
                 sizes[kind] += times[name] * shape_bytes(result)
-    return Traffic(
-        {kind: (counts[kind], sizes[kind]) for kind in COLLECTIVES if counts[kind]}, loops
-    )
+    found = {kind: (counts[kind], sizes[kind]) for kind in COLLECTIVES if counts[kind]}
+    return Traffic(found, loops)
 
 
 def shape_bytes(shape: str) -> int:

@@ -20,6 +20,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from repvgg_jax.bench import baselines
+from repvgg_jax.bench.timing import ratio
 from repvgg_jax.config.build import make_source, make_transform
 from repvgg_jax.config.fields import check_values
 from repvgg_jax.data.augment.transforms import Transform, random_box, train_image
@@ -32,14 +33,15 @@ from repvgg_jax.errors import UsageError
 from repvgg_jax.runtime.files import write_json
 
 ROUNDS = 7
-
 # Least number of images per round and pipeline, after one batch per core as a warm-up.
 _IMAGES = 1024
-
 # Most files taken from the folder, so that the operating system keeps all of them in memory.
 _FILES = 2048
-
 OURS = "repvgg_jax"
+_INSTALL = {
+    "tensorflow": "pip install -e '.[bench]'",
+    "torch": "pip install torch (a CPU build suffices)",
+}
 
 
 def run_bench_data(config: ConfigDict, workdir: Path | None) -> None:
@@ -54,7 +56,7 @@ def run_bench_data(config: ConfigDict, workdir: Path | None) -> None:
     source = _sample(make_source(config, "train"), config.seed)
     cores = len(os.sched_getaffinity(0))
     pipelines, missing = _pipelines(source, transform, batch_size, config.seed, cores)
-    seconds = measure(pipelines, batch_size, cores)
+    seconds = _measure(pipelines, batch_size, cores)
     shares = _shares(source, transform, config.seed)
     print(f"{len(source)} images of {config.data.data_dir}, batches of {batch_size}, {cores} cores")
     rows = _rows(seconds, cores)
@@ -66,43 +68,32 @@ def run_bench_data(config: ConfigDict, workdir: Path | None) -> None:
         write_json(workdir / "bench_data.json", report)
 
 
-def measure(
-    pipelines: dict[str, baselines.Batches], batch_size: int, cores: int, rounds: int = ROUNDS
+def _measure(
+    pipelines: dict[str, baselines.Batches], batch_size: int, cores: int
 ) -> dict[str, list[float]]:
     """Returns the seconds per image of each pipeline in each round, after a round of warm-up.
 
-    Each batch is made by one thread, so that a multiple of the number of threads is timed.
-
-    Args:
-      pipelines: name to pipeline.
-      batch_size: images per batch.
-      cores: number of threads.
-      rounds: number of measured rounds.
+    Each batch is made by one thread, so that a multiple of the number of cores is timed.
     """
     batches_per_core = max(2, -(-_IMAGES // (batch_size * cores)))
     seconds: dict[str, list[float]] = {name: [] for name in pipelines}
-    for _ in range(rounds + 1):
+    for _ in range(ROUNDS + 1):
         for name, batches in pipelines.items():
             iterator = batches((batches_per_core + 1) * cores)
-            _take(iterator, cores)
+            for _ in range(cores):
+                next(iterator)
             started = time.perf_counter()
-            _take(iterator, batches_per_core * cores)
+            for _ in range(batches_per_core * cores):
+                next(iterator)
             elapsed = time.perf_counter() - started
             del iterator  # stops its threads before another pipeline is timed
             seconds[name].append(elapsed / (batches_per_core * cores * batch_size))
     return {name: values[1:] for name, values in seconds.items()}
 
 
-def _take(iterator: Iterator[Any], count: int) -> None:
-    for _ in range(count):
-        next(iterator)
-
-
 def _sample(source: EncodedSource, seed: int) -> EncodedSource:
-    """Returns up to `_FILES` of the images, read once so that they are in the file cache."""
+    """Returns up to `_FILES` of the images."""
     chosen = stream_indices(len(source), seed, 0, min(len(source), _FILES)).tolist()
-    for index in chosen:
-        source.read([index])
     return dataclasses.replace(
         source, size=len(chosen), read=lambda indices: source.read([chosen[i] for i in indices])
     )
@@ -112,46 +103,33 @@ def _pipelines(
     source: EncodedSource, transform: Transform, batch_size: int, seed: int, cores: int
 ) -> tuple[dict[str, baselines.Batches], list[str]]:
     """Returns the pipelines by name, and a line for each that is not installed."""
-    records = source.read(range(len(source)))
-    jpegs = [record for record in records if record.data[:2] == b"\xff\xd8"]
-    if len(jpegs) < len(records):
+    records = source.read(range(len(source)))  # they then are in the file cache, too
+    if others := sum(record.data[:2] != b"\xff\xd8" for record in records):
         raise UsageError(
-            f"{len(records) - len(jpegs)} of {len(records)} images are not JPEGs; "
+            f"{others} of {len(records)} images are not JPEGs; "
             "--mode=bench_data needs a folder of JPEGs"
         )
-    same = (
-        [record.where for record in records],
-        [record.label for record in records],
-        transform.image_size,
-        batch_size,
-        cores,
-    )
+    paths, labels = [record.where for record in records], [record.label for record in records]
+    images = baselines.Images(paths, labels, transform.image_size)
     del records
 
     def ours(count: int) -> Iterator[Any]:
         return train_batches(source, transform, batch_size, seed, workers=cores)
 
-    others: dict[str, tuple[str, Callable[..., baselines.Batches]]] = {
+    makers: dict[str, tuple[str, Callable[..., baselines.Batches]]] = {
         "tf.data": ("tensorflow", partial(baselines.tf_data, antialias=True)),
         "tf.data, not antialiased": ("tensorflow", partial(baselines.tf_data, antialias=False)),
         "Pillow in torch's DataLoader": ("torch", baselines.torch_loader),
     }
     pipelines: dict[str, baselines.Batches] = {OURS: ours}
     missing = []
-    for name, (package, make) in others.items():
+    for name, (package, make) in makers.items():
         if importlib.util.find_spec(package) is None:
-            missing.append(
-                f"{name}: not measured, {package} is not installed ({_INSTALL[package]})"
-            )
+            install = _INSTALL[package]
+            missing.append(f"{name}: not measured, {package} is not installed ({install})")
         else:
-            pipelines[name] = make(*same)
+            pipelines[name] = make(images, batch_size, cores)
     return pipelines, missing
-
-
-_INSTALL = {
-    "tensorflow": "pip install -e '.[bench]'",
-    "torch": "pip install torch (a CPU build suffices)",
-}
 
 
 def _shares(source: EncodedSource, transform: Transform, seed: int) -> dict[str, float]:
@@ -185,7 +163,6 @@ def _shares(source: EncodedSource, transform: Transform, seed: int) -> dict[str,
 def _rows(seconds: dict[str, list[float]], cores: int) -> list[dict[str, Any]]:
     rows = []
     for name, values in seconds.items():
-        ratios = [theirs / ours for theirs, ours in zip(values, seconds[OURS], strict=True)]
         rate = 1 / statistics.median(values)
         rows.append(
             {
@@ -193,7 +170,7 @@ def _rows(seconds: dict[str, list[float]], cores: int) -> list[dict[str, Any]]:
                 "images_per_second": rate,
                 "images_per_second_per_core": rate / cores,
                 "slowest_and_fastest_round": [1 / max(values), 1 / min(values)],
-                "ours_is_faster_by": statistics.median(ratios),
+                "ours_is_faster_by": ratio(seconds, name, to=OURS),
             }
         )
     return rows

@@ -18,8 +18,8 @@ def time_interleaved(functions: Mapping[str, Callable[[], Any]], rounds: int) ->
     """Returns the seconds of each function in every round, in which each runs once.
 
     Other load on the machine then affects all functions alike. The first round is a warm-up and is
-    not measured. Each round has another order, since the caches, memory and threads that a function
-    leaves behind may change the time of the next.
+    not measured. The order is random, since the caches, memory and threads that a function leaves
+    behind may change the time of the next.
 
     Example:
       >>> times = time_interleaved({"sin": lambda: jnp.sin(x), "exp": lambda: jnp.exp(x)}, rounds=5)
@@ -32,15 +32,13 @@ def time_interleaved(functions: Mapping[str, Callable[[], Any]], rounds: int) ->
     times: Times = {name: [] for name in functions}
     order = list(functions)
     shuffle = random.Random(0).shuffle
-    for measured_round in range(rounds + 1):
+    for _ in range(rounds + 1):
         shuffle(order)
         for name in order:
-            function = functions[name]
             start = time.perf_counter()
-            jax.block_until_ready(function())
-            if measured_round:
-                times[name].append(time.perf_counter() - start)
-    return times
+            jax.block_until_ready(functions[name]())
+            times[name].append(time.perf_counter() - start)
+    return {name: seconds[1:] for name, seconds in times.items()}
 
 
 def ratio(times: Times, name: str, to: str) -> float:
@@ -54,12 +52,11 @@ def matmul_peak(dtype: Any, seconds: float = 1.0) -> float:
     A multiply-add is two operations. Sizes double while they are faster; each is repeated for about
     `seconds`, and its fastest run counts.
     """
+    product = jax.jit(jnp.matmul)
     best = 0.0
-    size = 1024
-    while size <= 16384:
+    for size in (1024, 2048, 4096, 8192, 16384):
         # Random elements, since a processor may run faster on constant ones, which draw less power.
         a = jax.random.normal(jax.random.key(0), (size, size), dtype)
-        product = jax.jit(jnp.matmul)
         times = []
         start = time.perf_counter()
         jax.block_until_ready(product(a, a))
@@ -71,5 +68,4 @@ def matmul_peak(dtype: Any, seconds: float = 1.0) -> float:
         if rate < 1.05 * best:
             return max(best, rate)
         best = rate
-        size *= 2
     return best
