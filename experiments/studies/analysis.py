@@ -7,7 +7,6 @@ branches of a layer sum to its fused kernel.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,7 +26,6 @@ from repvgg_jax.config.build import make_source, make_transform
 from repvgg_jax.config.workdir import read_config
 from repvgg_jax.data.images import to_network_input
 from repvgg_jax.data.pipeline import eval_batches
-from repvgg_jax.data.sources.base import Example, Source
 from repvgg_jax.errors import UsageError
 from repvgg_jax.fusion.fuse import fuse
 from repvgg_jax.ops.batch_norm import BN_EPSILON
@@ -46,28 +44,11 @@ def images_of(workdir: str | Path, count: int) -> tuple[Images, Int[Array, "batc
     config = read_config(Path(workdir))
     source, transform = make_source(config, "test"), make_transform(config)
     count = min(count, len(source))
-    chosen = _Chosen(source, np.linspace(0, len(source) - 1, count).astype(int).tolist())
+    chosen = source.select(np.linspace(0, len(source) - 1, count).astype(int).tolist())
     batch = next(iter(eval_batches(chosen, transform, count, workers=0)))
     batch = {name: leaf[batch["mask"] > 0] for name, leaf in batch.items()}
     mean, std = tuple(config.data.mean), tuple(config.data.std)
     return to_network_input(jnp.asarray(batch["image"]), mean, std), jnp.asarray(batch["label"])
-
-
-@dataclass(frozen=True)
-class _Chosen:
-    """A selection of a source's examples."""
-
-    source: Source
-    indices: list[int]
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def __getitem__(self, index: int) -> Example:
-        return self.source[self.indices[index]]
-
-    def __getattr__(self, name: str) -> Any:  # the data set's name and classes
-        return getattr(self.source, name)
 
 
 def branches_of(net: nn.Module, variables: Variables) -> dict[str, list[str]]:

@@ -5,7 +5,6 @@ The pipelines are interleaved, so that other load on the machine affects all of 
 
 from __future__ import annotations
 
-import dataclasses
 import importlib.util
 import os
 import platform
@@ -93,10 +92,7 @@ def _measure(
 
 def _sample(source: EncodedSource, seed: int) -> EncodedSource:
     """Returns up to `_FILES` of the images."""
-    chosen = stream_indices(len(source), seed, 0, min(len(source), _FILES)).tolist()
-    return dataclasses.replace(
-        source, size=len(chosen), read=lambda indices: source.read([chosen[i] for i in indices])
-    )
+    return source.select(stream_indices(len(source), seed, 0, min(len(source), _FILES)).tolist())
 
 
 def _pipelines(

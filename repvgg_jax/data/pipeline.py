@@ -19,13 +19,12 @@ from repvgg_jax.data.augment.transforms import (
 )
 from repvgg_jax.data.decode.image import LazyImage, from_array
 from repvgg_jax.data.sampler import stream_indices
-from repvgg_jax.data.sources.base import ArraySource, EncodedSource, Example, Source
+from repvgg_jax.data.sources.base import ArraySource, Example, Source
 from repvgg_jax.errors import UsageError
 
 Batch = dict[str, np.ndarray]
 
-# Batches that are prefetched.
-_PREFETCH = 2
+_PREFETCH = 2  # batches
 
 
 def train_batches(
@@ -83,17 +82,18 @@ def train_batches(
             positions = step * batch_size + first + np.arange(local)
             indices = stream_indices(len(source), seed, int(positions[0]), local)
             images = _train_images(source.images[indices], transform, augmentation_seed, positions)
-            return _batch(images, source.labels[indices], np.ones(local, np.float32))
+            mask = np.ones(local, np.float32)
+            return {"image": images, "label": source.labels[indices], "mask": mask}
 
         return _prefetched(batch_at, itertools.count(start_step))
 
     def example_at(index: int, position: int) -> Example:
+        def transformed(image: LazyImage) -> np.ndarray:
+            return train_image(image, transform, augmentation_seed, position)
+
         for offset in range(len(source)):
-            example = _read(
-                source,
-                (index + offset) % len(source),
-                lambda image: train_image(image, transform, augmentation_seed, position),
-            )
+            (record,) = source.read([(index + offset) % len(source)])
+            example = source.decode(record, transformed)
             if example is not None:
                 return example
         raise UsageError(f"{source.name}: none of {len(source)} images can be decoded")
@@ -124,31 +124,34 @@ def eval_batches(
     local = _local_batch_size(source, batch_size, process_index, process_count, workers)
     steps = -(-len(source) // batch_size)
     first = process_index * local
-    empty = np.zeros((transform.eval_size, transform.eval_size, 3), np.uint8)
+    size = transform.eval_size
 
     if isinstance(source, ArraySource):
 
         def batch_at(step: int) -> Batch:
             start = step * batch_size + first
-            images = _eval_images(source.images[start : start + local], transform)
-            labels = source.labels[start : start + local]
-            missing = local - len(labels)
-            return _batch(
-                np.concatenate([images, np.broadcast_to(empty, (missing, *empty.shape))]),
-                np.pad(labels, (0, missing)),
-                np.pad(np.ones(len(labels), np.float32), (0, missing)),
-            )
+            images = source.images[start : start + local]
+            batch, count = _zeros(local, size), len(images)
+            if images.shape[1:3] == (size, size) and transform.augmentation != "resized_crop":
+                batch["image"][:count] = images
+            else:
+                for row, image in enumerate(images):
+                    batch["image"][row] = eval_image(from_array(image), transform)
+            batch["label"][:count] = source.labels[start : start + local]
+            batch["mask"][:count] = 1
+            return batch
 
         return _prefetched(batch_at, range(steps))
 
     def example_at(index: int) -> Example | None:
         if index >= len(source):
             return None
-        return _read(source, index, lambda image: eval_image(image, transform))
+        (record,) = source.read([index])
+        return source.decode(record, lambda image: eval_image(image, transform))
 
     def streamed_batch_at(step: int) -> Batch:
         start = step * batch_size + first
-        return _collect(map(example_at, range(start, start + local)), local, transform.eval_size)
+        return _collect(map(example_at, range(start, start + local)), local, size)
 
     return _stream(streamed_batch_at, 0, steps, workers)
 
@@ -170,15 +173,6 @@ def _local_batch_size(
     return batch_size // process_count
 
 
-def _read(
-    source: Source, index: int, transform: Callable[[LazyImage], np.ndarray]
-) -> Example | None:
-    if isinstance(source, EncodedSource):
-        return source.decode(source.read([index])[0], transform)
-    image, label = source[index]
-    return Example(transform(from_array(image)), label)
-
-
 def _train_images(
     images: np.ndarray, transform: Transform, seed: int, positions: np.ndarray
 ) -> np.ndarray:
@@ -197,31 +191,22 @@ def _train_images(
     return np.stack([augment_pixels(image, transform, seed, position) for image, position in pairs])
 
 
-def _eval_images(images: np.ndarray, transform: Transform) -> np.ndarray:
-    size = transform.eval_size
-    if images.shape[1:3] == (size, size) and transform.augmentation != "resized_crop":
-        return images
-    if not len(images):
-        return np.zeros((0, size, size, 3), np.uint8)
-    return np.stack([eval_image(from_array(image), transform) for image in images])
-
-
-def _batch(images: np.ndarray, labels: np.ndarray, mask: np.ndarray) -> Batch:
-    return {"image": images, "label": labels, "mask": mask}
+def _zeros(count: int, size: int) -> Batch:
+    images = np.zeros((count, size, size, 3), np.uint8)
+    return {
+        "image": images,
+        "label": np.zeros(count, np.int32),
+        "mask": np.zeros(count, np.float32),
+    }
 
 
 def _collect(examples: Iterable[Example | None], count: int, size: int) -> Batch:
     """Collects `count` examples into a batch; None becomes zeros with mask 0."""
-    batch = _batch(
-        np.empty((count, size, size, 3), np.uint8),
-        np.zeros(count, np.int32),
-        np.ones(count, np.float32),
-    )
+    batch = _zeros(count, size)
     for row, example in enumerate(examples):
-        if example is None:
-            batch["image"][row], batch["mask"][row] = 0, 0
-        else:
+        if example is not None:
             batch["image"][row], batch["label"][row] = example
+            batch["mask"][row] = 1
     return batch
 
 
@@ -244,6 +229,6 @@ def _stream(
     import grain
 
     batches = grain.MapDataset.range(start, 2**62 if stop is None else stop).map(batch_at)
-    buffer_size = workers + _PREFETCH if workers else 0
-    options = grain.ReadOptions(num_threads=workers, prefetch_buffer_size=buffer_size)
+    ahead = workers + _PREFETCH if workers else 0
+    options = grain.ReadOptions(num_threads=workers, prefetch_buffer_size=ahead)
     return iter(batches.to_iter_dataset(options))

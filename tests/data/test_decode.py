@@ -91,7 +91,7 @@ def test_a_truncated_jpeg_is_an_error_and_no_grey_picture(kind, kept):
         resized_crop(open_image(cut, "record 7"), (10, 10, 150, 150), 32)
 
 
-def test_the_bench_says_what_is_missing(tmp_path, capsys, monkeypatch):
+def test_the_bench_names_what_is_not_installed(tmp_path, capsys, monkeypatch):
     from configs import a0
 
     for index in range(6):

@@ -10,13 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from repvgg_jax.data.augment.transforms import (
-    Transform,
-)
+from repvgg_jax.data.augment.transforms import Transform
 from repvgg_jax.data.pipeline import eval_batches, train_batches
 from repvgg_jax.data.sources.base import ArraySource
-from repvgg_jax.data.sources.load import load_source
-from repvgg_jax.data.sources.memory import load_into_memory
+from repvgg_jax.data.sources.load import load_into_memory, load_source
 from repvgg_jax.errors import UsageError
 from tests.support.batches import AUGMENTED, PLAIN, array_source, assert_same, joined, take
 from tests.support.image_files import truncated_jpeg, write, write_tree

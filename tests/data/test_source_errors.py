@@ -7,9 +7,7 @@ import os
 import numpy as np
 import pytest
 
-from repvgg_jax.data.augment.transforms import (
-    Transform,
-)
+from repvgg_jax.data.augment.transforms import Transform
 from repvgg_jax.data.pipeline import eval_batches
 from repvgg_jax.data.sources.load import load_source
 from repvgg_jax.errors import UsageError

@@ -14,9 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from repvgg_jax.data.augment.transforms import (
-    Transform,
-)
+from repvgg_jax.data.augment.transforms import Transform
 from repvgg_jax.data.pipeline import eval_batches, train_batches
 from repvgg_jax.data.sources import load as load_module
 from repvgg_jax.data.sources.base import ArraySource, Source

@@ -6,9 +6,7 @@ import itertools
 
 import numpy as np
 
-from repvgg_jax.data.augment.transforms import (
-    Transform,
-)
+from repvgg_jax.data.augment.transforms import Transform
 from repvgg_jax.data.sources.base import ArraySource
 
 

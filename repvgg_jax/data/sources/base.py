@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import NamedTuple
 
 import numpy as np
 from absl import logging
@@ -26,30 +26,6 @@ class Record(NamedTuple):
     data: bytes
     label: int
     where: str
-
-
-@runtime_checkable
-class Source(Protocol):
-    """A data source: examples by index, 0 <= index < len(source)."""
-
-    @property
-    def name(self) -> str:
-        """Name of the data set and its split, for messages."""
-        ...
-
-    @property
-    def num_classes(self) -> int:
-        """Number of classes."""
-        ...
-
-    @property
-    def class_names(self) -> tuple[str, ...]:
-        """Name of each label."""
-        ...
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: int) -> Example: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,6 +56,11 @@ class ArraySource:
 
     def __getitem__(self, index: int) -> Example:
         return Example(self.images[index], int(self.labels[index]))
+
+    def select(self, indices: Sequence[int]) -> ArraySource:
+        """Returns the source of the examples at these indices."""
+        images, labels = self.images[list(indices)], self.labels[list(indices)]
+        return dataclasses.replace(self, images=images, labels=labels)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,6 +102,14 @@ class EncodedSource:
         """
         return self._decode(self.read([index])[0], LazyImage.rgb)
 
+    def select(self, indices: Sequence[int]) -> EncodedSource:
+        """Returns the source of the examples at these indices."""
+
+        def read(chosen: Sequence[int]) -> list[Record]:
+            return self.read([indices[i] for i in chosen])
+
+        return dataclasses.replace(self, size=len(indices), read=read)
+
     def decode(
         self, record: Record, transform: Callable[[LazyImage], np.ndarray] = LazyImage.rgb
     ) -> Example | None:
@@ -137,14 +126,16 @@ class EncodedSource:
                 raise
             if error.where not in self.skipped:
                 self.skipped.add(error.where)
-                logging.warning(
-                    "skipped the corrupt image %s, %d so far", error.where, len(self.skipped)
-                )
+                count = len(self.skipped)
+                logging.warning("skipped the corrupt image %s, %d so far", error.where, count)
             return None
 
     def _decode(self, record: Record, transform: Callable[[LazyImage], np.ndarray]) -> Example:
         check_label(record.label, self.label_range, record.where)
         return Example(transform(open_image(record.data, record.where)), record.label)
+
+
+Source = ArraySource | EncodedSource
 
 
 def check_label(label: int, label_range: int, where: str) -> None:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from repvgg_jax.data.sources.base import Source, check_label
+import os
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+
+from repvgg_jax.data.sources.base import ArraySource, EncodedSource, Example, Source, check_label
 from repvgg_jax.data.sources.digits import load_digits
 from repvgg_jax.data.sources.folder import load_folder
-from repvgg_jax.data.sources.memory import load_into_memory
 from repvgg_jax.data.sources.tfds import load_prepared
 from repvgg_jax.errors import UsageError
 
@@ -14,6 +18,9 @@ SPLITS = ("train", "test")
 
 # Limit of the decoded bytes of a data set of one image size that is loaded into memory.
 IN_MEMORY_BYTES = 2 << 30
+
+# Records per task of decoding: enough to amortize a read, few enough to occupy all threads.
+_CHUNK = 512
 
 
 def load_source(
@@ -69,3 +76,40 @@ def load_source(
     encoded, image_bytes = load_prepared(name, data_dir, split, **options)
     is_small = image_bytes is not None and image_bytes * len(encoded) < IN_MEMORY_BYTES
     return load_into_memory(encoded) if is_small else encoded
+
+
+def load_into_memory(source: EncodedSource) -> ArraySource:
+    """Decodes all of `source`, whose images must have the same size.
+
+    With `skip_corrupt`, corrupt images are left out: the result is shorter than the source by
+    `len(result.skipped)`.
+
+    Raises:
+      CorruptImageError: at the first corrupt image, unless the source may skip it.
+      UsageError: if sizes differ, a label is out of range, or no image is left.
+    """
+
+    def decode(start: int) -> list[tuple[str, Example]]:
+        records = source.read(range(start, min(start + _CHUNK, len(source))))
+        decoded = [(record.where, source.decode(record)) for record in records]
+        return [(where, example) for where, example in decoded if example is not None]
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        chunks = pool.map(decode, range(0, len(source), _CHUNK))
+        examples = [pair for chunk in chunks for pair in chunk]
+    if not examples:
+        raise UsageError(f"{source.name} has no image that can be decoded")
+    shape = examples[0][1].image.shape
+    for where, example in examples:
+        if example.image.shape != shape:
+            raise UsageError(
+                f"{where} is {example.image.shape}, others are {shape}; "
+                "a data set in memory needs images of one size"
+            )
+    return ArraySource(
+        name=source.name,
+        class_names=source.class_names,
+        images=np.stack([example.image for _, example in examples]),
+        labels=np.asarray([example.label for _, example in examples], np.int32),
+        skipped=frozenset(source.skipped),
+    )
