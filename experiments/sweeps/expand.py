@@ -65,7 +65,7 @@ class Run:
 
 def set_field(config: ConfigDict, name: str, value: Any) -> None:
     """Sets a field such as `optim.momentum`; raises UsageError if it is unknown or mistyped."""
-    if problem := unknown_field(config, [name]):
+    if problem := unknown_field(config, name):
         raise UsageError(problem)
     *groups, last = name.split(".")
     for group in groups:
@@ -120,7 +120,7 @@ def parse_overrides(arguments: Iterable[str]) -> dict[str, Any]:
 
 def _is_string(config: ConfigDict, name: str) -> bool:
     *groups, last = name.split(".")
-    if unknown_field(config, [name]):
+    if unknown_field(config, name):
         return False
     for group in groups:
         config = config[group]

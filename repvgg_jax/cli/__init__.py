@@ -23,14 +23,13 @@ class Mode:
 
     Attributes:
       run: function that is called with the flags in `needs` and `takes` by name.
-      help: what the command does, in a few words.
+      help: short description of the command.
       example: arguments of main.py, without `--mode`.
       needs: flags that must be given.
-      takes: flags that may be given; `workdir` then has the default below.
-      workdir: workdir if `--workdir` is not given; `RUN_WORKDIR` stands for one named after the
-        config, None for no workdir.
+      takes: flags that may be given.
+      workdir: default of `--workdir`; `RUN_WORKDIR` stands for a folder named after the config.
       keeps_programs: False for commands that measure the compiler, or do not use it, and so do not
-        read and write the compilation cache.
+        use the compilation cache.
       resumes_from: what the command resumes from after an interrupt.
     """
 
@@ -38,7 +37,7 @@ class Mode:
     help: str
     example: str
     needs: tuple[str, ...] = ("config",)
-    takes: tuple[str, ...] = ()
+    takes: tuple[str, ...] = ("workdir",)
     workdir: str | None = RUN_WORKDIR
     keeps_programs: bool = True
     resumes_from: str = "last checkpoint"
@@ -49,7 +48,6 @@ MODES = {
         run_train,
         "train, evaluate, fuse, verify and report; resumes if interrupted",
         "--config configs/quickstart.py --workdir runs/quickstart",
-        takes=("workdir",),
     ),
     "eval": Mode(
         run_eval,
@@ -69,6 +67,7 @@ MODES = {
         run_prepare,
         "download a data set, or read its archives, and write it for training",
         "--config configs/cifar10.py",
+        takes=(),
         keeps_programs=False,
         resumes_from="last finished file",
     ),
@@ -77,7 +76,6 @@ MODES = {
         "start a run from PyTorch weights (.pth or .safetensors)",
         "--config configs/a0.py --weights RepVGG-A0-train.pth",
         needs=("config", "weights"),
-        takes=("workdir",),
     ),
     "to_torch": Mode(
         run_to_torch,
@@ -91,7 +89,6 @@ MODES = {
         "compile a training step for absent devices; print memory and FLOPs",
         "--config configs/b1.py --topology v5e:4x4",
         needs=("config", "topology"),
-        takes=("workdir",),
         workdir=None,
         keeps_programs=False,
     ),
@@ -99,7 +96,6 @@ MODES = {
         run_bench,
         "time the train form, the plain net and the fused net",
         "--config configs/b1.py --config.model.dtype=bfloat16",
-        takes=("workdir",),
         workdir="runs/bench",
         keeps_programs=False,
     ),
@@ -107,7 +103,6 @@ MODES = {
         run_bench_data,
         "time the input pipeline beside tf.data and PyTorch",
         "--config configs/a0.py --config.data.source=folder",
-        takes=("workdir",),
         workdir=None,
     ),
 }

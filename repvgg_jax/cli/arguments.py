@@ -12,6 +12,17 @@ from repvgg_jax.cli import MODES, RUN_WORKDIR, Mode
 from repvgg_jax.config.fields import unknown_field
 from repvgg_jax.errors import UsageError
 
+_HELP_ON_FLAGS = """
+
+--mode is train by default, and --workdir is runs/ and the name of the config.
+configs/default.py lists all fields; any can be given: --config.train.epochs=3
+
+  --layout official|timm   names of the weights that to_torch writes
+  --fused                  to_torch writes the fused weights
+  --coordinator HOST:PORT --num_processes N --process_index I
+                           one of several processes, where no cluster is detected
+  --helpfull               all flags"""
+
 
 def parse(values: flags.FlagValues, argv: list[str]) -> None:
     """Parses a command line into flags that include `config`.
@@ -19,20 +30,21 @@ def parse(values: flags.FlagValues, argv: list[str]) -> None:
     Raises:
       UsageError: if anything is wrong with it, the config file included.
     """
-    overrides = [arg.lstrip("-") for arg in argv if arg.lstrip("-").startswith("config.")]
-    names = [override.split("=")[0] for override in overrides]
-    if repeated := [name for name in names if names.count(name) > 1]:
-        raise UsageError(f"--{repeated[0]} is given twice; give it once")
+    words = [arg.lstrip("-").partition("=")[0] for arg in argv]
+    fields = [word.removeprefix("config.") for word in words if word.startswith("config.")]
+    if repeated := [field for field in fields if fields.count(field) > 1]:
+        raise UsageError(f"--config.{repeated[0]} is given twice; give it once")
     config = _given_config(argv)
-    if overrides and config is None:
+    if fields and config is None:
         raise UsageError("--config.field=value changes a field of a config; give --config as well")
     if config is not None and not Path(config.split(":")[0]).is_file():
         raise UsageError(f"--config={config}: file not found; bundled configs are in configs/")
     try:
         rest = values(argv)[1:]
     except AttributeError as error:  # an override of a field that the config does not have
-        fields = [override.removeprefix("config.") for override in overrides]
-        raise UsageError(unknown_field(_config(config), fields) or str(error)) from None
+        unchanged = _load_config(config)
+        problems = filter(None, (unknown_field(unchanged, field) for field in fields))
+        raise UsageError(next(problems, str(error))) from None
     except (flags.Error, UsageError) as error:
         message = str(error)
         if "Traceback" in message:  # config_flags quotes the traceback of a config file's error
@@ -52,7 +64,7 @@ def _given_config(argv: list[str]) -> str | None:
     return None
 
 
-def _config(path: str) -> Any:
+def _load_config(path: str) -> Any:
     """Returns a config without overrides."""
     values = flags.FlagValues()
     argv = ["", f"--config={path}"]
@@ -96,17 +108,4 @@ def help_text() -> str:
     lines = ["usage: python main.py --mode=MODE --config FILE [--config.FIELD=VALUE ...]", ""]
     for name, mode in MODES.items():
         lines += [f"  {name:<11}{mode.help}", f"  {'':<11}  --mode={name} {mode.example}"]
-    return "\n".join(
-        [
-            *lines,
-            "",
-            "--mode is train by default, and --workdir is runs/ and the name of the config.",
-            "configs/default.py lists all fields; any can be given: --config.train.epochs=3",
-            "",
-            "  --layout official|timm   names of the weights that to_torch writes",
-            "  --fused                  to_torch writes the fused weights",
-            "  --coordinator HOST:PORT --num_processes N --process_index I",
-            "                           one of several processes, where no cluster is detected",
-            "  --helpfull               all flags",
-        ]
-    )
+    return "\n".join(lines) + _HELP_ON_FLAGS

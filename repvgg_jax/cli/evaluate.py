@@ -8,11 +8,11 @@ from ml_collections import ConfigDict
 
 from repvgg_jax.checkpoint.fused import fused_step, has_fused
 from repvgg_jax.checkpoint.load import load, load_trained
-from repvgg_jax.cli.common import say
 from repvgg_jax.config.build import make_eval_data
 from repvgg_jax.config.fields import check_values
 from repvgg_jax.config.workdir import read_config
 from repvgg_jax.runtime.mesh import make_mesh
+from repvgg_jax.runtime.processes import print_once
 from repvgg_jax.training.evaluation import Evaluation
 
 
@@ -33,7 +33,7 @@ def run_eval(config: ConfigDict | None, workdir: Path) -> None:
         forms[name] = load(workdir, fused=True)
     for form, (net, variables) in forms.items():
         result = evaluation(net, variables)
-        say(
+        print_once(
             f"{form:<12} top-1 {result['top1']:.2%}  top-5 {result['top5']:.2%}  "
             f"loss {result['loss']:.4f}  {result['count']:,} images"
         )

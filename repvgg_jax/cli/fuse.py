@@ -10,7 +10,6 @@ from ml_collections import ConfigDict
 
 from repvgg_jax.checkpoint.fused import save_fused
 from repvgg_jax.checkpoint.load import load_trained
-from repvgg_jax.cli.common import say
 from repvgg_jax.cli.evaluate import open_evaluation
 from repvgg_jax.config.fields import config_hash
 from repvgg_jax.config.workdir import read_config
@@ -19,6 +18,7 @@ from repvgg_jax.fusion.certificate import certify
 from repvgg_jax.fusion.fuse import fuse
 from repvgg_jax.fusion.verify import FusionReport, verify
 from repvgg_jax.runtime.mesh import replicate
+from repvgg_jax.runtime.processes import print_once
 from repvgg_jax.training.evaluation import Evaluation
 
 
@@ -35,14 +35,7 @@ def run_fuse(config: ConfigDict | None, workdir: Path) -> None:
     evaluation = open_evaluation(config)
     net, variables, step = load_trained(workdir)
     _, report = fuse_and_save((net, variables), step, workdir, evaluation, config.fuse)
-    say(f"{report}\nrepvgg_jax.load({str(workdir)!r}, fused=True) opens the fused pair")
-
-
-def why_not_fusable(net: nn.Module) -> str | None:
-    """Returns the reason why a net's block cannot be fused, or None if it can."""
-    if net.fusable:
-        return None
-    return f"no convolution equals block={net.block!r}; deploy its train form"
+    print_once(f"{report}\nrepvgg_jax.load({str(workdir)!r}, fused=True) opens the fused pair")
 
 
 def fuse_and_save(

@@ -22,7 +22,7 @@ def run_prepare(config: ConfigDict) -> None:
     there = find_prepared(data.name, data.data_dir)
     path = there or prepare(data.name, data.data_dir, data.manual_dir)
     state = "is already" if there else "is now"
-    # `say` would start the devices.
+    # Not `print_once`, which would start the devices.
     print(
         f"{data.name} {state} prepared in {path}: {describe_splits(path)}; "
         "the same command without --mode=prepare trains on it"

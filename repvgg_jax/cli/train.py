@@ -13,15 +13,15 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from repvgg_jax.bench.counting import count_macs, count_parameters
-from repvgg_jax.cli.common import model_name, say
-from repvgg_jax.cli.fuse import fuse_and_save, why_not_fusable
-from repvgg_jax.config.build import build
+from repvgg_jax.cli.fuse import fuse_and_save
+from repvgg_jax.config.build import build, model_name
 from repvgg_jax.config.fields import check_values, config_hash
+from repvgg_jax.config.workdir import check_workdir
 from repvgg_jax.errors import Stopped
 from repvgg_jax.runtime.compilation import StartupTimer
 from repvgg_jax.runtime.files import write_json
 from repvgg_jax.runtime.mesh import local_copy
-from repvgg_jax.runtime.processes import primary
+from repvgg_jax.runtime.processes import primary, print_once
 from repvgg_jax.runtime.signals import Stopping
 from repvgg_jax.training.evaluation import Evaluation
 from repvgg_jax.training.summary import summary
@@ -37,6 +37,7 @@ def run_train(config: ConfigDict, workdir: Path) -> None:
       Stopped: if it was told to stop; the same call resumes.
     """
     check_values(config)
+    check_workdir(config, workdir)
     with Stopping(config.train.deadline) as stopping:
         report = _train_and_fuse(config, workdir, stopping)
         if primary():
@@ -49,7 +50,6 @@ def _train_and_fuse(config: ConfigDict, workdir: Path, stopping: Stopping) -> di
     startup = StartupTimer()
     started = time.monotonic()
     experiment = build(config)
-    refusal = why_not_fusable(experiment.net)
     evaluation = Evaluation(experiment.eval_data, experiment.mesh)
     after_batch = partial(_check_after_training, stopping, experiment.mesh)
 
@@ -59,13 +59,14 @@ def _train_and_fuse(config: ConfigDict, workdir: Path, stopping: Stopping) -> di
     forms = {"train_form": pair}
     metrics = {"train_form": trained.metrics or evaluation(*pair, after_batch)}
     fusion = {}
-    if refusal:
-        say(refusal)
-    else:
+    if experiment.net.fusable:
         forms["fused"], verified = fuse_and_save(pair, step, workdir, evaluation, config.fuse)
         metrics["fused"] = evaluation(*forms["fused"], after_batch)
         names = ("max_relative_error", "top1_agreement", "logit_kl")
         fusion = {"fusion": {name: getattr(verified, name) for name in names}}
+    else:
+        block = experiment.net.block
+        print_once(f"no convolution equals block={block!r}; deploy its train form")
 
     size = config.data.eval_image_size or config.data.image_size
     return {
@@ -74,10 +75,9 @@ def _train_and_fuse(config: ConfigDict, workdir: Path, stopping: Stopping) -> di
         "device": f"{jax.devices()[0].device_kind} x{experiment.mesh.size}",
         "steps": step,
         **_speed(trained, workdir),
-        **{
-            name: {form: values[name] for form, values in metrics.items()}
-            for name in ("top1", "top5", "loss")
-        },
+        "top1": {form: values["top1"] for form, values in metrics.items()},
+        "top5": {form: values["top5"] for form, values in metrics.items()},
+        "loss": {form: values["loss"] for form, values in metrics.items()},
         "eval_count": metrics["train_form"]["count"],
         "skipped": {
             "train": len(experiment.train_data.source.skipped),

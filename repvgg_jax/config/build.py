@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
+from dataclasses import fields
 
 import jax
 import optax
@@ -48,19 +48,17 @@ def build(
       898
     """
     check_values(config)
-    mesh = config_mesh(config, devices)
+    mesh = _make_mesh(config, devices)
     net = make_net(config)
     _check_repoptimizer(config, net)
-    train_data = make_train_data(config) if open_data else None
-    eval_data = make_eval_data(config, mesh) if open_data else None
-    if train_data:
+    train_data, eval_data, train_size = None, None, 0
+    steps, warmup_steps = _STEPS_WITHOUT_DATA, int(config.optim.warmup_epochs > 0)
+    if open_data:
+        train_data = make_train_data(config)
+        eval_data = make_eval_data(config, mesh)
         train_size = len(train_data.source)
         steps = total_steps(config, train_size)
         warmup_steps = _warmup_steps(config, train_size)
-    else:
-        train_size = 0
-        steps = _STEPS_WITHOUT_DATA
-        warmup_steps = 1 if config.optim.warmup_epochs else 0
     batch_size = config.train.batch_size
     schedule = sgd.cosine_schedule(config.optim.learning_rate, batch_size, steps, warmup_steps)
     return Experiment(
@@ -70,7 +68,7 @@ def build(
         optimizer=make_optimizer(config, net, schedule),
         schedule=schedule,
         steps=steps,
-        step_options=make_step_options(config),
+        step_options=_step_options(config),
         seed=config.seed,
         fsdp_min_size=config.mesh.min_size,
         train_data=train_data,
@@ -85,13 +83,8 @@ def build(
     )
 
 
-def config_mesh(config: ConfigDict, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """Returns the mesh of `config.mesh`.
-
-    Raises:
-      UsageError: if the mesh does not fit the devices, or does not divide the training batch, its
-        microbatches and their BatchNorm groups.
-    """
+def _make_mesh(config: ConfigDict, devices: Sequence[jax.Device] | None) -> Mesh:
+    """Returns the mesh of `config.mesh`, which must divide the batch and its microbatches."""
     mesh = make_mesh(config.mesh.data, config.mesh.fsdp, devices)
     if config.model.conv_algorithm == "onednn" and mesh.size > 1:
         raise UsageError(
@@ -119,18 +112,18 @@ def make_net(config: ConfigDict) -> nn.Module:
     return create(**config.model.to_dict())
 
 
+def model_name(config: ConfigDict) -> str:
+    """Returns the model's name, with its block if the config sets one: `repvgg_a0, block acb`."""
+    name, block = config.model.name, config.model.block
+    return f"{name}, block {block}" if block else name
+
+
 def make_source(config: ConfigDict, split: str) -> Source:
     """Opens the `train` or the `test` split of the data that `config.data` names."""
     data = config.data
     classes = config.model.num_classes
-    source = load_source(
-        data.source,
-        data.name,
-        data.data_dir,
-        split,
-        num_classes=classes,
-        skip_corrupt=data.skip_corrupt,
-    )
+    options = {"num_classes": classes, "skip_corrupt": data.skip_corrupt}
+    source = load_source(data.source, data.name, data.data_dir, split, **options)
     if source.num_classes < classes:
         logging.warning(
             "%s has %d classes, the net %d: labels are 0 to %d in the order of the class names, "
@@ -144,16 +137,13 @@ def make_source(config: ConfigDict, split: str) -> Source:
 
 
 def make_transform(config: ConfigDict) -> Transform:
-    """Returns the transform that `config.data` describes: the fields of the same names."""
-    names = [field.name for field in dataclasses.fields(Transform)]
-    return Transform(**{name: config.data[name] for name in names})
+    """Returns the transform that `config.data` describes, whose fields it has."""
+    return Transform(**{field.name: config.data[field.name] for field in fields(Transform)})
 
 
 def make_train_data(config: ConfigDict) -> TrainData:
     """Opens the training split."""
     data = config.data
-    order = data.seed
-    augmentation = data.augmentation_seed
     source = make_source(config, "train")
     if not len(source):
         raise UsageError(f"{source.name} is empty; choose another data.name or data.data_dir")
@@ -161,9 +151,11 @@ def make_train_data(config: ConfigDict) -> TrainData:
         source=source,
         transform=make_transform(config),
         batch_size=config.train.batch_size,
-        seed=config.seed if order is None else order,
-        augmentation_seed=config.seed if augmentation is None else augmentation,
         workers=data.workers,
+        seed=config.seed if data.seed is None else data.seed,
+        augmentation_seed=(
+            config.seed if data.augmentation_seed is None else data.augmentation_seed
+        ),
     )
 
 
@@ -205,9 +197,8 @@ def _warmup_steps(config: ConfigDict, train_size: int) -> int:
     return round(config.optim.warmup_epochs * train_size / config.train.batch_size)
 
 
-def make_step_options(config: ConfigDict) -> StepOptions:
-    """Returns the constants of the training step."""
-    names = {field.name for field in dataclasses.fields(StepOptions)}
+def _step_options(config: ConfigDict) -> StepOptions:
+    names = {field.name for field in fields(StepOptions)}
     sections = (config.model, config.data, config.train, config.optim)
     values = {name: section[name] for section in sections for name in names & set(section)}
     values["custom_l2"] = config.optim.weight_decay if config.optim.custom_l2 else 0.0
@@ -219,20 +210,21 @@ def make_optimizer(
 ) -> optax.GradientTransformation:
     """Returns the optimizer that `config.optim` describes, for the parameters of `net`."""
     values = config.optim
-    if values.custom_l2:
-        _check_custom_l2(net, config.model.branches)
+    branches = set(config.model.branches or BRANCHES)
+    if values.custom_l2 and not (net.block == "repvgg" and {"kxk", "1x1"} <= branches):
+        raise UsageError(
+            "optim.custom_l2 needs blocks with a kxk and a 1x1 branch, each with a BatchNorm: "
+            "model.block=repvgg, with both in model.branches"
+        )
     frozen = sorted(net.frozen_blocks())
+    frozen_rules = [(f"{name}(_se)?/.*", 0.0) for name in frozen]
     optimizer = sgd.sgd(
         schedule,
         momentum=values.momentum,
         nesterov=values.nesterov,
         weight_decay=values.weight_decay,
         decay_rules=values.decay_rules,
-        rate_rules=(
-            *((f"{name}(_se)?/.*", 0.0) for name in frozen),
-            *values.rate_rules,
-            (r".*/bias", values.bias_rate_factor),
-        ),
+        rate_rules=(*frozen_rules, *values.rate_rules, (r".*/bias", values.bias_rate_factor)),
         custom_l2=bool(values.custom_l2),
     )
     chain = [optimizer]
@@ -241,14 +233,6 @@ def make_optimizer(
     if values.max_norm is not None:
         chain.append(sgd.max_norm(values.max_norm, frozen))
     return optax.chain(*chain) if len(chain) > 1 else optimizer
-
-
-def _check_custom_l2(net: nn.Module, branches: Sequence[str] | None) -> None:
-    if net.block != "repvgg" or not {"kxk", "1x1"} <= set(branches or BRANCHES):
-        raise UsageError(
-            "optim.custom_l2 needs blocks with a kxk and a 1x1 branch, each with a BatchNorm: "
-            "model.block=repvgg, with both in model.branches"
-        )
 
 
 def _check_repoptimizer(config: ConfigDict, net: nn.Module) -> None:

@@ -19,9 +19,7 @@ from repvgg_jax.data.sources.base import Source
 
 @dataclass(frozen=True)
 class StepOptions:
-    """The constants of a training step.
-
-    Fields have the names and meanings of configs/default.py, with one exception.
+    """The constants of a training step; fields are named as in the config.
 
     Attributes:
       custom_l2: weight decay of the kernels that `optim.sgd.custom_l2` covers; half of it times
@@ -59,9 +57,10 @@ class TrainData:
             self.batch_size,
             self.seed,
             start_step,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
             workers=self.workers,
             augmentation_seed=self.augmentation_seed,
-            **_this_process(),
         )
 
 
@@ -78,34 +77,27 @@ class EvalData:
 
     def batches(self) -> Iterator[Batch]:
         """Returns this process's rows of batches that hold every example of the split once."""
-        workers = self.workers
         return eval_batches(
-            self.source, self.transform, self.batch_size, workers=workers, **_this_process()
+            self.source,
+            self.transform,
+            self.batch_size,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+            workers=self.workers,
         )
-
-
-def _this_process() -> dict[str, int]:
-    return {"process_index": jax.process_index(), "process_count": jax.process_count()}
 
 
 @dataclass(frozen=True)
 class Experiment:
-    """The resolved description of a run.
+    """The resolved description of a run; fields that the config has as well are named as there.
 
     Attributes:
       config: the config in JSON form, for the workdir.
-      net: the net to train.
-      mesh: the devices.
       optimizer: the optimizer, which includes the schedule.
       schedule: function from a step to its learning rate.
-      steps: number of training steps.
-      step_options: constants of the training step.
-      seed: seed of the initialization.
-      fsdp_min_size: `mesh.min_size`.
+      fsdp_min_size: the field `mesh.min_size`.
       train_data: the training split; None if built without data.
       eval_data: the evaluation split; None if built without data.
-
-    The other fields have the names and meanings of configs/default.py.
     """
 
     config: dict[str, Any] = field(repr=False)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
@@ -18,14 +19,14 @@ class Field(NamedTuple):
     """A field's bounds, and its part in the identity of a run.
 
     Attributes:
-      low: the smallest value allowed.
-      high: the largest value allowed; None for no limit.
-      changes_result: False for fields that say where data lies, how often a run reports, or how it
-        is executed, and leave what it computes as it is.
+      low: the smallest value allowed; None for a field without bounds.
+      high: the largest value allowed.
+      changes_result: False for fields that determine where data is, how often a run reports, or how
+        it is executed, and do not affect what it computes.
     """
 
     low: float | None = None
-    high: float | None = None
+    high: float = math.inf
     changes_result: bool = True
 
 
@@ -98,8 +99,7 @@ def to_json(config: ConfigDict) -> dict[str, Any]:
 def run_fields(config: Mapping) -> dict[str, Any]:
     """Returns the fields that decide what a run computes, from a config or its JSON form.
 
-    Unset fields are left out, so that a new field, unset by default, keeps the identity of old
-    runs.
+    Unset fields are left out, so that a new field does not change the identity of earlier runs.
     """
     tree = to_json(config) if isinstance(config, ConfigDict) else config
     return {
@@ -109,8 +109,8 @@ def run_fields(config: Mapping) -> dict[str, Any]:
     }
 
 
-# Parameters in rules such as optim.decay_rules -> their names in earlier versions. Hashes keep
-# those, so that a run of an earlier version is still recognized as done.
+# Parameter names in rules, and their names in earlier versions, which hashes keep so that finished
+# runs are still recognized.
 _HASHED_NAMES = {"/bn_identity/": "/bn0/", "/conv_1x1/": "/conv1/"}
 
 
@@ -123,9 +123,9 @@ def config_hash(config: Mapping) -> str:
 
 
 def check_values(config: ConfigDict) -> None:
-    """Raises UsageError that lists all `value_problems` of a config."""
-    if problems := list(value_problems(config)):
-        raise UsageError("; ".join(problems))
+    """Raises a UsageError that lists all `value_problems` of a config."""
+    if problems := "; ".join(value_problems(config)):
+        raise UsageError(problems)
 
 
 def value_problems(config: ConfigDict) -> Iterator[str]:
@@ -135,15 +135,13 @@ def value_problems(config: ConfigDict) -> Iterator[str]:
         value = values[name]
         if value is None or low is None:
             continue
-        if not low <= value <= (float("inf") if high is None else high):  # true of NaN as well
-            span = f"at least {low}" if high is None else f"from {low} to {high}"
+        if not low <= value <= high:  # also for NaN
+            span = f"at least {low}" if high == math.inf else f"from {low} to {high}"
             yield f"{name}={value}: must be {span}"
     batch_size = config.train.batch_size
     if (config.train.mixup or config.train.cutmix) and batch_size % 2:
-        yield (
-            f"train.batch_size={batch_size}: must be even, as train.mixup and train.cutmix mix "
-            "pairs of images"
-        )
+        problem = "must be even, as train.mixup and train.cutmix mix pairs of images"
+        yield f"train.batch_size={batch_size}: {problem}"
     for name in ("optim.decay_rules", "optim.rate_rules"):
         for rule in values[name]:
             if problem := _rule_problem(rule):
@@ -169,20 +167,15 @@ def _rule_problem(rule: Any) -> str | None:
 
 def former_names(paths: Iterable[str]) -> list[str]:
     """Returns the parts of parameter paths that are names of an earlier version, such as bn0."""
-    parts = {part for path in paths for part in path.split("/")}
     former = r"(conv|bn)(\d|_pointwise|_before_\w+)"
+    parts = {part for path in paths for part in path.split("/")}
     return sorted(part for part in parts if re.fullmatch(former, part))
 
 
-def unknown_field(config: ConfigDict, overrides: list[str]) -> str | None:
-    """Returns a message for the first of `a.b=value` that names no field, with the nearest names.
-
-    None if all of them exist.
-    """
+def unknown_field(config: ConfigDict, name: str) -> str | None:
+    """Returns a message with the nearest field names, or None if the config has this field."""
     known = dict(flat(to_json(config)))
-    for override in overrides:
-        name = override.split("=")[0]
-        if name not in known:
-            close = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
-            return f"--config.{name}: no such field; did you mean {', '.join(close) or 'another'}?"
-    return None
+    if name in known:
+        return None
+    close = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
+    return f"--config.{name}: no such field; did you mean {', '.join(close) or 'another'}?"

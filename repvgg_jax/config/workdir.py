@@ -16,9 +16,7 @@ from repvgg_jax.runtime.processes import primary, sync_processes
 
 
 def check_workdir(config: Mapping[str, Any], workdir: Path) -> None:
-    """Checks that a workdir is new, empty, or of a run with the same config.
-
-    The workdir of a run without a checkpoint may be reused for another config.
+    """Checks that a workdir is new, empty, or of a run with the same config or no checkpoint.
 
     Raises:
       UsageError: if it is not, listing the fields that differ.
@@ -37,9 +35,9 @@ def check_workdir(config: Mapping[str, Any], workdir: Path) -> None:
         return
     there = run_fields(read_config(workdir))
     here = run_fields(config)
-    differing = [key for key in here | there if here.get(key) != there.get(key)]
+    differing = [name for name in here | there if here.get(name) != there.get(name)]
     if differing:
-        changes = ", ".join(f"{k}: {there.get(k)} there, {here.get(k)} here" for k in differing)
+        changes = ", ".join(f"{n}: {there.get(n)} there, {here.get(n)} here" for n in differing)
         raise UsageError(
             f"--workdir={workdir} holds a run of another config ({changes}); "
             "choose another --workdir, or remove that folder"
@@ -47,7 +45,7 @@ def check_workdir(config: Mapping[str, Any], workdir: Path) -> None:
 
 
 def make_workdir(config: Mapping[str, Any], workdir: Path) -> None:
-    """Creates the folder of a run and writes its JSON config; process 0 does, the others wait.
+    """Creates the folder of a run and writes its config in JSON form, in process 0.
 
     Raises:
       UsageError: if the folder cannot be created or written to.

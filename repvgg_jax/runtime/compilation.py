@@ -18,8 +18,11 @@ from repvgg_jax.errors import one_line
 from repvgg_jax.runtime.devices import target
 
 _MAX_CACHE_BYTES = 4 * 2**30
-# Programs that compile faster than this are not worth reading from disk.
-_MIN_COMPILE_SECONDS = 0.1
+_CACHE_SETTINGS = {
+    # Programs that compile faster than this are not worth reading from disk.
+    "jax_persistent_cache_min_compile_time_secs": 0.1,
+    "jax_persistent_cache_min_entry_size_bytes": -1,  # any size
+}
 
 
 def cache_folder() -> Path:
@@ -32,14 +35,12 @@ def keep_programs() -> None:
 
     The cache is in `JAX_COMPILATION_CACHE_DIR`, or else in a folder of this package, which is kept
     below 4 GiB. `JAX_ENABLE_COMPILATION_CACHE=false` disables it, and environment variables
-    override its settings. If the folder cannot be written to, a warning is logged.
+    override its settings. If the folder is not writable, a warning is logged.
     """
     if not jax.config.jax_enable_compilation_cache:
         return
     given = jax.config.jax_compilation_cache_dir
-    if given and "://" in given:  # a bucket, which JAX opens itself
-        folder = given
-    else:
+    if not (given and "://" in given):  # JAX opens buckets itself
         try:
             folder = Path(given) if given else cache_folder() / "xla"
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)  # cached programs are trusted
@@ -56,12 +57,8 @@ def keep_programs() -> None:
                 one_line(error),
             )
             return
-    jax.config.update("jax_compilation_cache_dir", str(folder))
-    settings = {
-        "jax_persistent_cache_min_compile_time_secs": _MIN_COMPILE_SECONDS,
-        "jax_persistent_cache_min_entry_size_bytes": -1,  # any size
-    }
-    for name, value in settings.items():
+        jax.config.update("jax_compilation_cache_dir", str(folder))
+    for name, value in _CACHE_SETTINGS.items():
         if name.upper() not in os.environ:
             jax.config.update(name, value)
 
@@ -90,12 +87,11 @@ def barrier(x: Array) -> Array:
     XLA fuses elementwise operations into their users, and the identity branches of a stage are one
     long elementwise path. Without a barrier between blocks, each fusion on a CPU recomputes the
     path through all blocks before it, and in the backward pass through all after it: a training
-    step takes twice as long, an evaluation of 80 layers six times, and both compile five times as
-    long or more (docs/notes/speed.md).
+    step takes twice as long, an evaluation of 80 layers six times (docs/notes/speed.md). The
+    backends of GPUs and TPUs weigh the cost of recomputing, and get `x` itself.
 
     The barrier holds only in a function that `jit` of this module compiled, since XLA:CPU otherwise
-    drops barriers before it fuses. On a GPU or TPU this is `x` itself: their backends weigh the
-    cost of recomputing.
+    drops barriers before it fuses.
     """
     return lax.optimization_barrier(x) if target().is_cpu else x
 
@@ -105,13 +101,9 @@ def jit(
 ) -> jax.stages.Wrapped:
     """Returns `jax.jit(function, **jit_options)`, compiled so that `barrier` holds.
 
-    Use it for whatever applies a net: a training step, an evaluation, a forward pass. On a CPU it
-    disables the XLA pass that drops barriers; elsewhere it is `jax.jit`.
-
-    Args:
-      function: function to compile.
-      devices: devices it will run on; by default those of `runtime.devices.target`.
-      **jit_options: keyword arguments of `jax.jit`.
+    Use it for whatever applies a net: a training step, an evaluation, a forward pass. If `devices`,
+    by default those of `runtime.devices.target`, are CPUs, the XLA pass that drops barriers is
+    disabled.
     """
     platform = (target().devices if devices is None else devices)[0].platform
     options = {"xla_disable_hlo_passes": "cse_barrier_expander"} if platform == "cpu" else None
@@ -128,9 +120,8 @@ class StartupTimer:
     """A stopwatch that runs from its construction to the end of the first training step.
 
     Attributes:
-      seconds: wall time until `stop`; None before.
-      compile_seconds: part of `seconds` spent compiling programs or reading cached ones; None
-        before `stop`.
+      seconds: wall time; None before `stop`.
+      compile_seconds: time of compiling programs or reading cached ones; None before `stop`.
     """
 
     def __init__(self) -> None:

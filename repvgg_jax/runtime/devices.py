@@ -2,10 +2,10 @@
 
 A few functions are traced differently for different targets: oneDNN and branch statistics from
 input moments pay on a single CPU device, and optimization barriers on CPUs. `compiling_for`
-declares a target other than the devices of this process. It is a context variable because a net's
-layers are called by Flax, between the function that knows the target and the operations that ask
-for it. `jax.lax.platform_dependent` is not enough: it knows a platform, but not the number of
-devices, and each of its branches would keep its own values for the backward pass.
+declares a target other than the devices of this process. It sets a context variable, since Flax
+calls the layers between the function that knows the target and the operations that ask for it.
+`jax.lax.platform_dependent` does not know the number of devices, and each of its branches would
+keep its own values for the backward pass.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ class Target(NamedTuple):
 
     Attributes:
       devices: devices that the program will run on.
-      xla_only: whether all convolutions are XLA's, whatever the nets ask for.
+      xla_only: True if all convolutions are XLA's, so that the operations of the program can be
+        counted.
     """
 
     devices: Sequence[jax.Device]
@@ -53,12 +54,7 @@ def target() -> Target:
 
 @contextmanager
 def compiling_for(devices: Sequence[jax.Device], *, xla_only: bool = False) -> Iterator[None]:
-    """Makes these devices, which may be absent, the target of whatever is traced inside.
-
-    Args:
-      devices: devices that the program will run on.
-      xla_only: whether all convolutions are XLA's, so that its program can be counted.
-    """
+    """Makes these devices, which may be absent, the target of whatever is traced inside."""
     token = _TARGET.set(Target(tuple(devices), xla_only))
     try:
         yield
@@ -66,7 +62,7 @@ def compiling_for(devices: Sequence[jax.Device], *, xla_only: bool = False) -> I
         _TARGET.reset(token)
 
 
-# TPU hosts have files of the one kind or the other.
+# TPU hosts have one of the two kinds of files.
 _DEVICE_FILES = (
     ("cuda", "/dev", r"nvidia(\d+)"),
     ("tpu", "/dev", r"accel(\d+)"),
@@ -77,7 +73,7 @@ _DEVICE_FILES = (
 def devices_here(environment: Mapping[str, str]) -> tuple[str, list[str]]:
     """Returns the platform and indices of this machine's devices, such as ("cuda", ["0", "1"]).
 
-    No backend is started, since that would reserve the devices' memory.
+    It starts no backend, which would reserve the devices' memory.
     """
     wanted = environment.get("JAX_PLATFORMS", "").split(",")[0]
     if wanted == "cpu":

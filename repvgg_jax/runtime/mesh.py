@@ -24,7 +24,7 @@ def make_mesh(data: int = -1, fsdp: int = 1, devices: Sequence[Any] | None = Non
     Args:
       data: size of the first axis; -1 for all devices that `fsdp` leaves.
       fsdp: size of the second axis; -1 for all devices that `data` leaves.
-      devices: all devices by default. A single process may use the first few of them only.
+      devices: all devices by default, of which a single process may use the first few only.
 
     Raises:
       UsageError: if the sizes do not fit the devices.
@@ -33,10 +33,11 @@ def make_mesh(data: int = -1, fsdp: int = 1, devices: Sequence[Any] | None = Non
       >>> make_mesh(data=-1, fsdp=1).shape  # doctest: +SKIP
       OrderedDict([('data', 4), ('fsdp', 1)])
     """
-    devices = jax.devices() if devices is None else devices
-    # Rows of a batch follow the order of the processes, which makes a batch independent of their
-    # number.
-    devices = sorted(devices, key=lambda device: (device.process_index, device.id))
+    # Rows of a batch follow the order of the processes, so that their number does not matter.
+    devices = sorted(
+        jax.devices() if devices is None else devices,
+        key=lambda device: (device.process_index, device.id),
+    )
     sizes = {"mesh.data": data, "mesh.fsdp": fsdp}
     for field, size in sizes.items():
         if size == 0 or size < -1:
@@ -74,15 +75,10 @@ def parameter_shardings(tree: Any, mesh: Mesh, min_size: int = FSDP_MIN_SIZE) ->
 
     Arrays of less than `min_size` elements, and those without an axis to split, are replicated.
     Optimizer states and averages have the shapes of their parameters and get the same layout.
-
-    Args:
-      tree: a tree of arrays or `jax.ShapeDtypeStruct`s.
-      mesh: a mesh with or without an axis `fsdp`.
-      min_size: elements below which an array is replicated.
     """
     parts = mesh.shape.get("fsdp", 1)
 
-    def place(leaf: Any) -> NamedSharding:
+    def sharding(leaf: Any) -> NamedSharding:
         axes = [axis for axis, size in enumerate(leaf.shape) if size % parts == 0]
         if parts == 1 or leaf.size < min_size or not axes:
             return replicated(mesh)
@@ -90,7 +86,7 @@ def parameter_shardings(tree: Any, mesh: Mesh, min_size: int = FSDP_MIN_SIZE) ->
         names = ["fsdp" if axis == longest else None for axis in range(leaf.ndim)]
         return NamedSharding(mesh, PartitionSpec(*names))
 
-    return jax.tree.map(place, tree)
+    return jax.tree.map(sharding, tree)
 
 
 def shard_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, Any]:
@@ -102,12 +98,7 @@ def shard_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, Any]:
 
 
 def place(leaf: Any, sharding: NamedSharding) -> Any:
-    """Returns an array with another layout.
-
-    Args:
-      leaf: an array that every process has whole, or one on the devices of the sharding.
-      sharding: the new layout.
-    """
+    """Lays out an array that every process has whole, or that is on the sharding's devices."""
     if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
         return jax.jit(_same, out_shardings=sharding)(leaf)
     if jax.process_count() == 1:
@@ -134,14 +125,8 @@ def local_copy(tree: Any, mesh: Mesh) -> Any:
 def check_divides(field: str, batch_size: int, mesh: Mesh, parts: int = 1) -> None:
     """Checks that the devices split a batch into equal shares, and each share into `parts`.
 
-    Args:
-      field: name of the field, for the message.
-      batch_size: images in a batch over all devices.
-      mesh: the mesh.
-      parts: number of parts of each device's share, such as microbatches.
-
     Raises:
-      UsageError: if they do not, with the nearest batch sizes that fit.
+      UsageError: if they do not, naming the field and the nearest batch sizes that fit.
     """
     unit = mesh.size * parts
     if batch_size < 1 or batch_size % unit:

@@ -17,7 +17,7 @@ from repvgg_jax.errors import RunError, UsageError, one_line
 from repvgg_jax.runtime.compilation import keep_programs
 from repvgg_jax.runtime.devices import devices_here, keep_freed_memory
 
-# A process that disappears is noticed within this many seconds, and the others then end.
+# A process that disappears is noticed within this time, and the others then end.
 HEARTBEAT_SECONDS = 20
 
 _ON_ERROR: ContextVar[Callable[[Exception], None] | None] = ContextVar("on_error", default=None)
@@ -27,10 +27,7 @@ _DETERMINISTIC = ("--xla_gpu_deterministic_ops=true", "--xla_gpu_autotune_level=
 def prepare_process(deterministic: bool, keep_compiled: bool = True) -> None:
     """Applies the settings of a run that must precede JAX's backend.
 
-    Args:
-      deterministic: True to call `make_deterministic`.
-      keep_compiled: True to cache compiled programs on disk; not for commands that measure the
-        compiler.
+    Compiled programs are cached on disk if `keep_compiled`.
     """
     if deterministic:
         make_deterministic()
@@ -55,13 +52,9 @@ def join_processes(
 ) -> None:
     """Connects this process to the others of its run, with `jax.distributed`.
 
-    TPU pods, SLURM and Open MPI are detected from the environment; elsewhere the three arguments
-    are needed. Without both, the process runs alone.
-
-    Args:
-      coordinator: `host:port` of process 0, which the others can reach.
-      count: number of processes.
-      index: index of this process, from 0.
+    TPU pods, SLURM and Open MPI are detected from the environment. Elsewhere the three arguments
+    are needed: the `host:port` of process 0, the number of processes, and the index of this one.
+    Without either, the process runs alone.
 
     Raises:
       UsageError: if only some of the arguments are given, or they do not connect the processes.
@@ -114,11 +107,8 @@ def leaving_at_once(on_error: Callable[[Exception], None] | None = None) -> Iter
     """Makes an error end this process without clean-up, if there are several processes.
 
     Clean-up would wait for the others, which wait for this one in the middle of a step. Instead,
-    this process prints the error and exits, which the others notice.
-
-    Args:
-      on_error: called with an error that originates in this process before it exits, also if it is
-        raised within a nested `leaving_at_once`.
+    this process prints the error, calls `on_error` of the innermost context that has one if the
+    error originates here, and exits, which the others notice.
     """
     token = _ON_ERROR.set(on_error or _ON_ERROR.get())
     try:
@@ -131,10 +121,8 @@ def leaving_at_once(on_error: Callable[[Exception], None] | None = None) -> Iter
         if jax.process_count() == 1:
             raise
         from_another = _is_from_another_process(error)
-        code = RunError.exit_code
         if isinstance(error, RunError):
             message = str(error)
-            code = error.exit_code
         else:
             message = f"{type(error).__name__}: {one_line(error)}"
             if from_another:
@@ -143,7 +131,7 @@ def leaving_at_once(on_error: Callable[[Exception], None] | None = None) -> Iter
         print(f"error: process {jax.process_index()}: {message}", file=sys.stderr, flush=True)
         if (on_error := _ON_ERROR.get()) and not from_another:
             on_error(error)
-        os._exit(code)
+        os._exit(getattr(error, "exit_code", RunError.exit_code))
     finally:
         _ON_ERROR.reset(token)
 
@@ -157,6 +145,12 @@ def _is_from_another_process(error: Exception) -> bool:
 def primary() -> bool:
     """Returns True in process 0, which does all logging and writing."""
     return jax.process_index() == 0
+
+
+def print_once(text: str) -> None:
+    """Prints a text in process 0 only."""
+    if primary():
+        print(text)
 
 
 def all_processes(fine: bool) -> bool:

@@ -23,8 +23,8 @@ class Stopping:
     """Turns SIGTERM, a first SIGINT and a deadline into `Stopped`, raised between two steps.
 
     Signals are caught inside a `with` statement. Schedulers send SIGTERM some seconds before they
-    kill; a second SIGINT quits at once. A signal that was ignored when the process started, as
-    shells do for background jobs, stays ignored.
+    kill; a second SIGINT quits at once. Signals that are ignored, as shells do for background jobs,
+    stay ignored.
 
     Args:
       deadline: seconds from now by which everything must be written; None for no limit. A tenth of
@@ -35,12 +35,12 @@ class Stopping:
         self._started = time.monotonic()
         self._checked: float | None = None
         self._deadline = deadline
-        self._first: float | None = None
-        self._longest: float | None = None
+        self._longest = 0.0
+        self._steps = 0
         self._reason: str | None = None
         self._interrupted = False
         self._former: dict[int, Any] = {}
-        self._vote: Any = None  # the last call's: nonzero if some process wants to stop
+        self._vote: Any = None  # of the last call: nonzero if some process wants to stop
 
     def __enter__(self) -> Stopping:
         if threading.current_thread() is threading.main_thread():
@@ -63,18 +63,15 @@ class Stopping:
     def check(self, mesh: Mesh | None = None) -> None:
         """Raises Stopped if it is time to stop; called once for each step or evaluation batch.
 
-        Args:
-          mesh: the mesh of the run. Several processes must all call this equally often. They stop
-            together, one call after the first of them wanted to, so that none has to wait for the
-            others' answer.
+        Several processes must all call this equally often, with the mesh of the run. They stop
+        together, one call after the first of them wanted to, so that none waits for an answer.
         """
         now = time.monotonic()
         if self._checked is not None:  # the time before the first call is not a step
             self._add_step(now - self._checked)
         self._checked = now
         if self._deadline is not None and self._reason is None:
-            longest = self._first if self._longest is None else self._longest
-            reserve = min(self._deadline / 10, _MAX_RESERVE) + (longest or 0.0)
+            reserve = min(self._deadline / 10, _MAX_RESERVE) + self._longest
             if now - self._started + reserve >= self._deadline:
                 self._reason = f"the deadline of {self._deadline:g} s"
         if jax.process_count() == 1 or mesh is None:
@@ -85,10 +82,8 @@ class Stopping:
 
     def _add_step(self, seconds: float) -> None:
         """Records a step's duration; the first, which compiles, counts until there is another."""
-        if self._first is None:
-            self._first = seconds
-        else:
-            self._longest = max(self._longest or 0.0, seconds)
+        self._longest = seconds if self._steps <= 1 else max(self._longest, seconds)
+        self._steps += 1
 
     def _all_agree(self, mesh: Mesh) -> bool:
         """Returns True, on all processes alike, if any wanted to stop at the previous call."""

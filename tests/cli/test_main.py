@@ -44,6 +44,8 @@ def failing(capsys, *given):
         (["--config", "configs/b9.py"], "--config=configs/b9.py: file not found"),
         (["--config", "configs/cifar10.py:fast"], "choose two_cores or full"),
         (["--config.train.steps=3"], "give --config as well"),
+        ([*QUICK, "--mode=compile"], "--mode=compile needs --topology; example: "),
+        (["--mode=compile", "--topology=cpu:4"], "--mode=compile needs --config; example: "),
         ([], "--mode=train needs --config; example: python main.py --mode=train --config"),
     ],
 )
@@ -51,6 +53,12 @@ def test_a_wrong_command_line_is_one_line(given, says, tmp_path, capsys):
     workdir = ["--workdir", tmp_path / "run"] if given else []
     assert says in failing(capsys, *given, *workdir)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_wrong_workdir_is_reported_before_data_are_opened(tmp_path, capsys):
+    (tmp_path / "notes.txt").touch()
+    arguments = [*QUICK, "--config.data.source=digit", "--workdir", tmp_path]
+    assert "is not empty and is not a repvgg_jax run" in failing(capsys, *arguments)
 
 
 @pytest.mark.parametrize("name", cli.MODES)

@@ -9,10 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from configs import quickstart
-from repvgg_jax.cli.compile import run_compile
-from repvgg_jax.errors import UsageError
-
 ROOT = Path(__file__).parents[2]
 LIBTPU = importlib.util.find_spec("libtpu") is not None
 REASON = "no libtpu, the compiler for TPUs: pip install libtpu"
@@ -53,12 +49,6 @@ def test_the_command_needs_no_data_and_leaves_a_workdir_that_trains(tmp_path):
     assert found["devices"] == 8
     assert found["collectives"]["all-reduce"][0] > 0
     assert (tmp_path / "run/config.json").exists()
-
-
-def test_the_command_needs_config_and_topology():
-    for config, topology in ((quickstart.get_config(), None), (None, "cpu:4")):
-        with pytest.raises(UsageError, match="needs --config and --topology"):
-            run_compile(config, topology, None)
 
 
 @pytest.mark.slow
