@@ -153,9 +153,10 @@ def _check_same_kind(net: Net, layout: str, source: Mapping[str, Any]) -> None:
     check_counterpart(net, "official")
     plus = layout == "official" and any(".blocks." in name for name in source)
     if plus != isinstance(net, RepVGGPlus):
+        source_name, net_name = ("RepVGGplus", "RepVGG") if plus else ("RepVGG", "RepVGGplus")
         raise UsageError(
-            f"the weights are of {'RepVGGplus' if plus else 'RepVGG'}, the net is a "
-            f"{type(net).__name__}; create the model that they belong to"
+            f"the weights are of {source_name}, the net is a {net_name}; create the model that "
+            "they belong to"
         )
     fused = any(f".{NAMES[layout].fused}." in name for name in source)
     if fused and not net.is_fused:
