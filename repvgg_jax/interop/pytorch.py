@@ -10,14 +10,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from repvgg_jax.errors import UsageError
-from repvgg_jax.interop.pytorch_files import RELEASED, Released, read_torch, save_torch
-from repvgg_jax.interop.pytorch_layout import (
-    LAYOUTS,
-    NAMES,
-    check_counterpart,
-    check_strides,
-    entries,
-)
+from repvgg_jax.interop.pytorch_layout import NAMES, check_counterpart, check_strides, entries
 from repvgg_jax.nets import Net, abstract, check_pair
 from repvgg_jax.nets.repvgg import RepVGGPlus
 
@@ -42,32 +35,28 @@ def from_torch(net: Net, state_dict: Mapping[str, Any]) -> dict[str, Any]:
         lacks one or has a wrong shape, or if the net has no counterpart in PyTorch.
     """
     source = _plain_state_dict(state_dict)
-    layout = (
-        "timm" if any(name.startswith(("stem.", "head.fc.")) for name in source) else "official"
-    )
+    is_timm = any(name.startswith(("stem.", "head.fc.")) for name in source)
+    layout = "timm" if is_timm else "official"
     _check_same_kind(net, layout, source)
-    want, shapes = entries(net, layout), _leaves(abstract(net))
+    shapes = _leaves(abstract(net))
     given = {name: _as_numpy(name, value) for name, value in source.items()}
-    if unlisted := shapes.keys() ^ {entry.path for entry in want}:
-        raise AssertionError(f"entries() and the net disagree on {sorted(unlisted)[:3]}")
-
-    missing = [entry.name for entry in want if entry.name not in given]
-    extra = [name for name in given if name not in {entry.name for entry in want}]
-    wrong, leaves = [], {}
-    for name, path, change in want:
-        if name in given:
-            like = shapes[path]
-            expected = change.to_torch(np.broadcast_to(np.float32(0), like.shape)).shape
-            if given[name].shape != expected:
-                wrong.append(f"{name} {given[name].shape}, not {expected}")
-                continue
+    missing, wrong, leaves = [], [], {}
+    for name, path, change in entries(net, layout):
+        if name not in given:
+            missing.append(name)
+            continue
+        array, like = given.pop(name), shapes[path]
+        expected = change.to_torch(np.broadcast_to(np.float32(0), like.shape)).shape
+        if array.shape == expected:
             # Copied: a view would change with the PyTorch model that it came from.
-            leaves[path] = jnp.array(change.to_ours(given[name]), like.dtype, copy=True)
-    _refuse(
+            leaves[path] = jnp.array(change.to_ours(array), like.dtype, copy=True)
+        else:
+            wrong.append(f"{name} {array.shape}, not {expected}")
+    _check_none_left(
         f"the weights are not those of this net ({layout} names)",
-        {"without a source": missing, "not used": extra, "of wrong shape": wrong},
+        {"without a source": missing, "not used": list(given), "of wrong shape": wrong},
     )
-    return unflatten_dict(leaves)
+    return unflatten_dict(leaves, sep="/")
 
 
 def to_torch(
@@ -85,60 +74,57 @@ def to_torch(
     Raises:
       UsageError: if the variables are not the net's, or the net has no counterpart in PyTorch.
     """
-    want = entries(net, layout)
+    listed = entries(net, layout)
     check_strides(net)
     check_pair(variables)
-    shapes, given = _leaves(abstract(net)), _leaves(variables)
-    _refuse(
+    needed, given = _leaves(abstract(net)), _leaves(variables)
+    missing = [path for path in needed if path not in given]
+    extra = [path for path in given if path not in needed]
+    wrong = [
+        f"{path} {given[path].shape}, not {like.shape}"
+        for path, like in needed.items()
+        if path in given and given[path].shape != like.shape
+    ]
+    _check_none_left(
         "the variables are not those of this net",
-        {
-            "missing": ["/".join(path) for path in shapes if path not in given],
-            "not used": ["/".join(path) for path in given if path not in shapes],
-            "of wrong shape": [
-                f"{'/'.join(path)} {given[path].shape}, not {shapes[path].shape}"
-                for path in shapes
-                if path in given and given[path].shape != shapes[path].shape
-            ],
-        },
+        {"missing": missing, "not used": extra, "of wrong shape": wrong},
     )
     state_dict: dict[str, np.ndarray] = {}
-    for name, path, change in want:
+    for name, path, change in listed:
         leaf = np.asarray(given[path])
         if leaf.dtype not in (np.float16, np.float32, np.float64):
-            leaf = leaf.astype(np.float32)  # numpy's bfloat16 is not known to PyTorch
+            leaf = leaf.astype(np.float32)  # PyTorch does not know NumPy's bfloat16
         state_dict[name] = np.array(change.to_torch(leaf), order="C")
         if name.endswith(".running_var"):
             state_dict[name.replace("running_var", COUNTER)] = np.zeros((), np.int64)
     return state_dict
 
 
-def _leaves(variables: Any) -> dict[tuple[str, ...], Any]:
+def _leaves(variables: Any) -> dict[str, Any]:
     kept = {name: dict(variables[name]) for name in ("params", "batch_stats") if name in variables}
-    return flatten_dict(kept)
+    return flatten_dict(kept, sep="/")
 
 
 def _plain_state_dict(state_dict: Mapping[str, Any]) -> dict[str, Any]:
     """Returns name -> tensor without wrappers, prefix and step counters."""
-    found: Any = state_dict
-    while isinstance(found, Mapping):
-        inner = [found[key] for key in WRAPPERS if isinstance(found.get(key), Mapping)]
-        if not inner:
-            break
-        found = inner[0]
-    if not isinstance(found, Mapping) or not found:
+    if not isinstance(state_dict, Mapping) or not state_dict:
         raise UsageError(
-            f"no state dict: a mapping of names to tensors is needed, got {type(found).__name__}"
-            " (of a PyTorch model, its state_dict())"
+            "not a state dict: a mapping of names to tensors is needed, such as state_dict() of a "
+            f"PyTorch model, got {type(state_dict).__name__}"
         )
-    if all(str(name).startswith("module.") for name in found):
-        found = {name.removeprefix("module."): value for name, value in found.items()}
-    return {name: value for name, value in found.items() if not str(name).endswith("." + COUNTER)}
+    for key in WRAPPERS:
+        if isinstance(state_dict.get(key), Mapping):
+            return _plain_state_dict(state_dict[key])
+    source = {str(name): value for name, value in state_dict.items()}
+    if all(name.startswith("module.") for name in source):
+        source = {name.removeprefix("module."): value for name, value in source.items()}
+    return {name: value for name, value in source.items() if not name.endswith(f".{COUNTER}")}
 
 
 def _as_numpy(name: str, value: Any) -> np.ndarray:
     """Returns a tensor of either framework as an array, without importing PyTorch."""
     if type(value).__module__.split(".")[0] == "torch" and callable(getattr(value, "detach", None)):
-        value = value.detach().cpu().float()  # numpy has no bfloat16, and no gradients
+        value = value.detach().cpu().float()  # NumPy has no bfloat16, and no gradients
     try:
         array = np.asarray(value)
         if jnp.issubdtype(array.dtype, jnp.floating):
@@ -171,23 +157,12 @@ def _check_same_kind(net: Net, layout: str, source: Mapping[str, Any]) -> None:
         )
 
 
-def _refuse(message: str, leftovers: Mapping[str, list[str]]) -> None:
+def _check_none_left(message: str, leftovers: Mapping[str, list[str]]) -> None:
     """Raises UsageError with the first names of every list that is not empty, and its length."""
     parts = [
-        f"{len(names)} {what}: {', '.join(names[:3])}{', ...' if len(names) > 3 else ''}"
-        for what, names in leftovers.items()
+        f"{len(names)} {problem}: {', '.join(names[:3])}{', ...' if len(names) > 3 else ''}"
+        for problem, names in leftovers.items()
         if names
     ]
     if parts:
         raise UsageError(f"{message}; {'; '.join(parts)}")
-
-
-__all__ = [
-    "LAYOUTS",
-    "RELEASED",
-    "Released",
-    "from_torch",
-    "read_torch",
-    "save_torch",
-    "to_torch",
-]

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
-import pickle
+import importlib
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,32 +26,24 @@ def read_torch(path: str | Path) -> dict[str, Any]:
         if the package that reads it is not installed.
     """
     path = Path(path)
-    if _ending(path) == SAFE:
-        numpy_io = _safetensors(path)
-        _check_exists(path)
-        try:
-            return numpy_io.load_file(path)
-        except Exception as error:  # the package's own class cannot be imported at module level
-            raise UsageError(
-                f"{path}: damaged, or not a safetensors file ({one_line(error, 100)})"
-            ) from error
-    torch = _torch(path)
-    _check_exists(path)
+    package, kind = _package(path)
+    if not path.is_file():
+        raise UsageError(f"{path}: no such file")
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
+        if kind == "safetensors":
+            return package.load_file(path)
+        return package.load(path, map_location="cpu", weights_only=True)
+    except MemoryError:
+        raise
+    except Exception as error:  # for a damaged file, PyTorch raises errors of many kinds
         if code := re.search(r"GLOBAL ([\w.]+)", str(error)):
             raise UsageError(
                 f"{path} was not read: it would run {code[1]}, and only weights are "
                 "unpickled; if you trust it, save it again: torch.save(model.state_dict(), path)"
             ) from None
         raise UsageError(
-            f"{path}: damaged, or not a PyTorch file ({one_line(error, 100)})"
-        ) from None
-    except (RuntimeError, EOFError, ValueError, KeyError) as error:
-        raise UsageError(
-            f"{path}: damaged, or not a PyTorch file ({one_line(error, 100)})"
-        ) from None
+            f"{path}: damaged, or not a {kind} file ({one_line(error, 100)})"
+        ) from error
 
 
 def save_torch(path: str | Path, state_dict: Mapping[str, np.ndarray]) -> None:
@@ -62,49 +54,38 @@ def save_torch(path: str | Path, state_dict: Mapping[str, np.ndarray]) -> None:
         writes the file is not installed.
     """
     path = Path(path)
-    arrays = {name: np.ascontiguousarray(a).reshape(a.shape) for name, a in state_dict.items()}
-    io = _safetensors(path) if _ending(path) == SAFE else _torch(path)
+    package, kind = _package(path)
     if not path.parent.is_dir():
         raise UsageError(f"{path}: the folder {path.parent} does not exist")
-    if _ending(path) == SAFE:
+    arrays = {name: np.asarray(array, order="C") for name, array in state_dict.items()}
+    if kind == "safetensors":
         # PyTorch's readers look for the format before they take a file.
-        io.save_file(arrays, path, metadata={"format": "pt"})
+        package.save_file(arrays, path, metadata={"format": "pt"})
     else:
-        io.save({name: io.from_numpy(array) for name, array in arrays.items()}, path)
+        package.save({name: package.from_numpy(array) for name, array in arrays.items()}, path)
 
 
-def _ending(path: Path) -> str:
-    if path.suffix.lower() not in (*PICKLES, SAFE):
+def _package(path: Path) -> tuple[Any, str]:
+    """Returns the package for files with this ending, and the name of their kind."""
+    ending = path.suffix.lower()
+    if ending not in (*PICKLES, SAFE):
         raise UsageError(f"{path}: a file of weights must end in {', '.join(PICKLES)} or {SAFE}")
-    return path.suffix.lower()
-
-
-def _check_exists(path: Path) -> None:
-    if not path.is_file():
-        raise UsageError(f"{path}: no such file")
-
-
-def _torch(path: Path) -> Any:
     try:
-        import torch
+        if ending == SAFE:
+            return importlib.import_module("safetensors.numpy"), "safetensors"
+        return importlib.import_module("torch"), "PyTorch"
     except ImportError:
-        raise UsageError(
-            f"{path} needs PyTorch: pip install torch (or make the file {path.stem}{SAFE})"
-        ) from None
-    return torch
+        needed = "safetensors: pip install safetensors"
+        if ending != SAFE:
+            needed = f"PyTorch: pip install torch (or make the file {path.stem}{SAFE})"
+        raise UsageError(f"{path} needs {needed}") from None
 
 
-def _safetensors(path: Path) -> Any:
-    try:
-        import safetensors.numpy
-    except ImportError:
-        raise UsageError(f"{path} needs safetensors: pip install safetensors") from None
-    return safetensors.numpy
-
-
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class Released:
     """A checkpoint released by RepVGG's authors, in the train form and the official layout.
+
+    Images are normalized with the mean and standard deviation of ImageNet's pixels.
 
     Attributes:
       model: name of the model, for `create`.
@@ -113,8 +94,6 @@ class Released:
       source: source of that figure.
       resize: shorter side before the crop, in pixels.
       test_size: side of the crop, in pixels.
-      mean: mean of the RGB channels that images in 0..1 are normalized with.
-      std: standard deviation of these channels.
     """
 
     model: str
@@ -123,12 +102,9 @@ class Released:
     source: str
     resize: int = 256
     test_size: int = 224
-    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
-    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
 
 
-def _of_the_paper(table: int, ending: str, accuracies: Mapping[str, float]) -> list[Released]:
-    source = f"arXiv 2101.03697, Table {table}"
+def _released(ending: str, source: str, accuracies: Mapping[str, float]) -> list[Released]:
     return [
         Released(f"repvgg_{name.lower()}", f"RepVGG-{name}{ending}", top1, source)
         for name, top1 in accuracies.items()
@@ -136,38 +112,17 @@ def _of_the_paper(table: int, ending: str, accuracies: Mapping[str, float]) -> l
 
 
 # B2g2 and B3g2 are missing: the paper gives no accuracy for them.
+_TABLE_4 = dict(
+    A0=72.41, A1=74.46, A2=76.48, B0=75.14, B1=78.37, B1g2=77.78, B1g4=77.58, B2=78.78, B2g4=78.50
+)
+_TABLE_5 = dict(B2g4=79.38, B3=80.52, B3g4=80.21)
+_AUTHORS = "github.com/DingXiaoH/RepVGG"
+_D2SE = "RepVGG-D2se-200epochs-train.pth"
+_L2PSE = "RepVGGplus-L2pse-train256-acc84.06.pth"
 _RECORDS = [
-    *_of_the_paper(
-        4,
-        "-train.pth",
-        {
-            "A0": 72.41,
-            "A1": 74.46,
-            "A2": 76.48,
-            "B0": 75.14,
-            "B1": 78.37,
-            "B1g2": 77.78,
-            "B1g4": 77.58,
-            "B2": 78.78,
-            "B2g4": 78.50,
-        },
-    ),
-    *_of_the_paper(5, "-200epochs-train.pth", {"B2g4": 79.38, "B3": 80.52, "B3g4": 80.21}),
-    Released(
-        "repvgg_d2se",
-        "RepVGG-D2se-200epochs-train.pth",
-        83.55,
-        "github.com/DingXiaoH/RepVGG",
-        resize=320,
-        test_size=320,
-    ),
-    Released(
-        "repvgg_plus_l2pse",
-        "RepVGGplus-L2pse-train256-acc84.06.pth",
-        84.06,
-        "github.com/DingXiaoH/RepVGG",
-        resize=320,
-        test_size=320,
-    ),
+    *_released("-train.pth", "arXiv 2101.03697, Table 4", _TABLE_4),
+    *_released("-200epochs-train.pth", "arXiv 2101.03697, Table 5", _TABLE_5),
+    Released("repvgg_d2se", _D2SE, 83.55, _AUTHORS, resize=320, test_size=320),
+    Released("repvgg_plus_l2pse", _L2PSE, 84.06, _AUTHORS, resize=320, test_size=320),
 ]
 RELEASED: dict[str, Released] = {record.file: record for record in _RECORDS}

@@ -16,8 +16,6 @@ from repvgg_jax.errors import UsageError
 from repvgg_jax.nets import BlockSpec, Net
 from repvgg_jax.nets.repvgg import RepVGG, RepVGGPlus
 
-LAYOUTS = ("official", "timm")
-
 
 class Change(NamedTuple):
     """The conversion of an array between the frameworks, in both directions."""
@@ -42,8 +40,8 @@ BATCH_NORM = {
 class Names(NamedTuple):
     """The names of a block's parts and of the head in a layout."""
 
-    kxk: str
-    one: str
+    conv_kxk: str
+    conv_1x1: str
     identity: str
     fused: str
     squeeze: str
@@ -65,7 +63,7 @@ class Entry(NamedTuple):
     """One array: its PyTorch name, its path in the variables, and the conversion between them."""
 
     name: str
-    path: tuple[str, ...]
+    path: str  # such as "params/stage0_block0/conv_kxk/kernel"
     change: Change
 
 
@@ -82,7 +80,7 @@ def entries(net: Net, layout: str) -> list[Entry]:
     listed: list[Entry] = []
 
     def add(name: str, change: Change, *path: str) -> None:
-        listed.append(Entry(name, path, change))
+        listed.append(Entry(name, "/".join(path), change))
 
     def affine(name: str, change: Change, *path: str) -> None:
         add(f"{name}.weight", change, "params", *path, "kernel")
@@ -99,9 +97,8 @@ def entries(net: Net, layout: str) -> list[Entry]:
         if net.is_fused:
             affine(f"{name}.{names.fused}", CONV, block, "conv")
         else:
-            for branch, size in ((names.kxk, "kxk"), (names.one, "1x1")):
-                conv = ("params", block, f"conv_{size}", "kernel")
-                add(f"{name}.{branch}.conv.weight", CONV, *conv)
+            for branch, size in ((names.conv_kxk, "kxk"), (names.conv_1x1, "1x1")):
+                add(f"{name}.{branch}.conv.weight", CONV, "params", block, f"conv_{size}", "kernel")
                 batch_norm(f"{name}.{branch}.bn", block, f"bn_{size}")
             if spec.strides == 1 and spec.inputs == spec.features:
                 batch_norm(f"{name}.{names.identity}", block, "bn_identity")
@@ -136,24 +133,22 @@ def _stage_and_block_name(net: RepVGG, layout: str, spec: BlockSpec) -> tuple[st
 
 def check_counterpart(net: Net, layout: str) -> None:
     """Raises UsageError for an unknown layout, and a net or block without counterpart in it."""
-    if layout not in LAYOUTS:
-        raise UsageError(f"layout={layout!r}: choose from {', '.join(LAYOUTS)}")
+    if layout not in NAMES:
+        raise UsageError(f"layout={layout!r}: choose from {', '.join(NAMES)}")
     if type(net) not in (RepVGG, RepVGGPlus):
         raise UsageError(f"{type(net).__name__} has no PyTorch layout here; only RepVGG's nets do")
-    branches = dict(net.block_options).get("branches", BRANCHES)
-    same_block = net.block == "repvgg" and tuple(branches) == BRANCHES
+    options = dict(net.block_options)
+    same_block = net.block == "repvgg" and tuple(options.get("branches", BRANCHES)) == BRANCHES
     if not (net.is_fused or same_block) or net.kernel_size != 3:
         raise UsageError(
-            f"block={net.block!r} with {dict(net.block_options)} and kernel_size={net.kernel_size} "
+            f"block={net.block!r} with {options} and kernel_size={net.kernel_size} "
             "has no counterpart in PyTorch's RepVGG, which has block='repvgg' with three branches "
             "and kernel_size=3, and its fused form"
         )
     if layout == "timm" and type(net) is RepVGGPlus:
         raise UsageError("timm has no RepVGGplus; export it with layout='official'")
     if len(net.depths) != 5 or net.depths[0] != 1:
-        raise UsageError(
-            f"depths={net.depths}: PyTorch's RepVGG has a stem of 1 block and 4 stages"
-        )
+        raise UsageError(f"depths={net.depths}: PyTorch's RepVGG has a stem of 1 block, 4 stages")
 
 
 def check_strides(net: RepVGG) -> None:
