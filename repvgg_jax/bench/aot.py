@@ -203,16 +203,16 @@ def memory_bytes(device: jax.Device) -> int | None:
 
 def format_cost(cost: StepCost, title: str = "", hbm: int | None = None) -> str:
     """Returns the cost as a table below a title; `hbm` is a device's memory in bytes, if known."""
-    rows = [
-        ("arguments", cost.arguments),
-        ("outputs", cost.outputs),
-        ("  in place of arguments", -cost.aliased),
-        ("temporaries", cost.temporaries),
-        ("generated code", cost.code),
-        ("total", cost.memory),
-    ]
+    rows = {
+        "arguments": cost.arguments,
+        "outputs": cost.outputs,
+        "  in place of arguments": -cost.aliased,
+        "temporaries": cost.temporaries,
+        "generated code": cost.code,
+        "total": cost.memory,
+    }
     lines = [title, "memory a device"] if title else ["memory a device"]
-    lines += [f"  {name:<24}{size / GIB:>10.3f} GiB" for name, size in rows]
+    lines += [f"  {name:<24}{size / GIB:>10.3f} GiB" for name, size in rows.items()]
     if hbm:
         verdict = "fits" if cost.memory <= hbm else "DOES NOT FIT"
         lines[-1] += f" of {hbm / GIB:g} ({cost.memory / hbm:.1%}): {verdict}"

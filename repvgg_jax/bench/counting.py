@@ -24,17 +24,13 @@ def count_macs(net: nn.Module, variables: Any, image_size: int = 224) -> int:
 
     They are counted in the traced program, so that any net can be counted and nothing is computed.
     As in the literature, additions, BatchNorms and nonlinearities do not count. Neither does work
-    that does not depend on the batch, such as computing a kernel from others.
+    that does not depend on the batch, such as computing a kernel from others. The variables may be
+    `jax.ShapeDtypeStruct`s, and `image_size` is the side of the image in pixels.
 
     Example:
       >>> net = rj.create("repvgg_a0")
       >>> count_macs(net, rj.init(net, jax.random.key(0)), image_size=224)
       1512581120
-
-    Args:
-      net: the net.
-      variables: its variables, as arrays or `jax.ShapeDtypeStruct`s.
-      image_size: side of the image in pixels.
     """
     return _count(net, variables, image_size, None)
 
@@ -44,16 +40,10 @@ def count_winograd_multiplications(
 ) -> int:
     """Returns the multiplications for one image if Winograd computes 3x3 convolutions of stride 1.
 
-    These take (tile + 2)^2 / (9 tile^2) of their multiply-adds: 4/9 for F(2x2, 3x3), 1/4 for
-    F(4x4, 3x3), without the transforms and partly filled tiles. All others count as in
-    `count_macs`. For fused nets this is the column "Wino MULs" of the RepVGG paper (arXiv
-    2101.03697, tables 4 and 5), except for three grouped nets of others, for which it prints more.
-
-    Args:
-      net: the net.
-      variables: its variables, as arrays or `jax.ShapeDtypeStruct`s.
-      image_size: side of the image in pixels.
-      tile: side of the output tile, 2 or 4.
+    With output tiles of side `tile` these take (tile + 2)^2 / (9 tile^2) of their multiply-adds:
+    4/9 for F(2x2, 3x3), 1/4 for F(4x4, 3x3), without the transforms and partly filled tiles. All
+    others count as in `count_macs`. For fused nets this is the column "Wino MULs" of the RepVGG
+    paper (arXiv 2101.03697, tables 4 and 5), which prints more for three grouped nets of others.
     """
     return _count(net, variables, image_size, tile)
 

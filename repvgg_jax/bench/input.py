@@ -52,7 +52,9 @@ def run_bench_data(config: ConfigDict, workdir: Path | None) -> None:
             "--mode=bench_data needs data.source=folder and data.augmentation=resized_crop, since "
             "it compares JPEG decoders"
         )
-    source = _sample(make_source(config, "train"), config.seed)
+    source = make_source(config, "train")
+    chosen = stream_indices(len(source), config.seed, 0, min(len(source), _FILES))
+    source = source.select(chosen.tolist())
     cores = len(os.sched_getaffinity(0))
     pipelines, missing = _pipelines(source, transform, batch_size, config.seed, cores)
     seconds = _measure(pipelines, batch_size, cores)
@@ -90,16 +92,11 @@ def _measure(
     return {name: values[1:] for name, values in seconds.items()}
 
 
-def _sample(source: EncodedSource, seed: int) -> EncodedSource:
-    """Returns up to `_FILES` of the images."""
-    return source.select(stream_indices(len(source), seed, 0, min(len(source), _FILES)).tolist())
-
-
 def _pipelines(
     source: EncodedSource, transform: Transform, batch_size: int, seed: int, cores: int
 ) -> tuple[dict[str, baselines.Batches], list[str]]:
     """Returns the pipelines by name, and a line for each that is not installed."""
-    records = source.read(range(len(source)))  # they then are in the file cache, too
+    records = source.read(range(len(source)))  # this also brings them into the file cache
     if others := sum(record.data[:2] != b"\xff\xd8" for record in records):
         raise UsageError(
             f"{others} of {len(records)} images are not JPEGs; "
@@ -130,7 +127,7 @@ def _pipelines(
 
 def _shares(source: EncodedSource, transform: Transform, seed: int) -> dict[str, float]:
     """Returns the fractions of one thread's time for reading, decoding, resizing and the rest."""
-    totals = dict.fromkeys(("read", "decode", "resize"), 0.0)
+    totals = {"read": 0.0, "decode": 0.0, "resize": 0.0}
     size, count = transform.image_size, min(len(source), 512)
     for position in range(count):
         start = time.perf_counter()

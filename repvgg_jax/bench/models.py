@@ -56,8 +56,11 @@ def run_bench(config: ConfigDict, workdir: Path) -> None:
     peak = matmul_peak(make_net(config).dtype)
     print(f"fastest matrix product: {peak / 1e12:.3g} TFLOP/s in {config.model.dtype}")
     workdir.mkdir(parents=True, exist_ok=True)
-    for task in ("forward", "step"):
-        _print_header(task)
+    for task, last_form in (("forward", "fused"), ("step", "plain")):
+        print(
+            f"\n{task:<12} {'batch':>5} {'params M':>9} {'GMACs':>7} {'Wino':>7} {'temp MB':>8} "
+            f"{'compile s':>9} {'ms':>9} {'images/s':>9} {'of peak':>7} {'to ' + last_form:>9}"
+        )
         for batch in sorted(batches):
             if task == "step" and batch % jax.device_count():
                 print(f"skipped batch {batch}: not a multiple of {jax.device_count()} devices")
@@ -73,7 +76,7 @@ def run_bench(config: ConfigDict, workdir: Path) -> None:
 
 
 def _measure(config: ConfigDict, task: str, batch: int, peak: float) -> list[dict[str, Any]]:
-    """Returns a row of costs for each form; the last form is the one that others compare with."""
+    """Returns the costs of each form; the ratios compare its time with that of the last form."""
     training, size = task == "step", config.data.image_size
     programs = _steps(config, batch) if training else _forwards(config, batch)
     times = time_interleaved({program.form: program.run for program in programs}, ROUNDS)
@@ -172,14 +175,6 @@ def _compile(
     seconds = time.perf_counter() - start
     temporaries = temporaries_bytes(compiled)
     return _Program(form, net, variables, run(compiled, *arguments), temporaries, seconds)
-
-
-def _print_header(task: str) -> None:
-    to = {"forward": "fused", "step": "plain"}[task]
-    print(
-        f"\n{task:<12} {'batch':>5} {'params M':>9} {'GMACs':>7} {'Wino':>7} {'temp MB':>8} "
-        f"{'compile s':>9} {'ms':>9} {'images/s':>9} {'of peak':>7} {'to ' + to:>9}"
-    )
 
 
 def _line(row: dict[str, Any]) -> str:

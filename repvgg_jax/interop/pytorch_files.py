@@ -41,9 +41,8 @@ def read_torch(path: str | Path) -> dict[str, Any]:
                 f"{path} was not read: it would run {code[1]}, and only weights are "
                 "unpickled; if you trust it, save it again: torch.save(model.state_dict(), path)"
             ) from None
-        raise UsageError(
-            f"{path}: damaged, or not a {kind} file ({one_line(error, 100)})"
-        ) from error
+        cause = one_line(error, 100)
+        raise UsageError(f"{path}: damaged, or not a {kind} file ({cause})") from error
 
 
 def save_torch(path: str | Path, state_dict: Mapping[str, np.ndarray]) -> None:

@@ -23,11 +23,9 @@ from repvgg_jax.ops.batch_norm import per_channel
 
 
 def to_plain(net: Net, variables: Variables) -> tuple[Net, dict[str, Any]]:
-    """Returns the plain net with kernels W = s K + t pad(K1) + u I: the rule of initialization.
+    """Returns the plain net of a `csla` net, with kernels W = s K + t pad(K1) + u I to start from.
 
-    Args:
-      net: a net of block `csla`.
-      variables: its variables; the BatchNorms, squeeze-and-excite and the head are kept.
+    The BatchNorms, squeeze-and-excite and the head keep their variables.
 
     Raises:
       UsageError: for a net of another block.
@@ -52,12 +50,9 @@ def with_scales(net: Net, fresh: Variables, searched: Variables) -> dict[str, An
 def scale_gradients(net: Net, searched: Variables) -> optax.GradientTransformation:
     """Returns a transformation of a plain net's gradients to those of its branches under SGD.
 
-    It is the first of a chain, before weight decay and momentum. Nothing else may act on the norm
-    of gradients or kernels (clipping, max-norm): that would break the equality.
-
-    Args:
-      net: a net of block `csla`, for the geometry of the blocks.
-      searched: variables of such a net, for the scales.
+    The scales are those of `searched`, variables of the `csla` net. It is the first of a chain,
+    before weight decay and momentum. Nothing else may act on the norm of gradients or kernels
+    (clipping, max-norm): that would break the equality.
 
     Raises:
       UsageError: for a net of another block.
@@ -66,9 +61,9 @@ def scale_gradients(net: Net, searched: Variables) -> optax.GradientTransformati
 
     def multiply(gradients: Any, _: Any = None) -> Any:
         result = dict(gradients)
-        for name, of_block in scales.items():
+        for name, block_scales in scales.items():
             kernel = gradients[name]["conv_kxk"]["kernel"]
-            scaled = kernel * multiplier(of_block, kernel)
+            scaled = kernel * multiplier(block_scales, kernel)
             result[name] = dict(gradients[name]) | {"conv_kxk": {"kernel": scaled}}
         return result
 
@@ -93,14 +88,11 @@ def multiplier(scales: Mapping[str, Array], like: Array) -> Array:
 def _scales(net: Net, variables: Variables) -> dict[str, dict[str, Array]]:
     """Returns block name -> the scales of its branches, by parameter name."""
     _check_csla(net)
-    return {
-        spec.name: {
-            name: leaf
-            for name, leaf in variables["params"][spec.name].items()
-            if name.startswith("scale_")
-        }
-        for spec in net.plan()
-    }
+    scales = {}
+    for spec in net.plan():
+        params = variables["params"][spec.name]
+        scales[spec.name] = {name: params[name] for name in params if name.startswith("scale_")}
+    return scales
 
 
 def _check_csla(net: Net) -> None:

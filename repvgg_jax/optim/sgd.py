@@ -36,9 +36,9 @@ def cosine_schedule(
     Args:
       learning_rate: peak for a batch of 256 images; it scales linearly with `batch_size` (RepVGG
         trains 256 images at 0.1, and a larger batch at an unscaled learning rate loses accuracy).
-      batch_size: number of images in a step over all devices.
-      total_steps: number of steps of the run, the warm-up included.
-      warmup_steps: number of steps of the warm-up.
+      batch_size: images per step over all devices.
+      total_steps: steps of the run, the warm-up included.
+      warmup_steps: steps of the warm-up.
 
     Examples:
       >>> schedule = cosine_schedule(0.1, batch_size=512, total_steps=100)
@@ -109,18 +109,18 @@ def custom_l2(params: Mapping[str, Any], batch_stats: Mapping[str, Any]) -> Arra
     total = jnp.zeros(())
     for block in _two_branched(params):
         layers, stats = params[block], batch_stats[block]
-
-        def scale(norm: str, layers: Any = layers, stats: Any = stats) -> Array:
-            rsigma = jax.lax.rsqrt(stats[norm]["var"] + BN_EPSILON)
-            return jax.lax.stop_gradient(layers[norm]["scale"] * rsigma)
-
-        kernel, tk, t1 = layers["conv_kxk"]["kernel"], scale("bn_kxk"), scale("bn_1x1")
+        tk, t1 = (_bn_scale(layers[norm], stats[norm]) for norm in ("bn_kxk", "bn_1x1"))
+        kernel = layers["conv_kxk"]["kernel"]
         middle = kernel.shape[0] // 2
         center = kernel[middle, middle]
         tk, t1 = (per_channel(t, center) for t in (tk, t1))
         fused = tk * center + t1 * layers["conv_1x1"]["kernel"][0, 0]
         total += jnp.sum(kernel**2) - jnp.sum(center**2) + jnp.sum(fused**2 / (tk**2 + t1**2))
     return total
+
+
+def _bn_scale(params: Mapping[str, Array], stats: Mapping[str, Array]) -> Array:
+    return jax.lax.stop_gradient(params["scale"] * jax.lax.rsqrt(stats["var"] + BN_EPSILON))
 
 
 def _two_branched(params: Mapping[str, Any]) -> list[str]:
@@ -133,12 +133,8 @@ def max_norm(limit: float, frozen: Sequence[str] = ()) -> optax.GradientTransfor
     """Returns a transformation that keeps every filter's norm at `limit` or below.
 
     W <- W min(1, limit / ||W||) with the norm over kernel size and inputs of an output channel, for
-    kernels of convolutions [..., kh, kw, cin, cout]. It is the last of a chain: its input is taken
-    as the step itself.
-
-    Args:
-      limit: largest norm of a filter.
-      frozen: names of blocks that are left alone.
+    kernels of convolutions [..., kh, kw, cin, cout] except those of the blocks named in `frozen`.
+    It is the last of a chain: its input is taken as the step itself.
     """
 
     def project(updates: Any, params: Any) -> Any:
