@@ -18,7 +18,8 @@ import numpy as np
 from absl import app, flags
 from PIL import Image
 
-from repvgg_jax.data.augment.transforms import random_box, resized_crop
+from repvgg_jax.data.augment.rectangles import random_box
+from repvgg_jax.data.augment.transforms import resized_crop
 from repvgg_jax.data.decode.image import open_image
 from repvgg_jax.data.sampler import example_rng
 

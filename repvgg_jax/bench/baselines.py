@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from repvgg_jax.data.augment.transforms import random_box
+from repvgg_jax.data.augment.rectangles import random_box
 from repvgg_jax.data.sampler import example_rng, stream_indices
 
 # A function of a number of batches that yields them, made by one thread per core.

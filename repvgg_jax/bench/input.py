@@ -22,7 +22,8 @@ from repvgg_jax.bench import baselines
 from repvgg_jax.bench.timing import ratio
 from repvgg_jax.config.build import make_source, make_transform
 from repvgg_jax.config.fields import check_values
-from repvgg_jax.data.augment.transforms import Transform, random_box, train_image
+from repvgg_jax.data.augment.rectangles import random_box
+from repvgg_jax.data.augment.transforms import Transform, train_image
 from repvgg_jax.data.decode.image import open_image
 from repvgg_jax.data.decode.resize import resize
 from repvgg_jax.data.pipeline import train_batches

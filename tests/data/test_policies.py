@@ -15,7 +15,7 @@ from repvgg_jax.data.augment.policies import (
     rand_augment,
     raug15,
 )
-from repvgg_jax.data.augment.random_erasing import random_erasing
+from repvgg_jax.data.augment.rectangles import random_erasing
 from repvgg_jax.data.augment.transforms import Transform, augment_pixels, train_image
 from repvgg_jax.data.decode.image import from_array
 from repvgg_jax.data.pipeline import eval_batches, train_batches

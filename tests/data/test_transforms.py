@@ -12,12 +12,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from repvgg_jax.data.augment.pad_crop import pad_crop_flip
-from repvgg_jax.data.augment.transforms import (
-    random_box,
-    resize_and_crop,
-    resized_crop,
-    train_image,
-)
+from repvgg_jax.data.augment.rectangles import random_box
+from repvgg_jax.data.augment.transforms import resize_and_crop, resized_crop, train_image
 from repvgg_jax.data.decode.image import from_array, open_image
 from repvgg_jax.data.images import IMAGENET_MEAN, IMAGENET_STD, normalize
 from repvgg_jax.data.sampler import example_rng

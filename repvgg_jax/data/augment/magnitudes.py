@@ -19,8 +19,6 @@ import numpy as np
 
 from repvgg_jax.data.augment import operations as ops
 
-DrawArguments = Callable[[np.random.Generator], tuple]
-
 
 def _no_arguments(rng: np.random.Generator) -> tuple:
     return ()
@@ -47,7 +45,7 @@ class PolicyOperation(NamedTuple):
     apply: Callable[..., Any]
     strength: Callable[[float], float]
     signed: bool = False
-    draw: DrawArguments = _no_arguments
+    draw: Callable[[np.random.Generator], tuple] = _no_arguments
 
 
 def _fraction(magnitude: float, of: float) -> float:
@@ -58,11 +56,7 @@ def _integer(magnitude: float, of: float) -> int:
     return int(magnitude / 10 * of)
 
 
-def _zero(magnitude: float) -> float:
-    return 0.0
-
-
-def _geometric(translation: float, draw: DrawArguments) -> dict[str, PolicyOperation]:
+def _geometric(translation: float, draw: Callable[..., tuple]) -> dict[str, PolicyOperation]:
     limits = {
         "shear_x": (ops.shear_x, 0.3),
         "shear_y": (ops.shear_y, 0.3),
@@ -76,30 +70,23 @@ def _geometric(translation: float, draw: DrawArguments) -> dict[str, PolicyOpera
     }
 
 
-def _enhance_around_one(enhance: ops.Operation, image: Any, strength: float) -> Any:
-    return enhance(image, max(0.1, 1 + strength))  # at 1 the image is unchanged
+def _enhance_around_one(name: str, image: Any, strength: float) -> Any:
+    return ops.enhance(name, image, max(0.1, 1 + strength))  # at 1 the image is unchanged
 
 
-_ENHANCEMENTS = {
-    "color": ops.color,
-    "contrast": ops.contrast,
-    "brightness": ops.brightness,
-    "sharpness": ops.sharpness,
-}
+_ENHANCEMENTS = ("color", "contrast", "brightness", "sharpness")
 _SIGNED_ENHANCEMENTS = {
-    name: PolicyOperation(
-        partial(_enhance_around_one, enhance), partial(_fraction, of=0.9), signed=True
-    )
-    for name, enhance in _ENHANCEMENTS.items()
+    name: PolicyOperation(partial(_enhance_around_one, name), partial(_fraction, of=0.9), True)
+    for name in _ENHANCEMENTS
 }
 _INCREASING_ENHANCEMENTS = {
-    name: PolicyOperation(enhance, lambda m: _fraction(m, 1.8) + 0.1)
-    for name, enhance in _ENHANCEMENTS.items()
+    name: PolicyOperation(partial(ops.enhance, name), lambda m: _fraction(m, 1.8) + 0.1)
+    for name in _ENHANCEMENTS
 }
 _WITHOUT_STRENGTH = {
-    "auto_contrast": PolicyOperation(ops.auto_contrast, _zero),
-    "equalize": PolicyOperation(ops.equalize, _zero),
-    "invert": PolicyOperation(ops.invert, _zero),
+    "auto_contrast": PolicyOperation(partial(ops.image_ops, "autocontrast"), lambda m: 0.0),
+    "equalize": PolicyOperation(partial(ops.image_ops, "equalize"), lambda m: 0.0),
+    "invert": PolicyOperation(partial(ops.image_ops, "invert"), lambda m: 0.0),
 }
 _SOLARIZE_ADD = PolicyOperation(ops.solarize_add, partial(_integer, of=110))
 

@@ -7,13 +7,10 @@ AutoAugment's released code.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 _GRAY = (128, 128, 128)
 _CUTOUT_COLOR = (125, 122, 113)  # about ImageNet's mean
-
-Operation = Callable[[Any, float], Any]
 
 
 def _resampling(name: str) -> Any:
@@ -26,13 +23,8 @@ def _affine(image: Any, matrix: tuple[float, ...], resample: str) -> Any:
     """Returns the image whose pixel (x, y) is `image` at (ax + by + c, dx + ey + f)."""
     from PIL import Image
 
-    return image.transform(
-        image.size,
-        Image.Transform.AFFINE,
-        matrix,
-        resample=_resampling(resample),
-        fillcolor=_GRAY,
-    )
+    method = Image.Transform.AFFINE
+    return image.transform(image.size, method, matrix, _resampling(resample), fillcolor=_GRAY)
 
 
 def shear_x(image: Any, strength: float, resample: str) -> Any:
@@ -65,44 +57,29 @@ def rotate(image: Any, strength: float, resample: str) -> Any:
     return image.rotate(strength, resample=_resampling(resample), fillcolor=_GRAY)
 
 
-def auto_contrast(image: Any, strength: float) -> Any:
-    """Stretches each channel to 0..255; `strength` is ignored."""
+def image_ops(name: str, image: Any, strength: float) -> Any:
+    """Applies Pillow's "autocontrast", "equalize" or "invert"; `strength` is ignored."""
     from PIL import ImageOps
 
-    return ImageOps.autocontrast(image)
-
-
-def invert(image: Any, strength: float) -> Any:
-    """Inverts the image, 255 - x; `strength` is ignored."""
-    from PIL import ImageOps
-
-    return ImageOps.invert(image)
-
-
-def equalize(image: Any, strength: float) -> Any:
-    """Flattens each channel's histogram; `strength` is ignored."""
-    from PIL import ImageOps
-
-    return ImageOps.equalize(image)
+    return getattr(ImageOps, name)(image)
 
 
 def solarize(image: Any, strength: float) -> Any:
     """Inverts values of at least `strength`."""
-    from PIL import ImageOps
-
-    return ImageOps.solarize(image, strength)
+    inverted = [v if v < strength else 255 - v for v in range(256)]
+    return image.point(inverted * 3)
 
 
 def solarize_add(image: Any, strength: float) -> Any:
     """Adds `strength` to values below 128, up to 255."""
-    added = [min(255, value + int(strength)) if value < 128 else value for value in range(256)]
+    added = [min(255, v + int(strength)) if v < 128 else v for v in range(256)]
     return image.point(added * 3)
 
 
 def posterize(image: Any, strength: float) -> Any:
     """Keeps the `strength` highest bits of each channel; 0, which Pillow rejects, gives black."""
     mask = 256 - 2 ** (8 - min(8, int(strength)))
-    return image.point([value & mask for value in range(256)] * 3)
+    return image.point([v & mask for v in range(256)] * 3)
 
 
 def cutout(image: Any, strength: float, across: float, down: float) -> Any:
@@ -112,38 +89,17 @@ def cutout(image: Any, strength: float, across: float, down: float) -> Any:
     """
     size = int(strength) // 2
     x, y = int(across * image.width), int(down * image.height)
-    box = (
-        max(0, x - size),
-        max(0, y - size),
-        min(image.width, x + size),
-        min(image.height, y + size),
-    )
+    right, bottom = min(image.width, x + size), min(image.height, y + size)
     image = image.copy()
-    image.paste(_CUTOUT_COLOR, box)
+    image.paste(_CUTOUT_COLOR, (max(0, x - size), max(0, y - size), right, bottom))
     return image
 
 
-def _enhanced(image: Any, kind: str, strength: float) -> Any:
+def enhance(name: str, image: Any, strength: float) -> Any:
+    """Scales "color", "contrast", "brightness" or "sharpness": 1 gives the image.
+
+    Strength 0 gives a gray image, its mean gray, black, or a blurred image, respectively.
+    """
     from PIL import ImageEnhance
 
-    return getattr(ImageEnhance, kind)(image).enhance(strength)
-
-
-def color(image: Any, strength: float) -> Any:
-    """Scales color: 0 gives gray, 1 the image."""
-    return _enhanced(image, "Color", strength)
-
-
-def contrast(image: Any, strength: float) -> Any:
-    """Scales contrast: 0 gives the mean gray, 1 the image."""
-    return _enhanced(image, "Contrast", strength)
-
-
-def brightness(image: Any, strength: float) -> Any:
-    """Scales brightness: 0 gives black, 1 the image."""
-    return _enhanced(image, "Brightness", strength)
-
-
-def sharpness(image: Any, strength: float) -> Any:
-    """Scales sharpness: 0 gives a blurred image, 1 the image."""
-    return _enhanced(image, "Sharpness", strength)
+    return getattr(ImageEnhance, name.capitalize())(image).enhance(strength)

@@ -74,12 +74,9 @@ def auto_augment(pixels: np.ndarray, rng: np.random.Generator, policy: str) -> n
     """Applies one of AutoAugment's 25 sub-policies at random (arXiv 1805.09501, section 3).
 
     Args:
-      pixels: uint8 [height, width, 3].
+      pixels: uint8 [height, width, 3], as the result.
       rng: random generator.
       policy: "autoaugment", found on ImageNet, or "autoaugment_cifar10".
-
-    Returns:
-      uint8 [height, width, 3].
     """
     table = SUB_POLICIES[policy]
     chosen = table[int(rng.integers(len(table)))]
@@ -97,14 +94,11 @@ def rand_augment(
     Here each operation drawn, of fifteen, is applied with probability 1/2.
 
     Args:
-      pixels: uint8 [height, width, 3].
+      pixels: uint8 [height, width, 3], as the result.
       rng: random generator.
       operations: number of operations drawn, with replacement.
       magnitude: mean magnitude, from 0 to 10, the end of the ranges.
       std: standard deviation of each operation's magnitude, which is clipped to 0 to 10.
-
-    Returns:
-      uint8 [height, width, 3].
     """
     names, steps = tuple(RAND_AUGMENT), []
     for _ in range(operations):
@@ -121,11 +115,8 @@ def raug15(pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     drawn uniformly from 0 to 14: 10 is the end of the ranges, and more goes beyond it.
 
     Args:
-      pixels: uint8 [height, width, 3].
+      pixels: uint8 [height, width, 3], as the result.
       rng: random generator.
-
-    Returns:
-      uint8 [height, width, 3].
     """
     names = tuple(RAUG15)
     steps = [(names[int(rng.integers(len(names)))], float(rng.integers(15))) for _ in range(2)]

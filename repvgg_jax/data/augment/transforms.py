@@ -14,13 +14,12 @@ are normalized on the device (`data/images.py`).
 from __future__ import annotations
 
 import dataclasses
-import math
 
 import numpy as np
 
 from repvgg_jax.data.augment.pad_crop import pad_crop_flip
 from repvgg_jax.data.augment.policies import POLICIES, auto_augment, rand_augment, raug15
-from repvgg_jax.data.augment.random_erasing import random_erasing
+from repvgg_jax.data.augment.rectangles import random_box, random_erasing
 from repvgg_jax.data.decode.image import LazyImage
 from repvgg_jax.data.decode.resize import resize
 from repvgg_jax.data.sampler import ERASING, POLICY, example_rng
@@ -77,10 +76,8 @@ class Transform:
 
     def __post_init__(self) -> None:
         if self.augmentation not in AUGMENTATIONS:
-            raise UsageError(
-                f"unknown data.augmentation={self.augmentation!r}; "
-                f"one of: {', '.join(AUGMENTATIONS)}"
-            )
+            known = ", ".join(AUGMENTATIONS)
+            raise UsageError(f"unknown data.augmentation={self.augmentation!r}; one of: {known}")
         if self.image_size < 1 or self.padding < 0:
             raise UsageError(
                 f"image_size={self.image_size} must be positive, and "
@@ -111,8 +108,8 @@ def train_image(image: LazyImage, transform: Transform, seed: int, position: int
         pixels = fit(image, transform.image_size)
         if transform.augmentation == "pad_crop":
             positions = np.array([position])
-            moved = pad_crop_flip(pixels[None], transform.padding, transform.flip, seed, positions)
-            pixels = moved[0]
+            batch = pad_crop_flip(pixels[None], transform.padding, transform.flip, seed, positions)
+            pixels = batch[0]
     return augment_pixels(pixels, transform, seed, position)
 
 
@@ -121,25 +118,17 @@ def augment_pixels(
 ) -> np.ndarray:
     """Applies the transform's policy, then random erasing, to uint8 [height, width, 3]."""
     if transform.policy != "none":
-        pixels = _apply_policy(pixels, transform, example_rng(seed, position, POLICY))
+        rng = example_rng(seed, position, POLICY)
+        if transform.policy == "randaugment":
+            magnitude, std = transform.policy_magnitude, transform.policy_std
+            pixels = rand_augment(pixels, rng, transform.policy_operations, magnitude, std)
+        elif transform.policy == "raug15":
+            pixels = raug15(pixels, rng)
+        else:
+            pixels = auto_augment(pixels, rng, transform.policy)
     if transform.erasing > 0:
-        rng = example_rng(seed, position, ERASING)
-        pixels = random_erasing(pixels, rng, transform.erasing)
+        pixels = random_erasing(pixels, example_rng(seed, position, ERASING), transform.erasing)
     return pixels
-
-
-def _apply_policy(pixels: np.ndarray, transform: Transform, rng: np.random.Generator) -> np.ndarray:
-    if transform.policy == "randaugment":
-        return rand_augment(
-            pixels,
-            rng,
-            transform.policy_operations,
-            transform.policy_magnitude,
-            transform.policy_std,
-        )
-    if transform.policy == "raug15":
-        return raug15(pixels, rng)
-    return auto_augment(pixels, rng, transform.policy)
 
 
 def eval_image(image: LazyImage, transform: Transform) -> np.ndarray:
@@ -151,41 +140,6 @@ def eval_image(image: LazyImage, transform: Transform) -> np.ndarray:
     if transform.augmentation == "resized_crop":
         return resize_and_crop(image.rgb(), transform.resize, transform.eval_size)
     return fit(image, transform.eval_size)
-
-
-def random_box(
-    rng: np.random.Generator,
-    width: int,
-    height: int,
-    scale: tuple[float, float] = (0.08, 1.0),
-    ratio: tuple[float, float] = (3 / 4, 4 / 3),
-) -> tuple[int, int, int, int]:
-    """Draws the box of a random part of an image (Szegedy et al., arXiv 1409.4842, section 6).
-
-    After ten boxes that do not fit, it is the largest central one with an aspect ratio in bounds.
-
-    Args:
-      rng: random generator.
-      width: width of the image in pixels.
-      height: height of the image in pixels.
-      scale: range of the part's fraction of the area, drawn uniformly.
-      ratio: range of the part's width / height, drawn log-uniformly.
-
-    Returns:
-      (left, top, right, bottom) in pixels.
-    """
-    low, high = math.log(ratio[0]), math.log(ratio[1])
-    for _ in range(10):
-        area = width * height * rng.uniform(*scale)
-        aspect = math.exp(rng.uniform(low, high))
-        w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
-        if 0 < w <= width and 0 < h <= height:
-            left, top = int(rng.integers(width - w + 1)), int(rng.integers(height - h + 1))
-            return left, top, left + w, top + h
-    w = min(width, max(1, round(height * ratio[1])))
-    h = min(height, max(1, round(width / ratio[0])))
-    left, top = (width - w) // 2, (height - h) // 2
-    return left, top, left + w, top + h
 
 
 def resized_crop(image: LazyImage, box: tuple[int, int, int, int], size: int) -> np.ndarray:
@@ -203,12 +157,15 @@ def resize_and_crop(pixels: np.ndarray, resize: int, crop: int) -> np.ndarray:
     Pillow resizes, so that evaluation sees the pixels that other frameworks see, bit for bit.
     Training's `decode.resize` differs by a gray level.
     """
+    from PIL import Image
+
     height, width, _ = pixels.shape
     short, long = min(width, height), max(width, height)
     if short != resize:
         other = int(resize * long / short)
         width, height = (resize, other) if width <= height else (other, resize)
-        pixels = _pillow_resized(pixels, width, height)
+        image = Image.fromarray(pixels).resize((width, height), Image.Resampling.BILINEAR)
+        pixels = np.asarray(image)
     left, top = round((width - crop) / 2), round((height - crop) / 2)
     return pixels[top : top + crop, left : left + crop]
 
@@ -216,9 +173,3 @@ def resize_and_crop(pixels: np.ndarray, resize: int, crop: int) -> np.ndarray:
 def fit(image: LazyImage, size: int) -> np.ndarray:
     """Resizes the shorter side to `size` and crops the center, unless that is the size already."""
     return resize_and_crop(image.rgb(), size, size)
-
-
-def _pillow_resized(pixels: np.ndarray, width: int, height: int) -> np.ndarray:
-    from PIL import Image
-
-    return np.asarray(Image.fromarray(pixels).resize((width, height), Image.Resampling.BILINEAR))

@@ -1,0 +1,85 @@
+"""Random rectangles: the part of an image that training crops, and random erasing."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+Rectangle = tuple[int, int, int, int]
+
+
+def random_box(
+    rng: np.random.Generator,
+    width: int,
+    height: int,
+    ratio: tuple[float, float] = (3 / 4, 4 / 3),
+) -> Rectangle:
+    """Draws the box of a random part of an image (Szegedy et al., arXiv 1409.4842, section 6).
+
+    Its fraction of the area is drawn uniformly from 0.08 to 1. After ten boxes that do not fit, it
+    is the largest central one with an aspect ratio in bounds.
+
+    Args:
+      rng: random generator.
+      width: width of the image in pixels.
+      height: height of the image in pixels.
+      ratio: range of the part's width / height, drawn log-uniformly.
+
+    Returns:
+      (left, top, right, bottom) in pixels.
+    """
+    box = _random_rectangle(rng, width, height, (0.08, 1.0), ratio)
+    if box is not None:
+        return box
+    w = min(width, max(1, round(height * ratio[1])))
+    h = min(height, max(1, round(width / ratio[0])))
+    left, top = (width - w) // 2, (height - h) // 2
+    return left, top, left + w, top + h
+
+
+def random_erasing(pixels: np.ndarray, rng: np.random.Generator, probability: float) -> np.ndarray:
+    """Fills a random rectangle with random pixels (arXiv 1708.04896, algorithm 1).
+
+    Its fraction of the area is drawn uniformly from 0.02 to 1/3, and its height / width
+    log-uniformly from 0.3 to 1/0.3. After ten rectangles that do not fit, the image is unchanged.
+
+    Args:
+      pixels: uint8 [height, width, 3].
+      rng: random generator.
+      probability: probability of erasing anything.
+
+    Returns:
+      uint8 [height, width, 3], a copy if something is erased.
+    """
+    if rng.random() >= probability:
+        return pixels
+    height, width, channels = pixels.shape
+    # Transposed, since the ratio is of height to width.
+    rectangle = _random_rectangle(rng, height, width, (0.02, 1 / 3), (0.3, 1 / 0.3))
+    if rectangle is None:
+        return pixels
+    top, left, bottom, right = rectangle
+    erased = pixels.copy()
+    size = (bottom - top, right - left, channels)
+    erased[top:bottom, left:right] = rng.integers(0, 256, size, np.uint8)
+    return erased
+
+
+def _random_rectangle(
+    rng: np.random.Generator,
+    width: int,
+    height: int,
+    share: tuple[float, float],
+    ratio: tuple[float, float],
+) -> Rectangle | None:
+    """Draws a rectangle by its share of the area and its width / height; None if ten do not fit."""
+    low, high = math.log(ratio[0]), math.log(ratio[1])
+    for _ in range(10):
+        area = width * height * rng.uniform(*share)
+        aspect = math.exp(rng.uniform(low, high))
+        w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+        if 0 < w <= width and 0 < h <= height:
+            left, top = int(rng.integers(width - w + 1)), int(rng.integers(height - h + 1))
+            return left, top, left + w, top + h
+    return None
