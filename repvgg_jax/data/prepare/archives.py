@@ -9,11 +9,11 @@ import shutil
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, MutableMapping, Sequence
+from collections.abc import Callable, Iterator, MutableMapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from repvgg_jax.data.prepare.progress import ProgressMeter
+from repvgg_jax.data.prepare.progress import progress
 from repvgg_jax.errors import UsageError
 
 _CHUNK = 1 << 20  # bytes per read
@@ -45,10 +45,7 @@ def locate(
 ) -> list[Path | None]:
     """Returns the paths of archives in `manual_dir` or `downloads`; None for those to download.
 
-    Args:
-      archives: archives to look for.
-      downloads: folder of earlier downloads.
-      manual_dir: the user's folder of archives; `<downloads>/manual`, as in TFDS, if None.
+    Without a `manual_dir` it is `<downloads>/manual`, as in TFDS.
 
     Raises:
       UsageError: if `manual_dir` does not exist, or if an archive is missing that only registered
@@ -107,16 +104,7 @@ def _stamp(path: Path) -> list[int]:
 
 
 def verify(path: Path, archive: Archive, advice: str | None = None) -> None:
-    """Checks the size and the checksum of a file.
-
-    Args:
-      path: file to check.
-      archive: archive that it must be.
-      advice: end of the error message.
-
-    Raises:
-      UsageError: if the size or the checksum differs from the archive's.
-    """
+    """Raises UsageError, ending with `advice`, if a file is not the published archive."""
     size = path.stat().st_size
     advice = advice or f"delete it and download it again from {archive.url}"
     if size != archive.size:
@@ -124,27 +112,22 @@ def verify(path: Path, archive: Archive, advice: str | None = None) -> None:
         raise UsageError(f"{path} {fault}: {size:,} of {archive.size:,} bytes; {advice}")
     kind, _, expected = archive.checksum.partition(":")
     digest = hashlib.new(kind, usedforsecurity=False)
-    with path.open("rb") as file, ProgressMeter(f"checking {path.name}", size, "B") as meter:
+    with path.open("rb") as file, progress(f"checking {path.name}", size, "B") as add:
         while data := file.read(_CHUNK):
             digest.update(data)
-            meter.add(len(data))
-    if digest.hexdigest() != expected:
+            add(len(data))
+    found = digest.hexdigest()
+    if found != expected:
         raise UsageError(
-            f"{path} is not the published archive: its {kind} is {digest.hexdigest()}, not "
-            f"{expected}; {advice}"
+            f"{path} is not the published archive: its {kind} is {found}, not {expected}; {advice}"
         )
 
 
 def download(archive: Archive, folder: Path, pause: float = 1.0) -> Path:
     """Downloads an archive into a folder and verifies it, resuming an earlier download.
 
-    Until it is verified, the file is called `<file name>.part`. After a dropped connection the
-    rest is requested (HTTP Range), up to three times in a row without progress.
-
-    Args:
-      archive: archive to download.
-      folder: folder to download to.
-      pause: seconds between attempts.
+    Until it is verified, the file is called `<file name>.part`. After a dropped connection and
+    `pause` seconds the rest is requested (HTTP Range), up to three times in a row without progress.
 
     Raises:
       UsageError: if the server does not answer or does not have the file, the checksum is wrong
@@ -157,11 +140,10 @@ def download(archive: Archive, folder: Path, pause: float = 1.0) -> Path:
         draft.unlink()
     check_space(folder, archive.size - _size(draft))
     failures = 0
-    with ProgressMeter(
-        f"downloading {archive.file_name}", archive.size, "B", _size(draft)
-    ) as meter:
+    work = f"downloading {archive.file_name}"
+    with progress(work, archive.size, "B", _size(draft)) as add:
         while (start := _size(draft)) < archive.size:
-            failure = _append(archive, draft, start, meter)
+            failure = _append(archive, draft, start, add)
             failures = 0 if _size(draft) > start else failures + 1
             if failures == _ATTEMPTS:
                 raise UsageError(
@@ -181,14 +163,14 @@ def download(archive: Archive, folder: Path, pause: float = 1.0) -> Path:
     return path.resolve()
 
 
-def _append(archive: Archive, draft: Path, start: int, meter: ProgressMeter) -> str | None:
+def _append(archive: Archive, draft: Path, start: int, add: Callable[[int], object]) -> str | None:
     """Appends the file from byte `start` on; returns why it is incomplete, or None."""
     with draft.open("ab") as file:
         try:
             for data in _bytes_from(archive.url, start):
                 data = data[: archive.size - start]
                 start += file.write(data)
-                meter.add(len(data))
+                add(len(data))
         except _DroppedError as error:
             return str(error)
     return None if start == archive.size else f"{start:,} of {archive.size:,} bytes were sent"
@@ -205,8 +187,10 @@ def _bytes_from(url: str, start: int) -> Iterator[bytes]:
     try:
         request = urllib.request.Request(url, headers=headers)
         with urllib.request.urlopen(request, timeout=_TIMEOUT) as response:
-            if response.status != http.client.PARTIAL_CONTENT:  # the server does not support Range
-                _skip(response, start)
+            # A server that does not support Range sends the whole file.
+            rest = 0 if response.status == http.client.PARTIAL_CONTENT else start
+            while rest and (data := response.read(min(rest, _CHUNK))):
+                rest -= len(data)
             while data := response.read(_CHUNK):
                 yield data
     except (OSError, http.client.HTTPException) as error:
@@ -214,11 +198,6 @@ def _bytes_from(url: str, start: int) -> Iterator[bytes]:
         if not isinstance(error, urllib.error.HTTPError):
             cause = getattr(error, "reason", None) or error  # the error that URLError wraps
         raise _DroppedError(str(cause) or type(error).__name__) from error
-
-
-def _skip(response: http.client.HTTPResponse, count: int) -> None:
-    while count and (data := response.read(min(count, _CHUNK))):
-        count -= len(data)
 
 
 def _size(path: Path) -> int:

@@ -19,7 +19,7 @@ from typing import Any
 
 from repvgg_jax.data.prepare.archives import check_space, fetch, locate
 from repvgg_jax.data.prepare.official import SETS, DataSet, Split, class_names
-from repvgg_jax.data.prepare.progress import ProgressMeter
+from repvgg_jax.data.prepare.progress import progress
 from repvgg_jax.data.prepare.shards import Draft, locked
 from repvgg_jax.data.sources.tfds import data_root, load_prepared
 from repvgg_jax.errors import UsageError, one_line, reraise
@@ -100,11 +100,11 @@ def describe_splits(path: Path) -> str:
     import tensorflow_datasets as tfds
 
     splits = tfds.builder_from_directory(path).info.splits
-    return ", ".join(
-        f"{split}: {info.num_examples:,} images in {info.num_shards:,} "
-        f"{'files' if info.num_shards > 1 else 'file'}"
-        for split, info in splits.items()
-    )
+    parts = []
+    for split, info in splits.items():
+        files = "files" if info.num_shards > 1 else "file"
+        parts.append(f"{split}: {info.num_examples:,} images in {info.num_shards:,} {files}")
+    return ", ".join(parts)
 
 
 def _lookup(name: str, sets: Mapping[str, DataSet]) -> DataSet:
@@ -162,7 +162,7 @@ def _write_data_set(
         builder.info.features[feature].names = class_names(paths[0], member)
     for name, split in data_set.splits.items():
         _write_split(draft, name, split, paths, builder.info.features, shard_bytes)
-    _describe_splits(draft, builder, size, list(data_set.splits))
+    _finish_metadata(draft, builder, size, list(data_set.splits))
 
 
 def _write_split(
@@ -172,17 +172,17 @@ def _write_split(
 
     serializer = ExampleSerializer(features.get_serialized_info())
     done = sum(draft.lengths(name))
-    with ProgressMeter(f"writing {name}", split.size, "images", done) as meter:
+    with progress(f"writing {name}", split.size, "images", done) as add:
 
         def records(skip: int) -> Iterator[bytes]:
             for example in split.read(paths, skip):
                 yield serializer.serialize_example(features.encode_example(example))
-                meter.add(1)
+                add(1)
 
         draft.write(name, records, shard_bytes)
 
 
-def _describe_splits(draft: Draft, builder: Any, download_size: int, splits: Sequence[str]) -> None:
+def _finish_metadata(draft: Draft, builder: Any, download_size: int, splits: Sequence[str]) -> None:
     """Names the shards, and writes TFDS's metadata."""
     from etils import epath
     from tensorflow_datasets.core.splits import SplitDict, SplitInfo
