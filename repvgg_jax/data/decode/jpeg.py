@@ -21,8 +21,8 @@ _MAX_PIXELS = 89_478_485
 def size(data: bytes) -> tuple[int, int] | None:
     """Returns (width, height) of a JPEG that `decode` supports, and None for anything else.
 
-    CMYK and JPEGs without an end marker are left to Pillow: libjpeg fills missing data with gray,
-    and does not say so.
+    CMYK and JPEGs without an end marker are left to Pillow, since libjpeg silently fills missing
+    data with gray.
     """
     import simplejpeg
 
@@ -55,8 +55,10 @@ def decode(data: bytes, rows: int, factor: int) -> np.ndarray | None:
     try:
         height, width, _, _ = simplejpeg.decode_jpeg_header(data, strict=False)
         kept = rows + _MARGIN * factor
-        if kept < height:
-            data, height = _with_height(data, kept, height)
+        frame = _frame(data) if kept < height else None
+        if frame is not None:
+            height = kept
+            data = b"".join((data[: frame + 5], height.to_bytes(2, "big"), data[frame + 7 :]))
         # Not strict, as in Pillow: libjpeg warns of the skipped rows as "extraneous" data.
         return simplejpeg.decode_jpeg(
             data,
@@ -67,14 +69,6 @@ def decode(data: bytes, rows: int, factor: int) -> np.ndarray | None:
         )
     except ValueError:
         return None
-
-
-def _with_height(data: bytes, kept: int, height: int) -> tuple[bytes, int]:
-    """Returns the JPEG with height `kept` in its frame header, and the height it then has."""
-    at = _frame(data)
-    if at is None:
-        return data, height
-    return b"".join((data[: at + 5], kept.to_bytes(2, "big"), data[at + 7 :])), kept
 
 
 def _frame(data: bytes) -> int | None:

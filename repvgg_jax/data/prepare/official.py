@@ -21,7 +21,6 @@ import numpy as np
 from repvgg_jax.data.prepare.archives import Archive
 
 TfdsExample = dict[str, Any]
-_VAL_NAME = re.compile(r"ILSVRC2012_val_(\d{8})\.JPEG")
 
 
 @dataclass(frozen=True)
@@ -115,12 +114,12 @@ def _imagenet_validation(paths: Sequence[Path], skip: int) -> Iterator[TfdsExamp
     """Yields `ILSVRC2012_val_00000001.JPEG`, ..., with the labels of TFDS, which go by name."""
     import tensorflow_datasets as tfds
 
-    labels = tfds.core.tfds_path("datasets/imagenet2012/validation_labels.txt")
-    labels = labels.read_text().split()
+    file = tfds.core.tfds_path("datasets/imagenet2012/validation_labels.txt")
+    labels = file.read_text().split()
     with tarfile.open(paths[1], "r:") as tar:
         for index, member in enumerate(tar):
             if index >= skip:
-                number = int(_VAL_NAME.fullmatch(member.name)[1])
+                number = int(re.fullmatch(r"ILSVRC2012_val_(\d{8})\.JPEG", member.name)[1])
                 yield {
                     "file_name": member.name,
                     "image": tar.extractfile(member).read(),
@@ -129,13 +128,19 @@ def _imagenet_validation(paths: Sequence[Path], skip: int) -> Iterator[TfdsExamp
 
 
 def _make_cifar(
-    archive: Archive, folder: str, files: Mapping[str, Sequence[str]], names: Mapping[str, str]
+    archive: str,
+    size: int,
+    checksum: str,
+    folder: str,
+    files: Mapping[str, Sequence[str]],
+    names: Mapping[str, str],
 ) -> DataSet:
+    url = f"https://www.cs.toronto.edu/~kriz/{archive}"
     read = partial(_cifar, folder=folder, labels=tuple(names))
     sizes = {"train": 50_000, "test": 10_000}
     return DataSet(
-        (archive,),
-        {split: Split(partial(read, files=files[split]), size) for split, size in sizes.items()},
+        (Archive(archive, size, f"sha256:{checksum}", url),),
+        {split: Split(partial(read, files=files[split]), sizes[split]) for split in sizes},
         {feature: f"{folder}/{file}" for feature, file in names.items()},
     )
 
@@ -151,31 +156,22 @@ def _make_imagenette(folder: str, size: int, checksum: str) -> DataSet:
     )
 
 
-_IMAGENET_PAGE = "https://image-net.org/download-images"
+_imagenet = partial(Archive, url="https://image-net.org/download-images", by_hand=True)
 
 # Sizes and SHA-256 checksums are those of TFDS; ImageNet's MD5 are its publisher's.
 SETS: Mapping[str, DataSet] = {
     "cifar10": _make_cifar(
-        Archive(
-            "cifar-10-binary.tar.gz",
-            170_052_171,
-            "sha256:c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd",
-            "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz",
-        ),
+        "cifar-10-binary.tar.gz",
+        170_052_171,
+        "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd",
         "cifar-10-batches-bin",
-        {
-            "train": [f"data_batch_{number}.bin" for number in range(1, 6)],
-            "test": ["test_batch.bin"],
-        },
+        {"train": [f"data_batch_{i}.bin" for i in range(1, 6)], "test": ["test_batch.bin"]},
         {"label": "batches.meta.txt"},
     ),
     "cifar100": _make_cifar(
-        Archive(
-            "cifar-100-binary.tar.gz",
-            168_513_733,
-            "sha256:58a81ae192c23a4be8b1804d68e518ed807d710a4eb253b1f2a199162a40d8ec",
-            "https://www.cs.toronto.edu/~kriz/cifar-100-binary.tar.gz",
-        ),
+        "cifar-100-binary.tar.gz",
+        168_513_733,
+        "58a81ae192c23a4be8b1804d68e518ed807d710a4eb253b1f2a199162a40d8ec",
         "cifar-100-binary",
         {"train": ["train.bin"], "test": ["test.bin"]},
         {"coarse_label": "coarse_label_names.txt", "label": "fine_label_names.txt"},
@@ -197,19 +193,11 @@ SETS: Mapping[str, DataSet] = {
     ),
     "imagenet2012": DataSet(
         (
-            Archive(
-                "ILSVRC2012_img_train.tar",
-                147_897_477_120,
-                "md5:1d675b47d978889d74fa0da5fadfb00e",
-                _IMAGENET_PAGE,
-                by_hand=True,
+            _imagenet(
+                "ILSVRC2012_img_train.tar", 147_897_477_120, "md5:1d675b47d978889d74fa0da5fadfb00e"
             ),
-            Archive(
-                "ILSVRC2012_img_val.tar",
-                6_744_924_160,
-                "md5:29b22e2961454d5413ddabcf34fc5622",
-                _IMAGENET_PAGE,
-                by_hand=True,
+            _imagenet(
+                "ILSVRC2012_img_val.tar", 6_744_924_160, "md5:29b22e2961454d5413ddabcf34fc5622"
             ),
         ),
         {

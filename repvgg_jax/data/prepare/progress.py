@@ -11,11 +11,11 @@ _LINE_SECONDS = 10.0
 
 
 @contextmanager
-def progress(what: str, total: int, unit: str, start: int = 0) -> Iterator[Callable[[int], object]]:
+def progress(work: str, total: int, unit: str, start: int = 0) -> Iterator[Callable[[int], object]]:
     """Shows progress on standard error; the context is a function that adds to the count.
 
     Args:
-      what: name of the work, such as "writing train".
+      work: its name, such as "writing train".
       total: count at the end.
       unit: "images", or "B" for bytes, shown as MB.
       start: count that was reached before.
@@ -25,7 +25,7 @@ def progress(what: str, total: int, unit: str, start: int = 0) -> Iterator[Calla
 
         scaled = unit == "B"
         options = {"unit": unit if scaled else f" {unit}", "unit_scale": scaled}
-        with tqdm(desc=what, total=total, initial=start, dynamic_ncols=True, **options) as bar:
+        with tqdm(desc=work, total=total, initial=start, dynamic_ncols=True, **options) as bar:
             yield bar.update
         return
     scale, unit = (1e6, "MB") if unit == "B" else (1, unit)
@@ -35,7 +35,7 @@ def progress(what: str, total: int, unit: str, start: int = 0) -> Iterator[Calla
     def print_line() -> None:
         rate = (count - start) / max(time.monotonic() - start_time, 1e-9)
         print(
-            f"{what}: {count / scale:,.0f} of {total / scale:,.0f} {unit} "
+            f"{work}: {count / scale:,.0f} of {total / scale:,.0f} {unit} "
             f"({count / max(total, 1):.0%}), {rate / scale:,.0f} {unit}/s",
             file=sys.stderr,
             flush=True,

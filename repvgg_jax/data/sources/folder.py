@@ -30,12 +30,7 @@ def load_folder(
     `validation` and `test` that exists is the test split. Otherwise the class folders are in
     `data_dir` itself and serve both splits, which is logged as a warning.
 
-    Args:
-      name: name for messages.
-      data_dir: folder of the data set.
-      split: "train" or "test".
-      num_classes: number of classes of the net; None to accept any.
-      skip_corrupt: whether the pipeline may leave out images that cannot be decoded.
+    Arguments are those of `load_source`.
 
     Raises:
       UsageError: if a folder is missing or empty, the splits differ in their classes, or a label
@@ -48,15 +43,13 @@ def load_folder(
         raise UsageError(f"data.data_dir={root} does not exist; expected {_LAYOUT}")
     train_root, test_root = _split_roots(root)
     if train_root == test_root:
-        logging.warning(
-            "%s has no train folder; training and evaluation use the same images", train_root
-        )
+        logging.warning("%s has no train folder; training and evaluation use the same images", root)
     split_root = train_root if split == "train" else test_root
     if split_root is None:
         raise UsageError(f"{root} has a train folder but none of {', '.join(_TEST_FOLDERS)}")
     classes = _classes(train_root)
     if test_root is not None:
-        _check_same_classes(train_root, classes, test_root, _classes(test_root))
+        _check_same_classes(train_root, test_root)
     paths: list[str] = []
     labels: list[int] = []
     for label, class_name in enumerate(classes):
@@ -92,18 +85,15 @@ def _split_roots(root: str) -> tuple[str, str | None]:
 
 def _classes(root: str) -> tuple[str, ...]:
     with os.scandir(root) as entries:
-        names = [entry.name for entry in entries if entry.is_dir()]
-    names = sorted(name for name in names if not name.startswith("."))
+        names = sorted(e.name for e in entries if e.is_dir() and not e.name.startswith("."))
     if not names:
         raise UsageError(f"no class folder in {root}; expected {_LAYOUT}")
     return tuple(names)
 
 
-def _check_same_classes(
-    train_root: str, train: Sequence[str], test_root: str, test: Sequence[str]
-) -> None:
-    extra = sorted(set(test) - set(train))
-    missing = sorted(set(train) - set(test))
+def _check_same_classes(train_root: str, test_root: str) -> None:
+    train, test = set(_classes(train_root)), set(_classes(test_root))
+    extra, missing = sorted(test - train), sorted(train - test)
     if extra or missing:
         raise UsageError(
             f"{test_root} and {train_root} must have the same class folders; {test_root} has extra "
@@ -125,8 +115,7 @@ def _images(folder: str) -> list[str]:
             if entry.name.lower().endswith(SUFFIXES) and not entry.name.startswith(".")
         )
     if not files:
-        suffixes = ", ".join(SUFFIXES)
-        raise UsageError(f"the class folder {folder} has no image ({suffixes})")
+        raise UsageError(f"the class folder {folder} has no image ({', '.join(SUFFIXES)})")
     return files
 
 

@@ -29,12 +29,7 @@ def load_prepared(
 ) -> tuple[EncodedSource, int | None]:
     """Opens `<data_dir>/<name>/<version>`, the newest version unless `name` ends in `:version`.
 
-    Args:
-      name: data set, optionally with config and version.
-      data_dir: folder of prepared data sets; None for TFDS's default.
-      split: "train" or "test".
-      num_classes: number of classes of the net; None to accept any.
-      skip_corrupt: whether the pipeline may leave out images that cannot be decoded.
+    Arguments are those of `load_source`.
 
     Returns:
       The source, and the decoded bytes of an image (None if sizes differ).
@@ -194,16 +189,14 @@ def _check_features(features: Any, directory: str, num_classes: int | None) -> t
     import tensorflow_datasets as tfds
 
     found = dict(features) if isinstance(features, tfds.features.FeaturesDict) else {}
-    if not isinstance(found.get("image"), tfds.features.Image):
-        raise UsageError(_no_feature(directory, "image", "an Image", found))
     label = found.get("label")
-    if isinstance(label, tfds.features.ClassLabel) and label.num_classes:
+    if not isinstance(found.get("image"), tfds.features.Image):
+        wanted = "'image' that is an Image"
+    elif isinstance(label, tfds.features.ClassLabel) and label.num_classes:
         return tuple(label.names)
-    if isinstance(label, tfds.features.Scalar) and num_classes is not None:
+    elif isinstance(label, tfds.features.Scalar) and num_classes is not None:
         return tuple(str(index) for index in range(num_classes))
-    raise UsageError(_no_feature(directory, "label", "a ClassLabel", found))
-
-
-def _no_feature(directory: str, name: str, kind: str, found: dict[str, Any]) -> str:
+    else:
+        wanted = "'label' that is a ClassLabel"
     listed = ", ".join(f"{key} ({type(value).__name__})" for key, value in found.items())
-    return f"{directory} must have a feature {name!r} that is {kind}; it has {listed or 'none'}"
+    raise UsageError(f"{directory} must have a feature {wanted}; it has {listed or 'none'}")
