@@ -10,13 +10,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import numpy as np
 
 from repvgg_jax.data.augment.pad_crop import pad_crop_flip
-from repvgg_jax.data.augment.transforms import (
-    Transform,
-    augment_pixels,
-    eval_image,
-    fit,
-    train_image,
-)
+from repvgg_jax.data.augment.transforms import Transform, augment_pixels, eval_image, train_image
 from repvgg_jax.data.decode.image import LazyImage, from_array
 from repvgg_jax.data.sampler import stream_indices
 from repvgg_jax.data.sources.base import ArraySource, Example, Source
@@ -177,12 +171,10 @@ def _train_images(
     images: np.ndarray, transform: Transform, seed: int, positions: np.ndarray
 ) -> np.ndarray:
     """Applies `train_image` to a batch, by one gather if its images have the right size."""
-    if transform.augmentation == "resized_crop":
+    size = transform.image_size
+    if transform.augmentation == "resized_crop" or images.shape[1:3] != (size, size):
         pairs = zip(images, positions.tolist(), strict=True)
         return np.stack([train_image(from_array(x), transform, seed, p) for x, p in pairs])
-    size = transform.image_size
-    if images.shape[1:3] != (size, size):
-        images = np.stack([fit(from_array(image), size) for image in images])
     if transform.augmentation == "pad_crop":
         images = pad_crop_flip(images, transform.padding, transform.flip, seed, positions)
     if not transform.changes_pixels:

@@ -20,7 +20,7 @@ from tests.support.official_archives import make_cifar, with_archives
 
 @contextlib.contextmanager
 def serving(data, drop_after=None, ranges=True):
-    """A server of one file, that drops every connection after so many bytes."""
+    """A server of one file that drops every connection after `drop_after` bytes."""
     asked = []
 
     class Handler(http.server.BaseHTTPRequestHandler):
@@ -50,7 +50,7 @@ def published(data, url):
 
 
 @pytest.mark.parametrize("ranges", [True, False])
-def test_a_download_goes_on_where_it_broke_off(tmp_path, ranges):
+def test_an_interrupted_download_resumes(tmp_path, ranges):
     data = np.random.default_rng(0).bytes(5_000_000)
     (tmp_path / "file.bin.part").write_bytes(data[:100])
     with serving(data, 2_000_000 if ranges else None, ranges) as (url, asked):
@@ -61,14 +61,14 @@ def test_a_download_goes_on_where_it_broke_off(tmp_path, ranges):
     assert asked == [f"bytes={start}-" for start in starts]
 
 
-def test_downloads_that_fail_are_named_and_keep_what_they_have(tmp_path):
+def test_failed_downloads_are_named_and_keep_their_bytes(tmp_path):
     data = np.random.default_rng(0).bytes(100_000)
     with serving(data[:60_000]) as (url, _):
         with pytest.raises(UsageError, match=r"60,000 of 100,000 bytes were sent.*byte 60,000"):
             download(published(data, url), tmp_path, pause=0)
         with pytest.raises(UsageError, match="404"):
             download(published(data, url + "s"), tmp_path, pause=0)
-    with pytest.raises(UsageError, match="refused"):  # nobody listens there any more
+    with pytest.raises(UsageError, match="refused"):  # the server is down
         download(published(data, url), tmp_path, pause=0)
     assert (tmp_path / "file.bin.part").stat().st_size == 60_000
     with serving(data) as (url, asked):

@@ -1,4 +1,4 @@
-"""Operations and policies beside timm's and torchvision's, byte for byte."""
+"""Operations and policies compared with timm's and torchvision's, byte for byte."""
 
 import importlib.util
 import random
@@ -13,7 +13,7 @@ from repvgg_jax.data.augment import magnitudes, policies
 from repvgg_jax.data.augment.magnitudes import AUTO_AUGMENT, RAND_AUGMENT, RAUG15
 from tests.support.images import photograph, recorded, rng_of
 
-GREY = (128, 128, 128)
+GRAY = (128, 128, 128)
 TRANSLATIONS = {"translate_x": "TranslateXRel", "translate_y": "TranslateYRel"}
 ENHANCEMENTS = ("color", "contrast", "brightness", "sharpness")
 GEOMETRY = ("shear_x", "shear_y", "translate_x", "translate_y", "rotate")
@@ -34,7 +34,7 @@ def plain(name):
 
 @pytest.fixture(scope="module")
 def timm():
-    """Timm's policies, from their file alone: the package wants all of torchvision."""
+    """Timm's policies, imported from their file alone: the package requires torchvision."""
     spec = importlib.util.find_spec("timm")
     if spec is None:
         pytest.skip("timm is not installed: the other side is missing")
@@ -51,7 +51,7 @@ def assert_same_operation(timm, monkeypatch, entry, their_name, magnitude, **hpa
     for sign in (1, -1) if entry.signed else (1,):
         monkeypatch.setattr(timm, "_randomly_negate", lambda value, sign=sign: sign * value)
         for resample in ("bilinear", "bicubic"):
-            chosen = {"interpolation": Image.Resampling[resample.upper()], "img_mean": GREY}
+            chosen = {"interpolation": Image.Resampling[resample.upper()], "img_mean": GRAY}
             operation = timm.AugmentOp(their_name, 1.0, magnitude, {**chosen, **hparams})
             drawn = (resample,) if entry.draw is magnitudes._bilinear_or_bicubic else ()
             result = np.asarray(entry.apply(image, sign * entry.strength(magnitude), *drawn))
@@ -88,7 +88,7 @@ def test_the_defaults_are_timms_rand_m9_n2_mstd05_inc1(timm):
         (each.magnitude, each.magnitude_std) for each in theirs.ops
     }
     assert theirs.ops[0].kwargs == {
-        "fillcolor": GREY,
+        "fillcolor": GRAY,
         "resample": (Image.Resampling.BILINEAR, Image.Resampling.BICUBIC),
     }
     drawn = {magnitudes._bilinear_or_bicubic(rng_of(seed)) for seed in range(20)}
@@ -97,7 +97,7 @@ def test_the_defaults_are_timms_rand_m9_n2_mstd05_inc1(timm):
 
 @pytest.mark.parametrize(("operations", "magnitude", "std"), [(2, 9, 0.5), (3, 1, 2), (2, 10, 0)])
 def test_randaugment_draws_as_timm_does(operations, magnitude, std, timm, monkeypatch):
-    """How many operations an image gets, and how much a turned one is turned."""
+    """Compares the number of operations per image, and the angles of rotations."""
     images, pixels, rng = 4000, photograph(size=4), rng_of(0)
     drawn = recorded(monkeypatch, RAND_AUGMENT)
     for _ in range(images):
@@ -152,7 +152,7 @@ def test_operations_of_autoaugment_are_torchvisions(name, torchvision):
             theirs = sign * float(strengths[level] if strengths.ndim else 0.0)
             theirs = -theirs if "translate" in name else theirs  # to the right and down
             expected = transforms.autoaugment._apply_op(
-                image, camel(name), theirs, interpolation=nearest, fill=list(GREY)
+                image, camel(name), theirs, interpolation=nearest, fill=list(GRAY)
             )
             drawn = entry.draw(rng_of(0))
             result = entry.apply(image, sign * entry.strength(10 * level / 9), *drawn)

@@ -1,4 +1,4 @@
-"""Fast decoding beside Pillow's, on JPEGs of every kind that libjpeg writes."""
+"""Fast decoding compared with Pillow's, on JPEGs of every kind that libjpeg writes."""
 
 import importlib.util
 import io
@@ -36,7 +36,7 @@ KINDS = {
     "4:4:4": {"subsampling": "4:4:4"},
     "progressive": {"progressive": True},
     "restarts": {"restart_marker_rows": 1},
-    "grey": {"mode": "L"},
+    "gray": {"mode": "L"},
     "CMYK": {"mode": "CMYK"},
 }
 
@@ -55,7 +55,7 @@ def test_whole_images_are_pillows_bit_for_bit(kind, size):
 @given(st.data())
 @settings(max_examples=12, deadline=None)
 def test_crops_are_nearly_those_of_the_whole_image(kind, data):
-    """At reduced scale libjpeg averages where Pillow weighs with a triangle: a grey level or so."""
+    """Reduced scales differ by about a gray level: libjpeg averages, Pillow uses a triangle."""
     width, height = data.draw(st.integers(60, 700)), data.draw(st.integers(60, 700))
     left = data.draw(st.integers(0, width // 2))
     top = data.draw(st.integers(0, height // 2))
@@ -82,7 +82,7 @@ def test_resizing_is_pillows_to_rounding(width, height, size):
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("kept", [1, 30, 0.3, 0.7, 0.95, -1])
-def test_a_truncated_jpeg_is_an_error_and_no_grey_picture(kind, kept):
+def test_a_truncated_jpeg_is_an_error_and_not_a_gray_picture(kind, kept):
     data = jpeg(200, 160, **KINDS[kind])
     cut = data[: int(kept * len(data)) if 0 < kept < 1 else kept]
     with pytest.raises(CorruptImageError, match="record 7"):

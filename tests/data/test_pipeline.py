@@ -1,4 +1,4 @@
-"""The data package: what a batch holds depends on (seed, step) only, and mistakes are named."""
+"""Batches depend on (seed, step) only, and errors name the bad value or file."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def test_evaluation_counts_every_example_once(count, local, processes):
 @given(st.integers(60, 9000), st.sampled_from([1, 2, 3, 7, 16]))
 @settings(max_examples=15, deadline=None)
 def test_fifty_thousand_images_are_fifty_thousand(local, processes):
-    """For every batch size and number of processes; devices only cut what a process has."""
+    """Holds for every batch size and number of processes; devices only split local batches."""
     count = 50_000
     order = np.arange(count, dtype=np.int32)
     source = ArraySource("all", ("x",), np.zeros((count, 1, 1, 3), np.uint8), order)

@@ -1,4 +1,4 @@
-"""AutoAugment, RandAugment, RepVGGplus' preset and random erasing: what is drawn, how often."""
+"""AutoAugment, RandAugment, RepVGGplus' preset and random erasing: draws and their frequencies."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_a_higher_magnitude_of_randaugment_changes_more(name):
 
 def test_a_square_is_cut_out_around_a_pixel_of_the_image():
     pixels = np.zeros((40, 60, 3), np.uint8)
-    entry, areas, centres = RAUG15["cutout"], [], []
+    entry, areas, centers = RAUG15["cutout"], [], []
     for seed in range(300):
         rng = rng_of(seed)
         result = np.asarray(
@@ -58,12 +58,12 @@ def test_a_square_is_cut_out_around_a_pixel_of_the_image():
         height, width = np.ptp(rows) + 1, np.ptp(columns) + 1
         assert len(rows) == height * width == (result != 0).any(-1).sum()
         areas.append(len(rows))
-        centres.append((rows.mean() / 40, columns.mean() / 60))
+        centers.append((rows.mean() / 40, columns.mean() / 60))
     assert max(areas) == 12 * 12
     assert min(areas) < 0.5 * 12 * 12  # near a corner
-    np.testing.assert_allclose(np.mean(centres, 0), 0.5, atol=0.04)
-    assert np.min(centres) < 0.15
-    assert np.max(centres) > 0.85
+    np.testing.assert_allclose(np.mean(centers, 0), 0.5, atol=0.04)
+    assert np.min(centers) < 0.15
+    assert np.max(centers) > 0.85
     assert (pixels == 0).all()
     assert [entry.strength(m) for m in (0, 1, 10, 14)] == [2, 4, 40, 56]
 
@@ -85,7 +85,7 @@ def assert_even(drawn, table, count):
     assert max(counts) < 1.2 * count / len(table)
 
 
-def test_randaugment_applies_half_of_what_it_draws_evenly(monkeypatch):
+def test_randaugment_applies_half_of_the_drawn_operations_evenly(monkeypatch):
     drawn, pixels, rng = recorded(monkeypatch, RAND_AUGMENT), photograph(size=4), rng_of(0)
     for _ in range(6000):
         rand_augment(pixels, rng, 2, 9.0, 0.0)
@@ -143,7 +143,7 @@ def test_batches_depend_on_seed_and_step_only(policy, augmentation):
 
 
 def test_a_policy_leaves_the_crop_where_it_was():
-    """Pixels tell where they come from; what a policy does not touch is the plain crop's."""
+    """Pixels that random erasing leaves alone equal those of the plain crop."""
     pixels = photograph(size=64)
     erasing = Transform("resized_crop", 32, erasing=1.0)
     for position in range(5):
@@ -201,7 +201,7 @@ def test_training_and_evaluation_sizes_are_apart():
     assert next(eval_batches(source, small, 4))["image"].shape == (4, 12, 12, 3)
 
 
-def test_mistakes_are_named():
+def test_errors_name_the_bad_value():
     with pytest.raises(
         rj.UsageError, match=r"unknown data.policy='auto'; one of: none, autoaugment,"
     ):

@@ -45,7 +45,7 @@ def test_folder_labels_are_ranks_of_sorted_names(folder):
     np.testing.assert_array_equal(folder[0].image, noise(3))  # bee was written first
 
 
-def test_a_folder_without_splits_serves_both_and_says_so(tmp_path, caplog):
+def test_a_folder_without_splits_serves_both_with_a_warning(tmp_path, caplog):
     write_tree(tmp_path, splits=("",))
     with caplog.at_level(logging.WARNING):
         sources = [load_source("folder", "x", os.fspath(tmp_path), s) for s in ("train", "test")]
@@ -112,7 +112,7 @@ def test_photographs(photographs):
     assert (batch["image"].std((1, 2, 3)) > 5).all()
 
 
-def test_evaluation_of_a_photograph_is_what_pillow_makes_of_it(photographs):
+def test_evaluation_of_a_photograph_equals_pillows(photographs):
     source = load_source("folder", "photographs", os.fspath(photographs), "test")
     batch = next(eval_batches(source, Transform("resized_crop", 224), 16, workers=1))
     files = sorted(photographs.glob("*/*"))

@@ -48,7 +48,7 @@ def test_random_box_spreads_over_areas_and_ratios():
 
 
 @pytest.mark.parametrize("height", [20, 400])
-def test_a_box_that_never_fits_falls_back_to_the_centre(height):
+def test_a_box_that_never_fits_falls_back_to_the_center(height):
     box = random_box(example_rng(0, 0), 420 - height, height, ratio=(0.9, 1.1))
     assert box[0] + box[2] == pytest.approx(420 - height, abs=1)
     assert box[1] + box[3] == pytest.approx(height, abs=1)
@@ -116,7 +116,7 @@ def test_pad_crop_reaches_every_offset_evenly():
 
 
 @pytest.mark.parametrize("shape", [(70, 100), (100, 70), (64, 64), (33, 150), (301, 299)])
-def test_evaluation_is_resize_then_centre_crop(shape):
+def test_evaluation_is_resize_then_center_crop(shape):
     pixels = noise(2, *shape)
     image, (height, width) = Image.fromarray(pixels), shape
     size = (int(64 * width / height), 64) if height < width else (64, int(64 * height / width))
@@ -135,13 +135,13 @@ def test_normalize():
 
 
 @pytest.mark.parametrize("mode", ["L", "CMYK", "P", "LA", "RGBA", "1", "I;16"])
-def test_every_colour_mode_becomes_rgb(tmp_path, mode):
-    grey = np.repeat(np.linspace(0, 255, 16).astype(np.uint8)[None], 16, 0)
+def test_every_color_mode_becomes_rgb(tmp_path, mode):
+    gray = np.repeat(np.linspace(0, 255, 16).astype(np.uint8)[None], 16, 0)
     kind = "JPEG" if mode == "CMYK" else "PNG"
     if mode == "I;16":
-        image = Image.fromarray(grey.astype(np.uint16) * 257)
+        image = Image.fromarray(gray.astype(np.uint16) * 257)
     else:
-        image = Image.fromarray(grey).convert("RGB").convert(mode)
+        image = Image.fromarray(gray).convert("RGB").convert(mode)
     (tmp_path / "a").mkdir()
     image.save(tmp_path / "a" / f"x.{kind.lower()}")
     source = load_source("folder", "modes", os.fspath(tmp_path), "test")
@@ -151,4 +151,4 @@ def test_every_colour_mode_becomes_rgb(tmp_path, mode):
     assert pixels[:, 0].mean() < 10
     assert pixels[:, -1].mean() > 245
     if mode not in ("1", "P"):
-        np.testing.assert_allclose(pixels.astype(int), grey[..., None].repeat(3, 2), atol=6)
+        np.testing.assert_allclose(pixels.astype(int), gray[..., None].repeat(3, 2), atol=6)

@@ -7,7 +7,7 @@ from PIL import Image
 
 
 def photograph(seed=0, size=40):
-    """Smooth shapes in colour, with some grain: every operation shows on it."""
+    """Smooth shapes in color, with some grain: every operation shows on it."""
     rng = np.random.default_rng(seed)
     coarse = Image.fromarray(rng.integers(30, 200, (6, 6, 3), np.uint8)).resize((size, size))
     return np.clip(np.asarray(coarse) + rng.integers(0, 30, (size, size, 3)), 0, 255).astype(

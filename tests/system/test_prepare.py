@@ -70,7 +70,7 @@ def run_script(data_dir, path, then):
     subprocess.run(command, cwd=ROOT, check=True, timeout=60)
 
 
-def test_killed_half_way_it_goes_on_and_writes_the_same(tmp_path):
+def test_a_killed_process_resumes_and_writes_the_same(tmp_path):
     paths, *_ = make_imagenet(tmp_path / "archives", classes=4, count=6)
     sets = with_archives("imagenet2012", paths)
     whole = prepare(
@@ -105,7 +105,7 @@ def test_killed_half_way_it_goes_on_and_writes_the_same(tmp_path):
     assert os.listdir(last.parent) == ["5.1.0"]
 
 
-def test_a_kill_between_the_names_of_the_shards_is_mended(tmp_path):
+def test_a_kill_while_shards_are_renamed_is_recovered(tmp_path):
     path, _ = make_cifar(tmp_path / "archives")
     sets = with_archives("cifar10", [path])
     keywords = {"manual_dir": path.parent, "sets": sets, "shard_bytes": 9000}
@@ -125,7 +125,7 @@ def test_a_kill_between_the_names_of_the_shards_is_mended(tmp_path):
     assert content(prepare("cifar10", tmp_path / "killed", **keywords)) == content(whole)
 
 
-def test_what_is_prepared_is_left_alone(tmp_path):
+def test_a_prepared_set_is_left_alone(tmp_path):
     path, _ = make_cifar(tmp_path / "archives")
     keywords = {"data_dir": tmp_path, "manual_dir": path.parent}
     keywords["sets"] = with_archives("cifar10", [path])

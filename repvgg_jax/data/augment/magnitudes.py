@@ -20,16 +20,8 @@ import numpy as np
 from repvgg_jax.data.augment import operations as ops
 
 
-def _no_arguments(rng: np.random.Generator) -> tuple:
-    return ()
-
-
 def _bilinear_or_bicubic(rng: np.random.Generator) -> tuple:
     return (("bilinear", "bicubic")[int(rng.integers(2))],)
-
-
-def _random_point(rng: np.random.Generator) -> tuple:
-    return (rng.random(), rng.random())
 
 
 class PolicyOperation(NamedTuple):
@@ -45,7 +37,7 @@ class PolicyOperation(NamedTuple):
     apply: Callable[..., Any]
     strength: Callable[[float], float]
     signed: bool = False
-    draw: Callable[[np.random.Generator], tuple] = _no_arguments
+    draw: Callable[[np.random.Generator], tuple] = lambda rng: ()
 
 
 def _fraction(magnitude: float, of: float) -> float:
@@ -105,7 +97,11 @@ RAUG15: dict[str, PolicyOperation] = {
     "posterize": PolicyOperation(ops.posterize, partial(_integer, of=4)),
     "solarize": PolicyOperation(ops.solarize, partial(_integer, of=256)),
     "solarize_add": _SOLARIZE_ADD,
-    "cutout": PolicyOperation(ops.cutout, lambda m: max(2, _integer(m, 40)), draw=_random_point),
+    "cutout": PolicyOperation(
+        ops.cutout,
+        lambda m: max(2, _integer(m, 40)),
+        draw=lambda rng: (rng.random(), rng.random()),
+    ),
 }
 AUTO_AUGMENT: dict[str, PolicyOperation] = {
     **_WITHOUT_STRENGTH,

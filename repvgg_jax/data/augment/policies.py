@@ -73,10 +73,8 @@ POLICIES = ("none", *SUB_POLICIES, "randaugment", "raug15")
 def auto_augment(pixels: np.ndarray, rng: np.random.Generator, policy: str) -> np.ndarray:
     """Applies one of AutoAugment's 25 sub-policies at random (arXiv 1805.09501, section 3).
 
-    Args:
-      pixels: uint8 [height, width, 3], as the result.
-      rng: random generator.
-      policy: "autoaugment", found on ImageNet, or "autoaugment_cifar10".
+    The policy is "autoaugment", found on ImageNet, or "autoaugment_cifar10". Takes and returns
+    uint8 [height, width, 3].
     """
     table = SUB_POLICIES[policy]
     chosen = table[int(rng.integers(len(table)))]
@@ -94,13 +92,14 @@ def rand_augment(
     Here each operation drawn, of fifteen, is applied with probability 1/2.
 
     Args:
-      pixels: uint8 [height, width, 3], as the result.
+      pixels: uint8 [height, width, 3], as is the result.
       rng: random generator.
       operations: number of operations drawn, with replacement.
       magnitude: mean magnitude, from 0 to 10, the end of the ranges.
       std: standard deviation of each operation's magnitude, which is clipped to 0 to 10.
     """
-    names, steps = tuple(RAND_AUGMENT), []
+    names = tuple(RAND_AUGMENT)
+    steps = []
     for _ in range(operations):
         name = names[int(rng.integers(len(names)))]
         if rng.random() < 0.5:
@@ -112,11 +111,8 @@ def raug15(pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Applies the preset `raug15` of RepVGGplus (train/randaug.py of its repository).
 
     Two of sixteen operations, Cutout among them, are always applied, each at an integer magnitude
-    drawn uniformly from 0 to 14: 10 is the end of the ranges, and more goes beyond it.
-
-    Args:
-      pixels: uint8 [height, width, 3], as the result.
-      rng: random generator.
+    drawn uniformly from 0 to 14: 10 is the end of the ranges, and more goes beyond it. Takes and
+    returns uint8 [height, width, 3].
     """
     names = tuple(RAUG15)
     steps = [(names[int(rng.integers(len(names)))], float(rng.integers(15))) for _ in range(2)]

@@ -113,21 +113,18 @@ def _lookup(name: str, sets: Mapping[str, DataSet]) -> DataSet:
         return sets[dataset]
     close = [known for known in sets if known.startswith(f"{dataset}/")]
     close = close or difflib.get_close_matches(dataset, sets, n=1)
-    advice = (
-        f"did you mean {' or '.join(close)}?"
-        if close
-        else "TFDS prepares others: pip install tensorflow tensorflow-datasets && tfds build "
-        f"{name} --file_format=array_record"
-    )
+    advice = f"did you mean {' or '.join(close)}?"
+    if not close:
+        install = "pip install tensorflow tensorflow-datasets"
+        advice = f"TFDS prepares others: {install} && tfds build {name} --file_format=array_record"
     raise UsageError(f"data.name={name}: --mode=prepare knows {', '.join(sets)}; {advice}")
 
 
 def _root(data_dir: str | None) -> str:
     root = data_root(data_dir)
     if "://" in root:
-        raise UsageError(
-            f"data.data_dir={root} must be a local folder; copy the prepared set afterwards"
-        )
+        advice = "copy the prepared set afterwards"
+        raise UsageError(f"data.data_dir={root} must be a local folder; {advice}")
     return os.path.abspath(root)
 
 

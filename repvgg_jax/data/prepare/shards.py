@@ -73,8 +73,8 @@ class Draft:
           OSError: if the disk is full.
           RuntimeError: if the disk is full.
         """
-        state = {"shard_lengths": [], "num_bytes": 0, "complete": False}
-        state = self._state["splits"].setdefault(split, state)
+        empty = {"shard_lengths": [], "num_bytes": 0, "complete": False}
+        state = self._state["splits"].setdefault(split, empty)
         if state["complete"]:
             return
         records = read(sum(state["shard_lengths"]))
