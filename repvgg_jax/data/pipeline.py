@@ -185,11 +185,8 @@ def _train_images(
 
 def _zeros(count: int, size: int) -> Batch:
     images = np.zeros((count, size, size, 3), np.uint8)
-    return {
-        "image": images,
-        "label": np.zeros(count, np.int32),
-        "mask": np.zeros(count, np.float32),
-    }
+    labels = np.zeros(count, np.int32)
+    return {"image": images, "label": labels, "mask": np.zeros(count, np.float32)}
 
 
 def _collect(examples: Iterable[Example | None], count: int, size: int) -> Batch:

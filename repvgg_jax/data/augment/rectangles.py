@@ -7,24 +7,16 @@ import math
 import numpy as np
 
 Rectangle = tuple[int, int, int, int]
+Range = tuple[float, float]
 
 
 def random_box(
-    rng: np.random.Generator,
-    width: int,
-    height: int,
-    ratio: tuple[float, float] = (3 / 4, 4 / 3),
+    rng: np.random.Generator, width: int, height: int, ratio: Range = (3 / 4, 4 / 3)
 ) -> Rectangle:
     """Draws the box of a random part of an image (Szegedy et al., arXiv 1409.4842, section 6).
 
-    Its fraction of the area is drawn uniformly from 0.08 to 1. After ten boxes that do not fit, it
-    is the largest central one with an aspect ratio in bounds.
-
-    Args:
-      rng: random generator.
-      width: width of the image in pixels.
-      height: height of the image in pixels.
-      ratio: range of the part's width / height, drawn log-uniformly.
+    Its fraction of the area is drawn uniformly from 0.08 to 1, and its width / height log-uniformly
+    from `ratio`. After ten boxes that do not fit, it is the largest central one of such a ratio.
 
     Returns:
       (left, top, right, bottom) in pixels.
@@ -42,12 +34,8 @@ def random_erasing(pixels: np.ndarray, rng: np.random.Generator, probability: fl
     """Fills a random rectangle with random pixels (arXiv 1708.04896, algorithm 1).
 
     Its fraction of the area is drawn uniformly from 0.02 to 1/3, and its height / width
-    log-uniformly from 0.3 to 1/0.3. After ten rectangles that do not fit, the image is unchanged.
-
-    Args:
-      pixels: uint8 [height, width, 3].
-      rng: random generator.
-      probability: probability of erasing anything.
+    log-uniformly from 0.3 to 1/0.3. The image is unchanged with probability 1 - `probability`, and
+    after ten rectangles that do not fit.
 
     Returns:
       uint8 [height, width, 3], a copy if something is erased.
@@ -67,11 +55,7 @@ def random_erasing(pixels: np.ndarray, rng: np.random.Generator, probability: fl
 
 
 def _random_rectangle(
-    rng: np.random.Generator,
-    width: int,
-    height: int,
-    share: tuple[float, float],
-    ratio: tuple[float, float],
+    rng: np.random.Generator, width: int, height: int, share: Range, ratio: Range
 ) -> Rectangle | None:
     """Draws a rectangle by its share of the area and its width / height; None if ten do not fit."""
     low, high = math.log(ratio[0]), math.log(ratio[1])

@@ -60,10 +60,10 @@ def locate(
     ]
     missing = [a for a, path in zip(archives, found, strict=True) if path is None and a.by_hand]
     if missing:
+        names = " and ".join(archive.file_name for archive in missing)
         raise UsageError(
-            f"{' and '.join(archive.file_name for archive in missing)} not found in {folders[0]} "
-            f"or {downloads}; register at {missing[0].url}, download them, and set "
-            "--config.data.manual_dir to their folder"
+            f"{names} not found in {folders[0]} or {downloads}; register at {missing[0].url}, "
+            "download them, and set --config.data.manual_dir to their folder"
         )
     return found
 
@@ -74,14 +74,10 @@ def fetch(
     downloads: Path,
     verified: MutableMapping[str, list[int]],
 ) -> list[Path]:
-    """Downloads the archives that were not found, verifies all, and returns their paths.
+    """Downloads the archives that `locate` has not found, verifies all, and returns their paths.
 
-    Args:
-      archives: archives to fetch.
-      found: their paths as returned by `locate`.
-      downloads: folder to download to.
-      verified: path to [size, modification time in ns] of archives that were verified before and
-        are not read again; updated in place.
+    `verified` maps the path of archives that were verified before, and are not read again, to
+    [size, modification time in ns]. It is updated in place.
 
     Raises:
       UsageError: if an archive cannot be downloaded, is truncated, or is not the published one.

@@ -13,7 +13,7 @@ import os
 import tarfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from repvgg_jax.data.prepare.official import SETS, DataSet, Split, class_names
 from repvgg_jax.data.prepare.progress import progress
 from repvgg_jax.data.prepare.shards import Draft, locked
 from repvgg_jax.data.sources.tfds import data_root, load_prepared
-from repvgg_jax.errors import UsageError, one_line, reraise
+from repvgg_jax.errors import UsageError, one_line
 
 SHARD_BYTES = 128 << 20  # about 1,100 files for ImageNet's training split
 
@@ -196,21 +196,20 @@ def _finish_metadata(draft: Draft, builder: Any, download_size: int, splits: Seq
     info.write_to_directory(epath.Path(draft.folder))
 
 
-def _one_line_errors(target: Path) -> AbstractContextManager[None]:
-    def as_usage_error(error: Exception) -> UsageError:
-        if isinstance(error, (tarfile.TarError, EOFError, zlib.error, KeyError)):
-            return UsageError(
-                f"an archive of {target.parent.name} cannot be read "
-                f"({type(error).__name__}: {one_line(error)})"
-            )
-        # array_record raises a RuntimeError with a status.
+@contextmanager
+def _one_line_errors(target: Path) -> Iterator[None]:
+    try:
+        yield
+    except (tarfile.TarError, EOFError, zlib.error, KeyError) as error:
+        cause = f"{type(error).__name__}: {one_line(error)}"
+        raise UsageError(f"an archive of {target.parent.name} cannot be read ({cause})") from error
+    except (OSError, RuntimeError) as error:  # array_record raises a RuntimeError with a status
         if getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error):
-            return UsageError(
+            message = (
                 f"no space left for {target}: make room and run the same command again, which "
                 "resumes after the last finished file"
             )
-        where = getattr(error, "filename", None) or target
-        return UsageError(f"{where}: {one_line(error)}; data.data_dir must be a writable folder")
-
-    kinds = (tarfile.TarError, EOFError, zlib.error, KeyError, OSError, RuntimeError)
-    return reraise(kinds, as_usage_error)
+        else:
+            where = getattr(error, "filename", None) or target
+            message = f"{where}: {one_line(error)}; data.data_dir must be a writable folder"
+        raise UsageError(message) from error

@@ -64,14 +64,8 @@ class Draft:
     def write(self, split: str, read: Callable[[int], Iterator[bytes]], shard_bytes: int) -> None:
         """Writes the records of a split that are not in finished shards.
 
-        Args:
-          split: name of the split.
-          read: function of a number of records to skip that yields the others.
-          shard_bytes: bytes of records at which a shard is closed.
-
-        Raises:
-          OSError: if the disk is full.
-          RuntimeError: if the disk is full.
+        `read(skip)` yields the records after the first `skip`. A shard is closed as soon as its
+        records have `shard_bytes` bytes. A full disk raises OSError or RuntimeError.
         """
         empty = {"shard_lengths": [], "num_bytes": 0, "complete": False}
         state = self._state["splits"].setdefault(split, empty)

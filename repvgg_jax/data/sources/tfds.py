@@ -44,6 +44,7 @@ def load_prepared(
 
     # Importing TFDS takes a second, which `import repvgg_jax` should not.
     import tensorflow_datasets as tfds
+    from etils import epath
 
     builder = _builder(directory)
     features, splits = builder.info.features, builder.info.splits
@@ -53,7 +54,9 @@ def load_prepared(
             f"{directory} has no split for {split!r} ({' or '.join(_SPLITS[split])}); "
             f"it has {', '.join(splits) or 'none'}"
         )
-    _check_files(splits[key])
+    for path in splits[key].filepaths:
+        if not epath.Path(path).exists():
+            raise UsageError(f"{path} is missing; the data set is incomplete, prepare it again")
     class_names = _check_features(features, directory, num_classes)
     # The errors of a damaged shard do not name the data set.
     named = partial(
@@ -174,14 +177,6 @@ def _builder(directory: str) -> Any:
         if builder.info.file_format.value != _FORMAT:  # array_record is an alternative format
             builder.info.set_file_format(_FORMAT, override=True, override_if_initialized=True)
     return builder
-
-
-def _check_files(split: Any) -> None:
-    from etils import epath
-
-    for path in split.filepaths:
-        if not epath.Path(path).exists():
-            raise UsageError(f"{path} is missing; the data set is incomplete, prepare it again")
 
 
 def _check_features(features: Any, directory: str, num_classes: int | None) -> tuple[str, ...]:
