@@ -104,9 +104,9 @@ def test_the_bench_names_what_is_not_installed(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("repvgg_jax.bench.input._IMAGES", 8)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     run_bench_data(config, tmp_path / "run")
-    said = capsys.readouterr().out
-    assert "tf.data: not measured, tensorflow is not installed" in said
-    assert "pip install -e '.[bench]'" in said
+    printed = capsys.readouterr().out
+    assert "tf.data: not measured, tensorflow is not installed" in printed
+    assert "pip install -e '.[bench]'" in printed
     report = json.loads((tmp_path / "run/bench_data.json").read_text())
     (row,) = report["pipelines"]
     assert row["images_per_second"] > 0

@@ -60,7 +60,7 @@ class LazyImage:
             return self.decode(self.size[1], 1)
 
     def part(self, box: tuple[int, int, int, int], size: int) -> tuple[np.ndarray, Box]:
-        """Decodes only what is needed to resize the part `box` to `size` pixels a side.
+        """Decodes only the pixels needed to resize the part `box` to `size` pixels a side.
 
         A JPEG is decoded at the smallest of 1, 1/2, 1/4, 1/8 of its size at which the part still
         has `size` pixels a side, and only down to the part's last row.

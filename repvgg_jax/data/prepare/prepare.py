@@ -143,7 +143,7 @@ def _builder(name: str, folder: Path) -> Any:
     import tensorflow_datasets as tfds
 
     dataset, _, config = name.partition(":")[0].partition("/")
-    # It reads what is prepared in its folder, so the draft's folder, which has nothing.
+    # It reads a set that its folder already has, so it gets the draft's folder, which has none.
     return tfds.builder_cls(dataset)(
         data_dir=os.fspath(folder), config=config or None, file_format="array_record"
     )
