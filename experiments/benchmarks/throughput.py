@@ -37,7 +37,7 @@ from experiments.sweeps.flags import Parser, run_command
 from experiments.sweeps.rows import RESULTS, cpu_cores, device_name, read_sweeps
 from experiments.sweeps.run_one import git_commit
 from repvgg_jax.bench.aot import lower_step
-from repvgg_jax.bench.models import RepeatedStep
+from repvgg_jax.bench.models import repeated_step
 from repvgg_jax.bench.timing import time_interleaved
 from repvgg_jax.config.build import make_net
 from repvgg_jax.errors import UsageError
@@ -102,7 +102,7 @@ def _training_step(config: ConfigDict) -> _Lowered:
 
     def prepare(step: jax.stages.Compiled) -> Callable[[], Any]:
         state, batch, _ = arguments
-        return RepeatedStep(step, *_zeros_of((state, batch)), jax.random.key(0))
+        return repeated_step(step, *_zeros_of((state, batch)), jax.random.key(0))
 
     return lowered, prepare
 

@@ -226,8 +226,6 @@ def format_cost(cost: StepCost, title: str = "", hbm: int | None = None) -> str:
     if not cost.collectives:
         lines.append("  no collectives")
     if cost.loops:
-        lines.append(
-            f"{cost.loops} loop(s): FLOPs and bytes accessed count their bodies once, "
-            "collectives each trip"
-        )
+        note = "FLOPs and bytes accessed count their bodies once, collectives each trip"
+        lines.append(f"{cost.loops} loop(s): {note}")
     return "\n".join(lines)

@@ -1,7 +1,4 @@
-"""`--mode=bench_data`: throughput of the training pipeline and of baselines on the same images.
-
-The pipelines are interleaved, so that other load on the machine affects all of them alike.
-"""
+"""`--mode=bench_data`: throughput of the training pipeline, interleaved with baselines."""
 
 from __future__ import annotations
 

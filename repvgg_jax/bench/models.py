@@ -134,7 +134,7 @@ def _steps(config: ConfigDict, batch: int) -> list[_Program]:
         net, state = experiment.net, fresh_state(experiment)
         step = jit_train_step(state, experiment.mesh, experiment.step_options)
         arguments = state, shard_batch(rows, experiment.mesh), jax.random.key(0)
-        programs.append(_compile(form, net, abstract(net), step, *arguments, run=RepeatedStep))
+        programs.append(_compile(form, net, abstract(net), step, *arguments, run=repeated_step))
     return programs
 
 
@@ -147,19 +147,15 @@ def _forms(config: ConfigDict) -> dict[str, ConfigDict]:
     return forms
 
 
-@dataclass
-class RepeatedStep:
-    """A function that takes the next training step at each call, since a step donates its state."""
+def repeated_step(step: Callable[..., Any], state: Any, data: Any, key: Any) -> Callable[[], Any]:
+    """Returns a function that takes the next step at each call, since a step donates its state."""
 
-    step: Callable[..., Any]
-    state: Any
-    data: Any
-    key: jax.Array
-
-    def __call__(self) -> Any:
-        """Takes a step and returns its metrics."""
-        self.state, metrics = self.step(self.state, self.data, self.key)
+    def take() -> Any:
+        nonlocal state
+        state, metrics = step(state, data, key)
         return metrics
+
+    return take
 
 
 def _compile(

@@ -11,7 +11,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from repvgg_jax.errors import UsageError
 from repvgg_jax.interop.pytorch_layout import NAMES, check_counterpart, check_strides, entries
-from repvgg_jax.nets import Net, abstract, check_pair
+from repvgg_jax.nets import Net, Variables, abstract, check_pair
 from repvgg_jax.nets.repvgg import RepVGGPlus
 
 WRAPPERS = ("state_dict", "model", "ema", "model_ema", "state_dict_ema")  # in this order
@@ -59,9 +59,7 @@ def from_torch(net: Net, state_dict: Mapping[str, Any]) -> dict[str, Any]:
     return unflatten_dict(leaves, sep="/")
 
 
-def to_torch(
-    net: Net, variables: Mapping[str, Any], layout: str = "official"
-) -> dict[str, np.ndarray]:
+def to_torch(net: Net, variables: Variables, layout: str = "official") -> dict[str, np.ndarray]:
     """Returns the variables under PyTorch's names and in its shapes, for `load_state_dict`.
 
     The inverse of `from_torch`. BatchNorm's `num_batches_tracked` is written as 0.

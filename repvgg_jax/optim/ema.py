@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import jax
+from jax import Array
 
 from repvgg_jax.nets import Averaged, Variables
 
 
 def update_average(average: Variables, variables: Variables, decay: float) -> dict[str, Averaged]:
     """Returns average + (1 - decay) (variables - average), for parameters and statistics alike."""
+
+    def move(mean: Array, new: Array) -> Array:
+        return mean + (1 - decay) * (new - mean)
+
     return {
-        name: Averaged(
-            jax.tree.map(
-                lambda mean, new: mean + (1 - decay) * (new - mean),
-                dict(average[name]),
-                dict(variables[name]),
-            )
-        )
+        name: Averaged(jax.tree.map(move, dict(average[name]), dict(variables[name])))
         for name in average
     }

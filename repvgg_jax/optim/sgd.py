@@ -100,11 +100,8 @@ def custom_l2(params: Mapping[str, Any], batch_stats: Mapping[str, Any]) -> Arra
     C the center tap and R the other taps of the kxk,
       sum over blocks of |R|^2 + sum |t_k C + t_1 W_1|^2 / (t_k^2 + t_1^2),
     so that the 1x1 and the tap that it is added to decay as the one tap that they fuse to. The
-    identity has no part in it. (DingXiaoH/RepVGG, `get_custom_L2`.)
-
-    Args:
-      params: parameters of a net; blocks other than RepVGG's with kxk and 1x1 add nothing.
-      batch_stats: BatchNorm statistics of the same net.
+    identity has no part in it, and blocks without a kxk and a 1x1 branch add nothing.
+    (DingXiaoH/RepVGG, `get_custom_L2`.)
     """
     total = jnp.zeros(())
     for block in _two_branched(params):

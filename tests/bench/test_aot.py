@@ -176,7 +176,7 @@ def test_the_cost_of_a_small_step(step):
     assert cost.memory == cost.arguments + (cost.outputs - whole) + cost.temporaries + cost.code
     macs = count_macs(state.net, state.train_variables, config.data.image_size)
     images = config.train.batch_size // 4
-    # 2 forward and 4 back, less what meets the padding of small maps, which XLA doesn't count.
+    # 2 forward and 4 backward, except at the padding of small maps, which XLA does not count.
     assert 3 < cost.flops / (macs * images) < 7
     gradients = sum(leaf.nbytes for leaf in jax.tree.leaves(state.params))
     statistics = 2 * sum(leaf.nbytes for leaf in jax.tree.leaves(state.batch_stats))
@@ -198,7 +198,7 @@ def test_the_table_says_whether_it_fits(step):
 
 
 @pytest.mark.parametrize(
-    ("topology", "says"),
+    ("topology", "message"),
     [
         ("v5e", "v5e takes 2 size"),
         ("v5e:4by4", "v5e takes 2 size"),
@@ -212,10 +212,10 @@ def test_the_table_says_whether_it_fits(step):
         ("cpu:64", "--xla_force_host_platform_device_count=64"),
     ],
 )
-def test_a_topology_that_does_not_exist(topology, says):
+def test_a_topology_that_does_not_exist(topology, message):
     with pytest.raises(UsageError, match=r"--topology=") as caught:
         aot.topology_devices(topology)
-    assert says in str(caught.value)
+    assert message in str(caught.value)
     assert "\n" not in str(caught.value)
 
 

@@ -143,7 +143,7 @@ def test_rows_of_repvgg(name):
     net = rj.create(f"repvgg_{name}").clone(block="fused")
     shapes = abstract(net)
     assert round(count_winograd_multiplications(net, shapes) / 1e9, 1) == REPVGG[name]
-    # In F(4x4, 3x3) what F(2x2, 3x3) leaves of a 3x3, 4/9, becomes 1/4.
+    # F(2x2, 3x3) leaves 4/9 of the multiplications of a 3x3, F(4x4, 3x3) 1/4.
     macs, two, four = (
         count_macs(net, shapes),
         *(count_winograd_multiplications(net, shapes, tile=tile) for tile in (2, 4)),

@@ -1,4 +1,4 @@
-"""PyTorch's logits are ours, whoever made the weights; what does not fit is refused by name."""
+"""Logits equal PyTorch's in both directions; weights that do not fit are refused by name."""
 
 from functools import partial
 
@@ -11,7 +11,7 @@ from flax import linen as nn
 import repvgg_jax as rj
 from repvgg_jax.interop.pytorch import from_torch, to_torch
 
-torch = pytest.importorskip("torch", reason="PyTorch is not installed: no other side to compare")
+torch = pytest.importorskip("torch", reason="PyTorch is not installed")
 pytest.importorskip("safetensors", reason="safetensors is not installed")
 from experiments.reference import torch_repvgg  # noqa: E402
 from tests.support.torch_weights import TINY, assert_same, noise_for, refusal, tensors, tiny  # noqa: E402
@@ -46,11 +46,11 @@ def relative(expected, got):
 
 @pytest.fixture(scope="module")
 def timm(torchvision):
-    return pytest.importorskip("timm", reason="timm is not installed: the other side is missing")
+    return pytest.importorskip("timm", reason="timm is not installed")
 
 
 FEW = dict(depths=(1, 1, 2, 3, 1), widths=(32, 32, 48, 64, 96))
-# (model, image size, overrides): full width and depth wherever there is no override.
+# (model, image size, overrides); full width and depth without overrides.
 CASES = [
     ("repvgg_a0", 224, {}),
     ("repvgg_b1g4", 224, FEW),
@@ -83,10 +83,10 @@ def test_logits_equal_pytorchs_in_both_forms(name, size, overrides, timm):
         state_dict = model.state_dict()
         for key, array in to_torch(net, variables, layout).items():
             np.testing.assert_array_equal(array, state_dict[key].numpy())
-        deployed = deploy()  # folded by the other side
+        deployed = deploy()  # fused by PyTorch
         got = from_torch(plain, deployed.state_dict())
         assert relative(theirs(deployed, x), ours(plain, got, x)) < TOLERANCE
-        deployed.load_state_dict(tensors(to_torch(plain, fused, layout)), strict=True)  # by ours
+        deployed.load_state_dict(tensors(to_torch(plain, fused, layout)), strict=True)  # fused here
         assert relative(theirs(deployed, x), fused_logits) < TOLERANCE
 
 
@@ -196,7 +196,7 @@ def test_transposed_kernels_are_refused():
     assert "(3, 3, 16, 24), not (24, 16, 3, 3)" in refusal(from_torch, net, source)
 
 
-def test_the_other_form_and_the_other_architecture_are_told():
+def test_the_other_form_and_the_other_architecture_are_refused():
     net, variables = tiny()
     plain = net.clone(block="fused")
     fused = noise_for(plain)
@@ -228,5 +228,5 @@ def test_export_is_strict():
 
 
 @pytest.mark.parametrize("source", [{}, None, {"state_dict": {}}, {"stage0.x": "text"}])
-def test_what_is_no_state_dict(source):
+def test_refuses_other_than_state_dicts(source):
     refusal(from_torch, tiny()[0], source)

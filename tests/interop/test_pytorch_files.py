@@ -1,4 +1,4 @@
-"""Files of PyTorch weights: read without running code, damage named."""
+"""Files of PyTorch weights: read without running code; damaged files are refused."""
 
 import os
 import pickle
@@ -11,7 +11,7 @@ import repvgg_jax as rj
 from repvgg_jax.interop.pytorch import from_torch, to_torch
 from repvgg_jax.interop.pytorch_files import RELEASED, read_torch, save_torch
 
-torch = pytest.importorskip("torch", reason="PyTorch is not installed: no other side to compare")
+torch = pytest.importorskip("torch", reason="PyTorch is not installed")
 pytest.importorskip("safetensors", reason="safetensors is not installed")
 from experiments.reference import torch_repvgg  # noqa: E402
 from tests.support.torch_weights import assert_same, refusal, tiny  # noqa: E402

@@ -1,4 +1,4 @@
-"""Pairs that belong together: EMA, and statistics measured anew."""
+"""Averages of parameters with their statistics, and re-estimated statistics."""
 
 from functools import partial
 

@@ -1,4 +1,4 @@
-"""Gradient-masked training of the plain net is training of the branches."""
+"""Training the plain net with scaled gradients equals training the branches."""
 
 import dataclasses
 
@@ -21,12 +21,9 @@ SCALES = ((r".*/scale_(kxk|1x1)", 0.0),)  # constant; the identity's is trained
 
 
 def losses(net, tx, variables, batches):
-    """Of plain SGD steps in training mode, and what they end with."""
-    params, stats, state = (
-        variables["params"],
-        variables["batch_stats"],
-        tx.init(variables["params"]),
-    )
+    """Returns the losses of steps in training mode, and the final variables."""
+    params, stats = variables["params"], variables["batch_stats"]
+    state = tx.init(params)
 
     @jax.jit
     def step(params, stats, state, x, y):
@@ -66,7 +63,7 @@ def test_masked_gradients_train_as_the_branches_do(groups):
         batches = [
             (random_images(8, 8, 8, 3, seed=i, dtype="float64"), np.arange(8) % 5) for i in range(5)
         ]
-        # All that a kernel is made of decays alike, and so does the kernel.
+        # All parts of a kernel decay alike, and so does the kernel.
         decay = ((r".*/kernel|.*/scale_identity", 1.0),)
         sgd = sgd_module.sgd(
             lambda step: 0.05,

@@ -80,7 +80,7 @@ def two_branched(groups=1):
 
 
 def taps_of(layers, stats):
-    """t_3, t_1, and what the centre tap and the 1x1 fuse to, in NumPy."""
+    """Returns t_3, t_1 and the tap that the center and the 1x1 fuse to, in NumPy."""
     scales = [
         np.asarray(layers[bn]["scale"]) / np.sqrt(np.asarray(stats[bn]["var"]) + 1e-5)
         for bn in ("bn_kxk", "bn_1x1")
@@ -102,18 +102,18 @@ def test_custom_l2_decays_the_tap_that_two_branches_fuse_to(groups):
         np.testing.assert_allclose(found["conv_kxk"]["kernel"], expected, rtol=1e-5, atol=1e-7)
         one = t1 * tap / (t3**2 + t1**2)
         np.testing.assert_allclose(found["conv_1x1"]["kernel"][0, 0], one, rtol=1e-5, atol=1e-7)
-        # A gradient step of rate 1 takes the tap itself away: the two decay as one.
+        # A gradient step at learning rate 1 removes the tap itself: the two decay as one.
         moved = jax.tree.map(np.subtract, params[block], found)
         assert np.abs(taps_of(moved, stats[block])[2]).max() < 1e-5 * np.abs(tap).max()
     rest = {path[1].key for path, leaf in jax.tree.leaves_with_path(grads) if np.any(leaf)}
-    assert rest == {"conv_kxk", "conv_1x1"}  # no BatchNorm, and no head
+    assert rest == {"conv_kxk", "conv_1x1"}  # neither a BatchNorm nor the head
 
 
-def test_custom_l2_is_in_place_of_the_kernels_own_decay():
+def test_custom_l2_replaces_the_decay_of_the_kernels():
     net, variables = two_branched()
     decay_rules = ((r".*kernel", 1.0), (r".*/bn_identity/scale", 1.0))
     rules = {"weight_decay": 0.1, "decay_rules": decay_rules}
-    # Of images without a gradient, so that decay is all that moves the parameters.
+    # The gradient of the images is zero, so that only decay moves the parameters.
     params, stats = variables["params"], variables["batch_stats"]
     zero = jax.tree.map(jnp.zeros_like, params)
     tx = sgd.sgd(lambda step: 1.0, **rules, custom_l2=True)
