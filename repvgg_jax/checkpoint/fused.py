@@ -30,12 +30,12 @@ def save_fused(workdir: Path, variables: Mapping[str, Any], certificate: Mapping
     Raises:
       RunError: if they cannot be written.
     """
-    path = Path(workdir).absolute() / FUSED
+    path = workdir.absolute() / FUSED
     try:
         with ocp.StandardCheckpointer() as checkpointer:
             checkpointer.save(path, variables, force=True)
         if primary():
-            write_json(Path(workdir) / FILE, certificate)
+            write_json(workdir / FILE, certificate)
     except Exception as error:  # Orbax and TensorStore raise a dozen types
         raise RunError(
             f"the fused weights could not be written to {path} ({one_line(root_cause(error))}); "
@@ -45,7 +45,7 @@ def save_fused(workdir: Path, variables: Mapping[str, Any], certificate: Mapping
 
 def has_fused(workdir: Path) -> bool:
     """Returns True if the workdir holds fused weights."""
-    return (Path(workdir) / FUSED).exists()
+    return (workdir / FUSED).exists()
 
 
 def fused_step(workdir: Path) -> int:

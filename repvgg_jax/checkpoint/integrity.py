@@ -29,7 +29,9 @@ _TRANSIENT = {
 
 def write_checksums(folder: Path) -> None:
     """Writes the SHA-256 of every file under the subfolders of a folder to `sha256.json` in it."""
-    write_json(folder / CHECKSUMS, {name: _sha256(folder / name) for name in _files(folder)})
+    files = sorted(path for path in folder.glob("*/**/*") if path.is_file())
+    sums = {path.relative_to(folder).as_posix(): _sha256(path) for path in files}
+    write_json(folder / CHECKSUMS, sums)
 
 
 def check_checksums(folder: Path) -> None:
@@ -49,11 +51,6 @@ def check_checksums(folder: Path) -> None:
         raise DamagedError(
             f"the checkpoint {folder} cannot be read ({differing[0]} differs from what was written)"
         )
-
-
-def _files(folder: Path) -> list[str]:
-    found = (path for path in folder.glob("*/**/*") if path.is_file())
-    return sorted(path.relative_to(folder).as_posix() for path in found)
 
 
 def _sha256(path: Path) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -65,12 +66,10 @@ def load_trained(workdir: Path, step: int | None = None) -> tuple[nn.Module, dic
         raise UsageError(f"no checkpoint of step {step} under {folder}; available: {found}")
     device = SingleDeviceSharding(jax.local_devices()[0])
     wanted = ocp.args.StandardRestore(abstract(net, device))
+    candidates = found[::-1] if step is None else [step]
     with open_reader(workdir) as manager:
-        step, restored = newest_readable(
-            folder,
-            found[::-1] if step is None else [step],
-            lambda step: restore_items(manager, step, variables=wanted),
-        )
+        read = partial(restore_items, manager, variables=wanted)
+        step, restored = newest_readable(folder, candidates, read)
     variables = restored.variables
     if config.optim.ema_decay > 0:
         variables = {name: Averaged(tree) for name, tree in variables.items()}

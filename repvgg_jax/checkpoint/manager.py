@@ -52,9 +52,7 @@ def open_manager(workdir: Path, max_to_keep: int) -> Iterator[ocp.CheckpointMana
     """
     policies = ocp.checkpoint_managers
     best = policies.BestN(
-        get_metric_fn=lambda metrics: metrics["top1"],
-        n=1,
-        keep_checkpoints_without_metrics=False,
+        get_metric_fn=lambda metrics: metrics["top1"], n=1, keep_checkpoints_without_metrics=False
     )
     manager = _manager(
         workdir,
@@ -161,10 +159,7 @@ def _named_write_errors(manager: ocp.CheckpointManager) -> Iterator[None]:
 
 
 def restore(
-    manager: ocp.CheckpointManager,
-    variables: Variables,
-    optimizer_state: Mapping[str, Any],
-    step: int,
+    manager: ocp.CheckpointManager, variables: Variables, optimizer_state: Any, step: int
 ) -> tuple[Variables, Mapping[str, Any], dict[str, int]]:
     """Returns the variables, optimizer state and position of a step, laid out as the given trees.
 
@@ -206,9 +201,8 @@ def restore_latest(
         return None
     folder = Path(manager.directory)
     try:
-        step, restored = newest_readable(
-            folder, found, lambda step: restore(manager, variables, optimizer_state, step)
-        )
+        read = partial(restore, manager, variables, optimizer_state)
+        step, restored = newest_readable(folder, found, read)
     except DamagedError as error:
         raise DamagedError(
             f"{error}; no readable checkpoint is left: restore one from a backup or use a new "
@@ -237,31 +231,31 @@ def newest_readable(folder: Path, found: list[int], read: Callable[[int], Any]) 
       DamagedError: if the last of the steps cannot be read either.
     """
 
-    def attempt(action: Callable[[], Any]) -> tuple[Any, DamagedError | None]:
-        """Returns the result and an error, which is set on all processes if it is on one."""
-        result, error = None, None
-        try:
-            result = action()
-        except DamagedError as damage:
-            error = damage
-        if not all_processes(error is None):
-            error = error or DamagedError("another process found the checkpoint damaged")
-        return result, error
-
-    def verify_checksums(step: int) -> None:
+    def check(step: int) -> None:
         if primary():
             check_checksums(folder / str(step))
 
     for step, before in zip(found, [*found[1:], None], strict=True):
-        _, error = attempt(partial(verify_checksums, step))
-        if error is None:
-            restored, error = attempt(partial(read, step))
-        if error is None:
-            return step, restored
-        if before is None:
-            raise error
-        logging.warning("%s; using step %d instead", error, before)
+        try:
+            _on_all_processes(check, step)
+            return step, _on_all_processes(read, step)
+        except DamagedError as error:
+            if before is None:
+                raise
+            logging.warning("%s; using step %d instead", error, before)
     raise AssertionError("no step was given")
+
+
+def _on_all_processes(action: Callable[[int], Any], step: int) -> Any:
+    """Returns `action(step)`; raises DamagedError on all processes if it does so on one."""
+    result, error = None, None
+    try:
+        result = action(step)
+    except DamagedError as damage:
+        error = damage
+    if not all_processes(error is None):
+        raise error or DamagedError("another process found the checkpoint damaged")
+    return result
 
 
 def _as_dicts(variables: Variables) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -53,14 +53,10 @@ def draw_curves(rows: Sequence[Mapping[str, Any]], path: str | os.PathLike[str])
     figure.savefig(path)
 
 
-def _series(
-    rows: Iterable[Mapping[str, Any]], kind: str, name: str
-) -> tuple[np.ndarray, np.ndarray]:
-    """Returns steps and values of a metric, without the rows where it is missing or null."""
-    points = [(row["step"], row[name]) for row in rows if row["kind"] == kind and name in row]
-    points = [(step, value) for step, value in points if value is not None]
-    steps = np.array([step for step, _ in points], float)
-    return steps, np.array([value for _, value in points], float)
+def _series(rows: Sequence[Mapping[str, Any]], kind: str, name: str) -> np.ndarray:
+    """Returns the steps and values [2, points] of a metric, omitting rows without a value."""
+    rows = [row for row in rows if row["kind"] == kind and row.get(name) is not None]
+    return np.array([[row["step"] for row in rows], [row[name] for row in rows]], float)
 
 
 def smoothed(values: np.ndarray) -> np.ndarray:

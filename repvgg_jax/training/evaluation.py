@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -17,13 +18,12 @@ from jaxtyping import Float
 
 from repvgg_jax.config.experiment import EvalData
 from repvgg_jax.data.images import IMAGENET_MEAN, IMAGENET_STD, to_network_input
-from repvgg_jax.data.pipeline import eval_batches
+from repvgg_jax.data.pipeline import Batch, eval_batches
 from repvgg_jax.errors import RunError
 from repvgg_jax.nets import check_pair
 from repvgg_jax.runtime.compilation import jit
 from repvgg_jax.runtime.mesh import replicate, shard_batch
 
-Batch = Mapping[str, Any]
 Metrics = dict[str, Any]
 
 
@@ -35,10 +35,7 @@ def eval_step(
     mean: tuple[float, ...] = IMAGENET_MEAN,
     std: tuple[float, ...] = IMAGENET_STD,
 ) -> Metrics:
-    """Returns `top1`, `top5`, `loss` and `count`, summed over the examples with `mask` 1.
-
-    `compiled_step` is the same under `jax.jit`.
-    """
+    """Returns `top1`, `top5`, `loss` and `count`, summed over the examples with `mask` 1."""
     logits = net.apply(variables, to_network_input(batch["image"], mean, std), train=False)
     label, mask = batch["label"], batch["mask"]
     # Equal logits are ranked by index, so that a net that gives only those is not always right.
@@ -95,8 +92,8 @@ def evaluate(
     for batch in batches:
         batch = shard_batch(batch, mesh) if mesh else batch
         sums.append(step(net, variables, batch, mean=mean, std=std))
-        # At most one batch ahead of the device, as a fast source could fill its memory.
-        sums[-2:-1] = jax.device_get(sums[-2:-1])
+        if len(sums) > 1:  # waits, as a fast source could fill the device's memory
+            sums[-2] = jax.device_get(sums[-2])
         if after_batch:
             after_batch()
     # Summed on the host in float64: float32 stops counting single images at 16.8 million.
@@ -110,37 +107,25 @@ def evaluate(
     return {name: total[name] / count for name in ("top1", "top5", "loss")} | {"count": count}
 
 
+@dataclass(frozen=True)
 class Evaluation:
-    """The evaluation split on a mesh: `evaluation(net, variables)` returns metrics, as `evaluate`.
+    """The evaluation split on a mesh: `evaluation(net, variables)` returns its metrics."""
 
-    Args:
-      data: the split.
-      mesh: the devices.
-    """
-
-    def __init__(self, data: EvalData, mesh: Mesh):
-        self.data = data
-        self.mesh = mesh
+    data: EvalData
+    mesh: Mesh
 
     def __call__(
         self, net: nn.Module, variables: Any, after_batch: Callable[[], None] | None = None
     ) -> dict[str, float]:
         """Returns the metrics over the whole split, each process reading its share."""
-        return evaluate(
-            net,
-            variables,
-            self.data.batches(),
-            mesh=self.mesh,
-            mean=self.data.mean,
-            std=self.data.std,
-            after_batch=after_batch,
-        )
+        options = {"mesh": self.mesh, "mean": self.data.mean, "std": self.data.std}
+        return evaluate(net, variables, self.data.batches(), after_batch=after_batch, **options)
 
     def images(self, count: int) -> Float[Array, "count height width channels"]:
         """Returns the first images of the split, normalized."""
         rows: list[np.ndarray] = []
         data = self.data
-        # The same images on every process.
+        # Not `data.batches`, which gives each process its own share.
         for batch in eval_batches(data.source, data.transform, data.batch_size, workers=0):
             rows.extend(batch["image"][batch["mask"] > 0])
             if len(rows) >= count:

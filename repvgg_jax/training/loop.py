@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from dataclasses import dataclass, field
 from typing import NoReturn
 
 import jax
@@ -22,6 +23,7 @@ from repvgg_jax.training.state import TrainState
 from repvgg_jax.training.step import jit_train_step
 
 
+@dataclass
 class Loop:
     """Trains from a state to the last step of an experiment.
 
@@ -29,25 +31,16 @@ class Loop:
       waiting: share of the training time spent waiting for data; None before the second step.
     """
 
-    def __init__(
-        self,
-        experiment: Experiment,
-        evaluation: Evaluation,
-        monitor: Monitor,
-        manager: ocp.CheckpointManager,
-        stopping: Stopping,
-        startup: StartupTimer,
-    ):
-        self.waiting: float | None = None
-        self._experiment = experiment
-        self._evaluation = evaluation
-        self._monitor = monitor
-        self._manager = manager
-        self._stopping = stopping
-        self._startup = startup
-        self._guard = NanGuard(
-            monitor, experiment.schedule, experiment.log_every, experiment.steps, manager
-        )
+    experiment: Experiment
+    evaluation: Evaluation
+    monitor: Monitor
+    manager: ocp.CheckpointManager
+    stopping: Stopping
+    startup: StartupTimer
+    waiting: float | None = field(default=None, init=False)
+
+    def __post_init__(self) -> None:
+        self._guard = NanGuard(self.experiment, self.monitor, self.manager)
 
     def run(self, state: TrainState, evaluated: bool) -> tuple[TrainState, Metrics | None]:
         """Runs the remaining steps.
@@ -66,7 +59,7 @@ class Loop:
           Stopped: if it is time to stop; the state is saved.
           RunError: if a loss or gradient is not finite, or a checkpoint cannot be written.
         """
-        experiment = self._experiment
+        experiment = self.experiment
         mesh = experiment.mesh
         start = int(state.step)
         saved = start
@@ -80,55 +73,56 @@ class Loop:
                 result = self._evaluate(start, state)
             for step in range(start + 1, experiment.steps + 1):
                 began = time.monotonic()
-                self._stopping.check(mesh)
-                check_saved(self._manager)
+                self.stopping.check(mesh)
+                check_saved(self.manager)
                 state, metrics = train_step(state, next(batches), key)
                 if step == start + 1:
                     jax.block_until_ready(metrics)
-                    self._startup.stop()
-                    self._monitor.started(self._startup.seconds, self._startup.compile_seconds)
+                    self.startup.stop()
+                    self.monitor.show(
+                        f"first step after {self.startup.seconds:.1f} s, "
+                        f"{self.startup.compile_seconds:.1f} s of it compiling"
+                    )
                 self._guard.push(step, metrics)
                 if step > start + 1:
                     seconds += time.monotonic() - began
                     self.waiting = batches.waited / seconds
-                result = None
-                if self._evaluation_due(step):
-                    result = self._evaluate(step, state)
+                result = self._evaluate(step, state) if self._evaluation_due(step) else None
                 if result or step % experiment.checkpoint_every == 0:
                     self._save(state, result)
                     saved = step
         except Stopped as stop:
             self._save_and_stop(state, saved, stop)
-        check_saved(self._manager, wait=True)
+        check_saved(self.manager, wait=True)
         return state, result
 
     def _evaluation_due(self, step: int) -> bool:
-        return step % self._experiment.eval_every == 0 or step == self._experiment.steps
+        return step % self.experiment.eval_every == 0 or step == self.experiment.steps
 
     def _evaluate(self, step: int, state: TrainState) -> Metrics:
         self._guard.flush()
-        result = self._evaluation(
+        result = self.evaluation(
             state.net,
             state.eval_variables,
-            after_batch=lambda: self._stopping.check(self._experiment.mesh),
+            after_batch=lambda: self.stopping.check(self.experiment.mesh),
         )
-        self._monitor.evaluate(step, result)
+        self.monitor.evaluate(step, result)
         if not math.isfinite(result["loss"]):
             self._guard.stop(step + 1, f"evaluation loss {result['loss']}")
         return result
 
     def _save(self, state: TrainState, result: Metrics | None) -> None:
         self._guard.flush()  # no checkpoint of a step that was not finite
-        position = {"seed": self._experiment.train_data.seed, "step": int(state.step)}
-        save(self._manager, state.eval_variables, state.optimizer_state, position, result)
+        position = {"seed": self.experiment.train_data.seed, "step": int(state.step)}
+        save(self.manager, state.eval_variables, state.optimizer_state, position, result)
 
     def _save_and_stop(self, state: TrainState, saved: int, stop: Stopped) -> NoReturn:
         step = int(state.step)
-        last = self._experiment.steps
+        last = self.experiment.steps
         self._guard.flush()
         if step > saved:
             self._save(state, None)
-        check_saved(self._manager, wait=True)
+        check_saved(self.manager, wait=True)
         if step == 0:
             raise Stopped(
                 f"stopped by {stop} before the first of {last} steps, with nothing to save; "

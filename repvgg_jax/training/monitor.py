@@ -1,7 +1,4 @@
-"""Shows and records the metrics of a run: progress, `metrics.jsonl`, TensorBoard and curves.
-
-`<workdir>/metrics.jsonl` is the record; the others are views of it.
-"""
+"""Shows and records the metrics of a run: progress, `metrics.jsonl`, TensorBoard and curves."""
 
 from __future__ import annotations
 
@@ -20,9 +17,6 @@ from repvgg_jax.errors import RunError, one_line
 from repvgg_jax.runtime.files import replace_text
 from repvgg_jax.training.curves import draw_curves
 from repvgg_jax.training.metrics import METRICS_FILE, read_metrics
-
-CURVES_FILE = "curves.png"
-TENSORBOARD_FOLDER = "tensorboard"
 
 
 class Monitor:
@@ -44,6 +38,10 @@ class Monitor:
     Raises:
       UsageError: if an existing `metrics.jsonl` is damaged before its last line.
       RunError: from `train` and `evaluate`, if a row cannot be written.
+
+    Attributes:
+      seconds_before: duration of the run up to `start_step`; 0.0 if not `primary`.
+      evaluated: True if `metrics.jsonl` has an evaluation of `start_step`; False if not `primary`.
     """
 
     def __init__(
@@ -59,7 +57,8 @@ class Monitor:
         self._total_steps = total_steps
         self._stream = sys.stderr if stream is None else stream
         self._open = primary
-        self._seconds_before = 0.0
+        self.seconds_before = 0.0
+        self.evaluated = False
         self._bar = None
         if primary:
             self._open_files(start_step)
@@ -75,12 +74,13 @@ class Monitor:
         path = self._workdir / METRICS_FILE
         if path.exists():
             rows = [row for row in read_metrics(path) if row["step"] <= start_step]
-            self._seconds_before = rows[-1]["seconds"] if rows else 0.0
+            self.seconds_before = rows[-1]["seconds"] if rows else 0.0
+            self.evaluated = any(r["step"] == start_step and r["kind"] == "eval" for r in rows)
             replace_text(path, "".join(json.dumps(row) + "\n" for row in rows))
         self._file = path.open("a", encoding="utf-8")
         # TensorBoard hides events of older files from purge_step on, purge_step included.
         self._scalars = SummaryWriter(
-            str(self._workdir / TENSORBOARD_FOLDER),
+            str(self._workdir / "tensorboard"),
             purge_step=start_step + 1,
             # File names contain whole seconds; a quick restart must not overwrite the last file.
             filename_suffix=f".{time.monotonic_ns()}",
@@ -95,20 +95,17 @@ class Monitor:
         """
         return self._pace.overall()
 
-    def resumed(self, step: int) -> None:
-        """Shows the step that the run resumes from."""
-        if self._open:
-            self._say(f"resuming from step {step}")
-
-    def started(self, seconds: float, compile_seconds: float) -> None:
-        """Shows the time to the end of the first step, and the part of it spent compiling."""
-        if self._open:
-            self._say(f"first step after {seconds:.1f} s, {compile_seconds:.1f} s of it compiling")
+    def show(self, line: str) -> None:
+        """Shows a line of text, above the bar if there is one."""
+        if not self._open:
+            return
+        if self._bar is None:
+            print(line, file=self._stream, flush=True)
+        else:
+            self._bar.write(line, file=self._stream)
 
     def train(self, step: int, metrics: Mapping[str, float]) -> None:
         """Records and shows the metrics of training step `step`, counted from 1."""
-        step = int(step)
-        metrics = _floats(metrics)
         recent = self._pace.advance(step, time.monotonic())
         if not self._open:
             return
@@ -117,7 +114,7 @@ class Monitor:
         left = f"{clock(self._pace.seconds_for(self._total_steps - step))} left"
         speed = [] if recent is None else [f"{recent:,.0f} images/s"]
         if self._bar is None:
-            self._say("  ".join([self._position(step), *_formatted(metrics), *speed, left]))
+            self.show("  ".join([self._position(step), *_formatted(metrics), *speed, left]))
         else:
             loss = _formatted({"loss": metrics["loss"]}) if "loss" in metrics else []
             self._bar.n = step
@@ -130,11 +127,10 @@ class Monitor:
         The time since the last call does not count for `examples_per_second`. Call `train` right
         before an evaluation, so that the steps before it count.
         """
-        step = int(step)
-        metrics = _floats(metrics)
+        metrics = {name: float(value) for name, value in metrics.items()}
         if self._open:
             self._record(step, "eval", metrics)
-            self._say("  ".join([self._position(step), "evaluation", *_formatted(metrics)]))
+            self.show("  ".join([self._position(step), "evaluation", *_formatted(metrics)]))
         self._pace.restart(step, time.monotonic())
 
     def close(self) -> None:
@@ -152,7 +148,7 @@ class Monitor:
 
     def _draw(self) -> None:
         if rows := read_metrics(self._workdir / METRICS_FILE):
-            draw_curves(rows, self._workdir / CURVES_FILE)
+            draw_curves(rows, self._workdir / "curves.png")
 
     def __enter__(self) -> Monitor:
         return self
@@ -161,7 +157,7 @@ class Monitor:
         self.close()
 
     def _record(self, step: int, kind: str, metrics: Mapping[str, float]) -> None:
-        seconds = self._seconds_before + time.monotonic() - self._started
+        seconds = self.seconds_before + time.monotonic() - self._started
         finite = {name: v if math.isfinite(v) else None for name, v in metrics.items()}
         row = {"step": step, "kind": kind, "seconds": round(seconds, 3), **finite}
         try:
@@ -177,12 +173,6 @@ class Monitor:
 
     def _position(self, step: int) -> str:
         return f"step {step:{len(str(self._total_steps)) + 1}d}/{self._total_steps}"
-
-    def _say(self, line: str) -> None:
-        if self._bar is None:
-            print(line, file=self._stream, flush=True)
-        else:
-            self._bar.write(line, file=self._stream)  # above the bar
 
 
 class _Pace:
@@ -240,10 +230,6 @@ def _progress_bar(total_steps: int, start_step: int, stream: TextIO) -> Any:
         dynamic_ncols=True,
         bar_format="{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}  {desc}",
     )
-
-
-def _floats(metrics: Mapping[str, Any]) -> dict[str, float]:
-    return {name: float(value) for name, value in metrics.items()}
 
 
 def _formatted(metrics: Mapping[str, float]) -> Iterable[str]:

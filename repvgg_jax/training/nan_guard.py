@@ -6,9 +6,9 @@ import math
 from typing import NoReturn
 
 import jax
-import optax
 import orbax.checkpoint as ocp
 
+from repvgg_jax.config.experiment import Experiment
 from repvgg_jax.errors import RunError
 from repvgg_jax.training.evaluation import Metrics
 from repvgg_jax.training.monitor import Monitor
@@ -20,18 +20,9 @@ class NanGuard:
     The monitor gets those of every `log_every`-th step and of the last one.
     """
 
-    def __init__(
-        self,
-        monitor: Monitor,
-        schedule: optax.Schedule,
-        log_every: int,
-        last_step: int,
-        manager: ocp.CheckpointManager,
-    ):
+    def __init__(self, experiment: Experiment, monitor: Monitor, manager: ocp.CheckpointManager):
+        self._experiment = experiment
         self._monitor = monitor
-        self._schedule = schedule
-        self._log_every = log_every
-        self._last_step = last_step
         self._manager = manager
         self._pending: tuple[int, Metrics] | None = None
 
@@ -42,21 +33,19 @@ class NanGuard:
 
     def flush(self) -> None:
         """Waits for the metrics that were pushed last, and reads them."""
-        if self._pending:
-            step, metrics = self._pending
-            self._pending = None
-            self._read(step, metrics)
-
-    def _read(self, step: int, metrics: Metrics) -> None:
+        if self._pending is None:
+            return
+        step, metrics = self._pending
+        self._pending = None
         values = {name: float(value) for name, value in jax.device_get(metrics).items()}
         if not (math.isfinite(values["loss"]) and math.isfinite(values["grad_norm"])):
             self.stop(step, f"loss {values['loss']}, gradient norm {values['grad_norm']}")
-        if step % self._log_every == 0 or step == self._last_step:
+        if step % self._experiment.log_every == 0 or step == self._experiment.steps:
             # Of this step alone: a mean since the last row would differ in a resumed run.
             self._monitor.train(step, values | {"learning_rate": self._learning_rate(step)})
 
     def _learning_rate(self, step: int) -> float:
-        return float(self._schedule(step - 1))
+        return float(self._experiment.schedule(step - 1))
 
     def stop(self, step: int, problem: str) -> NoReturn:
         """Raises RunError for a step whose loss or gradient is not finite.

@@ -36,6 +36,3 @@ class Prefetcher:
         if not first:
             self.waited += time.monotonic() - started
         return self._ready.popleft()
-
-    def __iter__(self) -> Prefetcher:
-        return self

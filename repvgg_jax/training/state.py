@@ -78,21 +78,16 @@ class TrainState(struct.PyTreeNode):
 def fresh_state(experiment: Experiment) -> TrainState:
     """Returns the initial state of an experiment."""
     key = jax.random.key(experiment.seed)
+    ema = experiment.step_options.ema_decay > 0
     return init_state(
-        experiment.net,
-        experiment.optimizer,
-        experiment.mesh,
-        key,
-        ema=experiment.step_options.ema_decay > 0,
-        min_size=experiment.fsdp_min_size,
+        experiment.net, experiment.optimizer, experiment.mesh, key, ema, experiment.fsdp_min_size
     )
 
 
 def abstract_state(experiment: Experiment) -> TrainState:
     """Returns shapes, types and shardings of the initial state; nothing is computed."""
-    create = partial(
-        _create, experiment.net, experiment.optimizer, experiment.step_options.ema_decay > 0
-    )
+    ema = experiment.step_options.ema_decay > 0
+    create = partial(_create, experiment.net, experiment.optimizer, ema)
     return _abstract(create, experiment.mesh, experiment.fsdp_min_size)
 
 

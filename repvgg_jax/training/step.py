@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -14,19 +13,18 @@ from jax.sharding import Mesh
 
 from repvgg_jax.config.experiment import StepOptions
 from repvgg_jax.data.images import to_network_input
+from repvgg_jax.data.pipeline import Batch
 from repvgg_jax.nets.repvgg import AUXILIARY
 from repvgg_jax.optim import sgd
 from repvgg_jax.optim.ema import update_average
 from repvgg_jax.runtime.compilation import jit
 from repvgg_jax.runtime.mesh import replicated
-from repvgg_jax.training.evaluation import Batch, Metrics
+from repvgg_jax.training.evaluation import Metrics
 from repvgg_jax.training.mixing import mix
 from repvgg_jax.training.state import TrainState
 
-StepFn = Callable[[TrainState, Batch, Array], tuple[TrainState, Metrics]]
 
-
-def jit_train_step(state: TrainState, mesh: Mesh, options: StepOptions) -> StepFn:
+def jit_train_step(state: TrainState, mesh: Mesh, options: StepOptions) -> jax.stages.Wrapped:
     """Returns `train_step` under `jax.jit`, keeping the layout of the state and donating it.
 
     Args:
@@ -69,9 +67,8 @@ def train_step(
     targets = optax.smooth_labels(targets, options.label_smoothing)
     images, targets = mix(mix_key, images, targets, mixup=options.mixup, cutmix=options.cutmix)
 
-    def loss_fn(
-        params: Any, images: Array, targets: Array, label: Array, key: Array
-    ) -> tuple[Array, Any]:
+    def loss_fn(params: Any, part: tuple[Array, ...]) -> tuple[Array, Metrics]:
+        images, targets, label, key = part
         if mesh is not None:
             params = jax.lax.with_sharding_constraint(params, replicated(mesh))
         logits, updated = state.net.apply(
@@ -93,15 +90,15 @@ def train_step(
         return minimized, {"loss": loss, "top1": top1, "batch_stats": batch_stats}
 
     gradient = jax.grad(loss_fn, has_aux=True)
-    parts = (images, targets, batch["label"])
+    examples = (images, targets, batch["label"])
     count = options.accumulate
     if count == 1:
-        grads, metrics = gradient(state.params, *parts, net_key)
+        grads, metrics = gradient(state.params, (*examples, net_key))
     else:
         group = options.bn_group_size or 1
-        parts = tuple(_microbatches(part, count, group) for part in parts)
+        parts = [_microbatches(rows, count, group) for rows in examples]
         keys = jax.random.split(net_key, count)
-        grads, metrics = _mean_over(lambda part: gradient(state.params, *part), (*parts, keys))
+        grads, metrics = _mean_over(partial(gradient, state.params), (*parts, keys))
     updates, opt_state = state.tx.update(grads, state.opt_state, state.params)
     state = state.replace(
         step=state.step + 1,
@@ -129,9 +126,7 @@ def _mean_over(function: Any, parts: Any) -> Any:
     """Returns the mean of `function` over the parts' leading axis, computed one after the other."""
     count = jax.tree.leaves(parts)[0].shape[0]
     first = jax.tree.map(lambda part: part[0], parts)
-    zeros = jax.tree.map(
-        lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(function, first)
-    )
+    zeros = jax.tree.map(jnp.zeros_like, jax.eval_shape(function, first))
 
     def add(total: Any, part: Any) -> tuple[Any, None]:
         return jax.tree.map(jnp.add, total, function(part)), None

@@ -5,8 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import NamedTuple
 
-import orbax.checkpoint as ocp
-
 from repvgg_jax.checkpoint.manager import open_manager, restore_latest, steps
 from repvgg_jax.config.experiment import Experiment
 from repvgg_jax.config.workdir import check_workdir, make_workdir
@@ -15,7 +13,6 @@ from repvgg_jax.runtime.processes import all_processes, leaving_at_once, primary
 from repvgg_jax.runtime.signals import Stopping
 from repvgg_jax.training.evaluation import Evaluation, Metrics
 from repvgg_jax.training.loop import Loop
-from repvgg_jax.training.metrics import METRICS_FILE, read_metrics
 from repvgg_jax.training.monitor import Monitor
 from repvgg_jax.training.state import TrainState, abstract_state, fresh_state
 from repvgg_jax.training.transfer import start_from_run, warn_if_fused, with_repoptimizer
@@ -74,13 +71,16 @@ def train(
     evaluation = Evaluation(experiment.eval_data, experiment.mesh)
     make_workdir(experiment.config, workdir)
     with open_manager(workdir, experiment.keep) as manager, leaving_at_once():
-        state = _restored(manager, state)
+        if found := restore_latest(manager, state.eval_variables, state.optimizer_state):
+            variables, optimizer_state, _ = found
+            state = state.restored(variables, optimizer_state)
         start = int(state.step)
-        seconds_before, evaluated = _history(workdir, start)
         batch_size = experiment.train_data.batch_size
         with Monitor(workdir, experiment.steps, batch_size, start, primary=primary()) as monitor:
+            # All processes must agree, and only the first reads the metrics.
+            evaluated = all_processes(monitor.evaluated or not primary())
             if start:
-                monitor.resumed(start)
+                monitor.show(f"resuming from step {start}")
             loop = Loop(experiment, evaluation, monitor, manager, stopping, startup)
             state, metrics = loop.run(state, evaluated)
     return TrainResult(
@@ -89,7 +89,7 @@ def train(
         examples_per_second=monitor.examples_per_second or None,
         waiting=loop.waiting,
         startup=startup,
-        seconds_before=seconds_before,
+        seconds_before=monitor.seconds_before,
     )
 
 
@@ -109,21 +109,3 @@ def _initial_state(experiment: Experiment, workdir: Path) -> tuple[Experiment, T
     if experiment.init_from is not None:
         state = start_from_run(state, experiment.init_from)
     return experiment, state
-
-
-def _restored(manager: ocp.CheckpointManager, state: TrainState) -> TrainState:
-    found = restore_latest(manager, state.eval_variables, state.optimizer_state)
-    if found is None:
-        return state
-    variables, optimizer_state, _ = found
-    return state.restored(variables, optimizer_state)
-
-
-def _history(workdir: Path, step: int) -> tuple[float, bool]:
-    """Returns the seconds that a run took up to a step, and whether that step was evaluated."""
-    path = workdir / METRICS_FILE
-    rows = read_metrics(path) if step and path.exists() else []
-    seconds = max((row["seconds"] for row in rows if row["step"] <= step), default=0.0)
-    evaluated = any(row["step"] == step and row["kind"] == "eval" for row in rows)
-    # All processes must agree, and the file may not have reached every host.
-    return seconds, all_processes(evaluated)

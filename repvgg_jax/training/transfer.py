@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
-from functools import partial
 from typing import Any
 
 import jax
@@ -12,7 +10,7 @@ import jax.numpy as jnp
 import optax
 from absl import logging
 from flax import linen as nn
-from jax import Array
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from repvgg_jax.checkpoint.load import load
 from repvgg_jax.config.experiment import Experiment
@@ -52,30 +50,23 @@ def transfer(fresh: Variables, source: Variables) -> tuple[dict[str, Any], list[
     Raises:
       UsageError: if anything else differs in name or shape, listing it.
     """
+    ours, theirs = flatten_dict(fresh, sep="/"), flatten_dict(source, sep="/")
+    variables = dict(ours)
     differing, renewed = [], []
-
-    def pick(path: tuple, leaf: Array) -> Array:
-        names = [key.key for key in path]
-        value: Any = source
-        for name in names:
-            value = value.get(name) if isinstance(value, Mapping) else None
+    for name, leaf in sorted(ours.items()):
+        _, block, *rest = name.split("/")
+        value = theirs.get(name)
         if value is not None and value.shape == leaf.shape:
-            return jnp.asarray(value, leaf.dtype)
-        if names[1].startswith(AUXILIARY_HEAD) and names[1] not in source["params"]:
-            renewed.append(names[1])
-        elif names[1] == "head" or "fc" in names:
-            renewed.append("/".join(names[1:-1]))
+            variables[name] = jnp.asarray(value, leaf.dtype)
+        elif block.startswith(AUXILIARY_HEAD) and block not in source["params"]:
+            renewed.append(block)
+        elif block == "head" or "fc" in rest:
+            renewed.append("/".join([block, *rest[:-1]]))
         else:
-            differing.append("/".join(names))
-        return leaf
-
-    variables = jax.tree_util.tree_map_with_path(pick, fresh)
-    path_name = partial(jax.tree_util.keystr, simple=True, separator="/")
-    expected = {path_name(path) for path, _ in jax.tree.leaves_with_path(fresh)}
-    found = {path_name(path) for path, _ in jax.tree.leaves_with_path(source)}
+            differing.append(name)
     extra = sorted(
         name
-        for name in found - expected
+        for name in theirs.keys() - ours.keys()
         if (block := name.split("/")[1]) in fresh["params"] or not block.startswith(AUXILIARY_HEAD)
     )
     if differing or extra:
@@ -84,7 +75,7 @@ def transfer(fresh: Variables, source: Variables) -> tuple[dict[str, Any], list[
             f"{', '.join(differing[:3]) or 'nothing'} ({len(differing)} in all); "
             f"not in the net: {', '.join(extra[:3]) or 'nothing'} ({len(extra)} in all)"
         )
-    return variables, list(dict.fromkeys(renewed))
+    return unflatten_dict(variables, sep="/"), list(dict.fromkeys(renewed))
 
 
 def with_repoptimizer(experiment: Experiment) -> tuple[Experiment, dict[str, Any]]:

@@ -56,7 +56,7 @@ def test_nothing_to_mix():
 
 
 def test_an_odd_batch_is_refused_rather_than_left_unmixed():
-    with pytest.raises(rj.UsageError, match="a batch of 3 must be even"):
+    with pytest.raises(rj.UsageError, match="the batch size, 3, must be even"):
         mix(jax.random.key(0), jnp.ones((3, 2, 2, 3)), targets_of(3), mixup=0.2)
 
 
