@@ -47,8 +47,7 @@ def open_manager(workdir: Path, max_to_keep: int) -> Iterator[ocp.CheckpointMana
     It keeps the `max_to_keep` latest checkpoints, and the one with the best top-1.
 
     Raises:
-      RunError: if the last save fails and no other error is being raised, as a full disk makes
-        more than one thing fail.
+      RunError: if the last save fails and no other error is being raised.
     """
     policies = ocp.checkpoint_managers
     best = policies.BestN(

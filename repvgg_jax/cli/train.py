@@ -74,7 +74,7 @@ def _train_and_fuse(config: ConfigDict, workdir: Path, stopping: Stopping) -> di
         "config_hash": config_hash(config),
         "device": f"{jax.devices()[0].device_kind} x{experiment.mesh.size}",
         "steps": step,
-        **_speed(trained, workdir),
+        **_speed(trained, startup, workdir),
         "top1": {form: values["top1"] for form, values in metrics.items()},
         "top5": {form: values["top5"] for form, values in metrics.items()},
         "loss": {form: values["loss"] for form, values in metrics.items()},
@@ -90,15 +90,15 @@ def _train_and_fuse(config: ConfigDict, workdir: Path, stopping: Stopping) -> di
     }
 
 
-def _speed(trained: TrainResult, workdir: Path) -> dict[str, float | None]:
+def _speed(trained: TrainResult, startup: StartupTimer, workdir: Path) -> dict[str, float | None]:
     """Returns the report's fields on speed, from the earlier report if no step was left to take."""
     path = workdir / "report.json"
     earlier = json.loads(path.read_text()) if path.exists() else {}
     measured = {
         "examples_per_second": trained.examples_per_second,
         "waiting_for_data": trained.waiting,
-        "first_step_seconds": trained.startup.seconds,
-        "compile_seconds": trained.startup.compile_seconds,
+        "first_step_seconds": startup.seconds,
+        "compile_seconds": startup.compile_seconds,
     }
     return {name: earlier.get(name) if value is None else value for name, value in measured.items()}
 

@@ -15,9 +15,8 @@ _BLUE, _VERMILLION = "#0072B2", "#D55E00"
 def draw_curves(rows: Sequence[Mapping[str, Any]], path: str | os.PathLike[str]) -> None:
     """Draws loss and top-1 (percent) of training and evaluation against the step.
 
-    Args:
-      rows: rows of `read_metrics`; any of the kinds and metrics may be missing.
-      path: the image file; its suffix determines the format.
+    The rows are those of `read_metrics`; any of the kinds and metrics may be missing. The suffix of
+    the path determines the image format.
     """
     # Without pyplot, which keeps global state and may ask for a display.
     from matplotlib.backends.backend_agg import FigureCanvasAgg

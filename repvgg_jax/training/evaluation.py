@@ -118,8 +118,15 @@ class Evaluation:
         self, net: nn.Module, variables: Any, after_batch: Callable[[], None] | None = None
     ) -> dict[str, float]:
         """Returns the metrics over the whole split, each process reading its share."""
-        options = {"mesh": self.mesh, "mean": self.data.mean, "std": self.data.std}
-        return evaluate(net, variables, self.data.batches(), after_batch=after_batch, **options)
+        return evaluate(
+            net,
+            variables,
+            self.data.batches(),
+            mesh=self.mesh,
+            mean=self.data.mean,
+            std=self.data.std,
+            after_batch=after_batch,
+        )
 
     def images(self, count: int) -> Float[Array, "count height width channels"]:
         """Returns the first images of the split, normalized."""

@@ -43,17 +43,11 @@ class Loop:
         self._guard = NanGuard(self.experiment, self.monitor, self.manager)
 
     def run(self, state: TrainState, evaluated: bool) -> tuple[TrainState, Metrics | None]:
-        """Runs the remaining steps.
+        """Runs the remaining steps; returns the last state, and its metrics if it was evaluated.
 
         The state is evaluated every `eval_every` steps and after the last one, and saved after each
-        evaluation and every `checkpoint_every` steps.
-
-        Args:
-          state: a fresh or a restored state.
-          evaluated: False if the state was saved before an evaluation that is due.
-
-        Returns:
-          The last state, and the metrics of its evaluation; None if no step was left.
+        evaluation and every `checkpoint_every` steps. `evaluated` is False if the given state was
+        saved before an evaluation that is due, which then comes first.
 
         Raises:
           Stopped: if it is time to stop; the state is saved.

@@ -19,7 +19,7 @@ class Prefetcher:
     """An iterator that transfers a process's rows of endless batches to the devices in advance.
 
     Attributes:
-      waited: seconds spent waiting for host batches, the first ones excepted.
+      waited: seconds spent waiting for host batches, except for the first ones.
     """
 
     def __init__(self, batches: Iterator[Mapping[str, np.ndarray]], mesh: Mesh):

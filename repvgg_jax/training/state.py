@@ -24,12 +24,7 @@ class TrainState(struct.PyTreeNode):
 
     Attributes:
       step: number of steps taken.
-      params: parameters that the optimizer updates.
-      batch_stats: BatchNorm's running statistics.
-      opt_state: state of the optimizer.
       ema: averaged `{"params", "batch_stats"}`, or None.
-      net: the net.
-      tx: the optimizer.
     """
 
     step: Array
@@ -101,13 +96,8 @@ def init_state(
 ) -> TrainState:
     """Returns a fresh state, created on the mesh so that no host ever holds all of it.
 
-    Args:
-      net: the net.
-      tx: the optimizer.
-      mesh: the devices.
-      key: `jax.random.key` for the initialization.
-      ema: True to keep an average of the variables.
-      min_size: elements below which an array is replicated rather than split over `fsdp`.
+    With `ema` it includes an average of the variables. Arrays of less than `min_size` elements are
+    replicated rather than split over `fsdp`.
     """
     create = partial(_create, net, tx, ema)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, _abstract(create, mesh, min_size))

@@ -27,10 +27,7 @@ from repvgg_jax.training.state import TrainState
 def jit_train_step(state: TrainState, mesh: Mesh, options: StepOptions) -> jax.stages.Wrapped:
     """Returns `train_step` under `jax.jit`, keeping the layout of the state and donating it.
 
-    Args:
-      state: arrays, or `jax.ShapeDtypeStruct`s with shardings.
-      mesh: the mesh that batches are split over.
-      options: constants of the step.
+    The state may consist of `jax.ShapeDtypeStruct`s with shardings.
     """
     split = mesh.shape.get("fsdp", 1) > 1
     step = partial(train_step, options=options, mesh=mesh if split else None)

@@ -9,11 +9,9 @@ from repvgg_jax.training.monitor import clock
 
 
 def summary(report: Mapping[str, Any]) -> str:
-    """Returns the summary table of a run.
+    """Returns the summary table of a run from the tree in `report.json`.
 
-    Args:
-      report: the tree in `report.json`; fields that it lacks are left out. Accuracies and the
-        agreement are fractions there, and percent in the table.
+    Missing fields are omitted. Accuracies and agreement are fractions there, and percent here.
     """
     table = (
         ("top1", "top-1", "{:.2%}".format),

@@ -26,7 +26,6 @@ class TrainResult(NamedTuple):
       metrics: the evaluation of that state; None if no step was left.
       examples_per_second: training speed; None if no step was left.
       waiting: share of the training time spent waiting for data; None if no step was left.
-      startup: time to the first step.
       seconds_before: duration of the run before this process resumed it.
     """
 
@@ -34,7 +33,6 @@ class TrainResult(NamedTuple):
     metrics: Metrics | None
     examples_per_second: float | None
     waiting: float | None
-    startup: StartupTimer
     seconds_before: float
 
 
@@ -88,7 +86,6 @@ def train(
         metrics=metrics,
         examples_per_second=monitor.examples_per_second or None,
         waiting=loop.waiting,
-        startup=startup,
         seconds_before=monitor.seconds_before,
     )
 

@@ -38,30 +38,24 @@ def start_from_run(state: TrainState, workdir: str) -> TrainState:
 def transfer(fresh: Variables, source: Variables) -> tuple[dict[str, Any], list[str]]:
     """Returns `fresh` with the weights of `source`, except for heads with other numbers of classes.
 
-    Args:
-      fresh: variables of the new net, from `init`.
-      source: weights of a net with the same blocks.
-
-    Returns:
-      The variables, and the names of what stays fresh: `head`, the `fc` of auxiliary heads, or
-      whole auxiliary heads that the source lacks. Auxiliary heads that only the source has are
-      dropped.
+    The second result names the parts that stay fresh: `head`, the `fc` of auxiliary heads, or whole
+    auxiliary heads that the source lacks. Auxiliary heads that only the source has are dropped.
 
     Raises:
       UsageError: if anything else differs in name or shape, listing it.
     """
     ours, theirs = flatten_dict(fresh, sep="/"), flatten_dict(source, sep="/")
     variables = dict(ours)
-    differing, renewed = [], []
+    differing, reinitialized = [], []
     for name, leaf in sorted(ours.items()):
         _, block, *rest = name.split("/")
         value = theirs.get(name)
         if value is not None and value.shape == leaf.shape:
             variables[name] = jnp.asarray(value, leaf.dtype)
         elif block.startswith(AUXILIARY_HEAD) and block not in source["params"]:
-            renewed.append(block)
+            reinitialized.append(block)
         elif block == "head" or "fc" in rest:
-            renewed.append("/".join([block, *rest[:-1]]))
+            reinitialized.append("/".join([block, *rest[:-1]]))
         else:
             differing.append(name)
     extra = sorted(
@@ -75,7 +69,7 @@ def transfer(fresh: Variables, source: Variables) -> tuple[dict[str, Any], list[
             f"{', '.join(differing[:3]) or 'nothing'} ({len(differing)} in all); "
             f"not in the net: {', '.join(extra[:3]) or 'nothing'} ({len(extra)} in all)"
         )
-    return unflatten_dict(variables, sep="/"), list(dict.fromkeys(renewed))
+    return unflatten_dict(variables, sep="/"), list(dict.fromkeys(reinitialized))
 
 
 def with_repoptimizer(experiment: Experiment) -> tuple[Experiment, dict[str, Any]]:

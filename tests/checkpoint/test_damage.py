@@ -54,7 +54,7 @@ def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(
     assert (tmp_path / "run/damaged/4").is_dir()
 
 
-def test_where_no_checkpoint_can_be_read_nothing_starts_anew(undisturbed, tmp_path):
+def test_where_no_checkpoint_can_be_read_nothing_starts_again(undisturbed, tmp_path):
     shutil.copytree(undisturbed[1], tmp_path / "run")
     for step in (2, 4):
         truncate(data_files(tmp_path / "run", step, "variables")[0])

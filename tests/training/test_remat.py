@@ -12,7 +12,7 @@ from tests.support.variables import random_images, random_variables
 
 @pytest.mark.medium
 @pytest.mark.parametrize("remat", ["nothing", "convolutions"])
-def test_rematerialisation_changes_memory_and_nothing_else(remat):
+def test_rematerialization_changes_memory_and_nothing_else(remat):
     fields = {"depths": (1, 8)}
     memory, results = [], []
     images = random_images(16, 32, 32, 3)

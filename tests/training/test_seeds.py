@@ -4,7 +4,7 @@ from repvgg_jax.config.build import make_train_data
 from tests.support.runs import tiny_config
 
 
-def test_seeds_of_initialisation_order_and_augmentation_are_apart():
+def test_seeds_of_initialization_order_and_augmentation_are_apart():
     def drawn(seed=0, data=None):
         config = tiny_config(train_steps=1)
         config.seed = seed

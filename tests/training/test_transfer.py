@@ -20,12 +20,12 @@ def tiny(num_classes=5, **overrides):
     return net, random_variables(net, 1, 8)
 
 
-def test_another_number_of_classes_renews_the_head_alone():
+def test_another_number_of_classes_reinitializes_the_head_alone():
     _, source = tiny(5)
     net, _ = tiny(7)
     fresh = rj.init(net, jax.random.key(9), image_size=8)
-    variables, renewed = transfer(fresh, source)
-    assert renewed == ["head"]
+    variables, reinitialized = transfer(fresh, source)
+    assert reinitialized == ["head"]
     equal(variables["params"]["head"], fresh["params"]["head"])
     for block in net.blocks():
         equal(variables["params"][block], source["params"][block])
@@ -161,8 +161,8 @@ def test_auxiliary_heads_come_and_go():
     without = with_heads.without_auxiliary_heads()
     one, other = (random_variables(net, 1, 8) for net in (with_heads, without))
     assert transfer(other, one)[1] == []
-    variables, renewed = transfer(one, jax.tree.map(lambda leaf: leaf + 1, other))
-    assert renewed == ["aux_stage1", "aux_stage2", "aux_stage3"]
+    variables, reinitialized = transfer(one, jax.tree.map(lambda leaf: leaf + 1, other))
+    assert reinitialized == ["aux_stage1", "aux_stage2", "aux_stage3"]
     equal(variables["params"]["aux_stage1"], one["params"]["aux_stage1"])
     equal(variables["params"]["head"], jax.tree.map(lambda leaf: leaf + 1, other["params"]["head"]))
 
