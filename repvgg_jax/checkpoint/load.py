@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +12,7 @@ from jax.sharding import SingleDeviceSharding
 from ml_collections import ConfigDict
 
 from repvgg_jax.checkpoint.fused import load_fused
-from repvgg_jax.checkpoint.manager import (
-    checkpoint_folder,
-    newest_readable,
-    open_reader,
-    restore_items,
-    steps,
-)
+from repvgg_jax.checkpoint.manager import checkpoint_folder, newest_readable, open_reader, steps
 from repvgg_jax.config.workdir import read_config
 from repvgg_jax.errors import UsageError
 from repvgg_jax.nets import Averaged, abstract, create
@@ -68,8 +61,7 @@ def load_trained(workdir: Path, step: int | None = None) -> tuple[nn.Module, dic
     wanted = ocp.args.StandardRestore(abstract(net, device))
     candidates = found[::-1] if step is None else [step]
     with open_reader(workdir) as manager:
-        read = partial(restore_items, manager, variables=wanted)
-        step, restored = newest_readable(folder, candidates, read)
+        step, restored = newest_readable(manager, candidates, variables=wanted)
     variables = restored.variables
     if config.optim.ema_decay > 0:
         variables = {name: Averaged(tree) for name, tree in variables.items()}

@@ -157,40 +157,15 @@ def _named_write_errors(manager: ocp.CheckpointManager) -> Iterator[None]:
         ) from error
 
 
-def restore(
-    manager: ocp.CheckpointManager, variables: Variables, optimizer_state: Any, step: int
-) -> tuple[Variables, Mapping[str, Any], dict[str, int]]:
-    """Returns the variables, optimizer state and position of a step, laid out as the given trees.
-
-    The trees hold arrays or `jax.ShapeDtypeStruct`s with shardings, for any number of devices.
-
-    Raises:
-      UsageError: if the checkpoint is damaged, or of another net, listing what differs.
-    """
-    restored = restore_items(
-        manager,
-        step,
-        variables=ocp.args.StandardRestore(_as_dicts(variables)),
-        optimizer=ocp.args.StandardRestore(optimizer_state),
-        position=ocp.args.JsonRestore(),
-    )
-    return restored.variables, restored.optimizer, restored.position
-
-
-def restore_items(manager: ocp.CheckpointManager, step: int, **items: Any) -> Any:
-    """Returns the given items of a step, after a check that its variables are the net's."""
-    where = Path(manager.directory) / str(step)
-    metadata = read_named(where, lambda: manager.item_metadata(step)["variables"])
-    check_shapes(where, items["variables"].item, metadata)
-    return read_named(where, lambda: manager.restore(step, args=ocp.args.Composite(**items)))
-
-
 def restore_latest(
     manager: ocp.CheckpointManager, variables: Variables, optimizer_state: Mapping[str, Any]
-) -> tuple[Variables, Mapping[str, Any], dict[str, int]] | None:
-    """Returns the newest readable checkpoint, as `restore` does; None if there is no checkpoint.
+) -> Any:
+    """Returns `variables`, `optimizer` and `position` of the newest readable checkpoint, or None.
 
-    Newer, damaged ones are moved to `<workdir>/damaged`, with a warning that names them.
+    The result has these attributes, laid out as the given trees of arrays or
+    `jax.ShapeDtypeStruct`s with shardings, for any number of devices; it is None if there is no
+    checkpoint. Newer, damaged checkpoints are moved to `<workdir>/damaged`, with a warning that
+    names them.
 
     Raises:
       UsageError: if there are checkpoints, but none can be read, or they are of another net.
@@ -198,46 +173,61 @@ def restore_latest(
     found = sorted(manager.all_steps(), reverse=True)
     if not found:
         return None
-    folder = Path(manager.directory)
     try:
-        read = partial(restore, manager, variables, optimizer_state)
-        step, restored = newest_readable(folder, found, read)
+        step, restored = newest_readable(
+            manager,
+            found,
+            variables=ocp.args.StandardRestore(_as_dicts(variables)),
+            optimizer=ocp.args.StandardRestore(optimizer_state),
+            position=ocp.args.JsonRestore(),
+        )
     except DamagedError as error:
         raise DamagedError(
             f"{error}; no readable checkpoint is left: restore one from a backup or use a new "
             "--workdir"
         ) from None
-    damaged = [other for other in found if other > step]
+    damaged = [str(other) for other in found if other > step]
     if damaged and primary():
+        folder = Path(manager.directory)
         aside = folder.parent / "damaged"
         aside.mkdir(exist_ok=True)
-        for other in damaged:
-            shutil.rmtree(aside / str(other), ignore_errors=True)
-            (folder / str(other)).rename(aside / str(other))
+        for name in damaged:
+            shutil.rmtree(aside / name, ignore_errors=True)
+            (folder / name).rename(aside / name)
     if damaged:
         sync_processes("damaged checkpoints moved")
         manager.reload()
     return restored
 
 
-def newest_readable(folder: Path, found: list[int], read: Callable[[int], Any]) -> tuple[int, Any]:
-    """Returns the first of the steps that all processes can read, and what was read.
+def newest_readable(
+    manager: ocp.CheckpointManager, found: list[int], **items: Any
+) -> tuple[int, Any]:
+    """Returns the first of the steps whose items all processes can read, and the items.
 
     The processes agree on each step before any continues. Otherwise, one that fails alone would
     leave the others waiting inside Orbax until the runtime gives up on them.
 
     Raises:
       DamagedError: if the last of the steps cannot be read either.
+      UsageError: if a checkpoint is of another net, listing the differences.
     """
 
-    def check(step: int) -> None:
+    def check(where: Path) -> None:
         if primary():
-            check_checksums(folder / str(step))
+            check_checksums(where)
+
+    def read(where: Path) -> Any:
+        step = int(where.name)
+        metadata = read_named(where, lambda: manager.item_metadata(step)["variables"])
+        check_shapes(where, items["variables"].item, metadata)
+        return read_named(where, lambda: manager.restore(step, args=ocp.args.Composite(**items)))
 
     for step, before in zip(found, [*found[1:], None], strict=True):
+        where = Path(manager.directory) / str(step)
         try:
-            _on_all_processes(check, step)
-            return step, _on_all_processes(read, step)
+            _on_all_processes(check, where)
+            return step, _on_all_processes(read, where)
         except DamagedError as error:
             if before is None:
                 raise
@@ -245,11 +235,11 @@ def newest_readable(folder: Path, found: list[int], read: Callable[[int], Any]) 
     raise AssertionError("no step was given")
 
 
-def _on_all_processes(action: Callable[[int], Any], step: int) -> Any:
-    """Returns `action(step)`; raises DamagedError on all processes if it does so on one."""
+def _on_all_processes(action: Callable[[Path], Any], where: Path) -> Any:
+    """Returns `action(where)`; raises DamagedError on all processes if it does so on one."""
     result, error = None, None
     try:
-        result = action(step)
+        result = action(where)
     except DamagedError as damage:
         error = damage
     if not all_processes(error is None):

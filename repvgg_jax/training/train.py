@@ -69,9 +69,9 @@ def train(
     evaluation = Evaluation(experiment.eval_data, experiment.mesh)
     make_workdir(experiment.config, workdir)
     with open_manager(workdir, experiment.keep) as manager, leaving_at_once():
-        if found := restore_latest(manager, state.eval_variables, state.optimizer_state):
-            variables, optimizer_state, _ = found
-            state = state.restored(variables, optimizer_state)
+        found = restore_latest(manager, state.eval_variables, state.optimizer_state)
+        if found is not None:
+            state = state.restored(found.variables, found.optimizer)
         start = int(state.step)
         batch_size = experiment.train_data.batch_size
         with Monitor(workdir, experiment.steps, batch_size, start, primary=primary()) as monitor:

@@ -1,4 +1,4 @@
-"""Damaged checkpoints: the one before is used, and good ones stay in place."""
+"""Damaged checkpoints are moved aside, and the one before is used."""
 
 import errno
 import logging
@@ -21,7 +21,7 @@ from tests.support.runs import equal, tiny_config, train
 
 @pytest.mark.slow
 def test_the_certificate_names_the_step_that_was_fused(tmp_path):
-    """Not the latest there is, where that one is damaged."""
+    """It is not the latest one if that is damaged."""
     train(tiny_config(), tmp_path)
     flip(data_files(tmp_path, 4, "variables")[0])
     fuse.run_fuse(None, tmp_path)
@@ -90,7 +90,7 @@ def test_a_save_that_died_half_way_is_no_checkpoint(undisturbed, tmp_path):
     ],
     ids=str,
 )
-def test_what_this_process_cannot_read_now_is_not_taken_for_damaged(error, raised):
+def test_files_that_cannot_be_read_now_are_not_taken_for_damaged(error, raised):
     """Damaged checkpoints are moved aside; good ones must not be for a lack of file handles."""
 
     def read():

@@ -66,7 +66,7 @@ def test_an_array_that_the_axis_does_not_divide_is_copied():
 
 
 @pytest.mark.parametrize(
-    ("sizes", "says"),
+    ("sizes", "message"),
     [
         ((-1, 3), "must equal the device count"),
         ((-1, -1), "only one of them"),
@@ -74,8 +74,8 @@ def test_an_array_that_the_axis_does_not_divide_is_copied():
         ((2, 8), "must equal the device count"),
     ],
 )
-def test_meshes_that_do_not_fit(sizes, says):
-    with pytest.raises(rj.UsageError, match=says):
+def test_meshes_that_do_not_fit(sizes, message):
+    with pytest.raises(rj.UsageError, match=message):
         make_mesh(*sizes)
 
 
@@ -122,7 +122,7 @@ def test_microbatches_stay_on_their_devices():
 
 
 @pytest.mark.parametrize(
-    ("changes", "says"),
+    ("changes", "message"),
     [
         ({"model_bn_group_size": 5}, "model.bn_group_size=5: must divide"),
         ({"train_accumulate": 3}, r"train.batch_size=32: 4 devices with 3 microbatches.*24 or 36"),
@@ -131,8 +131,8 @@ def test_microbatches_stay_on_their_devices():
         ({"train_mixup": 0.2, "train_batch_size": 33}, "train.batch_size=33: must be even"),
     ],
 )
-def test_what_does_not_go_together_is_refused_before_anything_is_written(changes, says, tmp_path):
-    with pytest.raises(rj.UsageError, match=says):
+def test_fields_that_conflict_are_refused_before_anything_is_written(changes, message, tmp_path):
+    with pytest.raises(rj.UsageError, match=message):
         train(tiny_config(**changes), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 

@@ -182,7 +182,7 @@ def test_images_per_second_leaves_out_compilation_and_evaluation(tmp_path, strea
     clock.now += 3
     m.train(40, {})
     assert m.examples_per_second == pytest.approx(30 * 10 / 4)
-    m.train(40, {})  # a step said twice, and at the same instant, changes nothing
+    m.train(40, {})  # a step reported twice, at the same instant, changes nothing
     assert m.examples_per_second == pytest.approx(30 * 10 / 4)
 
 
@@ -241,7 +241,7 @@ def test_curves_of_little(tmp_path, rows, monkeypatch):
     loss, top1 = figures[0].axes
     steps = [row["step"] for row in rows]
     losses = [row["loss"] for row in rows]
-    # Of a longer curve the values are drawn first, and then a smoothed line.
+    # A longer curve is drawn twice: its values and a smoothed line.
     assert loss.lines[0].get_xdata().tolist() == steps
     assert loss.lines[0].get_ydata().tolist() == pytest.approx(losses)
     assert len(loss.lines) == (2 if len(rows) >= 10 else 1)

@@ -23,7 +23,7 @@ def test_a_nan_in_a_batch_stops_before_it_is_saved(undisturbed, tmp_path, monkey
         with pytest.raises(RunError, match=r"step 3: loss nan.*last good checkpoint"):
             train(tiny_config(train_checkpoint_every=1), tmp_path)
     good = manager.steps(tmp_path)
-    assert good == [1]  # step 2 is let go with it: the fault may lie in what it led to
+    assert good == [1]  # step 2 is deleted too: its parameters led to the NaN
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(rj.load(tmp_path)[1]))
     again = train(tiny_config(train_checkpoint_every=1), tmp_path).state
     equal(again.eval_variables, undisturbed[0].eval_variables)

@@ -25,8 +25,8 @@ from tests.support.runs import equal, tiny_config, train
 def test_a_signal_saves_at_the_next_step(number, undisturbed, tmp_path, monkeypatch):
     at_batch(monkeypatch, 3, lambda batch: os.kill(os.getpid(), number))  # before the second step
     config = tiny_config(train_checkpoint_every=100)
-    said = rf"{number.name} after step 2 of 4, which is saved"
-    with Stopping() as stopping, pytest.raises(Stopped, match=said):
+    message = rf"{number.name} after step 2 of 4, which is saved"
+    with Stopping() as stopping, pytest.raises(Stopped, match=message):
         train(config, tmp_path, stopping)
     assert manager.steps(tmp_path) == [2]
     equal(train(config, tmp_path).state.eval_variables, undisturbed[0].eval_variables)
@@ -65,8 +65,8 @@ def test_a_signal_after_the_last_step_says_what_is_saved(tmp_path, monkeypatch):
         return original(*arguments)
 
     monkeypatch.setattr(train_module, "fuse_and_save", interrupted)
-    said = "stopped by SIGTERM after the last step, which is saved; the same command resumes"
-    with pytest.raises(Stopped, match=said):
+    message = "stopped by SIGTERM after the last step, which is saved; the same command resumes"
+    with pytest.raises(Stopped, match=message):
         train_module.run_train(tiny_config(), tmp_path)
     assert not (tmp_path / "report.json").exists()
     monkeypatch.undo()

@@ -118,7 +118,7 @@ def test_two_steps_and_two_more_are_four_bit_for_bit(tmp_path):
 
 @pytest.mark.medium
 def test_a_loss_that_is_not_finite_stops_the_run_before_it_is_saved(tmp_path):
-    """Nor does the checkpoint stay that led to it; test_nan_guard has an earlier one that does."""
+    """The checkpoint that led to it is deleted; in test_nan_guard, an earlier one is kept."""
     config = tiny_config(train_steps=9, optim_learning_rate=1e20, train_checkpoint_every=1)
     with pytest.raises(
         RunError, match=r"step 2: loss .* learning rate .* last good checkpoint: none"
@@ -144,7 +144,7 @@ def test_checkpoints_keep_the_latest_and_the_best(tmp_path):
     assert manager_module.steps(tmp_path) == [2, 4, 5]
 
 
-def test_a_save_that_fails_at_the_end_is_said_but_not_before_what_came_first(tmp_path, monkeypatch):
+def test_a_failed_last_save_is_reported_unless_another_error_came_first(tmp_path, monkeypatch):
     def close(manager):
         raise ValueError("RESOURCE_EXHAUSTED: No space left on device")
 
@@ -169,13 +169,11 @@ def test_a_checkpoint_of_four_devices_opens_on_one(tmp_path):
         )
     one = fresh_state(one_device())
     with manager_module.open_manager(tmp_path, max_to_keep=1) as manager:
-        variables, optimizer, position = manager_module.restore(
-            manager, one.eval_variables, one.optimizer_state, 7
-        )
-    equal(variables, many.eval_variables)
-    equal(optimizer, many.optimizer_state)
-    assert position == {"seed": 3, "step": 7}
-    assert {leaf.sharding.num_devices for leaf in jax.tree.leaves(variables)} == {1}
+        restored = manager_module.restore_latest(manager, one.eval_variables, one.optimizer_state)
+    equal(restored.variables, many.eval_variables)
+    equal(restored.optimizer, many.optimizer_state)
+    assert restored.position == {"seed": 3, "step": 7}
+    assert {leaf.sharding.num_devices for leaf in jax.tree.leaves(restored.variables)} == {1}
 
 
 @pytest.mark.medium
