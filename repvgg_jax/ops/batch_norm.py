@@ -57,13 +57,8 @@ def mean_and_variance(x: AnyArray) -> tuple[GroupStatistic, GroupStatistic]:
 
 
 def per_channel(vector: AnyArray, like: Any) -> Array:
-    """Reshapes [channels] so that it broadcasts against `like`, [..., channels]."""
-    return vector.reshape(*(1,) * (like.ndim - 1), -1)
-
-
-def broadcast_to_images(vector: GroupStatistic, x: AnyArray) -> Array:
-    """Reshapes [groups, channels] so that it broadcasts against [groups, ..., channels]."""
-    return vector.reshape(vector.shape[0], *(1,) * (x.ndim - 2), -1)
+    """Reshapes [channels] or [groups, channels] to broadcast against `like`, [..., channels]."""
+    return vector.reshape(*vector.shape[:-1], *(1,) * (like.ndim - vector.ndim), -1)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(3,))
@@ -81,22 +76,16 @@ def batch_norm(
       >>> x = jax.random.normal(jax.random.key(0), (1, 8, 4, 4, 3))  # one group of 8 images
       >>> y, mean, var = batch_norm(x, jnp.ones(3), jnp.zeros(3), jnp.float32)
 
-    Args:
-      x: images, [groups, images, height, width, channels].
-      gamma: scale of each channel.
-      beta: offset of each channel.
-      dtype: type of the result.
-
     Returns:
-      y, and the mean and variance [groups, channels], through which no gradient flows.
+      y in `dtype`, and the mean and variance [groups, channels], through which no gradient flows.
     """
     return _forward_rule(x, gamma, beta, dtype)[0]
 
 
 def _forward_rule(x: AnyArray, gamma: Array, beta: Array, dtype: Any) -> tuple[Any, Any]:
     mean, var = mean_and_variance(x)
-    scale = broadcast_to_images(per_channel(gamma, var) * lax.rsqrt(var + BN_EPSILON), x)
-    y = (x - broadcast_to_images(mean, x)) * scale + per_channel(beta, x)
+    scale = per_channel(per_channel(gamma, var) * lax.rsqrt(var + BN_EPSILON), x)
+    y = (x - per_channel(mean, x)) * scale + per_channel(beta, x)
     return (y.astype(dtype), mean, var), (x, gamma, mean, var)
 
 
@@ -120,7 +109,7 @@ def batch_norm_gradient(
     dgamma = ((d * x).sum(axes) - mean * dbeta) * rsigma
     scale = per_channel(gamma, rsigma) * rsigma
     slope = jnp.where(var > 0, scale * rsigma * dgamma / count, 0.0)
-    centered = x - broadcast_to_images(mean, x)
-    dx = (d - broadcast_to_images(dbeta / count, x)) * broadcast_to_images(scale, x)
-    dx -= centered * broadcast_to_images(slope, x)
+    centered = x - per_channel(mean, x)
+    dx = (d - per_channel(dbeta / count, x)) * per_channel(scale, x)
+    dx -= centered * per_channel(slope, x)
     return dx.astype(x.dtype), dgamma, dbeta

@@ -6,11 +6,11 @@ diag(C). Both branches collapse into one 1x1 kernel
 
   M = W diag(gamma_1x1 / sigma_1x1) + diag(gamma_identity / sigma_identity)
 
-and a bias, so that neither their outputs nor the normalized outputs are computed, or kept for the
-backward pass. Values and gradients are those of the branches up to rounding. The variance W' C W
-has the rounding error of |W|' E[x x'] |W|, which is large beside it if W cancels most of what its
-inputs have in common (inputs 10 c + 0.03 n of a common c and noise n, and columns of W that sum to
-0: an error of 1e-2 of the sum in float32, against 3e-5 of the branches).
+and a bias, so that their outputs are neither computed nor kept for the backward pass. Values and
+gradients are those of the branches up to rounding. The variance W' C W has the rounding error of
+|W|' E[x x'] |W|, which is large if W cancels most of what its inputs have in common: 1e-2 of the
+sum in float32, where the branches have 3e-5, for inputs 10 c + 0.03 n of a common c and noise n and
+columns of W that sum to 0.
 
 Images are [groups, images, height, width, channels], with statistics over one group. In products,
 n is the group of images, p the pixel, g the group of the convolution, and within it i and k are
@@ -34,7 +34,6 @@ from repvgg_jax.ops.batch_norm import (
     GroupStatistic,
     accumulation_dtype,
     batch_norm_gradient,
-    broadcast_to_images,
     mean_and_variance,
     per_channel,
 )
@@ -43,13 +42,7 @@ from repvgg_jax.runtime.devices import target
 
 
 class Geometry(NamedTuple):
-    """Static options of `sum_normalized_branches`.
-
-    Attributes:
-      groups: groups of the convolutions.
-      dtype: type of the sum.
-      algorithm: algorithm of the convolutions, one of `convolution.ALGORITHMS`.
-    """
+    """Groups and algorithm of the convolutions (`convolution.ALGORITHMS`), and type of the sum."""
 
     groups: int
     dtype: Any
@@ -85,7 +78,7 @@ def sum_normalized_branches(
 def _forward(
     x: Array, y: Array | None, kernel: Array, gammas: Any, betas: Any, geometry: Geometry
 ) -> tuple[Any, Any]:
-    w = _split(kernel, geometry)
+    w = _grouped(kernel[0, 0], geometry)
     mean = _grouped(x.mean((1, 2, 3), dtype=accumulation_dtype(x.dtype)), geometry)
     square = _gram(x, x, geometry) / (x[0].size // x.shape[-1])
     cov = square - jnp.einsum("ngi,ngk->nigk", mean, mean)
@@ -107,17 +100,17 @@ def _forward(
     center = jnp.einsum("ngi,nigo->ngo", mean, m.astype(mean.dtype))
     center = center.reshape(center.shape[0], -1)
     bias = per_channel(sum(betas.values()), center) - center
-    z = _product(x, m, geometry) + broadcast_to_images(bias, x)
+    z = _product(x, m, geometry) + per_channel(bias, x)
     if y is not None:
-        scale = broadcast_to_images(scales["kxk"], y)
-        z += (y - broadcast_to_images(statistics["kxk"][0], y)) * scale
+        scale = per_channel(scales["kxk"], y)
+        z += (y - per_channel(statistics["kxk"][0], y)) * scale
     return (z.astype(geometry.dtype), statistics), (x, y, kernel, gammas, statistics, mean, cov)
 
 
 def _backward(geometry: Geometry, saved: Any, cotangents: Any) -> tuple[Any, ...]:
     x, y, kernel, gammas, statistics, mean, cov = saved
     dz, count = cotangents[0], x[0].size // x.shape[-1]
-    w, scales = _split(kernel, geometry), _scales(gammas, statistics)
+    w, scales = _grouped(kernel[0, 0], geometry), _scales(gammas, statistics)
     dbeta = dz.astype(accumulation_dtype(dz.dtype)).sum((1, 2, 3))
     # The gradient of M for centered inputs.
     dm = _gram(x, dz, geometry) - jnp.einsum("ngi,ngo->nigo", mean, _grouped(dbeta, geometry))
@@ -142,7 +135,7 @@ def _backward(geometry: Geometry, saved: Any, cotangents: Any) -> tuple[Any, ...
     offset = jnp.einsum("ngo,nigo->ngi", _grouped(dbeta / count, geometry), m)
     offset += jnp.einsum("ngi,nigk->ngk", mean, curve)
     dx = _product(dz, m.transpose(0, 3, 2, 1), geometry) + _product(x, curve, geometry)
-    dx -= broadcast_to_images(offset.reshape(offset.shape[0], -1), x)
+    dx -= per_channel(offset.reshape(offset.shape[0], -1), x)
 
     dy = None
     if y is not None:
@@ -161,9 +154,9 @@ sum_normalized_branches.defvjp(_forward, _backward)
 
 def _scales(gammas: Any, statistics: Any) -> dict[str, GroupStatistic]:
     """Returns gamma / sigma of each branch, [n, channels]."""
-    rsigmas = {name: lax.rsqrt(statistics[name][1] + BN_EPSILON) for name in gammas}
     return {
-        name: per_channel(gamma, rsigmas[name]) * rsigmas[name] for name, gamma in gammas.items()
+        name: per_channel(gammas[name], var) * lax.rsqrt(var + BN_EPSILON)
+        for name, (_, var) in statistics.items()
     }
 
 
@@ -178,19 +171,10 @@ def _diagonal(vector: Array) -> Array:
     return jnp.eye(vector.shape[-1], dtype=vector.dtype)[None, :, None] * vector[:, None]
 
 
-def _split(kernel: Array, geometry: Geometry) -> Array:
-    """Reshapes [1, 1, i, g o] to [i, g, o]."""
-    return kernel.reshape(kernel.shape[2], geometry.groups, -1)
-
-
-def _grouped(vector: Array, geometry: Geometry) -> Array:
-    """Reshapes [n, channels] to [n, g, channels of a group]."""
-    return vector.reshape(vector.shape[0], geometry.groups, -1)
-
-
-def _pixels(x: Array, geometry: Geometry) -> Array:
-    """Reshapes [n, images, height, width, channels] to [n, p, g, channels of a group]."""
-    return x.reshape(x.shape[0], -1, geometry.groups, x.shape[-1] // geometry.groups)
+def _grouped(x: Array, geometry: Geometry) -> Array:
+    """Reshapes [n, channels] to [n, g, channels / g], and images to [n, p, g, channels / g]."""
+    pixels = () if x.ndim == 2 else (-1,)
+    return x.reshape(len(x), *pixels, geometry.groups, x.shape[-1] // geometry.groups)
 
 
 def _product(x: Array, kernel: Array, geometry: Geometry) -> Array:
@@ -205,7 +189,7 @@ def _product(x: Array, kernel: Array, geometry: Geometry) -> Array:
         # XLA:CPU would copy its operands if they had axes of size 1.
         z = jnp.matmul(x.reshape(-1, x.shape[-1]), kernel.reshape(-1, features), **wide)
     else:
-        z = jnp.einsum("npgi,nigo->npgo", _pixels(x, geometry), kernel, **wide)
+        z = jnp.einsum("npgi,nigo->npgo", _grouped(x, geometry), kernel, **wide)
     return z.reshape(*x.shape[:-1], features)
 
 
@@ -221,7 +205,7 @@ def _gram(x: Array, d: Array, geometry: Geometry) -> Array:
     if len(x) == geometry.groups == 1:
         gram = jnp.matmul(x.reshape(-1, x.shape[-1]).T, d.reshape(-1, d.shape[-1]), **wide)
         return gram[None, :, None]
-    return jnp.einsum("npgi,npgo->nigo", _pixels(x, geometry), _pixels(d, geometry), **wide)
+    return jnp.einsum("npgi,npgo->nigo", _grouped(x, geometry), _grouped(d, geometry), **wide)
 
 
 def input_moments_are_faster(
@@ -232,11 +216,6 @@ def input_moments_are_faster(
     It computes five small products instead of three, and passes over the images fewer times. This
     pays on a CPU if pixels outnumber channels by far, but not if oneDNN computes the convolutions,
     nor if a compiler fuses statistics into the computation of their input (docs/notes/speed.md).
-
-    Args:
-      x: images in the compute type.
-      strides: stride of the block.
-      algorithm: algorithm of the block's convolutions.
     """
     batch, height, width, cin = x.shape
     pixels = batch * -(-height // strides) * -(-width // strides)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import jax
@@ -14,6 +15,8 @@ from repvgg_jax.ops import onednn
 from repvgg_jax.ops.algorithms import (
     Images,
     Kernel,
+    Outputs,
+    Window,
     convolve_with,
     fastest_algorithms,
     symmetric_padding,
@@ -67,7 +70,7 @@ def convolve(
     apply_relu: bool = False,
     dtype: Any = jnp.float32,
     algorithm: str = "auto",
-) -> Float[Array, "batch new_height new_width cout"]:
+) -> Outputs:
     """Computes the cross-correlation of images with a kernel, padded symmetrically.
 
     Each side is padded by `dilation * (size // 2)`. This is not "SAME": at stride 2, "SAME" pads
@@ -81,8 +84,8 @@ def convolve(
 
     Args:
       x: images, [batch, height, width, cin].
-      kernel: [kh, kw, cin / groups, features], of odd height and width.
-      bias: [features], added to the result; None for no bias.
+      kernel: [kh, kw, cin / groups, cout], of odd height and width.
+      bias: [cout], added to the result; None for no bias.
       strides: stride of both axes.
       groups: number of groups that the channels are split into.
       dilation: dilation of both axes of the kernel.
@@ -98,19 +101,18 @@ def convolve(
       ValueError: if the shapes do not match.
     """
     x, kernel = x.astype(dtype), kernel.astype(dtype)
-    padding = symmetric_padding(kernel.shape[:2], dilation) if padded else [(0, 0), (0, 0)]
     bias = None if bias is None else bias.astype(dtype)
+    padding = symmetric_padding(kernel.shape[:2], dilation) if padded else ((0, 0),) * 2
+    window = Window(strides, groups, dilation, tuple(padding))
     if uses_onednn(algorithm, x, kernel):
         # Raises XLA's errors for shapes that do not match; oneDNN does not compute empty results.
-        geometry = (strides, groups, dilation, padding)
-        like = jax.eval_shape(lambda x, kernel: xla_convolution(x, kernel, *geometry), x, kernel)
-        if like.size:
-            window = onednn.Window(strides, groups, dilation, tuple(padding))
-            return onednn.convolve(x, kernel, bias, window, apply_relu)
+        y = jax.eval_shape(partial(xla_convolution, window=window), x, kernel)
+        if y.size:
+            return onednn.convolve(x, kernel, bias, window, y.shape, apply_relu)
     if algorithm == "winograd" and padded and dilation == 1 and not target().xla_only:
         y = convolve_with(x, kernel, fastest_algorithms(x.shape, kernel.shape, strides), strides)
     else:
-        y = xla_convolution(x, kernel, strides, groups, dilation, padding)
+        y = xla_convolution(x, kernel, window)
     y = y if bias is None else y + per_channel(bias, y)
     return relu(y) if apply_relu else y
 
@@ -128,10 +130,7 @@ def _relu_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Arr
 
 
 def convolve_by_matmul(
-    x: Images,
-    kernel: Float[AnyArray, "kh kw cin features"],
-    *,
-    dtype: Any,
+    x: Images, kernel: Float[AnyArray, "kh kw cin features"], *, dtype: Any
 ) -> Float[Array, "batch height width features"]:
     """Computes `convolve` at stride, groups and dilation 1 as one product of patches and kernel.
 

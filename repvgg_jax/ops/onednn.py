@@ -18,7 +18,7 @@ import subprocess
 import tempfile
 from functools import cache, partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -29,16 +29,13 @@ from jax.core import Tracer
 from jaxtyping import Float
 
 from repvgg_jax.errors import one_line
+from repvgg_jax.ops.algorithms import Images, Kernel, Outputs, Window
 from repvgg_jax.ops.batch_norm import AnyArray
 from repvgg_jax.runtime.compilation import cache_folder
 
 _SOURCE = Path(__file__).with_suffix(".cc")
 _CALLS = ("convolution", "pack", "input_gradient", "kernel_gradient")
-_PARTS = (
-    ("onednn-cpu-gomp", "libdnnl.so.3"),
-    ("onednn-devel-cpu-gomp", "oneapi/dnnl/dnnl.hpp"),
-)
-_INSTALL = "install it with pip install -e '.[cpu]'"
+_PARTS = {"onednn-cpu-gomp": "libdnnl.so.3", "onednn-devel-cpu-gomp": "oneapi/dnnl/dnnl.hpp"}
 
 
 @cache
@@ -48,9 +45,9 @@ def unavailable() -> str | None:
     The first call compiles the calls into the library, unless an earlier process did (4 s).
     """
     try:
-        files = [_file(*names) for names in _PARTS]
-    except (importlib.metadata.PackageNotFoundError, FileNotFoundError):
-        return f"oneDNN is not installed; {_INSTALL}"
+        files = [_file(package, name) for package, name in _PARTS.items()]
+    except (importlib.metadata.PackageNotFoundError, StopIteration):
+        return "oneDNN is not installed; install it with pip install -e '.[cpu]'"
     try:
         library = _loaded(*files)
     except (OSError, RuntimeError, subprocess.CalledProcessError) as error:
@@ -67,10 +64,8 @@ def unavailable() -> str | None:
 
 def _file(package: str, name: str) -> Path:
     """Returns the path of a file of an installed package."""
-    for path in importlib.metadata.files(package) or ():
-        if str(path).endswith(f"/{name}"):
-            return Path(path.locate()).resolve()
-    raise FileNotFoundError(f"{package} has no {name}")
+    paths = importlib.metadata.files(package) or ()
+    return next(Path(path.locate()).resolve() for path in paths if path.match(name))
 
 
 def _loaded(library: Path, header: Path) -> ctypes.CDLL:
@@ -98,8 +93,8 @@ def _compiled(library: Path, headers: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)  # cached programs are trusted
     logging.info("compiling %s", _SOURCE.name)
     # Compiled under another name and then moved, since several processes may compile at once.
-    with tempfile.TemporaryDirectory(dir=folder) as own:
-        made = Path(own) / built.name
+    with tempfile.TemporaryDirectory(dir=folder) as temporary:
+        made = Path(temporary) / built.name
         command = [*compiler, "-O2", "-std=c++17", "-fPIC", "-shared", "-w", str(_SOURCE)]
         command += [f"-I{headers}", f"-I{jax.ffi.include_dir()}", str(library)]
         command += [f"-Wl,-rpath,{library.parent}", "-o", str(made)]
@@ -108,40 +103,18 @@ def _compiled(library: Path, headers: Path) -> Path:
     return built
 
 
-class Window(NamedTuple):
-    """The geometry of a convolution, the same for height and width.
-
-    Attributes:
-      strides: stride.
-      groups: number of groups that the channels are split into.
-      dilation: dilation of the kernel.
-      padding: zeros before and after height, and before and after width.
-    """
-
-    strides: int
-    groups: int
-    dilation: int
-    padding: tuple[tuple[int, int], tuple[int, int]]
-
-
 def convolve(
-    x: Float[AnyArray, "batch height width cin"],
-    kernel: Float[AnyArray, "kh kw cin_per_group features"],
-    bias: Float[AnyArray, " features"] | None,
+    x: Images,
+    kernel: Kernel,
+    bias: Float[AnyArray, " cout"] | None,
     window: Window,
-    apply_relu: bool = False,
-) -> Float[Array, "batch new_height new_width features"]:
-    """Computes the cross-correlation of float32 images with a kernel on one CPU device.
+    shape: tuple[int, ...],
+    apply_relu: bool,
+) -> Outputs:
+    """Computes `convolution.convolve` for float32 on one CPU device; `shape` is the result's.
 
     A kernel that is a constant of the traced program (`jax.jit(partial(net.apply, fused))`) is
     converted to oneDNN's layout while tracing, and is a constant of the program in that layout.
-
-    Args:
-      x: images, [batch, height, width, cin].
-      kernel: [kh, kw, cin / groups, features].
-      bias: [features], added in the same pass over memory; None for no bias.
-      window: strides, groups, dilation and padding.
-      apply_relu: whether to apply max(., 0) in the same pass over memory.
     """
     if kernel.shape[:2] == (1, 1) and window.padding == ((0, 0), (0, 0)):
         # The gradients of oneDNN 2023.2 at a stride write out of bounds for few channels.
@@ -149,35 +122,25 @@ def convolve(
         window = window._replace(strides=1, dilation=1)
     packed = None
     if isinstance(x, Tracer) and not isinstance(kernel, Tracer):
-        shapes = {"x": x.shape, "y": _shape(x, kernel, window)}
         flags = dict(biased=bias is not None, relu=apply_relu)
-        flags |= {key: np.array(shape, np.int64) for key, shape in shapes.items()}
+        shapes = dict(x=np.array(x.shape, np.int64), y=np.array(shape, np.int64))
         with jax.ensure_compile_time_eval():
-            packed = _call("pack", kernel.shape, window, kernel, **flags)
-    return _convolve(x, kernel, bias, packed, window, apply_relu)
+            packed = _call("pack", kernel.shape, window, kernel, **flags, **shapes)
+    return _convolve(x, kernel, bias, packed, window, shape, apply_relu)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(4, 5))
+@partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6))
 def _convolve(
     x: AnyArray,
     kernel: AnyArray,
     bias: AnyArray | None,
     packed: AnyArray | None,
     window: Window,
+    shape: tuple[int, ...],
     apply_relu: bool,
 ) -> Array:
     arrays = [x, kernel if packed is None else packed, *([] if bias is None else [bias])]
-    flags = dict(relu=apply_relu, packed=packed is not None)
-    return _call("convolution", _shape(x, kernel, window), window, *arrays, **flags)
-
-
-def _shape(x: AnyArray, kernel: AnyArray, window: Window) -> tuple[int, ...]:
-    """Returns the shape of the result."""
-    sides = [
-        (side + sum(pad) - window.dilation * (size - 1) - 1) // window.strides + 1
-        for side, size, pad in zip(x.shape[1:3], kernel.shape[:2], window.padding, strict=True)
-    ]
-    return (x.shape[0], *sides, kernel.shape[3])
+    return _call("convolution", shape, window, *arrays, relu=apply_relu, packed=packed is not None)
 
 
 def _forward(
@@ -187,7 +150,7 @@ def _forward(
     return y, (x, kernel, bias, packed, y if static[-1] else None)
 
 
-def _backward(window: Window, apply_relu: bool, saved: Any, dy: AnyArray) -> tuple[Any, ...]:
+def _backward(window: Window, _: Any, apply_relu: bool, saved: Any, dy: Array) -> tuple[Any, ...]:
     x, kernel, bias, packed, y = saved
     if apply_relu:
         dy = jnp.where(y > 0, dy, 0)
@@ -204,11 +167,8 @@ _convolve.defvjp(_forward, _backward)
 def _call(
     name: str, shape: tuple[int, ...], window: Window, *arrays: AnyArray, **more: Any
 ) -> Array:
-    call = jax.ffi.ffi_call(
-        f"repvgg_jax.{name}",
-        jax.ShapeDtypeStruct(shape, arrays[0].dtype),
-        vmap_method="sequential",
-    )
+    result = jax.ShapeDtypeStruct(shape, arrays[0].dtype)
+    call = jax.ffi.ffi_call(f"repvgg_jax.{name}", result, vmap_method="sequential")
     strides, groups, dilation, ((top, _), (left, _)) = window
     geometry = dict(strides=strides, groups=groups, dilation=dilation, top=top, left=left)
     return call(*arrays, **{key: np.int64(value) for key, value in geometry.items()}, **more)

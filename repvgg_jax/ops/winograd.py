@@ -11,8 +11,6 @@ In float32 the largest errors against float64, relative to the largest value, ar
 a plain sum in order 2e-7. Sums are float32 or wider: bfloat16 is widened first and rounded at the
 end. Sides that are not a multiple of m are padded and cropped. Lavin & Gray, arXiv 1509.09308,
 section 4.
-
-`ops.algorithms.convolve_with` combines these passes into a convolution with its gradients.
 """
 
 from __future__ import annotations
@@ -26,38 +24,23 @@ from repvgg_jax.ops.batch_norm import AnyArray, accumulation_dtype
 
 # B^T, G and A^T by m. Published tables differ in the signs of B^T's last row and A^T's last column.
 _DATA = {
-    2: np.array([[1, 0, -1, 0], [0, 1, 1, 0], [0, -1, 1, 0], [0, -1, 0, 1]], float),
-    4: np.array(
-        [
-            [4, 0, -5, 0, 1, 0],
-            [0, -4, -4, 1, 1, 0],
-            [0, 4, -4, -1, 1, 0],
-            [0, -2, -1, 2, 1, 0],
-            [0, 2, -1, -2, 1, 0],
-            [0, 4, 0, -5, 0, 1],
-        ],
-        float,
-    ),
+    2: [[1, 0, -1, 0], [0, 1, 1, 0], [0, -1, 1, 0], [0, -1, 0, 1]],
+    4: [
+        [4, 0, -5, 0, 1, 0],
+        [0, -4, -4, 1, 1, 0],
+        [0, 4, -4, -1, 1, 0],
+        [0, -2, -1, 2, 1, 0],
+        [0, 2, -1, -2, 1, 0],
+        [0, 4, 0, -5, 0, 1],
+    ],
 }
 _KERNEL = {
-    2: np.array([[1, 0, 0], [1 / 2, 1 / 2, 1 / 2], [1 / 2, -1 / 2, 1 / 2], [0, 0, 1]], float),
-    4: np.array(
-        [
-            [1 / 4, 0, 0],
-            [-1 / 6, -1 / 6, -1 / 6],
-            [-1 / 6, 1 / 6, -1 / 6],
-            [1 / 24, 1 / 12, 1 / 6],
-            [1 / 24, -1 / 12, 1 / 6],
-            [0, 0, 1],
-        ],
-        float,
-    ),
+    2: np.array([[2, 0, 0], [1, 1, 1], [1, -1, 1], [0, 0, 2]]) / 2,
+    4: np.array([[6, 0, 0], [-4, -4, -4], [-4, 4, -4], [1, 2, 4], [1, -2, 4], [0, 0, 24]]) / 24,
 }
 _OUTPUT = {
-    2: np.array([[1, 1, 1, 0], [0, 1, -1, 1]], float),
-    4: np.array(
-        [[1, 1, 1, 1, 1, 0], [0, 1, -1, 2, -2, 0], [0, 1, 1, 4, 4, 0], [0, 1, -1, 8, -8, 1]], float
-    ),
+    2: [[1, 1, 1, 0], [0, 1, -1, 1]],
+    4: [[1, 1, 1, 1, 1, 0], [0, 1, -1, 2, -2, 0], [0, 1, 1, 4, 4, 0], [0, 1, -1, 8, -8, 1]],
 }
 
 Images = Float[AnyArray, "batch height width cin"]
@@ -67,80 +50,73 @@ Kernel = Float[Array, "3 3 cin_per_group cout"]
 
 def forward(x: Images, kernel: Kernel, tile: int) -> Outputs:
     """Returns the convolution with height and width kept, by tiles of `tile` (2 or 4) squared."""
-    wide, groups = accumulation_dtype(x.dtype), x.shape[-1] // kernel.shape[2]
-    kernel = _grouped(kernel.astype(wide), groups)
-    return _correlate(x.astype(wide), kernel, tile, "sngi,sgio->sngo").astype(x.dtype)
+    return _correlate(x, kernel, tile, x.shape[-1] // kernel.shape[2], "sngi,sgio->sngo")
 
 
 def input_gradient(dy: Outputs, kernel: Kernel, tile: int, groups: int = 1) -> Images:
     """Returns the gradient of the input for the gradient `dy` of the output."""
-    wide = accumulation_dtype(dy.dtype)
-    rotated = _grouped(kernel.astype(wide), groups)[::-1, ::-1]
     # Contracts over outputs in the kernel's layout: a transpose would cost more than the product.
-    return _correlate(dy.astype(wide), rotated, tile, "sngo,sgio->sngi").astype(dy.dtype)
+    return _correlate(dy, kernel[::-1, ::-1], tile, groups, "sngo,sgio->sngi")
 
 
 def kernel_gradient(x: Images, dy: Outputs, tile: int, groups: int = 1) -> Kernel:
     """Returns the gradient of the kernel for the gradient `dy` of the output."""
     wide = accumulation_dtype(x.dtype)
     (_, height, width, cin), cout = x.shape, dy.shape[-1]
-    down, across = -(-height // tile), -(-width // tile)
-    padding = [(0, 0), (0, down * tile - height), (0, across * tile - width), (0, 0)]
+    padding = [(0, 0), (0, -height % tile), (0, -width % tile), (0, 0)]
     padded = jnp.pad(dy.astype(wide), padding)
-    to_tile = _OUTPUT[tile].T
-    rows = _combine(to_tile, [padded[:, i::tile] for i in range(tile)])
-    rows = lax.optimization_barrier(jnp.stack(rows))
+    to_tile = np.transpose(_OUTPUT[tile]).tolist()
+    rows = jnp.stack(_combine(to_tile, [padded[:, i::tile] for i in range(tile)]))
+    rows = lax.optimization_barrier(rows)
     errors = _combine(to_tile, [rows[:, :, :, j::tile] for j in range(tile)])
     columns = [
-        _products("sngi,sngo->sgio", _split(v, groups), _split(e, groups), groups)
-        for v, e in zip(_data_tiles(x.astype(wide), tile), errors, strict=True)
+        _products("sngi,sngo->sgio", v, _split(e, groups), groups)
+        for v, e in zip(_data_tiles(x.astype(wide), tile, groups), errors, strict=True)
     ]
     matrix = np.kron(_KERNEL[tile], _KERNEL[tile]).T.astype(wide)
-    summed = _matmul(matrix, jnp.stack(columns, 1).reshape((tile + 2) ** 2, -1))
+    columns = jnp.stack(columns, 1).reshape((tile + 2) ** 2, -1)
+    summed = jnp.matmul(matrix, columns, precision="highest")
     summed = summed.reshape(3, 3, groups, cin // groups, cout // groups)
     return jnp.moveaxis(summed, 2, 3).reshape(3, 3, cin // groups, cout).astype(x.dtype)
 
 
-def _correlate(x: Array, kernel: Array, tile: int, contraction: str) -> Array:
-    """Convolves x [batch, height, width, ...] with a kernel [3, 3, groups, cin, cout]."""
+def _correlate(x: AnyArray, kernel: AnyArray, tile: int, groups: int, contraction: str) -> Array:
     batch, height, width, _ = x.shape
-    down, across = -(-height // tile), -(-width // tile)
-    side, groups = tile + 2, kernel.shape[2]
-    matrix = np.kron(_KERNEL[tile], _KERNEL[tile]).astype(x.dtype)
-    kernels = _matmul(matrix, kernel.reshape(9, -1)).reshape(side, side, *kernel.shape[2:])
+    side, wide = tile + 2, accumulation_dtype(x.dtype)
+    tiles = (side, batch, -(-height // tile), -(-width // tile))
+    matrix = np.kron(_KERNEL[tile], _KERNEL[tile]).astype(wide)
+    kernel = kernel.astype(wide).reshape(3, 3, kernel.shape[2], groups, -1)
+    kernel = jnp.moveaxis(kernel, 3, 2)  # [3, 3, groups, cin / groups, cout / groups]
+    kernels = jnp.matmul(matrix, kernel.reshape(9, -1), precision="highest")
+    kernels = kernels.reshape(side, side, *kernel.shape[2:])
     columns = [
-        _products(contraction, _split(v, groups), kernels[:, j], groups)
-        for j, v in enumerate(_data_tiles(x, tile))
+        _products(contraction, v, kernels[:, j], groups).reshape(*tiles, -1)
+        for j, v in enumerate(_data_tiles(x.astype(wide), tile, groups))
     ]
-    columns = [column.reshape(side, batch, down, across, -1) for column in columns]
     # Combining and cropping columns before rows is up to twice as fast on XLA:CPU as the reverse.
     rows = jnp.stack(_combine(_OUTPUT[tile], columns), 4)
-    rows = rows.reshape(side, batch, down, across * tile, -1)[:, :, :, :width]
+    rows = rows.reshape(*rows.shape[:3], -1, rows.shape[-1])[:, :, :, :width]
     rows = _combine(_OUTPUT[tile], list(lax.optimization_barrier(rows)))
-    return jnp.stack(rows, 2).reshape(batch, down * tile, width, -1)[:, :height]
+    y = jnp.stack(rows, 2).reshape(batch, -1, width, rows[0].shape[-1])
+    return y[:, :height].astype(x.dtype)
 
 
-def _data_tiles(x: Array, tile: int) -> list[Array]:
-    """Returns B^T d B: for each column j, [rows i, batch, tiles down, tiles across, channels]."""
+def _data_tiles(x: Array, tile: int, groups: int) -> list[Array]:
+    """Returns B^T d B: for each column j, [rows i, tiles, groups, channels]."""
     _, height, width, _ = x.shape
-    down, across = -(-height // tile), -(-width // tile)
-    side = tile + 2
-    padding = [(0, 0), (1, down * tile + 1 - height), (1, across * tile + 1 - width), (0, 0)]
-    padded = jnp.pad(x, padding)
-
-    def every(array: Array, start: int, count: int, axis: int) -> Array:
-        return lax.slice_in_dim(array, start, start + (count - 1) * tile + 1, tile, axis)
-
-    rows = jnp.stack(_combine(_DATA[tile], [every(padded, i, down, 1) for i in range(side)]))
+    down, across = -(-height // tile) * tile, -(-width // tile) * tile
+    padded = jnp.pad(x, [(0, 0), (1, down + 1 - height), (1, across + 1 - width), (0, 0)])
+    rows = [padded[:, i : i + down : tile] for i in range(tile + 2)]
     # The barrier keeps XLA from recomputing each row for each of its columns.
-    rows = lax.optimization_barrier(rows)
-    return _combine(_DATA[tile], [every(rows, j, across, 3) for j in range(side)])
+    rows = lax.optimization_barrier(jnp.stack(_combine(_DATA[tile], rows)))
+    columns = [rows[:, :, :, j : j + across : tile] for j in range(tile + 2)]
+    return [_split(column, groups) for column in _combine(_DATA[tile], columns)]
 
 
-def _combine(matrix: np.ndarray, arrays: list[Array]) -> list[Array]:
+def _combine(matrix: list[list[int]], arrays: list[Array]) -> list[Array]:
     """Returns matrix @ arrays as additions, since most of the matrix is 0, 1 and -1."""
     sums = []
-    for row in matrix.tolist():
+    for row in matrix:
         (c, array), *terms = [(c, a) for c, a in zip(row, arrays, strict=True) if c]
         total = array if c == 1 else c * array
         for c, array in terms:
@@ -162,14 +138,4 @@ def _products(contraction: str, a: Array, b: Array, groups: int) -> Array:
         first, second = contraction.split("->")[0].split(",")
         a, b = a.squeeze(first.index("g")), b.squeeze(second.index("g"))
         contraction = contraction.replace("g", "")
-    return jnp.einsum(contraction, a, b, precision=lax.Precision.HIGHEST)
-
-
-def _matmul(matrix: np.ndarray, array: Array) -> Array:
-    return jnp.matmul(matrix, array, precision=lax.Precision.HIGHEST)
-
-
-def _grouped(kernel: Array, groups: int) -> Array:
-    """Reshapes [3, 3, cin / groups, cout] to [3, 3, groups, cin / groups, cout / groups]."""
-    kh, kw, cin, cout = kernel.shape
-    return jnp.moveaxis(kernel.reshape(kh, kw, cin, groups, cout // groups), 3, 2)
+    return jnp.einsum(contraction, a, b, precision="highest")

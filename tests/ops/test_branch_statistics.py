@@ -36,7 +36,6 @@ ALL = [
     for case in itertools.product(SHAPES, BRANCHES, (None, 2))
     if "kxk" in case[1] or "1x1" in case[1]
 ]
-FORMS = ("batch", "moments")
 # Each shape with all branches, and each set of branches once; all combinations would be slow.
 CASES = [(shape, BRANCHES[-1], (None, 2)[i % 2]) for i, shape in enumerate(SHAPES)]
 CASES += [(SHAPES[0], branches, 2) for branches in BRANCHES[:-1] if branches != ("identity",)]
@@ -121,7 +120,9 @@ def test_narrow_inputs_far_from_zero_lose_no_more_than_by_the_branches():
         return net.apply(variables, x, train=True, mutable=["batch_stats"])[0].astype(jnp.float32)
 
     exact = sum_of("batch", jnp.float32)
-    errors = {form: np.abs(sum_of(form, jnp.bfloat16) - exact).max() for form in FORMS}
+    errors = {
+        form: np.abs(sum_of(form, jnp.bfloat16) - exact).max() for form in ("batch", "moments")
+    }
     assert errors["moments"] < 2 * errors["batch"]
 
 
@@ -180,12 +181,14 @@ def test_four_devices_compute_what_one_does(group_size):
 
 def test_moments_of_groups_within_a_device_need_no_collective():
     """Apart from the gradients' all-reduces, which the net with global statistics has too."""
-    count = {size: sum(n for n, _ in traffic(step_on(4, size)[1]).collectives.values())
-             for size in (None, 8)}  # fmt: skip
-    assert count[8] <= 2 < count[None]
+    counts = {}
+    for size in (None, 8):
+        collectives = traffic(step_on(4, size)[1]).collectives
+        counts[size] = sum(count for count, _ in collectives.values())
+    assert counts[8] <= 2 < counts[None]
 
 
-def test_the_rule_takes_moments_on_one_cpu_by_xla_where_pixels_outnumber_channels():
+def test_moments_are_chosen_on_one_cpu_by_xla_if_pixels_outnumber_channels():
     many, few = jnp.ones((64, 32, 32, 16)), jnp.ones((64, 4, 4, 256))
     assert not input_moments_are_faster(many, 1, "xla")  # this process has four devices
     with compiling_for(jax.devices()[:1]):

@@ -1,4 +1,4 @@
-"""oneDNN computes what XLA does, and is used where it can be; BatchNorm's gradient."""
+"""oneDNN agrees with XLA and is used where it can be; BatchNorm's gradient."""
 
 import importlib.metadata
 
@@ -56,7 +56,7 @@ def test_onednn_gives_xlas_values_and_gradients(geometry):
         assert np.abs(ours - theirs).max() < 2e-6 * np.abs(theirs).max()
 
 
-def test_onednn_goes_under_vmap_and_checkpoint():
+def test_onednn_works_under_vmap_and_checkpoint():
     if reason := onednn.unavailable():
         pytest.skip(reason)
     x = jnp.asarray(random_images(2, 5, 5, 4))
@@ -93,7 +93,7 @@ def test_auto_uses_onednn_for_float32_on_one_cpu_only():
         assert not calls(jnp.bfloat16)
 
 
-def test_without_the_library_one_line_says_what_to_install(monkeypatch, fresh_search):
+def test_without_the_library_the_error_names_what_to_install(monkeypatch, fresh_search):
     def no_files(package):
         raise importlib.metadata.PackageNotFoundError(package)
 
@@ -116,7 +116,7 @@ def test_a_compiler_that_fails_is_named(monkeypatch, fresh_search, tmp_path):
 
 
 @pytest.mark.parametrize("compiler", ["/nowhere/g++", "nowhere --fast"])
-def test_a_compiler_that_is_not_there_is_named(compiler, monkeypatch, fresh_search, tmp_path):
+def test_a_missing_compiler_is_named(compiler, monkeypatch, fresh_search, tmp_path):
     if onednn.unavailable():
         pytest.skip("oneDNN is not installed")
     onednn.unavailable.cache_clear()
@@ -130,7 +130,7 @@ def test_calls_that_cannot_be_loaded_are_compiled_again(monkeypatch, tmp_path):
     if reason := onednn.unavailable():
         pytest.skip(reason)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    library, header = (onednn._file(*names) for names in onednn._PARTS)
+    library, header = (onednn._file(*names) for names in onednn._PARTS.items())
     built = onednn._compiled(library, header.parents[2])
     built.write_bytes(built.read_bytes()[:100])
     assert onednn._loaded(library, header).repvgg_jax_convolution
@@ -148,7 +148,7 @@ def test_shapes_are_checked_as_xla_does():
         assert small.shape == (2, 0, 2, 6)
 
 
-def test_a_run_by_onednn_opens_where_that_is_missing(monkeypatch, tmp_path):
+def test_a_run_by_onednn_loads_where_onednn_is_missing(monkeypatch, tmp_path):
     if reason := onednn.unavailable():
         pytest.skip(reason)
     config = quickstart.get_config()
