@@ -22,7 +22,7 @@ from jax import Array, lax
 
 from repvgg_jax.bench.timing import ratio, time_interleaved
 from repvgg_jax.ops import winograd
-from repvgg_jax.ops.algorithms import kernel_gradient_by_matmul
+from repvgg_jax.ops.algorithms import kernel_gradient_by_matmul, shifts
 from repvgg_jax.ops.convolution import convolve
 from repvgg_jax.runtime.devices import keep_freed_memory
 
@@ -46,10 +46,7 @@ def direct(x: Array, kernel: Array, strides: int) -> Array:
 
 def patches(x: Array, strides: int) -> Array:
     """Returns the 3x3 neighborhoods of pixels, [batch, height, width, 9 * channels]."""
-    _, height, width, _ = x.shape
-    padded = jnp.pad(x, [(0, 0), (1, 1), (1, 1), (0, 0)])
-    rows = [padded[:, i : i + height : strides] for i in range(3)]
-    return jnp.concatenate([r[:, :, j : j + width : strides] for r in rows for j in range(3)], -1)
+    return jnp.concatenate(shifts(x, (3, 3), strides), -1)
 
 
 def im2col(x: Array, kernel: Array, strides: int) -> Array:

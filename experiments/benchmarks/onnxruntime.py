@@ -65,12 +65,8 @@ def onnx_session(net: Any, params: Any, batch: int) -> Any:
         kernel = constant(f"{name}_kernel", conv["kernel"].transpose(3, 2, 0, 1))
         inputs = [x, kernel, constant(f"{name}_bias", conv["bias"])]
         margin = spec.dilation * (spec.kernel_size // 2)
-        geometry = dict(
-            pads=[margin] * 4,
-            strides=[spec.strides] * 2,
-            dilations=[spec.dilation] * 2,
-            group=spec.groups,
-        )
+        geometry = dict(pads=[margin] * 4, group=spec.groups)
+        geometry |= dict(strides=[spec.strides] * 2, dilations=[spec.dilation] * 2)
         nodes.append(helper.make_node("Conv", inputs, [f"{name}_sum"], **geometry))
         nodes.append(helper.make_node("Relu", [f"{name}_sum"], [x := name]))
     head = [constant(name, np.asarray(params["head"][name])) for name in ("kernel", "bias")]

@@ -110,12 +110,11 @@ def _training_step(config: ConfigDict) -> _Lowered:
 def _deployed_forward(config: ConfigDict) -> _Lowered:
     size = config.data.eval_image_size or config.data.image_size
     net = make_net(config)
-    variables = abstract(net)
     if net.fusable:
         net = net.clone(block="fused")
-        variables = abstract(net)
     else:  # it deploys as it is
         logging.info("%s cannot be fused", config.model.block)
+    variables = abstract(net)
     images = jax.ShapeDtypeStruct((config.train.batch_size, size, size, 3), net.dtype)
     lowered = jit(partial(net.apply, train=False)).lower(variables, images)
     return lowered, lambda forward: partial(forward, *_zeros_of((variables, images)))

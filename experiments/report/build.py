@@ -26,7 +26,6 @@ from experiments.report.tables import (
     NONE,
     accuracy_table,
     cost_table,
-    count,
     order_blocks,
     other_table,
     own_papers_table,
@@ -37,6 +36,7 @@ from experiments.report.tables import (
     title,
 )
 from experiments.sweeps.ablations import SWEEPS
+from experiments.sweeps.expand import count
 from experiments.sweeps.flags import Parser, run_command
 from experiments.sweeps.rows import RESULTS, read_sweeps
 from repvgg_jax.errors import UsageError

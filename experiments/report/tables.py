@@ -9,7 +9,7 @@ from experiments.report.costs import largest, step_times, throughput_setup
 from experiments.report.numbers import Group, Ordering, Pair, Row, Sample, as_text, present_values
 from experiments.report.page import Block, Paragraph, Table
 from experiments.sweeps.ablations import SWEEPS
-from experiments.sweeps.expand import PROTOCOLS, Run
+from experiments.sweeps.expand import PROTOCOLS, Run, count
 from repvgg_jax.errors import UsageError
 
 NONE = "\N{EN DASH}"
@@ -37,11 +37,6 @@ def interval(sample: Sample) -> str:
     if (half := sample.half_width) is None:
         return NONE
     return f"[{signed(sample.mean - half)}, {signed(sample.mean + half)}]"
-
-
-def count(number: int, noun: str) -> str:
-    """Formats `1 run`, `2 runs`."""
-    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def progress(group: Group) -> str:

@@ -250,3 +250,8 @@ def join_errors(errors: Sequence[str]) -> str:
     if len(errors) == 1:
         return errors[0]
     return "\n  ".join([f"{len(errors)} errors:", *errors])
+
+
+def count(number: int, noun: str) -> str:
+    """Formats `1 run`, `2 runs`."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"

@@ -22,6 +22,7 @@ from experiments.sweeps.expand import (
     PROTOCOLS,
     SEEDS,
     Run,
+    count,
     expand,
     join_errors,
     parse_overrides,
@@ -148,11 +149,6 @@ def steps_of_runs(runs: Sequence[Run], elsewhere: bool) -> dict[str, int]:
     return steps
 
 
-def count_runs(number: int) -> str:
-    """Formats `1 run`, `2 runs`."""
-    return f"{number} run{'' if number == 1 else 's'}"
-
-
 def table(runs: Sequence[Run], states: Sequence[str], costs: Sequence[RemainingCost | None]) -> str:
     """Returns a line for each run, and the cost of those that are to run."""
     width = max(len(run.job_name) for run in runs)
@@ -175,9 +171,9 @@ def _total(costs: Sequence[RemainingCost | None]) -> str:
         return "unknown cost"
     text = f"{sum(cost.device_hours for cost in known):.2f} device hours of {known[0].device}"
     if guessed := sum(cost.guessed for cost in known):
-        text += f" ({count_runs(guessed)} estimated from other variants' time per multiply-add)"
+        text += f" ({count(guessed, 'run')} estimated from other variants' time per multiply-add)"
     if unknown := len(costs) - len(known):
-        text += f", and {count_runs(unknown)} of unknown length"
+        text += f", and {count(unknown, 'run')} of unknown length"
     return text
 
 
@@ -224,7 +220,9 @@ def run_sweep(argv: Sequence[str]) -> None:
     if to_run:
         chosen.launch([job_of(run, options) for run in to_run], launcher_options)
     if failed := states.count("failed"):
-        raise RunError(f"{count_runs(failed)} failed earlier; use --retry_failed to run them again")
+        raise RunError(
+            f"{count(failed, 'run')} failed earlier; use --retry_failed to run them again"
+        )
 
 
 def main(argv: Sequence[str]) -> int:

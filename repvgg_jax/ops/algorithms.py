@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array, lax
 from jaxtyping import Float
 
@@ -152,22 +153,28 @@ def kernel_gradient_by_matmul(
     kernel and dy of the size ceil(height / strides), ceil(width / strides). It is exact for any odd
     kernel size [kh, kw, cin / groups, cout], of `x`'s type, with sums in float32 or wider.
     """
-    kh, kw, cin, cout = kernel_shape
+    *size, cin, cout = kernel_shape
     groups, wide = x.shape[-1] // cin, accumulation_dtype(x.dtype)
-    down, across = (side * strides for side in dy.shape[1:3])
-    padded = jnp.pad(x, [(0, 0), *symmetric_padding((kh, kw), 1), (0, 0)])
     errors = dy.reshape(-1, groups, cout // groups)
 
-    def position(i: int, j: int) -> Array:
-        part = padded[:, i : i + down : strides, j : j + across : strides]
+    def product(part: Array) -> Array:
         part = part.reshape(-1, groups, cin)
         if groups == 1:
             return jnp.einsum("ni,no->io", part[:, 0], errors[:, 0], preferred_element_type=wide)
-        product = jnp.einsum("ngi,ngo->igo", part, errors, preferred_element_type=wide)
-        return product.reshape(cin, cout)
+        y = jnp.einsum("ngi,ngo->igo", part, errors, preferred_element_type=wide)
+        return y.reshape(cin, cout)
 
-    products = jnp.stack([position(i, j) for i in range(kh) for j in range(kw)])
+    products = jnp.stack([product(part) for part in shifts(x, tuple(size), strides)])
     return products.reshape(kernel_shape).astype(x.dtype)
+
+
+def shifts(x: Images, size: tuple[int, ...], strides: int = 1) -> list[Array]:
+    """Returns the pixels at each position of a kernel, [batch, new_height, new_width, cin]."""
+    height, width = x.shape[1:3]
+    padded = jnp.pad(x, [(0, 0), *symmetric_padding(size, 1), (0, 0)])
+    return [
+        padded[:, i : i + height : strides, j : j + width : strides] for i, j in np.ndindex(size)
+    ]
 
 
 def _direct(x: AnyArray, kernel: AnyArray, strides: int) -> Array:

@@ -19,6 +19,7 @@ from repvgg_jax.ops.algorithms import (
     Window,
     convolve_with,
     fastest_algorithms,
+    shifts,
     symmetric_padding,
     xla_convolution,
 )
@@ -137,9 +138,5 @@ def convolve_by_matmul(
     For layers under `lax.scan`, where XLA:CPU computes a convolution's gradient by its slow path
     (18 ms per layer against 1.4 ms as a product, at 64 x 4 x 4 x 32).
     """
-    kh, kw, cin, features = kernel.shape
-    height, width = x.shape[1:3]
-    padded = jnp.pad(x.astype(dtype), [(0, 0), *symmetric_padding((kh, kw), 1), (0, 0)])
-    shifts = [padded[:, i : i + height, j : j + width] for i in range(kh) for j in range(kw)]
-    patches = jnp.concatenate(shifts, axis=-1)
-    return patches @ kernel.astype(dtype).reshape(kh * kw * cin, features)
+    patches = jnp.concatenate(shifts(x.astype(dtype), kernel.shape[:2]), axis=-1)
+    return patches @ kernel.astype(dtype).reshape(-1, kernel.shape[-1])
