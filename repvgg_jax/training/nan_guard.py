@@ -41,7 +41,7 @@ class NanGuard:
         if not (math.isfinite(values["loss"]) and math.isfinite(values["grad_norm"])):
             self.stop(step, f"loss {values['loss']}, gradient norm {values['grad_norm']}")
         if step % self._experiment.log_every == 0 or step == self._experiment.steps:
-            # Of this step alone: a mean since the last row would differ in a resumed run.
+            # This step only, as a mean since the last row would differ in a resumed run.
             self._monitor.train(step, values | {"learning_rate": self._learning_rate(step)})
 
     def _learning_rate(self, step: int) -> float:
