@@ -67,7 +67,7 @@ def certify(
     }
 
 
-def check(certificate: Mapping[str, Any], fused: Mapping[str, Any], where: str) -> None:
+def check(certificate: Any, fused: Mapping[str, Any], where: str) -> None:
     """Raises UsageError naming the first block whose weights differ from the certified ones."""
     certified = certificate.get("sha256") if isinstance(certificate, Mapping) else None
     if not isinstance(certified, Mapping):

@@ -39,4 +39,4 @@ def random_variables(net, seed, image_size=32):
 
 def random_images(*shape, seed=0, dtype="float32"):
     """Standard normal pixels."""
-    return np.random.default_rng(seed).normal(size=shape).astype(dtype)
+    return jax.numpy.asarray(np.random.default_rng(seed).normal(size=shape).astype(dtype))
