@@ -1,5 +1,7 @@
 """The net as a backbone: maps of every stage, dilated stages, auxiliary heads."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,6 +10,7 @@ import pytest
 
 import repvgg_jax as rj
 from experiments.studies import segmentation
+from repvgg_jax.config.experiment import StepOptions
 from repvgg_jax.fusion.verify import relative_error
 from repvgg_jax.optim import sgd
 from repvgg_jax.runtime.mesh import make_mesh
@@ -104,11 +107,11 @@ def test_auxiliary_heads_are_trainings_alone():
     labels = jnp.arange(8) % 5
     state = state_module.init_state(net, sgd.sgd(lambda step: 0.0), make_mesh(), jax.random.key(0))
     state = state.replace(**variables)
-    step = jax.jit(step_module.train_step)
-    batch = {"image": x, "label": labels}
-    loss = [
-        step(state, batch, jax.random.key(0), auxiliary_weight=w)[1]["loss"] for w in (0.0, 0.5)
-    ]
+    batch, loss = {"image": x, "label": labels}, []
+    for weight in (0.0, 0.5):
+        options = StepOptions(auxiliary_weight=weight)
+        step = jax.jit(partial(step_module.train_step, options=options))
+        loss.append(step(state, batch, jax.random.key(0))[1]["loss"])
     cross_entropy = optax.softmax_cross_entropy_with_integer_labels
     main, *rest = (float(cross_entropy(given, labels).mean()) for given in (logits, *others))
     assert loss[0] == pytest.approx(main, rel=1e-4)
