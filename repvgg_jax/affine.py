@@ -6,26 +6,15 @@ block's fusion is an expression in these functions. Kernels are in HWIO order: `
 cin / groups, cout]`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float
 
 from repvgg_jax.ops.batch_norm import BN_EPSILON, per_channel
-
-
-@runtime_checkable
-class Shaped(Protocol):
-    """An array, or anything else that has a shape."""
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """The size of each axis."""
-        ...
 
 
 class Affine(NamedTuple):
@@ -70,19 +59,18 @@ def fold_bn(
     )
 
 
-def identity(like: Shaped) -> Affine:
+def identity(like: Array | jax.ShapeDtypeStruct) -> Affine:
     """Returns x -> x as a kernel shaped as `like`: one at the center, each channel to itself."""
-    return _diagonal(
-        like, jnp.zeros(like.shape[:2]).at[like.shape[0] // 2, like.shape[1] // 2].set(1)
-    )
+    height, width = like.shape[:2]
+    return _diagonal(like, jnp.zeros((height, width)).at[height // 2, width // 2].set(1))
 
 
-def average(like: Shaped) -> Affine:
+def average(like: Array | jax.ShapeDtypeStruct) -> Affine:
     """Returns the mean over the kernel's window, zeros of the padding included, as a kernel."""
     return _diagonal(like, jnp.full(like.shape[:2], 1 / (like.shape[0] * like.shape[1])))
 
 
-def _diagonal(like: Shaped, window: Float[Array, "kh kw"]) -> Affine:
+def _diagonal(like: Array | jax.ShapeDtypeStruct, window: Float[Array, "kh kw"]) -> Affine:
     """Returns a kernel with the same window from every channel to itself, and zeros between."""
     group_width, features = like.shape[2:]
     if features % group_width:
@@ -108,20 +96,24 @@ def pad_to(size: tuple[int, int], branch: Affine) -> Affine:
 
 def add(*branches: Affine) -> Affine:
     """Returns the sum of parallel branches: the sums of their kernels and of their biases."""
-    size = tuple(max(branch.kernel.shape[axis] for branch in branches) for axis in (0, 1))
-    padded = [pad_to(size, branch) for branch in branches]
+    padded = _same_size(branches)
     return Affine(sum(b.kernel for b in padded), sum(b.bias for b in padded))
 
 
 def concat(*branches: Affine) -> Affine:
     """Returns branches that read the same input, with their output channels stacked."""
+    kernel = jnp.concatenate([branch.kernel for branch in _same_size(branches)], axis=-1)
+    return Affine(kernel, jnp.concatenate([_bias_vector(branch) for branch in branches]))
+
+
+def _same_size(branches: tuple[Affine, ...]) -> list[Affine]:
+    """Returns the branches with all kernels padded to the largest."""
     size = tuple(max(branch.kernel.shape[axis] for branch in branches) for axis in (0, 1))
-    padded = [pad_to(size, branch) for branch in branches]
-    biases = [jnp.broadcast_to(b.bias, b.kernel.shape[-1:]) for b in padded]
-    return Affine(
-        jnp.concatenate([b.kernel for b in padded], axis=-1),
-        jnp.concatenate(biases, axis=-1),
-    )
+    return [pad_to(size, branch) for branch in branches]
+
+
+def _bias_vector(branch: Affine) -> Array:
+    return jnp.broadcast_to(branch.bias, branch.kernel.shape[-1:])
 
 
 def chain(first: Affine, second: Affine, groups: int = 1) -> Affine:
@@ -135,8 +127,8 @@ def chain(first: Affine, second: Affine, groups: int = 1) -> Affine:
     if groups > 1:
         kernels1 = jnp.split(first.kernel, groups, axis=-1)
         kernels2 = jnp.split(second.kernel, groups, axis=-1)
-        biases1 = jnp.split(jnp.broadcast_to(first.bias, first.kernel.shape[-1:]), groups)
-        biases2 = jnp.split(jnp.broadcast_to(second.bias, second.kernel.shape[-1:]), groups)
+        biases1 = jnp.split(_bias_vector(first), groups)
+        biases2 = jnp.split(_bias_vector(second), groups)
         pieces = zip(kernels1, biases1, kernels2, biases2, strict=True)
         return concat(*(chain(Affine(k1, b1), Affine(k2, b2)) for k1, b1, k2, b2 in pieces))
     (height, width), size = second.kernel.shape[:2], first.kernel.shape[:2]
@@ -152,5 +144,5 @@ def chain(first: Affine, second: Affine, groups: int = 1) -> Affine:
             for h in range(height)
             for w in range(width)
         )
-    through = jnp.broadcast_to(first.bias, first.kernel.shape[-1:]) @ second.kernel.sum((0, 1))
+    through = _bias_vector(first) @ second.kernel.sum((0, 1))
     return Affine(kernel, second.bias + through)

@@ -1,15 +1,12 @@
 """RepVGG's own variants of its block (arXiv 2101.03697, Table 7); "trivial" is in `dirac`."""
 
-from __future__ import annotations
-
-from collections.abc import Mapping
-from typing import Any, ClassVar, NoReturn
+from typing import ClassVar, NoReturn
 
 from flax import linen as nn
 from jax import Array
 
-from repvgg_jax.affine import Affine, add, identity
-from repvgg_jax.blocks.base import Block, conv_kernel, fold_branch, fold_norm
+from repvgg_jax.affine import Affine, add
+from repvgg_jax.blocks.base import Block, Variables, conv_kernel, fold_norm
 from repvgg_jax.errors import UsageError
 from repvgg_jax.ops.convolution import relu
 
@@ -23,10 +20,10 @@ class IdentityWithoutBNBlock(Block):
         y += self.conv_bn(x, "1x1", 1, train)
         return y + x.astype(y.dtype) if self.keeps_shape(x.shape[-1]) else y
 
-    def fuse(self, params: Mapping[str, Any], batch_stats: Mapping[str, Any]) -> Affine:
+    def fuse(self, params: Variables, batch_stats: Variables) -> Affine:
         """Returns the sum of the folded branches and the identity."""
-        branches = [fold_branch(params, batch_stats, branch) for branch in ("kxk", "1x1")]
-        return add(*branches, *_identity(self, params))
+        branches = self.fold_branches(params, batch_stats, "kxk", "1x1")
+        return add(branches, *self.bare_identity(params))
 
 
 class PostAdditionBNBlock(Block):
@@ -39,10 +36,11 @@ class PostAdditionBNBlock(Block):
             y += x
         return self.norm(y, "", train)
 
-    def fuse(self, params: Mapping[str, Any], batch_stats: Mapping[str, Any]) -> Affine:
+    def fuse(self, params: Variables, batch_stats: Variables) -> Affine:
         """Returns the sum of the branches with the BatchNorm folded into it."""
-        branches = [conv_kernel(params, branch) for branch in ("kxk", "1x1")]
-        return fold_norm(add(*branches, *_identity(self, params)), params, batch_stats)
+        branches = [conv_kernel(params, "kxk"), conv_kernel(params, "1x1")]
+        total = add(*branches, *self.bare_identity(params))
+        return fold_norm(total, params, batch_stats)
 
 
 class ReLUInBranchBlock(Block):
@@ -58,15 +56,9 @@ class ReLUInBranchBlock(Block):
             y += relu(self.norm(x, "identity", train))
         return y
 
-    def fuse(self, params: Mapping[str, Any], batch_stats: Mapping[str, Any]) -> NoReturn:
+    def fuse(self, params: Variables, batch_stats: Variables) -> NoReturn:
         """Raises UsageError: no convolution equals the block."""
         raise UsageError(
             "block='relu_in_branch' cannot be fused: with a ReLU in each branch it is not affine, "
             "so no convolution equals it; deploy its train form"
         )
-
-
-def _identity(block: Block, params: Mapping[str, Any]) -> list[Affine]:
-    """Returns the identity branch, if the block has one."""
-    cin = params["conv_kxk"]["kernel"].shape[2] * block.groups
-    return [identity(block.identity_shape())] if block.keeps_shape(cin) else []

@@ -1,15 +1,10 @@
 """The asymmetric convolution block of ACNet (arXiv 1908.03930, section 3.3)."""
 
-from __future__ import annotations
-
-from collections.abc import Mapping
-from typing import Any
-
 from flax import linen as nn
 from jax import Array
 
-from repvgg_jax.affine import Affine, add
-from repvgg_jax.blocks.base import Block, fold_branch
+from repvgg_jax.affine import Affine
+from repvgg_jax.blocks.base import Block, Variables
 
 
 class ACBlock(Block):
@@ -22,6 +17,6 @@ class ACBlock(Block):
         y += self.conv_bn(x, "1xk", (1, k), train)
         return y + self.conv_bn(x, "kx1", (k, 1), train)
 
-    def fuse(self, params: Mapping[str, Any], batch_stats: Mapping[str, Any]) -> Affine:
+    def fuse(self, params: Variables, batch_stats: Variables) -> Affine:
         """Returns the sum: the 1xk adds to the middle row, the kx1 to the middle column."""
-        return add(*(fold_branch(params, batch_stats, name) for name in ("kxk", "1xk", "kx1")))
+        return self.fold_branches(params, batch_stats, "kxk", "1xk", "kx1")

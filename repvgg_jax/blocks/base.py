@@ -1,7 +1,5 @@
 """Base classes of train-time blocks: the convolution that a block becomes, and its fusion."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -11,11 +9,13 @@ from flax import linen as nn
 from jax import Array
 from jax.nn.initializers import Initializer
 
-from repvgg_jax.affine import Affine, fold_bn
+from repvgg_jax.affine import Affine, add, fold_bn, identity
 from repvgg_jax.errors import UsageError
-from repvgg_jax.layers.conv import Conv, Dtype, Kernel, kernel_init
+from repvgg_jax.layers.conv import Dtype, Kernel, kernel_init
 from repvgg_jax.layers.norm import BatchNorm
 from repvgg_jax.ops.convolution import convolve
+
+Variables = Mapping[str, Any]  # the variables of a block or a net, by name
 
 
 class Block(nn.Module):
@@ -57,15 +57,11 @@ class Block(nn.Module):
             raise UsageError(f"kernel_size={self.kernel_size!r}: must be odd, to have a center")
         super().__post_init__()
 
-    def fuse(self, params: Mapping[str, Any], batch_stats: Mapping[str, Any]) -> Affine:
+    def fuse(self, params: Variables, batch_stats: Variables) -> Affine:
         """Returns the convolution that the block equals in evaluation mode.
 
         A pure function of the variables, legal on an unbound module: the module contributes what
         the variables do not tell (kernel size, groups, branches without parameters).
-
-        Args:
-          params: the block's parameters.
-          batch_stats: the block's BatchNorm statistics.
 
         Raises:
           UsageError: if the block is not `fusable`.
@@ -74,16 +70,9 @@ class Block(nn.Module):
 
     def conv(self, x: Array, branch: str, size: int | tuple[int, int]) -> Array:
         """Applies `conv_<branch>`: the block's strides, groups and dilation, without a bias."""
-        return Conv(
-            self.features,
-            size,
-            strides=self.strides,
-            groups=self.groups,
-            dilation=self.dilation,
-            dtype=self.dtype,
-            algorithm=self.conv_algorithm,
-            name=f"conv_{branch}",
-        )(x)
+        window = (size, size) if isinstance(size, int) else size
+        shape = (*window, x.shape[-1] // self.groups, self.features)
+        return self.convolve(x, self.declare_kernel(branch, shape)["kernel"])
 
     def norm(self, x: Array, branch: str, train: bool) -> Array:
         """Applies the BatchNorm `bn_<branch>`, or `bn` for the empty branch name."""
@@ -93,17 +82,39 @@ class Block(nn.Module):
         """Applies `conv_<branch>`, then `bn_<branch>`."""
         return self.norm(self.conv(x, branch, size), branch, train)
 
-    def convolve(self, x: Array, kernel: Array) -> Array:
-        """Applies the block's convolution with a kernel made from its parameters."""
+    def declare_kernel(
+        self, branch: str, shape: tuple[int, ...], init: Initializer = kernel_init
+    ) -> dict[str, Array]:
+        """Creates the parameter of `conv_<branch>`, and returns `{"kernel": parameter}`."""
+        return {"kernel": Kernel(shape, init, name=f"conv_{branch}")()}
+
+    def convolve(self, x: Array, kernel: Array, padded: bool = True) -> Array:
+        """Applies the block's convolution with the given kernel."""
         return convolve(
             x,
             kernel,
             strides=self.strides,
             groups=self.groups,
             dilation=self.dilation,
+            padded=padded,
             dtype=self.dtype,
             algorithm=self.conv_algorithm,
         )
+
+    def fold_branches(self, params: Variables, batch_stats: Variables, *names: str) -> Affine:
+        """Returns the sum of those of the named branches that exist, each with its BatchNorm.
+
+        A branch is what `conv_bn` computes in evaluation mode, and "identity" what
+        `norm(x, "identity")` does.
+        """
+        branches = []
+        for name in names:
+            if name == "identity" and "bn_identity" in params:
+                own = identity(self.identity_shape())
+                branches.append(fold_norm(own, params, batch_stats, name))
+            elif f"conv_{name}" in params:
+                branches.append(fold_branch(params, batch_stats, name))
+        return add(*branches)
 
     def kernel_shape(self, cin: int) -> tuple[int, int, int, int]:
         """Returns the HWIO shape of the fused kernel for `cin` input channels."""
@@ -113,6 +124,11 @@ class Block(nn.Module):
     def keeps_shape(self, cin: int) -> bool:
         """Returns True if an identity branch fits beside a convolution of `cin` inputs."""
         return self.strides == 1 and cin == self.features
+
+    def bare_identity(self, params: Variables) -> list[Affine]:
+        """Returns the identity branch without a BatchNorm, if it fits beside `conv_1x1`."""
+        cin = params["conv_1x1"]["kernel"].shape[2] * self.groups
+        return [identity(self.identity_shape())] if self.keeps_shape(cin) else []
 
     def identity_shape(self) -> jax.ShapeDtypeStruct:
         """Returns the shape of a fused kernel from the output channels to themselves."""
@@ -130,13 +146,7 @@ class KernelBlock(Block):
         """Creates the parameters for `cin` input channels, and returns them by name."""
         raise NotImplementedError
 
-    def declare_kernel(
-        self, branch: str, shape: tuple[int, int, int, int], init: Initializer = kernel_init
-    ) -> dict[str, Array]:
-        """Creates the parameter of `conv_<branch>`, and returns `{"kernel": parameter}`."""
-        return {"kernel": Kernel(shape, init, name=f"conv_{branch}")()}
-
-    def kernel(self, params: Mapping[str, Any]) -> Array:
+    def kernel(self, params: Variables) -> Array:
         """Returns W [k, k, cin / groups, features], computed from the block's parameters."""
         raise NotImplementedError
 
@@ -145,25 +155,25 @@ class KernelBlock(Block):
         kernel = self.kernel(self.declare(x.shape[-1]))
         return self.norm(self.convolve(x, kernel), "", train)
 
-    def fuse(self, params: Mapping[str, Any], batch_stats: Mapping[str, Any]) -> Affine:
+    def fuse(self, params: Variables, batch_stats: Variables) -> Affine:
         """Returns the kernel with the BatchNorm folded into it."""
         return fold_norm(Affine(self.kernel(params)), params, batch_stats)
 
 
-def fold_branch(params: Mapping[str, Any], batch_stats: Mapping[str, Any], branch: str) -> Affine:
+def fold_branch(params: Variables, batch_stats: Variables, branch: str) -> Affine:
     """Returns what `Block.conv_bn` computes in evaluation mode."""
     return fold_norm(conv_kernel(params, branch), params, batch_stats, branch)
 
 
 def fold_norm(
-    before: Affine, params: Mapping[str, Any], batch_stats: Mapping[str, Any], branch: str = ""
+    before: Affine, params: Variables, batch_stats: Variables, branch: str = ""
 ) -> Affine:
     """Returns `before` followed by what `Block.norm` computes in evaluation mode."""
     name = _norm_name(branch)
     return fold_bn(before, params[name], batch_stats[name])
 
 
-def conv_kernel(params: Mapping[str, Any], branch: str) -> Affine:
+def conv_kernel(params: Variables, branch: str) -> Affine:
     """Returns `conv_<branch>` as an affine map without a bias."""
     return Affine(params[f"conv_{branch}"]["kernel"])
 

@@ -1,16 +1,11 @@
 """Constant-scale linear addition, the counterpart of RepOptimizer (arXiv 2205.15242, section 3)."""
 
-from __future__ import annotations
-
-from collections.abc import Mapping
-from typing import Any
-
 import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array
 
 from repvgg_jax.affine import Affine, add, identity
-from repvgg_jax.blocks.base import Block, fold_norm
+from repvgg_jax.blocks.base import Block, Variables, fold_norm
 from repvgg_jax.ops.batch_norm import per_channel
 
 
@@ -37,18 +32,14 @@ class CSLABlock(Block):
             y += scaled(x, "identity").astype(y.dtype)
         return self.norm(y, "", train)
 
-    def kernel(self, params: Mapping[str, Any]) -> Array:
+    def kernel(self, params: Variables) -> Array:
         """Returns s K + t pad(K1) + u I, the kernel before the BatchNorm."""
-        branches = [
-            Affine(kernel * per_channel(params[f"scale_{branch}"], kernel))
-            for branch in ("kxk", "1x1")
-            for kernel in (params[f"conv_{branch}"]["kernel"],)
-        ]
+        kernels = {name: params[f"conv_{name}"]["kernel"] for name in ("kxk", "1x1")}
         if "scale_identity" in params:
-            eye = identity(self.identity_shape()).kernel
-            branches.append(Affine(eye * per_channel(params["scale_identity"], eye)))
-        return add(*branches).kernel
+            kernels["identity"] = identity(self.identity_shape()).kernel
+        scaled = [k * per_channel(params[f"scale_{name}"], k) for name, k in kernels.items()]
+        return add(*(Affine(kernel) for kernel in scaled)).kernel
 
-    def fuse(self, params: Mapping[str, Any], batch_stats: Mapping[str, Any]) -> Affine:
+    def fuse(self, params: Variables, batch_stats: Variables) -> Affine:
         """Returns the sum of the scaled branches with the BatchNorm folded into it."""
         return fold_norm(Affine(self.kernel(params)), params, batch_stats)

@@ -1,18 +1,14 @@
 """The diverse branch block (arXiv 2103.13425, section 3.3) and its six transforms (section 3.2)."""
 
-from __future__ import annotations
-
-from collections.abc import Mapping
-from functools import partial
-from typing import Any
-
 import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array, lax
+from jax.nn.initializers import Initializer
 
 from repvgg_jax.affine import Affine, add, average, chain, fold_bn, identity
-from repvgg_jax.blocks.base import Block, conv_kernel, fold_branch, fold_norm
-from repvgg_jax.layers.conv import Conv, IdentityConv
+from repvgg_jax.blocks.base import Block, Variables, conv_kernel, fold_branch, fold_norm
+from repvgg_jax.layers.conv import kernel_init
+from repvgg_jax.ops.convolution import convolve
 
 
 class DiverseBranchBlock(Block):
@@ -30,30 +26,28 @@ class DiverseBranchBlock(Block):
     def __call__(self, x: Array, train: bool = False) -> Array:
         k, cin = self.kernel_size, x.shape[-1]
         depthwise = self.groups == cin == self.features
-        shared = dict(groups=self.groups, dtype=self.dtype, algorithm=self.conv_algorithm)
-        pointwise = partial(Conv, size=1, **shared)
+
+        def pointwise(branch: str, width: int, init: Initializer = kernel_init) -> Array:
+            kernel = self.declare_kernel(branch, (1, 1, cin // self.groups, width), init)["kernel"]
+            shared = dict(groups=self.groups, dtype=self.dtype, algorithm=self.conv_algorithm)
+            return convolve(x, kernel, **shared)
+
         outputs = [self.conv_bn(x, "kxk", k, train)]
         if depthwise:
             margin = self.dilation * (k // 2)
             wide = jnp.pad(x, [(0, 0), (margin, margin), (margin, margin), (0, 0)])
         else:
             outputs.append(self.conv_bn(x, "1x1", 1, train))
-            y = pointwise(self.features, name="conv_average_1x1")(x)
+            y = pointwise("average_1x1", self.features)
             wide = self._bordered(y, "average_1x1", train)
         outputs.append(self.norm(self._average(wide), "average", train))
         if depthwise:
-            y = pointwise(2 * cin, name="conv_chain_1x1")(x)
-        else:
-            y = IdentityConv(**shared, name="conv_chain_1x1")(x)
-        y = Conv(
-            self.features,
-            k,
-            strides=self.strides,
-            dilation=self.dilation,
-            padded=False,
-            **shared,
-            name="conv_chain_kxk",
-        )(self._bordered(y, "chain_1x1", train))
+            y = pointwise("chain_1x1", 2 * cin)
+        else:  # starts as the identity
+            y = x.astype(self.dtype) + pointwise("chain_1x1", cin, nn.initializers.zeros)
+        wide = self._bordered(y, "chain_1x1", train)
+        shape = (k, k, wide.shape[-1] // self.groups, self.features)
+        y = self.convolve(wide, self.declare_kernel("chain_kxk", shape)["kernel"], padded=False)
         outputs.append(self.norm(y, "chain_kxk", train))
         return sum(outputs[1:], outputs[0])
 
@@ -75,7 +69,7 @@ class DiverseBranchBlock(Block):
         )
         return total / k**2
 
-    def fuse(self, params: Mapping[str, Any], batch_stats: Mapping[str, Any]) -> Affine:
+    def fuse(self, params: Variables, batch_stats: Variables) -> Affine:
         """Returns the sum of the branches, those of two layers chained to one."""
 
         def fold(branch: str) -> Affine:

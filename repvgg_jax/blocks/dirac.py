@@ -1,15 +1,12 @@
 """Dirac weight parameterization (arXiv 1706.00388, section 2), and RepVGG's simplest form of it."""
 
-from __future__ import annotations
-
-from collections.abc import Mapping
 from typing import Any
 
 import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array
 
-from repvgg_jax.blocks.base import KernelBlock
+from repvgg_jax.blocks.base import KernelBlock, Variables
 from repvgg_jax.ops.batch_norm import per_channel
 
 
@@ -31,7 +28,7 @@ class DiracBlock(KernelBlock):
             "beta": self.param("beta", init.constant(0.1), shape, jnp.float32),
         }
 
-    def kernel(self, params: Mapping[str, Any]) -> Array:
+    def kernel(self, params: Variables) -> Array:
         """Returns alpha delta + beta K / ||K||."""
         kernel = params["conv_kxk"]["kernel"]
         square = (kernel**2).sum((0, 1, 2))
@@ -50,7 +47,7 @@ class TrivialBlock(KernelBlock):
         """Creates K (`conv_kxk`)."""
         return {"conv_kxk": self.declare_kernel("kxk", self.kernel_shape(cin))}
 
-    def kernel(self, params: Mapping[str, Any]) -> Array:
+    def kernel(self, params: Variables) -> Array:
         """Returns K + delta."""
         kernel = params["conv_kxk"]["kernel"]
         return kernel + delta(kernel, self.groups)

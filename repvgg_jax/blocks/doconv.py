@@ -1,15 +1,12 @@
 """Depthwise over-parameterized convolution, DO-Conv (arXiv 2006.12030, section 3)."""
 
-from __future__ import annotations
-
-from collections.abc import Mapping
 from typing import Any
 
 import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array
 
-from repvgg_jax.blocks.base import KernelBlock
+from repvgg_jax.blocks.base import KernelBlock, Variables
 
 
 class DOConvBlock(KernelBlock):
@@ -31,7 +28,7 @@ class DOConvBlock(KernelBlock):
             )
         return params
 
-    def kernel(self, params: Mapping[str, Any]) -> Array:
+    def kernel(self, params: Variables) -> Array:
         """Returns K with each input channel's taps multiplied by its matrix I + D."""
         kernel = params["conv_kxk"]["kernel"]
         if "depthwise_kernel" not in params:

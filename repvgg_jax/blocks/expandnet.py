@@ -1,15 +1,12 @@
 """ExpandNets: one convolution as a chain of linear ones (arXiv 1811.10495, section 3)."""
 
-from __future__ import annotations
-
-from collections.abc import Mapping
 from functools import partial, reduce
 from typing import Any
 
 from jax import Array
 
 from repvgg_jax.affine import chain
-from repvgg_jax.blocks.base import KernelBlock, conv_kernel
+from repvgg_jax.blocks.base import KernelBlock, Variables, conv_kernel
 
 EXPANSION = 4  # the paper's r: hidden channels per input or output channel
 
@@ -36,7 +33,7 @@ class ExpandBlock(KernelBlock):
             inputs = outputs
         return params
 
-    def kernel(self, params: Mapping[str, Any]) -> Array:
+    def kernel(self, params: Variables) -> Array:
         """Returns the layers' kernels chained to one."""
         count = sum(name.startswith("conv_") for name in params)
         layers = (conv_kernel(params, f"{index}") for index in range(count))

@@ -1,15 +1,10 @@
 """The deploy form of every block: one convolution with a bias."""
 
-from __future__ import annotations
-
-from collections.abc import Mapping
-from typing import Any
-
 from flax import linen as nn
 from jax import Array
 
 from repvgg_jax.affine import Affine
-from repvgg_jax.blocks.base import Block
+from repvgg_jax.blocks.base import Block, Variables
 from repvgg_jax.layers.conv import Conv
 
 
@@ -34,6 +29,6 @@ class FusedConv(Block):
             name="conv",
         )(x)
 
-    def fuse(self, params: Mapping[str, Any], batch_stats: Mapping[str, Any]) -> Affine:
+    def fuse(self, params: Variables, batch_stats: Variables) -> Affine:
         """Returns the convolution itself: a fused block fuses to itself."""
         return Affine(params["conv"]["kernel"], params["conv"]["bias"])

@@ -1,15 +1,10 @@
 """MobileOne's block (arXiv 2206.04040, section 3.2): RepVGG's with several kxk branches."""
 
-from __future__ import annotations
-
-from collections.abc import Mapping
-from typing import Any
-
 from flax import linen as nn
 from jax import Array
 
-from repvgg_jax.affine import Affine, add, identity
-from repvgg_jax.blocks.base import Block, fold_branch, fold_norm
+from repvgg_jax.affine import Affine
+from repvgg_jax.blocks.base import Block, Variables
 from repvgg_jax.errors import UsageError
 
 
@@ -38,13 +33,7 @@ class MobileOneBlock(Block):
             y += self.norm(x, "identity", train)
         return y
 
-    def fuse(self, params: Mapping[str, Any], batch_stats: Mapping[str, Any]) -> Affine:
+    def fuse(self, params: Variables, batch_stats: Variables) -> Affine:
         """Returns the sum of the folded branches."""
-        names = [*(f"kxk_{i}" for i in range(self.copies)), "1x1"]
-        branches = [
-            fold_branch(params, batch_stats, name) for name in names if f"conv_{name}" in params
-        ]
-        if "bn_identity" in params:
-            own = identity(self.identity_shape())
-            branches.append(fold_norm(own, params, batch_stats, "identity"))
-        return add(*branches)
+        copies = [f"kxk_{i}" for i in range(self.copies)]
+        return self.fold_branches(params, batch_stats, *copies, "1x1", "identity")

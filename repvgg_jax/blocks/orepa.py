@@ -1,9 +1,6 @@
 """Online convolutional re-parameterization (arXiv 2204.00826, section 3)."""
 
-from __future__ import annotations
-
 import math
-from collections.abc import Mapping
 from typing import Any
 
 import jax.numpy as jnp
@@ -12,7 +9,7 @@ from flax import linen as nn
 from jax import Array
 
 from repvgg_jax.affine import Affine, add, chain, identity
-from repvgg_jax.blocks.base import KernelBlock
+from repvgg_jax.blocks.base import KernelBlock, Variables
 from repvgg_jax.ops.batch_norm import per_channel
 
 EXPANSION = 8  # channels that the depthwise separable branch makes of each input
@@ -45,26 +42,25 @@ class OREPABlock(KernelBlock):
         """Creates the kernels of all branches, and their scales."""
         k, cout, inputs = self.kernel_size, self.features, cin // self.groups
         wide = cin if self.groups <= NARROW_GROUPS else 2 * cin
-        one, init = (1, 1, inputs, cout), weight_init
         expand_init = nn.initializers.zeros if wide == cin else weight_init
-        params = {
-            "conv_kxk": self.declare_kernel("kxk", (k, k, inputs, cout), init),
-            "conv_average_1x1": self.declare_kernel("average_1x1", one, init),
-            "conv_prior_1x1": self.declare_kernel("prior_1x1", one, init),
-            "conv_1x1": self.declare_kernel("1x1", one, init),
-            "conv_chain_1x1": self.declare_kernel("chain_1x1", (1, 1, inputs, wide), expand_init),
-            "conv_chain_kxk": self.declare_kernel(
-                "chain_kxk", (k, k, wide // self.groups, cout), init
-            ),
-            "conv_depthwise": self.declare_kernel("depthwise", (k, k, 1, cin * EXPANSION), init),
-            "conv_pointwise": self.declare_kernel(
-                "pointwise", (1, 1, inputs * EXPANSION, cout), init
-            ),
+        shapes = {
+            "kxk": (k, k, inputs, cout),
+            "average_1x1": (1, 1, inputs, cout),
+            "prior_1x1": (1, 1, inputs, cout),
+            "1x1": (1, 1, inputs, cout),
+            "chain_1x1": (1, 1, inputs, wide),
+            "chain_kxk": (k, k, wide // self.groups, cout),
+            "depthwise": (k, k, 1, cin * EXPANSION),
+            "pointwise": (1, 1, inputs * EXPANSION, cout),
         }
+        params: dict[str, Any] = {}
+        for branch, shape in shapes.items():
+            init = expand_init if branch == "chain_1x1" else weight_init
+            params[f"conv_{branch}"] = self.declare_kernel(branch, shape, init)
         scales = jnp.repeat(jnp.array(list(SCALES.values()), jnp.float32)[:, None], cout, axis=1)
         return params | {"branch_scales": self.param("branch_scales", lambda _: scales)}
 
-    def kernel(self, params: Mapping[str, Any]) -> Array:
+    def kernel(self, params: Variables) -> Array:
         """Returns the sum of the branches' kernels, each scaled by output channel."""
         k, groups = self.kernel_size, self.groups
         kernels = {name: layer["kernel"] for name, layer in params.items() if "conv" in name}
@@ -92,16 +88,10 @@ def frequencies(k: int, channels: int) -> np.ndarray:
     """
     half = channels // 2
     angle = math.pi * (np.arange(k) + 0.5) / k
-    down = np.cos(angle[:, None] * (np.arange(half) + 1))
-    across = np.cos(angle[:, None] * (np.arange(channels - half) + 1))
-    shape = (k, k)
-    return np.concatenate(
-        [
-            np.broadcast_to(down[:, None], (*shape, half)),
-            np.broadcast_to(across[None], (*shape, channels - half)),
-        ],
-        axis=-1,
-    ).astype(np.float32)
+    bank = np.empty((k, k, channels), np.float32)
+    bank[:, :, :half] = np.cos(angle[:, None] * (np.arange(half) + 1))[:, None]
+    bank[:, :, half:] = np.cos(angle[:, None] * (np.arange(channels - half) + 1))[None]
+    return bank
 
 
 def _separable(depthwise: Array, pointwise: Array, groups: int) -> Array:

@@ -1,15 +1,10 @@
 """One convolution and its BatchNorm: the baseline that is trained without branches."""
 
-from __future__ import annotations
-
-from collections.abc import Mapping
-from typing import Any
-
 from flax import linen as nn
 from jax import Array
 
 from repvgg_jax.affine import Affine
-from repvgg_jax.blocks.base import Block, fold_branch
+from repvgg_jax.blocks.base import Block, Variables, fold_branch
 
 
 class PlainBlock(Block):
@@ -19,6 +14,6 @@ class PlainBlock(Block):
     def __call__(self, x: Array, train: bool = False) -> Array:
         return self.conv_bn(x, "kxk", self.kernel_size, train)
 
-    def fuse(self, params: Mapping[str, Any], batch_stats: Mapping[str, Any]) -> Affine:
+    def fuse(self, params: Variables, batch_stats: Variables) -> Affine:
         """Returns the convolution with the BatchNorm folded into it."""
         return fold_branch(params, batch_stats, "kxk")

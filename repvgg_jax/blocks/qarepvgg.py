@@ -1,15 +1,10 @@
 """QARepVGG's block (arXiv 2212.01593, section 4.3), whose fused weights quantize well."""
 
-from __future__ import annotations
-
-from collections.abc import Mapping
-from typing import Any
-
 from flax import linen as nn
 from jax import Array
 
-from repvgg_jax.affine import Affine, add, identity
-from repvgg_jax.blocks.base import Block, conv_kernel, fold_branch, fold_norm
+from repvgg_jax.affine import Affine, add
+from repvgg_jax.blocks.base import Block, Variables, conv_kernel, fold_branch, fold_norm
 
 
 class QARepVGGBlock(Block):
@@ -26,10 +21,8 @@ class QARepVGGBlock(Block):
             y += x
         return self.norm(y, "", train)
 
-    def fuse(self, params: Mapping[str, Any], batch_stats: Mapping[str, Any]) -> Affine:
+    def fuse(self, params: Variables, batch_stats: Variables) -> Affine:
         """Returns the sum of the branches with the last BatchNorm folded into it."""
-        pointwise = conv_kernel(params, "1x1")
-        branches = [fold_branch(params, batch_stats, "kxk"), pointwise]
-        if self.keeps_shape(pointwise.kernel.shape[2] * self.groups):
-            branches.append(identity(self.identity_shape()))
-        return fold_norm(add(*branches), params, batch_stats)
+        branches = [fold_branch(params, batch_stats, "kxk"), conv_kernel(params, "1x1")]
+        total = add(*branches, *self.bare_identity(params))
+        return fold_norm(total, params, batch_stats)

@@ -1,7 +1,5 @@
 """The blocks by name."""
 
-from __future__ import annotations
-
 from repvgg_jax.blocks.ablations import (
     IdentityWithoutBNBlock,
     PostAdditionBNBlock,

@@ -1,17 +1,11 @@
 """RepVGG's block (arXiv 2101.03697, section 3.2) and its fusion (section 3.3)."""
 
-from __future__ import annotations
-
-from collections.abc import Mapping
-from typing import Any
-
 from flax import linen as nn
 from jax import Array
 
-from repvgg_jax.affine import Affine, add, identity, pad_to
-from repvgg_jax.blocks.base import Block, fold_branch, fold_norm
+from repvgg_jax.affine import Affine, pad_to
+from repvgg_jax.blocks.base import Block, Variables
 from repvgg_jax.errors import UsageError
-from repvgg_jax.layers.conv import Kernel
 from repvgg_jax.layers.norm import NormVariables
 from repvgg_jax.ops.batch_norm import split_into_groups
 from repvgg_jax.ops.branch_statistics import (
@@ -48,10 +42,8 @@ class RepVGGBlock(Block):
         if isinstance(self.branches, str) or set(self.branches) - set(BRANCHES):
             raise UsageError(f"branches={self.branches!r}: must be a tuple of some of {BRANCHES}")
         if self.branch_statistics not in BRANCH_STATISTICS:
-            raise UsageError(
-                f"branch_statistics={self.branch_statistics!r}: choose from "
-                f"{', '.join(BRANCH_STATISTICS)}"
-            )
+            known = ", ".join(BRANCH_STATISTICS)
+            raise UsageError(f"branch_statistics={self.branch_statistics!r}: choose from {known}")
         super().__post_init__()
 
     @nn.compact
@@ -68,18 +60,10 @@ class RepVGGBlock(Block):
             outputs.append(self.norm(x, "identity", train))
         return sum(outputs[1:], outputs[0])
 
-    def fuse(self, params: Mapping[str, Any], batch_stats: Mapping[str, Any]) -> Affine:
+    def fuse(self, params: Variables, batch_stats: Variables) -> Affine:
         """Returns the sum of the folded branches, each as a kxk kernel."""
-        k = self.kernel_size
-        branches = [
-            fold_branch(params, batch_stats, branch)
-            for branch in ("kxk", "1x1")
-            if f"conv_{branch}" in params
-        ]
-        if "bn_identity" in params:
-            own = identity(self.identity_shape())
-            branches.append(fold_norm(own, params, batch_stats, "identity"))
-        return pad_to((k, k), add(*branches))
+        size = (self.kernel_size, self.kernel_size)
+        return pad_to(size, self.fold_branches(params, batch_stats, *BRANCHES))
 
     def _present(self, cin: int) -> list[str]:
         """Returns the branches that the block has for `cin` input channels."""
@@ -104,7 +88,7 @@ class RepVGGBlock(Block):
         """Computes the block in training, the 1x1 and the identity from the moments of x."""
         cin = x.shape[-1]
         y = self.conv(x, "kxk", self.kernel_size) if "kxk" in branches else None
-        kernel = Kernel((1, 1, cin // self.groups, self.features), name="conv_1x1")()
+        kernel = self.declare_kernel("1x1", (1, 1, cin // self.groups, self.features))["kernel"]
         norms = {
             name: NormVariables(cin if name == "identity" else self.features, name=f"bn_{name}")()
             for name in branches

@@ -1,7 +1,5 @@
 """The certificate beside fused weights: their verification report and checksums."""
 
-from __future__ import annotations
-
 import dataclasses
 import hashlib
 import platform
@@ -39,15 +37,7 @@ def checksums(variables: Mapping[str, Any], first: Iterable[str] = ()) -> dict[s
 def certify(
     report: FusionReport, fused: Mapping[str, Any], *, images: int, step: int, config_hash: str
 ) -> dict[str, Any]:
-    """Returns the certificate of a fusion, ready for JSON.
-
-    Args:
-      report: result of `verify` on evaluation images.
-      fused: the fused variables.
-      images: number of images that were verified.
-      step: step of the checkpoint that was fused.
-      config_hash: hash of the run's config.
-    """
+    """Returns the certificate of fused variables and their report on some images, for JSON."""
     return {
         "config_hash": config_hash,
         "step": step,

@@ -1,7 +1,5 @@
 """Fusion as a pure function over `(net, variables)`."""
 
-from __future__ import annotations
-
 from functools import partial
 from typing import Any
 

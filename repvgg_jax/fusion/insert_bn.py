@@ -1,7 +1,5 @@
 """Insertion of BatchNorms into a fused net, so that it can be fine-tuned."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from typing import Any
 

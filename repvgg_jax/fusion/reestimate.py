@@ -1,7 +1,5 @@
 """Re-estimation of BatchNorm statistics on given batches."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -48,10 +46,8 @@ def reestimate_batch_stats(
             train=True,
             mutable=["batch_stats"],
         )
-        of_batch = jax.tree.map(lambda leaf: leaf / (1 - BN_MOMENTUM), state["batch_stats"])
-        return _over_norms(
-            lambda s: {"mean": s["mean"], "var": s["var"] + s["mean"] ** 2}, of_batch
-        )
+        batch = jax.tree.map(lambda leaf: leaf / (1 - BN_MOMENTUM), state["batch_stats"])
+        return _over_norms(lambda s: s | {"var": s["var"] + s["mean"] ** 2}, batch)
 
     total, count = zeros, 0
     for images in batches:
@@ -59,11 +55,10 @@ def reestimate_batch_stats(
         count += 1
     if not count:
         raise UsageError("reestimate_batch_stats: no batch to measure on")
-    mean = jax.tree.map(lambda leaf: leaf / count, total)
     measured = _over_norms(
         # Rounding can take a constant channel's variance below zero.
-        lambda s: {"mean": s["mean"], "var": jnp.maximum(s["var"] - s["mean"] ** 2, 0.0)},
-        mean,
+        lambda s: s | {"var": jnp.maximum(s["var"] - s["mean"] ** 2, 0.0)},
+        jax.tree.map(lambda leaf: leaf / count, total),
     )
     measured |= frozen
     averaged = isinstance(params, Averaged)

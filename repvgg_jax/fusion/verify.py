@@ -1,7 +1,5 @@
 """Verification that the fused form computes the same function as the train form."""
 
-from __future__ import annotations
-
 import dataclasses
 
 import jax
@@ -110,12 +108,9 @@ def verify(
             net.clone(dtype=wide), fused_net.clone(dtype=wide), variables, fused_variables, images
         )
     _, deployed = compare(net, fused_net, variables, fused_variables, images)
-    blocks, exact, deployed = jax.device_get((blocks, exact, deployed))
-    return FusionReport(
-        {spec.name: float(blocks[spec.name]) for spec in net.plan()},
-        Agreement(**{name: float(value) for name, value in exact.items()}),
-        Agreement(**{name: float(value) for name, value in deployed.items()}),
-    )
+    blocks, exact, deployed = jax.tree.map(float, (blocks, exact, deployed))
+    ordered = {spec.name: blocks[spec.name] for spec in net.plan()}
+    return FusionReport(ordered, Agreement(**exact), Agreement(**deployed))
 
 
 def _compare(

@@ -1,7 +1,5 @@
 """Convolution layers with explicit padding and PyTorch's default initialization."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import jax.numpy as jnp
@@ -33,7 +31,6 @@ class Conv(nn.Module):
     strides: int = 1
     groups: int = 1
     dilation: int = 1
-    padded: bool = True
     use_bias: bool = False
     apply_relu: bool = False
     dtype: Dtype = jnp.float32
@@ -54,7 +51,6 @@ class Conv(nn.Module):
             strides=self.strides,
             groups=self.groups,
             dilation=self.dilation,
-            padded=self.padded,
             apply_relu=self.apply_relu,
             dtype=self.dtype,
             algorithm=self.algorithm,
@@ -64,28 +60,9 @@ class Conv(nn.Module):
 class Kernel(nn.Module):
     """The parameter of a `Conv` of the same name, for code that computes with it directly."""
 
-    shape: tuple[int, int, int, int]
+    shape: tuple[int, ...]
     init: Initializer = kernel_init
 
     @nn.compact
     def __call__(self) -> Array:
         return self.param("kernel", self.init, self.shape, jnp.float32)
-
-
-class IdentityConv(nn.Module):
-    """A 1x1 convolution x + conv(x, W) to as many channels, initially the identity (W = 0).
-
-    Its parameter `kernel` is W [1, 1, channels / groups, channels].
-    """
-
-    groups: int = 1
-    dtype: Dtype = jnp.float32
-    algorithm: str = "auto"
-
-    @nn.compact
-    def __call__(self, x: Array) -> Array:
-        channels = x.shape[-1]
-        shape = (1, 1, channels // self.groups, channels)
-        kernel = self.param("kernel", nn.initializers.zeros, shape, jnp.float32)
-        y = convolve(x, kernel, groups=self.groups, dtype=self.dtype, algorithm=self.algorithm)
-        return x.astype(self.dtype) + y

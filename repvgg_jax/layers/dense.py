@@ -1,7 +1,5 @@
 """Dense layers with PyTorch's default initialization."""
 
-from __future__ import annotations
-
 import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array, random

@@ -1,7 +1,5 @@
 """BatchNorm over groups of images, with float32 statistics."""
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import jax.numpy as jnp

@@ -1,7 +1,5 @@
 """Squeeze-and-excitation (arXiv 1709.01507)."""
 
-from __future__ import annotations
-
 import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array

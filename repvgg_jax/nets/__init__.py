@@ -12,20 +12,3 @@ from repvgg_jax.nets._variables import (
     init,
     randomize,
 )
-
-__all__ = [
-    "NETS",
-    "Averaged",
-    "BlockSpec",
-    "FeatureInfo",
-    "Net",
-    "Variables",
-    "abstract",
-    "as_average",
-    "check_names",
-    "check_pair",
-    "create",
-    "init",
-    "list_models",
-    "randomize",
-]

@@ -28,18 +28,13 @@ REMAT = {"nothing": jax.checkpoint_policies.nothing_saveable, "convolutions": _c
 
 
 class BlockSpec(NamedTuple):
-    """A block of a net: where it is, and the geometry of the convolution that it fuses to.
+    """A block of a net: where it is, and the fields of `Block` that differ between blocks.
 
     Attributes:
       name: name of the block's variables, such as `stage3_block5`.
       stage: index of the stage.
       index: index within the stage, of the block or of the unit that it is a part of.
       inputs: input channels.
-      features: output channels.
-      strides: stride of the convolution.
-      groups: channel groups of the convolution.
-      kernel_size: side of the kernel.
-      dilation: distance between the taps of the kernel, in pixels.
       role: part of the block in a unit of several, such as "shortcut"; empty for a single block.
       se_hidden: hidden units of the squeeze-and-excite layer `<name>_se`; 0 for none.
     """
@@ -55,6 +50,10 @@ class BlockSpec(NamedTuple):
     dilation: int = 1
     role: str = ""
     se_hidden: int = 0
+
+    def part(self, role: str, **changes: Any) -> BlockSpec:
+        """Returns the spec of `<name>_<role>`, with the changed fields."""
+        return self._replace(name=f"{self.name}_{role}", role=role, **changes)
 
 
 class FeatureInfo(NamedTuple):
@@ -166,12 +165,12 @@ class Net(nn.Module):
           UsageError: for a regular expression that matches none.
         """
         found: set[str] = set()
+        names = [spec.name for spec in self.plan()] if self.frozen else []
         for pattern in self.frozen:
-            names = [spec.name for spec in self.plan()]
-            if not (matching := [name for name in names if re.fullmatch(pattern, name)]):
+            if not (matching := {name for name in names if re.fullmatch(pattern, name)}):
                 known = ", ".join(names) or "no blocks, which this net has"
                 raise UsageError(f"frozen: {pattern!r} matches none of {known}")
-            found.update(matching)
+            found |= matching
         return frozenset(found)
 
     def check(self) -> None:
@@ -186,17 +185,15 @@ class Net(nn.Module):
         check_algorithm(self.conv_algorithm)
         if self.remat is not None and self.remat not in REMAT:
             raise UsageError(f"remat={self.remat!r}: choose from {', '.join(REMAT)}")
-        if not isinstance(self.frozen, tuple | list) or not all(
-            isinstance(pattern, str) for pattern in self.frozen
-        ):
+        is_tuple = isinstance(self.frozen, tuple | list)
+        if not is_tuple or not all(isinstance(pattern, str) for pattern in self.frozen):
             raise UsageError(f"frozen={self.frozen!r}: must be a tuple of regular expressions")
         for pattern in self.frozen:
             try:
                 re.compile(pattern)
             except re.error as error:
-                raise UsageError(
-                    f"frozen: {pattern!r} is not a valid regular expression: {error}"
-                ) from None
+                message = f"frozen: {pattern!r} is not a valid regular expression: {error}"
+                raise UsageError(message) from None
 
     def features(
         self, variables: Any, images: Array, train: bool = False
@@ -214,9 +211,8 @@ class Net(nn.Module):
         if not names:
             raise UsageError(f"{type(self).__name__} is not a backbone: it has no feature maps")
         stats = variables.get("batch_stats", {})
-        _, state = self.apply(
-            variables, images, train=train, mutable=["intermediates", "batch_stats"]
-        )
+        collections = ["intermediates", "batch_stats"]
+        _, state = self.apply(variables, images, train=train, mutable=collections)
         maps = state["intermediates"]
         return tuple(maps[name][0] for name in names), state.get("batch_stats", stats)
 
@@ -226,9 +222,8 @@ class Net(nn.Module):
         block = self.make_block(spec).clone(parent=self, name=spec.name)
         if not train or self.remat is None:
             return block(x, moves, **options)
-        return nn.remat(lambda block, x: block(x, moves, **options), policy=REMAT[self.remat])(
-            block, x
-        )
+        run = nn.remat(lambda block, x: block(x, moves, **options), policy=REMAT[self.remat])
+        return run(block, x)
 
     def run_block_and_relu(self, spec: BlockSpec, x: Array, train: bool) -> Array:
         """Applies relu(block(x)); a fused block does both at once unless intermediates are kept."""
@@ -249,6 +244,6 @@ def check_positive(field: str, value: Any) -> None:
         raise UsageError(f"{field}={value!r}: must be a positive integer")
 
 
-def block_name(stage: int, index: int, role: str = "") -> str:
-    """Returns `stage3_block5` or, with a role, `stage3_block5_shortcut`."""
-    return f"stage{stage}_block{index}" + (f"_{role}" if role else "")
+def block_name(stage: int, index: int) -> str:
+    """Returns `stage3_block5`, for example."""
+    return f"stage{stage}_block{index}"

@@ -1,7 +1,6 @@
 """The chain of blocks that most nets are: a nonlinearity after each block, and one dense layer."""
 
-from __future__ import annotations
-
+from collections.abc import Iterator
 from typing import Any
 
 from flax import linen as nn
@@ -9,7 +8,7 @@ from jax import Array
 
 from repvgg_jax.errors import UsageError
 from repvgg_jax.layers.dense import dense
-from repvgg_jax.nets._base import BlockSpec, FeatureInfo, Net
+from repvgg_jax.nets._base import BlockSpec, FeatureInfo, Net, block_name
 from repvgg_jax.nets._initializers import INITIALIZERS, redraw
 from repvgg_jax.ops.batch_norm import accumulation_dtype
 from repvgg_jax.ops.convolution import relu
@@ -26,6 +25,7 @@ class Chain(Net):
       depths: number of blocks in each stage; the stem is the first stage.
       widths: channels of each stage.
       strides: stride of each stage's first block.
+      kernel_size: side of the kernels, except those of 1x1 branches, layers and shortcuts.
       initializer: initializer of blocks `repvgg` and `plain`, one of `INITIALIZERS`. It is applied
         by `nets.init`, not by Flax's own `init`; squeeze-and-excite and heads are not affected.
     """
@@ -33,18 +33,35 @@ class Chain(Net):
     depths: tuple[int, ...] = ()
     widths: tuple[int, ...] = ()
     strides: tuple[int, ...] = (2, 2, 2, 2, 2)
+    kernel_size: int = 3
     initializer: str | None = None
 
     def stage_strides(self) -> tuple[int, ...]:
         """Returns the stride of each stage."""
         return tuple(self.strides)
 
+    def single_blocks(self) -> Iterator[BlockSpec]:
+        """Yields the blocks of a chain without groups or pairs, from which each net makes its plan.
+
+        Raises:
+          UsageError: for fields that describe no net, naming the field.
+        """
+        self.check_fields()
+        inputs = 3
+        stages = zip(self.depths, self.widths, self.stage_strides(), strict=True)
+        for stage, (depth, width, stride) in enumerate(stages):
+            for index in range(depth):
+                name, strides = block_name(stage, index), stride if index == 0 else 1
+                yield BlockSpec(
+                    name, stage, index, inputs, width, strides, kernel_size=self.kernel_size
+                )
+                inputs = width
+
     def feature_info(self) -> tuple[FeatureInfo, ...]:
         """Returns name, channels and stride of the map that each stage ends with."""
         reached, infos = 1, []
-        for stage, (width, stride) in enumerate(
-            zip(self.widths, self.stage_strides(), strict=True)
-        ):
+        stages = zip(self.widths, self.stage_strides(), strict=True)
+        for stage, (width, stride) in enumerate(stages):
             reached *= stride
             infos.append(FeatureInfo(f"stage{stage}", width, reached))
         return tuple(infos)
@@ -102,10 +119,9 @@ class Chain(Net):
     def check_fields(self) -> None:
         """Raises UsageError for values that no chain can have; `plan` calls it first."""
         for field in ("depths", "widths", "strides"):
-            if not isinstance(getattr(self, field), tuple | list):
-                raise UsageError(
-                    f"{field}={getattr(self, field)!r}: must be a tuple with an entry per stage"
-                )
+            value = getattr(self, field)
+            if not isinstance(value, tuple | list):
+                raise UsageError(f"{field}={value!r}: must be a tuple with an entry per stage")
         stages = f"depths {self.depths}, widths {self.widths} and strides {self.strides}"
         if not self.depths:
             raise UsageError(f"{stages}: there must be at least one stage")

@@ -1,7 +1,5 @@
 """Initializers of the convolutions and BatchNorms of blocks `repvgg` and `plain`, by name."""
 
-from __future__ import annotations
-
 import zlib
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
@@ -50,13 +48,9 @@ INITIALIZERS: dict[str, Callable[[int], Initializers]] = {
 def redraw(
     params: Mapping[str, Any], plan: Iterable[BlockSpec], name: str, key: Array
 ) -> dict[str, Any]:
-    """Returns the parameters with those of the plan's blocks drawn by an initializer.
+    """Returns the parameters with those of the plan's blocks drawn by the named initializer.
 
-    Args:
-      params: parameters of a net of blocks `repvgg` or `plain`.
-      plan: the net's blocks; parameters outside them are kept.
-      name: name of the initializer, one of `INITIALIZERS`.
-      key: a `jax.random.key`; the key of each leaf follows from it and the leaf's path.
+    The random key of each leaf follows from `key` and the leaf's path.
     """
     groups = {spec.name: spec.groups for spec in plan}
 

@@ -1,7 +1,5 @@
 """Nets by name: `create("repvgg_b1", num_classes=10)`, `list_models("repvgg*")`."""
 
-from __future__ import annotations
-
 import dataclasses
 import fnmatch
 from functools import partial
@@ -52,7 +50,14 @@ def create(name: str, *, block: str | None = None, **overrides: Any) -> Net:
       (10, 'repvgg', (('branches', ('kxk', 'identity')),))
     """
     check_known("model", name, NETS)
-    net = NETS[name]() if block is None else NETS[name]().clone(block=_checked_name(block))
+    if not isinstance(block, str | None):
+        raise UsageError(
+            f"block={block!r}: must be a name in BLOCKS ({', '.join(BLOCKS)}); a new class is "
+            "registered there first"
+        )
+    net = NETS[name]()
+    if block is not None:
+        net = net.clone(block=block)
     overrides = {
         key: tuple(value) if isinstance(value, list) else value
         for key, value in overrides.items()
@@ -76,16 +81,6 @@ def create(name: str, *, block: str | None = None, **overrides: Any) -> Net:
 
 def _field_names(module: type) -> set[str]:
     return {field.name for field in dataclasses.fields(module)}
-
-
-def _checked_name(block: Any) -> str:
-    if not isinstance(block, str):
-        raise UsageError(
-            f"block={block!r}: must be a name in BLOCKS ({', '.join(BLOCKS)}); a new class is "
-            "registered there first"
-        )
-    block_class(block)
-    return block
 
 
 def _float_dtype(dtype: Any) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 from zlib import crc32
 
@@ -12,10 +12,9 @@ import jax.numpy as jnp
 from jax import Array
 from jax.sharding import Sharding
 
+from repvgg_jax.blocks.base import Variables
 from repvgg_jax.errors import UsageError
 from repvgg_jax.nets._base import Net
-
-Variables = Mapping[str, Any]
 
 
 @jax.tree_util.register_pytree_with_keys_class
@@ -49,15 +48,11 @@ def check_pair(variables: Variables) -> None:
     evaluation, and its fused form is as wrong.
     """
     params, stats = variables["params"], variables.get("batch_stats", {})
-    if stats and isinstance(params, Averaged) != isinstance(stats, Averaged):
-        pair = (
-            "averaged parameters with raw"
-            if isinstance(params, Averaged)
-            else ("raw parameters with averaged")
-        )
+    kinds = ["averaged" if isinstance(tree, Averaged) else "raw" for tree in (params, stats)]
+    if stats and kinds[0] != kinds[1]:
         raise UsageError(
-            f"a mixed pair: {pair} statistics; take both from the EMA, or use "
-            "reestimate_batch_stats for these parameters"
+            f"a mixed pair: {kinds[0]} parameters with {kinds[1]} statistics; take both from the "
+            "EMA, or use reestimate_batch_stats for these parameters"
         )
 
 
@@ -93,9 +88,7 @@ def abstract(net: Net, sharding: Sharding | None = None) -> dict[str, Any]:
       ShapeDtypeStruct(shape=(1000,), dtype=float32)
     """
     shapes = jax.eval_shape(lambda key: init(net, key), jax.random.key(0))
-    return jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), shapes
-    )
+    return jax.tree.map(lambda leaf: leaf.update(sharding=sharding), shapes)
 
 
 def randomize(variables: Variables, key: Array) -> dict[str, Any]:
@@ -141,8 +134,7 @@ def init(
     Args:
       net: a net as `create` or `fuse` returns it.
       key: a `jax.random.key`.
-      image_size: side of the images in pixels, or (height, width); the variables do not depend on
-        it.
+      image_size: side of the images in pixels, or (height, width); it does not affect the result.
       channels: channels of the images.
 
     Examples:

@@ -1,11 +1,8 @@
 """Deep plain nets without BatchNorm or branches, trained by their initialization alone.
 
 Delta-orthogonal kernels (arXiv 1806.05393, section 3) make a tanh net of any depth an isometry at
-the start; a max-norm constraint with LeakyReLU (`optim.max_norm`) is the
-alternative.
+the start; a max-norm constraint with LeakyReLU (`optim.max_norm`) is the alternative.
 """
-
-from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
@@ -73,9 +70,8 @@ class SquareConv(nn.Module):
         channels = x.shape[-1]
         kernel = self.param("kernel", self.kernel_init, (3, 3, channels, channels), jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, (channels,), jnp.float32)
-        return convolve_by_matmul(x, kernel, dtype=self.dtype) + per_channel(bias, x).astype(
-            self.dtype
-        )
+        y = convolve_by_matmul(x, kernel, dtype=self.dtype)
+        return y + per_channel(bias, x).astype(self.dtype)
 
 
 class DeepPlain(Net):
@@ -108,9 +104,8 @@ class DeepPlain(Net):
         super().check_fields()
         for field, known in (("activation", ACTIVATIONS), ("initializer", INITIALIZERS)):
             if getattr(self, field) not in known:
-                raise UsageError(
-                    f"{field}={getattr(self, field)!r}: choose from {', '.join(known)}"
-                )
+                choices = ", ".join(known)
+                raise UsageError(f"{field}={getattr(self, field)!r}: choose from {choices}")
         for field, default in OF_BLOCKS.items():
             if getattr(self, field) != default:
                 raise UsageError(f"deep_plain does not use blocks; unset model.{field}")

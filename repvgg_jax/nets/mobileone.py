@@ -1,12 +1,10 @@
 """MobileOne S0 ... S4 (arXiv 2206.04040, Table 2): pairs of depthwise and pointwise blocks."""
 
-from __future__ import annotations
-
 from functools import partial
 
 from repvgg_jax.blocks.base import Block
 from repvgg_jax.errors import UsageError
-from repvgg_jax.nets._base import BlockSpec, block_name, check_positive
+from repvgg_jax.nets._base import BlockSpec, check_positive
 from repvgg_jax.nets._chain import Chain
 
 SE_PAIRS = 5  # pairs of the second to last stage with squeeze-and-excite, where the net has it
@@ -17,46 +15,25 @@ class MobileOne(Chain):
 
     Attributes, besides those of every chain:
       depths: number of pairs in each stage; the stem is one block.
-      kernel_size: side of the kernels of the stem and the depthwise blocks.
       se_reduction: if given, squeeze-and-excite with channels // se_reduction hidden units before
         the ReLUs of the last stage and of the last five pairs before it.
     """
 
     block: str = "mobileone"
-    kernel_size: int = 3
     se_reduction: int | None = None
 
     def plan(self) -> tuple[BlockSpec, ...]:
         """Returns the stem, then `stage1_block0_depthwise`, `stage1_block0_pointwise`, ..."""
-        self.check_fields()
         plan: list[BlockSpec] = []
-        inputs = 3
-        for stage, (depth, width) in enumerate(zip(self.depths, self.widths, strict=True)):
-            for index in range(depth):
-                spatial = BlockSpec(
-                    block_name(stage, index, "depthwise"),
-                    stage,
-                    index,
-                    inputs,
-                    features=inputs,
-                    strides=self.strides[stage] if index == 0 else 1,
-                    groups=inputs,
-                    kernel_size=self.kernel_size,
-                    role="depthwise",
-                    se_hidden=self._se_hidden(stage, index, inputs),
-                )
-                hidden = self._se_hidden(stage, index, width)
-                if not plan:
-                    name = block_name(stage, index)
-                    stem = {"name": name, "features": width, "groups": 1, "role": ""}
-                    plan.append(spatial._replace(**stem, se_hidden=hidden))
-                else:
-                    name = block_name(stage, index, "pointwise")
-                    pointwise = BlockSpec(
-                        name, stage, index, inputs, features=width, kernel_size=1, role="pointwise"
-                    )
-                    plan += [spatial, pointwise._replace(se_hidden=hidden)]
-                inputs = width
+        for spec in self.single_blocks():
+            spec = spec._replace(se_hidden=self._se_hidden(spec, spec.features))
+            if not plan:
+                plan.append(spec)
+                continue
+            depthwise = spec.part("depthwise", features=spec.inputs, groups=spec.inputs)
+            hidden = self._se_hidden(spec, spec.inputs)
+            plan.append(depthwise._replace(se_hidden=hidden))
+            plan.append(spec.part("pointwise", kernel_size=1, strides=1))
         return tuple(plan)
 
     def make_block(self, spec: BlockSpec) -> Block:
@@ -74,10 +51,11 @@ class MobileOne(Chain):
                 f"{self.widths}"
             )
 
-    def _se_hidden(self, stage: int, index: int, channels: int) -> int:
+    def _se_hidden(self, spec: BlockSpec, channels: int) -> int:
         """Returns the hidden units of a block's squeeze-and-excite; 0 for none."""
         last = len(self.depths) - 1
-        late = stage == last or (stage == last - 1 and index >= self.depths[stage] - SE_PAIRS)
+        first_pair = self.depths[spec.stage] - SE_PAIRS if spec.stage == last - 1 else 0
+        late = spec.stage >= last - 1 and spec.index >= first_pair
         return channels // self.se_reduction if self.se_reduction and late else 0
 
 

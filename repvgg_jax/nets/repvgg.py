@@ -44,7 +44,6 @@ class RepVGG(Chain):
       groups: channel groups of the layers in `grouped_layers`, of both the kxk and the 1x1.
       grouped_layers: indices of layers over the whole net, the stem being 0. The paper groups every
         second layer.
-      kernel_size: the k of every block's kxk.
       se_reduction: if given, squeeze-and-excite with channels // se_reduction hidden units before
         each ReLU.
       output_stride: 8 or 16 rather than 32: the strides beyond it become 1, and the kxk kernels of
@@ -55,41 +54,26 @@ class RepVGG(Chain):
 
     groups: int = 1
     grouped_layers: tuple[int, ...] = tuple(range(2, 27, 2))
-    kernel_size: int = 3
     se_reduction: int | None = None
     output_stride: int | None = None
     dilated_layers: int | None = None
 
     def plan(self) -> tuple[BlockSpec, ...]:
         """Returns `stage0_block0`, `stage1_block0`, `stage1_block1`, ..."""
-        self.check_fields()
+        specs = list(self.single_blocks())
+        dilations = self._strides_and_dilations()[1]
+        undilated = 0 if self.dilated_layers is None else len(specs) - self.dilated_layers
         plan: list[BlockSpec] = []
-        inputs = 3
-        strides, dilations = self._strides_and_dilations()
-        undilated = 0 if self.dilated_layers is None else sum(self.depths) - self.dilated_layers
-        for stage, (depth, width) in enumerate(zip(self.depths, self.widths, strict=True)):
-            for index in range(depth):
-                name = block_name(stage, index)
-                groups = self.groups if len(plan) in self.grouped_layers else 1
-                if width % groups or (plan and inputs % groups):
-                    raise UsageError(
-                        f"{name}: groups={groups} must divide its {inputs} inputs, {width} outputs"
-                    )
-                plan.append(
-                    BlockSpec(
-                        name,
-                        stage,
-                        index,
-                        inputs,
-                        features=width,
-                        strides=strides[stage] if index == 0 else 1,
-                        groups=groups,
-                        kernel_size=self.kernel_size,
-                        dilation=dilations[stage] if len(plan) >= undilated else 1,
-                        se_hidden=width // self.se_reduction if self.se_reduction else 0,
-                    )
+        for layer, spec in enumerate(specs):
+            groups = self.groups if layer in self.grouped_layers else 1
+            if spec.features % groups or (layer and spec.inputs % groups):
+                raise UsageError(
+                    f"{spec.name}: groups={groups} must divide its {spec.inputs} inputs, "
+                    f"{spec.features} outputs"
                 )
-                inputs = width
+            dilation = dilations[spec.stage] if layer >= undilated else 1
+            se_hidden = spec.features // self.se_reduction if self.se_reduction else 0
+            plan.append(spec._replace(groups=groups, dilation=dilation, se_hidden=se_hidden))
         return tuple(plan)
 
     def check_fields(self) -> None:
@@ -170,9 +154,8 @@ class RepVGGPlus(RepVGG):
         """Sows the logits of the block's auxiliary head, if it has one, in training."""
         head = self.auxiliary_heads().get(spec.name)
         if head and (train or self.is_initializing()):
-            logits = AuxiliaryHead(self.num_classes, self.dtype, self.bn_group_size, name=head)(
-                x, train
-            )
+            layer = AuxiliaryHead(self.num_classes, self.dtype, self.bn_group_size, name=head)
+            logits = layer(x, train)
             if train:
                 self.sow(AUXILIARY, f"{head}_logits", logits)
 

@@ -1,14 +1,12 @@
 """RepVGG-B0's layers with ResNet's shortcuts: "Residual Reorg" (arXiv 2101.03697, section 4.2)."""
 
-from __future__ import annotations
-
 from functools import partial
 from itertools import groupby
 
 from jax import Array
 
 from repvgg_jax.errors import UsageError
-from repvgg_jax.nets._base import BlockSpec, block_name
+from repvgg_jax.nets._base import BlockSpec
 from repvgg_jax.nets._chain import Chain
 from repvgg_jax.nets.repvgg import B_DEPTHS, widths
 from repvgg_jax.ops.convolution import relu
@@ -24,45 +22,30 @@ class ResidualReorg(Chain):
 
     Attributes, besides those of every chain:
       depths: number of pairs in each stage, or of single blocks in the first and the last.
-      kernel_size: side of the kernels, except those of shortcuts.
     """
 
     block: str = "plain"
-    kernel_size: int = 3
 
     def plan(self) -> tuple[BlockSpec, ...]:
         """Returns single blocks, and `stage1_block0_conv0`, `..._shortcut` if any, `..._conv1`."""
-        self.check_fields()
+        plan: list[BlockSpec] = []
+        for spec in self.single_blocks():
+            if spec.stage in (0, len(self.depths) - 1):
+                plan.append(spec)
+                continue
+            plan.append(spec.part("conv0"))
+            if spec.strides != 1 or spec.inputs != spec.features:
+                plan.append(spec.part("shortcut", kernel_size=1))
+            plan.append(spec.part("conv1", inputs=spec.features, strides=1))
+        return tuple(plan)
+
+    def check_fields(self) -> None:
+        """Raises UsageError for values that no net of this class can have."""
+        super().check_fields()
         if len(self.depths) < 3:
             raise UsageError(
                 f"depths {self.depths}: must have a first stage, a last one, and some between"
             )
-        plan: list[BlockSpec] = []
-        inputs = 3
-        last = len(self.depths) - 1
-        for stage, (depth, width) in enumerate(zip(self.depths, self.widths, strict=True)):
-            for index in range(depth):
-                single = BlockSpec(
-                    block_name(stage, index),
-                    stage,
-                    index,
-                    inputs,
-                    features=width,
-                    strides=self.strides[stage] if index == 0 else 1,
-                    kernel_size=self.kernel_size,
-                )
-                roles: dict[str, BlockSpec] = {"": single}
-                if stage not in (0, last):
-                    roles = {"conv0": single}
-                    if single.strides != 1 or inputs != width:
-                        roles["shortcut"] = single._replace(kernel_size=1)
-                    roles["conv1"] = single._replace(inputs=width, strides=1)
-                plan += [
-                    spec._replace(name=block_name(stage, index, role), role=role)
-                    for role, spec in roles.items()
-                ]
-                inputs = width
-        return tuple(plan)
 
     def walk(self, x: Array, train: bool) -> Array:
         """Returns the map after the last block; each stage's last map is sown as `stage<i>`."""

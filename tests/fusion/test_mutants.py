@@ -12,14 +12,13 @@ import pytest
 from repvgg_jax.affine import Affine
 from repvgg_jax.blocks import base as branch_file
 from repvgg_jax.blocks import dbb as dbb_file
-from repvgg_jax.blocks import repvgg as block_file
 from repvgg_jax.nets.repvgg import RepVGG, RepVGGPlus
 from repvgg_jax.ops import convolution
 from tests.support.blocks import CASES, check_block
 
 # The package exports the function under the name of its file.
 fuse = import_module("repvgg_jax.fusion.fuse")
-block_conv = branch_file.Conv
+block_convolve = branch_file.convolve
 
 
 def faulty_fold(scale=None, mean=1.0, beta=1.0, epsilon=1e-5, root=jnp.sqrt):
@@ -57,7 +56,7 @@ def identity_of(channel):
 
 
 def undilated(*args, dilation=1, **kwargs):
-    return block_conv(*args, **kwargs)
+    return block_convolve(*args, **kwargs)
 
 
 def same_padded(size, dilation):
@@ -96,23 +95,23 @@ FAULTS = {
         exact,
         (1,),
     ),
-    "padding of the 1x1 to a corner": (block_file, "add", misplaced_add, exact, (2,)),
+    "padding of the 1x1 to a corner": (branch_file, "add", misplaced_add, exact, (2,)),
     "padding SAME": (convolution, "symmetric_padding", same_padded, exact, (2,)),
     "group offset": (
-        block_file,
+        branch_file,
         "identity",
         identity_of(lambda out, width: jnp.minimum(out, width - 1)),
         exact,
         (1,),
     ),
     "identity index": (
-        block_file,
+        branch_file,
         "identity",
         identity_of(lambda out, width: width - 1 - out % width),
         exact,
         (1,),
     ),
-    "dilation": (branch_file, "Conv", undilated, exact, (1,)),
+    "dilation": (branch_file, "convolve", undilated, exact, (1,)),
     "order of squeeze-and-excite and ReLU": (
         RepVGG,
         "run_activated",
