@@ -35,7 +35,7 @@ def test_rematerialization_changes_memory_and_nothing_else(remat):
 
 
 def test_unknown_policies_and_groups_are_named():
-    with pytest.raises(rj.UsageError, match="remat='all': one of nothing, convolutions"):
+    with pytest.raises(rj.UsageError, match="remat='all': choose from nothing, convolutions"):
         small_net(remat="all")
     with pytest.raises(rj.UsageError, match="bn_group_size=0"):
         small_net(bn_group_size=0)
