@@ -20,7 +20,7 @@ from contextlib import contextmanager
 
 
 class RunError(Exception):
-    """A run cannot continue. The message is one line: what happened, and what is still good."""
+    """A run cannot continue. The message is one line: what happened, and what is intact."""
 
     exit_code = 3
 
@@ -36,7 +36,7 @@ class DamagedError(UsageError):
 
 
 class Stopped(BaseException):
-    """A run was asked to stop and can be resumed later. The message says by what.
+    """A run was asked to stop and can be resumed later. The message names who asked.
 
     Like KeyboardInterrupt it is not an Exception, so that no handler of errors catches it.
     """
@@ -59,7 +59,7 @@ def reraise(
     kinds: type[Exception] | tuple[type[Exception], ...],
     as_error: Callable[[Exception], Exception],
 ) -> Iterator[None]:
-    """Raises `as_error(error)` for an error of these kinds inside the block; not MemoryError."""
+    """Raises `as_error(error)` for an error of these kinds in the block, except MemoryError."""
     try:
         yield
     except MemoryError:

@@ -34,8 +34,8 @@ def run_compile(config: ConfigDict, topology: str, workdir: Path | None) -> None
         f"{model_name(config)} on {len(devices)} x {devices[0].device_kind} ({topology}), "
         f"{images:,} images a step, {images // len(devices):,} a device"
     )
-    table = aot.format_cost(cost, title, aot.memory_bytes(devices[0]))
-    print(f"{table}\ncompiled in {seconds:.0f} s")
+    print(aot.format_cost(cost, title, aot.memory_bytes(devices[0])))
+    print(f"compiled in {seconds:.0f} s")
     if workdir is None:
         return
     make_workdir(to_json(config), workdir)

@@ -19,7 +19,7 @@ from repvgg_jax.training.evaluation import Evaluation
 def run_eval(config: ConfigDict | None, workdir: Path) -> None:
     """Evaluates a run's latest checkpoint, and its fused weights if there are any.
 
-    The data is that of `config`, by default of the config that the run was started with.
+    The data is that of `config`, by default the run's own.
 
     Raises:
       UsageError: if there is no run, or the config cannot be used.
@@ -40,7 +40,7 @@ def run_eval(config: ConfigDict | None, workdir: Path) -> None:
 
 
 def open_evaluation(config: ConfigDict) -> Evaluation:
-    """Returns a config's evaluation, on all devices here, whatever mesh the run was trained on."""
+    """Returns the evaluation of a config, on all devices instead of the mesh for training."""
     check_values(config)
     mesh = make_mesh()
     return Evaluation(make_eval_data(config, mesh), mesh)

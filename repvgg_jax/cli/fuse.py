@@ -25,11 +25,11 @@ from repvgg_jax.training.evaluation import Evaluation
 def run_fuse(config: ConfigDict | None, workdir: Path) -> None:
     """Fuses a run's latest checkpoint, verifies the fused pair, and writes it to the workdir.
 
-    Images and tolerance are those of `config`, by default of the config of the run.
+    Images and tolerance are those of `config`, by default the run's own.
 
     Raises:
       UsageError: if there is no run, or its block cannot be fused.
-      RunError: if the two forms differ by more than `fuse.tolerance`; nothing is written.
+      RunError: as `fuse_and_save`.
     """
     config = config or read_config(workdir)
     evaluation = open_evaluation(config)
@@ -48,7 +48,7 @@ def fuse_and_save(
     """Fuses the pair of a step, verifies it on evaluation images, and writes it to the workdir.
 
     Raises:
-      RunError: if the two forms differ by more than the tolerance, or writing fails.
+      RunError: if the two forms differ by more than `fuse.tolerance`, or writing fails.
     """
     fused_net, fused_variables = fuse(*pair)
     images = evaluation.images(options.verify_images)
@@ -60,12 +60,9 @@ def fuse_and_save(
             f"{report.blocks[report.worst_block]:.1e} of the worst block, {report.worst_block}; "
             f"fuse.tolerance={options.tolerance:g}"
         )
+    run_hash = config_hash(read_config(workdir))
     certificate = certify(
-        report,
-        fused_variables,
-        images=len(images),
-        step=step,
-        config_hash=config_hash(read_config(workdir)),
+        report, fused_variables, images=len(images), step=step, config_hash=run_hash
     )
     save_fused(workdir, replicate(fused_variables, evaluation.mesh), certificate)
     return (fused_net, fused_variables), report

@@ -33,9 +33,8 @@ def run_import(config: ConfigDict, workdir: Path, weights: str) -> None:
     variables = from_torch(experiment.net, read_torch(weights))
     state = fresh_state(experiment).starting_from(variables)
     make_workdir(experiment.config, workdir)
-    data_seed = config.seed if config.data.seed is None else config.data.seed
     with open_manager(workdir, experiment.keep) as manager:
-        position = {"seed": data_seed, "step": 0}
+        position = {"seed": experiment.data_seed, "step": 0}
         save(manager, state.eval_variables, state.optimizer_state, position)
         check_saved(manager, wait=True)
     print(f"{weights} is now the checkpoint of step 0 in {workdir}")

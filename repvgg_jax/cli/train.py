@@ -34,7 +34,7 @@ def run_train(config: ConfigDict, workdir: Path) -> None:
     Raises:
       UsageError: if the config cannot run, or the workdir belongs to another config.
       RunError: if a loss is not finite, something cannot be written, or verification fails.
-      Stopped: if it was told to stop; the same call resumes.
+      Stopped: if it was told to stop; the same call resumes the run.
     """
     check_values(config)
     check_workdir(config, workdir)
@@ -46,7 +46,7 @@ def run_train(config: ConfigDict, workdir: Path) -> None:
 
 
 def _train_and_fuse(config: ConfigDict, workdir: Path, stopping: Stopping) -> dict[str, Any]:
-    """Returns the report of a run that it trains, evaluates, fuses and verifies."""
+    """Does the work of `run_train` and returns the report."""
     startup = StartupTimer()
     started = time.monotonic()
     experiment = build(config)
@@ -91,7 +91,7 @@ def _train_and_fuse(config: ConfigDict, workdir: Path, stopping: Stopping) -> di
 
 
 def _speed(trained: TrainResult, startup: StartupTimer, workdir: Path) -> dict[str, float | None]:
-    """Returns the report's fields on speed, from the earlier report if no step was left to take."""
+    """Returns the report's fields on speed, of an earlier report if there was no step to train."""
     path = workdir / "report.json"
     earlier = json.loads(path.read_text()) if path.exists() else {}
     measured = {
@@ -104,7 +104,7 @@ def _speed(trained: TrainResult, startup: StartupTimer, workdir: Path) -> dict[s
 
 
 def _check_after_training(stopping: Stopping, mesh: Mesh) -> None:
-    """Raises Stopped, saying what is saved, if it is time to stop after the last step."""
+    """Raises Stopped if it is time to stop; the last step is saved by then."""
     try:
         stopping.check(mesh)
     except Stopped as stop:

@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from repvgg_jax.blocks.repvgg import BRANCHES
-from repvgg_jax.config.experiment import EvalData, Experiment, StepOptions, TrainData
+from repvgg_jax.config.experiment import Experiment, Split, StepOptions
 from repvgg_jax.config.fields import check_values, to_json
 from repvgg_jax.data.augment.transforms import Transform
 from repvgg_jax.data.sources.base import Source
@@ -23,20 +23,20 @@ from repvgg_jax.nets import create
 from repvgg_jax.optim import sgd
 from repvgg_jax.runtime.mesh import check_divides, make_mesh
 
-# Length of the schedule of an experiment without data, whose size is not known.
+# Length of the schedule if the size of the data is not known.
 _STEPS_WITHOUT_DATA = 600_000
 
 
 def build(
     config: ConfigDict, devices: Sequence[jax.Device] | None = None, open_data: bool = True
 ) -> Experiment:
-    """Returns the experiment that a config describes, with every check that needs no training.
+    """Returns the experiment that a config describes, after every check that needs no training.
 
     Args:
       config: the config of a run.
       devices: the devices to run on; all of them by default.
-      open_data: False for an experiment whose data sets need not exist. It has no `train_data` and
-        `eval_data`, and a schedule of made-up length.
+      open_data: False for an experiment without `train_data` and `eval_data`, whose schedule has an
+        arbitrary length.
 
     Raises:
       UsageError: if a value is out of bounds, values conflict, or the data cannot be used.
@@ -54,11 +54,16 @@ def build(
     train_data, eval_data, train_size = None, None, 0
     steps, warmup_steps = _STEPS_WITHOUT_DATA, int(config.optim.warmup_epochs > 0)
     if open_data:
-        train_data = make_train_data(config)
+        train_data = _make_split(config, "train", config.train.batch_size)
         eval_data = make_eval_data(config, mesh)
         train_size = len(train_data.source)
+        if not train_size:
+            name = train_data.source.name
+            raise UsageError(f"{name} is empty; choose another data.name or data.data_dir")
         steps = total_steps(config, train_size)
         warmup_steps = _warmup_steps(config, train_size)
+    seeds = (config.data.seed, config.data.augmentation_seed)
+    data_seed, augmentation_seed = (config.seed if seed is None else seed for seed in seeds)
     batch_size = config.train.batch_size
     schedule = sgd.cosine_schedule(config.optim.learning_rate, batch_size, steps, warmup_steps)
     return Experiment(
@@ -70,6 +75,8 @@ def build(
         steps=steps,
         step_options=_step_options(config),
         seed=config.seed,
+        data_seed=data_seed,
+        augmentation_seed=augmentation_seed,
         fsdp_min_size=config.mesh.min_size,
         train_data=train_data,
         eval_data=eval_data,
@@ -77,7 +84,6 @@ def build(
         checkpoint_every=config.train.checkpoint_every,
         log_every=config.train.log_every,
         keep=config.train.keep,
-        deadline=config.train.deadline,
         init_from=config.init_from,
         repoptimizer_from=config.optim.repoptimizer_from,
     )
@@ -119,7 +125,7 @@ def model_name(config: ConfigDict) -> str:
 
 
 def make_source(config: ConfigDict, split: str) -> Source:
-    """Opens the `train` or the `test` split of the data that `config.data` names."""
+    """Opens the split `train` or `test` of the data that `config.data` names."""
     data = config.data
     classes = config.model.num_classes
     options = {"num_classes": classes, "skip_corrupt": data.skip_corrupt}
@@ -137,35 +143,21 @@ def make_source(config: ConfigDict, split: str) -> Source:
 
 
 def make_transform(config: ConfigDict) -> Transform:
-    """Returns the transform that `config.data` describes, whose fields it has."""
+    """Returns the transform that `config.data` describes; its fields are named as there."""
     return Transform(**{field.name: config.data[field.name] for field in fields(Transform)})
 
 
-def make_train_data(config: ConfigDict) -> TrainData:
-    """Opens the training split."""
-    data = config.data
-    source = make_source(config, "train")
-    if not len(source):
-        raise UsageError(f"{source.name} is empty; choose another data.name or data.data_dir")
-    return TrainData(
-        source=source,
-        transform=make_transform(config),
-        batch_size=config.train.batch_size,
-        workers=data.workers,
-        seed=config.seed if data.seed is None else data.seed,
-        augmentation_seed=(
-            config.seed if data.augmentation_seed is None else data.augmentation_seed
-        ),
-    )
-
-
-def make_eval_data(config: ConfigDict, mesh: Mesh) -> EvalData:
+def make_eval_data(config: ConfigDict, mesh: Mesh) -> Split:
     """Opens the evaluation split, whose batches the mesh must divide."""
     check_divides("train.eval_batch_size", config.train.eval_batch_size, mesh)
-    return EvalData(
-        source=make_source(config, "test"),
+    return _make_split(config, "test", config.train.eval_batch_size)
+
+
+def _make_split(config: ConfigDict, split: str, batch_size: int) -> Split:
+    return Split(
+        source=make_source(config, split),
         transform=make_transform(config),
-        batch_size=config.train.eval_batch_size,
+        batch_size=batch_size,
         workers=config.data.workers,
         mean=tuple(config.data.mean),
         std=tuple(config.data.std),

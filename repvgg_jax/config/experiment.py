@@ -39,34 +39,8 @@ class StepOptions:
 
 
 @dataclass(frozen=True)
-class TrainData:
-    """The training split, and how its batches are made; fields are named as in the config."""
-
-    source: Source
-    transform: Transform
-    batch_size: int
-    seed: int
-    augmentation_seed: int
-    workers: int
-
-    def batches(self, start_step: int = 0) -> Iterator[Batch]:
-        """Returns this process's rows of the endless batches, from a step on."""
-        return train_batches(
-            self.source,
-            self.transform,
-            self.batch_size,
-            self.seed,
-            start_step,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
-            workers=self.workers,
-            augmentation_seed=self.augmentation_seed,
-        )
-
-
-@dataclass(frozen=True)
-class EvalData:
-    """The evaluation split, and how its batches are made; fields are named as in the config."""
+class Split:
+    """A split of the data, and how its batches are made; fields are named as in the config."""
 
     source: Source
     transform: Transform
@@ -75,7 +49,7 @@ class EvalData:
     mean: tuple[float, ...]
     std: tuple[float, ...]
 
-    def batches(self) -> Iterator[Batch]:
+    def eval_batches(self) -> Iterator[Batch]:
         """Returns this process's rows of batches that hold every example of the split once."""
         return eval_batches(
             self.source,
@@ -84,6 +58,22 @@ class EvalData:
             process_index=jax.process_index(),
             process_count=jax.process_count(),
             workers=self.workers,
+        )
+
+    def train_batches(
+        self, seed: int, augmentation_seed: int, start_step: int = 0
+    ) -> Iterator[Batch]:
+        """Returns this process's rows of the endless training batches, from a step on."""
+        return train_batches(
+            self.source,
+            self.transform,
+            self.batch_size,
+            seed,
+            start_step,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+            workers=self.workers,
+            augmentation_seed=augmentation_seed,
         )
 
 
@@ -95,6 +85,8 @@ class Experiment:
       config: the config in JSON form, for the workdir.
       optimizer: the optimizer, which includes the schedule.
       schedule: function from a step to its learning rate.
+      data_seed: the field `data.seed`.
+      augmentation_seed: the field `data.augmentation_seed`.
       fsdp_min_size: the field `mesh.min_size`.
       train_data: the training split; None if built without data.
       eval_data: the evaluation split; None if built without data.
@@ -108,13 +100,14 @@ class Experiment:
     steps: int
     step_options: StepOptions
     seed: int
+    data_seed: int
+    augmentation_seed: int
     fsdp_min_size: int
-    train_data: TrainData | None
-    eval_data: EvalData | None
+    train_data: Split | None
+    eval_data: Split | None
     eval_every: int
     checkpoint_every: int
     log_every: int
     keep: int
-    deadline: float | None
     init_from: str | None
     repoptimizer_from: str | None

@@ -47,16 +47,16 @@ def make_mesh(data: int = -1, fsdp: int = 1, devices: Sequence[Any] | None = Non
     if data == fsdp == -1:
         raise UsageError("mesh.data=-1 and mesh.fsdp=-1: only one of them can be -1")
     count = len(devices)
-    known = abs(data * fsdp)
-    if -1 in (data, fsdp) and count % known == 0:
-        data, fsdp = (count // known if size == -1 else size for size in (data, fsdp))
-    several = len({device.process_index for device in devices}) > 1
-    if -1 in (data, fsdp) or data * fsdp > count or (several and data * fsdp < count):
+    several = devices[0].process_index != devices[-1].process_index
+    if -1 not in (data, fsdp) and not several:
+        devices = devices[: data * fsdp]
+    try:
+        grid = np.array(devices).reshape(data, fsdp)
+    except ValueError:
         given = ", ".join(f"{field}={size}" for field, size in sizes.items())
         raise UsageError(
             f"mesh.data * mesh.fsdp must equal the device count ({count}); given: {given}"
-        )
-    grid = np.array(devices[: data * fsdp]).reshape(data, fsdp)
+        ) from None
     return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * 2)
 
 

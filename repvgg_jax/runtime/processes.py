@@ -91,7 +91,7 @@ def join_processes(
 
 
 def _in_a_cluster() -> bool:
-    """Returns True if the environment describes several processes in a way that JAX detects."""
+    """Returns True if the environment describes several processes that JAX would connect."""
 
     def number(name: str) -> int:
         value = os.environ.get(name, "")
@@ -120,10 +120,9 @@ def leaving_at_once(on_error: Callable[[Exception], None] | None = None) -> Iter
     except Exception as error:
         if jax.process_count() == 1:
             raise
+        message = str(error)
         from_another = _is_from_another_process(error)
-        if isinstance(error, RunError):
-            message = str(error)
-        else:
+        if not isinstance(error, RunError):
             message = f"{type(error).__name__}: {one_line(error)}"
             if from_another:
                 message = f"another process ended, and this one cannot continue ({message})"

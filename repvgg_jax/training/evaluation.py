@@ -16,7 +16,7 @@ from jax import Array
 from jax.sharding import Mesh
 from jaxtyping import Float
 
-from repvgg_jax.config.experiment import EvalData
+from repvgg_jax.config.experiment import Split
 from repvgg_jax.data.images import IMAGENET_MEAN, IMAGENET_STD, to_network_input
 from repvgg_jax.data.pipeline import Batch, eval_batches
 from repvgg_jax.errors import RunError
@@ -111,7 +111,7 @@ def evaluate(
 class Evaluation:
     """The evaluation split on a mesh: `evaluation(net, variables)` returns its metrics."""
 
-    data: EvalData
+    data: Split
     mesh: Mesh
 
     def __call__(
@@ -121,7 +121,7 @@ class Evaluation:
         return evaluate(
             net,
             variables,
-            self.data.batches(),
+            self.data.eval_batches(),
             mesh=self.mesh,
             mean=self.data.mean,
             std=self.data.std,

@@ -59,8 +59,9 @@ class Loop:
         saved = start
         seconds = 0.0  # of training, without the first step, evaluations and checkpoints
         result = None
-        key = jax.random.key(experiment.train_data.augmentation_seed)
-        batches = Prefetcher(experiment.train_data.batches(start), mesh)
+        key = jax.random.key(experiment.augmentation_seed)
+        seeds = (experiment.data_seed, experiment.augmentation_seed)
+        batches = Prefetcher(experiment.train_data.train_batches(*seeds, start), mesh)
         train_step = jit_train_step(state, mesh, experiment.step_options)
         try:
             if start and self._evaluation_due(start) and not evaluated:
@@ -107,7 +108,7 @@ class Loop:
 
     def _save(self, state: TrainState, result: Metrics | None) -> None:
         self._guard.flush()  # no checkpoint of a step that was not finite
-        position = {"seed": self.experiment.train_data.seed, "step": int(state.step)}
+        position = {"seed": self.experiment.data_seed, "step": int(state.step)}
         save(self.manager, state.eval_variables, state.optimizer_state, position, result)
 
     def _save_and_stop(self, state: TrainState, saved: int, stop: Stopped) -> NoReturn:

@@ -7,6 +7,7 @@ import numpy as np
 
 from configs import quickstart
 from repvgg_jax.config.build import build
+from repvgg_jax.runtime.signals import Stopping
 from repvgg_jax.training import train as train_module
 
 MEAN, STD = (0.3,) * 3, (0.4,) * 3
@@ -24,6 +25,7 @@ def tiny_config(**overrides):
 
 
 def train(config, workdir, stopping=None):
+    stopping = stopping or Stopping(config.train.deadline)
     return train_module.train(build(config), workdir, stopping)
 
 

@@ -1,6 +1,6 @@
 """Initialization, order and augmentation have seeds of their own."""
 
-from repvgg_jax.config.build import make_train_data
+from repvgg_jax.config.build import build
 from tests.support.runs import tiny_config
 
 
@@ -9,7 +9,9 @@ def test_seeds_of_initialization_order_and_augmentation_are_apart():
         config = tiny_config(train_steps=1)
         config.seed = seed
         config.data.update(padding=2, **data or {})
-        batch = next(make_train_data(config).batches())
+        experiment = build(config)
+        seeds = (experiment.data_seed, experiment.augmentation_seed)
+        batch = next(experiment.train_data.train_batches(*seeds))
         return batch["label"].tolist(), batch["image"].tobytes()
 
     base = drawn()
