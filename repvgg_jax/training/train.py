@@ -39,7 +39,7 @@ class TrainResult(NamedTuple):
 def train(
     experiment: Experiment,
     workdir: Path,
-    stopping: Stopping,
+    stopping: Stopping | None = None,
     startup: StartupTimer | None = None,
 ) -> TrainResult:
     """Trains to the last step of an experiment, from its latest checkpoint if there is one.
@@ -50,7 +50,7 @@ def train(
     Args:
       experiment: the run, from `config.build.build`.
       workdir: folder of the run, which every process can write to.
-      stopping: raises Stopped between two steps if it is time to stop.
+      stopping: raises Stopped between two steps if it is time to stop; by default never.
       startup: stopwatch of the time to the first step; by default it starts here.
 
     Returns:
@@ -62,6 +62,7 @@ def train(
       Stopped: if it was told to stop; the state is saved, and the same call resumes.
     """
     startup = startup or StartupTimer()
+    stopping = stopping or Stopping()
     check_workdir(experiment.config, workdir)
     warn_if_fused(experiment.net)
     experiment, state = _initial_state(experiment, workdir)

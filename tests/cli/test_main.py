@@ -30,7 +30,7 @@ def failing(capsys, *given):
 
 
 @pytest.mark.parametrize(
-    ("given", "says"),
+    ("given", "expected"),
     [
         ([*QUICK, "--config.train.epoch=3"], "train.epoch: no such field; did you mean train.epo"),
         ([*QUICK, "--config.train.epochs=many"], "config.train.epochs=many"),
@@ -49,9 +49,9 @@ def failing(capsys, *given):
         ([], "--mode=train needs --config; example: python main.py --mode=train --config"),
     ],
 )
-def test_a_wrong_command_line_is_one_line(given, says, tmp_path, capsys):
+def test_a_wrong_command_line_is_one_line(given, expected, tmp_path, capsys):
     workdir = ["--workdir", tmp_path / "run"] if given else []
-    assert says in failing(capsys, *given, *workdir)
+    assert expected in failing(capsys, *given, *workdir)
     assert not (tmp_path / "run").exists()
 
 
@@ -98,7 +98,7 @@ def test_the_default_workdir(given, workdir):
 
 
 @pytest.mark.parametrize(
-    ("raised", "code", "says"),
+    ("raised", "code", "expected"),
     [
         (UsageError("wrong"), 2, "error: wrong\n"),
         (RunError("failed"), 3, "error: failed\n"),
@@ -107,13 +107,13 @@ def test_the_default_workdir(given, workdir):
     ],
     ids=str,
 )
-def test_exit_codes(raised, code, says, monkeypatch, capsys):
+def test_exit_codes(raised, code, expected, monkeypatch, capsys):
     def run(config, workdir):
         raise raised
 
     monkeypatch.setitem(cli.MODES, "train", cli.Mode(run, "", "", takes=("workdir",)))
     assert main.main(["main.py", *QUICK]) == code
-    assert capsys.readouterr().err.startswith(says)
+    assert capsys.readouterr().err.startswith(expected)
 
 
 def test_help_fits_a_screen_and_lists_every_mode(capsys):
@@ -126,11 +126,11 @@ def test_help_fits_a_screen_and_lists_every_mode(capsys):
 
 
 @pytest.mark.parametrize(
-    ("given", "says"),
+    ("given", "expected"),
     [
         (QUICK, "data.source=digits needs no preparing"),
         (["--config", "configs/cifar10.py", "--config.data.name=mnist"], "knows cifar10, cifar100"),
     ],
 )
-def test_preparing_what_cannot_be_prepared(given, says, capsys):
-    assert says in failing(capsys, "--mode=prepare", *given)
+def test_preparing_what_cannot_be_prepared(given, expected, capsys):
+    assert expected in failing(capsys, "--mode=prepare", *given)

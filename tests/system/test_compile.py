@@ -31,20 +31,20 @@ def run(*arguments, code=0):
 def test_without_libtpu():
     if LIBTPU:
         pytest.skip("libtpu is installed")
-    said = run("--config", "configs/b1.py", "--topology=v5e:4x4", code=2)
-    assert said.startswith("error: ")
-    assert said.endswith("pip install libtpu\n")
-    assert said.count("\n") == 1
+    output = run("--config", "configs/b1.py", "--topology=v5e:4x4", code=2)
+    assert output.startswith("error: ")
+    assert output.endswith("pip install libtpu\n")
+    assert output.count("\n") == 1
 
 
 def test_the_command_needs_no_data_and_leaves_a_workdir_that_trains(tmp_path):
-    said = run(
+    output = run(
         *("--config", "configs/a0.py", f"--config.data.data_dir={tmp_path}/none"),
         *("--config.model.widths=(8,8,8,8,8)", "--config.model.depths=(1,1,1,1,1)"),
         *("--config.data.image_size=32", "--config.model.dtype=float32", "--topology=cpu:8"),
         *("--workdir", tmp_path / "run"),
     )
-    assert "repvgg_a0 on 8 x cpu (cpu:8), 256 images a step, 32 a device" in said
+    assert "repvgg_a0 on 8 x cpu (cpu:8), 256 images a step, 32 a device" in output
     found = json.loads((tmp_path / "run/compile.json").read_text())
     assert found["devices"] == 8
     assert found["collectives"]["all-reduce"][0] > 0
@@ -55,10 +55,10 @@ def test_the_command_needs_no_data_and_leaves_a_workdir_that_trains(tmp_path):
 @pytest.mark.skipif(not LIBTPU, reason=REASON)
 def test_a_slice_of_a_tpu_pod(tmp_path):
     quick = ("--config", "configs/quickstart.py")
-    said = run(*quick, "--topology=v5e:2x4", "--workdir", tmp_path / "tpu")
-    assert "8 x TPU v5 lite" in said
-    assert "of 16 " in said
-    assert ": fits" in said
+    output = run(*quick, "--topology=v5e:2x4", "--workdir", tmp_path / "tpu")
+    assert "8 x TPU v5 lite" in output
+    assert "of 16 " in output
+    assert ": fits" in output
     run(*quick, "--topology=cpu:8", "--workdir", tmp_path / "cpu")
     tpu, cpu = (json.loads((tmp_path / n / "compile.json").read_text()) for n in ("tpu", "cpu"))
     # The same step sends the same sums, whoever compiled it, up to a few numbers.
@@ -70,11 +70,11 @@ def test_a_slice_of_a_tpu_pod(tmp_path):
 @pytest.mark.slow
 @pytest.mark.skipif(not LIBTPU, reason=REASON)
 def test_a_step_that_no_chip_has_memory_for():
-    said = run(
+    output = run(
         *("--config", "configs/quickstart.py", "--topology=v5e:1x1"),
         "--config.train.batch_size=4194304",
         code=3,
     )
-    assert "train.batch_size=4194304 does not fit 1 x TPU v5 lite" in said
-    assert "15.75G" in said
-    assert said.count("\n") == 1
+    assert "train.batch_size=4194304 does not fit 1 x TPU v5 lite" in output
+    assert "15.75G" in output
+    assert output.count("\n") == 1

@@ -19,8 +19,8 @@ from tests.support.runs import equal
 
 @pytest.mark.parametrize("kills", [5, pytest.param(20, marks=pytest.mark.slow)])
 def test_a_run_killed_many_times_ends_as_the_undisturbed_one(kills, tmp_path):
-    said = python("-m", "tests.support.restarts", tmp_path / "run", kills)
-    assert f"killed {kills}" in said
+    output = python("-m", "tests.support.restarts", tmp_path / "run", kills)
+    assert f"killed {kills}" in output
     for step in (manager.steps(tmp_path / "run")[-1], None):
         equal(rj.load(tmp_path / "run", step=step)[1], rj.load(tmp_path / "whole")[1])
     for kind in ("train", "eval"):
@@ -29,7 +29,7 @@ def test_a_run_killed_many_times_ends_as_the_undisturbed_one(kills, tmp_path):
     assert [row["loss"] for row in rows] == [row["loss"] for row in others]
 
 
-def test_the_command_exits_0_on_sigterm_and_goes_on(tmp_path):
+def test_the_command_exits_0_on_sigterm_and_resumes(tmp_path):
     command = [sys.executable, "main.py", "--config", "configs/quickstart.py"]
     command += ["--workdir", str(tmp_path / "run"), "--config.train.log_every=1"]
     command += ["--config.train.steps=60", "--config.model.depths=(1,1,1,1)"]
@@ -66,12 +66,12 @@ config = tiny_config(train_steps=40, train_checkpoint_every=1, train_keep=1000)
 try:
     train(config, workdir)
 except RunError as error:
-    print("said:", error)
+    print("message:", error)
 step = manager.steps(workdir)[-1]
 net, variables = rj.load(workdir, step=step)
 print("opened:", step, "of", workdir / "checkpoints" / str(step))
 Path(sys.argv[1], "ballast").unlink()
-print("went on to", int(train(config, workdir).state.step))
+print("resumed to", int(train(config, workdir).state.step))
 """
 
 
@@ -86,13 +86,13 @@ def test_a_full_disk_stops_the_run_and_keeps_the_last_good_checkpoint(tmp_path):
     possible = shutil.which("unshare") and not subprocess.run([*prefix, "true"]).returncode
     if not possible:
         pytest.skip("no disk of its own can be mounted for the test here (unshare, mount)")
-    said = python(script, disk, prefix=[*prefix, "env", f"PYTHONPATH={ROOT}"])
-    assert "said: a checkpoint could not be written" in said
-    assert "(No space left on device); last good checkpoint" in said
-    assert "last good checkpoint: " in said
-    named = said.split("last good checkpoint: ")[1].split()[0]
-    assert f"of {named}" in said.split("opened: ")[1]
-    assert "went on to 40" in said
+    output = python(script, disk, prefix=[*prefix, "env", f"PYTHONPATH={ROOT}"])
+    assert "message: a checkpoint could not be written" in output
+    assert "(No space left on device); last good checkpoint" in output
+    assert "last good checkpoint: " in output
+    named = output.split("last good checkpoint: ")[1].split()[0]
+    assert f"of {named}" in output.split("opened: ")[1]
+    assert "resumed to 40" in output
 
 
 def test_a_workdir_without_write_permission_is_named(tmp_path):
@@ -104,6 +104,6 @@ def test_a_workdir_without_write_permission_is_named(tmp_path):
     elif not shutil.which("setpriv"):
         pytest.skip("root can write everywhere, and there is no setpriv to change that")
     arguments = ["--config", "configs/quickstart.py", "--workdir", tmp_path / "closed/run"]
-    said = python("main.py", *arguments, code=2, prefix=prefix)
-    assert f"--workdir={tmp_path}/closed/run cannot be written to" in said
-    assert "Permission denied" in said
+    output = python("main.py", *arguments, code=2, prefix=prefix)
+    assert f"--workdir={tmp_path}/closed/run cannot be written to" in output
+    assert "Permission denied" in output

@@ -35,24 +35,26 @@ def run(*arguments, code=0, devices=1):
 
 
 def test_a_wrong_command_line_is_one_line_and_exit_code_2(tmp_path):
-    said = run(*QUICK, "--config.train.epoch=3", "--workdir", tmp_path / "run", code=2)
-    assert said.startswith("error: --config.train.epoch: no such field; did you mean train.epochs")
-    assert said.count("\n") == 1
+    output = run(*QUICK, "--config.train.epoch=3", "--workdir", tmp_path / "run", code=2)
+    assert output.startswith(
+        "error: --config.train.epoch: no such field; did you mean train.epochs"
+    )
+    assert output.count("\n") == 1
     assert not (tmp_path / "run").exists()
 
 
 def test_a_missing_data_set_names_folder_and_command(tmp_path):
     arguments = ["--config", "configs/b1.py", f"--config.data.data_dir={tmp_path}/none"]
-    said = run(*arguments, "--workdir", tmp_path / "run", code=2)
-    assert f"{tmp_path}/none" in said
-    assert said.count("\n") == 1
+    output = run(*arguments, "--workdir", tmp_path / "run", code=2)
+    assert f"{tmp_path}/none" in output
+    assert output.count("\n") == 1
     assert not (tmp_path / "run").exists()
-    command = said.split("`")[1].replace("<", "").replace(">", "")
+    command = output.split("`")[1].replace("<", "").replace(">", "")
     python, main, *arguments = command.partition(" --config.data.manual_dir")[0].split()
     assert (python, main) == ("python", "main.py")
-    said = run(*arguments, code=2)
-    assert "ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar not found" in said
-    assert said.count("\n") == 1
+    output = run(*arguments, code=2)
+    assert "ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar not found" in output
+    assert output.count("\n") == 1
     assert not (tmp_path / "none").exists()
 
 
@@ -80,13 +82,13 @@ def test_the_whole_way_then_eval_and_fuse(tmp_path):
     np.testing.assert_allclose(plain.apply(fused, images), expected, rtol=1e-3, atol=1e-4)
 
     assert "stage3_block0" in run("--mode=fuse", "--workdir", workdir)
-    said = run("--mode=eval", "--workdir", workdir)
-    assert said.count(f"top-1 {report['top1']['fused']:.2%}") == 2
+    output = run("--mode=eval", "--workdir", workdir)
+    assert output.count(f"top-1 {report['top1']['fused']:.2%}") == 2
 
     again = run(*short, "--workdir", workdir)
     assert f"{report['top1']['fused']:.2%}" in again
-    said = run(*QUICK, "--config.train.steps=61", "--workdir", workdir, code=2)
-    assert "train.steps: 60 there, 61 here" in said
+    output = run(*QUICK, "--config.train.steps=61", "--workdir", workdir, code=2)
+    assert "train.steps: 60 there, 61 here" in output
 
 
 def test_class_folders_of_real_photographs(tmp_path):

@@ -67,11 +67,11 @@ class Pair:
         """Waits until the log of process 0 holds a text."""
         end = time.monotonic() + seconds
         while text not in self.logs[0].read_text():
-            assert time.monotonic() < end, self.said(0)
-            assert self.processes[0].poll() is None, self.said(0)
+            assert time.monotonic() < end, self.output(0)
+            assert self.processes[0].poll() is None, self.output(0)
             time.sleep(0.05)
 
-    def said(self, index):
+    def output(self, index):
         return self.logs[index].read_text()
 
 
@@ -113,14 +113,14 @@ def two_by_two(tmp_path_factory):
     arguments = [*TINY, "--config.train.steps=4", "--config.train.checkpoint_every=2"]
     arguments += ["--config.train.eval_every=100", "--workdir", folder / "run"]
     with Pair(folder, *arguments) as pair:
-        assert pair.wait() == [0, 0], pair.said(0) + pair.said(1)
-        said = [pair.said(0), pair.said(1)]
-    return folder / "run", said
+        assert pair.wait() == [0, 0], pair.output(0) + pair.output(1)
+        output = [pair.output(0), pair.output(1)]
+    return folder / "run", output
 
 
 def test_two_by_two_is_one_device(two_by_two, tmp_path):
     """Sums in another order differ by 1e-7 of their size; an error would differ by 1e-2."""
-    workdir, said = two_by_two
+    workdir, output = two_by_two
     one = train(tiny_config(mesh_data=1), tmp_path / "one").state
     curves = [
         [(row["step"], row["loss"]) for row in read_metrics(folder / "metrics.jsonl")]
@@ -136,8 +136,8 @@ def test_two_by_two_is_one_device(two_by_two, tmp_path):
     assert report["device"].endswith("x4")
     assert report["eval_count"] == 360
     assert report["fusion"]["max_relative_error"] < 1e-5
-    assert "train form" in said[0]
-    assert "train form" not in said[1]
+    assert "train form" in output[0]
+    assert "train form" not in output[1]
 
 
 @pytest.mark.parametrize(("data", "fsdp"), [(1, 1), (4, 1), (2, 2)])
@@ -184,9 +184,9 @@ def test_if_one_dies_the_other_ends_with_an_error(dies, tmp_path):
         pair.processes[dies].kill()
         assert pair.processes[1 - dies].wait(60) not in (0, None)
         assert time.monotonic() - started < 60
-        said = pair.said(1 - dies)
-    assert "another process ended" in said or "another task died" in said
-    assert "Traceback" not in said
+        output = pair.output(1 - dies)
+    assert "another process ended" in output or "another task died" in output
+    assert "Traceback" not in output
     step = manager.steps(tmp_path / "run")[-1]
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(rj.load(tmp_path / "run")[1]))
     assert step >= 5
@@ -197,10 +197,10 @@ def test_one_told_to_stop_stops_both_after_the_same_step(tmp_path):
     with Pair(tmp_path, *arguments, "--workdir", tmp_path / "run") as pair:
         pair.wait_for(" 3/100000")
         pair.processes[1].send_signal(signal.SIGTERM)
-        assert pair.wait(60) == [0, 0], pair.said(0) + pair.said(1)
+        assert pair.wait(60) == [0, 0], pair.output(0) + pair.output(1)
         (step,) = manager.steps(tmp_path / "run")
-        assert f"stopped by another process after step {step} of" in pair.said(0)
-        assert f"stopped by SIGTERM after step {step} of" in pair.said(1)
+        assert f"stopped by another process after step {step} of" in pair.output(0)
+        assert f"stopped by SIGTERM after step {step} of" in pair.output(1)
 
 
 def test_a_damaged_checkpoint_is_passed_over_by_both(two_by_two, tmp_path):
@@ -211,6 +211,6 @@ def test_a_damaged_checkpoint_is_passed_over_by_both(two_by_two, tmp_path):
     largest.write_bytes(largest.read_bytes()[:-1])
     arguments = [*TINY, "--config.train.steps=4", "--config.train.checkpoint_every=2"]
     with Pair(tmp_path, *arguments, "--workdir", tmp_path / "run") as pair:
-        assert pair.wait() == [0, 0], pair.said(0) + pair.said(1)
-        assert "checkpoints/4 cannot be read" in pair.said(0)
+        assert pair.wait() == [0, 0], pair.output(0) + pair.output(1)
+        assert "checkpoints/4 cannot be read" in pair.output(0)
     equal(rj.load(tmp_path / "run")[1], rj.load(two_by_two[0])[1])

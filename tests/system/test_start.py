@@ -73,14 +73,14 @@ def test_a_second_process_compiles_nothing_and_computes_the_same(tmp_path):
         (tmp_path / "home/repvgg_jax").mkdir(parents=True)
         for built in compilation.cache_folder().glob("onednn-*.so"):
             (tmp_path / "home/repvgg_jax" / built.name).symlink_to(built)
-    (first, _), (second, said) = [start(GRADIENT, **settings) for _ in range(2)]
+    (first, _), (second, errors) = [start(GRADIENT, **settings) for _ in range(2)]
     first, second = json.loads(first), json.loads(second)
     assert list((tmp_path / "home/repvgg_jax/xla").iterdir())
     assert (first["hits"], first["misses"]) == (0, 1)
     assert (second["hits"], second["misses"]) == (1, 0)
     assert first["sum"] == second["sum"] > 0
     assert first["onednn"] == second["onednn"] == (onednn.unavailable() is None)
-    assert not said
+    assert not errors
 
 
 def test_the_cache_is_switched_off_by_jax_and_by_an_unwritable_folder(tmp_path):
@@ -91,16 +91,16 @@ def test_the_cache_is_switched_off_by_jax_and_by_an_unwritable_folder(tmp_path):
     )
     home, file = tmp_path / "home", tmp_path / "file"
     settings = {"XDG_CACHE_HOME": str(home), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
-    out, said = start(code, **settings, JAX_ENABLE_COMPILATION_CACHE="false")
-    assert (out, said) == ("2.0\n", "")
+    out, errors = start(code, **settings, JAX_ENABLE_COMPILATION_CACHE="false")
+    assert (out, errors) == ("2.0\n", "")
     assert not home.exists()
     file.write_text("")
-    out, said = start(code, **settings | {"XDG_CACHE_HOME": str(file)})
+    out, errors = start(code, **settings | {"XDG_CACHE_HOME": str(file)})
     assert out == "2.0\n"
-    assert said.count("\n") == 1
-    assert "compiled programs are not cached" in said
-    out, said = start(code, **settings, JAX_COMPILATION_CACHE_DIR=str(tmp_path / "mine"))
-    assert (out, said) == ("2.0\n", "")
+    assert errors.count("\n") == 1
+    assert "compiled programs are not cached" in errors
+    out, errors = start(code, **settings, JAX_COMPILATION_CACHE_DIR=str(tmp_path / "mine"))
+    assert (out, errors) == ("2.0\n", "")
     assert list((tmp_path / "mine").iterdir())
     assert not home.exists()
 
@@ -148,8 +148,8 @@ print(json.dumps({"kept": kept, "faults": found}))
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc has these switches")
 def test_freed_memory_is_kept_in_threads_too():
-    said = json.loads(start(FREED)[0])
-    first, *later = said["faults"]
-    assert said["kept"]
+    output = json.loads(start(FREED)[0])
+    first, *later = output["faults"]
+    assert output["kept"]
     assert first > 40  # pages of 2 MB at the most
     assert max(later) < first / 10
