@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +31,7 @@ def parse(values: flags.FlagValues, argv: list[str]) -> None:
     Raises:
       UsageError: if anything is wrong with it, the config file included.
     """
-    words = [arg.lstrip("-").partition("=")[0] for arg in argv]
-    fields = [word.removeprefix("config.") for word in words if word.startswith("config.")]
+    fields = [match[1] for arg in argv if (match := re.match(r"--?config\.([^=]*)", arg))]
     if repeated := [field for field in fields if fields.count(field) > 1]:
         raise UsageError(f"--config.{repeated[0]} is given twice; give it once")
     config = _given_config(argv)

@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 from repvgg_jax.bench.counting import count_macs, count_parameters
 from repvgg_jax.cli.fuse import fuse_and_save
 from repvgg_jax.config.build import build, model_name
-from repvgg_jax.config.fields import check_values, config_hash
+from repvgg_jax.config.fields import config_hash
 from repvgg_jax.config.workdir import check_workdir
 from repvgg_jax.errors import Stopped
 from repvgg_jax.runtime.compilation import StartupTimer
@@ -36,7 +36,6 @@ def run_train(config: ConfigDict, workdir: Path) -> None:
       RunError: if a loss is not finite, something cannot be written, or verification fails.
       Stopped: if it was told to stop; the same call resumes the run.
     """
-    check_values(config)
     check_workdir(config, workdir)
     with Stopping(config.train.deadline) as stopping:
         report = _train_and_fuse(config, workdir, stopping)

@@ -11,7 +11,7 @@ import jax
 import orbax.checkpoint as ocp
 
 from repvgg_jax.checkpoint.manager import check_saved, save
-from repvgg_jax.config.experiment import Experiment
+from repvgg_jax.config.build import Experiment
 from repvgg_jax.errors import Stopped
 from repvgg_jax.runtime.compilation import StartupTimer
 from repvgg_jax.runtime.signals import Stopping

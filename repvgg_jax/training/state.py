@@ -14,7 +14,7 @@ from flax import struct
 from jax import Array
 from jax.sharding import Mesh
 
-from repvgg_jax.config.experiment import Experiment
+from repvgg_jax.config.build import Experiment
 from repvgg_jax.nets import as_average, init
 from repvgg_jax.runtime.mesh import FSDP_MIN_SIZE, parameter_shardings, place
 

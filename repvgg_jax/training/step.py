@@ -11,7 +11,7 @@ import optax
 from jax import Array
 from jax.sharding import Mesh
 
-from repvgg_jax.config.experiment import StepOptions
+from repvgg_jax.config.build import StepOptions
 from repvgg_jax.data.images import to_network_input
 from repvgg_jax.data.pipeline import Batch
 from repvgg_jax.nets.repvgg import AUXILIARY

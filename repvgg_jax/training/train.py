@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from repvgg_jax.checkpoint.manager import open_manager, restore_latest, steps
-from repvgg_jax.config.experiment import Experiment
+from repvgg_jax.config.build import Experiment
 from repvgg_jax.config.workdir import check_workdir, make_workdir
 from repvgg_jax.runtime.compilation import StartupTimer
 from repvgg_jax.runtime.processes import all_processes, leaving_at_once, primary

@@ -13,7 +13,7 @@ from flax import linen as nn
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from repvgg_jax.checkpoint.load import load
-from repvgg_jax.config.experiment import Experiment
+from repvgg_jax.config.build import Experiment
 from repvgg_jax.errors import UsageError
 from repvgg_jax.nets import Variables, init
 from repvgg_jax.nets.repvgg import AUXILIARY_HEAD

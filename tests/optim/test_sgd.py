@@ -8,8 +8,7 @@ import pytest
 
 import repvgg_jax as rj
 from configs import default
-from repvgg_jax.config.build import make_net, make_optimizer
-from repvgg_jax.config.experiment import StepOptions
+from repvgg_jax.config.build import StepOptions, make_net, make_optimizer
 from repvgg_jax.optim import sgd
 from repvgg_jax.training.state import TrainState
 from repvgg_jax.training.step import train_step

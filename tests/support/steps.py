@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import repvgg_jax as rj
-from repvgg_jax.config.experiment import StepOptions
+from repvgg_jax.config.build import StepOptions
 from repvgg_jax.optim import sgd
 from repvgg_jax.runtime.mesh import (
     parameter_shardings,

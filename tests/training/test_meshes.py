@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import repvgg_jax as rj
-from repvgg_jax.config.experiment import StepOptions
+from repvgg_jax.config.build import StepOptions
 from repvgg_jax.optim import sgd
 from repvgg_jax.runtime.mesh import (
     make_mesh,

@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 import repvgg_jax as rj
 from repvgg_jax.checkpoint import load
 from repvgg_jax.checkpoint import manager as manager_module
-from repvgg_jax.config.experiment import StepOptions
+from repvgg_jax.config.build import StepOptions
 from repvgg_jax.data import images as images_module
 from repvgg_jax.errors import RunError
 from repvgg_jax.optim import sgd
