@@ -25,8 +25,9 @@ def tiny_config(**overrides):
 
 
 def train(config, workdir, stopping=None):
+    experiment = build(config)
     stopping = stopping or Stopping(config.train.deadline)
-    return train_module.train(build(config), workdir, stopping)
+    return train_module.train(experiment, workdir, stopping)
 
 
 def batch_of(size, seed=0):
