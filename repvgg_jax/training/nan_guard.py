@@ -8,7 +8,7 @@ from typing import NoReturn
 import jax
 import orbax.checkpoint as ocp
 
-from repvgg_jax.config.experiment import Experiment
+from repvgg_jax.config.build import Experiment
 from repvgg_jax.errors import RunError
 from repvgg_jax.training.evaluation import Metrics
 from repvgg_jax.training.monitor import Monitor
