@@ -10,7 +10,7 @@ import pytest
 
 import repvgg_jax as rj
 from experiments.studies import segmentation
-from repvgg_jax.config.experiment import StepOptions
+from repvgg_jax.config.build import StepOptions
 from repvgg_jax.fusion.verify import relative_error
 from repvgg_jax.optim import sgd
 from repvgg_jax.runtime.mesh import make_mesh
