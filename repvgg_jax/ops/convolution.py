@@ -104,7 +104,7 @@ def convolve(
     x, kernel = x.astype(dtype), kernel.astype(dtype)
     bias = None if bias is None else bias.astype(dtype)
     padding = symmetric_padding(kernel.shape[:2], dilation) if padded else ((0, 0),) * 2
-    window = Window(strides, groups, dilation, tuple(padding))
+    window = Window(strides, groups, dilation, padding)
     if uses_onednn(algorithm, x, kernel):
         # Raises XLA's errors for shapes that do not match; oneDNN does not compute empty results.
         y = jax.eval_shape(partial(xla_convolution, window=window), x, kernel)
