@@ -102,10 +102,9 @@ class Block(nn.Module):
         )
 
     def fold_branches(self, params: Variables, batch_stats: Variables, *names: str) -> Affine:
-        """Returns the sum of those of the named branches that exist, each with its BatchNorm.
+        """Returns the sum of the `conv_bn` branches of these names, skipping absent ones.
 
-        A branch is what `conv_bn` computes in evaluation mode, and "identity" what
-        `norm(x, "identity")` does.
+        The name "identity" means the branch `norm(x, "identity")`.
         """
         branches = []
         for name in names:
@@ -161,14 +160,14 @@ class KernelBlock(Block):
 
 
 def fold_branch(params: Variables, batch_stats: Variables, branch: str) -> Affine:
-    """Returns what `Block.conv_bn` computes in evaluation mode."""
+    """Returns the affine map of `Block.conv_bn` in evaluation mode."""
     return fold_norm(conv_kernel(params, branch), params, batch_stats, branch)
 
 
 def fold_norm(
     before: Affine, params: Variables, batch_stats: Variables, branch: str = ""
 ) -> Affine:
-    """Returns `before` followed by what `Block.norm` computes in evaluation mode."""
+    """Returns `before` followed by the affine map of `Block.norm` in evaluation mode."""
     name = _norm_name(branch)
     return fold_bn(before, params[name], batch_stats[name])
 

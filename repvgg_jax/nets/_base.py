@@ -1,4 +1,4 @@
-"""The base class of all architectures: what every net answers, and how it runs its blocks."""
+"""The base class of all architectures, and the description of a block in a net."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from repvgg_jax.ops.convolution import check_algorithm, relu
 
 
 def _convolutions(primitive: Any, *_: Any, **__: Any) -> bool:
-    """Keeps what is expensive to compute again, and drops what BatchNorms make of it."""
+    """Saves the outputs of convolutions and matrix products only."""
     return primitive.name in ("conv_general_dilated", "dot_general", "ffi_call")
 
 
-# Rematerialization policies: what is kept of the inside of a block between the passes.
+# Rematerialization policies: which values inside a block are saved for the backward pass.
 REMAT = {"nothing": jax.checkpoint_policies.nothing_saveable, "convolutions": _convolutions}
 
 
@@ -81,7 +81,7 @@ class Net(nn.Module):
       dtype: compute type; parameters, statistics, the final mean and the head stay float32.
       bn_group_size: number of images that share BatchNorm statistics in training, whatever the
         devices; None for the whole batch. The paper's is 32, a GPU's share of 256.
-      remat: what a block keeps for its gradient, one of `REMAT`; the rest is computed again.
+      remat: which values a block saves for its gradient, one of `REMAT`; None for all of them.
       conv_algorithm: algorithm of the convolutions, one of `ops.convolution.ALGORITHMS`.
     """
 

@@ -1,4 +1,4 @@
-"""The chain of blocks that most nets are: a nonlinearity after each block, and one dense layer."""
+"""The base class of nets that are a chain of blocks, with one dense layer at the end."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -79,7 +79,7 @@ class Chain(Net):
         last = {spec.stage: spec for spec in plan}
         for spec in plan:
             x = self.run_activated(spec, x, train)
-            if train or not self.is_fused:  # a plain chain as deployed has no use for it
+            if train or not self.is_fused:  # the deploy form does not need it
                 x = barrier(x)
             if last[spec.stage] is spec:
                 self.sow("intermediates", f"stage{spec.stage}", x)
@@ -87,7 +87,7 @@ class Chain(Net):
         return x
 
     def run_activated(self, spec: BlockSpec, x: Array, train: bool) -> Array:
-        """Applies a block and what follows it: squeeze-and-excite, then the nonlinearity."""
+        """Applies a block, its squeeze-and-excite if any, and the nonlinearity."""
         if spec.se_hidden:
             return relu(self.squeeze_excite(self.run_block(spec, x, train), spec))
         return self.run_block_and_relu(spec, x, train)

@@ -19,7 +19,7 @@ from repvgg_jax.nets._base import Net
 
 @jax.tree_util.register_pytree_with_keys_class
 class Averaged(dict):
-    """A collection of averages: EMA parameters, which go only with EMA statistics.
+    """A collection of averages: EMA parameters, which belong with EMA statistics only.
 
     A dict in everything else. Being a pytree of its own, it stays marked through `jax.tree.map`,
     `jit` and copies between devices, so that `check_pair` can tell a mixed pair.
@@ -44,8 +44,8 @@ def as_average(variables: Variables) -> dict[str, Averaged]:
 def check_pair(variables: Variables) -> None:
     """Raises UsageError for averaged parameters with statistics that are not, or the reverse.
 
-    The statistics of one do not fit the activations of the other, so that the net is wrong in
-    evaluation, and its fused form is as wrong.
+    The statistics of one do not fit the activations of the other, so that the net and its fused
+    form would both be wrong.
     """
     params, stats = variables["params"], variables.get("batch_stats", {})
     kinds = ["averaged" if isinstance(tree, Averaged) else "raw" for tree in (params, stats)]

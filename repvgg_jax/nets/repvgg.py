@@ -137,7 +137,7 @@ class RepVGGPlus(RepVGG):
     auxiliary: bool = True
 
     def run_activated(self, spec: BlockSpec, x: Array, train: bool) -> Array:
-        """Applies a block and what follows it: the nonlinearity, then squeeze-and-excite."""
+        """Applies a block, the nonlinearity, and squeeze-and-excite."""
         return self.squeeze_excite(self.run_block_and_relu(spec, x, train), spec)
 
     def auxiliary_heads(self) -> dict[str, str]:

@@ -14,7 +14,7 @@ from repvgg_jax.runtime.compilation import barrier
 
 
 class ResidualReorg(Chain):
-    """The first and the last stage are chains of single blocks, those between of pairs.
+    """A first and a last stage of single blocks, and stages of residual pairs between them.
 
     A pair is relu(shortcut(x) + conv1(relu(conv0(x)))); its shortcut is x itself, or a 1x1 block
     where stride or width change. The shortcuts stay when the net is fused: it deploys as a residual

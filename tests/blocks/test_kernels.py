@@ -79,14 +79,14 @@ def test_the_border_of_a_diverse_branch_carries_no_gradient():
     def loss(bias):
         params = variables["params"]
         params = params | {"bn_chain_1x1": params["bn_chain_1x1"] | {"bias": bias}}
-        # Of one pixel, the kxk sees its centre and eight taps of border.
+        # Of one pixel, the kxk sees its center and eight taps of border.
         return block.apply(variables | {"params": params}, x).sum()
 
     bias = variables["params"]["bn_chain_1x1"]["bias"]
     kernel = variables["params"]["conv_chain_kxk"]["kernel"]
     stats, params = variables["batch_stats"]["bn_chain_kxk"], variables["params"]["bn_chain_kxk"]
     scale = params["scale"] / np.sqrt(stats["var"] + 1e-5)
-    expected = 3 * kernel[1, 1] @ scale  # the centre tap alone, of three images
+    expected = 3 * kernel[1, 1] @ scale  # the center tap alone, of three images
     np.testing.assert_allclose(jax.grad(loss)(bias), expected, rtol=1e-4, atol=1e-5)
 
 

@@ -88,13 +88,7 @@ FAULTS = {
     "sign of gamma lost": (branch_file, "fold_bn", faulty_fold(scale=jnp.abs), exact, (1,)),
     "variance not rooted": (branch_file, "fold_bn", faulty_fold(root=lambda v: v), exact, (1,)),
     "epsilon forgotten": (branch_file, "fold_bn", faulty_fold(epsilon=0.0), exact, (1,)),
-    "another epsilon": (
-        branch_file,
-        "fold_bn",
-        faulty_fold(epsilon=1e-3),
-        exact,
-        (1,),
-    ),
+    "another epsilon": (branch_file, "fold_bn", faulty_fold(epsilon=1e-3), exact, (1,)),
     "padding of the 1x1 to a corner": (branch_file, "add", misplaced_add, exact, (2,)),
     "padding SAME": (convolution, "symmetric_padding", same_padded, exact, (2,)),
     "group offset": (

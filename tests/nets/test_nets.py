@@ -17,10 +17,6 @@ from repvgg_jax.nets import abstract
 COUNTS = json.loads((Path(__file__).parents[1] / "data" / "counts.json").read_text())
 
 
-def shapes_of(net):
-    return abstract(net)
-
-
 def test_every_published_variant_has_a_name():
     assert set(COUNTS) == set(rj.list_models("repvgg_*"))
     assert rj.list_models("*b1g?") == ["repvgg_b1g2", "repvgg_b1g4"]
@@ -29,13 +25,11 @@ def test_every_published_variant_has_a_name():
 @pytest.mark.parametrize("name", COUNTS)
 def test_counts_are_exact(name):
     net, expected = rj.create(name), COUNTS[name]
-    train_form = shapes_of(net)
-    plain, fused = (
-        net.clone(block="fused"),
-        jax.eval_shape(lambda v: rj.fuse(net, v)[1], train_form),
-    )
+    train_form = abstract(net)
+    plain = net.clone(block="fused")
+    fused = jax.eval_shape(lambda v: rj.fuse(net, v)[1], train_form)
     assert jax.tree.map(lambda x: (x.shape, x.dtype), fused) == jax.tree.map(
-        lambda x: (x.shape, x.dtype), shapes_of(plain)
+        lambda x: (x.shape, x.dtype), abstract(plain)
     ), "the fused tree must be the plain net's own"
     found = {
         "params_train_form": count_parameters(train_form),
@@ -51,7 +45,7 @@ def test_counts_are_exact(name):
     ("name", "identities"), [("repvgg_a0", 17), ("repvgg_b1g4", 23), ("repvgg_d2se", 43)]
 )
 def test_identity_branch_stands_where_shapes_allow_it(name, identities):
-    params = shapes_of(rj.create(name))["params"]
+    params = abstract(rj.create(name))["params"]
     assert sum("bn_identity" in block for block in params.values()) == identities
 
 
@@ -77,7 +71,7 @@ def test_strides_are_fields():
 
 def test_compute_type_leaves_parameters_and_logits_wide():
     net = rj.create("repvgg_a0", dtype="bfloat16")
-    variables = shapes_of(net)
+    variables = abstract(net)
     assert {str(leaf.dtype) for leaf in jax.tree.leaves(variables)} == {"float32"}
     logits, state = jax.eval_shape(
         lambda v, x: net.apply(v, x, capture_intermediates=True, mutable="intermediates"),
@@ -152,4 +146,4 @@ def test_an_initializer_is_no_more_than_a_start():
 def test_a_wrong_request_names_the_right_one(overrides, says):
     with pytest.raises(rj.UsageError, match=says):
         net = rj.create(overrides.pop("name", "repvgg_a0"), **overrides)
-        shapes_of(net)
+        abstract(net)
