@@ -11,8 +11,6 @@ Exit codes of `main.py` and of the commands in `experiments`:
 | 130 | interrupted by a second Ctrl-C, before the current step was saved                        |
 """
 
-from __future__ import annotations
-
 import difflib
 import re
 from collections.abc import Callable, Collection, Iterator

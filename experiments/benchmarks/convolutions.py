@@ -8,8 +8,6 @@ the median ratio of XLA's time to its time in the same round: above 1 is faster.
 checked against XLA's result.
 """
 
-from __future__ import annotations
-
 import statistics
 from collections.abc import Callable
 from functools import partial

@@ -6,8 +6,6 @@ Takes the first 400 JPEGs of the class folders; needs `pip install -e '.[bench]'
 Times are processor time of one thread, medians of interleaved rounds.
 """
 
-from __future__ import annotations
-
 import io
 import statistics
 import time

@@ -8,8 +8,6 @@ during which other processes use the machine is measured again, until patience r
 machine that is never quiet, `taskset -c 0 ... --processor_time`.
 """
 
-from __future__ import annotations
-
 import importlib.util
 import os
 import statistics

@@ -8,8 +8,6 @@ take plain SGD steps on the same batch. Ratios are medians over interleaved roun
 load on the machine affects all alike.
 """
 
-from __future__ import annotations
-
 import os
 
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # leave memory for PyTorch

@@ -8,8 +8,6 @@ hours. A variant that cannot be fused is deployed in its train form. Writes
 `experiments/results/throughput.json`, which the report reads; nothing else should run meanwhile.
 """
 
-from __future__ import annotations
-
 import json
 import re
 import statistics

@@ -6,8 +6,6 @@ in any order give the same bytes. Files `SWEEP-PROTOCOL.md` and `all.md` in that
 remarks: paragraphs of text that both documents include.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The cost of variants, and the points of the scatter plots of accuracy against cost."""
 
-from __future__ import annotations
-
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Figures of the report as SVG; the same rows give the same bytes."""
 
-from __future__ import annotations
-
 import io
 import math
 import re

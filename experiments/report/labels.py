@@ -1,7 +1,5 @@
 """Labels beside the points of a scatter plot, placed without overlaps."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 

@@ -1,7 +1,5 @@
 """Statistics of rows: means, paired differences, and the order of variants beside a paper's."""
 
-from __future__ import annotations
-
 import json
 import math
 import re

@@ -1,7 +1,5 @@
 """A document of headings, paragraphs, tables and figures, as Markdown and as one HTML file."""
 
-from __future__ import annotations
-
 import html
 import re
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """Tables and sentences of the report on one group of runs, and on rows that are in no group."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 

@@ -4,8 +4,6 @@ The net's blocks must be RepVGG's, with all branches or some. Folding is that of
 branches of a layer sum to its fused kernel.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path

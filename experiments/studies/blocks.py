@@ -8,8 +8,6 @@ digits: the quickstart's training with the block, including the fused net.
 table: the table in docs/results/blocks.md, from docs/results/blocks.json. Default: all four.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import statistics

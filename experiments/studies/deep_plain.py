@@ -4,8 +4,6 @@ Trains the variants of configs/deep_plain.py as `main.py` does, measures how lon
 10,000 layers take to compile, and writes docs/results/deep_plain.md and its curves.
 """
 
-from __future__ import annotations
-
 import argparse
 import time
 from pathlib import Path

@@ -4,8 +4,6 @@ For each model at full size, with BatchNorm scales of both signs and statistics 
 the counts of both forms, the relative error of fusing, and the distance of the logits to PyTorch's.
 """
 
-from __future__ import annotations
-
 import argparse
 import gc
 import importlib.metadata

@@ -1,7 +1,5 @@
 """Pages of docs/results whose measured parts are written by scripts, and the text by hand."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Sequence
 from pathlib import Path

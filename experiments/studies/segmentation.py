@@ -8,8 +8,6 @@ section 3.2); the backbone keeps an output stride of 8 by dilation (arXiv 2101.0
 --fast dilates only the last five layers).
 """
 
-from __future__ import annotations
-
 import argparse
 from functools import partial
 from typing import Any

@@ -4,8 +4,6 @@ Published figures are ImageNet top-1 in percent, copied from the papers' tables.
 different here, so only the order of variants can be compared.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 from experiments.sweeps.spec import Overrides, PaperPair, Sweep

@@ -1,7 +1,5 @@
 """Estimates of what runs cost, from the measured times of finished runs."""
 
-from __future__ import annotations
-
 import math
 import re
 import statistics

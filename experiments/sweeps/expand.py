@@ -1,7 +1,5 @@
 """Expands a sweep's name to its runs, each a full config that is checked before anything starts."""
 
-from __future__ import annotations
-
 import ast
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence

@@ -1,7 +1,5 @@
 """Command lines whose errors are one line."""
 
-from __future__ import annotations
-
 import argparse
 import sys
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """A job: the command of one run of a sweep, and the exit codes by which it reports."""
 
-from __future__ import annotations
-
 import signal
 from dataclasses import dataclass
 

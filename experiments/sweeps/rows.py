@@ -1,7 +1,5 @@
 """Rows of results in `SWEEP.jsonl`, one for each finished run, written from any number of hosts."""
 
-from __future__ import annotations
-
 import fcntl
 import json
 import os

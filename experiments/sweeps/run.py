@@ -6,8 +6,6 @@ configs/default.py can be set for all runs: --config.train.epochs=1. `python -m 
 SWEEP` shows the progress. Exit codes are listed in `repvgg_jax.errors`.
 """
 
-from __future__ import annotations
-
 import argparse
 import sys
 from collections.abc import Sequence

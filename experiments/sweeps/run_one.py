@@ -7,8 +7,6 @@ python -m experiments.sweeps.run_one --sweep=branches --name=both --seed=0 \
 Exit codes are listed in `repvgg_jax.errors`.
 """
 
-from __future__ import annotations
-
 import subprocess
 import sys
 import traceback

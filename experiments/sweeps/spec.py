@@ -1,7 +1,5 @@
 """The definition of a sweep: variants of one config, and published figures of them."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple

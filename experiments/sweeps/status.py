@@ -5,8 +5,6 @@ and failed ones with the last line of their error. Takes the same --config field
 `experiments.run`, since they are part of a run's identity.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import sys

@@ -1,7 +1,5 @@
 """Workdirs of runs: the lock, the state of a run, and the error of a failed one."""
 
-from __future__ import annotations
-
 import errno
 import fcntl
 import json

@@ -1,7 +1,5 @@
 """Ahead-of-time compilation of the training step, for devices that are absent."""
 
-from __future__ import annotations
-
 import importlib.util
 import math
 import os

@@ -3,8 +3,6 @@
 Each makes uint8 batches by random resized crop, bilinear resizing, and a flip of half of them.
 """
 
-from __future__ import annotations
-
 import io
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass

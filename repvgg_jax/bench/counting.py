@@ -1,7 +1,5 @@
 """Counts of a net's parameters, multiply-adds, and multiplications under Winograd."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from functools import partial

@@ -1,7 +1,5 @@
 """Collectives of a compiled program, read from its optimized HLO."""
 
-from __future__ import annotations
-
 import math
 import re
 from collections import defaultdict

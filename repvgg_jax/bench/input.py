@@ -1,7 +1,5 @@
 """`--mode=bench_data`: throughput of the training pipeline, interleaved with baselines."""
 
-from __future__ import annotations
-
 import importlib.util
 import os
 import platform

@@ -1,7 +1,5 @@
 """`--mode=bench`: the costs of a model in its train form, as a plain net, and fused."""
 
-from __future__ import annotations
-
 import json
 import statistics
 import time

@@ -1,7 +1,5 @@
 """Timings for a noisy, shared machine: interleaved, and compared as ratios."""
 
-from __future__ import annotations
-
 import random
 import statistics
 import time

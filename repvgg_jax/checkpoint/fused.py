@@ -1,7 +1,5 @@
 """The fused pair of a run in its workdir: weights, and the certificate they must match."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Integrity of checkpoints: checksums, names and shapes of arrays, causes of read errors."""
 
-from __future__ import annotations
-
 import errno
 import hashlib
 import json

@@ -1,7 +1,5 @@
 """Loads a run's `(net, variables)` on any host: the train form or the fused one."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

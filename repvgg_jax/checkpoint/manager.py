@@ -4,8 +4,6 @@ The folder of a step holds three items: `variables` (params and batch_stats, all
 needs), `optimizer` (its state and the step) and `position` (seed and step of the data stream).
 """
 
-from __future__ import annotations
-
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress

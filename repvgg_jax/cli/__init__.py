@@ -1,7 +1,5 @@
 """The commands of main.py: `MODES` describes each, and one module runs it."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """Parsing of main.py's command line, with one-line errors in place of absl's."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 from typing import Any

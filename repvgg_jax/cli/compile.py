@@ -1,7 +1,5 @@
 """`--mode=compile`: the cost of a training step on devices that need not exist."""
 
-from __future__ import annotations
-
 import dataclasses
 import time
 from pathlib import Path

@@ -1,7 +1,5 @@
 """`--mode=eval`."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from ml_collections import ConfigDict

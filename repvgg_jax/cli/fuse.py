@@ -1,7 +1,5 @@
 """`--mode=fuse`."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,5 @@
 """`--mode=prepare`."""
 
-from __future__ import annotations
-
 from ml_collections import ConfigDict
 
 from repvgg_jax.data.prepare.prepare import describe_splits, find_prepared, prepare

@@ -1,7 +1,5 @@
 """`--mode=import` and `--mode=to_torch`: runs from PyTorch weights, and PyTorch weights of runs."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from ml_collections import ConfigDict

@@ -1,7 +1,5 @@
 """`--mode=train`: trains, evaluates, fuses, verifies and reports."""
 
-from __future__ import annotations
-
 import json
 import time
 from functools import partial

@@ -1,7 +1,5 @@
 """Resolves a config into the values that the library takes: `build(config) -> Experiment`."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from typing import Any

@@ -1,7 +1,5 @@
 """Bounds of the config fields, and which of them make two configs the same run."""
 
-from __future__ import annotations
-
 import difflib
 import hashlib
 import json

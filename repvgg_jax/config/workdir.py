@@ -1,7 +1,5 @@
 """The workdir of a run: created, checked and read back."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Pixel normalization: its constants, and uint8 images as a network takes them."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import jax.numpy as jnp

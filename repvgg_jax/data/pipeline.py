@@ -1,7 +1,5 @@
 """Batches as a pure function of (seed, step), split over hosts and prefetched by threads."""
 
-from __future__ import annotations
-
 import itertools
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator

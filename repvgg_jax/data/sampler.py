@@ -3,8 +3,6 @@
 It does not depend on hosts, workers or batches, so any layout of them reads the same stream.
 """
 
-from __future__ import annotations
-
 from functools import lru_cache
 
 import numpy as np

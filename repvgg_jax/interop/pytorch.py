@@ -1,7 +1,5 @@
 """Import and export of PyTorch weights: official and timm's names, both forms, strict."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Files of PyTorch weights, and the checkpoints that RepVGG's authors released."""
 
-from __future__ import annotations
-
 import importlib
 import re
 from collections.abc import Mapping

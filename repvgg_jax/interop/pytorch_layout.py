@@ -4,8 +4,6 @@
 Import and export both read that list, so that they are inverse to each other.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import NamedTuple
 

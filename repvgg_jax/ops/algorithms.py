@@ -5,8 +5,6 @@ fastest ones for a shape, as measured on a CPU (docs/notes/speed_convolutions.md
 XLA's own convolution is the one to use.
 """
 
-from __future__ import annotations
-
 from functools import partial
 from typing import Any, NamedTuple
 

@@ -5,8 +5,6 @@ height, width, channels], and a statistic is taken over one group. Statistics an
 or wider whatever the type of the images.
 """
 
-from __future__ import annotations
-
 from functools import partial
 from typing import Any
 

@@ -17,8 +17,6 @@ n is the group of images, p the pixel, g the group of the convolution, and withi
 input channels and o the output channel.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from functools import partial
 from typing import Any, NamedTuple

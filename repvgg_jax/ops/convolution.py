@@ -1,7 +1,5 @@
 """Convolution of images, the choice of the algorithm that computes it, and ReLU."""
 
-from __future__ import annotations
-
 from functools import partial
 from typing import Any
 

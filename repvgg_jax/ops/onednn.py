@@ -6,8 +6,6 @@ gradient (docs/notes/speed.md). The extra `cpu` installs the library. The calls 
 ~/.cache/repvgg_jax.
 """
 
-from __future__ import annotations
-
 import ctypes
 import hashlib
 import importlib.metadata

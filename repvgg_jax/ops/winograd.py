@@ -13,8 +13,6 @@ end. Sides that are not a multiple of m are padded and cropped. Lavin & Gray, ar
 section 4.
 """
 
-from __future__ import annotations
-
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax

@@ -1,7 +1,5 @@
 """The exponential moving average of parameters and BatchNorm statistics, as one pair."""
 
-from __future__ import annotations
-
 import jax
 from jax import Array
 

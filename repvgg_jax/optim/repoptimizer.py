@@ -7,8 +7,6 @@ at the center tap of the channel's own input. The scales come from a short train
 with s, t and u as parameters (the paper's hyper-search).
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

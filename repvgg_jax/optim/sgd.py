@@ -1,7 +1,5 @@
 """The paper's optimizer: SGD with momentum, a cosine schedule, and rules by parameter name."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any

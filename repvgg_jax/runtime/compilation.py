@@ -1,7 +1,5 @@
 """Compilation: the program cache on disk, the optimization barrier, and compile times."""
 
-from __future__ import annotations
-
 import os
 import tempfile
 import time

@@ -8,8 +8,6 @@ calls the layers between the function that knows the target and the operations t
 keep its own values for the backward pass.
 """
 
-from __future__ import annotations
-
 import ctypes
 import re
 from collections.abc import Iterator, Mapping, Sequence

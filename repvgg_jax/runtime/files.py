@@ -1,7 +1,5 @@
 """Atomic writes of text and JSON files: a reader sees the old file or the new one."""
 
-from __future__ import annotations
-
 import json
 import os
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The device mesh, and how arrays are laid out on it."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 

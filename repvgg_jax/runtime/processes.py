@@ -1,7 +1,5 @@
 """Runs of several processes, and process settings that must precede JAX's backend."""
 
-from __future__ import annotations
-
 import os
 import re
 import sys

@@ -1,7 +1,5 @@
 """Training curves of a run: loss and accuracy against the step."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any

@@ -1,7 +1,5 @@
 """Evaluation: top-1, top-5 and loss, with every example counted once on any number of devices."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cache

@@ -1,7 +1,5 @@
 """The training loop: steps, metrics, evaluations, checkpoints, and stopping in between."""
 
-from __future__ import annotations
-
 import math
 import time
 from dataclasses import dataclass, field

@@ -1,7 +1,5 @@
 """Reads the metrics of a run, `metrics.jsonl`."""
 
-from __future__ import annotations
-
 import json
 import os
 from pathlib import Path

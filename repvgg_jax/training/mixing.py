@@ -1,7 +1,5 @@
 """Mixup and CutMix of a batch, on the device."""
 
-from __future__ import annotations
-
 import jax.numpy as jnp
 from jax import Array, random
 

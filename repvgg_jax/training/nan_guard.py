@@ -1,7 +1,5 @@
 """Reads metrics without making the device wait, and ends a run whose loss is not finite."""
 
-from __future__ import annotations
-
 import math
 from typing import NoReturn
 

@@ -1,7 +1,5 @@
 """Prefetching of batches to the devices."""
 
-from __future__ import annotations
-
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping

@@ -1,7 +1,5 @@
 """The training step: a pure function of a state and a batch."""
 
-from __future__ import annotations
-
 from functools import partial
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Training: from an experiment to its last state, across checkpoints, faults and signals."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import NamedTuple
 

@@ -1,7 +1,5 @@
 """Starting points other than fresh weights: another run, a fused net, a RepOptimizer search."""
 
-from __future__ import annotations
-
 import dataclasses
 from typing import Any
 

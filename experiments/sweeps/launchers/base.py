@@ -1,7 +1,5 @@
 """Options of launchers, and the launcher of a name, which is imported only when it is used."""
 
-from __future__ import annotations
-
 import argparse
 import importlib
 import os

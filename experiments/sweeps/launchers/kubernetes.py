@@ -4,8 +4,6 @@ It writes manifests and submits none. Use `kubectl create -f`, which leaves exis
 `kubectl apply` would suspend those that run.
 """
 
-from __future__ import annotations
-
 import math
 import os
 import re

@@ -1,7 +1,5 @@
 """The launcher `local`: processes on this machine, one for each device."""
 
-from __future__ import annotations
-
 import os
 import signal
 import subprocess

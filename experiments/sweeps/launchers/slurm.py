@@ -1,7 +1,5 @@
 """The launcher `slurm`: one array job through submitit, requeued whenever it is preempted."""
 
-from __future__ import annotations
-
 import os
 import signal
 import subprocess

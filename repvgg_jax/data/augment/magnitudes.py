@@ -9,8 +9,6 @@
 RAUG15's posterize and solarize do less at a higher magnitude, and its enhancements least at 5.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple

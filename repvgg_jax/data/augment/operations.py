@@ -5,8 +5,6 @@ torchvision. Pixels that a geometric operation leaves empty become gray (128, 12
 AutoAugment's released code.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 _GRAY = (128, 128, 128)

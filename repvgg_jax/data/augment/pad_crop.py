@@ -1,7 +1,5 @@
 """Padding, random crop and flip of a batch of small images, without a loop over images."""
 
-from __future__ import annotations
-
 import numpy as np
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)

@@ -1,7 +1,5 @@
 """Augmentation policies: AutoAugment, RandAugment and RepVGGplus' preset `raug15`."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Random rectangles: the part of an image that training crops, and random erasing."""
 
-from __future__ import annotations
-
 import math
 
 import numpy as np

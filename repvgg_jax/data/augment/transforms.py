@@ -11,8 +11,6 @@ shorter side to `image_size` and crops the center, unless the image has that siz
 are normalized on the device (`data/images.py`).
 """
 
-from __future__ import annotations
-
 import dataclasses
 
 import numpy as np

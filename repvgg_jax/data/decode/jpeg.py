@@ -1,7 +1,5 @@
 """JPEG decoding at a reduced scale, and only down to a row, by libjpeg-turbo (simplejpeg)."""
 
-from __future__ import annotations
-
 import numpy as np
 
 # The end marker, which a truncated JPEG lacks.

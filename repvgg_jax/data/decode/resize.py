@@ -1,7 +1,5 @@
 """Bilinear, antialiased resizing as in Pillow, computed with vector instructions."""
 
-from __future__ import annotations
-
 import numpy as np
 
 

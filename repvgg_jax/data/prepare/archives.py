@@ -1,7 +1,5 @@
 """Archives of published data sets: located or downloaded, and verified by their checksums."""
 
-from __future__ import annotations
-
 import hashlib
 import http.client
 import os

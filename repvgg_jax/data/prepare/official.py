@@ -5,8 +5,6 @@ the archives. JPEGs keep their bytes, including ImageNet's 22 in CMYK and its PN
 the stock builder converts. CIFAR's pixels become PNGs, as in the stock builder.
 """
 
-from __future__ import annotations
-
 import io
 import re
 import tarfile

@@ -5,8 +5,6 @@ metadata, and array_record writes the records in the order of the archives. They
 since readers shuffle all images of a split.
 """
 
-from __future__ import annotations
-
 import difflib
 import errno
 import os

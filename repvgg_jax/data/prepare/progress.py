@@ -1,7 +1,5 @@
 """Progress of long work on files: a bar on a terminal, or else a line every ten seconds."""
 
-from __future__ import annotations
-
 import sys
 import time
 from collections.abc import Callable, Iterator

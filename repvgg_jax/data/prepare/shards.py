@@ -1,7 +1,5 @@
 """A data set that is being written: finished shards are kept if the process dies."""
 
-from __future__ import annotations
-
 import fcntl
 import json
 import os

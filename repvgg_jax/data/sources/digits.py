@@ -1,7 +1,5 @@
 """Handwritten digits that are bundled with scikit-learn: real images without a download."""
 
-from __future__ import annotations
-
 import numpy as np
 
 from repvgg_jax.data.sources.base import ArraySource

@@ -1,7 +1,5 @@
 """Class folders of image files: `<data_dir>/<split>/<class>/*.jpg`, or without splits."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Sequence
 

@@ -1,7 +1,5 @@
 """`load_source` opens a data set by the two config values `data.source` and `data.name`."""
 
-from __future__ import annotations
-
 import os
 from concurrent.futures import ThreadPoolExecutor
 

@@ -1,7 +1,5 @@
 """Data sets in TensorFlow Datasets' array_record format, read without TensorFlow."""
 
-from __future__ import annotations
-
 import json
 import os
 import re
