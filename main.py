@@ -5,8 +5,8 @@ import sys
 from absl import flags, logging
 from ml_collections import config_flags
 
-from repvgg_jax.cli import MODES
 from repvgg_jax.cli.arguments import help_text, mode_arguments, parse
+from repvgg_jax.cli.modes import MODES
 from repvgg_jax.errors import RunError, Stopped
 from repvgg_jax.runtime.processes import join_processes, leaving_at_once, prepare_process
 

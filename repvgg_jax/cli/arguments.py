@@ -7,7 +7,7 @@ from typing import Any
 from absl import flags
 from ml_collections import config_flags
 
-from repvgg_jax.cli import MODES, RUN_WORKDIR, Mode
+from repvgg_jax.cli.modes import MODES, RUN_WORKDIR, Mode
 from repvgg_jax.config.fields import unknown_field
 from repvgg_jax.errors import UsageError
 

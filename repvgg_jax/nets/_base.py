@@ -1,9 +1,7 @@
 """The base class of all architectures, and the description of a block in a net."""
 
-from __future__ import annotations
-
 import re
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
@@ -51,7 +49,7 @@ class BlockSpec(NamedTuple):
     role: str = ""
     se_hidden: int = 0
 
-    def part(self, role: str, **changes: Any) -> BlockSpec:
+    def part(self, role: str, **changes: Any) -> Self:
         """Returns the spec of `<name>_<role>`, with the changed fields."""
         return self._replace(name=f"{self.name}_{role}", role=role, **changes)
 
@@ -110,7 +108,7 @@ class Net(nn.Module):
         """Returns block name -> name of the classifier that only training has after that block."""
         return {}
 
-    def without_auxiliary_heads(self) -> Net:
+    def without_auxiliary_heads(self) -> Self:
         """Returns the net without the classifiers that only training has."""
         return self
 
@@ -129,7 +127,7 @@ class Net(nn.Module):
         return block_class(self.block).fusable
 
     @nn.nowrap
-    def clone(self, **updates: Any) -> Net:
+    def clone(self, **updates: Any) -> Self:
         """Returns a copy with some fields replaced; another `block` drops the block's options."""
         if updates.get("block", self.block) != self.block:
             updates = {"block_options": ()} | updates

@@ -1,10 +1,8 @@
 """The variables of a net: fresh, abstract, randomized or averaged, and checks of their names."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Self
 from zlib import crc32
 
 import jax
@@ -31,7 +29,7 @@ class Averaged(dict):
         return [(jax.tree_util.DictKey(name), self[name]) for name in names], names
 
     @classmethod
-    def tree_unflatten(cls, names: tuple[str, ...], children: Iterable[Any]) -> Averaged:
+    def tree_unflatten(cls, names: tuple[str, ...], children: Iterable[Any]) -> Self:
         """Returns the collection of these children."""
         return cls(zip(names, children, strict=True))
 

@@ -1,8 +1,7 @@
 """RepVGG and its variants (arXiv 2101.03697, Table 2); its net takes every block."""
 
-from __future__ import annotations
-
 from functools import partial
+from typing import Self
 
 import jax.numpy as jnp
 from flax import linen as nn
@@ -159,7 +158,7 @@ class RepVGGPlus(RepVGG):
             if train:
                 self.sow(AUXILIARY, f"{head}_logits", logits)
 
-    def without_auxiliary_heads(self) -> RepVGGPlus:
+    def without_auxiliary_heads(self) -> Self:
         """Returns the net without the classifiers that only training has."""
         return self.clone(auxiliary=False)
 

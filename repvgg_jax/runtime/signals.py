@@ -1,12 +1,10 @@
 """Stopping on signals and at a deadline, after the same step in all processes of a run."""
 
-from __future__ import annotations
-
 import signal
 import threading
 import time
 from types import FrameType
-from typing import Any
+from typing import Any, Self
 
 import jax
 import numpy as np
@@ -42,7 +40,7 @@ class Stopping:
         self._former: dict[int, Any] = {}
         self._vote: Any = None  # of the last call: nonzero if some process wants to stop
 
-    def __enter__(self) -> Stopping:
+    def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
             for number in _SIGNALS:
                 if signal.getsignal(number) is not signal.SIG_IGN:

@@ -1,7 +1,5 @@
 """Shows and records the metrics of a run: progress, `metrics.jsonl`, TensorBoard and curves."""
 
-from __future__ import annotations
-
 import json
 import math
 import os
@@ -9,7 +7,7 @@ import sys
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, Self, TextIO
 
 from absl import logging
 
@@ -150,7 +148,7 @@ class Monitor:
         if rows := read_metrics(self._workdir / METRICS_FILE):
             draw_curves(rows, self._workdir / "curves.png")
 
-    def __enter__(self) -> Monitor:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exception: object) -> None:

@@ -1,10 +1,8 @@
 """The training state: created sharded on a mesh, fresh or from given weights."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from functools import partial
-from typing import Any
+from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
@@ -51,7 +49,7 @@ class TrainState(struct.PyTreeNode):
         state = {"step": self.step, "opt_state": self.opt_state}
         return state | ({"trained": self.train_variables} if self.ema else {})
 
-    def restored(self, variables: Any, optimizer_state: Mapping[str, Any]) -> TrainState:
+    def restored(self, variables: Any, optimizer_state: Mapping[str, Any]) -> Self:
         """Returns the state whose `eval_variables` and `optimizer_state` were saved."""
         trained = {"batch_stats": {}} | optimizer_state.get("trained", variables)
         return self.replace(
@@ -61,7 +59,7 @@ class TrainState(struct.PyTreeNode):
             ema=as_average(variables) if self.ema else None,
         )
 
-    def starting_from(self, variables: Mapping[str, Any]) -> TrainState:
+    def starting_from(self, variables: Mapping[str, Any]) -> Self:
         """Returns the state with other variables, laid out like its own, the average included."""
         trained = {"batch_stats": {}} | variables
         trained = jax.tree.map(

@@ -5,8 +5,7 @@ from pathlib import Path
 import pytest
 
 import main
-from repvgg_jax import cli
-from repvgg_jax.cli import arguments
+from repvgg_jax.cli import arguments, modes
 from repvgg_jax.errors import RunError, Stopped, UsageError
 
 QUICK = ("--config", "configs/quickstart.py")
@@ -61,21 +60,21 @@ def test_a_wrong_workdir_is_reported_before_data_are_opened(tmp_path, capsys):
     assert "is not empty and is not a repvgg_jax run" in failing(capsys, *arguments)
 
 
-@pytest.mark.parametrize("name", cli.MODES)
+@pytest.mark.parametrize("name", modes.MODES)
 def test_a_missing_flag_is_named_with_an_example(name, capsys):
     message = failing(capsys, f"--mode={name}")
-    mode = cli.MODES[name]
+    mode = modes.MODES[name]
     assert f"--mode={name} needs --{mode.needs[0]}" in message
     assert message.endswith(f"example: python main.py --mode={name} {mode.example}\n")
 
 
-@pytest.mark.parametrize("name", cli.MODES)
+@pytest.mark.parametrize("name", modes.MODES)
 def test_every_example_has_what_its_mode_needs(name):
-    argv = ["main.py", f"--mode={name}", *cli.MODES[name].example.split()]
+    argv = ["main.py", f"--mode={name}", *modes.MODES[name].example.split()]
     values = main.define_flags(argv)
     arguments.parse(values, argv)
     given = arguments.mode_arguments(name, values)
-    assert given.keys() == {*cli.MODES[name].needs, *cli.MODES[name].takes}
+    assert given.keys() == {*modes.MODES[name].needs, *modes.MODES[name].takes}
 
 
 @pytest.mark.parametrize(
@@ -111,7 +110,7 @@ def test_exit_codes(raised, code, expected, monkeypatch, capsys):
     def run(config, workdir):
         raise raised
 
-    monkeypatch.setitem(cli.MODES, "train", cli.Mode(run, "", "", takes=("workdir",)))
+    monkeypatch.setitem(modes.MODES, "train", modes.Mode(run, "", "", takes=("workdir",)))
     assert main.main(["main.py", *QUICK]) == code
     assert capsys.readouterr().err.startswith(expected)
 
@@ -121,7 +120,7 @@ def test_help_fits_a_screen_and_lists_every_mode(capsys):
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) <= 40
     assert max(map(len, lines)) <= 100
-    for name, mode in cli.MODES.items():
+    for name, mode in modes.MODES.items():
         assert any(line.split() == [f"--mode={name}", *mode.example.split()] for line in lines)
 
 

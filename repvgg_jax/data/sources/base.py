@@ -1,10 +1,8 @@
 """The two kinds of data source: encoded examples that are read on demand, and arrays in memory."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import numpy as np
 from absl import logging
@@ -57,7 +55,7 @@ class ArraySource:
     def __getitem__(self, index: int) -> Example:
         return Example(self.images[index], int(self.labels[index]))
 
-    def select(self, indices: Sequence[int]) -> ArraySource:
+    def select(self, indices: Sequence[int]) -> Self:
         """Returns the source of the examples at these indices."""
         images, labels = self.images[list(indices)], self.labels[list(indices)]
         return dataclasses.replace(self, images=images, labels=labels)
@@ -102,7 +100,7 @@ class EncodedSource:
         """
         return self._decode(self.read([index])[0], LazyImage.rgb)
 
-    def select(self, indices: Sequence[int]) -> EncodedSource:
+    def select(self, indices: Sequence[int]) -> Self:
         """Returns the source of the examples at these indices."""
 
         def read(chosen: Sequence[int]) -> list[Record]:

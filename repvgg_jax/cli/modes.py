@@ -1,0 +1,106 @@
+"""The modes of main.py: `MODES` describes each and names the function that runs it."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from repvgg_jax.bench.input import run_bench_data
+from repvgg_jax.bench.models import run_bench
+from repvgg_jax.cli.compile import run_compile
+from repvgg_jax.cli.evaluate import run_eval
+from repvgg_jax.cli.fuse import run_fuse
+from repvgg_jax.cli.prepare import run_prepare
+from repvgg_jax.cli.pytorch import run_import, run_to_torch
+from repvgg_jax.cli.train import run_train
+
+RUN_WORKDIR = "runs/<config>"
+
+
+@dataclass(frozen=True)
+class Mode:
+    """A command of main.py.
+
+    Attributes:
+      run: function that is called with the flags in `needs` and `takes` by name.
+      help: short description of the command.
+      example: arguments of main.py, without `--mode`.
+      needs: flags that must be given.
+      takes: flags that may be given.
+      workdir: default of `--workdir`; `RUN_WORKDIR` stands for a folder named after the config.
+      keeps_programs: False for commands that measure the compiler, or do not use it, and so do not
+        use the compilation cache.
+      resumes_from: what the command resumes from after an interrupt.
+    """
+
+    run: Callable[..., None]
+    help: str
+    example: str
+    needs: tuple[str, ...] = ("config",)
+    takes: tuple[str, ...] = ("workdir",)
+    workdir: str | None = RUN_WORKDIR
+    keeps_programs: bool = True
+    resumes_from: str = "last checkpoint"
+
+
+MODES = {
+    "train": Mode(
+        run_train,
+        "train, evaluate, fuse, verify and report; resumes if interrupted",
+        "--config configs/quickstart.py --workdir runs/quickstart",
+    ),
+    "eval": Mode(
+        run_eval,
+        "evaluate the latest checkpoint and the fused weights of a run",
+        "--workdir runs/quickstart",
+        needs=("workdir",),
+        takes=("config",),
+    ),
+    "fuse": Mode(
+        run_fuse,
+        "fuse the latest checkpoint of a run and verify the result",
+        "--workdir runs/quickstart",
+        needs=("workdir",),
+        takes=("config",),
+    ),
+    "prepare": Mode(
+        run_prepare,
+        "download a data set, or read its archives, and write it for training",
+        "--config configs/cifar10.py",
+        takes=(),
+        keeps_programs=False,
+        resumes_from="last finished file",
+    ),
+    "import": Mode(
+        run_import,
+        "start a run from PyTorch weights (.pth or .safetensors)",
+        "--config configs/a0.py --weights RepVGG-A0-train.pth",
+        needs=("config", "weights"),
+    ),
+    "to_torch": Mode(
+        run_to_torch,
+        "write the weights of a run for PyTorch (.pth or .safetensors)",
+        "--workdir runs/a0 --weights a0.pth --layout timm",
+        needs=("workdir", "weights"),
+        takes=("layout", "fused"),
+    ),
+    "compile": Mode(
+        run_compile,
+        "compile a training step for absent devices; print memory and FLOPs",
+        "--config configs/b1.py --topology v5e:4x4",
+        needs=("config", "topology"),
+        workdir=None,
+        keeps_programs=False,
+    ),
+    "bench": Mode(
+        run_bench,
+        "time the train form, the plain net and the fused net",
+        "--config configs/b1.py --config.model.dtype=bfloat16",
+        workdir="runs/bench",
+        keeps_programs=False,
+    ),
+    "bench_data": Mode(
+        run_bench_data,
+        "time the input pipeline beside tf.data and PyTorch",
+        "--config configs/a0.py --config.data.source=folder",
+        workdir=None,
+    ),
+}
