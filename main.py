@@ -19,7 +19,7 @@ def define_flags(argv: list[str]) -> flags.FlagValues:
     flags.DEFINE_enum("mode", "train", list(MODES), "command to run", **here)
     flags.DEFINE_string("workdir", None, "folder of the run; runs/<config> by default", **here)
     flags.DEFINE_string("weights", None, "file that import reads and to_torch writes", **here)
-    flags.DEFINE_enum("layout", "official", ["official", "timm"], "names to_torch writes", **here)
+    flags.DEFINE_enum("layout", "official", ["official", "timm"], "to_torch: weight names", **here)
     flags.DEFINE_bool("fused", False, "to_torch: write the fused weights", **here)
     flags.DEFINE_string("topology", None, "compile: devices, such as v5e:4x4 or cpu:8", **here)
     flags.DEFINE_string("coordinator", None, "host:port of process 0, if there are several", **here)

@@ -29,13 +29,13 @@ from repvgg_jax.runtime.devices import keep_freed_memory
 
 NET = flags.DEFINE_string("net", "repvgg_a0", "name of a net that is a chain of blocks")
 BATCHES = flags.DEFINE_list("batches", ["1", "16"], "images per call")
-PAIRS = flags.DEFINE_integer("pairs", 15, "measured pairs")
-ALGORITHM = flags.DEFINE_string("conv_algorithm", "auto", "value of the config field")
+PAIRS = flags.DEFINE_integer("pairs", 15, "number of measured pairs")
+ALGORITHM = flags.DEFINE_string("conv_algorithm", "auto", "value of model.conv_algorithm")
 CONSTANT = flags.DEFINE_bool("constant", False, "compile our weights as constants")
 PATIENCE = flags.DEFINE_float(
     "patience", 120, "seconds to wait for a quiet machine, for each batch size"
 )
-PROCESSOR = flags.DEFINE_bool("processor_time", False, "measure processor time, of one core")
+PROCESSOR = flags.DEFINE_bool("processor_time", False, "measure processor time on one core")
 KEEP = flags.DEFINE_bool("keep_freed_memory", False, "keep freed memory in the process")
 TRAIN_FORM = flags.DEFINE_bool("train_form", False, "run our train form, in evaluation mode")
 TURN = 0.15  # seconds of a turn at least, since the system counts in hundredths
@@ -138,7 +138,7 @@ def compare(batch: int) -> None:
     theirs = lambda: session.run(None, {"images": nchw})[0]  # noqa: E731
     expected, got = theirs(), ours()
     if not (error := np.abs(got - expected).max() / np.abs(expected).max()) < 1e-4:
-        sys.exit(f"the nets differ: relative error {error:.1e} of the logits")
+        sys.exit(f"the nets differ: the relative error of the logits is {error:.1e}")
     pairs, quiet = quiet_pairs(ours, theirs)
     low, ratio, high = statistics.quantiles([a / b for a, b in pairs], n=4)
     a, b = (1e3 * statistics.median(side) for side in zip(*pairs, strict=True))

@@ -174,7 +174,7 @@ def _measure_protocol(arguments: Sequence[str]) -> None:
         default="cifar10_short",
         help="protocol whose nets are measured",
     )
-    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the rows")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of result rows")
     options = parser.parse_args(arguments)
     path = options.results / FILE
     recorded = {
@@ -187,8 +187,8 @@ def _measure_protocol(arguments: Sequence[str]) -> None:
     sweeps = [sweep for sweep in SWEEPS if sweep in recorded]
     if not sweeps:
         raise UsageError(
-            f"no rows of {options.protocol}'s own nets in {options.results}/*.jsonl; run a sweep "
-            "first, without fields that change its nets"
+            f"no rows of {options.protocol} with unchanged nets in {options.results}/*.jsonl; "
+            "first run a sweep without --config fields that change its nets"
         )
     runs = [run for sweep in sweeps for run in expand(sweep, options.protocol, seeds=[0])]
     others = [r for r in read_records(options.results) if r["protocol"] != options.protocol]

@@ -195,7 +195,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     def command() -> None:
         parser = Parser(__doc__)
-        parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the rows")
+        parser.add_argument("--results", type=Path, default=RESULTS, help="folder of result rows")
         parser.add_argument("--out", type=Path, help="folder of the report; --results by default")
         options = parser.parse_args(arguments)
         for path in write_report(options.results, options.out or options.results):

@@ -43,7 +43,7 @@ def throughput_setup(group: Group, task: str) -> str | None:
 
 
 def throughput_note(group: Group) -> str:
-    """Returns a paragraph on figures that are not measured in the runs; empty if there are none."""
+    """Returns a paragraph on figures measured outside the runs; empty if there are none."""
     found = sorted({row["throughput"]["by"] for row in group.rows if row.get("throughput")})
     if not found:
         return ""
@@ -79,7 +79,7 @@ def step_times(group: Group) -> tuple[dict[str, float], str]:
 
 
 def fused_costs(group: Group) -> tuple[dict[str, float], str]:
-    """Returns variant -> cost of the deployed form, and its name: throughput, or else MACs."""
+    """Returns variant -> cost as deployed, and the label of that cost: throughput, or else MACs."""
     if how := throughput_setup(group, "deployed"):
         rates = largest(group, "throughput", "deployed", "images_per_second")
         return rates, f"{_THROUGHPUT} ({how})"
@@ -138,7 +138,7 @@ def common_scatter(groups: Sequence[Group]) -> Scatter | None:
 
 
 def _label_frontier(points: Sequence[Point], sign: int) -> list[Point]:
-    """Labels the points that no other point matches in both accuracy and cost."""
+    """Labels the points that no other point equals or beats in both accuracy and cost."""
     labelled = []
     for point in points:
         dominated = any(

@@ -17,7 +17,7 @@ Row = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Sample:
-    """A figure of several seeds: seed -> value."""
+    """One figure, measured with several seeds: seed -> value."""
 
     values: dict[int, float]
 
@@ -53,8 +53,8 @@ class Group:
     Attributes:
       sweep: name of the sweep.
       protocol: name of the protocol.
-      shared: fields that all runs have beside their variants' own, given on the command line.
-      runs: variant, in the sweep's order, -> seed -> row; variants without runs are included.
+      shared: config fields given on the command line, which all runs have besides their variant's.
+      runs: variant -> seed -> row, in the sweep's order; includes variants without runs.
       older: number of rows left out because the same variant and seed was run again.
     """
 
@@ -195,7 +195,7 @@ def compare_order(group: Group, published: Mapping[str, float]) -> Ordering:
 
 
 def present_values(rows: Sequence[Row], *path: str) -> list[Any]:
-    """Returns a nested value of the rows that have it: `present_values(rows, "macs", "fused")`."""
+    """Returns a nested value from each row that has it: `present_values(rows, "macs", "fused")`."""
     values = []
     for row in rows:
         value: Any = row

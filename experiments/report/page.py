@@ -87,7 +87,7 @@ def _html(block: Block) -> str:
 
 
 def _row(tag: str, cells: Sequence[str], first_figure: int) -> str:
-    """Returns a table row; the cells from `first_figure` on have the class of figures."""
+    """Returns a table row; cells from index `first_figure` on get the CSS class of figures."""
     marks = [' class="f"' if i >= first_figure else "" for i in range(len(cells))]
     cells = [f"<{tag}{mark}>{_inline(t)}</{tag}>" for mark, t in zip(marks, cells, strict=True)]
     return f"<tr>{''.join(cells)}</tr>"

@@ -54,7 +54,7 @@ def branches_of(net: nn.Module, variables: Variables) -> dict[str, list[str]]:
     found = {}
     for name, block in net.blocks().items():
         if type(block) not in (RepVGGBlock, PlainBlock):
-            raise UsageError(f"{name} is a {type(block).__name__}; this is for RepVGG's own block")
+            raise UsageError(f"{name} is a {type(block).__name__}; only RepVGGBlock is supported")
         params = variables["params"][name]
         found[name] = [b for b in ("1x1", "kxk", "identity") if f"bn_{b}" in params]
     return found

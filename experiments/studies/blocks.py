@@ -107,7 +107,7 @@ def cost(name: str, repeats: int = 5) -> dict[str, Any]:
 
 
 def digits(name: str) -> dict[str, Any]:
-    """Returns top-1 and fusion report of the quickstart's run with the block."""
+    """Trains the quickstart with the block; returns its top-1 and fusion report."""
     config = quickstart.get_config()
     config.model.block = name
     with tempfile.TemporaryDirectory() as folder:

@@ -94,7 +94,7 @@ def mean_iou(masks: np.ndarray, predictions: np.ndarray) -> float:
 
 
 def run(steps: int = 400, fast: bool = False, size: int = 48, batch: int = 16) -> dict[str, float]:
-    """Trains, fuses the backbone, and returns mIoU of both forms and their agreement in pixels."""
+    """Trains, fuses the backbone, and returns both forms' mIoU and their pixel agreement."""
     net = rj.create(
         "repvgg_a0",
         num_classes=1,

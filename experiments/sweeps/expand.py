@@ -220,7 +220,7 @@ def _check_optimizer(config: ConfigDict) -> None:
 
 
 def _check_sources(config: ConfigDict) -> None:
-    """Raises UsageError if a run whose weights the config starts from does not exist."""
+    """Raises UsageError if the run that provides the initial weights does not exist."""
     for workdir in (config.init_from, config.optim.repoptimizer_from):
         if workdir is not None:
             read_config(Path(workdir))

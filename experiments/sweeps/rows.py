@@ -72,7 +72,7 @@ def read_rows(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
         except ValueError:
             if line[: len(_START)] == _START[: len(line)]:  # an incomplete row
                 continue
-            raise UsageError(f"{where}: not a row; fix or delete that line") from None
+            raise UsageError(f"{where}: not a JSON row; fix or delete that line") from None
         version = row.get("version") if isinstance(row, dict) else None
         if version != VERSION:
             raise UsageError(
@@ -80,7 +80,7 @@ def read_rows(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
                 "file away, or use the code that wrote it"
             )
         if missing := [name for name in _REQUIRED if name not in row]:
-            raise UsageError(f"{where}: no {', '.join(missing)}; fix or delete that line")
+            raise UsageError(f"{where}: missing {', '.join(missing)}; fix or delete that line")
         key = row_key(row)
         rows.pop(key, None)  # a later row also takes the later position
         rows[key] = row

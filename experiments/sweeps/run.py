@@ -79,7 +79,7 @@ def sweep_parser(description: str | None) -> Parser:
         "--only", type=_names, default=(), help="variants, comma-separated (default: all)"
     )
     parser.add_argument(
-        "--results", type=Path, default=RESULTS, help=f"folder of the rows (default: {RESULTS})"
+        "--results", type=Path, default=RESULTS, help=f"folder of result rows (default: {RESULTS})"
     )
     parser.add_argument(
         "--workdirs", type=Path, default=WORKDIRS, help=f"folder of workdirs (default: {WORKDIRS})"
@@ -107,7 +107,7 @@ def _integers(text: str) -> tuple[int, ...]:
 def _names(text: str) -> tuple[str, ...]:
     names = tuple(text.split(","))
     if not all(names):
-        raise argparse.ArgumentTypeError(f"{text!r}: must be comma-separated, such as none,both")
+        raise argparse.ArgumentTypeError(f"{text!r}: must be comma-separated names: none,both")
     return names
 
 
@@ -148,7 +148,7 @@ def steps_of_runs(runs: Sequence[Run], elsewhere: bool) -> dict[str, int]:
 
 
 def table(runs: Sequence[Run], states: Sequence[str], costs: Sequence[RemainingCost | None]) -> str:
-    """Returns a line for each run, and the cost of those that are to run."""
+    """Returns a line for each run, and the total cost of those still to run."""
     width = max(len(run.job_name) for run in runs)
     lines = [f"{'run':<{width}}  {'state':<11}  expected"]
     for run, state, cost in zip(runs, states, costs, strict=True):

@@ -146,7 +146,7 @@ def parse(argv: Sequence[str]) -> tuple[Run, Path, Path]:
     parser.add_argument("--protocol", required=True, help="config that the variant changes")
     parser.add_argument("--seed", required=True, type=int, help="seed of the run")
     parser.add_argument("--workdir", required=True, type=Path, help="folder to train in")
-    parser.add_argument("--results", required=True, type=Path, help="folder of the rows")
+    parser.add_argument("--results", required=True, type=Path, help="folder of result rows")
     options, rest = parser.parse_known_args(argv)
     fields = parse_overrides(rest)
     [run] = expand(options.sweep, options.protocol, [options.seed], fields, [options.name])

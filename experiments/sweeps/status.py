@@ -92,7 +92,7 @@ def _seconds(text: str) -> float:
 def show_status(argv: Sequence[str]) -> None:
     """Prints the table, repeatedly with --watch until all runs are done."""
     parser = sweep_parser(__doc__)
-    text = "print again every 5 seconds, or as many as given, until all runs are done"
+    text = "print again every SECONDS (5 if not given) until all runs are done"
     parser.add_argument(
         "--watch", nargs="?", type=_seconds, const=5.0, metavar="SECONDS", help=text
     )

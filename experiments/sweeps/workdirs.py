@@ -85,7 +85,7 @@ def _try_lock(descriptor: int, kind: int) -> bool:
             raise RunError(f"a workdir cannot be locked ({error.strerror})") from None
         raise UsageError(
             f"a workdir cannot be locked ({error.strerror}), and two processes could train the "
-            "same run; use --workdirs on a file system with locks"
+            "same run; use --workdirs on a file system with file locks"
         ) from None
     return True
 

@@ -121,7 +121,7 @@ def _parse(text: str) -> tuple[str, list[int]]:
         raise UsageError(f"--topology={text}: {name} takes {axes} size(s), as in {_EXAMPLES}")
     sizes = [int(size) for size in shape.split("x")]
     if name in _CHIPS and math.prod(sizes) > _CHIPS[name].pod:
-        raise UsageError(f"--topology={text}: a pod of {name} has {_CHIPS[name].pod} chips")
+        raise UsageError(f"--topology={text}: a pod of {name} has only {_CHIPS[name].pod} chips")
     return name, sizes
 
 

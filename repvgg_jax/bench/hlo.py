@@ -29,11 +29,11 @@ class Traffic(NamedTuple):
 def traffic(text: str) -> Traffic:
     """Counts the collectives of one execution of an optimized HLO module.
 
-    A loop's collectives count once for each trip if the text has the number of trips, as for
-    `jax.lax.scan`, and otherwise once, as those in branches of a conditional do. A pair of start
-    and done is one collective. In TPU programs some are inside fusions, and the start, fused steps
-    and done of an asynchronous one all repeat the operation: only the start counts. A fusion
-    `all-reduce-scatter` is a reduce-scatter.
+    Collectives in a loop count once per trip if the text states the number of trips, as for
+    `jax.lax.scan`, and otherwise once. Those in branches of a conditional count once. A start and
+    its done are one collective. In TPU programs, some collectives are inside fusions, and an
+    asynchronous one appears in its start, fused steps and done; only the start counts. A fusion
+    named `all-reduce-scatter` counts as a reduce-scatter.
     """
     computations, entry = _computations(text)
     times = defaultdict(int, {entry: 1})

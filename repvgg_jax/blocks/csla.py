@@ -12,10 +12,10 @@ from repvgg_jax.ops.batch_norm import per_channel
 class CSLABlock(Block):
     """BN(s conv_kxk(x) + t conv_1x1(x) + u x), with s, t and u vectors over the output channels.
 
-    The identity exists where stride and width allow it. With s, t and u trained this is the paper's
-    hyper-search, except that all start as 1 here (there, s and t start as sqrt(2 / l) in the l-th
-    layer of a stage). With s and t constant its training equals that of one plain convolution whose
-    gradient is multiplied (`repvgg_jax.optim.repoptimizer`).
+    The term u x exists only at stride 1 and unchanged width. Training s, t and u is the paper's
+    hyper-search, except that all start at 1 here (in the paper, s and t start at sqrt(2 / l) in the
+    l-th layer of a stage). With s, t and u constant, training is equivalent to that of one plain
+    convolution with scaled gradients (`repvgg_jax.optim.repoptimizer`).
     """
 
     @nn.compact

@@ -40,7 +40,7 @@ class RepVGGBlock(Block):
 
     def __post_init__(self) -> None:
         if isinstance(self.branches, str) or set(self.branches) - set(BRANCHES):
-            raise UsageError(f"branches={self.branches!r}: must be a tuple of some of {BRANCHES}")
+            raise UsageError(f"branches={self.branches!r}: must be a tuple of names in {BRANCHES}")
         if self.branch_statistics not in BRANCH_STATISTICS:
             known = ", ".join(BRANCH_STATISTICS)
             raise UsageError(f"branch_statistics={self.branch_statistics!r}: choose from {known}")

@@ -73,7 +73,7 @@ def _unreadable(where: Path, error: Exception) -> RunError:
     out_of_memory = isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error)
     cause = root_cause(error)
     if out_of_memory or getattr(cause, "errno", None) in _TRANSIENT:
-        return RunError(f"the checkpoint {where} could not be read now ({one_line(cause)})")
+        return RunError(f"the checkpoint {where} could not be read this time ({one_line(cause)})")
     return DamagedError(f"the checkpoint {where} cannot be read ({one_line(cause)})")
 
 
@@ -101,7 +101,7 @@ def check_shapes(where: Path, expected: Any, metadata: Any) -> None:
 
     if metadata is None:
         raise UsageError(
-            f"the checkpoint {where} has no `variables` item; not a repvgg_jax checkpoint"
+            f"the checkpoint {where} has no `variables` item; it is not a repvgg_jax checkpoint"
         )
     ours = shapes(expected)
     theirs = read_named(where, lambda: shapes(metadata.tree))

@@ -19,7 +19,7 @@ configs/default.py lists all fields; any can be given: --config.train.epochs=3
   --layout official|timm   names of the weights that to_torch writes
   --fused                  to_torch writes the fused weights
   --coordinator HOST:PORT --num_processes N --process_index I
-                           one of several processes, where no cluster is detected
+                           this process among several, if no cluster is detected
   --helpfull               all flags"""
 
 

@@ -53,10 +53,10 @@ def fuse_and_save(
     report = verify(*pair, images, (fused_net, fused_variables))
     if not report.max_relative_error <= options.tolerance:
         raise RunError(
-            "nothing was written, since the fused form differs from the train form: relative error "
-            f"{report.exact.relative_error:.1e} of the logits and "
-            f"{report.blocks[report.worst_block]:.1e} of the worst block, {report.worst_block}; "
-            f"fuse.tolerance={options.tolerance:g}"
+            "nothing was written, since the fused form differs from the train form by a relative "
+            f"error of {report.exact.relative_error:.1e} in the logits and "
+            f"{report.blocks[report.worst_block]:.1e} in the worst block, {report.worst_block}; "
+            f"the limit is fuse.tolerance={options.tolerance:g}"
         )
     run_hash = config_hash(read_config(workdir))
     certificate = certify(

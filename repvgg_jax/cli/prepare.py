@@ -10,12 +10,12 @@ def run_prepare(config: ConfigDict) -> None:
     """Writes the data set that a config names from its official archives, once for all runs.
 
     Raises:
-      UsageError: if the data need no preparing, or their archives cannot be found or read.
+      UsageError: if the data need no preparation, or their archives cannot be found or read.
     """
     data = config.data
     if data.source != "tfds":
         raise UsageError(
-            f"data.source={data.source} needs no preparing; --mode=prepare is for data.source=tfds"
+            f"data.source={data.source} needs no preparation; only data.source=tfds does"
         )
     there = find_prepared(data.name, data.data_dir)
     path = there or prepare(data.name, data.data_dir, data.manual_dir)

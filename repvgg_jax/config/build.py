@@ -228,8 +228,8 @@ def make_source(config: ConfigDict, split: str) -> Source:
     source = load_source(data.source, data.name, data.data_dir, split, **options)
     if source.num_classes < classes:
         logging.warning(
-            "%s has %d classes, the net %d: labels are 0 to %d in the order of the class names, "
-            "which may differ from the data set that given weights were trained on",
+            "%s has %d classes but the net has %d: labels are 0 to %d in the order of the class "
+            "names, which may not be the order that pretrained weights expect",
             source.name,
             source.num_classes,
             classes,
@@ -271,7 +271,7 @@ def total_steps(config: ConfigDict, train_size: int) -> int:
     else:
         steps = round(config.train.epochs * train_size / config.train.batch_size)
         if steps < 1:
-            raise UsageError(f"train.epochs={config.train.epochs} gives no step to train")
+            raise UsageError(f"train.epochs={config.train.epochs} gives no training step")
     warmup_steps = _warmup_steps(config, train_size)
     if warmup_steps >= steps:
         raise UsageError(

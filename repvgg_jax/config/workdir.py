@@ -82,6 +82,6 @@ def read_config(workdir: Path) -> ConfigDict:
     if missing := required - dict(flat(tree)).keys():
         raise UsageError(
             f"{path} was written by another version: {', '.join(sorted(missing))} missing; "
-            "add the values in configs/default.py"
+            "add the defaults from configs/default.py"
         )
     return ConfigDict(tree)

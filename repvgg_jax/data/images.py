@@ -1,4 +1,4 @@
-"""Pixel normalization: its constants, and uint8 images as a network takes them."""
+"""Pixel normalization: its constants, and the conversion of uint8 images to network input."""
 
 from collections.abc import Sequence
 

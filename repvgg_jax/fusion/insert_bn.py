@@ -42,7 +42,7 @@ def insert_bn(
       'plain'
     """
     if not net.is_fused:
-        raise UsageError("insert_bn takes a fused net; this one has its BatchNorms")
+        raise UsageError("insert_bn takes a fused net; this one still has BatchNorms")
     check_names(net, variables)
     names = [spec.name for spec in net.plan()]
     wide = net.clone(dtype=accumulation_dtype(net.dtype))

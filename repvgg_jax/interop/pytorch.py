@@ -52,7 +52,7 @@ def from_torch(net: Net, state_dict: Mapping[str, Any]) -> dict[str, Any]:
             wrong.append(f"{name} {array.shape}, not {expected}")
     _check_none_left(
         f"the weights are not those of this net ({layout} names)",
-        {"without a source": missing, "not used": list(given), "of wrong shape": wrong},
+        {"missing": missing, "not used": list(given), "of wrong shape": wrong},
     )
     return unflatten_dict(leaves, sep="/")
 
@@ -137,19 +137,19 @@ def _check_same_kind(net: Net, layout: str, source: Mapping[str, Any]) -> None:
     if plus != isinstance(net, RepVGGPlus):
         source_name, net_name = ("RepVGGplus", "RepVGG") if plus else ("RepVGG", "RepVGGplus")
         raise UsageError(
-            f"the weights are of {source_name}, the net is a {net_name}; create the model that "
+            f"the weights are of {source_name}, but the net is a {net_name}; create the model that "
             "they belong to"
         )
     fused = any(f".{NAMES[layout].fused}." in name for name in source)
     if fused and not net.is_fused:
         raise UsageError(
-            "the weights are of the fused form, the net is the train form, and fusing cannot be "
-            "undone: import into net.clone(block='fused'), or take the weights of training"
+            "the weights are of the fused form, but the net is the train form, and fusing cannot "
+            "be undone; import into net.clone(block='fused'), or use the training weights"
         )
     if not fused and net.is_fused:
         raise UsageError(
-            "the weights are of the train form, the net is fused: import into the net as create() "
-            "gives it, then rj.fuse(net, variables)"
+            "the weights are of the train form, but the net is fused; import into the net from "
+            "create(), then call rj.fuse(net, variables)"
         )
 
 

@@ -134,19 +134,19 @@ def check_counterpart(net: Net, layout: str) -> None:
     if layout not in NAMES:
         raise UsageError(f"layout={layout!r}: choose from {', '.join(NAMES)}")
     if type(net) not in (RepVGG, RepVGGPlus):
-        raise UsageError(f"{type(net).__name__} has no PyTorch layout here; only RepVGG's nets do")
+        raise UsageError(f"{type(net).__name__} has no PyTorch layout; only RepVGG's nets have one")
     options = dict(net.block_options)
     same_block = net.block == "repvgg" and tuple(options.get("branches", BRANCHES)) == BRANCHES
     if not (net.is_fused or same_block) or net.kernel_size != 3:
         raise UsageError(
             f"block={net.block!r} with {options} and kernel_size={net.kernel_size} "
-            "has no counterpart in PyTorch's RepVGG, which has block='repvgg' with three branches "
-            "and kernel_size=3, and its fused form"
+            "has no counterpart in PyTorch's RepVGG, which has only block='repvgg' with three "
+            "branches and kernel_size=3, and its fused form"
         )
     if layout == "timm" and type(net) is RepVGGPlus:
         raise UsageError("timm has no RepVGGplus; export it with layout='official'")
     if len(net.depths) != 5 or net.depths[0] != 1:
-        raise UsageError(f"depths={net.depths}: PyTorch's RepVGG has a stem of 1 block, 4 stages")
+        raise UsageError(f"depths={net.depths}: PyTorch's RepVGG has a 1-block stem and 4 stages")
 
 
 def check_strides(net: RepVGG) -> None:

@@ -16,9 +16,9 @@ kernel_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
 
 class Conv(nn.Module):
-    """A convolution as `convolve` pads it, of `kernel` [kh, kw, cin / groups, features] and `bias`.
+    """A convolution with `kernel` [kh, kw, cin / groups, features] and `bias`.
 
-    The other attributes are arguments of `ops.convolution.convolve`.
+    Padding is that of `ops.convolution.convolve`. The other attributes are its arguments.
 
     Attributes:
       features: output channels.

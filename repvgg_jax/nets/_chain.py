@@ -96,7 +96,7 @@ class Chain(Net):
         """Applies what training attaches to a block's activated output; here, nothing."""
 
     def reinitialized(self, variables: dict[str, Any], key: Array) -> dict[str, Any]:
-        """Returns fresh variables as `initializer` draws them; a fused net has no choice."""
+        """Returns variables redrawn by `initializer`, unless it is None or the net is fused."""
         if self.initializer is None or self.is_fused:
             return variables
         params = redraw(variables["params"], self.plan(), self.initializer, key)
@@ -126,7 +126,7 @@ class Chain(Net):
         if not self.depths:
             raise UsageError(f"{stages}: there must be at least one stage")
         if not len(self.depths) == len(self.widths) == len(self.strides):
-            raise UsageError(f"{stages} must have one entry per stage each")
+            raise UsageError(f"{stages} must each have one entry per stage")
         for count in (*self.depths, *self.widths, *self.strides):
             if not isinstance(count, int) or count < 1:
                 raise UsageError(f"{stages} must be positive integers")

@@ -52,8 +52,8 @@ def create(name: str, *, block: str | None = None, **overrides: Any) -> Net:
     check_known("model", name, NETS)
     if not isinstance(block, str | None):
         raise UsageError(
-            f"block={block!r}: must be a name in BLOCKS ({', '.join(BLOCKS)}); a new class is "
-            "registered there first"
+            f"block={block!r}: must be a name in BLOCKS ({', '.join(BLOCKS)}); register a "
+            "new class there first"
         )
     net = NETS[name]()
     if block is not None:

@@ -67,8 +67,8 @@ class RepVGG(Chain):
             groups = self.groups if layer in self.grouped_layers else 1
             if spec.features % groups or (layer and spec.inputs % groups):
                 raise UsageError(
-                    f"{spec.name}: groups={groups} must divide its {spec.inputs} inputs, "
-                    f"{spec.features} outputs"
+                    f"{spec.name}: groups={groups} must divide its {spec.inputs} inputs "
+                    f"and {spec.features} outputs"
                 )
             dilation = dilations[spec.stage] if layer >= undilated else 1
             se_hidden = spec.features // self.se_reduction if self.se_reduction else 0
@@ -107,8 +107,8 @@ class RepVGG(Chain):
                 if stage and self.widths[stage] == self.widths[stage - 1]:
                     # Its first block would gain an identity branch that no weights exist for.
                     raise UsageError(
-                        f"output_stride={self.output_stride} takes the stride from stage{stage}, "
-                        f"which keeps its width, {self.widths[stage]}; widen it or keep the stride"
+                        f"output_stride={self.output_stride} removes the stride of stage{stage}, "
+                        f"whose width stays {self.widths[stage]}; widen it or keep the stride"
                     )
                 dilation *= stride
                 stride = 1

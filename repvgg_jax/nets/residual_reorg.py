@@ -27,7 +27,7 @@ class ResidualReorg(Chain):
     block: str = "plain"
 
     def plan(self) -> tuple[BlockSpec, ...]:
-        """Returns single blocks, and `stage1_block0_conv0`, `..._shortcut` if any, `..._conv1`."""
+        """Returns the layers; a block of a middle stage has conv0, shortcut (if needed), conv1."""
         plan: list[BlockSpec] = []
         for spec in self.single_blocks():
             if spec.stage in (0, len(self.depths) - 1):
@@ -43,9 +43,7 @@ class ResidualReorg(Chain):
         """Raises UsageError for values that no net of this class can have."""
         super().check_fields()
         if len(self.depths) < 3:
-            raise UsageError(
-                f"depths {self.depths}: must have a first stage, a last one, and some between"
-            )
+            raise UsageError(f"depths {self.depths}: must have at least three stages")
 
     def walk(self, x: Array, train: bool) -> Array:
         """Returns the map after the last block; each stage's last map is sown as `stage<i>`."""

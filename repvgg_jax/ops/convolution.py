@@ -39,7 +39,7 @@ def check_algorithm(algorithm: str) -> None:
 
 
 def uses_onednn(algorithm: str, *arrays: AnyArray) -> bool:
-    """Returns whether oneDNN computes with these arrays, which must be float32 for it.
+    """Returns whether oneDNN computes the convolution of these arrays; it needs float32.
 
     "auto" selects it on a single CPU device only: the compiler cannot split a library call over
     several devices as it splits its own convolutions.

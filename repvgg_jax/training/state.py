@@ -94,7 +94,7 @@ def init_state(
 ) -> TrainState:
     """Returns a fresh state, created on the mesh so that no host ever holds all of it.
 
-    With `ema` it includes an average of the variables. Arrays of less than `min_size` elements are
+    With `ema` it includes an average of the variables. Arrays of fewer than `min_size` elements are
     replicated rather than split over `fsdp`.
     """
     create = partial(_create, net, tx, ema)

@@ -205,7 +205,7 @@ def test_the_table_says_whether_it_fits(step):
         ("v5e:0x4", "v5e takes 2 size"),
         ("v5e:2x2x2", "v5e takes 2 size"),
         ("v4:4x4", "v4 takes 3 size"),
-        ("v5e:32x32", "a pod of v5e has 256 chips"),
+        ("v5e:32x32", "a pod of v5e has only 256 chips"),
         ("v9:2x2", "must be v4, v5e, v5p, v6e or cpu"),
         ("", "such as v5e:4x4"),
         ("cpu:4x4", "cpu takes 1 size"),

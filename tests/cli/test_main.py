@@ -127,7 +127,7 @@ def test_help_fits_a_screen_and_lists_every_mode(capsys):
 @pytest.mark.parametrize(
     ("given", "expected"),
     [
-        (QUICK, "data.source=digits needs no preparing"),
+        (QUICK, "data.source=digits needs no preparation"),
         (["--config", "configs/cifar10.py", "--config.data.name=mnist"], "knows cifar10, cifar100"),
     ],
 )

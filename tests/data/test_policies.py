@@ -206,5 +206,5 @@ def test_errors_name_the_bad_value():
         rj.UsageError, match=r"unknown data.policy='auto'; one of: none, autoaugment,"
     ):
         Transform("none", 8, policy="auto")
-    with pytest.raises(rj.UsageError, match=r"resize=10 is less than image_size=12 of evaluation"):
+    with pytest.raises(rj.UsageError, match=r"resize=10 is less than image_size=12 at evaluation"):
         Transform("resized_crop", 8, resize=10, eval_image_size=12)

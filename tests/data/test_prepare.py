@@ -165,7 +165,7 @@ def test_truncated_changed_and_missing_archives(tmp_path):
     keywords["sets"] = with_archives("cifar10", [path])
     data = path.read_bytes()
     path.write_bytes(data[:-100])
-    fails(path, "truncated", f"{len(data) - 100:,} of {len(data):,} bytes", **keywords)
+    fails(path, "truncated", f"{len(data) - 100:,} bytes instead of {len(data):,}", **keywords)
     path.write_bytes(data[:-100] + bytes(100))
     fails(path, "not the published archive", "sha256", **keywords)
     assert not find_prepared("cifar10", tmp_path)

@@ -161,7 +161,7 @@ def test_the_fused_kernel_differs_by_what_the_other_branches_add(trained):
         assert row["trained_center"] == pytest.approx(energy[1, 1], rel=1e-5)
         assert row["trained_center"] != pytest.approx(row["center"], rel=0.01)
     own = random_variables(plain, 0)
-    with pytest.raises(rj.UsageError, match="RepVGG's own block"):
+    with pytest.raises(rj.UsageError, match="only RepVGGBlock is supported"):
         analysis.kernel_table(*rj.fuse(net, variables))
     for row in analysis.kernel_table(plain, own):
         assert row["change"] == 0

@@ -207,18 +207,18 @@ def test_hosts_of_a_slice(text, hosts, chips):
     ("changes", "words"),
     [
         ({"slice": None, "queue": None}, "needs --slice, --queue too"),
-        ({"slice": "v3:2x2"}, "--slice=v3:2x2: give v4, v5e, v5p, v6e"),
-        ({"slice": "v5e:3x3"}, "v5e has 1x1, 2x2"),
+        ({"slice": "v3:2x2"}, "--slice=v3:2x2: must be v4, v5e, v5p, v6e"),
+        ({"slice": "v5e:3x3"}, "the sizes of v5e are 1x1, 2x2"),
         ({"slice": "v5p:8x4x4"}, "ascending order"),
-        ({"slice": "v4:2x2x3"}, "v4 has 2x2x1"),
+        ({"slice": "v4:2x2x3"}, "v4 are 2x2x1"),
         ({"volume": "s3://bucket"}, "--volume=s3://bucket: must be gs://BUCKET"),
         ({"mount": Path("runs")}, "--mount=runs: must be an absolute path"),
-        ({"namespace": "Team"}, "--namespace=Team: a-z"),
-        ({"namespace": "a.b"}, "--namespace=a.b: a-z, 0-9 and hyphens only"),
-        ({"queue": "q" * 64}, "hyphens and dots only, 63 at most"),
+        ({"namespace": "Team"}, "--namespace=Team: must be a-z"),
+        ({"namespace": "a.b"}, "--namespace=a.b: must be a-z, 0-9 and hyphens"),
+        ({"queue": "q" * 64}, "hyphens and dots, at most 63 characters"),
         (
             {"slice": "v5e:3x3", "volume": "s3://bucket", "queue": "Q", "mount": Path("/data")},
-            r"v5e has 1x1.*; --volume=s3.*; --queue=Q.*; --workdir=.*; --results=",
+            r"v5e are 1x1.*; --volume=s3.*; --queue=Q.*; --workdir=.*; --results=",
         ),
         ({"mount": Path("/runs/sweeps")}, "use --results=/runs/sweeps/results"),
         ({"mount": Path("/data")}, "use --workdirs=/data/sweeps"),
@@ -237,7 +237,7 @@ def test_names_are_dns_labels():
     pod = replace(TPU, slice="v5e:16x16")
     kubernetes.manifest(replace(JOB, name=longest), pod)
     for name in (longest + "a", "Branches", "branches_both", "0-branches", "branches-", ""):
-        with pytest.raises(UsageError, match=r"48 at most on 64 hosts.*DNS labels of 63"):
+        with pytest.raises(UsageError, match=r"at most 48 characters on 64 hosts.*limited to 63"):
             kubernetes.manifest(replace(JOB, name=name), pod)
 
 

@@ -67,7 +67,7 @@ def test_jobs_are_spread_over_the_devices():
 def test_a_tpu_chip_has_one_process(monkeypatch):
     monkeypatch.setattr(local, "devices_here", lambda environment: ("tpu", ["0", "1"]))
     local.check([], LauncherOptions(processes=2))
-    with pytest.raises(UsageError, match="--processes=4: at most 2"):
+    with pytest.raises(UsageError, match="--processes=4: must be at most 2"):
         local.check([], LauncherOptions(processes=4))
     monkeypatch.setattr(local, "devices_here", lambda environment: ("tpu", []))
     with pytest.raises(UsageError, match="this machine has no TPU"):

@@ -104,7 +104,7 @@ def test_of_rows_of_one_run_the_last_counts(tmp_path):
     [
         ({"version": 2, "config_hash": "b"}, "rows.jsonl, line 2: version 2"),
         ({"config_hash": "b"}, "line 2: version None"),
-        ({"version": 1, "name": "a", "top1": {}}, "line 2: no config_hash, sweep, seed, protocol"),
+        ({"version": 1, "name": "a", "top1": {}}, "line 2: missing config_hash, sweep, seed"),
         ([1], "line 2: version None"),
     ],
 )
@@ -119,7 +119,7 @@ def test_rows_of_another_version_are_rejected(tmp_path, line, says):
 def test_lines_that_are_not_rows_are_rejected(tmp_path):
     path = tmp_path / "rows.jsonl"
     path.write_text("<<<<<<< HEAD\n" + json.dumps(row("a")) + "\n")
-    with pytest.raises(UsageError, match="line 1: not a row"):
+    with pytest.raises(UsageError, match="line 1: not a JSON row"):
         read_rows(path)
 
 

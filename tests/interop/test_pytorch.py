@@ -178,13 +178,13 @@ def test_strict_import_lists_both_leftovers():
     source["stage1.7.rbr_dense.conv.weight"] = source.pop("stage1.1.rbr_dense.conv.weight")
     source["linear.bias"] = source["linear.bias"][:3]
     message = refusal(from_torch, net, source)
-    assert "1 without a source: stage1.1.rbr_dense.conv.weight" in message
+    assert "1 missing: stage1.1.rbr_dense.conv.weight" in message
     assert "1 not used: stage1.7.rbr_dense.conv.weight" in message
     assert "1 of wrong shape: linear.bias (3,), not (5,)" in message
     assert "0 " not in message
 
     deeper = rj.create("repvgg_a0", **{**TINY, "depths": (1, 2, 1, 4, 2)})
-    assert "14 without a source: stage3.3.rbr_dense.conv.weight," in refusal(
+    assert "14 missing: stage3.3.rbr_dense.conv.weight," in refusal(
         from_torch, deeper, to_torch(net, variables)
     )
 

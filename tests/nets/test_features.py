@@ -145,7 +145,7 @@ def test_segmentation_is_the_same_in_both_forms():
         ({"dilated_layers": 3}, "needs output_stride"),
         ({"output_stride": 8, "dilated_layers": 0}, "dilated_layers=0"),
         ({"output_stride": 8, "dilated_layers": 10}, "must be from 1 to 9"),
-        ({"output_stride": 8, "widths": (16, 16, 24, 24, 32)}, "stage3, which keeps its width, 24"),
+        ({"output_stride": 8, "widths": (16, 16, 24, 24, 32)}, "stage3, whose width stays 24"),
         ({"frozen": ("stage9_.*",)}, "'stage9_.*' matches none of stage0_block0"),
         ({"frozen": ("stage[",)}, "is not a valid regular expression"),
         ({"frozen": "stage0_.*"}, "must be a tuple"),

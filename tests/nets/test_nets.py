@@ -137,7 +137,7 @@ def test_an_initializer_is_no_more_than_a_start():
         ({"dtype": "int8"}, "float32, bfloat16"),
         ({"widths": (8, 8)}, "one entry per stage"),
         ({"groups": 5}, "stage1_block1: groups=5 must divide"),
-        ({"branches": ("3x3",)}, "a tuple of some of"),
+        ({"branches": ("3x3",)}, "a tuple of names in"),
         ({"block": FusedConv}, "must be a name in BLOCKS"),
         ({"block": "mobileone", "copies": 0}, "copies=0"),
         ({"kernel_size": "3"}, "must be odd"),

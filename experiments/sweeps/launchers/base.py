@@ -25,9 +25,9 @@ class LauncherOptions:
     """Options of all launchers; each field is a flag of `experiments.run`."""
 
     processes: int | None = _flag(int, None, "local, slurm: number of runs at a time", least=1)
-    folder: Path = _flag(Path, _JOBS, "slurm: for logs; kubernetes: for manifests")  # noqa: RUF009
-    grace: int = _flag(int, 120, "slurm, kubernetes: seconds from signal to kill", least=0)
-    restarts: int = _flag(int, 20, "slurm: after time limits; kubernetes: after failures", least=0)
+    folder: Path = _flag(Path, _JOBS, "folder of logs (slurm) or manifests (kubernetes)")  # noqa: RUF009
+    grace: int = _flag(int, 120, "slurm, kubernetes: seconds from stop signal to kill", least=0)
+    restarts: int = _flag(int, 20, "slurm: requeues at time limit; kubernetes: restarts", least=0)
     cluster: str = _flag(str, "slurm", "slurm: `local` runs the same jobs on this machine")
     partition: str | None = _flag(str, None, "slurm: partition; the cluster's own by default")
     account: str | None = _flag(str, None, "slurm: account to charge; the user's own by default")

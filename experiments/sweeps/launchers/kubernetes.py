@@ -51,14 +51,14 @@ def parse_slice(text: str) -> Slice:
     """Returns the slice of a text, if GKE has it: `v5e:4x4` has 4 hosts of 4 chips."""
     name, _, topology = text.partition(":")
     if name not in _ACCELERATORS:
-        raise UsageError(f"--slice={text}: give {', '.join(_ACCELERATORS)} and a size: v5e:4x4")
+        raise UsageError(f"--slice={text}: must be {', '.join(_ACCELERATORS)} and a size: v5e:4x4")
     accelerator, axes = _ACCELERATORS[name]
     if axes == 2 and topology not in _PLANES:
-        raise UsageError(f"--slice={text}: {name} has {', '.join(_PLANES)}")
+        raise UsageError(f"--slice={text}: the sizes of {name} are {', '.join(_PLANES)}")
     if axes == 3 and topology not in _SMALL_CUBES and not _is_large_cube(topology):
         raise UsageError(
-            f"--slice={text}: {name} has {', '.join(_SMALL_CUBES)}, and three multiples of 4 in "
-            "ascending order, such as 4x4x8"
+            f"--slice={text}: the sizes of {name} are {', '.join(_SMALL_CUBES)}, and three "
+            "multiples of 4 in ascending order, such as 4x4x8"
         )
     chips = math.prod(int(size) for size in topology.split("x"))
     if topology == "2x4" or chips < _CHIPS_PER_HOST:
@@ -168,7 +168,7 @@ def _wrong_options(options: LauncherOptions) -> Iterator[str]:
         value = getattr(options, flag)
         if value and not (re.fullmatch(form, value) and len(value) <= longest):
             allowed = ", hyphens and dots" if form == subdomain else " and hyphens"
-            yield f"--{flag}={value}: a-z, 0-9{allowed} only, {longest} at most"
+            yield f"--{flag}={value}: must be a-z, 0-9{allowed}, at most {longest} characters"
 
 
 def _wrong_job(job: Job, hosts: int, mount: Path) -> Iterator[str]:
@@ -177,9 +177,9 @@ def _wrong_job(job: Job, hosts: int, mount: Path) -> Iterator[str]:
     longest = _LONGEST - len(f"-run-0-{hosts - 1}-abcde")
     if not re.fullmatch(_LABEL, job.name) or len(job.name) > longest:
         yield (
-            f"job name {job.name!r} ({len(job.name)} characters) is not a valid Kubernetes name: a "
-            f"letter, then a-z, 0-9 and hyphens, {longest} at most on {hosts} hosts, so that its "
-            f"pods' names are DNS labels of {_LONGEST}"
+            f"job name {job.name!r} ({len(job.name)} characters) is not a valid Kubernetes name: "
+            f"it must be a letter, then a-z, 0-9 and hyphens, at most {longest} characters on "
+            f"{hosts} hosts, since the names of its pods are limited to {_LONGEST}"
         )
     wanted = {
         "--workdir": f"--workdirs={mount / 'sweeps'}",
@@ -204,7 +204,7 @@ def check(jobs: Sequence[Job], options: LauncherOptions) -> None:
 def launch(jobs: Sequence[Job], options: LauncherOptions) -> None:
     """Writes a manifest for each job into a new folder in `options.folder`.
 
-    A new folder, since queueing a folder would queue the manifests of earlier launches too.
+    The folder is new, since `kubectl create -f` would also queue manifests of earlier launches.
     """
     texts = {job.name: yaml.safe_dump(manifest(job, options), sort_keys=False) for job in jobs}
     folder = options.folder / f"{time.strftime('%Y-%m-%dT%H%M%S')}-{os.getpid()}"

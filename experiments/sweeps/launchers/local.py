@@ -79,7 +79,7 @@ def check(jobs: Sequence[Job], options: LauncherOptions) -> None:
         raise UsageError("JAX_PLATFORMS=tpu, but this machine has no TPU; unset it")
     if (options.processes or 1) > len(indices):
         raise UsageError(
-            f"--processes={options.processes}: at most {len(indices)}, one for each TPU chip"
+            f"--processes={options.processes}: must be at most {len(indices)}, one per TPU chip"
         )
 
 

@@ -94,9 +94,9 @@ def cutout(image: Any, strength: float, across: float, down: float) -> Any:
 
 
 def enhance(name: str, image: Any, strength: float) -> Any:
-    """Scales "color", "contrast", "brightness" or "sharpness": 1 gives the image.
+    """Scales "color", "contrast", "brightness" or "sharpness"; strength 1 changes nothing.
 
-    Strength 0 gives a gray image, its mean gray, black, or a blurred image, respectively.
+    Strength 0 gives a grayscale, uniform (mean gray), black or blurred image, respectively.
     """
     from PIL import ImageEnhance
 

@@ -83,7 +83,7 @@ class Transform:
             )
         if self.augmentation == "resized_crop" and self.resize < self.eval_size:
             raise UsageError(
-                f"resize={self.resize} is less than image_size={self.eval_size} of evaluation; "
+                f"resize={self.resize} is less than image_size={self.eval_size} at evaluation; "
                 "it must be at least as large, such as 256 for 224"
             )
         if self.policy not in POLICIES:

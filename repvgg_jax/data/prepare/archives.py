@@ -103,7 +103,7 @@ def verify(path: Path, archive: Archive, advice: str | None = None) -> None:
     advice = advice or f"delete it and download it again from {archive.url}"
     if size != archive.size:
         fault = "is truncated" if size < archive.size else "is not the published archive"
-        raise UsageError(f"{path} {fault}: {size:,} of {archive.size:,} bytes; {advice}")
+        raise UsageError(f"{path} {fault}: {size:,} bytes instead of {archive.size:,}; {advice}")
     kind, _, expected = archive.checksum.partition(":")
     digest = hashlib.new(kind, usedforsecurity=False)
     with path.open("rb") as file, progress(f"checking {path.name}", size, "B") as add:
@@ -141,9 +141,9 @@ def download(archive: Archive, folder: Path, pause: float = 1.0) -> Path:
             failures = 0 if _size(draft) > start else failures + 1
             if failures == _ATTEMPTS:
                 raise UsageError(
-                    f"{archive.url} cannot be downloaded ({failure}); try again later, which "
-                    f"resumes at byte {start:,}, or put {archive.file_name} into a folder and set "
-                    "--config.data.manual_dir to it"
+                    f"{archive.url} cannot be downloaded ({failure}); try again later "
+                    f"(it resumes at byte {start:,}), or put {archive.file_name} into a folder "
+                    "and set --config.data.manual_dir to it"
                 )
             if failure:
                 time.sleep(pause)

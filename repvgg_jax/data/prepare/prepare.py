@@ -80,7 +80,7 @@ def find_prepared(
     """Returns the folder of a set that is already prepared, or None.
 
     Raises:
-      UsageError: if the set is unknown, damaged, or its folder is something else.
+      UsageError: if the set is unknown or damaged, or its folder holds something else.
     """
     _lookup(name, sets)
     target = _target(name, data_dir)

@@ -150,7 +150,7 @@ def _check_format(directory: str, name: str, root: str) -> None:
             f"{directory}/{_INFO} is not JSON ({error}); prepare the data set again"
         ) from error
     if not isinstance(info, dict):
-        raise UsageError(f"{directory}/{_INFO} is not a data set's; prepare the data set again")
+        raise UsageError(f"{directory}/{_INFO} is not TFDS metadata; prepare the data set again")
     formats = [info.get("fileFormat", "tfrecord"), *info.get("alternativeFileFormats", [])]
     if _FORMAT not in formats:
         raise UsageError(
