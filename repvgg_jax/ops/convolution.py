@@ -33,7 +33,7 @@ ALGORITHMS = ("auto", "xla", "onednn", "winograd")
 def check_algorithm(algorithm: str) -> None:
     """Raises UsageError if an algorithm is unknown or not available on this machine."""
     if algorithm not in ALGORITHMS:
-        raise UsageError(f"conv_algorithm={algorithm!r}: one of {', '.join(ALGORITHMS)}")
+        raise UsageError(f"conv_algorithm={algorithm!r}: choose from {', '.join(ALGORITHMS)}")
     if algorithm == "onednn" and (problem := onednn.unavailable()):
         raise UsageError(f"conv_algorithm='onednn': {problem}")
 

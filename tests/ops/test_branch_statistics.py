@@ -52,7 +52,7 @@ def trained(block, variables, x, dz):
     return z, updated["batch_stats"], pull(dz)
 
 
-def both_forms(shape, branches, group_size, dtype="float64", **fields):
+def both_forms(shape, branches, group_size, dtype="float64", seed=2, **fields):
     cin, features, strides, groups, size, dilation = shape
     block = RepVGGBlock(
         features,
@@ -70,7 +70,7 @@ def both_forms(shape, branches, group_size, dtype="float64", **fields):
     ]
     x = random_images(4, 6, 7, cin, seed=1, dtype=dtype) + 0.3
     shapes = jax.eval_shape(block.init, jax.random.key(0), x)
-    variables = randomised(shapes, 2, dtype)
+    variables = randomised(shapes, seed, dtype)
     dz = random_images(4, -(-6 // strides), -(-7 // strides), features, seed=3, dtype=dtype)
     return [jax.jit(trained, static_argnums=0)(form, variables, x, dz) for form in forms]
 
@@ -130,8 +130,9 @@ def test_narrow_inputs_far_from_zero_lose_no_more_than_by_the_branches():
 def test_onednn_gives_the_same(case):
     if reason := onednn.unavailable():
         pytest.skip(reason)
-    expected, result = both_forms(*case, dtype="float32", conv_algorithm="onednn")
-    # It sums in another order.
+    # The gradient of a depthwise 1x1 before a BatchNorm all but vanishes for most parameters, and
+    # oneDNN sums in another order: with these parameters it is far from zero.
+    expected, result = both_forms(*case, dtype="float32", seed=10, conv_algorithm="onednn")
     assert_close(result, expected, 1e-5)
 
 
@@ -201,5 +202,5 @@ def test_moments_are_chosen_on_one_cpu_by_xla_if_pixels_outnumber_channels():
 
 @pytest.mark.parametrize("field", ["branch_statistics", "conv_algorithm"])
 def test_an_unknown_value_is_refused_with_the_known_ones(field):
-    with pytest.raises(rj.UsageError, match=f"{field}='fast': one of auto"):
+    with pytest.raises(rj.UsageError, match=f"{field}='fast': choose from auto"):
         rj.create("repvgg_a0", **{field: "fast"})

@@ -174,9 +174,8 @@ def test_training_by_onednn_on_several_devices_is_refused(tmp_path):
 @pytest.mark.parametrize("constant", [False, True], ids=["random", "a constant channel"])
 def test_batch_norms_gradient_is_the_derived_one(constant):
     with jax.enable_x64(True):
-        x = random_images(3, 2, 4, 5, 6, dtype="float64") + 0.5
-        x[..., 0] = 2.0 if constant else x[..., 0]
-        x = jnp.asarray(x)
+        x = jnp.asarray(random_images(3, 2, 4, 5, 6, dtype="float64") + 0.5)
+        x = x.at[..., 0].set(2.0) if constant else x
         gamma, beta = jnp.asarray(random_images(2, 6, seed=1, dtype="float64"))
         dy = jnp.asarray(random_images(*x.shape, seed=2, dtype="float64"))
 
