@@ -86,6 +86,7 @@ def test_a_net_of_each_block_fuses_to_the_deploy_nets_own_tree(name):
     assert report.top1_agreement == 1.0
 
 
+@pytest.mark.medium
 def test_the_documented_block_keeps_the_contract(monkeypatch):
     page = Path(__file__).parents[2] / "docs/guides/add_a_block.md"
     code = re.search(r"```python\n(.*?)```", page.read_text(), re.DOTALL)[1]

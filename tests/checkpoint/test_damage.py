@@ -54,6 +54,7 @@ def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(
     assert (tmp_path / "run/damaged/4").is_dir()
 
 
+@pytest.mark.medium
 def test_where_no_checkpoint_can_be_read_nothing_starts_again(undisturbed, tmp_path):
     shutil.copytree(undisturbed[1], tmp_path / "run")
     for step in (2, 4):

@@ -36,6 +36,7 @@ def test_certificate_says_what_was_verified(run):
     assert certificate["config_hash"] == report["config_hash"]
 
 
+@pytest.mark.medium
 def test_a_loaded_run_is_evaluated_over_all_devices(run, capsys):
     report = json.loads((run / "report.json").read_text())
     evaluate.run_eval(None, run)

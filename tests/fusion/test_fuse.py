@@ -55,6 +55,7 @@ blocks = st.fixed_dictionaries(
 )
 
 
+@pytest.mark.medium
 @settings(deadline=None, max_examples=25, derandomize=True)
 @given(blocks, st.sampled_from([("float64", 1e-12), ("float32", 1e-5)]))
 def test_a_block_is_its_fused_convolution(case, precision):
@@ -66,6 +67,7 @@ def test_a_block_is_its_fused_convolution(case, precision):
     assert error < tolerance
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize(
     ("name", "block", "size"),
     [
@@ -94,6 +96,7 @@ def test_fused_tree_is_the_plain_nets_own_and_fusing_again_changes_nothing():
     jax.tree.map(np.testing.assert_array_equal, fused_again, fused)
 
 
+@pytest.mark.medium
 def test_fuse_is_pure_jittable_and_differentiable():
     net, variables = small(depths=(1, 2), widths=(16, 16), strides=(2, 2))
     before = jax.tree.map(np.array, variables)

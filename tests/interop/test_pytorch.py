@@ -56,8 +56,8 @@ CASES = [
     ("repvgg_b1g4", 224, FEW),
     ("repvgg_d2se", 224, FEW),
     ("repvgg_plus_l2pse", 224, FEW),
-    ("repvgg_b1g4", 224, {}),
-    ("repvgg_d2se", 96, {}),
+    pytest.param("repvgg_b1g4", 224, {}, marks=pytest.mark.slow),
+    pytest.param("repvgg_d2se", 96, {}, marks=pytest.mark.slow),
     pytest.param("repvgg_d2se", 224, {}, marks=pytest.mark.slow),
     pytest.param("repvgg_plus_l2pse", 224, {}, marks=pytest.mark.slow),
 ]

@@ -27,6 +27,7 @@ def test_mobileone_has_its_papers_counts(name):
     assert found == MOBILEONE[name]
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize(
     ("name", "overrides"),
     [

@@ -113,6 +113,7 @@ def test_initializers_have_their_variances(name, variance, scale):
     assert scales.std() == pytest.approx(scale[1], abs=0.03)
 
 
+@pytest.mark.medium
 def test_an_initializer_is_no_more_than_a_start():
     net = rj.create("repvgg_a0", num_classes=4, depths=(1, 2), widths=(4, 4), strides=(1, 1))
     other = net.clone(initializer="timm")

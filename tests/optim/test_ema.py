@@ -100,6 +100,7 @@ def test_a_constant_channel_has_no_negative_variance():
     assert float(stem["var"].min()) >= 0.0
 
 
+@pytest.mark.medium
 def test_a_run_with_ema_evaluates_saves_and_resumes_the_average(tmp_path):
     config = tiny_config(optim_ema_decay=0.5)
     whole = train(config, tmp_path / "whole").state

@@ -45,6 +45,7 @@ def losses(net, tx, variables, batches):
     return found, {"params": params, "batch_stats": stats}
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("groups", [1, 2])
 def test_masked_gradients_train_as_the_branches_do(groups):
     with jax.enable_x64(True):
@@ -107,6 +108,7 @@ def test_the_plain_net_starts_as_the_branches_function():
         to_plain(plain, start)
 
 
+@pytest.mark.medium
 def test_a_run_takes_its_scales_from_a_search(tmp_path, monkeypatch):
     config = tiny_config()
     config.optim.repoptimizer_from = str(tmp_path / "search")

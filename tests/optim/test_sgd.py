@@ -108,6 +108,7 @@ def test_custom_l2_decays_the_tap_that_two_branches_fuse_to(groups):
     assert rest == {"conv_kxk", "conv_1x1"}  # neither a BatchNorm nor the head
 
 
+@pytest.mark.medium
 def test_custom_l2_replaces_the_decay_of_the_kernels():
     net, variables = two_branched()
     decay_rules = ((r".*kernel", 1.0), (r".*/bn_identity/scale", 1.0))
