@@ -29,7 +29,7 @@ $(VENV)/dev.installed: requirements.txt pyproject.toml | $(VENV)/bin/python
 quickstart: setup
 	$(RUN) main.py --config configs/quickstart.py --workdir runs/quickstart
 
-# Tests of about a second or less that start no processes: about a minute and a half.
+# Tests of about a second or less that start no processes: under three minutes.
 test-fast: $(VENV)/dev.installed
 	$(PYTEST) -m "not medium and not system and not slow"
 
