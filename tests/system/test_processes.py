@@ -181,6 +181,10 @@ def test_if_one_dies_the_other_ends_with_an_error(dies, tmp_path):
     with Pair(tmp_path, *arguments, "--workdir", tmp_path / "run") as pair:
         pair.wait_for(" 7/100000")
         started = time.monotonic()
+        # Checkpoints are written in the background: the one of step 5 may not be complete yet.
+        while not manager.steps(tmp_path / "run") and time.monotonic() - started < 60:
+            time.sleep(0.1)
+        started = time.monotonic()
         pair.processes[dies].kill()
         assert pair.processes[1 - dies].wait(60) not in (0, None)
         assert time.monotonic() - started < 60
