@@ -164,6 +164,7 @@ def test_the_compiled_step_takes_what_training_has_and_runs(step):
         compiled(after, {**arguments[1], "label": arguments[1]["label"][:4]}, arguments[2])
 
 
+@pytest.mark.medium
 def test_the_cost_of_a_small_step(step):
     config, compiled = step
     cost = aot.step_cost(compiled)

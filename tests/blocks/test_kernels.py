@@ -63,6 +63,7 @@ def test_orepas_kernel_is_the_sum_of_its_layers():
     assert not fresh["conv_chain_1x1"]["kernel"].any()
 
 
+@pytest.mark.medium
 def test_doconv_composes_a_depthwise_and_a_plain_convolution():
     block, variables, _ = build("doconv", 8, 8, 1, 2, 3, 1, (6, 6), "float32")
     p = variables["params"]

@@ -67,6 +67,7 @@ def test_where_no_checkpoint_can_be_read_nothing_starts_again(undisturbed, tmp_p
     assert manager.steps(tmp_path / "run") == [2, 4]
 
 
+@pytest.mark.medium
 def test_a_save_that_died_half_way_is_no_checkpoint(undisturbed, tmp_path):
     shutil.copytree(undisturbed[1], tmp_path / "run")
     checkpoints = tmp_path / "run/checkpoints"

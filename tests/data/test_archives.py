@@ -83,6 +83,7 @@ def test_a_download_of_something_else_is_removed(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.medium
 def test_a_downloaded_set(tmp_path):
     path, _ = make_cifar(tmp_path / "server")
     sets = with_archives("cifar10", [path])

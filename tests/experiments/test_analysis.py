@@ -39,6 +39,7 @@ def test_folded_branches_add_up_to_the_fused_kernel(trained):
             np.testing.assert_allclose(total, conv[name], atol=1e-5 * np.abs(total).max())
 
 
+@pytest.mark.medium
 def test_scales_and_norms_are_of_the_trained_branches(trained):
     net, variables = trained
     for row in analysis.branch_table(net, variables):
@@ -112,6 +113,7 @@ def test_removals_are_of_every_branch_and_start_with_none(trained):
     assert len({row["loss"] for row in rows}) == len(rows)
 
 
+@pytest.mark.medium
 def test_receptive_fields_are_the_same_in_both_forms_and_grow(trained):
     net, variables = trained
     images = random_images(3, 32, 32, 3)

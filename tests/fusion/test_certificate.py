@@ -13,6 +13,8 @@ from repvgg_jax.errors import RunError
 from repvgg_jax.fusion.certificate import checksums
 from tests.support.runs import equal, tiny_config
 
+pytestmark = pytest.mark.medium  # all use a run of two steps
+
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
@@ -21,7 +23,6 @@ def run(tmp_path_factory):
     return workdir
 
 
-@pytest.mark.medium
 def test_certificate_says_what_was_verified(run):
     certificate = json.loads((run / "fusion.json").read_text())
     net, fused = rj.load(run, fused=True)
@@ -36,7 +37,6 @@ def test_certificate_says_what_was_verified(run):
     assert certificate["config_hash"] == report["config_hash"]
 
 
-@pytest.mark.medium
 def test_a_loaded_run_is_evaluated_over_all_devices(run, capsys):
     report = json.loads((run / "report.json").read_text())
     evaluate.run_eval(None, run)

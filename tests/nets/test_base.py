@@ -92,6 +92,7 @@ def test_registered_block__is_created_by_name_and_fuses(options, own_blocks):
     assert report.max_relative_error < 1e-5
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("block", ["repvgg", "plain", "twice"])
 def test_net_that_is_not_a_chain__fuses_and_is_a_backbone(block, own_blocks):
     net = TwoBranched(num_classes=5, block=block, frozen=("stem",))

@@ -84,6 +84,7 @@ def test_weights_carry_over_and_undilated_stages_see_no_difference():
         tiny(output_stride=12)
 
 
+@pytest.mark.medium
 def test_features_in_training_give_new_statistics():
     net, variables = tiny()
     _, stats = net.features(variables, random_images(4, 32, 32, 3), train=True)
@@ -160,6 +161,7 @@ def test_a_plan_that_makes_no_sense_is_refused(overrides, says):
         tiny(**overrides)
 
 
+@pytest.mark.medium
 def test_a_stage_without_its_stride_computes_every_pixel_of_the_strided_one():
     strided, variables = tiny(depths=(1, 1, 1, 1, 1))
     dense, _ = tiny(depths=(1, 1, 1, 1, 1), output_stride=16)

@@ -17,6 +17,7 @@ MOBILEONE = {  # train form, fused, multiply-adds of the fused form at 224 pixel
 }
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("name", MOBILEONE)
 def test_mobileone_has_its_papers_counts(name):
     net = rj.create(name)

@@ -15,6 +15,7 @@ from repvgg_jax.nets import abstract
 
 # Exact integers by arithmetic over the published architectures, 1000 classes at 224 pixels.
 COUNTS = json.loads((Path(__file__).parents[1] / "data" / "counts.json").read_text())
+SMALL = ("repvgg_a0", "repvgg_b1g4")  # with groups of one and of four
 
 
 def test_every_published_variant_has_a_name():
@@ -22,7 +23,10 @@ def test_every_published_variant_has_a_name():
     assert rj.list_models("*b1g?") == ["repvgg_b1g2", "repvgg_b1g4"]
 
 
-@pytest.mark.parametrize("name", COUNTS)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=() if name in SMALL else pytest.mark.medium) for name in COUNTS],
+)
 def test_counts_are_exact(name):
     net, expected = rj.create(name), COUNTS[name]
     train_form = abstract(net)
@@ -82,6 +86,7 @@ def test_compute_type_leaves_parameters_and_logits_wide():
     assert state["intermediates"]["stage2_block1"]["__call__"][0].dtype == "bfloat16"
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize(
     ("name", "variance", "scale"),
     [

@@ -101,11 +101,13 @@ def test_moments_give_the_same_for_every_shape_and_set_of_branches(case):
 
 
 # Without the depthwise shape: a kernel of one element has no gradient through its BatchNorm.
+@pytest.mark.medium
 @pytest.mark.parametrize("case", CASES[:5] + CASES[7:], ids=str)
 def test_moments_are_as_exact_in_float32(case):
     assert_forms_agree(case, "float32", 1e-5)
 
 
+@pytest.mark.medium
 def test_narrow_inputs_far_from_zero_lose_no_more_than_by_the_branches():
     """The mean is subtracted with the rounding of the kernel that it passed through."""
     block = RepVGGBlock(32, dtype=jnp.bfloat16, branches=("1x1", "identity"))
@@ -136,6 +138,7 @@ def test_onednn_gives_the_same(case):
     assert_close(result, expected, 1e-5)
 
 
+@pytest.mark.medium
 def test_covariances_are_wide_for_narrow_images():
     """For bfloat16 images of mean 16 and deviation 1, bfloat16 squares would lose the variance."""
     x = jnp.asarray(random_images(4, 16, 16, 8) + 16, jnp.bfloat16)
@@ -173,6 +176,7 @@ def step_on(devices, group_size):
     return jax.device_get(compiled(variables["params"], images)), compiled.as_text()
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("group_size", [None, 8])
 def test_four_devices_compute_what_one_does(group_size):
     (expected, _), (result, _) = step_on(1, group_size), step_on(4, group_size)

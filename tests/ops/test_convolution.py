@@ -71,6 +71,7 @@ def test_onednn_works_under_vmap_and_checkpoint():
     np.testing.assert_allclose(gradients("onednn"), gradients("xla"), rtol=1e-4)
 
 
+@pytest.mark.medium
 def test_multiply_adds_do_not_depend_on_the_algorithm():
     if reason := onednn.unavailable():
         pytest.skip(reason)
@@ -148,6 +149,7 @@ def test_shapes_are_checked_as_xla_does():
         assert small.shape == (2, 0, 2, 6)
 
 
+@pytest.mark.medium
 def test_a_run_by_onednn_loads_where_onednn_is_missing(monkeypatch, tmp_path):
     if reason := onednn.unavailable():
         pytest.skip(reason)
@@ -171,6 +173,7 @@ def test_training_by_onednn_on_several_devices_is_refused(tmp_path):
         train(config, tmp_path)
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("constant", [False, True], ids=["random", "a constant channel"])
 def test_batch_norms_gradient_is_the_derived_one(constant):
     with jax.enable_x64(True):

@@ -90,6 +90,7 @@ def test_new_weights_at_the_same_address_are_used():
         assert_close(run(x, scale * kernel, bias), expected)
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("options", [{}, {"se_reduction": 4}], ids=str)
 def test_a_fused_nets_relu_is_in_the_convolution_unless_squeeze_and_excite_is_between(options):
     small = dict(depths=(1, 2), widths=(8, 16), strides=(2, 2), num_classes=5)

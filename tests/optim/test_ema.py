@@ -38,6 +38,7 @@ def test_average_follows_both_collections_and_stays_marked():
         close(dict(average[name]), expected, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.medium
 def test_a_mixed_pair_is_refused_and_a_true_one_fuses():
     net, raw = tiny()
     average = update_average(as_average(raw), jax.tree.map(lambda leaf: leaf * 1.1, raw), 0.5)

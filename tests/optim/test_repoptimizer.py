@@ -84,6 +84,7 @@ def test_masked_gradients_train_as_the_branches_do(groups):
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-11), ended, expected)
 
 
+@pytest.mark.medium
 def test_the_plain_net_starts_as_the_branches_function():
     net = rj.create(
         "repvgg_d2se", block="csla", num_classes=5, depths=(1, 2), widths=(16, 16), strides=(1, 2)

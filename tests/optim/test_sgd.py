@@ -88,6 +88,7 @@ def taps_of(layers, stats):
     return *scales, scales[0] * kernels[0] + scales[1] * kernels[1]
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("groups", [1, 2])
 def test_custom_l2_decays_the_tap_that_two_branches_fuse_to(groups):
     _, variables = two_branched(groups=groups)

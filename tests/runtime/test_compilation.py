@@ -7,6 +7,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 import repvgg_jax as rj
 from repvgg_jax.nets import abstract
@@ -51,6 +52,7 @@ def largest_fusion(compiled):
     return max(body.count("\n") for body in bodies)
 
 
+@pytest.mark.medium
 def test_a_fusion_does_not_grow_with_the_depth():
     """Without barriers each block's gradient recomputes those of all blocks after it."""
     sizes = []
@@ -72,6 +74,7 @@ def test_an_evaluations_fusion_does_not_grow_with_the_depth_either():
     assert sizes[1] <= sizes[0] + 5, sizes
 
 
+@pytest.mark.medium
 def test_a_residual_nets_fusion_does_not_grow_when_it_is_fused():
     sizes = []
     for pairs in (3, 6):

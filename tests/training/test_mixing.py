@@ -16,6 +16,7 @@ def targets_of(count, classes=8):
     return jnp.asarray(np.eye(classes, dtype=np.float32)[np.arange(count) % classes])
 
 
+@pytest.mark.medium
 def test_mixup_and_cutmix_mix_targets_as_they_mix_images():
     """Images that are constant, each of its own value: a mixed mean tells the true proportion."""
     values = jnp.arange(8.0)
@@ -34,6 +35,7 @@ def test_mixup_and_cutmix_mix_targets_as_they_mix_images():
         assert len({round(share, 4) for share in shares}) > 5
 
 
+@pytest.mark.medium
 def test_mixup_blends_and_cutmix_pastes():
     images = jnp.asarray(random_images(4, 16, 16, 3))
     others = images[jnp.array([1, 0, 3, 2])]

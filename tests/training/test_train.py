@@ -35,6 +35,7 @@ def fresh_state(mesh):
     return state_module.init_state(net, sgd.sgd(lambda step: 0.1), mesh, jax.random.key(0))
 
 
+@pytest.mark.medium
 def test_gradient_and_statistics_are_those_of_the_whole_batch():
     mesh, state = mesh_module.make_mesh(), fresh_state(mesh_module.make_mesh())
     batch = batch_of(32)
