@@ -4,13 +4,16 @@ Tests without a marker make up the fast tier: each takes at most a second or two
 process. `medium` tests take longer, `system` tests start processes, and `slow` tests take minutes.
 """
 
+import atexit
 import importlib.util
 import os
+import shutil
 import signal
 import subprocess
 import tempfile
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 # Set before JAX starts, and inherited by the commands that tests run. Four devices; LLVM spends
@@ -24,9 +27,17 @@ os.environ["XLA_FLAGS"] = " ".join(
     ]
 )
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", tempfile.mkdtemp(prefix="repvgg_jax_tests_"))
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="repvgg_jax_tests_")
+    atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "0")
+# A sum of arrays of different ranks is an error, since a wrong axis would go unnoticed.
+os.environ.setdefault("JAX_NUMPY_RANK_PROMOTION", "raise")
+
+# A run of the tests means the same on each machine; compiling makes some examples slow.
+hypothesis.settings.register_profile("repeatable", max_examples=15, derandomize=True, deadline=None)
+hypothesis.settings.load_profile("repeatable")
 
 SYSTEM = Path(__file__).parent / "system"
 

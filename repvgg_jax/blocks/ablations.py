@@ -3,11 +3,11 @@
 from typing import ClassVar, NoReturn
 
 from flax import linen as nn
-from jax import Array
 
 from repvgg_jax.affine import Affine, add
 from repvgg_jax.blocks.base import Block, Variables, conv_kernel, fold_norm
 from repvgg_jax.errors import UsageError
+from repvgg_jax.ops.algorithms import Images, Outputs
 from repvgg_jax.ops.convolution import relu
 
 
@@ -15,7 +15,7 @@ class IdentityWithoutBNBlock(Block):
     """BN(conv_kxk(x)) + BN(conv_1x1(x)) + x: 74.18% in the paper, where RepVGG's has 75.14%."""
 
     @nn.compact
-    def __call__(self, x: Array, train: bool = False) -> Array:
+    def __call__(self, x: Images, train: bool = False) -> Outputs:
         y = self.conv_bn(x, "kxk", self.kernel_size, train)
         y += self.conv_bn(x, "1x1", 1, train)
         return y + x.astype(y.dtype) if self.keeps_shape(x.shape[-1]) else y
@@ -30,7 +30,7 @@ class PostAdditionBNBlock(Block):
     """BN(conv_kxk(x) + conv_1x1(x) + x): 73.52% in the paper."""
 
     @nn.compact
-    def __call__(self, x: Array, train: bool = False) -> Array:
+    def __call__(self, x: Images, train: bool = False) -> Outputs:
         y = self.conv(x, "kxk", self.kernel_size) + self.conv(x, "1x1", 1)
         if self.keeps_shape(x.shape[-1]):
             y += x
@@ -49,7 +49,7 @@ class ReLUInBranchBlock(Block):
     fusable: ClassVar[bool] = False
 
     @nn.compact
-    def __call__(self, x: Array, train: bool = False) -> Array:
+    def __call__(self, x: Images, train: bool = False) -> Outputs:
         y = relu(self.conv_bn(x, "kxk", self.kernel_size, train))
         y += relu(self.conv_bn(x, "1x1", 1, train))
         if self.keeps_shape(x.shape[-1]):

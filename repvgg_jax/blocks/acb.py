@@ -1,17 +1,17 @@
 """The asymmetric convolution block of ACNet (arXiv 1908.03930, section 3.3)."""
 
 from flax import linen as nn
-from jax import Array
 
 from repvgg_jax.affine import Affine
 from repvgg_jax.blocks.base import Block, Variables
+from repvgg_jax.ops.algorithms import Images, Outputs
 
 
 class ACBlock(Block):
     """BN(conv_kxk(x)) + BN(conv_1xk(x)) + BN(conv_kx1(x)): a kernel with a stressed skeleton."""
 
     @nn.compact
-    def __call__(self, x: Array, train: bool = False) -> Array:
+    def __call__(self, x: Images, train: bool = False) -> Outputs:
         k = self.kernel_size
         y = self.conv_bn(x, "kxk", k, train)
         y += self.conv_bn(x, "1xk", (1, k), train)

@@ -8,14 +8,18 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array
 from jax.nn.initializers import Initializer
+from jaxtyping import Float
 
 from repvgg_jax.affine import Affine, add, fold_bn, identity
 from repvgg_jax.errors import UsageError
 from repvgg_jax.layers.conv import Dtype, Kernel, kernel_init
 from repvgg_jax.layers.norm import BatchNorm
+from repvgg_jax.ops.algorithms import Images, Outputs
 from repvgg_jax.ops.convolution import convolve
 
 Variables = Mapping[str, Any]  # the variables of a block or a net, by name
+KernelArray = Float[Array, "kh kw cin_per_group cout"]
+FeatureMap = Float[Array, "batch height width channels"]
 
 
 class Block(nn.Module):
@@ -68,27 +72,27 @@ class Block(nn.Module):
         """
         raise NotImplementedError
 
-    def conv(self, x: Array, branch: str, size: int | tuple[int, int]) -> Array:
+    def conv(self, x: Images, branch: str, size: int | tuple[int, int]) -> Outputs:
         """Applies `conv_<branch>`: the block's strides, groups and dilation, without a bias."""
         window = (size, size) if isinstance(size, int) else size
         shape = (*window, x.shape[-1] // self.groups, self.features)
         return self.convolve(x, self.declare_kernel(branch, shape)["kernel"])
 
-    def norm(self, x: Array, branch: str, train: bool) -> Array:
+    def norm(self, x: FeatureMap, branch: str, train: bool) -> FeatureMap:
         """Applies the BatchNorm `bn_<branch>`, or `bn` for the empty branch name."""
         return BatchNorm(train, self.bn_group_size, self.dtype, name=_norm_name(branch))(x)
 
-    def conv_bn(self, x: Array, branch: str, size: int | tuple[int, int], train: bool) -> Array:
+    def conv_bn(self, x: Images, branch: str, size: int | tuple[int, int], train: bool) -> Outputs:
         """Applies `conv_<branch>`, then `bn_<branch>`."""
         return self.norm(self.conv(x, branch, size), branch, train)
 
     def declare_kernel(
         self, branch: str, shape: tuple[int, ...], init: Initializer = kernel_init
-    ) -> dict[str, Array]:
+    ) -> dict[str, KernelArray]:
         """Creates the parameter of `conv_<branch>`, and returns `{"kernel": parameter}`."""
         return {"kernel": Kernel(shape, init, name=f"conv_{branch}")()}
 
-    def convolve(self, x: Array, kernel: Array, padded: bool = True) -> Array:
+    def convolve(self, x: Images, kernel: KernelArray, padded: bool = True) -> Outputs:
         """Applies the block's convolution with the given kernel."""
         return convolve(
             x,
@@ -145,12 +149,12 @@ class KernelBlock(Block):
         """Creates the parameters for `cin` input channels, and returns them by name."""
         raise NotImplementedError
 
-    def kernel(self, params: Variables) -> Array:
+    def kernel(self, params: Variables) -> KernelArray:
         """Returns W [k, k, cin / groups, features], computed from the block's parameters."""
         raise NotImplementedError
 
     @nn.compact
-    def __call__(self, x: Array, train: bool = False) -> Array:
+    def __call__(self, x: Images, train: bool = False) -> Outputs:
         kernel = self.kernel(self.declare(x.shape[-1]))
         return self.norm(self.convolve(x, kernel), "", train)
 

@@ -2,10 +2,10 @@
 
 import jax.numpy as jnp
 from flax import linen as nn
-from jax import Array
 
 from repvgg_jax.affine import Affine, add, identity
-from repvgg_jax.blocks.base import Block, Variables, fold_norm
+from repvgg_jax.blocks.base import Block, FeatureMap, KernelArray, Variables, fold_norm
+from repvgg_jax.ops.algorithms import Images, Outputs
 from repvgg_jax.ops.batch_norm import per_channel
 
 
@@ -19,8 +19,8 @@ class CSLABlock(Block):
     """
 
     @nn.compact
-    def __call__(self, x: Array, train: bool = False) -> Array:
-        def scaled(y: Array, branch: str) -> Array:
+    def __call__(self, x: Images, train: bool = False) -> Outputs:
+        def scaled(y: FeatureMap, branch: str) -> FeatureMap:
             scale = self.param(
                 f"scale_{branch}", nn.initializers.ones, (self.features,), jnp.float32
             )
@@ -32,7 +32,7 @@ class CSLABlock(Block):
             y += scaled(x, "identity").astype(y.dtype)
         return self.norm(y, "", train)
 
-    def kernel(self, params: Variables) -> Array:
+    def kernel(self, params: Variables) -> KernelArray:
         """Returns s K + t pad(K1) + u I, the kernel before the BatchNorm."""
         kernels = {name: params[f"conv_{name}"]["kernel"] for name in ("kxk", "1x1")}
         if "scale_identity" in params:

@@ -2,12 +2,13 @@
 
 import jax.numpy as jnp
 from flax import linen as nn
-from jax import Array, lax
+from jax import lax
 from jax.nn.initializers import Initializer
 
 from repvgg_jax.affine import Affine, add, average, chain, fold_bn, identity
 from repvgg_jax.blocks.base import Block, Variables, conv_kernel, fold_branch, fold_norm
 from repvgg_jax.layers.conv import kernel_init
+from repvgg_jax.ops.algorithms import Images, Outputs
 from repvgg_jax.ops.convolution import convolve
 
 
@@ -23,11 +24,11 @@ class DiverseBranchBlock(Block):
     """
 
     @nn.compact
-    def __call__(self, x: Array, train: bool = False) -> Array:
+    def __call__(self, x: Images, train: bool = False) -> Outputs:
         k, cin = self.kernel_size, x.shape[-1]
         depthwise = self.groups == cin == self.features
 
-        def pointwise(branch: str, width: int, init: Initializer = kernel_init) -> Array:
+        def pointwise(branch: str, width: int, init: Initializer = kernel_init) -> Outputs:
             kernel = self.declare_kernel(branch, (1, 1, cin // self.groups, width), init)["kernel"]
             shared = dict(groups=self.groups, dtype=self.dtype, algorithm=self.conv_algorithm)
             return convolve(x, kernel, **shared)
@@ -51,7 +52,7 @@ class DiverseBranchBlock(Block):
         outputs.append(self.norm(y, "chain_kxk", train))
         return sum(outputs[1:], outputs[0])
 
-    def _bordered(self, y: Array, branch: str, train: bool) -> Array:
+    def _bordered(self, y: Images, branch: str, train: bool) -> Outputs:
         """Returns BN(y) with a border of the value that the BatchNorm maps zero to."""
         y = self.norm(y, branch, train)
         margin = self.dilation * (self.kernel_size // 2)
@@ -62,7 +63,7 @@ class DiverseBranchBlock(Block):
         wide = jnp.broadcast_to(outside.astype(y.dtype), shape)
         return wide.at[:, margin : margin + height, margin : margin + width].set(y)
 
-    def _average(self, wide: Array) -> Array:
+    def _average(self, wide: Images) -> Outputs:
         k, step, gap = self.kernel_size, self.strides, self.dilation
         total = lax.reduce_window(
             wide, 0.0, lax.add, (1, k, k, 1), (1, step, step, 1), "VALID", None, (1, gap, gap, 1)

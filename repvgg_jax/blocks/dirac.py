@@ -4,9 +4,8 @@ from typing import Any
 
 import jax.numpy as jnp
 from flax import linen as nn
-from jax import Array
 
-from repvgg_jax.blocks.base import KernelBlock, Variables
+from repvgg_jax.blocks.base import KernelArray, KernelBlock, Variables
 from repvgg_jax.ops.batch_norm import per_channel
 
 
@@ -28,7 +27,7 @@ class DiracBlock(KernelBlock):
             "beta": self.param("beta", init.constant(0.1), shape, jnp.float32),
         }
 
-    def kernel(self, params: Variables) -> Array:
+    def kernel(self, params: Variables) -> KernelArray:
         """Returns alpha delta + beta K / ||K||."""
         kernel = params["conv_kxk"]["kernel"]
         square = (kernel**2).sum((0, 1, 2))
@@ -47,13 +46,13 @@ class TrivialBlock(KernelBlock):
         """Creates K (`conv_kxk`)."""
         return {"conv_kxk": self.declare_kernel("kxk", self.kernel_shape(cin))}
 
-    def kernel(self, params: Variables) -> Array:
+    def kernel(self, params: Variables) -> KernelArray:
         """Returns K + delta."""
         kernel = params["conv_kxk"]["kernel"]
         return kernel + delta(kernel, self.groups)
 
 
-def delta(like: Array, groups: int) -> Array:
+def delta(like: KernelArray, groups: int) -> KernelArray:
     """Returns a kernel shaped as `like` that passes the first channels of each group through."""
     kh, kw, inputs, features = like.shape
     outputs = features // groups

@@ -4,9 +4,8 @@ from typing import Any
 
 import jax.numpy as jnp
 from flax import linen as nn
-from jax import Array
 
-from repvgg_jax.blocks.base import KernelBlock, Variables
+from repvgg_jax.blocks.base import KernelArray, KernelBlock, Variables
 
 
 class DOConvBlock(KernelBlock):
@@ -28,7 +27,7 @@ class DOConvBlock(KernelBlock):
             )
         return params
 
-    def kernel(self, params: Variables) -> Array:
+    def kernel(self, params: Variables) -> KernelArray:
         """Returns K with each input channel's taps multiplied by its matrix I + D."""
         kernel = params["conv_kxk"]["kernel"]
         if "depthwise_kernel" not in params:

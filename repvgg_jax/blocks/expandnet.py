@@ -3,10 +3,8 @@
 from functools import partial, reduce
 from typing import Any
 
-from jax import Array
-
 from repvgg_jax.affine import chain
-from repvgg_jax.blocks.base import KernelBlock, Variables, conv_kernel
+from repvgg_jax.blocks.base import KernelArray, KernelBlock, Variables, conv_kernel
 
 EXPANSION = 4  # the paper's r: hidden channels per input or output channel
 
@@ -33,7 +31,7 @@ class ExpandBlock(KernelBlock):
             inputs = outputs
         return params
 
-    def kernel(self, params: Variables) -> Array:
+    def kernel(self, params: Variables) -> KernelArray:
         """Returns the layers' kernels chained to one."""
         count = sum(name.startswith("conv_") for name in params)
         layers = (conv_kernel(params, f"{index}") for index in range(count))

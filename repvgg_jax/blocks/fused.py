@@ -1,11 +1,11 @@
 """The deploy form of every block: one convolution with a bias."""
 
 from flax import linen as nn
-from jax import Array
 
 from repvgg_jax.affine import Affine
 from repvgg_jax.blocks.base import Block, Variables
 from repvgg_jax.layers.conv import Conv
+from repvgg_jax.ops.algorithms import Images, Outputs
 
 
 class FusedConv(Block):
@@ -15,7 +15,7 @@ class FusedConv(Block):
     """
 
     @nn.compact
-    def __call__(self, x: Array, train: bool = False, *, apply_relu: bool = False) -> Array:
+    def __call__(self, x: Images, train: bool = False, *, apply_relu: bool = False) -> Outputs:
         return Conv(
             self.features,
             self.kernel_size,

@@ -1,11 +1,11 @@
 """MobileOne's block (arXiv 2206.04040, section 3.2): RepVGG's with several kxk branches."""
 
 from flax import linen as nn
-from jax import Array
 
 from repvgg_jax.affine import Affine
 from repvgg_jax.blocks.base import Block, Variables
 from repvgg_jax.errors import UsageError
+from repvgg_jax.ops.algorithms import Images, Outputs
 
 
 class MobileOneBlock(Block):
@@ -25,7 +25,7 @@ class MobileOneBlock(Block):
         super().__post_init__()
 
     @nn.compact
-    def __call__(self, x: Array, train: bool = False) -> Array:
+    def __call__(self, x: Images, train: bool = False) -> Outputs:
         y = sum(self.conv_bn(x, f"kxk_{i}", self.kernel_size, train) for i in range(self.copies))
         if self.kernel_size > 1:
             y += self.conv_bn(x, "1x1", 1, train)

@@ -9,7 +9,7 @@ from flax import linen as nn
 from jax import Array
 
 from repvgg_jax.affine import Affine, add, chain, identity
-from repvgg_jax.blocks.base import KernelBlock, Variables
+from repvgg_jax.blocks.base import KernelArray, KernelBlock, Variables
 from repvgg_jax.ops.batch_norm import per_channel
 
 EXPANSION = 8  # channels that the depthwise separable branch makes of each input
@@ -60,7 +60,7 @@ class OREPABlock(KernelBlock):
         scales = jnp.repeat(jnp.array(list(SCALES.values()), jnp.float32)[:, None], cout, axis=1)
         return params | {"branch_scales": self.param("branch_scales", lambda _: scales)}
 
-    def kernel(self, params: Variables) -> Array:
+    def kernel(self, params: Variables) -> KernelArray:
         """Returns the sum of the branches' kernels, each scaled by output channel."""
         k, groups = self.kernel_size, self.groups
         kernels = {name: layer["kernel"] for name, layer in params.items() if "conv" in name}
@@ -94,7 +94,7 @@ def frequencies(k: int, channels: int) -> np.ndarray:
     return bank
 
 
-def _separable(depthwise: Array, pointwise: Array, groups: int) -> Array:
+def _separable(depthwise: Array, pointwise: Array, groups: int) -> KernelArray:
     """Returns a depthwise kernel (EXPANSION outputs per channel), then a grouped 1x1, as one."""
     k, cout = depthwise.shape[0], pointwise.shape[-1]
     inputs = depthwise.shape[-1] // EXPANSION // groups

@@ -1,17 +1,17 @@
 """One convolution and its BatchNorm: the baseline that is trained without branches."""
 
 from flax import linen as nn
-from jax import Array
 
 from repvgg_jax.affine import Affine
 from repvgg_jax.blocks.base import Block, Variables, fold_branch
+from repvgg_jax.ops.algorithms import Images, Outputs
 
 
 class PlainBlock(Block):
     """BN(conv_kxk(x))."""
 
     @nn.compact
-    def __call__(self, x: Array, train: bool = False) -> Array:
+    def __call__(self, x: Images, train: bool = False) -> Outputs:
         return self.conv_bn(x, "kxk", self.kernel_size, train)
 
     def fuse(self, params: Variables, batch_stats: Variables) -> Affine:

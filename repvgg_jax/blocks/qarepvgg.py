@@ -1,10 +1,10 @@
 """QARepVGG's block (arXiv 2212.01593, section 4.3), whose fused weights quantize well."""
 
 from flax import linen as nn
-from jax import Array
 
 from repvgg_jax.affine import Affine, add
 from repvgg_jax.blocks.base import Block, Variables, conv_kernel, fold_branch, fold_norm
+from repvgg_jax.ops.algorithms import Images, Outputs
 
 
 class QARepVGGBlock(Block):
@@ -15,7 +15,7 @@ class QARepVGGBlock(Block):
     """
 
     @nn.compact
-    def __call__(self, x: Array, train: bool = False) -> Array:
+    def __call__(self, x: Images, train: bool = False) -> Outputs:
         y = self.conv_bn(x, "kxk", self.kernel_size, train) + self.conv(x, "1x1", 1)
         if self.keeps_shape(x.shape[-1]):
             y += x

@@ -1,12 +1,12 @@
 """RepVGG's block (arXiv 2101.03697, section 3.2) and its fusion (section 3.3)."""
 
 from flax import linen as nn
-from jax import Array
 
 from repvgg_jax.affine import Affine, pad_to
 from repvgg_jax.blocks.base import Block, Variables
 from repvgg_jax.errors import UsageError
 from repvgg_jax.layers.norm import NormVariables
+from repvgg_jax.ops.algorithms import Images, Outputs
 from repvgg_jax.ops.batch_norm import split_into_groups
 from repvgg_jax.ops.branch_statistics import (
     Geometry,
@@ -47,7 +47,7 @@ class RepVGGBlock(Block):
         super().__post_init__()
 
     @nn.compact
-    def __call__(self, x: Array, train: bool = False) -> Array:
+    def __call__(self, x: Images, train: bool = False) -> Outputs:
         branches = self._present(x.shape[-1])
         if train and "1x1" in branches and not self.is_initializing() and self._by_moments(x):
             return self._sum_by_moments(x, branches)
@@ -79,12 +79,12 @@ class RepVGGBlock(Block):
             )
         return present
 
-    def _by_moments(self, x: Array) -> bool:
+    def _by_moments(self, x: Images) -> bool:
         if self.branch_statistics == "auto":
             return input_moments_are_faster(x.astype(self.dtype), self.strides, self.conv_algorithm)
         return self.branch_statistics == "moments"
 
-    def _sum_by_moments(self, x: Array, branches: list[str]) -> Array:
+    def _sum_by_moments(self, x: Images, branches: list[str]) -> Outputs:
         """Computes the block in training, the 1x1 and the identity from the moments of x."""
         cin = x.shape[-1]
         y = self.conv(x, "kxk", self.kernel_size) if "kxk" in branches else None

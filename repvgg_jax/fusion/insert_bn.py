@@ -9,12 +9,13 @@ from jax import Array
 
 from repvgg_jax.errors import UsageError
 from repvgg_jax.nets import Net, Variables, check_names
+from repvgg_jax.ops.algorithms import Images
 from repvgg_jax.ops.batch_norm import BN_EPSILON, accumulation_dtype
 from repvgg_jax.runtime.compilation import jit
 
 
 def insert_bn(
-    net: Net, variables: Variables, batches: Iterable[Array]
+    net: Net, variables: Variables, batches: Iterable[Images]
 ) -> tuple[Net, dict[str, Any]]:
     """Returns a fused net with a BatchNorm after each convolution, and the same outputs.
 
@@ -48,7 +49,7 @@ def insert_bn(
     wide = net.clone(dtype=accumulation_dtype(net.dtype))
 
     @jit
-    def moments(images: Array) -> dict[str, tuple[Array, Array]]:
+    def moments(images: Images) -> dict[str, tuple[Array, Array]]:
         _, state = wide.apply(
             variables,
             images,

@@ -5,16 +5,16 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import Array
 
 from repvgg_jax.errors import UsageError
 from repvgg_jax.layers.norm import BN_MOMENTUM
 from repvgg_jax.nets import Averaged, Net, Variables
+from repvgg_jax.ops.algorithms import Images
 from repvgg_jax.runtime.compilation import jit
 
 
 def reestimate_batch_stats(
-    net: Net, variables: Variables, batches: Iterable[Array]
+    net: Net, variables: Variables, batches: Iterable[Images]
 ) -> dict[str, Any]:
     """Returns the pair with statistics re-estimated for its parameters ("precise BatchNorm").
 
@@ -38,7 +38,7 @@ def reestimate_batch_stats(
     zeros = jax.tree.map(jnp.zeros_like, stats)
 
     @jit
-    def moments(images: Array) -> Any:
+    def moments(images: Images) -> Any:
         # Starting from zero, the running statistics become (1 - momentum) times the batch's.
         _, state = net.apply(
             {"params": params, "batch_stats": zeros | frozen},

@@ -53,7 +53,7 @@ def test_whole_images_are_pillows_bit_for_bit(kind, size):
 
 @pytest.mark.parametrize("kind", KINDS)
 @given(st.data())
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 def test_crops_are_nearly_those_of_the_whole_image(kind, data):
     """Reduced scales differ by about a gray level: libjpeg averages, Pillow uses a triangle."""
     width, height = data.draw(st.integers(60, 700)), data.draw(st.integers(60, 700))
@@ -70,7 +70,7 @@ def test_crops_are_nearly_those_of_the_whole_image(kind, data):
 
 
 @given(st.integers(1, 90), st.integers(1, 90), st.integers(1, 64))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_resizing_is_pillows_to_rounding(width, height, size):
     pixels = picture(width, height)
     box = (0.1 * width, 0.0, 0.9 * width, 0.7 * height)

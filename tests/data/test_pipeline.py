@@ -82,7 +82,7 @@ def test_an_epoch_of_training_holds_every_example_once(folder):
 
 
 @given(st.integers(1, 30), st.integers(1, 5), st.sampled_from([1, 2, 3]))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_evaluation_counts_every_example_once(count, local, processes):
     source = array_source(count)
     batch_size = local * processes
@@ -103,7 +103,7 @@ def test_evaluation_counts_every_example_once(count, local, processes):
 
 
 @given(st.integers(60, 9000), st.sampled_from([1, 2, 3, 7, 16]))
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 def test_fifty_thousand_images_are_fifty_thousand(local, processes):
     """Holds for every batch size and number of processes; devices only split local batches."""
     count = 50_000

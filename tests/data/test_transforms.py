@@ -23,7 +23,7 @@ from tests.support.image_files import encoded, noise
 
 
 @given(st.integers(20, 900), st.integers(20, 900), st.integers(0, 2**32))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_random_box_keeps_its_area_and_ratio(width, height, seed):
     left, top, right, bottom = random_box(np.random.default_rng(seed), width, height)
     w, h = right - left, bottom - top
@@ -84,7 +84,7 @@ def test_half_of_the_images_are_mirrored(transform):
 
 
 @given(st.integers(0, 4), st.integers(0, 2**64), st.booleans())
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_pad_crop_flip_is_a_window_of_the_padded_image(padding, seed, flip):
     images = array_source(6, size=5).images
     positions = np.arange(6) + seed % 1000
