@@ -2,12 +2,14 @@
 
 import pytest
 
-from docs import check
+from docs.check.execution import run
+from docs.check.pages import ROOT, blocks, commands, pages
+from docs.check.static import static_problems
 
 
-@pytest.mark.parametrize("page", check.pages(), ids=lambda page: str(page.relative_to(check.ROOT)))
+@pytest.mark.parametrize("page", pages(), ids=lambda page: str(page.relative_to(ROOT)))
 def test_what_a_page_names_exists(page):
-    assert check.static_problems(page) == []
+    assert static_problems(page) == []
 
 
 def test_a_wrong_page_is_noticed(tmp_path):
@@ -21,7 +23,7 @@ def test_a_wrong_page_is_noticed(tmp_path):
         "```python\nimport repvgg_jax as rj\nrj.nonsense()\n```\n"
         "```python\nfrom repvgg_jax.affine import nonsense\n1 +\n```\n"
     )
-    problems = check.static_problems(page)
+    problems = static_problems(page)
     assert len([problem for problem in problems if "nonsense" in problem]) == 8
     assert any("missing.md" in problem for problem in problems)
     assert any("snippet" in problem for problem in problems)
@@ -32,8 +34,8 @@ def test_commands_of_a_block_are_joined_and_stripped(tmp_path):
     page.write_text(
         "<!-- run with: --c -->\n```\na --b \\\n    --d   # why\n# all\n\ne && f\n```\n"
     )
-    (block,) = check.blocks(page)
-    assert check.commands(block) == ["a --b      --d", "e", "f"]
+    (block,) = blocks(page)
+    assert commands(block) == ["a --b      --d", "e", "f"]
     assert (block.annotation, block.argument, block.line) == ("run with", "--c", 2)
 
 
@@ -44,5 +46,5 @@ def test_a_command_that_fails_is_counted(tmp_path, capsys):
         "```\ntrue\nfalse\n```\n<!-- not run: needs a GPU -->\n```\nfalse\n```\n"
         "```python\nx = 1\n```\n```python\nassert x == 2\n```\n"
     )
-    assert check.run(page, tmp_path) == 2
+    assert run(page, tmp_path) == 2
     assert "not run: needs a GPU" in capsys.readouterr().out

@@ -12,6 +12,7 @@ import os
 
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # leave memory for PyTorch
 
+import importlib.util
 import statistics
 from collections.abc import Callable
 from functools import partial
@@ -20,12 +21,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-import torch
 from absl import app, flags
 from flax import linen as nn
 
 import repvgg_jax as rj
-from experiments.reference.torch_repvgg import TwinRepVGG
 from repvgg_jax.bench.counting import count_macs
 from repvgg_jax.bench.timing import matmul_peak, ratio, time_interleaved
 from repvgg_jax.blocks.registry import BLOCKS
@@ -121,6 +120,11 @@ def jax_step(net: Any) -> tuple[Callable[[], Any], int]:
 
 def torch_step(plain: bool) -> Callable[[], None]:
     """Returns the same step of the twin in PyTorch."""
+    import torch
+
+    from experiments.reference.torch_repvgg import TwinRepVGG
+
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
     net, (batch, size) = make_net("repvgg"), batch_shape()
     device = "cuda" if ON_GPU else "cpu"
     twin = TwinRepVGG(net)
@@ -173,7 +177,6 @@ def main(argv: list[str]) -> None:
     ON_GPU = jax.default_backend() == "gpu"
     if not ON_GPU and (reason := onednn.unavailable()):
         print(f"without oneDNN: {reason}")
-    torch.set_num_threads(len(os.sched_getaffinity(0)))
     nets = {
         "naive": make_net("naive", conv_algorithm="xla"),
         "three branches": make_net("repvgg"),
@@ -188,7 +191,10 @@ def main(argv: list[str]) -> None:
         nets["plain, XLA"] = make_net("plain", conv_algorithm="xla")
     steps = {name: jax_step(net) for name, net in nets.items()}
     runs = {name: run for name, (run, _) in steps.items()}
-    runs |= {"PyTorch": torch_step(False), "PyTorch, plain": torch_step(True)}
+    if importlib.util.find_spec("torch") is None:
+        print("PyTorch is not installed: not measured (pip install torch)")
+    else:
+        runs |= {"PyTorch": torch_step(False), "PyTorch, plain": torch_step(True)}
     times = time_interleaved(runs, ROUNDS.value)
 
     batch, size = batch_shape()

@@ -16,10 +16,8 @@ from typing import Any
 
 import jax
 import numpy as np
-import torch
 
 import repvgg_jax as rj
-from experiments.reference.torch_repvgg import twin_of
 from experiments.studies.pages import DOCS, write_section
 from repvgg_jax.bench.counting import count_macs, count_parameters
 from repvgg_jax.interop.pytorch import from_torch, to_torch
@@ -28,6 +26,10 @@ from repvgg_jax.runtime.compilation import jit
 
 def measure(name: str, image_size: int, classes: int, timm: Any) -> dict[str, Any]:
     """Returns the counts of both forms, and max |difference| / max |logits| of each comparison."""
+    import torch
+
+    from experiments.reference.torch_repvgg import twin_of
+
     net = rj.create(name, num_classes=classes)
     twin = twin_of(net)
     variables = from_torch(net, twin.state_dict())
@@ -58,10 +60,12 @@ def measure(name: str, image_size: int, classes: int, timm: Any) -> dict[str, An
     return row
 
 
-@torch.no_grad()
-def difference(module: torch.nn.Module, x: np.ndarray, ours: np.ndarray) -> float:
-    """Returns max |ours - theirs| / max |theirs| of the logits."""
-    theirs = module(torch.from_numpy(x).permute(0, 3, 1, 2)).numpy()
+def difference(module: Any, x: np.ndarray, ours: np.ndarray) -> float:
+    """Returns max |ours - theirs| / max |theirs| of the logits of a PyTorch module."""
+    import torch
+
+    with torch.no_grad():
+        theirs = module(torch.from_numpy(x).permute(0, 3, 1, 2)).numpy()
     return float(np.abs(ours - theirs).max() / np.abs(theirs).max())
 
 
@@ -88,6 +92,8 @@ def import_timm() -> Any:
     if importlib.util.find_spec("timm") is None:
         print("timm is not installed: its columns stay empty", file=sys.stderr)
         return None
+    import torch
+
     try:
         library = torch.library.Library("torchvision", "DEF")
         for op in ("nms", "qnms"):
@@ -119,6 +125,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--image_size", type=int, default=224, help="pixels")
     parser.add_argument("--classes", type=int, default=1000, help="number of classes")
     options = parser.parse_args(arguments)
+    if importlib.util.find_spec("torch") is None:
+        sys.exit("torch is not installed: pip install -e '.[torch]'")
     given = sys.argv[1:] if arguments is None else arguments
     command = " ".join(["python -m experiments.studies.family", *given])
     timm, rows, start = import_timm(), [], time.perf_counter()

@@ -172,10 +172,12 @@ def _compile(
 
 
 def _line(row: dict[str, Any]) -> str:
+    temporaries = row["temporaries"]  # None where the backend does not say
+    megabytes = "-" if temporaries is None else f"{temporaries / 1e6:.0f}"
     return (
         f"{row['form']:<12} {row['batch']:>5} {row['parameters'] / 1e6:>9.2f} "
         f"{row['macs'] / 1e9:>7.2f} {row['winograd_multiplications'] / 1e9:>7.2f} "
-        f"{row['temporaries'] / 1e6:>8.0f} {row['compile_seconds']:>9.1f} "
+        f"{megabytes:>8} {row['compile_seconds']:>9.1f} "
         f"{row['milliseconds']:>9.1f} {row['images_per_second']:>9.1f} "
         f"{row['share_of_peak']:>7.0%} {row['ratio']:>9.2f}"
     )

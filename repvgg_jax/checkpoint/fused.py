@@ -48,7 +48,10 @@ def has_fused(workdir: Path) -> bool:
 
 def fused_step(workdir: Path) -> int:
     """Returns the step of the checkpoint that was fused in a workdir."""
-    return _read_certificate(workdir)["step"]
+    certificate = _read_certificate(workdir)
+    if "step" not in certificate:
+        raise UsageError(f"{workdir / FILE} does not tell its step; `--mode=fuse` writes it again")
+    return certificate["step"]
 
 
 def _read_certificate(workdir: Path) -> dict[str, Any]:

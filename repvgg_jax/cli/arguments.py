@@ -16,8 +16,10 @@ _HELP_ON_FLAGS = """
 --mode is train by default, and --workdir is runs/ and the name of the config.
 configs/default.py lists all fields; any can be given: --config.train.epochs=3
 
+  --weights FILE           PyTorch weights, which import reads and to_torch writes
   --layout official|timm   names of the weights that to_torch writes
   --fused                  to_torch writes the fused weights
+  --topology NAME          devices that compile compiles for: v5e:4x4, cpu:8
   --coordinator HOST:PORT --num_processes N --process_index I
                            this process among several, if no cluster is detected
   --helpfull               all flags"""
@@ -46,7 +48,8 @@ def parse(values: flags.FlagValues, argv: list[str]) -> None:
     except (flags.Error, UsageError) as error:
         message = str(error)
         if "Traceback" in message:  # config_flags quotes the traceback of a config file's error
-            message = f"--config={config}: {message.strip().splitlines()[-1]}"
+            last = re.sub(r"^repvgg_jax\.errors\.\w+: ", "", message.strip().splitlines()[-1])
+            message = f"--config={config}: {last}"
         raise UsageError(" ".join(message.split())) from None
     if rest:
         raise UsageError(

@@ -1,6 +1,6 @@
 """Resolves a config into the values that the library takes: `build(config) -> Experiment`."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -15,9 +15,9 @@ from repvgg_jax.blocks.repvgg import BRANCHES
 from repvgg_jax.config.fields import check_values, to_json
 from repvgg_jax.data.augment.transforms import Transform
 from repvgg_jax.data.images import IMAGENET_MEAN, IMAGENET_STD
-from repvgg_jax.data.pipeline import Batch, eval_batches, train_batches
 from repvgg_jax.data.sources.base import Source
 from repvgg_jax.data.sources.load import load_source
+from repvgg_jax.data.split import Split
 from repvgg_jax.errors import UsageError
 from repvgg_jax.nets import create
 from repvgg_jax.optim import sgd
@@ -46,45 +46,6 @@ class StepOptions:
     bn_group_size: int | None = None
     mean: tuple[float, ...] = IMAGENET_MEAN
     std: tuple[float, ...] = IMAGENET_STD
-
-
-@dataclass(frozen=True)
-class Split:
-    """A split of the data, and how its batches are made; fields are named as in the config."""
-
-    source: Source
-    transform: Transform
-    batch_size: int
-    workers: int
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-
-    def eval_batches(self) -> Iterator[Batch]:
-        """Returns this process's rows of batches that hold every example of the split once."""
-        return eval_batches(
-            self.source,
-            self.transform,
-            self.batch_size,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
-            workers=self.workers,
-        )
-
-    def train_batches(
-        self, seed: int, augmentation_seed: int, start_step: int = 0
-    ) -> Iterator[Batch]:
-        """Returns this process's rows of the endless training batches, from a step on."""
-        return train_batches(
-            self.source,
-            self.transform,
-            self.batch_size,
-            seed,
-            start_step,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
-            workers=self.workers,
-            augmentation_seed=augmentation_seed,
-        )
 
 
 @dataclass(frozen=True)

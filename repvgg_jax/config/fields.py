@@ -176,4 +176,5 @@ def unknown_field(config: ConfigDict, name: str) -> str | None:
     if name in known:
         return None
     close = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
-    return f"--config.{name}: no such field; did you mean {', '.join(close) or 'another'}?"
+    hint = f"did you mean {' or '.join(close)}?" if close else "configs/default.py lists them"
+    return f"--config.{name}: no such field; {hint}"

@@ -14,9 +14,9 @@ from jax import Array
 from jax.sharding import Mesh
 from jaxtyping import Float
 
-from repvgg_jax.config.build import Split
 from repvgg_jax.data.images import IMAGENET_MEAN, IMAGENET_STD, to_network_input
 from repvgg_jax.data.pipeline import Batch, eval_batches
+from repvgg_jax.data.split import Split
 from repvgg_jax.errors import RunError
 from repvgg_jax.nets import check_pair
 from repvgg_jax.runtime.compilation import jit

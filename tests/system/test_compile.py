@@ -2,43 +2,27 @@
 
 import importlib.util
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from tests.support.commands import main
+
 LIBTPU = importlib.util.find_spec("libtpu") is not None
 REASON = "no libtpu, the compiler for TPUs: pip install libtpu"
-
-
-def run(*arguments, code=0):
-    environment = os.environ | {"XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
-    done = subprocess.run(
-        [sys.executable, "main.py", "--mode=compile", *map(str, arguments)],
-        cwd=ROOT,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
-    assert done.returncode == code, done.stdout + done.stderr
-    return done.stdout if code == 0 else done.stderr
 
 
 def test_without_libtpu():
     if LIBTPU:
         pytest.skip("libtpu is installed")
-    output = run("--config", "configs/b1.py", "--topology=v5e:4x4", code=2)
+    output = main("--mode=compile", "--config", "configs/b1.py", "--topology=v5e:4x4", code=2)
     assert output.startswith("error: ")
     assert output.endswith("pip install libtpu\n")
     assert output.count("\n") == 1
 
 
 def test_the_command_needs_no_data_and_leaves_a_workdir_that_trains(tmp_path):
-    output = run(
+    output = main(
+        "--mode=compile",
         *("--config", "configs/a0.py", f"--config.data.data_dir={tmp_path}/none"),
         *("--config.model.widths=(8,8,8,8,8)", "--config.model.depths=(1,1,1,1,1)"),
         *("--config.data.image_size=32", "--config.model.dtype=float32", "--topology=cpu:8"),
@@ -55,11 +39,11 @@ def test_the_command_needs_no_data_and_leaves_a_workdir_that_trains(tmp_path):
 @pytest.mark.skipif(not LIBTPU, reason=REASON)
 def test_a_slice_of_a_tpu_pod(tmp_path):
     quick = ("--config", "configs/quickstart.py")
-    output = run(*quick, "--topology=v5e:2x4", "--workdir", tmp_path / "tpu")
+    output = main("--mode=compile", *quick, "--topology=v5e:2x4", "--workdir", tmp_path / "tpu")
     assert "8 x TPU v5 lite" in output
     assert "of 16 " in output
     assert ": fits" in output
-    run(*quick, "--topology=cpu:8", "--workdir", tmp_path / "cpu")
+    main("--mode=compile", *quick, "--topology=cpu:8", "--workdir", tmp_path / "cpu")
     tpu, cpu = (json.loads((tmp_path / n / "compile.json").read_text()) for n in ("tpu", "cpu"))
     # The same step sends the same sums, whoever compiled it, up to a few numbers.
     (_, ours), (_, theirs) = (cost["collectives"]["all-reduce"] for cost in (tpu, cpu))
@@ -70,7 +54,8 @@ def test_a_slice_of_a_tpu_pod(tmp_path):
 @pytest.mark.slow
 @pytest.mark.skipif(not LIBTPU, reason=REASON)
 def test_a_step_that_no_chip_has_memory_for():
-    output = run(
+    output = main(
+        "--mode=compile",
         *("--config", "configs/quickstart.py", "--topology=v5e:1x1"),
         "--config.train.batch_size=4194304",
         code=3,

@@ -2,8 +2,6 @@
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import jax
@@ -11,31 +9,14 @@ import numpy as np
 import pytest
 
 import repvgg_jax as rj
+from tests.support.commands import ROOT, main
 
-ROOT = Path(__file__).parents[2]
 QUICK = ("--config", "configs/quickstart.py")
 DATA = Path(os.environ.get("REPVGG_JAX_TEST_DATA", ROOT.parent / "shared"))
 
 
-def run(*arguments, code=0, devices=1):
-    environment = os.environ | {
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
-        "JAX_PLATFORMS": "cpu",
-    }
-    done = subprocess.run(
-        [sys.executable, "main.py", *map(str, arguments)],
-        cwd=ROOT,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == code, done.stdout + done.stderr
-    return done.stdout if code == 0 else done.stderr
-
-
 def test_a_wrong_command_line_is_one_line_and_exit_code_2(tmp_path):
-    output = run(*QUICK, "--config.train.epoch=3", "--workdir", tmp_path / "run", code=2)
+    output = main(*QUICK, "--config.train.epoch=3", "--workdir", tmp_path / "run", code=2)
     assert output.startswith(
         "error: --config.train.epoch: no such field; did you mean train.epochs"
     )
@@ -45,14 +26,14 @@ def test_a_wrong_command_line_is_one_line_and_exit_code_2(tmp_path):
 
 def test_a_missing_data_set_names_folder_and_command(tmp_path):
     arguments = ["--config", "configs/b1.py", f"--config.data.data_dir={tmp_path}/none"]
-    output = run(*arguments, "--workdir", tmp_path / "run", code=2)
+    output = main(*arguments, "--workdir", tmp_path / "run", code=2)
     assert f"{tmp_path}/none" in output
     assert output.count("\n") == 1
     assert not (tmp_path / "run").exists()
     command = output.split("`")[1].replace("<", "").replace(">", "")
-    python, main, *arguments = command.partition(" --config.data.manual_dir")[0].split()
-    assert (python, main) == ("python", "main.py")
-    output = run(*arguments, code=2)
+    python, script, *arguments = command.partition(" --config.data.manual_dir")[0].split()
+    assert (python, script) == ("python", "main.py")
+    output = main(*arguments, code=2)
     assert "ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar not found" in output
     assert output.count("\n") == 1
     assert not (tmp_path / "none").exists()
@@ -61,7 +42,7 @@ def test_a_missing_data_set_names_folder_and_command(tmp_path):
 def test_the_whole_way_then_eval_and_fuse(tmp_path):
     workdir = tmp_path / "run"
     short = [*QUICK, "--config.train.steps=60", "--config.optim.warmup_epochs=0.0"]
-    table = run(*short, "--workdir", workdir, devices=2)
+    table = main(*short, "--workdir", workdir, devices=2)
     report = json.loads((workdir / "report.json").read_text())
     assert "train form" in table
     assert report["steps"] == 60
@@ -81,13 +62,13 @@ def test_the_whole_way_then_eval_and_fuse(tmp_path):
     expected = net.apply(variables, images)
     np.testing.assert_allclose(plain.apply(fused, images), expected, rtol=1e-3, atol=1e-4)
 
-    assert "stage3_block0" in run("--mode=fuse", "--workdir", workdir)
-    output = run("--mode=eval", "--workdir", workdir)
+    assert "stage3_block0" in main("--mode=fuse", "--workdir", workdir)
+    output = main("--mode=eval", "--workdir", workdir)
     assert output.count(f"top-1 {report['top1']['fused']:.2%}") == 2
 
-    again = run(*short, "--workdir", workdir)
+    again = main(*short, "--workdir", workdir)
     assert f"{report['top1']['fused']:.2%}" in again
-    output = run(*QUICK, "--config.train.steps=61", "--workdir", workdir, code=2)
+    output = main(*QUICK, "--config.train.steps=61", "--workdir", workdir, code=2)
     assert "train.steps: 60 there, 61 here" in output
 
 
@@ -95,7 +76,7 @@ def test_class_folders_of_real_photographs(tmp_path):
     photographs = DATA / "imagenet_samples"
     if not photographs.is_dir():
         pytest.skip(f"no folder of photographs at {photographs}")
-    run(
+    main(
         *("--config", "configs/a0.py", "--workdir", tmp_path / "run"),
         *("--config.data.source=folder", f"--config.data.data_dir={photographs}"),
         *("--config.model.widths=(8,8,8,8,8)", "--config.model.depths=(1,1,1,1,1)"),

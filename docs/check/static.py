@@ -1,22 +1,5 @@
-"""Checks README.md, CONTRIBUTING.md and the pages in docs/: their commands, snippets and links.
+"""What pages name that does not exist: flags, fields, modules, files and links."""
 
-  python -m docs.check                  run every command and Python snippet in a scratch folder
-  python -m docs.check --static         only parse them: a second or two, part of the fast tests
-  python -m docs.check README.md ...    the same for some pages
-
-A fenced block without a language holds shell commands, one with `python` a snippet; `text` is
-output. All run in one copy of the repository, README.md first, so `runs/quickstart` exists for the
-other pages; the snippets of a page share their names. An HTML comment right before a block changes
-that, visibly to whoever reads the source:
-
-  <!-- not run: reason -->      only parse the block, and print the reason
-  <!-- run with: --steps=4 -->  append these arguments to each command
-  <!-- first: code -->          execute this Python code before the snippet
-"""
-
-from __future__ import annotations
-
-import argparse
 import ast
 import contextlib
 import importlib
@@ -26,21 +9,15 @@ import os
 import re
 import runpy
 import shlex
-import shutil
-import subprocess
 import sys
-import tempfile
-import time
 import tomllib
 import warnings
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
-from typing import NamedTuple
 
-ROOT = Path(__file__).parents[1]
-TIMEOUT = 900  # seconds of one block
-ANNOTATION = re.compile(r"<!-- (not run|run with|first): (.*) -->")
+from docs.check.pages import ROOT, Block, blocks, commands
+
 PATH = re.compile(
     r"(?<![\w/.$~-])(?:repvgg_jax|experiments|configs|tests|docs)/[\w./]*\w|main\.py|Makefile"
 )
@@ -50,52 +27,6 @@ FIELD = re.compile(r"((?:model|data|mesh|train|optim|bench|fuse)\.(?!jsonl)[a-z_
 TO_BE_WRITTEN = {"repvgg_jax/blocks/mean.py", "repvgg_jax/nets/alternating.py"}
 # Dotted names of config fields that are also the names of packages.
 PACKAGES = {path.name for path in (ROOT / "repvgg_jax").iterdir() if path.is_dir()}
-
-
-class Block(NamedTuple):
-    """A fenced block of a page."""
-
-    page: Path
-    line: int
-    language: str
-    text: str
-    annotation: str
-    argument: str
-
-    @property
-    def where(self) -> str:
-        """The place as `page:line`."""
-        return f"{os.path.relpath(self.page, ROOT)}:{self.line}"
-
-
-def pages() -> list[Path]:
-    """Returns the pages to check, README.md first."""
-    return [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
-
-
-def blocks(page: Path) -> Iterator[Block]:
-    """Yields the shell and Python blocks of a page."""
-    annotation, argument, fence = "", "", None
-    lines: list[str] = []
-    for number, line in enumerate(page.read_text().splitlines(), 1):
-        if fence is None and line.startswith("```"):
-            fence, lines, start = line[3:].strip(), [], number
-        elif fence is not None and line.startswith("```"):
-            if fence in ("", "python"):
-                yield Block(page, start, fence, "\n".join(lines), annotation, argument)
-            fence, annotation, argument = None, "", ""
-        elif fence is not None:
-            lines.append(line)
-        else:
-            match = ANNOTATION.fullmatch(line.strip())
-            annotation, argument = match.groups() if match else ("", "")
-
-
-def commands(block: Block) -> list[str]:
-    """Returns the commands of a shell block, continued lines joined and comments dropped."""
-    joined = block.text.replace("\\\n", " ")
-    parts = (re.sub(r"(^|\s+)#.*", "", line).split(" && ") for line in joined.splitlines())
-    return [part.strip() for line in parts for part in line if part.strip()]
 
 
 def static_problems(page: Path) -> list[str]:
@@ -285,83 +216,3 @@ def exists(name: str) -> bool:
             node = getattr(node, part)
         return True
     return False
-
-
-def run(page: Path, folder: Path) -> int:
-    """Runs the blocks of a page in `folder`, and returns how many failed."""
-    failures, names = 0, ""
-    for block in blocks(page):
-        if block.annotation == "not run":
-            print(f"{block.where}: not run: {block.argument}", flush=True)
-            continue
-        if block.language:
-            first = block.argument if block.annotation == "first" else ""
-            names += f"\n{first}\n{block.text}\n"
-            (folder / "snippet.py").write_text(names)
-            script = ["python snippet.py"]
-        else:
-            more = block.argument if block.annotation == "run with" else ""
-            script = [f"{command} {more}".strip() for command in commands(block)]
-        for command in script:
-            failures += not succeeds(command, block, folder)
-    return failures
-
-
-def succeeds(command: str, block: Block, folder: Path) -> bool:
-    """Runs a command in the scratch folder, prints how it went, and returns True on success."""
-    began = time.monotonic()
-    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    try:
-        done = subprocess.run(
-            ["bash", "-c", command],
-            cwd=folder,
-            env={**os.environ, "PATH": path},
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            timeout=TIMEOUT,
-        )
-        code, output = done.returncode, done.stdout
-    except subprocess.TimeoutExpired as error:
-        code, output = f"none after {TIMEOUT} s", str(error.stdout or "")
-    seconds = time.monotonic() - began
-    state = "ok" if code == 0 else f"FAILED, exit code {code}"
-    print(f"{block.where}: {command}: {state} ({seconds:.0f} s)", flush=True)
-    if code != 0:
-        print("\n".join(f"    {line}" for line in output.splitlines()[-15:]), flush=True)
-    return code == 0
-
-
-def copy_repository(folder: Path) -> None:
-    """Copies the repository to `folder`, which shares the environment of this one."""
-    ignored = shutil.ignore_patterns(".git", ".venv", "runs", "build", "*.egg-info", "__pycache__")
-    shutil.copytree(ROOT, folder, ignore=ignored)
-    (folder / ".venv").symlink_to(Path(sys.executable).parents[1])
-
-
-def main() -> int:
-    """Checks the pages, and returns the exit code."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--static", action="store_true", help="parse only")
-    parser.add_argument("pages", nargs="*", type=Path, help="all by default")
-    options = parser.parse_args()
-    chosen = [page.resolve() for page in options.pages] or pages()
-    sys.path.insert(0, str(ROOT))
-    if problems := [problem for page in chosen for problem in static_problems(page)]:
-        print("\n".join(problems))
-        return 1
-    if options.static:
-        return 0
-    with tempfile.TemporaryDirectory(prefix="repvgg_jax_docs_") as parent:
-        folder = Path(parent) / "repvgg_jax"
-        copy_repository(folder)
-        failures = sum(run(page, folder) for page in chosen)
-    print(f"{failures} failed" if failures else "all commands and snippets ran")
-    return 1 if failures else 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

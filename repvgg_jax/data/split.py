@@ -1,0 +1,49 @@
+"""A split of the data with what makes its batches, so that they can be made in one call."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import jax
+
+from repvgg_jax.data.augment.transforms import Transform
+from repvgg_jax.data.pipeline import Batch, eval_batches, train_batches
+from repvgg_jax.data.sources.base import Source
+
+
+@dataclass(frozen=True)
+class Split:
+    """A split of the data, and how its batches are made; fields are named as in the config."""
+
+    source: Source
+    transform: Transform
+    batch_size: int
+    workers: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def eval_batches(self) -> Iterator[Batch]:
+        """Returns this process's rows of batches that hold every example of the split once."""
+        return eval_batches(
+            self.source,
+            self.transform,
+            self.batch_size,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+            workers=self.workers,
+        )
+
+    def train_batches(
+        self, seed: int, augmentation_seed: int, start_step: int = 0
+    ) -> Iterator[Batch]:
+        """Returns this process's rows of the endless training batches, from a step on."""
+        return train_batches(
+            self.source,
+            self.transform,
+            self.batch_size,
+            seed,
+            start_step,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+            workers=self.workers,
+            augmentation_seed=augmentation_seed,
+        )
