@@ -12,19 +12,19 @@ from repvgg_jax.runtime.processes import join_processes, leaving_at_once, prepar
 
 
 def define_flags(argv: list[str]) -> flags.FlagValues:
-    """Returns the flags, not yet parsed; `argv` tells which config fields become flags."""
+    """Returns the unparsed flags, including one for each field of the config file in `argv`."""
     values = flags.FlagValues()
     here = {"flag_values": values}
     config_flags.DEFINE_config_file("config", None, "config file[:variant]", sys_argv=argv, **here)
     flags.DEFINE_enum("mode", "train", list(MODES), "command to run", **here)
     flags.DEFINE_string("workdir", None, "folder of the run; runs/<config> by default", **here)
-    flags.DEFINE_string("weights", None, "file that import reads and to_torch writes", **here)
-    flags.DEFINE_enum("layout", "official", ["official", "timm"], "to_torch: weight names", **here)
+    flags.DEFINE_string("weights", None, "input file of import, output file of to_torch", **here)
+    flags.DEFINE_enum("layout", "official", ["official", "timm"], "to_torch: naming", **here)
     flags.DEFINE_bool("fused", False, "to_torch: write the fused weights", **here)
-    flags.DEFINE_string("topology", None, "compile: devices, such as v5e:4x4 or cpu:8", **here)
-    flags.DEFINE_string("coordinator", None, "host:port of process 0, if there are several", **here)
-    flags.DEFINE_integer("num_processes", None, "number of processes of the run", **here)
-    flags.DEFINE_integer("process_index", None, "index of this process, from 0", **here)
+    flags.DEFINE_string("topology", None, "compile: topology, such as v5e:4x4 or cpu:8", **here)
+    flags.DEFINE_string("coordinator", None, "multi-process runs: host:port of process 0", **here)
+    flags.DEFINE_integer("num_processes", None, "multi-process runs: number of processes", **here)
+    flags.DEFINE_integer("process_index", None, "multi-process runs: index from 0", **here)
     return values
 
 

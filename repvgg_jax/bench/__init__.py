@@ -1,1 +1,1 @@
-"""Costs of networks: counted, compiled and timed."""
+"""Counts, compiles and times networks to measure their costs."""

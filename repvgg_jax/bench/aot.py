@@ -1,4 +1,4 @@
-"""Ahead-of-time compilation of the training step, for devices that are absent."""
+"""Ahead-of-time compilation of the training step, for devices that need not be present."""
 
 import importlib.util
 import math
@@ -21,7 +21,7 @@ from repvgg_jax.training.state import abstract_state
 from repvgg_jax.training.step import jit_train_step
 
 GIB = 2**30
-# Tells libtpu that this host is not part of a TPU slice, and need not be locked.
+# Tells libtpu that this host is not part of a TPU slice, and that it may be loaded several times.
 _LIBTPU = {
     "TPU_SKIP_MDS_QUERY": "1",
     "TPU_WORKER_HOSTNAMES": "localhost",
@@ -50,7 +50,7 @@ _EXAMPLES = "v5e:4x4, v4:2x2x2 or cpu:8"
 
 @dataclass(frozen=True)
 class StepCost:
-    """The cost of one step on one device, according to its compiler; memory is in bytes."""
+    """The cost of one step on one device, as reported by the compiler; memory is in bytes."""
 
     arguments: int
     outputs: int
@@ -59,8 +59,8 @@ class StepCost:
     code: int
     flops: float  # a loop's body counts once
     bytes_accessed: float  # read from and written to memory; a loop's body counts once
-    collectives: dict[str, tuple[int, int]]  # kind to (number, bytes of results), every trip
-    loops: int  # loops of more than one trip
+    collectives: dict[str, tuple[int, int]]  # kind -> (number, bytes of results), all trips
+    loops: int  # loops with more than one trip
 
     @property
     def memory(self) -> int:
@@ -69,7 +69,7 @@ class StepCost:
 
 
 def prepare_compiler(topology: str) -> None:
-    """Prepares this process to compile for `topology`; call it before JAX starts a backend."""
+    """Prepares this process to compile for `topology`; call it before JAX initializes a backend."""
     for name, value in _LIBTPU.items():
         os.environ.setdefault(name, value)
     jax.config.update("jax_platforms", "cpu")
@@ -83,7 +83,8 @@ def prepare_compiler(topology: str) -> None:
 def topology_devices(text: str) -> list[jax.Device]:
     """Returns the devices of a topology such as `v5e:4x4` (chips along each axis) or `cpu:8`.
 
-    TPU devices come from libtpu and can only be compiled for. CPU devices are this process's own.
+    Programs can be compiled for the TPU devices, which need not exist, but not run on them. The CPU
+    devices are those of this process.
 
     Raises:
       UsageError: if the topology does not exist, libtpu is not installed, or this process has
@@ -114,7 +115,7 @@ def _parse(text: str) -> tuple[str, list[int]]:
     name, _, shape = text.partition(":")
     if name != "cpu" and name not in _CHIPS:
         raise UsageError(
-            f"--topology={text} must be {', '.join(_CHIPS)} or cpu, and a size, such as {_EXAMPLES}"
+            f"--topology={text} must be {', '.join(_CHIPS)} or cpu with a size, such as {_EXAMPLES}"
         )
     axes = 1 if name == "cpu" else _CHIPS[name].axes
     if not re.fullmatch(r"[1-9]\d{0,4}(x[1-9]\d{0,4})*", shape) or shape.count("x") != axes - 1:
@@ -126,14 +127,13 @@ def _parse(text: str) -> tuple[str, list[int]]:
 
 
 def compile_step(config: ConfigDict, devices: list[jax.Device]) -> jax.stages.Compiled:
-    """Compiles the config's training step for the devices, without arrays or a data set.
+    """Compiles the config's training step for the devices, without creating arrays or opening data.
 
-    The step contains the length of the schedule, which depends on the data set, as a constant; a
-    placeholder is used.
+    The length of the schedule, a constant in the step that depends on the data, is a placeholder.
 
     Raises:
       UsageError: if the config cannot run on these devices.
-      RunError: if the step does not fit the devices' memory.
+      RunError: if the step does not fit in the devices' memory.
     """
     lowered, _ = lower_step(config, devices)
     try:
@@ -142,7 +142,7 @@ def compile_step(config: ConfigDict, devices: list[jax.Device]) -> jax.stages.Co
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         raise RunError(
-            f"train.batch_size={config.train.batch_size} does not fit {len(devices)} x "
+            f"train.batch_size={config.train.batch_size} does not fit on {len(devices)} x "
             f"{devices[0].device_kind}; use more devices or a smaller batch. "
             f"{one_line(error, 400)}"
         ) from None
@@ -152,13 +152,13 @@ def lower_step(config: ConfigDict, devices: list[jax.Device]) -> tuple[jax.stage
     """Lowers the config's training step for the devices.
 
     Returns:
-      The step, and its `(state, batch, key)` of `jax.ShapeDtypeStruct`s with their shardings.
+      The lowered step, and its arguments `(state, batch, key)` as `jax.ShapeDtypeStruct`s.
 
     Raises:
       UsageError: if the config cannot run on these devices.
     """
     if config.optim.repoptimizer_from is not None:
-        raise UsageError("--mode=compile does not take optim.repoptimizer_from; leave it out")
+        raise UsageError("--mode=compile does not support optim.repoptimizer_from; unset it")
     experiment = build(config, devices, open_data=False)
     mesh = experiment.mesh
     state = abstract_state(experiment)
@@ -194,7 +194,7 @@ def step_cost(compiled: jax.stages.Compiled) -> StepCost:
 
 
 def memory_bytes(device: jax.Device) -> int | None:
-    """Returns the bytes of a TPU's memory, and None for other devices."""
+    """Returns a TPU's memory in bytes, or None for other devices."""
     kinds = {chip.kind: chip.memory * GIB for chip in _CHIPS.values()}
     return kinds.get(device.device_kind)
 
@@ -204,18 +204,18 @@ def format_cost(cost: StepCost, title: str = "", hbm: int | None = None) -> str:
     rows = {
         "arguments": cost.arguments,
         "outputs": cost.outputs,
-        "  in place of arguments": -cost.aliased,
+        "  aliased to arguments": -cost.aliased,
         "temporaries": cost.temporaries,
         "generated code": cost.code,
         "total": cost.memory,
     }
-    lines = [title, "memory a device"] if title else ["memory a device"]
+    lines = [title, "memory per device"] if title else ["memory per device"]
     lines += [f"  {name:<24}{size / GIB:>10.3f} GiB" for name, size in rows.items()]
     if hbm:
         verdict = "fits" if cost.memory <= hbm else "DOES NOT FIT"
         lines[-1] += f" of {hbm / GIB:g} ({cost.memory / hbm:.1%}): {verdict}"
     lines += [
-        "a step on a device",
+        "per step and device",
         f"  {'FLOPs':<24}{cost.flops / 1e9:>10,.2f} G",
         f"  {'bytes accessed':<24}{cost.bytes_accessed / 1e9:>10,.2f} GB",
     ]
@@ -224,6 +224,6 @@ def format_cost(cost: StepCost, title: str = "", hbm: int | None = None) -> str:
     if not cost.collectives:
         lines.append("  no collectives")
     if cost.loops:
-        note = "FLOPs and bytes accessed count their bodies once, collectives each trip"
+        note = "bodies count once in FLOPs and bytes accessed, per trip in collectives"
         lines.append(f"{cost.loops} loop(s): {note}")
     return "\n".join(lines)

@@ -1,6 +1,6 @@
 """Baselines of `--mode=bench_data`: tuned input pipelines of other libraries.
 
-Each makes uint8 batches by random resized crop, bilinear resizing, and a flip of half of them.
+Each makes uint8 batches with random resized crops, bilinear resizing and random flips.
 """
 
 import io
@@ -13,13 +13,13 @@ import numpy as np
 from repvgg_jax.data.augment.rectangles import random_box
 from repvgg_jax.data.sampler import example_rng, stream_indices
 
-# A function of a number of batches that yields them, made by one thread per core.
+# A function that yields the given number of batches, made by one worker per core.
 Batches = Callable[[int], Iterator[Any]]
 
 
 @dataclass(frozen=True)
 class Images:
-    """Paths and labels of JPEGs, and as a torch data set their crops by position in the stream."""
+    """Paths and labels of JPEGs; also a torch data set of their crops by position in the stream."""
 
     paths: Sequence[str]
     labels: Sequence[int]
@@ -43,10 +43,10 @@ class Images:
 
 
 def tf_data(images: Images, batch_size: int, cores: int, *, antialias: bool) -> Batches:
-    """Returns a tf.data pipeline on `cores` threads that decodes only the crop, by the fast DCT.
+    """Returns a tf.data pipeline on `cores` threads that decodes only the crop, with the fast DCT.
 
-    With `antialias`, resizing has the kernel of this package and of PyTorch. TensorFlow's cheaper
-    default reads only the four nearest pixels, which gives another image.
+    With `antialias`, resizing uses the same filter as this package and PyTorch. TensorFlow's
+    cheaper default reads only the four nearest pixels, and the image differs.
 
     Raises:
       ImportError: if TensorFlow is not installed.
@@ -90,7 +90,7 @@ def torch_loader(images: Images, batch_size: int, cores: int) -> Batches:
     """
     import torch
 
-    positions: list[int] = []  # what the next iteration samples
+    positions: list[int] = []  # positions in the next iteration
     loader = torch.utils.data.DataLoader(
         images,
         batch_size=batch_size,

@@ -20,9 +20,9 @@ def count_parameters(variables: Any) -> int:
 def count_macs(net: nn.Module, variables: Any, image_size: int = 224) -> int:
     """Returns the multiply-adds of convolutions and matrix products for one image in evaluation.
 
-    They are counted in the traced program, so that any net can be counted and nothing is computed.
-    As in the literature, additions, BatchNorms and nonlinearities do not count. Neither does work
-    that does not depend on the batch, such as computing a kernel from others. The variables may be
+    They are counted in the traced program, which works for any net and computes nothing. As in the
+    literature, additions, BatchNorms and nonlinearities do not count. Neither does work that does
+    not depend on the batch, such as computing a kernel from other parameters. The variables may be
     `jax.ShapeDtypeStruct`s, and `image_size` is the side of the image in pixels.
 
     Example:
@@ -36,18 +36,18 @@ def count_macs(net: nn.Module, variables: Any, image_size: int = 224) -> int:
 def count_winograd_multiplications(
     net: nn.Module, variables: Any, image_size: int = 224, tile: int = 2
 ) -> int:
-    """Returns the multiplications for one image if Winograd computes 3x3 convolutions of stride 1.
+    """Returns the multiplications for one image if 3x3 convolutions of stride 1 use Winograd.
 
-    With output tiles of side `tile` these take (tile + 2)^2 / (9 tile^2) of their multiply-adds:
-    4/9 for F(2x2, 3x3), 1/4 for F(4x4, 3x3), without the transforms and partly filled tiles. All
-    others count as in `count_macs`. For fused nets this is the column "Wino MULs" of the RepVGG
-    paper (arXiv 2101.03697, tables 4 and 5), which prints more for three grouped nets of others.
+    With output tiles of side `tile`, they need (tile + 2)^2 / (9 tile^2) of their multiply-adds:
+    4/9 for F(2x2, 3x3), 1/4 for F(4x4, 3x3). Transforms and partly filled tiles are ignored, and
+    all other operations count as in `count_macs`. For fused nets, this is the column "Wino MULs" of
+    tables 4 and 5 in arXiv 2101.03697, which has larger numbers for three grouped baseline nets.
     """
     return _count(net, variables, image_size, tile)
 
 
 def count_multiplications(function: Callable[..., Any], *args: Any, tile: int | None = None) -> int:
-    """Counts multiplications of convolutions and products in a trace; Winograd's given `tile`."""
+    """Counts multiplications of convolutions and products in a trace; with Winograd if `tile`."""
     with compiling_for(target().devices, xla_only=True):
         return _macs(jax.make_jaxpr(function)(*args).jaxpr, tile)
 
@@ -57,7 +57,7 @@ def _count(net: nn.Module, variables: Any, image_size: int, tile: int | None) ->
         images = jax.ShapeDtypeStruct((batch, image_size, image_size, 3), jnp.float32)
         return count_multiplications(partial(net.apply, train=False), variables, images, tile=tile)
 
-    return count(2) - count(1)  # without work that does not depend on the batch
+    return count(2) - count(1)  # cancels work that does not depend on the batch
 
 
 def _macs(jaxpr: Any, tile: int | None) -> int:
@@ -89,6 +89,6 @@ def _suits_winograd(convolution: Any) -> bool:
 
 
 def _inner_jaxprs(params: dict[str, Any]) -> list[Any]:
-    """Returns the programs that an equation calls."""
+    """Returns the jaxprs that an equation calls."""
     jaxprs = [getattr(leaf, "jaxpr", leaf) for leaf in jax.tree.leaves(list(params.values()))]
     return [jaxpr for jaxpr in jaxprs if hasattr(jaxpr, "eqns")]

@@ -22,8 +22,8 @@ _BOUND = re.compile(r" s\d+\[\]\S* constant\((\d+)\)")
 class Traffic(NamedTuple):
     """The communication of one execution of a program."""
 
-    collectives: dict[str, tuple[int, int]]  # kind to (number, bytes of results on one device)
-    loops: int  # loops of more than one trip
+    collectives: dict[str, tuple[int, int]]  # kind -> (number, bytes of results on a device)
+    loops: int  # loops with more than one trip
 
 
 def traffic(text: str) -> Traffic:
@@ -52,7 +52,7 @@ def traffic(text: str) -> Traffic:
                     root = next(line for line in lines if line.startswith("  ROOT"))
                     kind, result = "reduce-scatter", _OPCODE.split(root.split(" = ", 1)[1])[0]
                 elif found[2] and kind in ("all-gather", "collective-permute"):
-                    result = _elements(result)[1]  # of (operand, result, ...)
+                    result = _elements(result)[1]  # a tuple (operand, result, ...)
                 counts[kind] += times[name]
                 sizes[kind] += times[name] * shape_bytes(result)
     found = {kind: (counts[kind], sizes[kind]) for kind in COLLECTIVES if counts[kind]}

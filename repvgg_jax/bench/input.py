@@ -28,9 +28,9 @@ from repvgg_jax.errors import UsageError
 from repvgg_jax.runtime.files import write_json
 
 ROUNDS = 7
-# Least number of images per round and pipeline, after one batch per core as a warm-up.
+# Minimum number of images per round and pipeline, after one batch per core as a warm-up.
 _IMAGES = 1024
-# Most files taken from the folder, so that the operating system keeps all of them in memory.
+# Maximum number of files used, so that all of them fit in the operating system's file cache.
 _FILES = 2048
 OURS = "repvgg_jax"
 _INSTALL = {
@@ -40,7 +40,7 @@ _INSTALL = {
 
 
 def run_bench_data(config: ConfigDict, workdir: Path | None) -> None:
-    """Measures, prints a table and, given a workdir, writes `bench_data.json` there."""
+    """Times the pipelines, prints a table and, given a workdir, writes `bench_data.json` there."""
     check_values(config)
     transform, batch_size = make_transform(config), config.train.batch_size
     if config.data.source != "folder" or transform.augmentation != "resized_crop":
@@ -70,7 +70,7 @@ def _measure(
 ) -> dict[str, list[float]]:
     """Returns the seconds per image of each pipeline in each round, after a round of warm-up.
 
-    Each batch is made by one thread, so that a multiple of the number of cores is timed.
+    Each batch is made by one thread, so a multiple of the number of cores is timed.
     """
     batches_per_core = max(2, -(-_IMAGES // (batch_size * cores)))
     seconds: dict[str, list[float]] = {name: [] for name in pipelines}
@@ -92,7 +92,7 @@ def _pipelines(
     source: EncodedSource, transform: Transform, batch_size: int, seed: int, cores: int
 ) -> tuple[dict[str, baselines.Batches], list[str]]:
     """Returns the pipelines by name, and a line for each that is not installed."""
-    records = source.read(range(len(source)))  # this also brings them into the file cache
+    records = source.read(range(len(source)))  # also loads them into the file cache
     if others := sum(record.data[:2] != b"\xff\xd8" for record in records):
         raise UsageError(
             f"{others} of {len(records)} images are not JPEGs; "

@@ -1,4 +1,4 @@
-"""`--mode=bench`: the costs of a model in its train form, as a plain net, and fused."""
+"""`--mode=bench`: measures a model in its train form, as a plain net, and fused."""
 
 import json
 import statistics
@@ -42,7 +42,7 @@ class _Program:
 
 
 def run_bench(config: ConfigDict, workdir: Path) -> None:
-    """Measures, prints a table, and appends rows to `<workdir>/bench.jsonl`.
+    """Measures a model, prints a table, and appends rows to `<workdir>/bench.jsonl`.
 
     Raises:
       UsageError: if the config cannot run.
@@ -74,7 +74,7 @@ def run_bench(config: ConfigDict, workdir: Path) -> None:
 
 
 def _measure(config: ConfigDict, task: str, batch: int, peak: float) -> list[dict[str, Any]]:
-    """Returns the costs of each form; the ratios compare its time with that of the last form."""
+    """Returns a row for each form; its `ratio` is that of its time to the last form's time."""
     training, size = task == "step", config.data.image_size
     programs = _steps(config, batch) if training else _forwards(config, batch)
     times = time_interleaved({program.form: program.run for program in programs}, ROUNDS)
@@ -92,14 +92,14 @@ def _measure(config: ConfigDict, task: str, batch: int, peak: float) -> list[dic
                 "dtype": config.model.dtype,
                 "image_size": size,
                 "form": program.form,
-                "task": task,  # a step of training, or a forward pass in evaluation mode
+                "task": task,  # a training step, or a forward pass in evaluation mode
                 "batch": batch,
                 "parameters": count_parameters(variables),
-                "macs": macs,  # of one image, as the next
+                "macs": macs,  # per image, like the next field
                 "winograd_multiplications": count_winograd_multiplications(net, variables, size),
                 "temporaries": program.temporaries,  # bytes besides arguments and results
                 "compile_seconds": program.compile_seconds,
-                "milliseconds": 1e3 * seconds,  # of a batch
+                "milliseconds": 1e3 * seconds,  # per batch
                 "images_per_second": batch / seconds,
                 "share_of_peak": operations / seconds / peak,
                 "ratio": ratio(times, program.form, programs[-1].form),
@@ -137,7 +137,7 @@ def _steps(config: ConfigDict, batch: int) -> list[_Program]:
 
 
 def _forms(config: ConfigDict) -> dict[str, ConfigDict]:
-    """Returns the config, and the plain net's unless the net has no train-time blocks."""
+    """Returns the config of the train form, and that of the plain net unless the net is fused."""
     forms = {"train form": config.copy_and_resolve_references()}
     if not make_net(config).is_fused:
         forms["plain"] = config.copy_and_resolve_references()
@@ -172,7 +172,7 @@ def _compile(
 
 
 def _line(row: dict[str, Any]) -> str:
-    temporaries = row["temporaries"]  # None where the backend does not say
+    temporaries = row["temporaries"]  # None if the backend does not report it
     megabytes = "-" if temporaries is None else f"{temporaries / 1e6:.0f}"
     return (
         f"{row['form']:<12} {row['batch']:>5} {row['parameters'] / 1e6:>9.2f} "

@@ -1,4 +1,4 @@
-"""Timings for a noisy, shared machine: interleaved, and compared as ratios."""
+"""Interleaved timings, compared as ratios, for noisy shared machines."""
 
 import random
 import statistics
@@ -13,9 +13,9 @@ Times = dict[str, list[float]]
 
 
 def time_interleaved(functions: Mapping[str, Callable[[], Any]], rounds: int) -> Times:
-    """Returns the seconds of each function in every round, in which each runs once.
+    """Runs each function once per round, and returns its seconds in every round.
 
-    Other load on the machine then affects all functions alike. The first round is a warm-up and is
+    Other load on the machine thus affects all functions alike. The first round is a warm-up and is
     not measured. The order is random, since the caches, memory and threads that a function leaves
     behind may change the time of the next.
 
@@ -24,7 +24,7 @@ def time_interleaved(functions: Mapping[str, Callable[[], Any]], rounds: int) ->
       >>> ratio(times, "sin", to="exp")
 
     Args:
-      functions: functions without arguments; their results are waited for.
+      functions: functions without arguments; their times include `jax.block_until_ready`.
       rounds: number of measured rounds, at least 1.
     """
     times: Times = {name: [] for name in functions}
@@ -47,13 +47,13 @@ def ratio(times: Times, name: str, to: str) -> float:
 def matmul_peak(dtype: Any, seconds: float = 1.0) -> float:
     """Measures the operations per second of the fastest square matrix product.
 
-    A multiply-add is two operations. Sizes double while they are faster; each is repeated for about
-    `seconds`, and its fastest run counts.
+    A multiply-add is two operations. The size doubles as long as that is faster. Each size is
+    repeated for about `seconds`, and its fastest run counts.
     """
     product = jax.jit(jnp.matmul)
     best = 0.0
     for size in (1024, 2048, 4096, 8192, 16384):
-        # Random elements, since a processor may run faster on constant ones, which draw less power.
+        # Random elements, since constant ones draw less power and a processor may then run faster.
         a = jax.random.normal(jax.random.key(0), (size, size), dtype)
         times = []
         start = time.perf_counter()

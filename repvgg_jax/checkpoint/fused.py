@@ -1,4 +1,4 @@
-"""The fused pair of a run in its workdir: weights, and the certificate they must match."""
+"""Saves and loads the fused weights of a run, and checks them against their certificate."""
 
 import json
 from collections.abc import Mapping
@@ -17,16 +17,16 @@ from repvgg_jax.nets import abstract
 from repvgg_jax.runtime.files import write_json
 from repvgg_jax.runtime.processes import primary
 
-FUSED = "fused"  # the folder of a workdir that holds the fused pair's variables
+FUSED = "fused"  # subfolder of a workdir with the fused variables
 
 
 def save_fused(workdir: Path, variables: Mapping[str, Any], certificate: Mapping[str, Any]) -> None:
-    """Writes a fused net's variables and their certificate, where `load` finds them.
+    """Writes a fused net's variables and their certificate to the workdir, for `load_fused`.
 
-    If there are several processes, the variables are arrays of all of them.
+    In a multi-process run, the variables must be global arrays.
 
     Raises:
-      RunError: if they cannot be written.
+      RunError: if writing fails.
     """
     path = workdir.absolute() / FUSED
     try:
@@ -34,10 +34,10 @@ def save_fused(workdir: Path, variables: Mapping[str, Any], certificate: Mapping
             checkpointer.save(path, variables, force=True)
         if primary():
             write_json(workdir / FILE, certificate)
-    except Exception as error:  # Orbax and TensorStore raise a dozen types
+    except Exception as error:  # Orbax and TensorStore raise many exception types
         raise RunError(
             f"the fused weights could not be written to {path} ({one_line(root_cause(error))}); "
-            "`--mode=fuse` writes them again from the latest checkpoint"
+            "run --mode=fuse to write them again from the latest checkpoint"
         ) from error
 
 
@@ -47,10 +47,10 @@ def has_fused(workdir: Path) -> bool:
 
 
 def fused_step(workdir: Path) -> int:
-    """Returns the step of the checkpoint that was fused in a workdir."""
+    """Returns the checkpoint step from which the workdir's fused weights were made."""
     certificate = _read_certificate(workdir)
     if "step" not in certificate:
-        raise UsageError(f"{workdir / FILE} does not tell its step; `--mode=fuse` writes it again")
+        raise UsageError(f"{workdir / FILE} has no step; run --mode=fuse to write it again")
     return certificate["step"]
 
 
@@ -59,20 +59,20 @@ def _read_certificate(workdir: Path) -> dict[str, Any]:
         return json.loads((workdir / FILE).read_text())
     except (OSError, ValueError) as error:
         raise UsageError(
-            f"{workdir / FILE} cannot be read ({one_line(error)}); `--mode=fuse` writes it"
+            f"{workdir / FILE} cannot be read ({one_line(error)}); run --mode=fuse to write it"
         ) from None
 
 
 def load_fused(workdir: Path, net: nn.Module) -> tuple[nn.Module, dict[str, Any]]:
-    """Returns the fused pair of a run from its net, checked against the certificate.
+    """Returns a run's fused `(net, variables)`, verified against the certificate.
 
     Raises:
-      UsageError: if there are no fused weights, or they are not the ones that were verified.
+      UsageError: if there are no fused weights, or they do not match the certificate.
     """
     if not has_fused(workdir):
         raise UsageError(
-            f"no fused weights in {workdir / FUSED}; "
-            f"`python main.py --mode=fuse --workdir={workdir}` writes them"
+            f"no fused weights in {workdir / FUSED}; write them with "
+            f"`python main.py --mode=fuse --workdir={workdir}`"
         )
     fused_net = net.clone(block="fused")
     expected = abstract(fused_net, SingleDeviceSharding(jax.local_devices()[0]))

@@ -1,4 +1,4 @@
-"""Integrity of checkpoints: checksums, names and shapes of arrays, causes of read errors."""
+"""Integrity checks of checkpoints: checksums, array names and shapes, and read errors."""
 
 import errno
 import hashlib
@@ -18,7 +18,7 @@ from repvgg_jax.errors import DamagedError, RunError, UsageError, one_line
 from repvgg_jax.runtime.files import write_json
 
 CHECKSUMS = "sha256.json"
-# System errors that keep a process from reading files that may be intact.
+# Operating system errors that do not mean that a file is damaged.
 _TRANSIENT = {
     *(errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE, errno.ENOMEM),
     *(errno.ESTALE, errno.ETIMEDOUT, errno.EINTR),
@@ -26,19 +26,19 @@ _TRANSIENT = {
 
 
 def write_checksums(folder: Path) -> None:
-    """Writes the SHA-256 of every file under the subfolders of a folder to `sha256.json` in it."""
+    """Writes `sha256.json` to a folder, with the SHA-256 of each file in its subfolders."""
     files = sorted(path for path in folder.glob("*/**/*") if path.is_file())
     sums = {path.relative_to(folder).as_posix(): _sha256(path) for path in files}
     write_json(folder / CHECKSUMS, sums)
 
 
 def check_checksums(folder: Path) -> None:
-    """Raises DamagedError for a file that is missing or differs from what was written.
+    """Raises DamagedError if a file is missing or does not match its checksum.
 
-    A folder without checksums passes, with a warning: its writer may have died before adding them.
+    A folder without checksums passes with a warning: its writer may have died before adding them.
     """
     if not (folder / CHECKSUMS).exists():
-        logging.warning("%s has no %s and is read without a check", folder, CHECKSUMS)
+        logging.warning("%s has no %s and is read without verification", folder, CHECKSUMS)
         return
     try:
         expected = json.loads((folder / CHECKSUMS).read_text())
@@ -47,7 +47,7 @@ def check_checksums(folder: Path) -> None:
         raise _unreadable(folder, error) from error
     if differing:
         raise DamagedError(
-            f"the checkpoint {folder} cannot be read ({differing[0]} differs from what was written)"
+            f"the checkpoint {folder} cannot be read ({differing[0]} does not match its checksum)"
         )
 
 
@@ -57,15 +57,15 @@ def _sha256(path: Path) -> str:
 
 
 def read_named(where: Path, read: Callable[[], Any]) -> Any:
-    """Returns the result of `read`, and turns its errors into one-line errors that name `where`.
+    """Returns the result of `read`; converts its exceptions to one-line errors that name `where`.
 
     Raises:
       DamagedError: if the files cannot be read.
-      RunError: if this process cannot read them now, although they may be intact.
+      RunError: if reading fails for another reason, such as a lack of memory.
     """
     try:
         return read()
-    except Exception as error:  # Orbax and TensorStore raise a dozen types for damaged files
+    except Exception as error:  # Orbax and TensorStore raise many types for damaged files
         raise _unreadable(where, error) from error
 
 
@@ -78,7 +78,7 @@ def _unreadable(where: Path, error: Exception) -> RunError:
 
 
 def root_cause(error: BaseException) -> BaseException:
-    """Returns the operating system's error behind one of Orbax or TensorStore, or else `error`."""
+    """Returns the OSError that caused an Orbax or TensorStore error, or else `error` itself."""
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, OSError) and cause.errno:
@@ -90,9 +90,9 @@ def root_cause(error: BaseException) -> BaseException:
 
 
 def check_shapes(where: Path, expected: Any, metadata: Any) -> None:
-    """Raises UsageError that lists the names and shapes of a checkpoint that differ from the net's.
+    """Raises UsageError if the checkpoint's array names or shapes differ from the net's.
 
-    `metadata` is Orbax's, of the item `variables`; None if there is no such item.
+    `metadata` is Orbax's metadata of the item `variables`, or None if that item is missing.
     """
 
     def shapes(tree: Any) -> dict[str, tuple]:
@@ -121,7 +121,7 @@ def check_shapes(where: Path, expected: Any, metadata: Any) -> None:
     ]
     parts = [
         f"{label} {', '.join(names[:3])}{f' and {len(names) - 3} more' if len(names) > 3 else ''}"
-        for label, names in (("lacks", missing), ("also holds", extra), ("has", reshaped))
+        for label, names in (("missing", missing), ("unexpected", extra), ("shape of", reshaped))
         if names
     ]
-    raise UsageError(f"the checkpoint {where} is of another net: it {'; it '.join(parts)}")
+    raise UsageError(f"the checkpoint {where} does not match the net: {'; '.join(parts)}")

@@ -1,4 +1,4 @@
-"""Loads a run's `(net, variables)` on any host: the train form or the fused one."""
+"""Loads a run's `(net, variables)` on any host, in train form or fused form."""
 
 from pathlib import Path
 from typing import Any
@@ -19,25 +19,25 @@ from repvgg_jax.nets import Averaged, abstract, create
 def load(
     workdir: str | Path, fused: bool = False, step: int | None = None
 ) -> tuple[nn.Module, dict[str, Any]]:
-    """Returns a run's `(net, variables)` on this host's first device, wherever it was trained.
+    """Returns a run's `(net, variables)` on this host's first device, whatever it was trained on.
 
-    A run with an EMA gives the averaged pair, marked as `Averaged`.
+    For a run with an EMA, the averaged variables are returned, marked as `Averaged`.
 
     Args:
       workdir: folder of a run.
-      fused: True for the fused pair, which `--mode=train` and `--mode=fuse` write.
-      step: step of the checkpoint; by default the latest that can be read, with a warning that
-        names damaged ones. Not with `fused`.
+      fused: True to load the fused pair, which `--mode=train` and `--mode=fuse` write.
+      step: step of the checkpoint; by default the latest readable one, with a warning that names
+        any damaged ones. Must be None if `fused` is True.
 
     Raises:
-      UsageError: if there is no run, or no such checkpoint that can be read.
+      UsageError: if there is no run, or the checkpoint is missing or unreadable.
 
     Example:
       >>> net, variables = load("runs/b1")  # doctest: +SKIP
     """
     workdir = Path(workdir).absolute()
     if fused and step is not None:
-        raise UsageError("fused=True does not take a step; fusion.json says which step was fused")
+        raise UsageError("fused=True does not take a step; fusion.json records the fused step")
     if fused:
         return load_fused(workdir, _net(read_config(workdir)))
     net, variables, _ = load_trained(workdir, step)
@@ -52,7 +52,7 @@ def load_trained(workdir: Path, step: int | None = None) -> tuple[nn.Module, dic
     folder = checkpoint_folder(workdir)
     found = steps(workdir)
     if not found:
-        raise UsageError(f"no checkpoint under {folder}; `--mode=train` writes them")
+        raise UsageError(f"no checkpoint under {folder}; run --mode=train first")
     if step is not None and step not in found:
         raise UsageError(f"no checkpoint of step {step} under {folder}; available: {found}")
     device = SingleDeviceSharding(jax.local_devices()[0])
@@ -67,7 +67,7 @@ def load_trained(workdir: Path, step: int | None = None) -> tuple[nn.Module, dic
 
 
 def _net(config: ConfigDict) -> nn.Module:
-    """Returns the run's net. This host may lack oneDNN, which "auto" uses where it is installed."""
+    """Returns the run's net, with "auto" instead of "onednn", which this host may lack."""
     fields = config.model.to_dict()
     if fields.get("conv_algorithm") == "onednn":
         fields["conv_algorithm"] = "auto"

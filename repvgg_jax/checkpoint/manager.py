@@ -1,7 +1,7 @@
-"""Checkpoints of a training run: written asynchronously, and restored from the newest readable one.
+"""Asynchronous checkpoints of a training run, restored from the newest readable one.
 
-The folder of a step holds three items: `variables` (params and batch_stats, all that a reader
-needs), `optimizer` (its state and the step) and `position` (seed and step of the data stream).
+The folder of a step holds three items: `variables` (params and batch_stats, which suffice for
+inference), `optimizer` (its state and the step) and `position` (seed and step of the data stream).
 """
 
 import shutil
@@ -40,12 +40,12 @@ def steps(workdir: Path) -> list[int]:
 
 @contextmanager
 def open_manager(workdir: Path, max_to_keep: int) -> Iterator[ocp.CheckpointManager]:
-    """Yields a manager that saves under `<workdir>/checkpoints`, asynchronously.
+    """Yields a manager that saves asynchronously under `<workdir>/checkpoints`.
 
-    It keeps the `max_to_keep` latest checkpoints, and the one with the best top-1.
+    The manager keeps the `max_to_keep` latest checkpoints and the one with the best top-1.
 
     Raises:
-      RunError: if the last save fails and no other error is being raised.
+      RunError: if the last save fails and the body of the `with` statement raised nothing.
     """
     policies = ocp.checkpoint_managers
     best = policies.BestN(
@@ -94,7 +94,7 @@ def _manager(workdir: Path, **options: Any) -> ocp.CheckpointManager:
 def _add_checksums(folder: Path) -> None:
     """Adds checksums to a checkpoint that was just written, before it gets its final name.
 
-    TensorStore itself detects a flipped bit in small arrays only.
+    TensorStore itself detects flipped bits only in small arrays.
     """
     if primary():
         for step_folder in folder.iterdir():
@@ -109,17 +109,17 @@ def save(
     position: Mapping[str, int],
     metrics: Mapping[str, float] | None = None,
 ) -> None:
-    """Starts writing a checkpoint; the arrays are copied before this returns.
+    """Starts writing a checkpoint, and returns once the arrays are copied.
 
     Args:
-      manager: the checkpoints of the run.
+      manager: manager of the run.
       variables: `{"params", "batch_stats"}`.
       optimizer_state: `{"step", "opt_state"}`.
-      position: `{"seed", "step"}` of the data stream; the step names the checkpoint.
-      metrics: metrics with a `top1`, if the net was just evaluated.
+      position: `{"seed", "step"}` of the data stream; the step is also that of the checkpoint.
+      metrics: metrics including `top1`, if this state was evaluated.
 
     Raises:
-      RunError: if this checkpoint, or the one before, cannot be written.
+      RunError: if this checkpoint or the previous one cannot be written.
     """
     with _named_write_errors(manager):
         manager.save(
@@ -146,7 +146,7 @@ def check_saved(manager: ocp.CheckpointManager, wait: bool = False) -> None:
 def _named_write_errors(manager: ocp.CheckpointManager) -> Iterator[None]:
     try:
         yield
-    except Exception as error:  # Orbax and TensorStore raise a dozen types
+    except Exception as error:  # Orbax and TensorStore raise many exception types
         found = steps(Path(manager.directory).parent)
         good = f"{manager.directory}/{found[-1]}" if found else "none was written yet"
         raise RunError(
@@ -158,15 +158,14 @@ def _named_write_errors(manager: ocp.CheckpointManager) -> Iterator[None]:
 def restore_latest(
     manager: ocp.CheckpointManager, variables: Variables, optimizer_state: Mapping[str, Any]
 ) -> Any:
-    """Returns `variables`, `optimizer` and `position` of the newest readable checkpoint, or None.
+    """Restores the newest readable checkpoint; returns None if there are no checkpoints.
 
-    The result has these attributes, laid out as the given trees of arrays or
-    `jax.ShapeDtypeStruct`s with shardings, for any number of devices; it is None if there is no
-    checkpoint. Newer, damaged checkpoints are moved to `<workdir>/damaged`, with a warning that
-    names them.
+    The result has the attributes `variables`, `optimizer` and `position`. Its arrays get the shapes
+    and shardings of the given trees of arrays or `jax.ShapeDtypeStruct`s, on any number of devices.
+    Damaged checkpoints after the restored one are moved to `<workdir>/damaged`, with a warning.
 
     Raises:
-      UsageError: if there are checkpoints, but none can be read, or they are of another net.
+      UsageError: if there are checkpoints but none can be read, or they do not match the net.
     """
     found = sorted(manager.all_steps(), reverse=True)
     if not found:
@@ -201,14 +200,14 @@ def restore_latest(
 def newest_readable(
     manager: ocp.CheckpointManager, found: list[int], **items: Any
 ) -> tuple[int, Any]:
-    """Returns the first of the steps whose items all processes can read, and the items.
+    """Returns the first step in `found` whose items all processes can read, and the items.
 
-    The processes agree on each step before any continues. Otherwise, one that fails alone would
-    leave the others waiting inside Orbax until the runtime gives up on them.
+    The processes agree on each step before any of them continues. Otherwise, a process that fails
+    alone would leave the others blocked inside Orbax until the runtime times out.
 
     Raises:
-      DamagedError: if the last of the steps cannot be read either.
-      UsageError: if a checkpoint is of another net, listing the differences.
+      DamagedError: if none of the checkpoints can be read.
+      UsageError: if a checkpoint does not match the net, listing the differences.
     """
 
     def check(where: Path) -> None:
@@ -234,7 +233,7 @@ def newest_readable(
 
 
 def _on_all_processes(action: Callable[[Path], Any], where: Path) -> Any:
-    """Returns `action(where)`; raises DamagedError on all processes if it does so on one."""
+    """Returns `action(where)`; raises DamagedError on all processes if any of them does."""
     result, error = None, None
     try:
         result = action(where)

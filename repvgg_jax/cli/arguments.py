@@ -1,4 +1,4 @@
-"""Parsing of main.py's command line, with one-line errors in place of absl's."""
+"""Parsing of main.py's command line, with one-line errors instead of absl's."""
 
 import re
 from pathlib import Path
@@ -13,30 +13,30 @@ from repvgg_jax.errors import UsageError
 
 _HELP_ON_FLAGS = """
 
---mode is train by default, and --workdir is runs/ and the name of the config.
-configs/default.py lists all fields; any can be given: --config.train.epochs=3
+--mode defaults to train, and --workdir to runs/ followed by the name of the config.
+configs/default.py lists all fields; override any of them: --config.train.epochs=3
 
-  --weights FILE           PyTorch weights, which import reads and to_torch writes
-  --layout official|timm   names of the weights that to_torch writes
-  --fused                  to_torch writes the fused weights
-  --topology NAME          devices that compile compiles for: v5e:4x4, cpu:8
+  --weights FILE           PyTorch weights: input of import, output of to_torch
+  --layout official|timm   to_torch: naming of the weights
+  --fused                  to_torch: write the fused weights
+  --topology NAME          compile: target devices, such as v5e:4x4 or cpu:8
   --coordinator HOST:PORT --num_processes N --process_index I
-                           this process among several, if no cluster is detected
+                           multi-process runs on clusters that JAX does not detect
   --helpfull               all flags"""
 
 
 def parse(values: flags.FlagValues, argv: list[str]) -> None:
-    """Parses a command line into flags that include `config`.
+    """Parses a command line into `values`, which include the flag `config`.
 
     Raises:
-      UsageError: if anything is wrong with it, the config file included.
+      UsageError: if the command line or the config file is invalid.
     """
     fields = [match[1] for arg in argv if (match := re.match(r"--?config\.([^=]*)", arg))]
     if repeated := [field for field in fields if fields.count(field) > 1]:
         raise UsageError(f"--config.{repeated[0]} is given twice; give it once")
     config = _given_config(argv)
     if fields and config is None:
-        raise UsageError("--config.field=value changes a field of a config; give --config as well")
+        raise UsageError("--config.field=value overrides a config field; give --config as well")
     if config is not None and not Path(config.split(":")[0]).is_file():
         raise UsageError(f"--config={config}: file not found; bundled configs are in configs/")
     try:
@@ -47,7 +47,7 @@ def parse(values: flags.FlagValues, argv: list[str]) -> None:
         raise UsageError(next(problems, str(error))) from None
     except (flags.Error, UsageError) as error:
         message = str(error)
-        if "Traceback" in message:  # config_flags quotes the traceback of a config file's error
+        if "Traceback" in message:  # config_flags includes the config file's traceback
             last = re.sub(r"^repvgg_jax\.errors\.\w+: ", "", message.strip().splitlines()[-1])
             message = f"--config={config}: {last}"
         raise UsageError(" ".join(message.split())) from None
@@ -78,7 +78,7 @@ def mode_arguments(name: str, values: flags.FlagValues) -> dict[str, Any]:
     """Returns the arguments of a mode's `run`, from the flags.
 
     Raises:
-      UsageError: if a flag that it needs is not given.
+      UsageError: if a required flag is missing.
     """
     mode = MODES[name]
     given = {flag: values[flag].value for flag in (*mode.needs, *mode.takes)}

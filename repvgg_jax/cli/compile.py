@@ -1,4 +1,4 @@
-"""`--mode=compile`: the cost of a training step on devices that need not exist."""
+"""`--mode=compile`: estimates the cost of a training step on devices that need not be present."""
 
 import dataclasses
 import time
@@ -18,7 +18,7 @@ def run_compile(config: ConfigDict, topology: str, workdir: Path | None) -> None
 
     Raises:
       UsageError: if the config cannot run on these devices.
-      RunError: if the step does not fit their memory.
+      RunError: if the step does not fit in their memory.
     """
     if workdir is not None:
         check_workdir(config, workdir)
@@ -30,7 +30,7 @@ def run_compile(config: ConfigDict, topology: str, workdir: Path | None) -> None
     images = config.train.batch_size
     title = (
         f"{model_name(config)} on {len(devices)} x {devices[0].device_kind} ({topology}), "
-        f"{images:,} images a step, {images // len(devices):,} a device"
+        f"{images:,} images per step, {images // len(devices):,} per device"
     )
     print(aot.format_cost(cost, title, aot.memory_bytes(devices[0])))
     print(f"compiled in {seconds:.0f} s")

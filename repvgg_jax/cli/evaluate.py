@@ -1,4 +1,4 @@
-"""`--mode=eval`."""
+"""`--mode=eval`: evaluates the latest checkpoint and the fused weights of a run."""
 
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from repvgg_jax.training.evaluation import Evaluation
 def run_eval(config: ConfigDict | None, workdir: Path) -> None:
     """Evaluates a run's latest checkpoint, and its fused weights if there are any.
 
-    The data is that of `config`, by default the run's own.
+    The evaluation data are those of `config`, which defaults to the run's own config.
 
     Raises:
       UsageError: if there is no run, or the config cannot be used.
@@ -38,7 +38,7 @@ def run_eval(config: ConfigDict | None, workdir: Path) -> None:
 
 
 def open_evaluation(config: ConfigDict) -> Evaluation:
-    """Returns the evaluation of a config, on all devices instead of the mesh for training."""
+    """Returns the evaluation described by a config, on all devices whatever `config.mesh` is."""
     check_values(config)
     mesh = make_mesh()
     return Evaluation(make_eval_data(config, mesh), mesh)

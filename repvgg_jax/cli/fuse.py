@@ -1,4 +1,4 @@
-"""`--mode=fuse`."""
+"""`--mode=fuse`: fuses the latest checkpoint of a run and verifies the result."""
 
 from pathlib import Path
 from typing import Any
@@ -23,11 +23,11 @@ from repvgg_jax.training.evaluation import Evaluation
 def run_fuse(config: ConfigDict | None, workdir: Path) -> None:
     """Fuses a run's latest checkpoint, verifies the fused pair, and writes it to the workdir.
 
-    Images and tolerance are those of `config`, by default the run's own.
+    Images and tolerance are those of `config`, which defaults to the run's own config.
 
     Raises:
       UsageError: if there is no run, or its block cannot be fused.
-      RunError: as `fuse_and_save`.
+      RunError: if verification or writing fails.
     """
     config = config or read_config(workdir)
     evaluation = open_evaluation(config)
@@ -43,7 +43,7 @@ def fuse_and_save(
     evaluation: Evaluation,
     options: ConfigDict,
 ) -> tuple[tuple[nn.Module, Any], FusionReport]:
-    """Fuses the pair of a step, verifies it on evaluation images, and writes it to the workdir.
+    """Fuses a `(net, variables)` pair, verifies it on evaluation images, and writes it.
 
     Raises:
       RunError: if the two forms differ by more than `fuse.tolerance`, or writing fails.

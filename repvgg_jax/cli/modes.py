@@ -20,15 +20,15 @@ class Mode:
     """A command of main.py.
 
     Attributes:
-      run: function that is called with the flags in `needs` and `takes` by name.
+      run: function called with the flags in `needs` and `takes` as keyword arguments.
       help: short description of the command.
       example: arguments of main.py, without `--mode`.
-      needs: flags that must be given.
-      takes: flags that may be given.
-      workdir: default of `--workdir`; `RUN_WORKDIR` stands for a folder named after the config.
-      keeps_programs: False for commands that measure the compiler, or do not use it, and so do not
-        use the compilation cache.
-      resumes_from: what the command resumes from after an interrupt.
+      needs: required flags.
+      takes: optional flags.
+      workdir: default of `--workdir`; `RUN_WORKDIR` is a folder named after the config.
+      keeps_programs: False to disable the compilation cache, for commands that measure compile
+        times or compile nothing.
+      resumes_from: point from which the command resumes after an interrupt.
     """
 
     run: Callable[..., None]
@@ -63,7 +63,7 @@ MODES = {
     ),
     "prepare": Mode(
         run_prepare,
-        "download a data set, or read its archives, and write it for training",
+        "download a data set or read its archives, and convert it for training",
         "--config configs/cifar10.py",
         takes=(),
         keeps_programs=False,
@@ -99,7 +99,7 @@ MODES = {
     ),
     "bench_data": Mode(
         run_bench_data,
-        "time the input pipeline beside tf.data and PyTorch",
+        "time the input pipeline against tf.data and PyTorch",
         "--config configs/a0.py --config.data.source=folder",
         workdir=None,
     ),

@@ -1,4 +1,4 @@
-"""`--mode=prepare`."""
+"""`--mode=prepare`: converts a data set for training."""
 
 from ml_collections import ConfigDict
 
@@ -7,7 +7,7 @@ from repvgg_jax.errors import UsageError
 
 
 def run_prepare(config: ConfigDict) -> None:
-    """Writes the data set that a config names from its official archives, once for all runs.
+    """Converts the data set of a config from its official archives, once for all runs.
 
     Raises:
       UsageError: if the data need no preparation, or their archives cannot be found or read.
@@ -20,8 +20,8 @@ def run_prepare(config: ConfigDict) -> None:
     there = find_prepared(data.name, data.data_dir)
     path = there or prepare(data.name, data.data_dir, data.manual_dir)
     state = "is already" if there else "is now"
-    # Not `print_once`, which would start the devices.
+    # `print_once` would initialize the devices.
     print(
         f"{data.name} {state} prepared in {path}: {describe_splits(path)}; "
-        "the same command without --mode=prepare trains on it"
+        "to train on it, run the same command without --mode=prepare"
     )

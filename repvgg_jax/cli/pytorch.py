@@ -1,4 +1,4 @@
-"""`--mode=import` and `--mode=to_torch`: runs from PyTorch weights, and PyTorch weights of runs."""
+"""`--mode=import` and `--mode=to_torch`: convert weights from and to PyTorch."""
 
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from repvgg_jax.training.state import fresh_state
 
 
 def run_import(config: ConfigDict, workdir: Path, weights: str) -> None:
-    """Writes PyTorch weights as the checkpoint of step 0 of a run, which all other modes accept.
+    """Creates a run, usable in all other modes, whose checkpoint of step 0 has PyTorch weights.
 
     Raises:
       UsageError: if the weights do not fit the net, or the workdir already has checkpoints.
@@ -35,15 +35,15 @@ def run_import(config: ConfigDict, workdir: Path, weights: str) -> None:
         position = {"seed": experiment.data_seed, "step": 0}
         save(manager, state.eval_variables, state.optimizer_state, position)
         check_saved(manager, wait=True)
-    print(f"{weights} is now the checkpoint of step 0 in {workdir}")
+    print(f"imported {weights} as the checkpoint of step 0 in {workdir}")
 
 
 def run_to_torch(workdir: Path, weights: str, layout: str, fused: bool) -> None:
     """Writes the latest checkpoint, or the fused weights, to a file that PyTorch loads.
 
     Raises:
-      UsageError: if there is no run, or PyTorch's net would compute something else.
+      UsageError: if there is no run, or PyTorch's net would compute different outputs.
     """
     net, variables = load(workdir, fused=fused)
     save_torch(weights, to_torch(net, variables, layout))
-    print(f"{weights} holds the weights of {workdir} under {layout} names")
+    print(f"wrote the weights of {workdir} to {weights} with {layout} names")

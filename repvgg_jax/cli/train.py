@@ -32,7 +32,7 @@ def run_train(config: ConfigDict, workdir: Path) -> None:
     Raises:
       UsageError: if the config cannot run, or the workdir belongs to another config.
       RunError: if a loss is not finite, something cannot be written, or verification fails.
-      Stopped: if it was told to stop; the same call resumes the run.
+      Stopped: if a stop was requested; the same call resumes the run.
     """
     check_workdir(config, workdir)
     with Stopping(config.train.deadline) as stopping:
@@ -43,7 +43,7 @@ def run_train(config: ConfigDict, workdir: Path) -> None:
 
 
 def _train_and_fuse(config: ConfigDict, workdir: Path, stopping: Stopping) -> dict[str, Any]:
-    """Does the work of `run_train` and returns the report."""
+    """Trains, evaluates, fuses and verifies; returns the report."""
     startup = StartupTimer()
     started = time.monotonic()
     experiment = build(config)
@@ -63,7 +63,7 @@ def _train_and_fuse(config: ConfigDict, workdir: Path, stopping: Stopping) -> di
         fusion = {"fusion": {name: getattr(verified, name) for name in names}}
     else:
         block = experiment.net.block
-        print_once(f"no convolution equals block={block!r}; deploy its train form")
+        print_once(f"block={block!r} cannot be fused; deploy the train form")
 
     size = config.data.eval_image_size or config.data.image_size
     return {
@@ -88,7 +88,7 @@ def _train_and_fuse(config: ConfigDict, workdir: Path, stopping: Stopping) -> di
 
 
 def _speed(trained: TrainResult, startup: StartupTimer, workdir: Path) -> dict[str, float | None]:
-    """Returns the report's fields on speed, of an earlier report if there was no step to train."""
+    """Returns the report's speed fields, from an earlier report if no step was left to train."""
     path = workdir / "report.json"
     earlier = json.loads(path.read_text()) if path.exists() else {}
     measured = {
@@ -101,7 +101,7 @@ def _speed(trained: TrainResult, startup: StartupTimer, workdir: Path) -> dict[s
 
 
 def _check_after_training(stopping: Stopping, mesh: Mesh) -> None:
-    """Raises Stopped if it is time to stop; the last step is saved by then."""
+    """Raises Stopped if a stop was requested; training is complete and saved at this point."""
     try:
         stopping.check(mesh)
     except Stopped as stop:

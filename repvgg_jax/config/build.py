@@ -23,17 +23,17 @@ from repvgg_jax.nets import create
 from repvgg_jax.optim import sgd
 from repvgg_jax.runtime.mesh import check_divides, make_mesh
 
-# Length of the schedule if the size of the data is not known.
+# Length of the schedule if the number of images is unknown.
 _STEPS_WITHOUT_DATA = 600_000
 
 
 @dataclass(frozen=True)
 class StepOptions:
-    """The constants of a training step; fields are named as in the config.
+    """The constants of a training step, with the field names of the config.
 
     Attributes:
-      custom_l2: weight decay of the kernels that `optim.sgd.custom_l2` covers; half of it times
-        that penalty is added to the loss that is minimized, and not to the reported one.
+      custom_l2: weight decay of the kernels in `optim.sgd.custom_l2`. The loss that is minimized
+        includes half of it times that penalty; the reported loss does not.
     """
 
     label_smoothing: float = 0.0
@@ -50,15 +50,15 @@ class StepOptions:
 
 @dataclass(frozen=True)
 class Experiment:
-    """The resolved description of a run; fields that the config has as well are named as there.
+    """A run, resolved from its config; fields that both have in common have the same name.
 
     Attributes:
       config: the config in JSON form, for the workdir.
       optimizer: the optimizer, which includes the schedule.
       schedule: function from a step to its learning rate.
-      data_seed: the field `data.seed`.
-      augmentation_seed: the field `data.augmentation_seed`.
-      fsdp_min_size: the field `mesh.min_size`.
+      data_seed: `data.seed`, or `seed` if that is unset.
+      augmentation_seed: `data.augmentation_seed`, or `seed` if that is unset.
+      fsdp_min_size: `mesh.min_size`.
       train_data: the training split; None if built without data.
       eval_data: the evaluation split; None if built without data.
     """
@@ -87,13 +87,13 @@ class Experiment:
 def build(
     config: ConfigDict, devices: Sequence[jax.Device] | None = None, open_data: bool = True
 ) -> Experiment:
-    """Returns the experiment that a config describes, after every check that needs no training.
+    """Returns the experiment described by a config, after all checks that need no training.
 
     Args:
       config: the config of a run.
       devices: the devices to run on; all of them by default.
-      open_data: False for an experiment without `train_data` and `eval_data`, whose schedule has an
-        arbitrary length.
+      open_data: False to leave `train_data` and `eval_data` None; the length of the schedule is
+        then a placeholder.
 
     Raises:
       UsageError: if a value is out of bounds, values conflict, or the data cannot be used.
@@ -147,7 +147,7 @@ def build(
 
 
 def _make_mesh(config: ConfigDict, devices: Sequence[jax.Device] | None) -> Mesh:
-    """Returns the mesh of `config.mesh`, which must divide the batch and its microbatches."""
+    """Returns the mesh of `config.mesh`, after checking that it divides the microbatches."""
     mesh = make_mesh(config.mesh.data, config.mesh.fsdp, devices)
     if config.model.conv_algorithm == "onednn" and mesh.size > 1:
         raise UsageError(
@@ -171,7 +171,7 @@ def check_groups(config: ConfigDict) -> None:
 
 
 def make_net(config: ConfigDict) -> nn.Module:
-    """Returns the net that `config.model` describes."""
+    """Returns the net described by `config.model`."""
     return create(**config.model.to_dict())
 
 
@@ -182,7 +182,7 @@ def model_name(config: ConfigDict) -> str:
 
 
 def make_source(config: ConfigDict, split: str) -> Source:
-    """Opens the split `train` or `test` of the data that `config.data` names."""
+    """Opens the split `train` or `test` of the data described by `config.data`."""
     data = config.data
     classes = config.model.num_classes
     options = {"num_classes": classes, "skip_corrupt": data.skip_corrupt}
@@ -200,12 +200,12 @@ def make_source(config: ConfigDict, split: str) -> Source:
 
 
 def make_transform(config: ConfigDict) -> Transform:
-    """Returns the transform that `config.data` describes; its fields are named as there."""
+    """Returns the transform described by `config.data`, which has fields of the same names."""
     return Transform(**{field.name: config.data[field.name] for field in fields(Transform)})
 
 
 def make_eval_data(config: ConfigDict, mesh: Mesh) -> Split:
-    """Opens the evaluation split, whose batches the mesh must divide."""
+    """Opens the evaluation split, after checking that the mesh divides its batches."""
     check_divides("train.eval_batch_size", config.train.eval_batch_size, mesh)
     return _make_split(config, "test", config.train.eval_batch_size)
 
@@ -222,17 +222,17 @@ def _make_split(config: ConfigDict, split: str, batch_size: int) -> Split:
 
 
 def total_steps(config: ConfigDict, train_size: int) -> int:
-    """Returns the number of training steps: `train.steps`, or those of `train.epochs`.
+    """Returns the number of training steps, from `train.steps` or else `train.epochs`.
 
     Raises:
-      UsageError: if there is no step, or no step after the warm-up.
+      UsageError: if there are no steps, or none after the warm-up.
     """
     if config.train.steps is not None:
         steps = config.train.steps
     else:
         steps = round(config.train.epochs * train_size / config.train.batch_size)
         if steps < 1:
-            raise UsageError(f"train.epochs={config.train.epochs} gives no training step")
+            raise UsageError(f"train.epochs={config.train.epochs} is less than one step")
     warmup_steps = _warmup_steps(config, train_size)
     if warmup_steps >= steps:
         raise UsageError(
@@ -257,7 +257,7 @@ def _step_options(config: ConfigDict) -> StepOptions:
 def make_optimizer(
     config: ConfigDict, net: nn.Module, schedule: optax.Schedule
 ) -> optax.GradientTransformation:
-    """Returns the optimizer that `config.optim` describes, for the parameters of `net`."""
+    """Returns the optimizer described by `config.optim`, for the parameters of `net`."""
     values = config.optim
     branches = set(config.model.branches or BRANCHES)
     if values.custom_l2 and not (net.block == "repvgg" and {"kxk", "1x1"} <= branches):
@@ -289,7 +289,7 @@ def _check_repoptimizer(config: ConfigDict, net: nn.Module) -> None:
     if values.repoptimizer_from is None:
         return
     if net.block != "plain":
-        raise UsageError("optim.repoptimizer_from trains a plain net: set model.block=plain")
+        raise UsageError("optim.repoptimizer_from needs a plain net: set model.block=plain")
     if values.clip_norm is not None or values.max_norm is not None:
         raise UsageError(
             "optim.repoptimizer_from does not work with optim.clip_norm and optim.max_norm; "

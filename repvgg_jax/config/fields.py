@@ -1,4 +1,4 @@
-"""Bounds of the config fields, and which of them make two configs the same run."""
+"""Bounds of config fields, and the hash that identifies a run by its config."""
 
 import difflib
 import hashlib
@@ -14,13 +14,13 @@ from repvgg_jax.errors import UsageError
 
 
 class Field(NamedTuple):
-    """A field's bounds, and its part in the identity of a run.
+    """The bounds of a config field, and whether it is part of a run's identity.
 
     Attributes:
       low: the smallest value allowed; None for a field without bounds.
       high: the largest value allowed.
-      changes_result: False for fields that determine where data is, how often a run reports, or how
-        it is executed, and do not affect what it computes.
+      changes_result: False for fields that do not affect what a run computes, such as paths,
+        logging intervals and the mesh.
     """
 
     low: float | None = None
@@ -95,9 +95,9 @@ def to_json(config: ConfigDict) -> dict[str, Any]:
 
 
 def run_fields(config: Mapping) -> dict[str, Any]:
-    """Returns the fields that decide what a run computes, from a config or its JSON form.
+    """Returns the fields of a config, or of its JSON form, that affect what a run computes.
 
-    Unset fields are left out, so that a new field does not change the identity of earlier runs.
+    Unset fields are left out, so that adding a field does not change the hash of earlier runs.
     """
     tree = to_json(config) if isinstance(config, ConfigDict) else config
     return {
@@ -107,13 +107,13 @@ def run_fields(config: Mapping) -> dict[str, Any]:
     }
 
 
-# Parameter names in rules, and their names in earlier versions, which hashes keep so that finished
-# runs are still recognized.
+# Current and former parameter names in rules. Hashes use the former ones, so that the hashes of
+# finished runs remain valid.
 _HASHED_NAMES = {"/bn_identity/": "/bn0/", "/conv_1x1/": "/conv1/"}
 
 
 def config_hash(config: Mapping) -> str:
-    """Returns twelve hexadecimal digits that two configs share if they compute the same."""
+    """Returns a hash of 12 hexadecimal digits, equal for configs that compute the same."""
     text = json.dumps(run_fields(config), sort_keys=True)
     for name, former in _HASHED_NAMES.items():
         text = text.replace(name, former)
@@ -127,18 +127,18 @@ def check_values(config: ConfigDict) -> None:
 
 
 def value_problems(config: ConfigDict) -> Iterator[str]:
-    """Yields a message for each value out of bounds or in conflict, and each malformed rule."""
+    """Yields a message for each value that is out of bounds or conflicts, and each invalid rule."""
     values = dict(flat(to_json(config)))
     for name, (low, high, _) in FIELDS.items():
         value = values[name]
         if value is None or low is None:
             continue
-        if not low <= value <= high:  # also for NaN
+        if not low <= value <= high:  # also rejects NaN
             span = f"at least {low}" if high == math.inf else f"from {low} to {high}"
             yield f"{name}={value}: must be {span}"
     batch_size = config.train.batch_size
     if (config.train.mixup or config.train.cutmix) and batch_size % 2:
-        problem = "must be even, as train.mixup and train.cutmix mix pairs of images"
+        problem = "must be even, since train.mixup and train.cutmix mix pairs of images"
         yield f"train.batch_size={batch_size}: {problem}"
     for name in ("optim.decay_rules", "optim.rate_rules"):
         for rule in values[name]:
@@ -157,14 +157,14 @@ def _rule_problem(rule: Any) -> str | None:
         return f"{pattern!r} is not a valid regular expression: {error}"
     if former := [name for name in former_names([pattern]) if name[-1].isdigit()]:
         return (
-            f"{pattern!r} has a parameter name of an earlier version, {former[0]}; the names are "
-            "conv_kxk, bn_kxk, conv_1x1, bn_1x1 and bn_identity now"
+            f"{pattern!r} uses a parameter name of an earlier version, {former[0]}; the current "
+            "names are conv_kxk, bn_kxk, conv_1x1, bn_1x1 and bn_identity"
         )
     return None
 
 
 def former_names(paths: Iterable[str]) -> list[str]:
-    """Returns the parts of parameter paths that are names of an earlier version, such as bn0."""
+    """Returns the parts of parameter paths that are names from an earlier version, such as bn0."""
     former = r"(conv|bn)(\d|_pointwise|_before_\w+)"
     parts = {part for path in paths for part in path.split("/")}
     return sorted(part for part in parts if re.fullmatch(former, part))

@@ -1,4 +1,4 @@
-"""The workdir of a run: created, checked and read back."""
+"""Creates, checks and reads the workdir of a run."""
 
 import json
 from collections.abc import Mapping
@@ -14,13 +14,13 @@ from repvgg_jax.runtime.processes import primary, sync_processes
 
 
 def check_workdir(config: Mapping[str, Any], workdir: Path) -> None:
-    """Checks that a workdir is new, empty, or of a run with the same config or no checkpoint.
+    """Checks that a workdir has no unrelated files and no checkpoints of another config.
 
     Raises:
-      UsageError: if it is not, listing the fields that differ.
+      UsageError: if it has, listing the config fields that differ.
     """
     if workdir.exists() and not workdir.is_dir():
-        raise UsageError(f"--workdir={workdir} is a file; name a folder")
+        raise UsageError(f"--workdir={workdir} is a file; give a folder")
     saved = workdir / "config.json"
     if not saved.exists():
         if workdir.exists() and any(workdir.iterdir()):
@@ -37,13 +37,13 @@ def check_workdir(config: Mapping[str, Any], workdir: Path) -> None:
     if differing:
         changes = ", ".join(f"{n}: {there.get(n)} there, {here.get(n)} here" for n in differing)
         raise UsageError(
-            f"--workdir={workdir} holds a run of another config ({changes}); "
+            f"--workdir={workdir} contains a run with another config ({changes}); "
             "choose another --workdir, or remove that folder"
         )
 
 
 def make_workdir(config: Mapping[str, Any], workdir: Path) -> None:
-    """Creates the folder of a run and writes its config in JSON form, in process 0.
+    """Creates the folder of a run and writes its config as JSON, in process 0.
 
     Raises:
       UsageError: if the folder cannot be created or written to.
@@ -61,10 +61,10 @@ def make_workdir(config: Mapping[str, Any], workdir: Path) -> None:
 
 
 def read_config(workdir: Path) -> ConfigDict:
-    """Returns the config that the run in a workdir was started with.
+    """Returns the config of the run in a workdir.
 
     Raises:
-      UsageError: if there is no run in the workdir, or its config.json cannot be read.
+      UsageError: if the workdir contains no run, or its config.json cannot be read.
     """
     path = Path(workdir) / "config.json"
     try:

@@ -13,10 +13,10 @@ _BLUE, _VERMILLION = "#0072B2", "#D55E00"
 def draw_curves(rows: Sequence[Mapping[str, Any]], path: str | os.PathLike[str]) -> None:
     """Draws loss and top-1 (percent) of training and evaluation against the step.
 
-    The rows are those of `read_metrics`; any of the kinds and metrics may be missing. The suffix of
-    the path determines the image format.
+    `rows` come from `read_metrics`; kinds of rows and metrics may be missing. The suffix of `path`
+    determines the image format.
     """
-    # Without pyplot, which keeps global state and may ask for a display.
+    # pyplot would keep global state and might require a display.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
@@ -36,7 +36,7 @@ def draw_curves(rows: Sequence[Mapping[str, Any]], path: str | os.PathLike[str])
             axes.plot(steps, line, color=_BLUE, linewidth=1.8, marker=dot, label=title)
         steps, values = _series(rows, "eval", name)
         if len(values):
-            # Dashed, so that the lines differ in black and white.
+            # Dashed, so that the lines are distinguishable in black and white.
             style = {"linestyle": "--", "linewidth": 1.4, "marker": "o", "markersize": 4}
             axes.plot(steps, scale * values, color=_VERMILLION, label="evaluation", **style)
         axes.set_xlabel("training step")

@@ -36,7 +36,7 @@ def eval_step(
     """Returns `top1`, `top5`, `loss` and `count`, summed over the examples with `mask` 1."""
     logits = net.apply(variables, to_network_input(batch["image"], mean, std), train=False)
     label, mask = batch["label"], batch["mask"]
-    # Equal logits are ranked by index, so that a net that gives only those is not always right.
+    # top_k ranks equal logits by index, so that constant logits do not always count as hits.
     best = jax.lax.top_k(logits, min(5, logits.shape[-1]))[1]
     hits = best == label[:, None]
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, label)
@@ -68,9 +68,9 @@ def evaluate(
 
     Args:
       net: a net in either form.
-      variables: its variables.
-      batches: dicts of `image`, `label`, and `mask`, 0 for examples that only fill the batch.
-      mesh: the mesh to split batches over; without one, the default device is used.
+      variables: variables of the net.
+      batches: dicts of `image`, `label` and `mask`, which is 0 for padding.
+      mesh: mesh to split the batches over; None for the default device.
       mean: mean of each channel of [0, 1] RGB, for uint8 images.
       std: standard deviation of each channel of [0, 1] RGB, for uint8 images.
       after_batch: called after each batch; an exception from it ends the evaluation.
@@ -79,8 +79,8 @@ def evaluate(
       `top1` and `top5` (fractions), `loss` (nats per image), `count` (images).
 
     Raises:
-      UsageError: if raw parameters come with averaged statistics, or the reverse.
-      RunError: if the batches hold no example.
+      UsageError: if raw parameters come with averaged statistics, or vice versa.
+      RunError: if the batches contain no examples.
     """
     check_pair(variables)
     if mesh:  # `load` puts variables on one device, and training may have split them
@@ -90,11 +90,11 @@ def evaluate(
     for batch in batches:
         batch = shard_batch(batch, mesh) if mesh else batch
         sums.append(step(net, variables, batch, mean=mean, std=std))
-        if len(sums) > 1:  # waits, as a fast source could fill the device's memory
+        if len(sums) > 1:  # wait, since a fast source could fill the device's memory
             sums[-2] = jax.device_get(sums[-2])
         if after_batch:
             after_batch()
-    # Summed on the host in float64: float32 stops counting single images at 16.8 million.
+    # Summed on the host in float64, since float32 cannot count beyond 2**24 images.
     total = {
         name: float(np.sum([row[name] for row in jax.device_get(sums)], dtype=np.float64))
         for name in ("top1", "top5", "loss", "count")
@@ -115,7 +115,7 @@ class Evaluation:
     def __call__(
         self, net: nn.Module, variables: Any, after_batch: Callable[[], None] | None = None
     ) -> dict[str, float]:
-        """Returns the metrics over the whole split, each process reading its share."""
+        """Returns the metrics over the whole split, of which each process reads its share."""
         return evaluate(
             net,
             variables,
@@ -130,7 +130,7 @@ class Evaluation:
         """Returns the first images of the split, normalized."""
         rows: list[np.ndarray] = []
         data = self.data
-        # Not `data.batches`, which gives each process its own share.
+        # `data.eval_batches()` would give each process only its share.
         for batch in eval_batches(data.source, data.transform, data.batch_size, workers=0):
             rows.extend(batch["image"][batch["mask"] > 0])
             if len(rows) >= count:

@@ -1,4 +1,4 @@
-"""The training loop: steps, metrics, evaluations, checkpoints, and stopping in between."""
+"""The training loop: steps, metrics, evaluations, checkpoints and stop requests."""
 
 import math
 import time
@@ -23,7 +23,7 @@ from repvgg_jax.training.step import jit_train_step
 
 @dataclass
 class Loop:
-    """Trains from a state to the last step of an experiment.
+    """The training loop of an experiment, up to its last step.
 
     Attributes:
       waiting: share of the training time spent waiting for data; None before the second step.
@@ -44,18 +44,18 @@ class Loop:
         """Runs the remaining steps; returns the last state, and its metrics if it was evaluated.
 
         The state is evaluated every `eval_every` steps and after the last one, and saved after each
-        evaluation and every `checkpoint_every` steps. `evaluated` is False if the given state was
-        saved before an evaluation that is due, which then comes first.
+        evaluation and every `checkpoint_every` steps. If an evaluation of the given state is due
+        and `evaluated` is False, it is run first.
 
         Raises:
-          Stopped: if it is time to stop; the state is saved.
+          Stopped: if a stop was requested; the state is saved.
           RunError: if a loss or gradient is not finite, or a checkpoint cannot be written.
         """
         experiment = self.experiment
         mesh = experiment.mesh
         start = int(state.step)
         saved = start
-        seconds = 0.0  # of training, without the first step, evaluations and checkpoints
+        seconds = 0.0  # training time without the first step, evaluations and checkpoints
         result = None
         key = jax.random.key(experiment.augmentation_seed)
         seeds = (experiment.data_seed, experiment.augmentation_seed)
@@ -74,7 +74,7 @@ class Loop:
                     self.startup.stop()
                     self.monitor.show(
                         f"first step after {self.startup.seconds:.1f} s, "
-                        f"{self.startup.compile_seconds:.1f} s of it compiling"
+                        f"including {self.startup.compile_seconds:.1f} s of compilation"
                     )
                 self._guard.push(step, metrics)
                 if step > start + 1:
@@ -105,7 +105,7 @@ class Loop:
         return result
 
     def _save(self, state: TrainState, result: Metrics | None) -> None:
-        self._guard.flush()  # no checkpoint of a step that was not finite
+        self._guard.flush()  # raises if the step was not finite, so that it is not saved
         position = {"seed": self.experiment.data_seed, "step": int(state.step)}
         save(self.manager, state.eval_variables, state.optimizer_state, position, result)
 

@@ -15,7 +15,7 @@ def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
 
     Raises:
       FileNotFoundError: if there is no such file.
-      UsageError: if a line before the last is not a row of metrics, with its number.
+      UsageError: if a line before the last is not a row of metrics; the message has its number.
     """
     lines = Path(path).read_bytes().splitlines()
     rows = []

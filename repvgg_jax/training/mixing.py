@@ -15,7 +15,7 @@ def mix(
     lambda x + (1 - lambda) x' (arXiv 1710.09412, section 2). CutMix pastes a box of x' with
     1 - lambda of the area into x, and lambda becomes the share of x that remains (arXiv 1905.04899,
     section 3.1). If both are given, each batch uses one of them at random. Images 2i and 2i + 1 are
-    neighbors: as batches are shuffled, that is a random pair, and it is on the same device.
+    neighbors: a random pair, since batches are shuffled, and on the same device.
 
     Args:
       key: PRNG key of the step.
@@ -25,7 +25,7 @@ def mix(
       cutmix: alpha of CutMix; 0 for no CutMix.
 
     Returns:
-      Images and targets; the given ones if both alphas are 0.
+      Mixed images and targets; the inputs if both alphas are 0.
 
     Raises:
       UsageError: if the batch has an odd number of images.
@@ -48,13 +48,13 @@ def mix(
 
 
 def _neighbors(rows: Array) -> Array:
-    """Returns rows 1, 0, 3, 2, ...; pairs, so that no row moves to another device."""
+    """Returns rows 1, 0, 3, 2, ...; swapping within pairs moves no row to another device."""
     pairs = rows.reshape(len(rows) // 2, 2, *rows.shape[1:])
     return pairs[:, ::-1].reshape(rows.shape)
 
 
 def _box(key: Array, size: tuple[int, int], lam: Array) -> Array:
-    """Returns [h, w] with 1 in a clipped box of 1 - lambda of the area, at a random center."""
+    """Returns a mask [h, w]: 1 in a randomly centered, clipped box of 1 - lambda of the area."""
     center = random.uniform(key, (2,))
     half = jnp.sqrt(1 - lam) / 2
 

@@ -21,17 +21,17 @@ class Monitor:
     """A context manager that shows and records the metrics of one run.
 
     Rows are `{"step", "kind": "train" | "eval", "seconds", **metrics}`, one JSON object per line.
-    `seconds` is the wall time of the run, added up over resumes. Training rows also hold
-    `examples_per_second` once it is known. A value that is not finite is written as null. Rows
-    after `start_step`, from a process that died, are removed, so that no step appears twice.
+    `seconds` is the wall time of the run, summed over restarts. Training rows also contain
+    `examples_per_second` once it is known. Values that are not finite are written as null. Rows
+    after `start_step`, left by an interrupted process, are removed, so that no step appears twice.
 
     Args:
       workdir: folder for `metrics.jsonl`, `tensorboard/` and `curves.png`; created if missing.
       total_steps: the last step of training.
       batch_size: images per step over all devices.
       start_step: the step that the run resumes from.
-      stream: receives progress, a bar on a terminal and lines elsewhere; standard error by default.
-      primary: False on every process but the first; nothing is then written or shown.
+      stream: output for progress, a bar on terminals and lines elsewhere; `sys.stderr` by default.
+      primary: False on all processes except the first; they write and show nothing.
 
     Raises:
       UsageError: if an existing `metrics.jsonl` is damaged before its last line.
@@ -76,7 +76,7 @@ class Monitor:
             self.evaluated = any(r["step"] == start_step and r["kind"] == "eval" for r in rows)
             replace_text(path, "".join(json.dumps(row) + "\n" for row in rows))
         self._file = path.open("a", encoding="utf-8")
-        # TensorBoard hides events of older files from purge_step on, purge_step included.
+        # TensorBoard hides events of older files with steps >= purge_step.
         self._scalars = SummaryWriter(
             str(self._workdir / "tensorboard"),
             purge_step=start_step + 1,
@@ -88,8 +88,8 @@ class Monitor:
     def examples_per_second(self) -> float:
         """Training images per second, without evaluation and, if possible, compilation.
 
-        The interval up to the first call of `train` includes the compilation and counts only if
-        there is no other. 0.0 before any interval.
+        The interval before the first call of `train` includes the compilation and counts only if
+        there is no other interval. The value is 0.0 before any interval ends.
         """
         return self._pace.overall()
 
@@ -122,8 +122,8 @@ class Monitor:
     def evaluate(self, step: int, metrics: Mapping[str, float]) -> None:
         """Records and shows an evaluation after `step` steps.
 
-        The time since the last call does not count for `examples_per_second`. Call `train` right
-        before an evaluation, so that the steps before it count.
+        The time since the last call is excluded from `examples_per_second`. Call `train` right
+        before an evaluation to include the steps before it.
         """
         metrics = {name: float(value) for name, value in metrics.items()}
         if self._open:
@@ -180,12 +180,12 @@ class _Pace:
         self._batch_size = batch_size
         self._step = step
         self._now = now
-        self._first: tuple[int, float] | None = None  # (steps, seconds) with the compilation
+        self._first: tuple[int, float] | None = None  # (steps, seconds), with compilation
         self._steps = 0  # in all later intervals
         self._seconds = 0.0
 
     def advance(self, step: int, now: float) -> float | None:
-        """Ends an interval of training; returns its images per second, None if it has no steps."""
+        """Ends an interval of training; returns its images per second, or None without steps."""
         steps, seconds = step - self._step, now - self._now
         if steps <= 0 or seconds <= 0:
             return None
@@ -199,14 +199,14 @@ class _Pace:
         return steps * self._batch_size / seconds
 
     def restart(self, step: int, now: float) -> None:
-        """Drops the time since the last report, in which not only training took place."""
+        """Excludes the time since the last report, which was not only training."""
         if self._first is None and step > self._step:
-            self._first = 0, 0.0  # the compilation is in the time that is dropped
+            self._first = 0, 0.0  # the compilation is in the excluded time
         self._step = max(step, self._step)
         self._now = now
 
     def overall(self) -> float:
-        """Returns images per second in all intervals but the first, or else in that one."""
+        """Returns images per second in all intervals after the first, or else in the first."""
         steps, seconds = self._steps, self._seconds
         if not steps and self._first:
             steps, seconds = self._first

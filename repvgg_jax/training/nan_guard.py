@@ -1,4 +1,4 @@
-"""Reads metrics without making the device wait, and ends a run whose loss is not finite."""
+"""Reads metrics without blocking the device, and stops a run if they are not finite."""
 
 import math
 from typing import NoReturn
@@ -13,9 +13,9 @@ from repvgg_jax.training.monitor import Monitor
 
 
 class NanGuard:
-    """Reads the metrics of each step after the next is dispatched, and checks that they are finite.
+    """A check that metrics are finite, which reads each step's after the next step is dispatched.
 
-    The monitor gets those of every `log_every`-th step and of the last one.
+    The monitor gets the metrics of every `log_every`-th step and of the last one.
     """
 
     def __init__(self, experiment: Experiment, monitor: Monitor, manager: ocp.CheckpointManager):
@@ -39,7 +39,7 @@ class NanGuard:
         if not (math.isfinite(values["loss"]) and math.isfinite(values["grad_norm"])):
             self.stop(step, f"loss {values['loss']}, gradient norm {values['grad_norm']}")
         if step % self._experiment.log_every == 0 or step == self._experiment.steps:
-            # This step only, as a mean since the last row would differ in a resumed run.
+            # Not a mean since the last row, which would differ in a resumed run.
             self._monitor.train(step, values | {"learning_rate": self._learning_rate(step)})
 
     def _learning_rate(self, step: int) -> float:
@@ -48,12 +48,12 @@ class NanGuard:
     def stop(self, step: int, problem: str) -> NoReturn:
         """Raises RunError for a step whose loss or gradient is not finite.
 
-        The checkpoint of the step before is deleted: a run resumed from its parameters would only
-        fail again.
+        The checkpoint of the previous step is deleted, since a run resumed from it would fail
+        again.
         """
         self._manager.wait_until_finished()
         for other in self._manager.all_steps():
-            if other >= max(step - 1, 1):  # step 0 holds imported weights, which no step produced
+            if other >= max(step - 1, 1):  # step 0 has imported weights
                 self._manager.delete(other)
         good = self._manager.latest_step()
         where = f"{self._manager.directory}/{good}" if good is not None else "none was written yet"

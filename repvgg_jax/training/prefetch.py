@@ -14,10 +14,10 @@ _ON_DEVICE = 2  # batches: one in use, and the next
 
 
 class Prefetcher:
-    """An iterator that transfers a process's rows of endless batches to the devices in advance.
+    """An iterator that prefetches a process's rows of endless batches to the devices.
 
     Attributes:
-      waited: seconds spent waiting for host batches, except for the first ones.
+      waited: seconds spent waiting for host batches, excluding the first ones.
     """
 
     def __init__(self, batches: Iterator[Mapping[str, np.ndarray]], mesh: Mesh):

@@ -1,4 +1,4 @@
-"""The training state: created sharded on a mesh, fresh or from given weights."""
+"""The training state, created sharded on a mesh from fresh or given weights."""
 
 from collections.abc import Mapping
 from functools import partial
@@ -18,7 +18,7 @@ from repvgg_jax.runtime.mesh import FSDP_MIN_SIZE, parameter_shardings, place
 
 
 class TrainState(struct.PyTreeNode):
-    """Everything that a step changes, with the net and the optimizer as static parts.
+    """All values updated by a training step; the net and the optimizer are static fields.
 
     Attributes:
       step: number of steps taken.
@@ -35,22 +35,22 @@ class TrainState(struct.PyTreeNode):
 
     @property
     def eval_variables(self) -> dict[str, Any]:
-        """The pair to evaluate, fuse and load: the average if there is one."""
+        """The variables to evaluate, fuse and load: the EMA if there is one."""
         return self.ema or self.train_variables
 
     @property
     def train_variables(self) -> dict[str, Any]:
-        """The pair that training updates."""
+        """The variables that training updates."""
         return {"params": self.params, "batch_stats": self.batch_stats}
 
     @property
     def optimizer_state(self) -> dict[str, Any]:
-        """The rest of the state, which a checkpoint keeps beside `eval_variables`."""
+        """The rest of the state, saved in checkpoints alongside `eval_variables`."""
         state = {"step": self.step, "opt_state": self.opt_state}
         return state | ({"trained": self.train_variables} if self.ema else {})
 
     def restored(self, variables: Any, optimizer_state: Mapping[str, Any]) -> Self:
-        """Returns the state whose `eval_variables` and `optimizer_state` were saved."""
+        """Returns the state with the saved `eval_variables` and `optimizer_state`."""
         trained = {"batch_stats": {}} | optimizer_state.get("trained", variables)
         return self.replace(
             **trained,
@@ -60,7 +60,7 @@ class TrainState(struct.PyTreeNode):
         )
 
     def starting_from(self, variables: Mapping[str, Any]) -> Self:
-        """Returns the state with other variables, laid out like its own, the average included."""
+        """Returns the state with other variables, also as the EMA, and its own shardings."""
         trained = {"batch_stats": {}} | variables
         trained = jax.tree.map(
             lambda leaf, own: place(leaf, own.sharding), trained, self.train_variables
@@ -78,7 +78,7 @@ def fresh_state(experiment: Experiment) -> TrainState:
 
 
 def abstract_state(experiment: Experiment) -> TrainState:
-    """Returns shapes, types and shardings of the initial state; nothing is computed."""
+    """Returns the shapes, types and shardings of the initial state without computing it."""
     ema = experiment.step_options.ema_decay > 0
     create = partial(_create, experiment.net, experiment.optimizer, ema)
     return _abstract(create, experiment.mesh, experiment.fsdp_min_size)

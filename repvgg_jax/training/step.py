@@ -23,7 +23,7 @@ from repvgg_jax.training.state import TrainState
 
 
 def jit_train_step(state: TrainState, mesh: Mesh, options: StepOptions) -> jax.stages.Wrapped:
-    """Returns `train_step` under `jax.jit`, keeping the layout of the state and donating it.
+    """Returns `train_step` under `jax.jit`, which donates the state and keeps its shardings.
 
     The state may consist of `jax.ShapeDtypeStruct`s with shardings.
     """
@@ -50,8 +50,8 @@ def train_step(
       batch: `image` [batch, height, width, 3], uint8 or normalized, and `label` [batch].
       key: base PRNG key for mixing, dropout and stochastic depth; the step is folded in.
       options: constants of the step.
-      mesh: the mesh, if the state is split over its axis `fsdp`; each parameter is then gathered
-        for its use.
+      mesh: mesh of a state that is split over the axis `fsdp`, whose parameters are gathered
+        before use; otherwise None.
 
     Returns:
       The new state, and `loss` (nats), `top1` of the training batch, `grad_norm`.
@@ -110,15 +110,15 @@ def train_step(
 def _microbatches(rows: Array, count: int, group: int) -> Array:
     """Cuts [batch, ...] into [count, batch / count, ...]; microbatch j has groups j, j + count, ...
 
-    Groups are dealt out in turn, rather than the batch cut into halves, so that every device holds
-    a part of every microbatch. A group has as many rows as a BatchNorm group, which stays whole.
+    Groups are assigned round-robin instead of in contiguous parts, so that every device holds a
+    part of every microbatch. A group is a BatchNorm group, which must not be split.
     """
     groups = rows.reshape(-1, count, group, *rows.shape[1:]).swapaxes(0, 1)
     return groups.reshape(count, -1, *rows.shape[1:])
 
 
 def _mean_over(function: Any, parts: Any) -> Any:
-    """Returns the mean of `function` over the parts' leading axis, computed one after the other."""
+    """Returns the mean of `function` over the leading axis of `parts`, computed sequentially."""
     count = jax.tree.leaves(parts)[0].shape[0]
     first = jax.tree.map(lambda part: part[0], parts)
     zeros = jax.tree.map(jnp.zeros_like, jax.eval_shape(function, first))

@@ -7,9 +7,9 @@ from repvgg_jax.training.monitor import clock
 
 
 def summary(report: Mapping[str, Any]) -> str:
-    """Returns the summary table of a run from the tree in `report.json`.
+    """Returns the summary table of a run, from the content of `report.json`.
 
-    Missing fields are omitted. Accuracies and agreement are fractions there, and percent here.
+    Missing fields are omitted. Fractions in the report are shown in percent.
     """
     table = (
         ("top1", "top-1", "{:.2%}".format),
@@ -43,9 +43,9 @@ def summary(report: Mapping[str, Any]) -> str:
         speed = f" at {rate:,.0f} images/s" if rate else ""
         ending.append(f"{report['steps']:,} steps{speed}")
     if (waiting := report.get("waiting_for_data")) is not None:
-        ending.append(f"{waiting:.1%} of it waiting for data")
+        ending.append(f"{waiting:.1%} of the time waiting for data")
     if (first := report.get("first_step_seconds")) is not None:
-        ending.append(f"the first after {first:.1f} s")
+        ending.append(f"first step after {first:.1f} s")
     if "wall_seconds" in report:
         wall = report["wall_seconds"]
         duration = f"{wall:.1f} s" if wall < 120 else clock(wall)

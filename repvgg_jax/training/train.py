@@ -1,4 +1,4 @@
-"""Training: from an experiment to its last state, across checkpoints, faults and signals."""
+"""Trains an experiment to its last step; resumes from checkpoints and stops on signals."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -42,14 +42,14 @@ def train(
 ) -> TrainResult:
     """Trains to the last step of an experiment, from its latest checkpoint if there is one.
 
-    A run without a checkpoint starts from the run that `init_from` names, or else from fresh
-    variables. Nothing is written before everything that can be checked was.
+    A run without a checkpoint starts from the run named in `init_from`, or else from fresh
+    variables. Nothing is written until everything that can be checked has been checked.
 
     Args:
       experiment: the run, from `config.build.build`.
-      workdir: folder of the run, which every process can write to.
-      stopping: raises Stopped between two steps if it is time to stop; by default never.
-      startup: stopwatch of the time to the first step; by default it starts here.
+      workdir: folder of the run, writable by every process.
+      stopping: stop requests, checked between steps; none by default.
+      startup: timer of the first step; by default a new one, started by this call.
 
     Returns:
       The last state, its evaluation, and how long training took.
@@ -57,7 +57,7 @@ def train(
     Raises:
       UsageError: if the workdir belongs to another config, or the weights to start from do not fit.
       RunError: if a loss or gradient is not finite, or a checkpoint cannot be written.
-      Stopped: if it was told to stop; the state is saved, and the same call resumes.
+      Stopped: if a stop was requested; the state is saved, and the same call resumes.
     """
     startup = startup or StartupTimer()
     stopping = stopping or Stopping()
@@ -73,7 +73,7 @@ def train(
         start = int(state.step)
         batch_size = experiment.train_data.batch_size
         with Monitor(workdir, experiment.steps, batch_size, start, primary=primary()) as monitor:
-            # All processes must agree, and only the first reads the metrics.
+            # All processes must agree, but only the first one reads the metrics.
             evaluated = all_processes(monitor.evaluated or not primary())
             if start:
                 monitor.show(f"resuming from step {start}")
@@ -91,7 +91,7 @@ def train(
 def _initial_state(experiment: Experiment, workdir: Path) -> tuple[Experiment, TrainState]:
     """Returns the experiment with its final optimizer, and the state before the first step.
 
-    The state consists of shapes only if there are checkpoints to restore.
+    If there are checkpoints to restore, the state consists of `jax.ShapeDtypeStruct`s.
     """
     weights = None
     if experiment.repoptimizer_from is not None:

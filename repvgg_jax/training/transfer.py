@@ -1,4 +1,4 @@
-"""Starting points other than fresh weights: another run, a fused net, a RepOptimizer search."""
+"""Initial weights from another run, a fused net or a RepOptimizer search."""
 
 import dataclasses
 from typing import Any
@@ -20,7 +20,7 @@ from repvgg_jax.training.state import TrainState
 
 
 def start_from_run(state: TrainState, workdir: str) -> TrainState:
-    """Returns the state with the weights of another run's latest checkpoint; logs what stays fresh.
+    """Returns the state with weights from another run's latest checkpoint; logs which are not.
 
     Raises:
       UsageError: if there is no checkpoint, or it does not fit the net.
@@ -34,10 +34,10 @@ def start_from_run(state: TrainState, workdir: str) -> TrainState:
 
 
 def transfer(fresh: Variables, source: Variables) -> tuple[dict[str, Any], list[str]]:
-    """Returns `fresh` with the weights of `source`, except for heads with other numbers of classes.
+    """Returns `fresh` with the weights of `source`, except heads with another number of classes.
 
     The second result names the parts that stay fresh: `head`, the `fc` of auxiliary heads, or whole
-    auxiliary heads that the source lacks. Auxiliary heads that only the source has are dropped.
+    auxiliary heads missing from the source. Auxiliary heads that only the source has are dropped.
 
     Raises:
       UsageError: if anything else differs in name or shape, listing it.
@@ -76,7 +76,7 @@ def with_repoptimizer(experiment: Experiment) -> tuple[Experiment, dict[str, Any
     The scales come from the branches of a searched run (arXiv 2205.15242).
 
     Raises:
-      UsageError: if `repoptimizer_from` is not a csla run, or it is a run of another net.
+      UsageError: if `repoptimizer_from` is not a csla run, or its net is a different one.
     """
     net = experiment.net
     workdir = experiment.repoptimizer_from
@@ -95,7 +95,7 @@ def with_repoptimizer(experiment: Experiment) -> tuple[Experiment, dict[str, Any
 
 
 def warn_if_fused(net: nn.Module) -> None:
-    """Logs a warning for a fused net: the train form is the one that trains well."""
+    """Logs a warning if the net is fused, since the train form reaches higher accuracy."""
     if net.is_fused and net.plan():
         logging.warning(
             "training the fused form, which has no BatchNorm and no branches and reaches lower "
