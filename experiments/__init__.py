@@ -1,1 +1,1 @@
-"""Measurements that write the tables in `docs/`."""
+"""Benchmarks, studies and ablation sweeps; they write the tables in `docs/`."""

@@ -4,8 +4,8 @@
 
 A shape is batch x side x in channels [x out channels [x strides]]. The algorithms of a pass run
 interleaved in one process. The table has XLA's milliseconds (median) and, for each other algorithm,
-the median ratio of XLA's time to its time in the same round: above 1 is faster. Every algorithm is
-checked against XLA's result.
+the median ratio of XLA's time to its time in the same round: above 1 is faster than XLA. The
+results of all algorithms are compared with XLA's.
 """
 
 import statistics
@@ -32,7 +32,7 @@ SHAPES = flags.DEFINE_list(
     "16x28x96x192x2",
     "shapes to measure",
 )
-SECONDS = flags.DEFINE_float("seconds", 2.0, "measuring time for each pass and shape")
+SECONDS = flags.DEFINE_float("seconds", 2.0, "measuring time per pass and shape")
 OTHERS = ("im2col", "shifted", "F2", "F4")
 Algorithm = Callable[..., Array]
 
@@ -69,7 +69,7 @@ def im2col_gradient(x: Array, dy: Array, strides: int) -> Array:
 def passes(
     x: Array, kernel: Array, dy: Array, strides: int
 ) -> dict[str, tuple[dict[str, Algorithm], tuple[Array, Array]]]:
-    """Returns pass -> its algorithms, XLA's first, and their arguments."""
+    """Returns the algorithms of each pass, XLA's first, and their arguments."""
 
     def direct_input(dy: Array, kernel: Array) -> Array:
         return jax.linear_transpose(lambda x: direct(x, kernel, strides), x)(dy)[0]
@@ -102,7 +102,7 @@ def passes(
 
 
 def measure(algorithms: dict[str, Algorithm], arguments: tuple[Array, Array]) -> dict[str, float]:
-    """Returns XLA's milliseconds, and the other algorithms' ratios to it."""
+    """Returns XLA's milliseconds as `direct`, and the speedup of each other algorithm over it."""
     compiled = {n: jax.jit(f).lower(*arguments).compile() for n, f in algorithms.items()}
     expected = np.asarray(compiled["direct"](*arguments))
     for name, run in compiled.items():

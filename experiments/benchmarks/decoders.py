@@ -1,9 +1,9 @@
-"""Compares decoders from a JPEG's bytes to a training crop, in time and exactness.
+"""Compares the time and accuracy of decoders that turn a JPEG into a training crop.
 
   python -m experiments.benchmarks.decoders --folder=/data/imagenet/train [--size=224]
 
-Takes the first 400 JPEGs of the class folders; needs `pip install -e '.[bench]'`.
-Times are processor time of one thread, medians of interleaved rounds.
+Uses the first 400 JPEGs of the class folders; needs `pip install -e '.[bench]'`.
+Times are CPU times of one thread, as medians over interleaved rounds.
 """
 
 import io
@@ -21,7 +21,7 @@ from repvgg_jax.data.augment.transforms import resized_crop
 from repvgg_jax.data.decode.image import open_image
 from repvgg_jax.data.sampler import example_rng
 
-FOLDER = flags.DEFINE_string("folder", None, "folder of class folders of JPEGs", required=True)
+FOLDER = flags.DEFINE_string("folder", None, "class folders of JPEGs", required=True)
 SIZE = flags.DEFINE_integer("size", 224, "side of the crops in pixels")
 ROUNDS, FILES = 5, 400
 

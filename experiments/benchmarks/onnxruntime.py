@@ -1,11 +1,11 @@
-"""Compares a fused net's speed on a CPU with onnxruntime's, interleaved; above 1 we are slower.
+"""Compares a fused net's CPU time with onnxruntime's in interleaved runs; above 1 is slower.
 
   python -m experiments.benchmarks.onnxruntime [--net=repvgg_a0] [--batches=1,16] [--pairs=15]
 
-Needs `pip install onnxruntime onnx`. Both use all cores of the process (`taskset` sets them) and
-the same weights: constants of onnxruntime's graph, and with `--constant` of our program. A pair
-during which other processes use the machine is measured again, until patience runs out; for a
-machine that is never quiet, `taskset -c 0 ... --processor_time`.
+Needs `pip install onnxruntime onnx`. Both use all cores of the process (set by `taskset`)
+and the same weights, which are constants of onnxruntime's graph and, with `--constant`, of our
+program. A pair is measured again if other processes used the machine, until `--patience` runs out.
+On a machine that is never quiet, use `taskset -c 0 ... --processor_time`.
 """
 
 import importlib.util
@@ -33,14 +33,14 @@ PAIRS = flags.DEFINE_integer("pairs", 15, "number of measured pairs")
 ALGORITHM = flags.DEFINE_string("conv_algorithm", "auto", "value of model.conv_algorithm")
 CONSTANT = flags.DEFINE_bool("constant", False, "compile our weights as constants")
 PATIENCE = flags.DEFINE_float(
-    "patience", 120, "seconds to wait for a quiet machine, for each batch size"
+    "patience", 120, "seconds to wait for a quiet machine, per batch size"
 )
 PROCESSOR = flags.DEFINE_bool("processor_time", False, "measure processor time on one core")
 KEEP = flags.DEFINE_bool("keep_freed_memory", False, "keep freed memory in the process")
 TRAIN_FORM = flags.DEFINE_bool("train_form", False, "run our train form, in evaluation mode")
-TURN = 0.15  # seconds of a turn at least, since the system counts in hundredths
+TURN = 0.15  # minimum seconds of a measurement, since /proc/stat counts in hundredths
 SIZE = 224  # side of the images, pixels
-SHARE = 0.1  # of a core that other processes may use during a pair
+SHARE = 0.1  # fraction of a core that other processes may use during a pair
 
 
 def onnx_session(net: Any, params: Any, batch: int) -> Any:
@@ -77,13 +77,13 @@ def onnx_session(net: Any, params: Any, batch: int) -> Any:
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = len(os.sched_getaffinity(0))
-    # Otherwise its threads would keep spinning during our turn.
+    # Otherwise its threads would keep spinning while our net runs.
     options.add_session_config_entry("session.force_spinning_stop", "1")
     return onnxruntime.InferenceSession(model.SerializeToString(), options)
 
 
 def seconds(call: Callable[[], Any], calls: int) -> float:
-    """Returns the mean time of one call over several in a row."""
+    """Returns the mean time per call over consecutive calls."""
     clock = time.process_time if PROCESSOR.value else time.perf_counter
     start = clock()
     for _ in range(calls):
@@ -92,7 +92,7 @@ def seconds(call: Callable[[], Any], calls: int) -> float:
 
 
 def others() -> float:
-    """Returns processor seconds that other processes have used so far."""
+    """Returns the CPU seconds that other processes have used so far."""
     with open("/proc/stat") as lines:
         user, nice, system, _, _, irq, softirq, steal = map(int, next(lines).split()[1:9])
     own = os.times()
@@ -103,9 +103,9 @@ def others() -> float:
 def quiet_pairs(
     ours: Callable[[], Any], theirs: Callable[[], Any]
 ) -> tuple[list[tuple[float, float]], int]:
-    """Returns times of our call and theirs, and the number of pairs on a quiet machine.
+    """Returns pairs of our time and theirs, and the number of pairs measured on a quiet machine.
 
-    After the patience, pairs during which other processes worked count as well.
+    Once the patience has run out, pairs disturbed by other processes are accepted too.
     """
     calls = [max(1, round(TURN / seconds(call, 3))) for call in (ours, theirs)]
     pairs: list[tuple[float, float]] = []
@@ -143,7 +143,7 @@ def compare(batch: int) -> None:
     low, ratio, high = statistics.quantiles([a / b for a, b in pairs], n=4)
     a, b = (1e3 * statistics.median(side) for side in zip(*pairs, strict=True))
     print(f"{NET.value} batch {batch}: ours {a:.1f} ms, onnxruntime {b:.1f} ms, ratio {ratio:.2f}")
-    noise = "" if quiet == len(pairs) else f"; {len(pairs) - quiet} pairs not on a quiet machine"
+    noise = "" if quiet == len(pairs) else f"; {len(pairs) - quiet} pairs disturbed"
     print(f"  (quartiles {low:.2f} {high:.2f}), error of the logits {error:.0e}{noise}", flush=True)
 
 

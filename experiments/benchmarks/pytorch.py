@@ -1,4 +1,4 @@
-"""Compares training steps with PyTorch's and with naive Flax, interleaved (make bench).
+"""Compares training steps with PyTorch's and naive Flax's in interleaved runs (`make bench`).
 
   python -m experiments.benchmarks.pytorch [--rounds=11]
 
@@ -39,12 +39,12 @@ RATE = 0.01
 
 
 class NaiveBlock(RepVGGBlock):
-    """RepVGG's block in Flax's own layers, with the gradient by JAX; it has the same variables."""
+    """RepVGG's block from Flax's own layers, with derived gradients and the same variables."""
 
     branch_statistics: str = "batch"
 
     def conv(self, x: jax.Array, branch: str, size: int) -> jax.Array:
-        """`nn.Conv`."""
+        """Applies `nn.Conv`."""
         return nn.Conv(
             self.features,
             (size, size),
@@ -56,7 +56,7 @@ class NaiveBlock(RepVGGBlock):
         )(x)
 
     def norm(self, x: jax.Array, branch: str, train: bool) -> jax.Array:
-        """`nn.BatchNorm`."""
+        """Applies `nn.BatchNorm`."""
         return nn.BatchNorm(not train, momentum=0.9, dtype=self.dtype, name=f"bn_{branch}")(x)
 
 
@@ -64,7 +64,7 @@ BLOCKS["naive"] = NaiveBlock
 
 
 def make_net(block: str, **overrides: Any) -> Any:
-    """Returns the net that is measured, with a block."""
+    """Returns the measured net with a given block."""
     if ON_GPU:
         return rj.create("repvgg_b1", block=block, dtype="bfloat16", **overrides)
     return rj.create(
@@ -79,12 +79,12 @@ def make_net(block: str, **overrides: Any) -> Any:
 
 
 def batch_shape() -> tuple[int, int]:
-    """Returns the number of images and their size."""
+    """Returns the batch size and the image size."""
     return (256, 224) if ON_GPU else (64, 32)
 
 
 def gradients(net: Any, variables: Any, images: jax.Array, labels: jax.Array) -> tuple[Any, Any]:
-    """Returns the gradients of the parameters, and the new statistics."""
+    """Returns the gradients of the parameters, and the updated statistics."""
 
     def loss(params: Any) -> tuple[jax.Array, Any]:
         given = {"params": params, "batch_stats": variables["batch_stats"]}
@@ -96,7 +96,7 @@ def gradients(net: Any, variables: Any, images: jax.Array, labels: jax.Array) ->
 
 
 def jax_step(net: Any) -> tuple[Callable[[], Any], int]:
-    """Returns an SGD step that continues from its own result, and its temporaries in bytes."""
+    """Returns a function that takes the next SGD step, and the bytes of its temporaries."""
     batch, size = batch_shape()
     images = jax.random.normal(jax.random.key(1), (batch, size, size, 3), net.dtype)
     labels = jnp.arange(batch) % net.num_classes
@@ -119,7 +119,7 @@ def jax_step(net: Any) -> tuple[Callable[[], Any], int]:
 
 
 def torch_step(plain: bool) -> Callable[[], None]:
-    """Returns the same step of the twin in PyTorch."""
+    """Returns a function that takes the same SGD step in PyTorch."""
     import torch
 
     from experiments.reference.torch_repvgg import TwinRepVGG
@@ -222,7 +222,7 @@ def main(argv: list[str]) -> None:
         if {name, to} <= times.keys():
             print(f"{name + ' / ' + to:<44} {ratio(times, name, to):>8.2f}")
     if ON_GPU:
-        print(f"fused, of the fastest matrix product: {fused_share_of_peak():.2f}")
+        print(f"fused net, share of the fastest matrix product: {fused_share_of_peak():.2f}")
     naive, ours = b1_temporaries("naive"), b1_temporaries("repvgg")
     print(
         f"\nB1 at 224, batch 32: temporaries {ours / 1e6:.0f} of {naive / 1e6:.0f} MB naive, ",

@@ -3,9 +3,9 @@
   python -m experiments.throughput
 
 All variants of the sweeps that have rows are measured interleaved in one process on one device, and
-equal programs once, so that differences are those of the nets; the times of runs are of different
-hours. A variant that cannot be fused is deployed in its train form. Writes
-`experiments/results/throughput.json`, which the report reads; nothing else should run meanwhile.
+identical programs once, so that differences are due to the nets (the runs themselves take place at
+different times). A variant that cannot be fused is deployed in its train form. Writes
+`experiments/results/throughput.json` for the report; run nothing else on the machine meanwhile.
 """
 
 import json
@@ -50,12 +50,12 @@ ROUNDS = 10
 # Fields that change the deployed net.
 _DEPLOYED = re.compile(r"model\.|data\.(eval_)?image_size$")
 _Figures = dict[str, dict[str, dict[str, Any]]]  # sweep -> variant -> name -> value
-# A program, and a function from the compiled program to one that runs it.
+# A lowered program, and a function that makes the compiled program callable without arguments.
 _Lowered = tuple[jax.stages.Lowered, Callable[[jax.stages.Compiled], Callable[[], Any]]]
 
 
 def measure(runs: Sequence[Run], rounds: int = ROUNDS) -> dict[str, Any]:
-    """Returns the setup, and sweep -> variant -> figures, of one run for each variant."""
+    """Returns the setup, and figures by sweep and variant, from one run for each variant."""
     return {
         "version": VERSION,
         "protocol": runs[0].protocol,
@@ -71,7 +71,7 @@ def measure(runs: Sequence[Run], rounds: int = ROUNDS) -> dict[str, Any]:
 def _interleaved(
     runs: Sequence[Run], lower: Callable[[ConfigDict], _Lowered], rounds: int
 ) -> _Figures:
-    """Returns seconds of a batch, images per second and bytes of temporaries of each variant."""
+    """Returns seconds per batch, images per second and bytes of temporaries of each variant."""
     programs: dict[str, Callable[[], Any]] = {}  # keyed by the text of the uncompiled program
     temporaries: dict[str, int | None] = {}
     texts = {}
@@ -110,7 +110,7 @@ def _deployed_forward(config: ConfigDict) -> _Lowered:
     net = make_net(config)
     if net.fusable:
         net = net.clone(block="fused")
-    else:  # it deploys as it is
+    else:  # deployed in its train form
         logging.info("%s cannot be fused", config.model.block)
     variables = abstract(net)
     images = jax.ShapeDtypeStruct((config.train.batch_size, size, size, 3), net.dtype)
@@ -119,7 +119,7 @@ def _deployed_forward(config: ConfigDict) -> _Lowered:
 
 
 def _zeros_of(shapes: Any) -> Any:
-    """Returns arrays of these shapes and shardings."""
+    """Returns arrays of zeros with these shapes and shardings."""
     return jax.tree.map(
         lambda leaf: jnp.zeros(leaf.shape, leaf.dtype, device=leaf.sharding), shapes
     )
@@ -138,11 +138,11 @@ def read_records(results: Path) -> list[dict[str, Any]]:
 
 
 def with_throughput(rows: Sequence[dict[str, Any]], results: Path) -> list[dict[str, Any]]:
-    """Returns the rows, with `throughput` if their variant was measured in their protocol.
+    """Returns the rows, with `throughput` added if their variant was measured in their protocol.
 
-    `throughput` is `{"training": ..., "deployed": ..., "measured": how, "by": rounds and commit}`:
-    without `deployed` if the row's overrides change the net or the size of images, without
-    `training` if they change more than the length of the run.
+    `throughput` is `{"training": ..., "deployed": ..., "measured": how, "by": rounds and commit}`.
+    `deployed` is omitted if the row's overrides change the net or the image size, and `training`
+    if they change anything but the length of the run.
     """
     by_protocol = {record["protocol"]: record for record in read_records(results)}
     return [row | _throughput(row, by_protocol.get(row.get("protocol"))) for row in rows]

@@ -37,7 +37,7 @@ def folded(weight, norm):
 
 
 class Block(nn.Module):
-    """Three branches, or after `deploy` one convolution."""
+    """A RepVGG block: three branches, or one convolution after `deploy`."""
 
     def __init__(self, cin, cout, stride, groups, gate=None, post=False):
         super().__init__()
@@ -100,11 +100,11 @@ class Net(nn.Module):
         self.linear = nn.Linear(cin, net.num_classes)
 
     def classify(self, x):
-        """Returns logits of the last map."""
+        """Returns the logits of the last feature map."""
         return self.linear(x.mean((2, 3)))
 
     def plain(self):
-        """Leaves one convolution and BatchNorm in each layer."""
+        """Removes all branches but the 3x3 convolution and its BatchNorm."""
         for block in [module for module in self.modules() if isinstance(module, Block)]:
             block.rbr_1x1 = block.rbr_identity = None
         return self
@@ -179,7 +179,7 @@ class TwinRepVGGPlus(Net):
 
 
 def twin_of(net, seed=0):
-    """Returns the PyTorch twin of a net in evaluation mode, with BatchNorms as after training.
+    """Returns a net's PyTorch twin in evaluation mode, with BatchNorm values as after training.
 
     Gammas have both signs. Convolutions keep PyTorch's initialization, which preserves the scale of
     activations over 50 layers.

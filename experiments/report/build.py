@@ -1,9 +1,8 @@
 """Builds the report on the sweeps' results: `python -m experiments.report`, or `make report`.
 
-Reads all rows, `experiments/results/*.jsonl`, and writes `RESULTS.md`, its figures, and
-`report.html` beside them. `report.html` holds everything and opens without a network. The same rows
-in any order give the same bytes. Files `SWEEP-PROTOCOL.md` and `all.md` in that folder hold
-remarks: paragraphs of text that both documents include.
+Reads all rows, `experiments/results/*.jsonl`, and writes `RESULTS.md`, its figures and the
+self-contained `report.html` to that folder. The output does not depend on the order of the rows.
+Both documents include the remarks in the files `SWEEP-PROTOCOL.md` and `all.md` of that folder.
 """
 
 import re
@@ -39,7 +38,7 @@ from experiments.sweeps.flags import Parser, run_command
 from experiments.sweeps.rows import RESULTS, read_sweeps
 from repvgg_jax.errors import UsageError
 
-# Figures that a report may have written.
+# Names of the figures that a report writes.
 _OWN_FIGURES = re.compile(rf"({'|'.join(SWEEPS)}|all)-.+-(differences|curves|scatter|fusion)\.svg")
 TITLE = "Ablation sweeps: results"
 _RUN = "python -m experiments.run {} --launcher=local --config.data.data_dir=..."
@@ -47,18 +46,18 @@ _READING = (
     "Top-1 is measured on the whole test set, in percent, as mean ± sample standard deviation over "
     "seeds. Differences are paired, a run minus the baseline's run of the same seed, and taken in "
     "the train form, which every run has. Intervals are 95% intervals of the mean by Student's t, "
-    "without correction for their number: of twenty differences that are zero, one is expected to "
-    "seem different. A difference is larger than noise if its interval excludes zero. The paper's "
-    "figures are for other data, nets and schedules; compare the order, not the level."
+    "without correction for multiple comparisons: of twenty differences that are zero, one is "
+    "expected to seem different. A difference is larger than noise if its interval excludes zero. "
+    "The paper's figures are for other data, nets and schedules; compare the order, not the level."
 )
 
 
 def report_blocks(rows: Sequence[Row], remarks: Mapping[str, str]) -> list[Block]:
-    """Returns the document: an overview, a section for each sweep, and rows of no sweep.
+    """Returns the document: an overview, a section for each sweep, and rows outside of sweeps.
 
     Args:
       rows: rows of any sweeps, in any order.
-      remarks: name of a group (`SWEEP-PROTOCOL`), or "all" -> paragraphs of text.
+      remarks: paragraphs of text by name of a group (`SWEEP-PROTOCOL`), or "all".
     """
     groups, others = group_rows(rows)
     ran = [name for name in SWEEPS if any(group.sweep == name for group in groups)]
@@ -83,7 +82,7 @@ def report_blocks(rows: Sequence[Row], remarks: Mapping[str, str]) -> list[Block
                 blocks += _group_blocks(group, remarks.get(group.name, ""))
     blocks += _all_sweeps(groups)
     if others:
-        text = "Rows of sweeps or variants that this code does not have, or without a result."
+        text = "Rows without a result, or of sweeps or variants that this code does not have."
         blocks += [Heading(2, "Other rows", "other"), Paragraph(text), other_table(others)]
     if absent := [name for name in SWEEPS if name not in ran]:
         names = ", ".join(f"`{name}`" for name in absent)
@@ -158,7 +157,7 @@ def _all_sweeps(groups: Sequence[Group]) -> list[Block]:
             continue
         caption = (
             f"All sweeps, `{protocol}`: accuracy against {scatter.cost}. Labels: nets that no "
-            f"other matches in both. Runs that several sweeps share are drawn once.{scatter.remark}"
+            f"other equals in both. Runs shared by several sweeps are drawn once.{scatter.remark}"
         )
         legend = [(list(SWEEPS).index(group.sweep), group.sweep) for group in chosen]
         name = f"all-{protocol}-scatter"
@@ -168,7 +167,7 @@ def _all_sweeps(groups: Sequence[Group]) -> list[Block]:
 
 
 def write_report(results: Path, out: Path) -> list[Path]:
-    """Writes the documents of all rows in `results` into `out`, and returns their paths."""
+    """Writes the documents on all rows in `results` to `out`, and returns their paths."""
     rows = read_sweeps(results)
     if not rows:
         command = _RUN.format("branches")

@@ -16,17 +16,17 @@ _COMMAND = "`python -m experiments.throughput`"
 
 @dataclass(frozen=True)
 class Scatter:
-    """Points, and the cost that they are drawn against."""
+    """The points of a scatter plot, and the cost on its x axis."""
 
     points: list[Point]
     cost: str  # with its unit
-    left_out: list[Point]  # so far below the others that they would hide the differences
-    unmeasured: list[str]  # variants that have runs but no such cost
+    left_out: list[Point]  # too far below the others to be drawn
+    unmeasured: list[str]  # variants that have runs but not this cost
 
     @property
     def remark(self) -> str:
-        """Sentences for the caption: the reason for the cost, and what is not drawn."""
-        text = " Most of these fuse to nets of one cost." if self.cost.startswith(_STEP) else ""
+        """Sentences for the caption: the reason for the cost, and the points not drawn."""
+        text = " Most fuse to nets of the same cost." if self.cost.startswith(_STEP) else ""
         if names := [f"{point.name} ({point.y:.1f}%)" for point in self.left_out]:
             text += f" Far below, and not drawn: {', '.join(names)}."
         if self.unmeasured:
@@ -36,7 +36,7 @@ class Scatter:
 
 
 def throughput_setup(group: Group, task: str) -> str | None:
-    """Returns how throughput was measured; None if it was not, or in different ways."""
+    """Returns the setup of the throughput measurements; None if there is none, or several."""
     found = [row.get("throughput") or {} for row in group.rows]
     setups = {each["measured"] for each in found if task in each}
     return setups.pop() if len(setups) == 1 else None
@@ -48,23 +48,23 @@ def throughput_note(group: Group) -> str:
     if not found:
         return ""
     return (
-        f"Images/s as deployed and step times are not of these runs: {_COMMAND} measured all "
+        f"Images/s as deployed and step times are not from these runs: {_COMMAND} measured all "
         f"variants interleaved in one process ({'; '.join(found)}). A variant that cannot be fused "
         "is deployed in its train form."
     )
 
 
 def largest(group: Group, *path: str) -> dict[str, float]:
-    """Returns variant -> largest value of its runs; they differ only if the code has changed."""
+    """Returns the largest value of each variant's runs, which differ only if the code changed."""
     found = {name: present_values(list(runs.values()), *path) for name, runs in group.runs.items()}
     return {name: max(values) for name, values in found.items() if values}
 
 
 def step_times(group: Group) -> tuple[dict[str, float], str]:
-    """Returns variant -> milliseconds of a training step, and how they were measured.
+    """Returns the milliseconds of a training step of each variant, and how they were measured.
 
-    Interleaved measurements are used if there are any. Otherwise the times are those of the runs,
-    of the fastest seed on the most common device, since other load only adds time.
+    Interleaved measurements are used if there are any. Otherwise the times are those of the fastest
+    seed's run on the most common device, since other load only adds time.
     """
     if how := throughput_setup(group, "training"):
         times = largest(group, "throughput", "training", "seconds")
@@ -79,7 +79,7 @@ def step_times(group: Group) -> tuple[dict[str, float], str]:
 
 
 def fused_costs(group: Group) -> tuple[dict[str, float], str]:
-    """Returns variant -> cost as deployed, and the label of that cost: throughput, or else MACs."""
+    """Returns each variant's cost as deployed, and its label: throughput, or else MACs."""
     if how := throughput_setup(group, "deployed"):
         rates = largest(group, "throughput", "deployed", "images_per_second")
         return rates, f"{_THROUGHPUT} ({how})"
@@ -89,8 +89,8 @@ def fused_costs(group: Group) -> tuple[dict[str, float], str]:
 def sweep_scatter(group: Group) -> Scatter | None:
     """Returns a sweep's own scatter plot, with a label at every point.
 
-    If most nets fuse to the same, as those of branches and blocks do, the cost is that of training;
-    None if that was not measured interleaved.
+    If most variants fuse to the same net, as branches and blocks do, the cost is the time of a
+    training step; the result is None if that was not measured interleaved.
     """
     costs, label = fused_costs(group)
     if 2 * len(set(costs.values())) < max(len(costs), 4):
@@ -111,8 +111,8 @@ def sweep_scatter(group: Group) -> Scatter | None:
 def common_scatter(groups: Sequence[Group]) -> Scatter | None:
     """Returns one scatter plot of several sweeps, with labels on the Pareto frontier.
 
-    Runs shared by several sweeps are drawn once. The cost is throughput if any group has it; None
-    if fewer than two costs are known, which would put all points into one column.
+    Runs shared by several sweeps are drawn once. The cost is throughput if any group has it.
+    The result is None if there are fewer than two points, or most of them have the same cost.
     """
     costs = [fused_costs(group) for group in groups]
     labels = [label for of_variant, label in costs if of_variant]
@@ -126,7 +126,7 @@ def common_scatter(groups: Sequence[Group]) -> Scatter | None:
             if hashes and (name not in of_variant or its_label != label):
                 unmeasured[hashes] = full_name
             elif hashes and not hashes & seen:
-                # Error bars would hide the points in such a crowd.
+                # No error bars, which would hide the many points.
                 top1 = group.top1(name).mean
                 points.append(Point(full_name, of_variant[name], top1, 0.0, kind, labelled=False))
                 seen |= hashes
@@ -152,7 +152,7 @@ def _label_frontier(points: Sequence[Point], sign: int) -> list[Point]:
 
 
 def _without_outliers(points: Sequence[Point], label: str, unmeasured: list[str]) -> Scatter:
-    """Leaves out points more than 8 points, and three times the median gap, below the best."""
+    """Leaves out points whose gap to the best exceeds 8 points and three times the median gap."""
     if not points:
         return Scatter([], label, [], unmeasured)
     best = max(point.y for point in points)

@@ -1,4 +1,4 @@
-"""Figures of the report as SVG; the same rows give the same bytes."""
+"""Draws the figures of the report as SVG; the same rows give the same bytes."""
 
 import io
 import math
@@ -21,8 +21,8 @@ MARKERS = ["o", "s", "^", "D", "v", "P"]
 DASHES: list[Any] = ["-", (0, (6, 2)), (0, (3, 1.2)), (0, (7, 2, 1.5, 2)), (0, (1.2, 1.2)), "-."]
 _STYLE = {
     "svg.hashsalt": "repvgg_jax",
-    "svg.fonttype": "none",  # keeps text as text: small, sharp and searchable
-    "font.family": "DejaVu Sans",  # comes with matplotlib: the same widths everywhere
+    "svg.fonttype": "none",  # text stays text: small, sharp and searchable
+    "font.family": "DejaVu Sans",  # bundled with matplotlib, so that widths are the same everywhere
     "font.size": 9,
     "axes.labelsize": 9,
     "legend.fontsize": 8.5,
@@ -37,11 +37,11 @@ _NAMESPACES = 'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org
 
 
 def draw(name: str, height: float, paint: Callable[[Any], None]) -> str:
-    """Returns what `paint` draws as an SVG of a height in inches.
+    """Returns the SVG drawn by `paint`; its height is in inches.
 
-    Its ids start with the figure's name, so that several figures can be put into one page.
+    Its ids start with the figure's name, so that one page can contain several figures.
     """
-    # pyplot would keep global state and may ask for a display.
+    # pyplot would keep global state and might require a display.
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -60,7 +60,7 @@ def draw(name: str, height: float, paint: Callable[[Any], None]) -> str:
 
 
 def draw_differences(group: Group) -> str:
-    """Draws bars of the paired differences to the baseline, with the seeds and the paper's."""
+    """Draws bars of the paired differences to the baseline, with each seed's and the paper's."""
     names = [name for name in group.runs if name != group.baseline]
     published = SWEEPS[group.sweep].published
     paper = {}
@@ -91,7 +91,7 @@ def draw_differences(group: Group) -> str:
 
 
 def _bar(axes: Any, y: int, sample: Sample, limit: float) -> None:
-    """Draws one variant's mean, interval and seeds; a mean beyond the limit is printed."""
+    """Draws one variant's mean, interval and seeds; a mean beyond the limit is printed as text."""
     axes.barh(y, sample.mean, height=0.62, color="#9CC9E6")
     if abs(sample.mean) > limit:
         text = f"{sample.mean:+.1f}".replace("-", "\N{MINUS SIGN}")
@@ -109,7 +109,7 @@ def _bar(axes: Any, y: int, sample: Sample, limit: float) -> None:
 def _axis_limit(seeds: Sequence[Any], paper: Any) -> float:
     """Returns the half width of an axis for differences.
 
-    It covers all seeds, unless the largest would make most bars invisible, and the paper's values.
+    It covers the paper's values, and all seeds unless the largest would make most bars invisible.
     """
     extents = sorted(max(map(abs, values), default=0.0) for values in seeds)
     usual = max(extents[(2 * len(extents)) // 3] if len(extents) > 2 else extents[-1], 1.0)
@@ -120,7 +120,7 @@ def _axis_limit(seeds: Sequence[Any], paper: Any) -> float:
 def draw_curves(group: Group) -> str:
     """Draws training loss and evaluated top-1 against the step: means over seeds ± 1 std.
 
-    A row of panels holds up to five variants and the baseline in black.
+    Each row of panels shows up to five variants and the baseline in black.
     """
     names = [name for name in group.runs if group.runs[name] and name != group.baseline]
     chunks = [names[i : i + 5] for i in range(0, len(names), 5)] or [[]]
@@ -161,7 +161,7 @@ def _curves(panels: Sequence[Any], name: str, group: Group, style: dict[str, Any
 
 
 def seed_curves(rows: Sequence[Row], kind: str, metric: str) -> tuple[np.ndarray, np.ndarray]:
-    """Returns [steps] and [seeds, steps], at the steps that the curves of all seeds have."""
+    """Returns steps [steps] and values [seeds, steps], at the steps common to all seeds."""
     lines: list[Mapping[int, float]] = []
     for row in rows:
         curve = (row.get("curves") or {}).get(kind) or {}
@@ -197,7 +197,7 @@ def draw_fusion_errors(group: Group) -> str:
 def draw_scatter(
     name: str, points: Sequence[Point], x_label: str, legend: Sequence[tuple[int, str]] = ()
 ) -> str:
-    """Draws top-1 against a cost, ± 1 std over seeds; `legend` has the names of kinds."""
+    """Draws top-1 against a cost, ± 1 std over seeds; `legend` names the kinds."""
     from matplotlib.ticker import LogLocator, NullLocator
 
     def paint(figure: Any) -> None:
@@ -225,7 +225,7 @@ def draw_scatter(
 
 
 def _point_style(kind: int) -> dict[str, Any]:
-    """Returns matplotlib's style of a kind: six colors and markers, then the same hollow."""
+    """Returns the matplotlib style of a kind: six colors and markers, then the same ones hollow."""
     if kind < 0:
         return dict(color=BLACK, marker="X", markersize=6)
     color = COLORS[kind % 6]

@@ -20,8 +20,8 @@ class Point(NamedTuple):
 def label_points(figure: Any, axes: Any, points: Sequence[Point]) -> None:
     """Draws each label at the nearest free position to the right or left, from the top point down.
 
-    A label that is shifted up or down is connected to its point by a line. The result depends on
-    the points only.
+    A label that is shifted up or down is connected to its point by a line. The result depends
+    only on the points.
     """
     from matplotlib.transforms import Bbox
 

@@ -1,4 +1,4 @@
-"""Statistics of rows: means, paired differences, and the order of variants beside a paper's."""
+"""Statistics of rows: means, paired differences, and comparison of orders with a paper's."""
 
 import json
 import math
@@ -17,7 +17,7 @@ Row = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Sample:
-    """One figure, measured with several seeds: seed -> value."""
+    """The values of one figure by seed."""
 
     values: dict[int, float]
 
@@ -28,7 +28,7 @@ class Sample:
 
     @property
     def std(self) -> float | None:
-        """The sample standard deviation, by n - 1; None for fewer than two seeds."""
+        """The sample standard deviation, with n - 1; None for fewer than two seeds."""
         return statistics.stdev(self.values.values()) if len(self.values) > 1 else None
 
     @property
@@ -41,20 +41,20 @@ class Sample:
 
     @property
     def beyond_noise(self) -> bool | None:
-        """True if the interval excludes zero; None where there is no interval."""
+        """True if the interval excludes zero; None if there is no interval."""
         half_width = self.half_width
         return None if half_width is None else abs(self.mean) > half_width
 
 
 @dataclass(frozen=True)
 class Group:
-    """The runs of one sweep that may be compared: one protocol, the same additional overrides.
+    """The comparable runs of a sweep: one protocol and the same additional overrides.
 
     Attributes:
       sweep: name of the sweep.
       protocol: name of the protocol.
-      shared: config fields given on the command line, which all runs have besides their variant's.
-      runs: variant -> seed -> row, in the sweep's order; includes variants without runs.
+      shared: config fields given on the command line, set in all runs besides the variant's own.
+      runs: rows by variant and seed, in the sweep's order, including variants without runs.
       older: number of rows left out because the same variant and seed was run again.
     """
 
@@ -81,7 +81,7 @@ class Group:
 
     @property
     def name(self) -> str:
-        """The name of its figures, anchors and remarks: `branches-cifar10_full-train.epochs=60`."""
+        """The name used for figures and links: `branches-cifar10_full-train.epochs=60`."""
         name = "-".join([self.sweep, self.protocol, *map("=".join, as_text(self.shared))])
         return re.sub(r"[^A-Za-z0-9_.=-]+", "_", name)
 
@@ -102,7 +102,7 @@ def as_text(overrides: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def group_rows(rows: Iterable[Row]) -> tuple[list[Group], list[tuple[Row, str]]]:
-    """Returns the groups, in the order of sweeps and protocols, and other rows with the reason.
+    """Returns the groups, in the order of sweeps and protocols, and other rows with reasons.
 
     The order of the rows does not matter: among rows of the same variant and seed, the one that
     finished last counts.
@@ -111,7 +111,7 @@ def group_rows(rows: Iterable[Row]) -> tuple[list[Group], list[tuple[Row, str]]]
     others = []
     for row in sorted(rows, key=lambda row: json.dumps(row, sort_keys=True)):
         if not is_current_variant(row):
-            others.append((row, f"no variant {row['name']} of a sweep {row['sweep']}"))
+            others.append((row, f"unknown variant {row['name']} of sweep {row['sweep']}"))
         elif row["top1"].get("train_form") is None:
             others.append((row, "has no top-1"))
         else:
@@ -142,38 +142,38 @@ def _group(sweep: str, protocol: str, shared: str, rows: dict[str, list[Row]]) -
 
 @dataclass(frozen=True)
 class Pair:
-    """Two variants in our order."""
+    """Two variants, in the order of our results."""
 
     above: str
     below: str
     ours: Sample  # paired difference in points; it may have no values
-    paper: float  # published difference, negative where the paper has the opposite order
+    paper: float  # published difference; negative if the paper has the opposite order
 
 
 @dataclass(frozen=True)
 class Ordering:
     """The order of our variants compared with a published one."""
 
-    tau: float | None  # Kendall's tau-b, from -1 (opposite) to 1 (the same); None where undefined
-    variants: list[str]  # variants that have both figures
+    tau: float | None  # Kendall's tau-b, from -1 (opposite) to 1 (the same); None if undefined
+    variants: list[str]  # variants that have runs and a published figure
     pairs: list[Pair]  # all pairs without a tie in either order
 
     @property
     def reversed(self) -> list[Pair]:
-        """The pairs that the paper has in the opposite order."""
+        """The pairs whose order is the opposite in the paper."""
         return [pair for pair in self.pairs if pair.paper < 0]
 
     @property
     def kept(self) -> list[Pair]:
-        """The pairs that the paper has in the same order."""
+        """The pairs whose order is the same in the paper."""
         return [pair for pair in self.pairs if pair.paper > 0]
 
 
 def compare_order(group: Group, published: Mapping[str, float]) -> Ordering:
-    """Returns Kendall's tau-b, (C - D) / sqrt((n0 - our ties)(n0 - their ties)), n0 = n(n-1)/2.
+    """Compares orders by Kendall's tau-b: (C - D) / sqrt((n0 - our ties)(n0 - their ties)).
 
-    Two variants are ordered by the mean difference over the seeds of both, or by their means where
-    they have no seed in common.
+    n0 is n(n-1)/2. Two variants are ordered by the mean difference over the seeds of both, or by
+    their means if they have no seed in common.
     """
     variants = [name for name in group.runs if group.runs[name] and name in published]
     pairs = []

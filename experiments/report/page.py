@@ -24,7 +24,7 @@ class Paragraph:
 
 @dataclass(frozen=True)
 class Table:
-    """Cells of text, of which the last `figures` columns are aligned to the right."""
+    """A table of text, whose last `figures` columns are right-aligned."""
 
     header: Sequence[str]
     rows: Sequence[Sequence[str]]
@@ -65,7 +65,7 @@ def _markdown(block: Block, folder: str) -> str:
 
 
 def to_html(title: str, blocks: Sequence[Block]) -> str:
-    """Returns the document as HTML that needs no other file and no network."""
+    """Returns the document as self-contained HTML."""
     body = "\n".join(map(_html, blocks))
     return _PAGE.format(title=html.escape(title), style=_STYLE, body=body)
 

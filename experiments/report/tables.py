@@ -1,4 +1,4 @@
-"""Tables and sentences of the report on one group of runs, and on rows that are in no group."""
+"""Tables and sentences of the report on a group of runs, and on rows outside of groups."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -38,12 +38,12 @@ def interval(sample: Sample) -> str:
 
 
 def progress(group: Group) -> str:
-    """Formats `9 of 12`: finished runs of all runs."""
+    """Formats the number of finished runs: `9 of 12`."""
     return f"{len(group.rows)} of {group.seeds * len(group.runs)}"
 
 
 def title(group: Group, separator: str = " with ") -> str:
-    """Formats the protocol and the fields that the group's runs share beside it."""
+    """Formats the protocol and the additional fields shared by the group's runs."""
     shared = ", ".join(f"`{name}={value}`" for name, value in as_text(group.shared))
     return f"`{group.protocol}`{separator if shared else ''}{shared}"
 
@@ -53,7 +53,7 @@ def setup(group: Group) -> list[Paragraph]:
     parts = [_protocol(group)]
     if steps := sorted(set(present_values(group.rows, "steps"))):
         span = f"{steps[0]:,}" if len(steps) == 1 else f"{steps[0]:,} to {steps[-1]:,}"
-        parts.append(f"{span} steps a run")
+        parts.append(f"{span} steps per run")
     devices = [row.get("device") or "unknown device" for row in group.rows]
     commits = _tally(map(_commit, group.rows))
     lines = [f"{', '.join(parts)}. On {_tally(devices)}. Commit {commits}."]
@@ -90,7 +90,7 @@ def _protocol(group: Group) -> str:
     except UsageError:  # the runs have fields that this code no longer has
         return text
     train = config.train
-    length = "" if train.steps else f"{train.epochs:g} epochs "  # the rows tell the steps
+    length = "" if train.steps else f"{train.epochs:g} epochs "  # the rows have the steps
     text += f": {config.data.name}, {length}in batches of {train.batch_size}"
     varies = any("model.dtype" in overrides for overrides in variants.values())
     return text if varies else f"{text}, {config.model.dtype}"
@@ -132,7 +132,7 @@ def accuracy_table(group: Group) -> Table:
 
 
 def own_papers_table(group: Group) -> Table:
-    """Returns our differences beside those of the blocks' own papers, on other nets."""
+    """Returns our differences next to those in the blocks' own papers, on other nets."""
     header = ["variant", "compared with", "paper", "top-1 there, %", "difference there"]
     header += ["ours, points", "95% interval"]
     rows = []
@@ -147,7 +147,7 @@ def own_papers_table(group: Group) -> Table:
 def cost_table(group: Group) -> Table:
     """Returns size and cost of both forms, and the fusion error."""
     times, how = step_times(group)
-    # Measured by one version of the code if possible, since the runs are of different commits.
+    # Measured by one version of the code if possible, since the runs have different commits.
     if throughput_setup(group, "training"):
         temporaries = largest(group, "throughput", "training", "temporaries_bytes")
     else:
@@ -170,7 +170,7 @@ def cost_table(group: Group) -> Table:
 
 
 def _formatted(values: Mapping[str, float], form: str, unit: float | None = 1.0) -> dict[str, str]:
-    """Formats values in a unit; returns nothing where the unit is unknown."""
+    """Formats values in a unit; returns an empty dict if the unit is unknown."""
     if unit is None:
         return {}
     return {name: form.format(value / unit) for name, value in values.items()}
@@ -212,13 +212,13 @@ def _clear_pairs(pairs: Sequence[Pair]) -> int:
 
 
 def _by_weight(pair: Pair) -> tuple[bool, float, str, str]:
-    """Sorts pairs beyond noise first, then larger differences."""
+    """Returns a sort key: pairs beyond noise first, then larger differences."""
     size = pair.ours.mean if pair.ours.values else 0.0
     return pair.ours.beyond_noise is not True, -size, pair.above, pair.below
 
 
 def other_table(others: Sequence[tuple[Row, str]]) -> Table:
-    """Returns the rows that are in no sweep's table, with the reason."""
+    """Returns the rows outside of all sweeps' tables, with the reason."""
     header = ["sweep", "variant", "seed", "protocol", "config", "reason", "train form, %"]
     rows = []
     for row, problem in others:

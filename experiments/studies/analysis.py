@@ -1,7 +1,7 @@
 """Analysis of the branches of a trained RepVGG: functions of `(net, variables)` for the notebook.
 
-The net's blocks must be RepVGG's, with all branches or some. Folding is that of `fuse`, so the
-branches of a layer sum to its fused kernel.
+The net's blocks must be RepVGG's, with all or some of the branches. Branches are folded as in
+`fuse`, so that those of a layer sum to its fused kernel.
 """
 
 from collections.abc import Mapping
@@ -50,7 +50,7 @@ def images_of(workdir: str | Path, count: int) -> tuple[Images, Int[Array, "batc
 
 
 def branches_of(net: nn.Module, variables: Variables) -> dict[str, list[str]]:
-    """Returns layer -> its branches; raises UsageError for a net of other blocks."""
+    """Returns the branches of each layer; raises UsageError for other blocks than RepVGG's."""
     found = {}
     for name, block in net.blocks().items():
         if type(block) not in (RepVGGBlock, PlainBlock):
@@ -61,7 +61,7 @@ def branches_of(net: nn.Module, variables: Variables) -> dict[str, list[str]]:
 
 
 def folded_branches(net: nn.Module, variables: Variables) -> dict[str, dict[str, Affine]]:
-    """Returns layer -> branch -> its kxk convolution in evaluation; they sum to the fused one."""
+    """Returns each layer's branches as evaluation-mode kxk kernels, which sum to the fused one."""
     folded, blocks = {}, net.blocks()
     for name, branches in branches_of(net, variables).items():
         params, stats = variables["params"][name], variables["batch_stats"][name]
@@ -82,7 +82,7 @@ def folded_branches(net: nn.Module, variables: Variables) -> dict[str, dict[str,
 def branch_table(net: nn.Module, variables: Variables) -> list[Row]:
     """Returns a row for each branch of each layer.
 
-    `kernel_norm`: of the trained kernel, |W| (of the identity, sqrt(channels)); `scale`: the mean
+    `kernel_norm`: |W| of the trained kernel, or sqrt(channels) for the identity; `scale`: the mean
     over channels of |gamma| / sqrt(var + epsilon); `folded_norm`: |W'| of the folded branch;
     `center_share`: <C_b, C> / <C, C> of the fused center tap C = sum_b C_b. The shares of a layer
     add up to 1; one is negative where a branch works against the others.
@@ -111,7 +111,7 @@ def branch_table(net: nn.Module, variables: Variables) -> list[Row]:
 
 
 def kernel_table(net: nn.Module, variables: Variables) -> list[Row]:
-    """Returns how the fused kernel F of each layer differs from its kxk, trained K and folded K'.
+    """Compares each layer's fused kernel F with its kxk kernel, trained (K) and folded (K').
 
     `change`: |F - K'| / |F|; `center`, `trained_center`: share of the center tap in the energy
     |.|^2 of F and of K.
@@ -140,7 +140,7 @@ def _center(kernel: Array) -> Array:
 
 
 def receptive_fields(net: nn.Module, variables: Variables, images: Images) -> dict[str, Array]:
-    """Returns stage -> mean |d y / d image| [height, width], scaled to a maximum of 1.
+    """Returns mean |d y / d image| [height, width] of each stage, scaled to a maximum of 1.
 
     y is the sum over channels of the map's middle pixel (the effective receptive field, arXiv
     1701.04128).
@@ -223,7 +223,7 @@ def without_branch(variables: Variables, layer: str, branch: str) -> dict[str, A
 def removals(
     net: nn.Module, variables: Variables, images: Images, labels: Int[Array, "batch"]
 ) -> list[Row]:
-    """Returns loss (nats) and top-1 without any one branch of a layer, and with all of them."""
+    """Returns loss (nats) and top-1 with all branches, and with each single branch removed."""
 
     @jit
     def measure(variables: Variables) -> tuple[Array, Array]:

@@ -147,7 +147,7 @@ def cell(value: Any, form: str) -> str:
 
 
 def main() -> None:
-    """Measures what is asked for, and stores each result at once."""
+    """Runs the selected measurements, and stores each result immediately."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
         "what", nargs="*", default=["counts", "cost", "digits", "table"], help="see above"

@@ -33,7 +33,7 @@ LABELS = {
 
 
 def fit(variant: str, workdir: Path, steps: int | None) -> list[dict[str, Any]]:
-    """Returns the metrics of a run of the variant, which resumes where an earlier call stopped."""
+    """Trains the variant, or resumes an earlier call's run, and returns its metrics."""
     config = deep_plain.get_config(variant)
     if steps:
         config.train.update(steps=steps, eval_every=steps)

@@ -1,7 +1,7 @@
 """Compares all variants with PyTorch: `python -m experiments.studies.family`.
 
-For each model at full size, with BatchNorm scales of both signs and statistics as after training:
-the counts of both forms, the relative error of fusing, and the distance of the logits to PyTorch's.
+Reports for each model at full size, with BatchNorm scales of both signs and statistics as after
+training: counts of both forms, the relative error of fusion, and that of the logits to PyTorch's.
 """
 
 import argparse
@@ -88,7 +88,7 @@ def table(rows: list[dict[str, Any]]) -> list[str]:
 
 
 def import_timm() -> Any:
-    """Returns timm if it is installed, also with a torchvision without compiled operators."""
+    """Returns timm if it is installed, even if torchvision has no compiled operators."""
     if importlib.util.find_spec("timm") is None:
         print("timm is not installed: its columns stay empty", file=sys.stderr)
         return None
@@ -107,7 +107,7 @@ def import_timm() -> Any:
 
 
 def setup(command: str, seconds: float) -> str:
-    """Returns the command, its time and the versions of packages."""
+    """Returns the command, its duration and the versions of packages."""
     packages = ("jax", "jaxlib", "flax", "torch", "timm")
     found = [name for name in packages if importlib.util.find_spec(name)]
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in found)
@@ -135,7 +135,7 @@ def main(arguments: list[str] | None = None) -> None:
         print(table(rows[-1:])[-1], flush=True)
         jax.clear_caches()  # one model at a time: the largest takes gigabytes
         gc.collect()
-        # Written after each, so that a long run cut short still leaves what it measured.
+        # Written after each model, so that an interrupted run keeps its results.
         seconds = time.perf_counter() - start
         lines = [*table(rows), "", setup(command, seconds)]
         write_section(options.out, "table", lines)

@@ -1,4 +1,4 @@
-"""Pages of docs/results whose measured parts are written by scripts, and the text by hand."""
+"""Updates the measured sections of pages in docs/results, whose text is written by hand."""
 
 import os
 from collections.abc import Sequence

@@ -93,7 +93,7 @@ SWEEPS: dict[str, Sweep] = {
         baseline="full",
         variants={
             **{name: {} if name == "full" else _block(name) for name in TOP1_TABLE_7},
-            # Stages 1 to 3 as pairs with ResNet's shortcuts; stem and last stage as they are.
+            # Stages 1 to 3 are pairs with ResNet's shortcuts; stem and last stage are unchanged.
             "residual_reorg": {"model.name": "residual_reorg_b0", **_depths(1, 1, 2, 2, 1)},
         },
         published=TOP1_TABLE_7,
@@ -115,8 +115,8 @@ SWEEPS: dict[str, Sweep] = {
         },
         published={"1": 78.37, "2": 77.78, "4": 77.58},
         source="RepVGG (arXiv 2101.03697), Table 4: B1, B1g2 and B1g4 on ImageNet, 120 epochs",
-        note="`2` and `4` have groups in every second layer, as the paper; the other names tell "
-        "the layers, by stages counted from the stem, 0: 1 to 4 are the paper's 2 to 5.",
+        note="`2` and `4` have groups in every second layer, as in the paper; the other names say "
+        "which layers. The stem is stage 0, so that stages 1 to 4 are the paper's 2 to 5.",
     ),
     "depth": Sweep(
         title="Depth of stage 3 (the paper's stage 4) and of all stages, with and without branches",
@@ -162,8 +162,8 @@ SWEEPS: dict[str, Sweep] = {
                 "repvgg", 78.41, 78.47, "RepOptimizer (arXiv 2205.15242), Table 2: B1 on ImageNet"
             ),
         },
-        note="`csla` trains its scales from 1, RepOptimizer's hyper-search from sqrt(2 / l) in "
-        f"layer l of a stage. {DIRAC_START}",
+        note="The scales of `csla` start at 1, those of RepOptimizer's hyper-search at "
+        f"sqrt(2 / l) in layer l of a stage. {DIRAC_START}",
     ),
     "width": Sweep(
         title="Width",
@@ -203,7 +203,7 @@ SWEEPS: dict[str, Sweep] = {
         note="Learning rates are those of configs/deep_plain.py, not tuned for this depth.",
     ),
     "bn_group_size": Sweep(
-        title="Number of images of BatchNorm statistics",
+        title="Number of images per BatchNorm statistic",
         baseline="batch",
         variants={
             "batch": {},
@@ -226,8 +226,8 @@ SWEEPS: dict[str, Sweep] = {
             "none": {"optim.weight_decay": 0.0},
             "1e-4": {"optim.weight_decay": 1e-4},
         },
-        note="`released`: kernels and the identity BatchNorm's scale, 5e-4; `custom_l2`: the "
-        "released code's option, which decays the sum of the 1x1 and the center tap.",
+        note="`released` decays kernels and the identity BatchNorm's scale, by 5e-4. `custom_l2` "
+        "is the released code's option, which decays the sum of the 1x1 and the center tap.",
     ),
     "recipe": Sweep(
         title="Training recipe",
@@ -256,6 +256,6 @@ SWEEPS: dict[str, Sweep] = {
             "qarepvgg_float32": {"model.dtype": "float32", "model.block": "qarepvgg"},
             "qarepvgg_bfloat16": {"model.dtype": "bfloat16", "model.block": "qarepvgg"},
         },
-        note="The type of training and both forms. int8, for which QARepVGG is made, is untested.",
+        note="The dtype in training and of both forms. int8, QARepVGG's purpose, is untested.",
     ),
 }

@@ -1,4 +1,4 @@
-"""Estimates of what runs cost, from the measured times of finished runs."""
+"""Estimates the cost of runs from the measured times of finished runs."""
 
 import math
 import re
@@ -28,12 +28,12 @@ class RemainingCost(NamedTuple):
     """The estimated cost of the rest of a run."""
 
     seconds: float
-    device: str  # as rows name it
+    device: str  # named as in rows
     guessed: bool  # estimated from other variants, by multiply-adds
 
     @property
     def device_hours(self) -> float:
-        """Hours over all devices, 16 for `TPU v5e x16`."""
+        """Hours summed over all devices, such as 16 for `TPU v5e x16`."""
         count = re.search(r" x(\d+)", self.device)
         return self.seconds * (int(count[1]) if count else 1) / 3600
 
@@ -47,7 +47,7 @@ def count_steps(config: ConfigDict) -> int:
 
 @cache
 def _train_size(source: str, name: str, data_dir: str | None, classes: int) -> int:
-    """Returns the number of training images; the test split is opened too, for its errors."""
+    """Returns the number of training images; opens the test split too, to raise its errors."""
     sizes = {}
     for split in ("test", "train"):
         if source == "tfds":
@@ -64,7 +64,7 @@ def saved_steps(workdir: Path) -> int:
 
 
 def most_common_device(rows: Iterable[_Row]) -> str | None:
-    """Returns the device of most rows, the only one whose times are compared; None for no rows."""
+    """Returns the device of most rows, whose times alone are compared; None for no rows."""
     counts = Counter(row.get("device") for row in rows)
     return min(counts, key=lambda device: (-counts[device], str(device)), default=None)
 
@@ -78,18 +78,18 @@ def remaining_cost(
 ) -> RemainingCost | None:
     """Returns the estimated cost of the rest of a run; None without rows to estimate from.
 
-    Only rows of the run's protocol and of one device count, each run once. If there are rows of the
-    same variant with other seeds, their step time is used. Otherwise it is estimated from the rows
-    with the nearest number of multiply-adds, in proportion. The time that runs spend outside of
-    training is the median of theirs, relative to training.
+    Only rows of the run's protocol and of one device are used, each run once. The step time is that
+    of rows of the same variant with other seeds, if there are any. Otherwise it is scaled from the
+    rows with the nearest number of multiply-adds. The time outside of training steps, relative to
+    theirs, is the median of the same rows.
 
     Args:
       run: the run.
-      workdir: its workdir, which may hold checkpoints.
+      workdir: its workdir, which may contain checkpoints.
       steps: steps of the whole run; None to take them from rows of the same length, for runs whose
-        data are elsewhere.
-      rows: rows of finished runs; the most common device among them counts.
-      others: further rows, used if they are of that device, or if `rows` has none.
+        data are on another machine.
+      rows: rows of finished runs; only those of their most common device are used.
+      others: further rows, used if they are of that device or `rows` is empty.
     """
     own_rows = _complete(rows, run.protocol)
     other_rows = _complete(others, run.protocol)
@@ -105,7 +105,7 @@ def remaining_cost(
         step_seconds = statistics.median(row["step_seconds"] for row in same)
     else:
         known, step_seconds = _scaled_by_macs(run, known)
-    # The median, since a pause, as of a laptop that slept, is part of a run's wall time.
+    # The median, since wall times may include pauses, such as a laptop's sleep.
     overhead = statistics.median(
         row["wall_seconds"] / row["steps"] / row["step_seconds"] for row in same or known
     )
@@ -114,7 +114,7 @@ def remaining_cost(
 
 
 def _complete(rows: Sequence[_Row], protocol: str) -> dict[str, _Row]:
-    """Returns hash -> row of a protocol's rows that have all figures."""
+    """Returns a protocol's rows that have all figures, by config hash."""
     figures = ("device", "steps", "step_seconds", "wall_seconds", "macs")
     return {
         row["config_hash"]: row
@@ -124,9 +124,9 @@ def _complete(rows: Sequence[_Row], protocol: str) -> dict[str, _Row]:
 
 
 def _scaled_by_macs(run: Run, rows: Sequence[_Row]) -> tuple[list[_Row], float]:
-    """Returns the rows nearest in size, within a factor of two, and a step's seconds by them.
+    """Returns the rows nearest in size, within a factor of two, and the step time scaled from them.
 
-    The size of a run is the number of multiply-adds of its train form for a batch.
+    The size of a run is the number of multiply-adds of its train form per batch.
     """
     config = run.config()
     usual_batch = _protocol_fields(run.protocol)["train.batch_size"]

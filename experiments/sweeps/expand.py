@@ -1,4 +1,4 @@
-"""Expands a sweep's name to its runs, each a full config that is checked before anything starts."""
+"""Expands a sweep into its runs, whose full configs are checked before anything starts."""
 
 import ast
 import re
@@ -23,7 +23,7 @@ PROTOCOLS: dict[str, Callable[[], ConfigDict]] = {
     "cifar10_full": lambda: cifar10_short.get_config("full"),
 }
 SEEDS = (0, 1, 2)
-# Fields that change the length of a run but none of its steps.
+# Fields that change the length of a run but not what its steps compute.
 LENGTH = {"train.epochs", "train.steps", "optim.warmup_epochs"}
 
 
@@ -32,13 +32,13 @@ class Run:
     """One training run of a sweep."""
 
     sweep: str
-    name: str  # of the variant
+    name: str  # name of the variant
     seed: int
     protocol: str  # key of `PROTOCOLS`, the config that the overrides change
     overrides: dict[str, Any]  # the variant's fields, overridden by those of the command line
 
     def config(self) -> ConfigDict:
-        """Returns the full config; raises UsageError as `set_field`."""
+        """Returns the full config; raises UsageError like `set_field`."""
         config = PROTOCOLS[self.protocol]()
         for name, value in {**self.overrides, "seed": self.seed}.items():
             set_field(config, name, value)
@@ -51,13 +51,13 @@ class Run:
 
     @property
     def job_name(self) -> str:
-        """A unique name for schedulers: small letters, digits and hyphens."""
+        """A unique name for schedulers, of lowercase letters, digits and hyphens."""
         end = f"-s{self.seed}-{self.config_hash}"
         start = re.sub(r"[^a-z0-9]+", "-", f"{self.sweep}-{self.name}".lower())
         return start[: LONGEST_NAME - len(end)].rstrip("-") + end
 
     def workdir(self, root: Path) -> Path:
-        """Returns the run's workdir, which sweeps share if they have the run in common."""
+        """Returns the run's workdir, which is the same in all sweeps that include the run."""
         return Path(root) / self.config_hash
 
 
@@ -76,14 +76,14 @@ def set_field(config: ConfigDict, name: str, value: Any) -> None:
 
 
 def is_current_variant(row: Mapping[str, Any]) -> bool:
-    """Returns whether this code has the row's sweep and variant."""
+    """Returns True if this code has the row's sweep and variant."""
     return row["sweep"] in SWEEPS and row["name"] in SWEEPS[row["sweep"]].variants
 
 
 def extra_overrides(row: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the overrides that differ from those of the row's current variant.
 
-    The values are the row's; a field that only the variant has counts as None.
+    The values are the row's; fields that only the variant has are None.
     """
     own = SWEEPS[row["sweep"]].row_overrides(row["name"])
     given = row.get("overrides") or {}
@@ -95,9 +95,9 @@ def extra_overrides(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def parse_overrides(arguments: Iterable[str]) -> dict[str, Any]:
-    """Returns fields and values, typed by field: `--config.train.epochs=3` -> `train.epochs: 3`.
+    """Parses overrides by the types of fields: `--config.train.epochs=3` -> `train.epochs: 3`.
 
-    Raises UsageError for arguments of another form and repeated fields, listing all.
+    Raises UsageError that lists all arguments of another form and repeated fields.
     """
     fields: dict[str, Any] = {}
     errors = []
@@ -148,11 +148,11 @@ def expand(
       name: key of `SWEEPS`.
       protocol: key of `PROTOCOLS`.
       seeds: seeds of each variant.
-      overrides: fields of all runs; they override the variants' own.
+      overrides: fields of all runs, which take precedence over the variants' own.
       only: names of variants; all by default.
 
     Raises:
-      UsageError: for unknown names and fields and values that cannot be used, listing all.
+      UsageError: for unknown names and fields and invalid values, listing all.
     """
     shared = dict(overrides or {})
     errors = _unknown(name, protocol, seeds, only)
@@ -167,7 +167,7 @@ def expand(
         for seed in seeds
         for variant in chosen
     ]
-    first_seed = runs[: len(chosen)]  # the seed changes nothing that is checked
+    first_seed = runs[: len(chosen)]  # the seed does not affect the checks
     problems: dict[str, list[str]] = {}
     for run in first_seed:
         for problem in _problems(run):
@@ -227,7 +227,7 @@ def _check_sources(config: ConfigDict) -> None:
 
 
 def _duplicates(runs: Sequence[Run]) -> dict[str, list[str]]:
-    """Returns a problem for variants that an override makes identical."""
+    """Returns a problem for each group of variants that an override makes identical."""
     found: dict[str, list[str]] = {}
     for run in runs:
         found.setdefault(run.config_hash, []).append(run.name)
@@ -244,7 +244,7 @@ def variant_errors(sweep: str, problems: Mapping[str, Sequence[str]]) -> list[st
 
 
 def join_errors(errors: Sequence[str]) -> str:
-    """Returns a single error as it is, and several as a list with their number."""
+    """Returns a single error unchanged, or several as a list headed by their number."""
     if len(errors) == 1:
         return errors[0]
     return "\n  ".join([f"{len(errors)} errors:", *errors])

@@ -1,4 +1,4 @@
-"""Command lines whose errors are one line."""
+"""Command-line parsing with one-line errors."""
 
 import argparse
 import sys
@@ -12,7 +12,7 @@ class Parser(argparse.ArgumentParser):
     """A parser that raises UsageError where argparse would print its usage and exit.
 
     Args:
-      description: text printed as it is written.
+      description: help text, printed without reformatting.
     """
 
     def __init__(self, description: str | None):

@@ -20,14 +20,14 @@ VERSION = 1
 _REQUIRED = ("config_hash", "sweep", "name", "seed", "protocol", "top1")
 _START = b'{"version"'  # the start of every row
 REPORT_FILE = "report.json"  # written last by a run
-INFO_FILE = "run.json"  # what only the training process knows: commit, cores, temporaries
+INFO_FILE = "run.json"  # known only to the training process: commit, cores, temporaries
 
 
 def append_row(path: str | os.PathLike[str], row: dict[str, Any]) -> None:
-    """Appends one whole line, even if other processes append at the same time.
+    """Appends a row atomically, even if other processes append at the same time.
 
-    The line is one write in append mode under a POSIX lock, which also holds over NFS, where
-    appending alone is not atomic. A line left incomplete by a killed writer is closed first.
+    The line is a single write in append mode under a POSIX lock, which also works over NFS, where
+    appending alone is not atomic. A line left incomplete by a killed process is terminated first.
 
     Raises:
       RunError: if the file cannot be written.
@@ -56,7 +56,7 @@ def append_row(path: str | os.PathLike[str], row: dict[str, Any]) -> None:
 def read_rows(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
     """Returns the rows of a file, the last one for each `row_key`; none if the file is missing.
 
-    Incomplete lines of killed writers are skipped.
+    Incomplete lines left by killed processes are skipped.
 
     Raises:
       UsageError: for a row of another version or a line that is not a row, with file and line.
@@ -82,7 +82,7 @@ def read_rows(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
         if missing := [name for name in _REQUIRED if name not in row]:
             raise UsageError(f"{where}: missing {', '.join(missing)}; fix or delete that line")
         key = row_key(row)
-        rows.pop(key, None)  # a later row also takes the later position
+        rows.pop(key, None)  # the later row also determines the position
         rows[key] = row
     return list(rows.values())
 
@@ -93,7 +93,7 @@ def read_sweeps(results: Path) -> list[dict[str, Any]]:
 
 
 def is_finished(run: Run, workdir: Path) -> bool:
-    """Returns whether the workdir holds this run's report."""
+    """Returns True if the workdir contains this run's report."""
     path = workdir / REPORT_FILE
     return path.exists() and json.loads(path.read_text()).get("config_hash") == run.config_hash
 
@@ -104,7 +104,7 @@ def make_row(run: Run, workdir: Path) -> dict[str, Any]:
     info = read_info(workdir)
     metrics = read_metrics(workdir / METRICS_FILE)
     rates = [row["examples_per_second"] for row in metrics if row.get("examples_per_second")]
-    # The median, since a mean would count the time that a laptop slept.
+    # The median, since a mean would include pauses, such as a laptop's sleep.
     rate = statistics.median(rates) if rates else report["examples_per_second"]
     finished = time.gmtime((workdir / REPORT_FILE).stat().st_mtime)
     return {
@@ -138,7 +138,7 @@ def make_row(run: Run, workdir: Path) -> dict[str, Any]:
 def sweep_fields(run: Run) -> dict[str, Any]:
     """Returns the fields of a row that depend on sweep and protocol, not on the training.
 
-    `overrides` holds the config's values rather than those typed, without the protocol's own.
+    `overrides` has the values as stored in the config, without those equal to the protocol's.
     """
     fields = run_fields(run.config())
     usual = run_fields(PROTOCOLS[run.protocol]())
@@ -168,7 +168,7 @@ def cpu_cores() -> int | None:
 
 
 def device_name(device: str, cores: int | None) -> str:
-    """Returns the device, for a CPU with its cores, without which times mean nothing."""
+    """Returns the device's name, for CPUs with the number of cores, on which times depend."""
     if cores is None or not device.startswith("cpu"):
         return device
     return f"{device}, {cores} core{'' if cores == 1 else 's'}"

@@ -127,9 +127,9 @@ def job_of(run: Run, options: argparse.Namespace) -> Job:
 
 
 def steps_of_runs(runs: Sequence[Run], elsewhere: bool) -> dict[str, int]:
-    """Returns config hash -> steps, or raises UsageError for data that cannot be used.
+    """Returns the steps of runs by config hash; raises UsageError if the data cannot be used.
 
-    With `elsewhere`, runs whose data may only be on another machine are left out.
+    With `elsewhere`, runs whose data are not on this machine are left out instead.
     """
     steps: dict[str, int] = {}
     problems: dict[str, list[str]] = {}
@@ -143,7 +143,7 @@ def steps_of_runs(runs: Sequence[Run], elsewhere: bool) -> dict[str, int]:
     if problems and not elsewhere:
         raise UsageError(join_errors(variant_errors(runs[0].sweep, problems)))
     for problem in problems:
-        print(f"not checked: {problem}; the jobs need it where they run")
+        print(f"not checked: {problem}; the data must be available where the jobs run")
     return steps
 
 
@@ -214,7 +214,7 @@ def run_sweep(argv: Sequence[str]) -> None:
         return
     for run, state in zip(runs, states, strict=True):
         if state == "done" and row_key(sweep_fields(run)) not in keys:
-            record(run, run.workdir(options.workdirs), options.results)  # it ran for another sweep
+            record(run, run.workdir(options.workdirs), options.results)  # run by another sweep
     if to_run:
         chosen.launch([job_of(run, options) for run in to_run], launcher_options)
     if failed := states.count("failed"):
@@ -225,7 +225,7 @@ def run_sweep(argv: Sequence[str]) -> None:
 
 def main(argv: Sequence[str]) -> int:
     """Runs the sweep and returns the exit code, see `repvgg_jax.errors`."""
-    jax.config.update("jax_platforms", "cpu")  # the devices are left to the runs
+    jax.config.update("jax_platforms", "cpu")  # leaves the accelerators to the runs
     try:
         return run_command(lambda: run_sweep(argv))
     except Stopped as stop:

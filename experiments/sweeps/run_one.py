@@ -1,4 +1,4 @@
-r"""Executes one job of a sweep: trains a run, or resumes it, and appends its row.
+r"""Executes one job of a sweep: trains or resumes a run, and appends its row.
 
 python -m experiments.sweeps.run_one --sweep=branches --name=both --seed=0 \
     --protocol=cifar10_short \
@@ -89,9 +89,9 @@ def _recorded_errors(workdir: Path) -> Iterator[None]:
 
 
 def record(run: Run, workdir: Path, results: Path) -> None:
-    """Appends a finished run's row to its sweep's file, unless it is there.
+    """Appends a finished run's row to its sweep's file, unless it exists.
 
-    A run that another sweep has a row of is copied from that, since its workdir may be deleted.
+    If another sweep has a row of this run, it is copied, since the workdir may have been deleted.
     """
     path = results / f"{run.sweep}.jsonl"
     rows = [row for row in read_sweeps(results) if row["config_hash"] == run.config_hash]
@@ -108,7 +108,7 @@ def write_info(config: ConfigDict, workdir: Path) -> None:
     before = read_info(workdir)
     code = git_commit()
     temporaries = before.get("temporaries_bytes")
-    # Compiling for several processes may wait for the others.
+    # Compilation in a multi-process run may wait for the other processes.
     alone = jax.process_count() == 1 and config.optim.repoptimizer_from is None
     if temporaries is None and alone:
         temporaries = temporaries_bytes(aot.compile_step(config, jax.devices()))
@@ -124,7 +124,7 @@ def write_info(config: ConfigDict, workdir: Path) -> None:
 
 
 def git_commit() -> dict[str, Any]:
-    """Returns the commit of the code, and whether tracked files differ; None without git."""
+    """Returns the commit of the code, and whether tracked files have changes; None without git."""
 
     def git(*arguments: str) -> str:
         # safe.directory: the repository may belong to another user, as in a container.

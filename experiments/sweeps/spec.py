@@ -1,4 +1,4 @@
-"""The definition of a sweep: variants of one config, and published figures of them."""
+"""The definition of a sweep: variants of one config, and their published figures."""
 
 import json
 from dataclasses import dataclass, field
@@ -18,16 +18,16 @@ class PaperPair(NamedTuple):
 
 @dataclass(frozen=True)
 class Sweep:
-    """Configs that are compared with each other."""
+    """A set of configs to compare with each other."""
 
     title: str
     baseline: str  # the variant that the others are compared with
     variants: dict[str, Overrides]  # name -> dotted fields of configs/default.py and their values
     published: dict[str, float] = field(default_factory=dict)  # variant -> top-1 in percent
     source: str = ""  # table and protocol of the published figures
-    own_papers: dict[str, PaperPair] = field(default_factory=dict)  # on other nets
+    own_papers: dict[str, PaperPair] = field(default_factory=dict)  # by variant, for other nets
     note: str = ""  # for readers of the tables
 
     def row_overrides(self, variant: str) -> Overrides:
-        """Returns a variant's fields with values of JSON types, as rows have them."""
+        """Returns a variant's fields with JSON types, as in rows."""
         return json.loads(json.dumps(self.variants[variant]))

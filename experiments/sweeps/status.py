@@ -57,9 +57,9 @@ def detail(workdir: Path, state: str, row: dict[str, Any] | None) -> str:
 
 
 def progress(workdir: Path, running: bool) -> str:
-    """Formats `step 300/1172`, for a running run with the time left.
+    """Formats the step, as in `step 300/1172`, and the time left if the run is running.
 
-    For an interrupted run it is the step of the checkpoint from which it would resume.
+    For an interrupted run, the step is that of the checkpoint from which it would resume.
     """
     path = workdir / METRICS_FILE
     rows = read_metrics(path) if running and path.exists() else []

@@ -55,10 +55,10 @@ def workdir_of(command: Sequence[str]) -> Path:
 def locked(workdir: Path) -> Iterator[None]:
     """Locks the workdir; the system releases the lock when this process ends, however it ends.
 
-    This process must not open the lock file inside: closing it would release the lock.
+    The body must not open the lock file, since closing it would release the lock.
 
     Raises:
-      HeldError: if another process holds the lock, with its id, host and start.
+      HeldError: if another process has the lock; the message gives its id, host and start.
     """
     with (workdir / LOCK_FILE).open("a+", encoding="utf-8") as file:
         deadline = time.monotonic() + _PATIENCE
@@ -75,7 +75,7 @@ def locked(workdir: Path) -> Iterator[None]:
 
 
 def _try_lock(descriptor: int, kind: int) -> bool:
-    """Returns whether the lock was free."""
+    """Tries to acquire a lock, and returns True on success."""
     try:
         fcntl.lockf(descriptor, kind | fcntl.LOCK_NB)
     except (BlockingIOError, PermissionError):
@@ -99,7 +99,7 @@ def _holder(text: str) -> str:
 
 
 def lock_holder(workdir: Path) -> str | None:
-    """Returns the process that holds the lock, or None. Not for use by that process itself."""
+    """Returns the process that has the lock, or None. That process must not call this function."""
     path = workdir / LOCK_FILE
     if not path.exists():
         return None
@@ -123,7 +123,7 @@ def state(run: Run, root: Path, recorded: set[str]) -> str:
 
 
 def last_error(folder: Path) -> str:
-    """Returns the last line of a failed run's error, or else of its output, or else nothing."""
+    """Returns the last line of a failed run's error, or else of its output, or an empty string."""
     for name in (ERROR_FILE, LOG_FILE):
         path = folder / name
         if path.exists() and (lines := path.read_text(errors="replace").strip().splitlines()):
@@ -147,8 +147,8 @@ def write_error(folder: Path, line: str) -> None:
 def record_failure(folder: Path, code: int) -> str:
     """Returns an error message for a failed process and stores it in the workdir.
 
-    So a run counts as failed even if it was killed or failed before it could write an error. The
-    exit code is negative for a signal, as in Popen.
+    A run thus counts as failed even if it was killed or failed before it could write an error. The
+    exit code is negative after a signal, as in Popen.
     """
     if code >= 0:
         line = last_error(folder) or f"exit code {code}"

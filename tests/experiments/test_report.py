@@ -173,7 +173,7 @@ def test_runs_with_other_fields_are_not_mixed_with_the_protocols_own():
     assert "`train.epochs=60.0`: cifar10, 60 epochs in batches of 128" in text
     steps = row("none", 0, overrides={"model.branches": ["kxk"], "train.steps": 300})
     text = to_markdown(report_blocks([steps], {}), "figures")
-    assert "`train.steps=300`: cifar10, in batches of 128, float32, 300 steps a run" in text
+    assert "`train.steps=300`: cifar10, in batches of 128, float32, 300 steps per run" in text
 
 
 @pytest.mark.medium

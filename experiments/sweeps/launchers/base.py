@@ -1,4 +1,4 @@
-"""Options of launchers, and the launcher of a name, which is imported only when it is used."""
+"""Options of launchers, and lazy import of launchers by name."""
 
 import argparse
 import importlib
@@ -16,7 +16,7 @@ LAUNCHERS = ("local", "slurm", "kubernetes")
 
 
 def _flag(kind: type, default: Any, text: str, least: int | None = None) -> Any:
-    """Returns a dataclass field that is a flag with a help text and a smallest value."""
+    """Returns a dataclass field for a flag with a help text and a minimum."""
     return field(default=default, metadata={"type": kind, "help": text, "least": least})
 
 
@@ -29,18 +29,18 @@ class LauncherOptions:
     grace: int = _flag(int, 120, "slurm, kubernetes: seconds from stop signal to kill", least=0)
     restarts: int = _flag(int, 20, "slurm: requeues at time limit; kubernetes: restarts", least=0)
     cluster: str = _flag(str, "slurm", "slurm: `local` runs the same jobs on this machine")
-    partition: str | None = _flag(str, None, "slurm: partition; the cluster's own by default")
-    account: str | None = _flag(str, None, "slurm: account to charge; the user's own by default")
+    partition: str | None = _flag(str, None, "slurm: partition; the cluster's default if unset")
+    account: str | None = _flag(str, None, "slurm: account to charge; the user's default if unset")
     minutes: int = _flag(int, 240, "slurm: time limit, after which a run is requeued", least=1)
     cpus: int = _flag(int, 8, "slurm: CPU cores of a run", least=1)
     gpus: int = _flag(int, 1, "slurm: GPUs of a run, all on one node", least=0)
     slice: str | None = _flag(str, None, "kubernetes, required: TPU slice, such as v5e:4x4")
-    image: str | None = _flag(str, None, "kubernetes, required: image that holds this project")
+    image: str | None = _flag(str, None, "kubernetes, required: image with this repository")
     queue: str | None = _flag(str, None, "kubernetes, required: local queue of Kueue")
     namespace: str = _flag(str, "default", "kubernetes: namespace of the queue and the jobs")
     volume: str | None = _flag(str, None, "kubernetes, required: gs://BUCKET[/FOLDER] or a claim")
     mount: Path = _flag(Path, _MOUNT, "kubernetes: path of the volume in a pod")  # noqa: RUF009
-    service_account: str | None = _flag(str, None, "kubernetes: account that may use the bucket")
+    service_account: str | None = _flag(str, None, "kubernetes: account with bucket access")
 
     def __post_init__(self) -> None:
         """Raises UsageError for numbers out of range, listing all."""
@@ -54,8 +54,8 @@ class LauncherOptions:
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    """Adds the fields of `LauncherOptions` to a parser; only those given are set."""
-    group = parser.add_argument_group("flags of launchers")
+    """Adds the fields of `LauncherOptions` to a parser; flags that are not given stay unset."""
+    group = parser.add_argument_group("launcher flags")
     for each in fields(LauncherOptions):
         text = each.metadata["help"]
         if each.default is not None:

@@ -1,7 +1,7 @@
 """The launcher `kubernetes`: a JobSet for each run on a TPU slice of GKE, queued by Kueue.
 
-It writes manifests and submits none. Use `kubectl create -f`, which leaves existing jobs alone;
-`kubectl apply` would suspend those that run.
+It writes manifests but does not submit them. Use `kubectl create -f`, which does not change
+existing jobs; `kubectl apply` would suspend running ones.
 """
 
 import math
@@ -23,10 +23,10 @@ FLAGS = {
     "service_account",
 }
 _TEMPLATE = Path(__file__).with_name("jobset.yaml")
-_LABEL = r"[a-z]([-a-z0-9]*[a-z0-9])?"  # RFC 1035: a name in DNS
+_LABEL = r"[a-z]([-a-z0-9]*[a-z0-9])?"  # a DNS label in RFC 1035
 _LONGEST = 63
-# Generation -> GKE's name of it, and the number of axes of its torus (Google Cloud, "Plan TPUs in
-# GKE"). A slice of one host has all chips on it; in larger slices a host has four.
+# Generation -> GKE's name for it, and the number of axes of its torus (Google Cloud, "Plan TPUs in
+# GKE"). In a slice of one host, that host has all chips; in larger slices each host has four.
 _ACCELERATORS = {
     "v4": ("tpu-v4-podslice", 3),
     "v5e": ("tpu-v5-lite-podslice", 2),
@@ -44,14 +44,14 @@ class Slice(NamedTuple):
     accelerator: str  # label of the machine type
     topology: str  # chips along each axis, such as `4x4`
     hosts: int
-    chips: int  # of one host
+    chips: int  # per host
 
 
 def parse_slice(text: str) -> Slice:
-    """Returns the slice of a text, if GKE has it: `v5e:4x4` has 4 hosts of 4 chips."""
+    """Parses a slice, if GKE has it: `v5e:4x4` has 4 hosts of 4 chips."""
     name, _, topology = text.partition(":")
     if name not in _ACCELERATORS:
-        raise UsageError(f"--slice={text}: must be {', '.join(_ACCELERATORS)} and a size: v5e:4x4")
+        raise UsageError(f"--slice={text}: must be {', '.join(_ACCELERATORS)} with a size: v5e:4x4")
     accelerator, axes = _ACCELERATORS[name]
     if axes == 2 and topology not in _PLANES:
         raise UsageError(f"--slice={text}: the sizes of {name} are {', '.join(_PLANES)}")
@@ -76,9 +76,9 @@ def _is_large_cube(topology: str) -> bool:
 def manifest(job: Job, options: LauncherOptions) -> dict[str, Any]:
     """Returns the JobSet of one run: a pod on each host of the slice, restarted together.
 
-    A pod that was told to stop exits with `STOPPED`. That, and an eviction, restarts the run and is
-    not counted as one of its restarts. A UsageError fails the JobSet at once. Options that the
-    cluster would reject raise UsageError here, listing all.
+    A pod that is asked to stop exits with `STOPPED`. Such an exit, or an eviction, restarts the run
+    without counting towards its limit of restarts. A UsageError fails the JobSet immediately.
+    Options that the cluster would reject raise UsageError here, listing all.
     """
     tpu = _checked(job, options)
     jobset = yaml.safe_load(_TEMPLATE.read_text(encoding="utf-8"))
@@ -87,7 +87,7 @@ def manifest(job: Job, options: LauncherOptions) -> dict[str, Any]:
         "namespace": options.namespace,
         "labels": {"kueue.x-k8s.io/queue-name": options.queue},
     }
-    if tpu.hosts > 1:  # all pods on the hosts of one slice, which no other run shares
+    if tpu.hosts > 1:  # all pods run on one slice, not shared with other runs
         exclusive = "alpha.jobset.sigs.k8s.io/exclusive-topology"
         jobset["metadata"]["annotations"] = {exclusive: "cloud.google.com/gke-nodepool"}
     jobset["spec"]["failurePolicy"]["maxRestarts"] = options.restarts
@@ -123,7 +123,7 @@ def _volume(text: str) -> dict[str, Any]:
     if not text.startswith("gs://"):
         return {"persistentVolumeClaim": {"claimName": text}}
     bucket, _, folder = text.removeprefix("gs://").strip("/").partition("/")
-    # A finished checkpoint is renamed, which gcsfuse does not do to folders by default.
+    # The folder of a finished checkpoint is renamed, which gcsfuse does not allow by default.
     mount_options = "implicit-dirs,rename-dir-limit=200000"
     if folder:
         mount_options += f",only-dir={folder}"
@@ -172,7 +172,7 @@ def _wrong_options(options: LauncherOptions) -> Iterator[str]:
 
 
 def _wrong_job(job: Job, hosts: int, mount: Path) -> Iterator[str]:
-    """Yields problems of a job: a name that is too long, paths that do not outlive a pod."""
+    """Yields problems of a job: a name that is too long, paths that are lost with the pod."""
     # A pod is named <JobSet>-run-<index of the job>-<index of the pod>-<five characters>.
     longest = _LONGEST - len(f"-run-0-{hosts - 1}-abcde")
     if not re.fullmatch(_LABEL, job.name) or len(job.name) > longest:

@@ -40,7 +40,7 @@ def device_environment(
 ) -> dict[str, str]:
     """Returns environment variables that give a child one device, shared if slots exceed devices.
 
-    The child has one of the slots; the devices are those of the platform "cpu", "cuda" or "tpu".
+    `slot` is the child's index, and `indices` the devices of the platform: "cpu", "cuda" or "tpu".
     """
     if platform == "cpu":
         return {}
@@ -61,8 +61,8 @@ def device_environment(
 def cores(platform: str, slot: int, slots: int) -> set[int]:
     """Returns the CPU cores of a child; empty if it may use any.
 
-    Two runs with a core each finish sooner than two that compete for both cores, and sooner than
-    one after the other with both, since parts of a small net's step use one core only.
+    Two runs with one core each finish sooner than two that compete for both cores, or that run one
+    after the other on both, since parts of a small net's step use only one core.
     """
     if platform != "cpu" or not hasattr(os, "sched_getaffinity"):
         return set()
@@ -71,7 +71,7 @@ def cores(platform: str, slot: int, slots: int) -> set[int]:
 
 
 def check(jobs: Sequence[Job], options: LauncherOptions) -> None:
-    """Raises UsageError for more processes than TPU chips, each of which takes one process."""
+    """Raises UsageError if there are more processes than TPU chips, which cannot be shared."""
     platform, indices = devices_here(os.environ)
     if platform != "tpu":
         return
@@ -86,12 +86,12 @@ def check(jobs: Sequence[Job], options: LauncherOptions) -> None:
 def launch(jobs: Sequence[Job], options: LauncherOptions) -> None:
     """Runs the jobs, `options.processes` at a time; by default one for each device, one on a CPU.
 
-    A failed job does not keep the others from running. SIGINT and SIGTERM are passed on: the
-    children save and stop, and no further job is started.
+    If a job fails, the others still run. SIGINT and SIGTERM are passed on: the children save and
+    stop, and no further job is started.
 
     Raises:
       RunError: at the end, if jobs failed, with the last error of each.
-      Stopped: after a signal to stop.
+      Stopped: after SIGINT or SIGTERM.
     """
     platform, indices = devices_here(os.environ)
     slots = options.processes or max(1, len(indices))
@@ -125,7 +125,7 @@ def launch(jobs: Sequence[Job], options: LauncherOptions) -> None:
 
 @contextmanager
 def _terminated_at_exit(running: Sequence[_Child]) -> Iterator[None]:
-    """Terminates children that still run at the end, since no signal would reach them later."""
+    """Terminates children that are still running at exit, when no signal reaches them any more."""
     try:
         yield
     finally:
@@ -158,7 +158,7 @@ def _start(job: Job, slot: int, environment: dict[str, str], cores: set[int]) ->
 
 
 def _report_end(child: _Child) -> str:
-    """Prints how a job ended, and returns which of `_ENDS` it is."""
+    """Prints and returns how a job ended, which is one of `_ENDS`."""
     code = child.process.returncode
     folder = workdir_of(child.job.command)
     ends = {0: "finished", HELD: "skipped", **dict.fromkeys(STOPPED_CODES, "stopped")}
@@ -174,7 +174,7 @@ def _report_end(child: _Child) -> str:
 
 @contextmanager
 def _caught_signals() -> Iterator[list[int]]:
-    """Collects SIGINT and SIGTERM, which would otherwise end this process and not its children."""
+    """Collects SIGINT and SIGTERM, which would otherwise end this process but not its children."""
     caught: list[int] = []
     former = {
         number: signal.signal(number, lambda number, frame: caught.append(number))

@@ -18,21 +18,21 @@ FLAGS = {
     *("processes", "folder", "grace", "restarts", "cluster", "partition", "account", "minutes"),
     *("cpus", "gpus"),
 }
-_REQUEUE_SECONDS = 10.0  # kept from the grace period for requeueing
+_REQUEUE_SECONDS = 10.0  # part of the grace period, reserved for requeueing
 _SIGNALS = {signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2}
 
 
 class Requeued:
-    """Runs a command, and lets submitit requeue it when the job has to stop.
+    """A submitit task that runs a command and is requeued when the job has to stop.
 
-    Before a time limit and at a preemption submitit gets SIGUSR2 and calls `checkpoint`. The
-    command gets SIGTERM and the grace period to save, then the job is queued again and the same
-    command resumes. SIGTERM alone is passed on but requeues nothing, since scancel sends it too.
-    Then this waits for the SIGUSR2 or the kill that follows, so that a job which SLURM itself
-    requeues does not end before.
+    Before a time limit or a preemption, submitit receives SIGUSR2 and calls `checkpoint`. The
+    command receives SIGTERM and has the grace period to save; then the job is queued again, and the
+    same command resumes. A SIGTERM alone is passed on but does not requeue the job, since scancel
+    sends it too. The task then waits for a SIGUSR2 or SIGKILL, so that a job that SLURM itself is
+    about to requeue does not end first.
 
     Args:
-      grace: seconds between such a signal and the kill.
+      grace: seconds between the signal and SIGKILL.
     """
 
     def __init__(self, grace: float):
@@ -41,15 +41,15 @@ class Requeued:
         self._terminated = False
 
     def __call__(self, command: Sequence[str]) -> None:
-        """Runs the command; raises RunError if it does not succeed."""
+        """Runs the command; raises RunError if it fails."""
         program = sys.executable if command[0] == "python" else command[0]
         with suppress(OSError):  # the command itself will report it
             clear_error(workdir_of(command))
-        # No signal may arrive between the handler and the start of the child.
+        # No signal may arrive between setting the handler and starting the child.
         signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
         try:
             signal.signal(signal.SIGTERM, self._terminate)
-            # In a process group of its own: SIGUSR2 sent to all processes of a step would end it.
+            # In its own process group, since SIGUSR2 sent to all processes of a step would end it.
             self._child = subprocess.Popen(
                 [program, *command[1:]], process_group=0, preexec_fn=_receive_only_sigterm
             )
@@ -69,7 +69,7 @@ class Requeued:
             raise RunError(f"{' '.join(command)}: exit code {code}: {error}")
 
     def checkpoint(self, command: Sequence[str]) -> Any:
-        """Stops the command and returns what submitit is to queue again."""
+        """Stops the command and returns the task for submitit to requeue."""
         from submitit.helpers import DelayedSubmission
 
         if self._child is not None:
@@ -89,14 +89,14 @@ class Requeued:
         self._terminated = True
 
     def _has_ended(self, block: bool = False) -> bool:
-        """Returns whether the child has ended.
+        """Returns True if the child has ended.
 
-        `Popen.wait` holds a lock that a signal handler which interrupts it could not acquire.
+        `Popen.wait` would hold a lock, which a signal handler that interrupts it cannot acquire.
         """
         options = os.WEXITED | os.WNOWAIT | (0 if block else os.WNOHANG)
         try:
             return os.waitid(os.P_PID, self._child.pid, options) is not None
-        except ChildProcessError:  # it was waited for already
+        except ChildProcessError:  # it has already been waited for
             return True
 
 
@@ -108,7 +108,7 @@ def _receive_only_sigterm() -> None:
 
 
 def check(jobs: Sequence[Job], options: LauncherOptions) -> None:
-    """Raises UsageError without submitit, SLURM or the folder, or for a bad time limit."""
+    """Raises UsageError if submitit, SLURM or the folder is missing, or the time limit is bad."""
     check_folders(options.folder)
     _executor(options, len(jobs))
 
