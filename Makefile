@@ -44,35 +44,35 @@ lint: $(VENV)/dev.installed
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/pyrefly check --python-interpreter-path $(RUN)
 
-# Training steps and fused nets, compared with PyTorch and onnxruntime.
+# Compares training steps and fused nets with PyTorch and onnxruntime.
 bench: $(VENV)/dev.installed
 	$(RUN) -m experiments.benchmarks.pytorch
 	JAX_PLATFORMS=cpu $(RUN) -m experiments.benchmarks.onnxruntime --constant --keep_freed_memory --patience=20
 
-# The input pipeline, compared with others on class folders: make bench-data DATA=/data/imagenet
+# Compares the input pipeline with others on class folders: make bench-data DATA=/data/imagenet
 bench-data: setup
 	@test -n "$(DATA)" || { echo "make bench-data needs DATA=<class folders of JPEGs>"; exit 2; }
 	$(RUN) -m pip install --quiet -e '.[bench]'
 	$(RUN) main.py --mode=bench_data --config configs/a0.py --config.data.source=folder --config.data.data_dir=$(DATA)
 
-# RESULTS.md and report.html from the rows in experiments/results.
+# Writes RESULTS.md and report.html from the rows in experiments/results.
 report: setup
 	$(RUN) -m experiments.report
 
-# runs/analysis.html: what each branch of a trained net does, for runs/quickstart or ANALYSIS_WORKDIR.
+# Writes runs/analysis.html, on what each branch of runs/quickstart (or ANALYSIS_WORKDIR) does.
 notebook: $(VENV)/dev.installed
 	$(RUN) -m jupytext --sync experiments/studies/analysis.ipynb
 	$(RUN) -m nbconvert --log-level=ERROR --execute --to html --output-dir runs experiments/studies/analysis.ipynb
 
-# The pages of docs/ with the API reference: build/site/index.html
+# Builds the pages of docs/ with the API reference: build/site/index.html
 docs: setup
 	$(RUN) -m pip install --quiet -e '.[docs]'
 	$(RUN) -m mkdocs build --quiet --strict
 
-# Every command and Python snippet of README.md and docs/, run in a scratch folder: minutes.
+# Runs every command and Python snippet of README.md and docs/ in a scratch folder: minutes.
 docs-check: $(VENV)/dev.installed
 	$(RUN) -m docs.check
 
-# Leaves runs/ alone.
+# Does not delete runs/.
 clean:
 	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache .hypothesis

@@ -1,6 +1,6 @@
 """Every config field with its default; the other configs start from here and change a few.
 
-Fields with `placeholder(type)` are unset by default; the comment gives the value that then holds.
+Fields with `placeholder(type)` are unset by default; the comment gives the value that is then used.
 """
 
 from ml_collections import ConfigDict
@@ -22,26 +22,26 @@ def get_config() -> ConfigDict:
     model.widths = placeholder(tuple)  # channels of each stage; the model's own
     model.strides = placeholder(tuple)  # stride of each stage's first block; 2 everywhere
     model.groups = placeholder(int)  # groups of every second layer; the model's own
-    model.grouped_layers = placeholder(tuple)  # other layers to group, counted from the stem, 0
+    model.grouped_layers = placeholder(tuple)  # layers to group instead; the stem is layer 0
     model.branches = placeholder(tuple)  # some of ("kxk", "1x1", "identity"); all
     model.copies = placeholder(int)  # block mobileone: number of kxk branches; 4
-    # Initialization of block repvgg or plain: lecun, he, timm, or default (PyTorch's). Of
-    # deep_plain: delta_orthogonal (its own), he or default.
+    # Initialization of block repvgg or plain: lecun, he, timm, or default (PyTorch's). For
+    # deep_plain: delta_orthogonal (if unset), he or default.
     model.initializer = placeholder(str)
     model.depth = placeholder(int)  # deep_plain: number of layers; 1000
     model.width = placeholder(int)  # deep_plain: channels; 32
-    model.activation = placeholder(str)  # deep_plain: tanh (its own), relu or leaky_relu
-    # Images, consecutive in the batch, over which BatchNorm takes its statistics in training; the
-    # whole batch over all devices if unset. The paper's is 32, the share of one GPU.
+    model.activation = placeholder(str)  # deep_plain: tanh (if unset), relu, leaky_relu
+    # Number of consecutive images over which BatchNorm computes its statistics in training; the
+    # whole batch on all devices if unset. The paper uses 32, the images of one GPU.
     model.bn_group_size = placeholder(int)
-    # What a block keeps for its gradient, recomputing the rest to save memory: "nothing" or
-    # "convolutions" (their outputs); everything if unset.
+    # Activations that blocks store for their gradient, while others are recomputed to save memory:
+    # "nothing" or "convolutions" (their outputs); everything if unset.
     model.remat = placeholder(str)
     # How training computes the 1x1 and identity branches of RepVGG: "moments" (both from the mean
-    # and covariance of the input), "batch" (each by itself); the faster of the two if unset.
+    # and covariance of the input), "batch" (each separately); the faster of the two if unset.
     model.branch_statistics = placeholder(str)
-    # What computes convolutions: "xla", "winograd" or "onednn" (CPU; the extra `cpu`); onednn where
-    # it is installed if unset. Neither of these two fields changes results, except for rounding.
+    # Implementation of convolutions: "xla", "winograd" or "onednn" (CPU; the extra `cpu`); if
+    # unset, onednn if it is installed. These two fields do not change results, except for rounding.
     model.conv_algorithm = placeholder(str)
     model.frozen = placeholder(tuple)  # regular expressions of blocks to freeze: ("stage[0-2]_.*",)
     model.dtype = "float32"  # type of activations; parameters and statistics are always float32
@@ -49,12 +49,12 @@ def get_config() -> ConfigDict:
     config.data = data = ConfigDict()
     data.source = "tfds"  # tfds (prepared as array_record), folder (class folders), digits
     data.name = "imagenet2012"  # TFDS data set: `name`, `name/config` or `name:version`
-    data.data_dir = placeholder(str)  # its folder; TFDS's default, ~/tensorflow_datasets
+    data.data_dir = placeholder(str)  # folder of the data; ~/tensorflow_datasets
     data.manual_dir = placeholder(str)  # --mode=prepare: folder of archives downloaded by hand
     data.image_size = 224  # side of the square image that the net sees, in pixels
     data.augmentation = "resized_crop"  # resized_crop and flip, pad_crop (small images), none
     data.resize = 256  # evaluation: length of the shorter side before the center crop
-    data.padding = 4  # pad_crop: zeros on each side of the image before its random crop
+    data.padding = 4  # pad_crop: zero padding on each side before the random crop
     data.flip = True  # training: mirror half of the images
     data.eval_image_size = placeholder(int)  # side of the image in evaluation; image_size
     # Training, after crop and flip: "none", "autoaugment" (torchvision's ImageNet policy, with gray
@@ -63,7 +63,7 @@ def get_config() -> ConfigDict:
     # randaugment: these three values are timm's "rand-m9-n2-mstd0.5-inc1". Each operation drawn is
     # applied with probability 1/2, at a magnitude clipped to [0, 10].
     data.policy_operations = 2
-    data.policy_magnitude = 9.0  # from 0 to 10; the 15 of some recipes is 10 in timm as well
+    data.policy_magnitude = 9.0  # from 0 to 10; timm also clips the 15 of some recipes
     data.policy_std = 0.5  # standard deviation of the magnitude
     data.erasing = 0.0  # training: probability of erasing a rectangle with noise
     data.mean = (0.485, 0.456, 0.406)  # of [0, 1] RGB; normalization happens on the device
@@ -86,32 +86,32 @@ def get_config() -> ConfigDict:
     train.accumulate = 1  # microbatches that a batch is split into, to save memory
     train.mixup = 0.0  # alpha of the Beta distribution; 0 disables it
     train.cutmix = 0.0  # alpha of the Beta distribution; 0 disables it
-    train.deterministic = False  # repeat bit for bit on GPUs too, at lower speed
+    train.deterministic = False  # bit-for-bit reproducible on GPUs too, but slower
     train.deadline = placeholder(float)  # seconds from the start within which to save and stop
-    train.eval_every = placeholder(int)  # steps; one epoch
-    train.checkpoint_every = 1000  # steps; each evaluation also writes a checkpoint
-    train.keep = 2  # latest checkpoints to keep, beside the one with the best top-1
+    train.eval_every = placeholder(int)  # steps between evaluations; one epoch
+    train.checkpoint_every = 1000  # steps; evaluations also write checkpoints
+    train.keep = 2  # latest checkpoints to keep, in addition to that with the best top-1
     train.log_every = 50  # steps
 
     config.optim = optim = ConfigDict()
-    optim.learning_rate = 0.1  # for 256 images a step; scales with train.batch_size / 256
+    optim.learning_rate = 0.1  # for a batch of 256; scales with train.batch_size / 256
     optim.warmup_epochs = 0.0  # linear from 0; then half a cosine to 0, updated every step
     optim.momentum = 0.9
     optim.nesterov = False
     optim.weight_decay = 1e-4
-    # Kernels decay, and the scale of the identity's BatchNorm, as in the released code (whose rule
-    # exempts names with "bn" and "bias", and misses that one). The first match wins.
+    # Weight decay of kernels and of the scale of the identity's BatchNorm, as in the released code
+    # (whose rule exempts names with "bn" or "bias", unlike that one). The first match applies.
     optim.decay_rules = (
         (r".*kernel", 1.0),
         (r".*/bn_identity/scale", 1.0),
         (r".*/branch_scales", 1.0),
     )
-    # The released code's L2 for RepVGG blocks in place of the decay of kernels: the 1x1 and the
-    # center tap that it is added to decay as the one tap that they fuse to.
+    # The released code's L2 for RepVGG blocks, instead of the decay of kernels: the 1x1 kernel and
+    # the center tap decay together, as the single tap that they fuse to.
     optim.custom_l2 = placeholder(bool)
     optim.bias_rate_factor = 1.0  # factor on the learning rate of biases
     optim.rate_rules = ()  # more (regex, factor) pairs, matched first: ((r"head/.*", 10.0),)
-    optim.ema_decay = 0.0  # decay of the average that is evaluated and fused; 0 disables it
+    optim.ema_decay = 0.0  # decay of the EMA, which is evaluated and fused; 0 disables it
     optim.clip_norm = placeholder(float)  # limit on the gradient's norm over all parameters; none
     optim.max_norm = placeholder(float)  # limit on every filter's norm after each step; none
     optim.repoptimizer_from = placeholder(str)  # workdir of a csla run, for RepOptimizer's scales
@@ -120,9 +120,9 @@ def get_config() -> ConfigDict:
 
     config.bench = bench = ConfigDict()  # --mode=bench
     bench.batch_sizes = (1, 8, 32, 128, 256)
-    bench.seconds = 10.0  # longest time of one run; larger batches are then skipped
+    bench.seconds = 10.0  # once a run takes longer, larger batches are skipped
 
     config.fuse = fuse = ConfigDict()
     fuse.verify_images = 256  # evaluation images on which the two forms are compared
-    fuse.tolerance = 1e-3  # largest relative error, of a block or the logits, that is accepted
+    fuse.tolerance = 1e-3  # largest accepted relative error of a block or the logits
     return config

@@ -2,7 +2,7 @@
 
   python main.py --config configs/imagenet_200.py:repvgg_b3
 
-Cost: 5/3 of the 120-epoch recipe's, which the headers of configs/a0.py ... configs/d2se.py give.
+Cost: 5/3 of the 120-epoch recipe's in the headers of configs/a0.py ... configs/d2se.py.
 Published top-1: B3 80.52%, B3g4 80.21%, B2g4 79.38% (Table 5; arXiv 2101.03697).
 
 Adds 5 epochs of warm-up, AutoAugment, label smoothing and mixup to configs/imagenet.py (section

@@ -1,4 +1,4 @@
-"""MobileOne on ImageNet-2012 with RepVGG's recipe, as its own is not published.
+"""MobileOne on ImageNet-2012 with RepVGG's recipe, since its own is not published.
 
   python main.py --config configs/mobileone.py:s0     (or s1, s2, s3, s4)
 

@@ -6,8 +6,8 @@
 
 A fenced block without a language holds shell commands, one with `python` a snippet; `text` is
 output. All run in one copy of the repository, README.md first, so `runs/quickstart` exists for the
-other pages; the snippets of a page share their names. An HTML comment right before a block changes
-that, visibly to whoever reads the source:
+other pages; the snippets of a page share one namespace. An HTML comment right before a block
+changes how it is run:
 
   <!-- not run: reason -->      only parse the block, and print the reason
   <!-- run with: --steps=4 -->  append these arguments to each command

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from docs.check.pages import ROOT, Block, blocks, commands
 
-TIMEOUT = 900  # seconds of one block
+TIMEOUT = 900  # seconds per command
 
 
 def run(page: Path, folder: Path) -> int:
@@ -33,7 +33,7 @@ def run(page: Path, folder: Path) -> int:
 
 
 def succeeds(command: str, block: Block, folder: Path) -> bool:
-    """Runs a command in the scratch folder, prints how it went, and returns True on success."""
+    """Runs a command in the scratch folder, prints the outcome, and returns True on success."""
     began = time.monotonic()
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     try:

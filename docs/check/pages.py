@@ -22,7 +22,7 @@ class Block(NamedTuple):
 
     @property
     def where(self) -> str:
-        """The place as `page:line`."""
+        """The location as `page:line`."""
         return f"{os.path.relpath(self.page, ROOT)}:{self.line}"
 
 

@@ -1,4 +1,4 @@
-"""What pages name that does not exist: flags, fields, modules, files and links."""
+"""Finds flags, fields, modules, files and links that pages name but that do not exist."""
 
 import ast
 import contextlib
@@ -30,7 +30,7 @@ PACKAGES = {path.name for path in (ROOT / "repvgg_jax").iterdir() if path.is_dir
 
 
 def static_problems(page: Path) -> list[str]:
-    """Returns what is wrong on a page, without running anything."""
+    """Returns the problems of a page that can be found without running it."""
     problems = []
     for block in blocks(page):
         found = snippet_problems(block) if block.language else shell_problems(block)
@@ -58,7 +58,7 @@ def snippet_problems(block: Block) -> Iterator[str]:
 
 
 def shell_problems(block: Block) -> Iterator[str]:
-    """Yields commands that name a mode, flag, field, module, target or extra that isn't there."""
+    """Yields nonexistent modes, flags, fields, modules, targets and extras in commands."""
     for command in commands(block):
         try:
             words = shlex.split(command)
@@ -105,7 +105,7 @@ def module_problems(module: str, arguments: list[str]) -> Iterator[str]:
 
 @cache
 def known_flags(module: str) -> str:
-    """Returns the flags of a module: what `--help` prints, or absl's definitions."""
+    """Returns text that contains a module's flags: its `--help`, or its absl definitions."""
     source = Path(importlib.util.find_spec(module).origin).read_text()
     if defined := re.findall(r"flags\.DEFINE_\w+\(\s*\"(\w+)\"", source):
         return " ".join(f"--{name}" for name in defined)
@@ -125,7 +125,7 @@ def known_flags(module: str) -> str:
 
 
 def main_problems(arguments: list[str]) -> Iterator[str]:
-    """Yields what `main.py` rejects in its command line."""
+    """Yields the error that `main.py` raises for a command line."""
     import main
     from repvgg_jax.cli.arguments import mode_arguments, parse
     from repvgg_jax.config.fields import check_values
@@ -148,7 +148,7 @@ def main_problems(arguments: list[str]) -> Iterator[str]:
 
 
 def flags(arguments: list[str]) -> Iterator[str]:
-    """Yields `--flag` or `--flag=value`, also for values that stand in a word of their own."""
+    """Yields `--flag` or `--flag=value`, also for values given as a separate word."""
     for index, word in enumerate(arguments):
         if word.startswith("--"):
             value = arguments[index + 1] if index + 1 < len(arguments) else "--"
