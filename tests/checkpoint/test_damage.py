@@ -21,7 +21,7 @@ from tests.support.runs import equal, tiny_config, train
 
 @pytest.mark.slow
 def test_the_certificate_names_the_step_that_was_fused(tmp_path):
-    """It is not the latest one if that is damaged."""
+    """The fused step is not the latest one if that is damaged."""
     train(tiny_config(), tmp_path)
     flip(data_files(tmp_path, 4, "variables")[0])
     fuse.run_fuse(None, tmp_path)
@@ -93,7 +93,7 @@ def test_a_save_that_died_half_way_is_no_checkpoint(undisturbed, tmp_path):
     ids=str,
 )
 def test_files_that_cannot_be_read_now_are_not_taken_for_damaged(error, raised):
-    """Damaged checkpoints are moved aside; good ones must not be for a lack of file handles."""
+    """Damaged checkpoints are moved aside; intact ones must not be, for lack of file handles."""
 
     def read():
         raise error

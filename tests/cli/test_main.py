@@ -1,4 +1,4 @@
-"""The command line in process: messages, exit codes, and the arguments that modes get."""
+"""Tests of the command line in process: messages, exit codes, and arguments of modes."""
 
 from pathlib import Path
 
@@ -13,14 +13,14 @@ QUICK = ("--config", "configs/quickstart.py")
 
 @pytest.fixture(autouse=True)
 def in_this_process(monkeypatch):
-    """Leaves the settings of the process that runs the tests alone."""
+    """Prevents changes to the settings of the process that runs the tests."""
     monkeypatch.chdir(Path(main.__file__).parent)
     monkeypatch.setattr(main, "prepare_process", lambda **settings: None)
     monkeypatch.setattr(main, "join_processes", lambda *given: None)
 
 
 def failing(capsys, *given):
-    """The error message of a command that must fail with one line and exit code 2."""
+    """Returns the error message of a command that must fail with one line and exit code 2."""
     assert main.main(["main.py", *map(str, given)]) == 2
     message = capsys.readouterr().err
     assert message.startswith("error: ")

@@ -1,4 +1,4 @@
-"""The configs: each describes a run that can start, and the recipes are those of their sources."""
+"""Tests of the configs: each describes a run that can start, and recipes match their sources."""
 
 import importlib
 from pathlib import Path
@@ -30,7 +30,7 @@ IMAGENET = 1_281_167  # images
 @pytest.mark.medium
 @pytest.mark.parametrize(("name", "variant"), [*((name, None) for name in NAMES), *VARIANTS])
 def test_every_config_is_a_run_that_can_start(name, variant):
-    """All that a run makes before it reads the first image, in shapes alone."""
+    """Builds all that a run needs before its first image, as shapes only."""
     get_config = importlib.import_module(f"configs.{name}").get_config
     config = get_config(variant) if variant else get_config()
     assert not set(dict(flat(to_json(config)))) ^ set(dict(flat(to_json(default.get_config()))))
@@ -81,7 +81,7 @@ def test_repvggplus_recipe_is_the_released_one():
         field = FIELDS[option]
         assert ours[field] == (value if field == "data.policy" else float(value)), field
     assert config.train.batch_size == 8 * 32
-    # One rate for all, which the paper's own recipe, that this one starts from, does not have.
+    # One learning rate for all parameters, unlike the paper's own recipe, on which this is based.
     config.optim.weight_decay = 0.0
     optimizer = make_optimizer(config, make_net(config), lambda step: 0.1)
     params = {"head": {"kernel": jnp.ones(3), "bias": jnp.ones(3)}}
@@ -96,7 +96,7 @@ def test_repvggplus_recipe_is_the_released_one():
 def test_a_policy_can_be_switched_off_and_chosen_on_the_command_line(monkeypatch):
     def parsed(*arguments):
         values = flags.FlagValues()
-        monkeypatch.setattr("sys.argv", ["main.py", *arguments])  # where overrides are looked for
+        monkeypatch.setattr("sys.argv", ["main.py", *arguments])  # the source of overrides
         config = config_flags.DEFINE_config_file("config", flag_values=values)
         values(["main.py", *arguments])
         return config.value

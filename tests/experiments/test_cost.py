@@ -67,7 +67,7 @@ def test_cost_is_that_of_the_variant_on_the_most_common_device(tmp_path, both):
     own = [row(seconds=80), row(seconds=100), row(seconds=1e4)]
     cost = remaining_cost(both, tmp_path, 25, others + own)
     assert cost == RemainingCost(pytest.approx(50), CPU, guessed=False)
-    paused = row(seconds=80) | {"wall_seconds": 1e6}  # while the steps took as long as they do
+    paused = row(seconds=80) | {"wall_seconds": 1e6}  # with the usual step time
     assert remaining_cost(both, tmp_path, 25, [*own, paused]).seconds < 60
     once = remaining_cost(both, tmp_path, 25, [row(seconds=80)] * 3 + [row(seconds=100)])
     assert once.seconds == pytest.approx(45)  # a run has a row in each of its sweeps
@@ -91,7 +91,7 @@ def test_cost_of_other_variants_scales_with_multiply_adds(tmp_path, both):
     assert 30 < expected() < 40  # the 1x1 branches are a ninth more
     wide = {**row("none")["overrides"], "train.batch_size": 4 * both.config().train.batch_size}
     assert expected(overrides=wide) == pytest.approx(expected() / 4)
-    tiny = row("none", 1e6, macs={"train_form": 10})  # too small to tell anything about larger nets
+    tiny = row("none", 1e6, macs={"train_form": 10})  # too small to be used for larger nets
     assert remaining_cost(both, tmp_path, 25, [tiny, row("none", 60)]).seconds == expected()
 
 
@@ -174,7 +174,7 @@ def test_a_running_run_shows_its_progress_and_the_time_that_is_left(tmp_path, bo
     assert text().endswith("new")
     curves(folder, (2, 10.0), (4, 40.0))  # 15 seconds a step, and 8 steps in all
     (folder / "checkpoints/3").mkdir(parents=True)
-    assert text().endswith("interrupted  step 3/8")  # from where it would go on
+    assert text().endswith("interrupted  step 3/8")  # where it would resume
     command = [sys.executable, "-c", HOLDER, str(folder)]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as holder:
         assert holder.stdout.readline() == "held\n"

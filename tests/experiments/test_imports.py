@@ -1,4 +1,4 @@
-"""Imports in `experiments` flow one way, and `repvgg_jax` imports none of it."""
+"""Tests that imports in `experiments` are one-way and `repvgg_jax` imports none of it."""
 
 import ast
 from pathlib import Path
@@ -12,7 +12,7 @@ FILES = [*(ROOT / "experiments").rglob("*.py"), *(ROOT / "repvgg_jax").rglob("*.
 
 
 def imported(path):
-    """Modules that a file imports, inside functions too."""
+    """Returns the modules that a file imports, inside functions too."""
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom):
             yield node.module

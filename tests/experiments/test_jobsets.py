@@ -40,7 +40,7 @@ def valid():
     """Returns a function that tells whether the published schemas accept all of a manifest.
 
     The models are generated from the OpenAPI documents of JobSet and Kubernetes. They check types,
-    enumerations and required fields; an unknown field is lost on the way back.
+    enumerations and required fields; unknown fields are dropped.
     """
     models = pytest.importorskip(
         "kubeflow_trainer_api.models", reason="kubeflow-trainer-api is not installed"
@@ -53,7 +53,7 @@ def valid():
             ValueError,
             TypeError,
             AttributeError,
-        ):  # AttributeError for a string in place of a map
+        ):  # AttributeError for a string instead of a map
             return False
 
     return check

@@ -189,7 +189,7 @@ def test_a_run_resumed_with_other_code_names_both_commits(tmp_path, monkeypatch)
         run_one.write_info(run.config(), tmp_path)
         about = read_info(tmp_path)
         assert about["commit"] == commit
-        assert about["dirty"]  # which it was when it began
+        assert about["dirty"]  # it was dirty at the start
     assert about["earlier_commits"] == ["a" * 40]
     trained = row("none", top1={"train_form": 0.5}, device="cpu") | sweep_fields(run) | about
     [[group], _] = group_rows([trained])

@@ -161,7 +161,7 @@ def test_a_run_is_trained_once_for_all_sweeps_and_failures_wait(tmp_path, capsys
     (tmp_path / "results/branches.jsonl").unlink()
     assert sweep("branches", "--only=none")[1] == []  # the row is made from the workdir
     shutil.rmtree(tmp_path / "runs")
-    text, codes = sweep("blocks", "--only=plain")  # the same run, of which only the row is left
+    text, codes = sweep("blocks", "--only=plain")  # the same run; only its row is left
     assert codes == []
     assert f"1 done; to run: none\nrows are in {tmp_path / 'results'}; " in text
     [row], [other] = (read_rows(tmp_path / f"results/{n}.jsonl") for n in ("branches", "blocks"))
@@ -171,7 +171,7 @@ def test_a_run_is_trained_once_for_all_sweeps_and_failures_wait(tmp_path, capsys
     assert row["top1"].keys() == {"train_form", "fused"}
     assert row["overrides"]["model.branches"] == ["kxk"]
     assert row["temporaries_bytes"] > 0
-    # A learning rate from which the loss is not finite.
+    # This learning rate makes the loss not finite.
     wild = {"optim__learning_rate": 1e20}
     assert sweep("branches", "--only=none", **wild)[1] == [3]
     text, codes = sweep("branches", "--only=none", code=RunError.exit_code, **wild)

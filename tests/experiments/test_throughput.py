@@ -1,4 +1,4 @@
-"""Throughput of variants, and the rows that it belongs to."""
+"""Tests of the throughput of variants, and of the rows that get it."""
 
 import json
 
@@ -68,7 +68,7 @@ def test_a_row_gets_the_figures_of_its_own_programs(tmp_path):
     how = {"measured": "batch 64, cpu x1, 2 cores", "by": "9 rounds, commit `0123456789`"}
     assert alike["throughput"].keys() == {"training", "deployed", *how}
     assert how.items() <= averaged["throughput"].items()
-    assert "training" not in averaged["throughput"]  # its step has more to do
+    assert "training" not in averaged["throughput"]  # its step is a different one
     assert "throughput" not in another
 
 
@@ -113,7 +113,7 @@ def test_rows_of_unknown_variants_are_skipped(tmp_path):
     assert with_throughput(gone, tmp_path) == gone
     append_row(tmp_path / "branches.jsonl", {"version": 1, **gone[1]})
     text = [f"--results={tmp_path}"]
-    assert throughput.main(text) == UsageError.exit_code  # nothing of this code is to be measured
+    assert throughput.main(text) == UsageError.exit_code  # no row has a variant of this code
 
 
 def test_a_file_of_another_version_is_rejected(tmp_path):

@@ -25,7 +25,7 @@ def assert_same(batches, others):
 
 
 def joined(parts):
-    """Batches of several processes -> the global batches."""
+    """Returns the global batches, concatenated from those of several processes."""
     return [{k: np.concatenate([b[k] for b in row]) for k in row[0]} for row in zip(*parts)]  # noqa: B905
 
 

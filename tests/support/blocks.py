@@ -12,8 +12,8 @@ from repvgg_jax.fusion.verify import relative_error
 from tests.support.variables import random_images, randomised
 
 TOLERANCE = {"float64": 1e-12, "float32": 1e-5}
-# cin, features, strides, groups, kernel_size, dilation, (height, width), dtype: each value of each
-# at least once with each block, the depthwise and the stem's among them.
+# cin, features, strides, groups, kernel_size, dilation, (height, width), dtype: every value
+# appears at least once, including those of depthwise blocks and the stem.
 CASES = [
     (8, 8, 1, 1, 3, 1, (7, 6), "float64"),
     (8, 16, 2, 2, 3, 1, (8, 5), "float32"),

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from jax import lax
 
-# Unoptimised code: the programs are small, and compiling them is what takes the time.
+# Unoptimized code, since compiling these small programs takes most of the time.
 quick = partial(jax.jit, compiler_options={"xla_backend_optimization_level": "0"})
 
 
@@ -24,7 +24,7 @@ def direct(x, kernel, strides=1):
 
 
 def passes(conv, x, kernel, dy):
-    """Output and both gradients."""
+    """Returns the output and both gradients."""
 
     @quick
     def run(x, kernel, dy):
@@ -35,6 +35,6 @@ def passes(conv, x, kernel, dy):
 
 
 def errors(found, expected):
-    """Largest error relative to the largest value, of each pass."""
+    """Returns each pass's largest error relative to its largest value."""
     pairs = zip(found, expected, strict=True)
     return [float(np.abs(f - e).max() / np.abs(e).max()) for f, e in pairs]

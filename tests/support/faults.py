@@ -1,4 +1,4 @@
-"""Faults to inject into a run, and what it left behind."""
+"""Faults to inject into a run, and access to the files that it leaves."""
 
 from repvgg_jax.runtime import mesh as mesh_module
 from repvgg_jax.training import prefetch
@@ -10,7 +10,7 @@ def steps_of(workdir, kind):
 
 
 def at_batch(monkeypatch, number, action):
-    """Do something when that batch, counted from 1, is on its way to the devices."""
+    """Calls `action` with the batch of a number, counted from 1, before it goes to the devices."""
     taken, original = 0, mesh_module.shard_batch
 
     def shard_batch(batch, mesh):
@@ -32,6 +32,6 @@ def flip(path):
 
 
 def data_files(workdir, step, item):
-    """The files with numbers in them, the largest first."""
+    """Returns the files that contain arrays, the largest first."""
     files = (workdir / f"checkpoints/{step}/{item}").rglob("d/*")
     return sorted(files, key=lambda path: -path.stat().st_size)

@@ -1,4 +1,4 @@
-"""Images, class folders and prepared data sets, written for a test."""
+"""Writes images, class folders and prepared data sets for tests."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def write(path, data):
 
 
 def write_tree(root, splits=("train", "val"), classes=("bee", "ant"), count=3):
-    """Class folders of noise; every image differs from every other."""
+    """Writes class folders of noise images, all different."""
     seeds = itertools.count()
     for split in splits:
         for name in classes:
@@ -36,7 +36,7 @@ def write_tree(root, splits=("train", "val"), classes=("bee", "ant"), count=3):
 
 
 def write_photographs(root, classes=4, count=4):
-    """Class folders of JPEGs as a camera makes them: smooth, large, and of many shapes."""
+    """Writes class folders of JPEGs that resemble photographs: smooth, large, of many shapes."""
     rng = np.random.default_rng(0)
     for label in range(classes):
         for i in range(count):
@@ -53,7 +53,7 @@ def truncated_jpeg():
 
 
 def write_prepared(root, images, labels, *, shape=(8, 8, 3), label=None, splits=("train",)):
-    """A prepared array_record data set `tiny`, written without TensorFlow."""
+    """Writes a prepared array_record data set `tiny` without TensorFlow."""
     import tensorflow_datasets as tfds
 
     features = {"image": tfds.features.Image(shape=shape)}
@@ -62,7 +62,7 @@ def write_prepared(root, images, labels, *, shape=(8, 8, 3), label=None, splits=
     with tfds.core.registered.skip_registration():
 
         class Tiny(tfds.core.GeneratorBasedBuilder):
-            """Images given as bytes."""
+            """A feature for images given as bytes."""
 
             VERSION = tfds.core.Version("1.0.0")
 

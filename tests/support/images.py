@@ -7,7 +7,7 @@ from PIL import Image
 
 
 def photograph(seed=0, size=40):
-    """Smooth shapes in color, with some grain: every operation shows on it."""
+    """Returns smooth, slightly noisy shapes in color, which every operation changes visibly."""
     rng = np.random.default_rng(seed)
     coarse = Image.fromarray(rng.integers(30, 200, (6, 6, 3), np.uint8)).resize((size, size))
     return np.clip(np.asarray(coarse) + rng.integers(0, 30, (size, size, 3)), 0, 255).astype(
@@ -20,7 +20,7 @@ def rng_of(seed):
 
 
 def recorded(monkeypatch, table):
-    """Which operations of a table are applied from here on, and how strong."""
+    """Records the operations of a table that are applied, and their magnitudes."""
     drawn = []
     for name, entry in table.items():
         record = entry._replace(

@@ -1,4 +1,4 @@
-"""Small archives of the form in which CIFAR, Imagenette and ImageNet are published."""
+"""Small archives in the formats in which CIFAR, Imagenette and ImageNet are published."""
 
 import dataclasses
 import hashlib
@@ -41,20 +41,20 @@ def tar_bytes(members, path):
 
 
 def describing(path, archive):
-    """Returns the archive as it would be listed if this were the official file."""
+    """Returns the archive's entry as if this file were the official one."""
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     return dataclasses.replace(archive, size=path.stat().st_size, checksum=f"sha256:{digest}")
 
 
 def with_archives(name, paths):
-    """The set `name`, whose archives are these files."""
+    """Returns the data set `name` with these files as its archives."""
     archives = tuple(map(describing, paths, SETS[name].archives))
     return {name: dataclasses.replace(SETS[name], archives=archives)}
 
 
 def make_cifar(folder, name="cifar10", rows=4):
-    """The archive, and its rows of labels and pixels by split."""
+    """Writes the archive; returns it and its rows of labels and pixels by split."""
     rng = np.random.default_rng(0)
     labels = len(CIFAR_NAMES[name])
     prefix, train, test = {
@@ -94,7 +94,7 @@ def make_imagenette(folder, count=3):
 
 
 def make_imagenet(folder, classes=3, count=4):
-    """Two archives; one image is CMYK, one a PNG under the name of a JPEG."""
+    """Writes two archives; one image is CMYK, and one is a PNG with the name of a JPEG."""
     import tensorflow_datasets as tfds
 
     builder = tfds.builder_cls("imagenet2012")(data_dir=folder / "none")
@@ -118,7 +118,7 @@ def make_imagenet(folder, classes=3, count=4):
 
 
 def stock(name, data_dir, split):
-    """Opens a data set with stock TFDS, images as their bytes."""
+    """Opens a data set with stock TFDS, with images as bytes."""
     import tensorflow_datasets as tfds
 
     decoders = {"image": tfds.decode.SkipDecoding()}

@@ -2,9 +2,8 @@
 
   python -m tests.support.restarts WORKDIR KILLS
 
-
-The imports are done once; each start of the run is a fork of this process, which has not started
-JAX's backend, so that a restart costs what the run itself needs.
+Each start of the run is a fork of this process, which has imported everything but has not
+initialized JAX's backend, so that restarts are cheap.
 """
 
 import os
@@ -14,7 +13,7 @@ import sys
 import time
 from pathlib import Path
 
-# What a start would import: none of them starts JAX's backend.
+# Modules that a start would import; none of them initializes JAX's backend.
 import matplotlib.backends.backend_agg  # noqa: F401
 import sklearn.datasets  # noqa: F401
 import tensorboardX  # noqa: F401
@@ -23,13 +22,13 @@ from tests.support.runs import tiny_config, train
 
 
 def config():
-    """Small steps, an average, evaluations and checkpoints every moment."""
+    """Returns a config with small steps, an EMA, and frequent evaluations and checkpoints."""
     changes = {"train_steps": 900, "train_checkpoint_every": 15, "train_eval_every": 150}
     return tiny_config(**changes, train_log_every=50, optim_ema_decay=0.9)
 
 
 def start(workdir):
-    """The process id of a start of the run."""
+    """Starts the run in a forked process and returns its id."""
     if pid := os.fork():
         return pid
     log = os.open(workdir.with_suffix(".log"), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
@@ -44,7 +43,7 @@ def start(workdir):
 
 
 def main(workdir, kills):
-    """Kills starts of the run within an eighth of the time of a whole one, then lets one end."""
+    """Kills starts of the run, each within an eighth of the time of a whole run; then lets one end."""
     rng, started = random.Random(0), time.monotonic()
     whole = start(workdir.with_name("whole"))
     assert os.waitpid(whole, 0)[1] == 0, "the undisturbed run failed"

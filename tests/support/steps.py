@@ -27,7 +27,7 @@ def small_net(**overrides):
 
 
 def state_on(net, mesh, min_size=64):
-    """A state of random variables, laid out as `init_state` would; nothing is compiled for it."""
+    """Returns a state of random variables with `init_state`'s shardings, without compilation."""
     variables, tx = random_variables(net, 0, 8), sgd.sgd(lambda step: 0.1)
     params, stats = variables["params"], variables["batch_stats"]
     state = state_module.TrainState(jnp.int32(0), params, stats, tx.init(params), None, net, tx)

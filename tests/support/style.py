@@ -18,7 +18,7 @@ MAX_PARAMETERS = 8  # of a function in repvgg_jax/training
 # These `__init__.py` hold code: the public API, the architectures by name, the modes.
 WITH_CODE = {"repvgg_jax/__init__.py", "repvgg_jax/nets/__init__.py"}
 MACHINE_PATH = re.compile(r"(?<![\w.])/work\b")
-# Words that a reader has to translate back -> the usual ones.
+# Unusual words, and the usual ones.
 BETTER = {
     r"anew": "again",
     r"mend(s|ed|ing)?": "fix",
@@ -88,7 +88,7 @@ def code(*folders: str) -> list[Path]:
 
 
 PRODUCT = ("main.py", "configs", "repvgg_jax", "experiments")
-# Rule -> the files that it holds for.
+# The rules, and the files that they apply to.
 RULES = {
     broken_docstrings: code(*PRODUCT, "tests/support"),
     long_signatures: code("repvgg_jax/training"),

@@ -12,7 +12,7 @@ TINY = dict(num_classes=5, widths=(16, 16, 24, 24, 32), depths=(1, 2, 1, 3, 2))
 
 
 def noise_for(net):
-    """Numbers of both signs in the net's shapes, no two alike: transfer only moves them."""
+    """Returns distinct values of both signs in the net's shapes, since transfer only moves them."""
     shapes = abstract(net)
     draw = np.random.default_rng(1).standard_normal
     return jax.tree.map(lambda leaf: draw(leaf.shape, np.float32), shapes)

@@ -1,4 +1,4 @@
-"""Variables as training leaves them: what a fresh BatchNorm hides, these show."""
+"""Randomized variables, which reveal errors that fresh BatchNorms hide."""
 
 from zlib import crc32
 
@@ -9,10 +9,10 @@ from repvgg_jax.nets import abstract
 
 
 def randomised(variables, seed, dtype=None):
-    """The same tree with noise on every leaf: variances positive, gammas of both signs.
+    """Returns the tree with noise on every leaf: positive variances, gammas of both signs.
 
-    Drawn by NumPy from the seed and the leaf's name, so that nothing is compiled for it; leaves may
-    be `jax.ShapeDtypeStruct`s, which stand for zeros.
+    NumPy draws it from the seed and the leaf's name, so that nothing is compiled. Leaves that are
+    `jax.ShapeDtypeStruct`s count as zeros.
     """
 
     def noise(path, leaf):
@@ -32,11 +32,11 @@ def randomised(variables, seed, dtype=None):
 
 
 def random_variables(net, seed, image_size=32):
-    """Randomised variables of a net."""
+    """Returns randomized variables of a net."""
     shapes = abstract(net)
     return randomised(shapes, seed)
 
 
 def random_images(*shape, seed=0, dtype="float32"):
-    """Standard normal pixels."""
+    """Returns images of standard normal pixels."""
     return jax.numpy.asarray(np.random.default_rng(seed).normal(size=shape).astype(dtype))

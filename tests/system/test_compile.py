@@ -1,4 +1,4 @@
-"""`--mode=compile` as a command."""
+"""Tests of the command `--mode=compile`."""
 
 import importlib.util
 import json
@@ -45,7 +45,7 @@ def test_a_slice_of_a_tpu_pod(tmp_path):
     assert ": fits" in output
     main("--mode=compile", *quick, "--topology=cpu:8", "--workdir", tmp_path / "cpu")
     tpu, cpu = (json.loads((tmp_path / n / "compile.json").read_text()) for n in ("tpu", "cpu"))
-    # The same step sends the same sums, whoever compiled it, up to a few numbers.
+    # All versions of the compiler communicate the same sums, up to a few elements.
     (_, ours), (_, theirs) = (cost["collectives"]["all-reduce"] for cost in (tpu, cpu))
     assert ours == pytest.approx(theirs, rel=0.1)
     assert tpu["flops"] == pytest.approx(cpu["flops"], rel=0.2)

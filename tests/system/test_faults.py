@@ -1,4 +1,4 @@
-"""Faults that really happen, made to happen: nothing lost, nothing silently wrong."""
+"""Tests that inject realistic faults: nothing is lost or silently wrong."""
 
 import json
 import os
@@ -97,7 +97,7 @@ def test_a_full_disk_stops_the_run_and_keeps_the_last_good_checkpoint(tmp_path):
 
 def test_a_workdir_without_write_permission_is_named(tmp_path):
     (tmp_path / "closed").mkdir(mode=0o555)
-    # Root may write anywhere, unless it gives that up.
+    # Root may write anywhere unless it drops that capability.
     prefix = ["setpriv", "--bounding-set=-dac_override,-dac_read_search", "--inh-caps=-all"]
     if os.getuid() != 0:
         prefix = []

@@ -1,4 +1,4 @@
-"""The command line as a user meets it."""
+"""Tests of the command line in separate processes, as a user runs it."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""`--mode=prepare` as a process: killed, resumed, and without TensorFlow."""
+"""Tests of `--mode=prepare` in a process: killed, resumed, and without TensorFlow."""
 
 import json
 import os
@@ -24,7 +24,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def content(folder):
-    """Everything in a version's folder; records as they are read, as maps have no fixed order."""
+    """Returns the content of a version's folder; records are parsed, since maps are unordered."""
     data_dir, name = folder.parent.parent, folder.parent.name
     files = {path.name: path for path in folder.iterdir()}
     shards = {name: path for name, path in files.items() if "array_record" in name}
@@ -53,7 +53,7 @@ from repvgg_jax.data.prepare.prepare import prepare
 name, data_dir, pause, *paths = sys.argv[1:]
 paths = [Path(path) for path in paths]
 save = shards.Draft.save
-def slow(draft):  # time to be killed in: at every point where something is noted as done
+def slow(draft):  # leaves time for a kill whenever progress is recorded
     save(draft)
     time.sleep(float(pause))
 shards.Draft.save = slow
@@ -93,7 +93,7 @@ def test_a_killed_process_resumes_and_writes_the_same(tmp_path):
             load_source("tfds", "imagenet2012", os.fspath(tmp_path / "killed"), "train")
         for path, written in kept.items():
             assert path.stat().st_mtime_ns == written, f"{path} was written again"
-        # The last may have been written, but not noted yet.
+        # The last one may have been written but not recorded yet.
         done = sorted(draft.glob("train-?????"))[:-1]
         kept = {path: path.stat().st_mtime_ns for path in done}
     last = prepare(
@@ -120,7 +120,7 @@ def test_a_kill_while_shards_are_renamed_is_recovered(tmp_path):
     command = [sys.executable, "-c", code, "cifar10", tmp_path / "killed", "0", path]
     assert subprocess.run(command, cwd=ROOT, timeout=60).returncode == -signal.SIGKILL
     assert not find_prepared("cifar10", tmp_path / "killed", sets=sets)
-    for stray in ("test-00003.part", ".progress.json.1.tmp"):  # as earlier kills may leave them
+    for stray in ("test-00003.part", ".progress.json.1.tmp"):  # leftovers of earlier kills
         (tmp_path / "killed/cifar10/3.0.2.incomplete" / stray).write_text("half")
     assert content(prepare("cifar10", tmp_path / "killed", **keywords)) == content(whole)
 
@@ -131,7 +131,7 @@ def test_a_prepared_set_is_left_alone(tmp_path):
     keywords["sets"] = with_archives("cifar10", [path])
     written = prepare("cifar10", **keywords)
     before = {path: path.stat().st_mtime_ns for path in written.iterdir()}
-    path.unlink()  # nor are its archives needed any more
+    path.unlink()  # the archives are not needed any more either
     assert prepare("cifar10:3.0.2", **keywords) == written
     assert before == {path: path.stat().st_mtime_ns for path in written.iterdir()}
     assert describe_splits(written) == "train: 20 images in 1 file, test: 4 images in 1 file"

@@ -1,4 +1,4 @@
-"""Two processes of two devices each, over gloo: one run, and what happens when one of them dies."""
+"""Tests of a run on two processes of two devices each, over gloo, and of the death of one."""
 
 import contextlib
 import json
@@ -35,7 +35,7 @@ def free_port():
 
 
 class Pair:
-    """The two processes of a command, killed at the end in any case."""
+    """The two processes of a command, which are always killed at the end."""
 
     def __init__(self, folder, *arguments):
         address = f"--coordinator=127.0.0.1:{free_port()}"
@@ -60,11 +60,11 @@ class Pair:
             run.wait()
 
     def wait(self, seconds=240):
-        """Waits for both processes; their exit codes."""
+        """Waits for both processes and returns their exit codes."""
         return [run.wait(seconds) for run in self.processes]
 
     def wait_for(self, text, seconds=120):
-        """Waits until the log of process 0 holds a text."""
+        """Waits until the log of process 0 contains a text."""
         end = time.monotonic() + seconds
         while text not in self.logs[0].read_text():
             assert time.monotonic() < end, self.output(0)
@@ -108,7 +108,7 @@ def test_a_failing_process_reports_its_error_and_the_others_none(tmp_path):
 
 @pytest.fixture(scope="module")
 def two_by_two(tmp_path_factory):
-    """A whole run of two processes with two devices each: its folder and the logs."""
+    """Returns the folder and the logs of a whole run on two processes with two devices each."""
     folder = tmp_path_factory.mktemp("two")
     arguments = [*TINY, "--config.train.steps=4", "--config.train.checkpoint_every=2"]
     arguments += ["--config.train.eval_every=100", "--workdir", folder / "run"]

@@ -1,4 +1,4 @@
-"""The start of a process: its compilation cache, its imports, its allocator."""
+"""Tests of the start of a process: its compilation cache, imports and allocator."""
 
 import json
 import os
@@ -52,7 +52,7 @@ print(json.dumps(counts | {"sum": found, "onednn": calls}))
 
 
 def start(code, **settings):
-    """A process of its own with one CPU device: what it prints, and what it says on stderr."""
+    """Runs a script in a new process with one CPU device; returns its stdout and stderr."""
     environment = {k: v for k, v in os.environ.items() if not k.startswith(JAX_SETTINGS)}
     done = subprocess.run(
         [sys.executable, "-c", code],
@@ -67,7 +67,7 @@ def start(code, **settings):
 
 
 def test_a_second_process_compiles_nothing_and_computes_the_same(tmp_path):
-    """With oneDNN's calls in the program where they are there; they are registered by name."""
+    """The program includes oneDNN's calls, registered by name, if oneDNN is available."""
     settings = {"XDG_CACHE_HOME": str(tmp_path / "home")}
     if not onednn.unavailable():
         (tmp_path / "home/repvgg_jax").mkdir(parents=True)
@@ -84,7 +84,7 @@ def test_a_second_process_compiles_nothing_and_computes_the_same(tmp_path):
 
 
 def test_the_cache_is_switched_off_by_jax_and_by_an_unwritable_folder(tmp_path):
-    """The latter in one line."""
+    """An unwritable folder gives a one-line warning."""
     code = (
         "import jax; from repvgg_jax.runtime.compilation import keep_programs; keep_programs(); "
         "print(jax.jit(lambda x: x + 1)(1.0))"
@@ -106,7 +106,7 @@ def test_the_cache_is_switched_off_by_jax_and_by_an_unwritable_folder(tmp_path):
 
 
 def test_importing_brings_nothing_heavy():
-    """And says how long it took; a bound on that would fail on a busy machine."""
+    """Also prints the duration; a bound on it would fail on a busy machine."""
     code = (
         "import sys, time; began = time.perf_counter(); import repvgg_jax; "
         "print(time.perf_counter() - began, *sorted(name for name in sys.modules "

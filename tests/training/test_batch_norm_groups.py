@@ -54,7 +54,7 @@ def test_a_group_that_does_not_divide_the_batch_is_named():
 
 
 def compiled_gradient(group):
-    """HLO of logits and of the gradient to the images: neither adds up over the batch."""
+    """Returns the HLO of the logits and of the gradient with respect to the images."""
     mesh, net = make_mesh(), small_net(bn_group_size=group)
     variables = replicate(random_variables(net, 0, 8), mesh)
     images = shard_batch({"image": random_images(32, 8, 8, 3)}, mesh)["image"]
@@ -83,7 +83,7 @@ def test_groups_over_devices_do_need_collectives(group):
 
 @pytest.mark.medium
 def test_a_step_with_groups_reduces_once_for_all():
-    """Gradients and running statistics only: their reductions wait for nothing in between."""
+    """Only gradients and running statistics are reduced, independently of each other."""
     counts = {}
     for group in (None, 8):
         mesh, net = make_mesh(), small_net(bn_group_size=group, depths=(1, 4))

@@ -23,8 +23,8 @@ from tests.support.runs import batch_of, tiny_config, train
 from tests.support.steps import COLLECTIVES, assert_close, small_net, state_on, take_steps
 
 
-# Sums over a batch are taken in another order, at 1e-7 of their size; three steps at a high rate
-# make that some 1e-5. A wrong statistic or gradient is off by 1e-2 and more.
+# Sums over a batch in another order differ by 1e-7 of their size; three steps at a high learning
+# rate make that about 1e-5. A wrong statistic or gradient is off by 1e-2 and more.
 @pytest.mark.medium
 @pytest.mark.parametrize(
     ("group", "options"),
@@ -85,7 +85,7 @@ def test_one_process_may_leave_devices_alone():
 
 @pytest.mark.medium
 def test_only_parameters_move_under_fsdp():
-    """What is gathered is what was split, and nothing of the size of an activation moves."""
+    """Exactly the split parameters are gathered, and nothing as large as an activation moves."""
     mesh = make_mesh(1, 4)
     net = small_net(widths=(8, 64))
     state = state_on(net, mesh, min_size=1000)

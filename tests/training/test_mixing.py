@@ -18,7 +18,7 @@ def targets_of(count, classes=8):
 
 @pytest.mark.medium
 def test_mixup_and_cutmix_mix_targets_as_they_mix_images():
-    """Images that are constant, each of its own value: a mixed mean tells the true proportion."""
+    """Each image has a constant value of its own, so that the mean gives the true proportion."""
     values = jnp.arange(8.0)
     images = jnp.broadcast_to(values[:, None, None, None], (8, 16, 16, 3))
     for options in ({"mixup": 0.8}, {"cutmix": 1.0}, {"mixup": 0.8, "cutmix": 1.0}):

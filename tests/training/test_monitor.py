@@ -1,4 +1,4 @@
-"""The monitor: what it leaves behind after a crash, and what it shows where."""
+"""Tests of the monitor: its files after a crash, and its output."""
 
 import io
 import json
@@ -41,7 +41,7 @@ class Terminal(io.StringIO):
 
 @pytest.fixture
 def clock(monkeypatch):
-    """The monitor's clock, which moves only when told to: `clock.now += seconds`."""
+    """Returns the monitor's clock, which advances only by `clock.now += seconds`."""
     clock = SimpleNamespace(now=1000.0)
     fake = SimpleNamespace(monotonic=lambda: clock.now, monotonic_ns=iter(range(1000)).__next__)
     monkeypatch.setattr(monitor, "time", fake)
@@ -54,7 +54,7 @@ def stream():
 
 
 def scalars_of(folder):
-    """[(tag, step, value)] and the purged steps of a folder's event files, in TensorBoard's order.
+    """Returns the (tag, step, value) and purged steps of a folder's events, in TensorBoard's order.
 
     A record is its length (8 bytes), a checksum (4), an Event and a checksum (4).
     """
@@ -133,7 +133,7 @@ def test_read_metrics_forgives_only_the_last_line(tmp_path):
     one, two, three = map(json.dumps, rows)
     path.write_text(f"{one}\n{two}\n{three[:4]}")
     assert read_metrics(path) == rows[:2]
-    path.write_bytes(one.encode() + b'\n{"loss": "\xc3')  # torn inside a character
+    path.write_bytes(one.encode() + b'\n{"loss": "\xc3')  # cut inside a character
     assert read_metrics(path) == rows[:1]
     path.write_text(f"{one}\n{two[:4]}\n{three}\n")
     with pytest.raises(UsageError, match=r"metrics\.jsonl, line 2"):
@@ -174,7 +174,7 @@ def test_images_per_second_leaves_out_compilation_and_evaluation(tmp_path, strea
     assert m.examples_per_second == 0.0
     clock.now += 100  # compilation
     m.train(10, {})
-    assert m.examples_per_second == pytest.approx(1.0)  # all there is
+    assert m.examples_per_second == pytest.approx(1.0)  # the only interval
     clock.now += 1
     m.train(20, {})
     clock.now += 50
@@ -230,7 +230,7 @@ def test_close_again_does_nothing(tmp_path, stream):
     ids=["one row", "no eval", "eval only"],
 )
 def test_curves_of_little(tmp_path, rows, monkeypatch):
-    """Every row is drawn at its step, however few there are."""
+    """Every row is drawn at its step, even if there are only a few."""
     from matplotlib.figure import Figure
 
     figures, save = [], Figure.savefig

@@ -30,7 +30,7 @@ def test_rematerialization_changes_memory_and_nothing_else(remat):
         results.append(compiled(variables["params"]))
     for a, b in zip(*map(jax.tree.leaves, results), strict=True):
         assert relative_error(a, b) < 1e-4
-    # XLA's CPU backend keeps little more than the convolutions' outputs in any case.
+    # XLA's CPU backend stores little more than the convolutions' outputs anyway.
     assert remat == "convolutions" or memory[1] < 0.8 * memory[0]
 
 

@@ -53,7 +53,7 @@ def test_a_signal_during_evaluation_saves_what_was_trained(undisturbed, tmp_path
     assert steps_of(tmp_path, "eval") == []
     trained = train(config, tmp_path)
     equal(trained.state.eval_variables, undisturbed[0].eval_variables)
-    assert steps_of(tmp_path, "eval") == [2, 4]  # the one that was cut off is made up for
+    assert steps_of(tmp_path, "eval") == [2, 4]  # the interrupted evaluation is repeated
 
 
 @pytest.mark.slow
@@ -87,7 +87,7 @@ def test_a_deadline_leaves_time_to_save(tmp_path, monkeypatch):
     started = time.monotonic()
     with pytest.raises(Stopped, match=r"the deadline of 12 s after step \d+ of 500"):
         train(config, tmp_path)
-    assert time.monotonic() - started < 16  # with what comes before the first step
+    assert time.monotonic() - started < 16  # including the time before the first step
     (step,) = manager.steps(tmp_path)
     assert 0 < step < 60
 
@@ -95,7 +95,7 @@ def test_a_deadline_leaves_time_to_save(tmp_path, monkeypatch):
 @pytest.mark.medium
 @pytest.mark.parametrize("jump", [86400.0, -86400.0])
 def test_a_clock_that_jumps_loses_nothing(jump, undisturbed, tmp_path, monkeypatch):
-    """A save measures its patience by the clock, and may give up; then the run says so."""
+    """A save uses the clock for its timeout and may give up; the error then says so."""
     clock, ahead = time.time, 0.0
     monkeypatch.setattr(time, "time", lambda: clock() + ahead)
 

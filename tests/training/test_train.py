@@ -1,4 +1,4 @@
-"""The step, the evaluation and the loop on real digits."""
+"""Tests of the step, the evaluation and the loop on real digits."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Other heads, frozen stages, and BatchNorms for a fused net."""
+"""Tests of other heads, frozen stages, and BatchNorms for a fused net."""
 
 import jax
 import jax.numpy as jnp
@@ -124,8 +124,8 @@ def test_inserted_batch_norms_keep_the_outputs_and_match_the_batch():
     assert relative_error(expected, tunable.apply(with_bn, x)) < 1e-5
     again, refused = rj.fuse(tunable, with_bn)
     assert relative_error(expected, again.apply(refused, x)) < 1e-5
-    # In training the batch's statistics stand in for the calibrated ones: on the calibration
-    # images themselves nothing changes.
+    # In training, the batch's statistics replace the calibrated ones, which on the calibration
+    # images themselves changes nothing.
     everything = batches.reshape(-1, 8, 8, 3)
     trained, _ = tunable.apply(with_bn, everything, train=True, mutable=["batch_stats"])
     assert relative_error(plain.apply(fused, everything), trained) < 1e-3
