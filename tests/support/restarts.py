@@ -43,7 +43,7 @@ def start(workdir):
 
 
 def main(workdir, kills):
-    """Kills starts of the run, each within an eighth of the time of a whole run; then lets one end."""
+    """Kills starts of the run within an eighth of the time of a whole run; then lets one end."""
     rng, started = random.Random(0), time.monotonic()
     whole = start(workdir.with_name("whole"))
     assert os.waitpid(whole, 0)[1] == 0, "the undisturbed run failed"
