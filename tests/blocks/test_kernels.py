@@ -55,7 +55,8 @@ def test_orepas_kernel_is_the_sum_of_its_layers():
             run(x, kernels["1x1"]),
             run(run(wide, kernels["depthwise"], 8), kernels["pointwise"]),
         ]
-        expected = sum(y * v for y, v in zip(layers, p["branch_scales"], strict=True))
+        scales = p["branch_scales"][:, None, None, None]
+        expected = sum(y * v for y, v in zip(layers, scales, strict=True))
         got = block.convolve(x, block.kernel(p))
         assert relative_error(expected, got) < 1e-6  # the bank is kept in float32
     fresh = orepa.OREPABlock(8).init(jax.random.key(0), jnp.zeros((1, 4, 4, 8)))["params"]

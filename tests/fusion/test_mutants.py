@@ -25,7 +25,8 @@ def faulty_fold(scale=None, mean=1.0, beta=1.0, epsilon=1e-5, root=jnp.sqrt):
     def fold_bn(branch, params, stats):
         t = (scale or (lambda gamma: gamma))(params["scale"]) / root(stats["var"] + epsilon)
         return Affine(
-            branch.kernel * t, beta * params["bias"] + (branch.bias - mean * stats["mean"]) * t
+            branch.kernel * t[None, None, None],
+            beta * params["bias"] + (branch.bias - mean * stats["mean"]) * t,
         )
 
     return fold_bn

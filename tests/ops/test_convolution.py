@@ -184,6 +184,7 @@ def test_batch_norms_gradient_is_the_derived_one(constant):
 
         def derived(x, gamma, beta):
             mean, var = x.mean((1, 2, 3), keepdims=True), x.var((1, 2, 3), keepdims=True)
+            gamma, beta = gamma[(None,) * 4], beta[(None,) * 4]
             return gamma * (x - mean) / jnp.sqrt(var + BN_EPSILON) + beta
 
         def written(*arrays):

@@ -84,8 +84,9 @@ def taps_of(layers, stats):
         np.asarray(layers[bn]["scale"]) / np.sqrt(np.asarray(stats[bn]["var"]) + 1e-5)
         for bn in ("bn_kxk", "bn_1x1")
     ]
-    kernels = np.asarray(layers["conv_kxk"]["kernel"])[1, 1], layers["conv_1x1"]["kernel"][0, 0]
-    return *scales, scales[0] * kernels[0] + scales[1] * kernels[1]
+    center = np.asarray(layers["conv_kxk"]["kernel"])[1, 1]
+    point = np.asarray(layers["conv_1x1"]["kernel"])[0, 0]
+    return *scales, scales[0] * center + scales[1] * point
 
 
 @pytest.mark.medium
