@@ -6,7 +6,7 @@ Exit codes of `main.py` and of the commands in `experiments`:
 |   1 | an unexpected error, with a traceback: a bug                                             |
 |   2 | `UsageError`: the command, the config or a file must change first; retrying does not help |
 |   3 | `RunError`: the run failed, for example on a full disk or a loss that is not finite      |
-|  73 | `experiments.sweeps.run_one`: another process is already executing the run               |
+|  73 | `HeldError`: another process holds the lock of the workdir                               |
 |  75 | `experiments.sweeps.run_one`: stopped on request; the same command resumes the run       |
 | 130 | interrupted by a second Ctrl-C, before the current step was saved                        |
 """
@@ -31,6 +31,12 @@ class UsageError(RunError, ValueError):
 
 class DamagedError(UsageError):
     """A file that this package wrote can no longer be read."""
+
+
+class HeldError(RunError):
+    """Another process holds the lock of a workdir. The message names it."""
+
+    exit_code = 73  # EX_CANTCREAT of sysexits.h
 
 
 class Stopped(BaseException):

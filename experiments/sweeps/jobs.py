@@ -3,10 +3,12 @@
 import signal
 from dataclasses import dataclass
 
+from repvgg_jax.errors import HeldError
+
 # The command was stopped on request and resumes when started again: EX_TEMPFAIL of sysexits.h.
 STOPPED = 75
-# The run is locked by another process: EX_CANTCREAT of sysexits.h.
-HELD = 73
+# The run is locked by another process.
+HELD = HeldError.exit_code
 # Exit codes after a request to stop, including those of a process that was killed before it could
 # handle the signal, and a shell's code for SIGINT.
 STOPPED_CODES = (STOPPED, -signal.SIGTERM, -signal.SIGINT, 128 + signal.SIGINT)

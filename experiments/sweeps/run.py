@@ -38,6 +38,7 @@ from experiments.sweeps.launchers.base import (
 from experiments.sweeps.rows import RESULTS, read_sweeps, row_key, sweep_fields
 from experiments.sweeps.run_one import record
 from repvgg_jax.errors import RunError, Stopped, UsageError
+from repvgg_jax.runtime.lock import lock_holder
 
 WORKDIRS = Path("runs/sweeps")
 TO_RUN = ("interrupted", "new")
@@ -205,7 +206,7 @@ def run_sweep(argv: Sequence[str]) -> None:
             error = workdirs.last_error(folder)
             print(f"{run.job_name} failed: {error} (use --retry_failed to run it again)")
         elif state == "running":
-            holder = workdirs.lock_holder(folder) or "another process"
+            holder = lock_holder(folder) or "another process"
             print(f"{run.job_name} is locked by {holder}")
     to_run = [run for run, state in zip(runs, states, strict=True) if state in TO_RUN]
     chosen = launcher(options.launcher)

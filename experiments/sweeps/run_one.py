@@ -39,6 +39,7 @@ from repvgg_jax.cli.train import run_train
 from repvgg_jax.errors import RunError, Stopped, UsageError, one_line
 from repvgg_jax.runtime.compilation import temporaries_bytes
 from repvgg_jax.runtime.files import write_json
+from repvgg_jax.runtime.lock import locked
 from repvgg_jax.runtime.processes import (
     all_processes,
     join_processes,
@@ -60,7 +61,7 @@ def execute(run: Run, workdir: Path, results: Path) -> None:
     if primary():
         workdirs.make(run, workdir.parent)
     sync_processes("workdir of the sweep made")
-    with workdirs.locked(workdir) if primary() else nullcontext(), _recorded_errors(workdir):
+    with locked(workdir) if primary() else nullcontext(), _recorded_errors(workdir):
         if not all_processes(is_finished(run, workdir)):
             if primary():
                 workdirs.clear_error(workdir)

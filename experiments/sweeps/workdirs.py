@@ -1,36 +1,21 @@
-"""Workdirs of runs: the lock, the state of a run, and the error of a failed one."""
+"""Workdirs of runs: the state of a run, and the error of a failed one."""
 
-import errno
-import fcntl
-import json
-import os
 import signal
-import socket
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from experiments.sweeps.expand import Run
-from experiments.sweeps.jobs import HELD
 from experiments.sweeps.rows import is_finished
 from repvgg_jax.config.fields import to_json
-from repvgg_jax.errors import RunError, UsageError
+from repvgg_jax.errors import RunError
 from repvgg_jax.runtime.files import replace_text, write_json
+from repvgg_jax.runtime.lock import lock_holder
 
-LOCK_FILE = "lock"
 ERROR_FILE = "error.txt"  # of a failed run
 LOG_FILE = "log.txt"
-_NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL)
-_PATIENCE = 2.0  # seconds; a process that reads the state holds the lock for a moment
 
 STATES = ("done", "running", "interrupted", "failed", "new")
-
-
-class HeldError(RunError):
-    """Another process has locked the run."""
-
-    exit_code = HELD
 
 
 def make(run: Run, root: Path) -> Path:
@@ -49,62 +34,6 @@ def workdir_of(command: Sequence[str]) -> Path:
     """Returns the value of `--workdir` in a job's command."""
     flag = "--workdir="
     return Path(next(word for word in command if word.startswith(flag)).removeprefix(flag))
-
-
-@contextmanager
-def locked(workdir: Path) -> Iterator[None]:
-    """Locks the workdir; the system releases the lock when this process ends, however it ends.
-
-    The body must not open the lock file, since closing it would release the lock.
-
-    Raises:
-      HeldError: if another process has the lock; the message gives its id, host and start.
-    """
-    with (workdir / LOCK_FILE).open("a+", encoding="utf-8") as file:
-        deadline = time.monotonic() + _PATIENCE
-        while not _try_lock(file.fileno(), fcntl.LOCK_EX):
-            if time.monotonic() > deadline:
-                file.seek(0)
-                raise HeldError(f"{workdir} is locked by {_holder(file.read())}")
-            time.sleep(0.05)
-        file.truncate(0)
-        since = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-        json.dump({"host": socket.gethostname(), "pid": os.getpid(), "since": since}, file)
-        file.flush()
-        yield
-
-
-def _try_lock(descriptor: int, kind: int) -> bool:
-    """Tries to acquire a lock, and returns True on success."""
-    try:
-        fcntl.lockf(descriptor, kind | fcntl.LOCK_NB)
-    except (BlockingIOError, PermissionError):
-        return False
-    except OSError as error:
-        if error.errno not in _NO_LOCKS:
-            raise RunError(f"a workdir cannot be locked ({error.strerror})") from None
-        raise UsageError(
-            f"a workdir cannot be locked ({error.strerror}), and two processes could train the "
-            "same run; use --workdirs on a file system with file locks"
-        ) from None
-    return True
-
-
-def _holder(text: str) -> str:
-    try:
-        holder = json.loads(text)
-        return f"process {holder['pid']} on {holder['host']} since {holder['since']}"
-    except (ValueError, KeyError, TypeError):  # it has not written the file yet
-        return "another process, which has just started"
-
-
-def lock_holder(workdir: Path) -> str | None:
-    """Returns the process that has the lock, or None. That process must not call this function."""
-    path = workdir / LOCK_FILE
-    if not path.exists():
-        return None
-    with path.open("r", encoding="utf-8") as file:
-        return None if _try_lock(file.fileno(), fcntl.LOCK_SH) else _holder(file.read())
 
 
 def state(run: Run, root: Path, recorded: set[str]) -> str:

@@ -10,7 +10,7 @@ from repvgg_jax.checkpoint.fused import save_fused
 from repvgg_jax.checkpoint.load import load_trained
 from repvgg_jax.cli.evaluate import open_evaluation
 from repvgg_jax.config.fields import config_hash
-from repvgg_jax.config.workdir import read_config
+from repvgg_jax.config.workdir import lock_run, read_config
 from repvgg_jax.errors import RunError
 from repvgg_jax.fusion.certificate import certify
 from repvgg_jax.fusion.fuse import fuse
@@ -27,12 +27,14 @@ def run_fuse(config: ConfigDict | None, workdir: Path) -> None:
 
     Raises:
       UsageError: if there is no run, or its block cannot be fused.
+      HeldError: if another process trains in the workdir.
       RunError: if verification or writing fails.
     """
     config = config or read_config(workdir)
     evaluation = open_evaluation(config)
     net, variables, step = load_trained(workdir)
-    _, report = fuse_and_save((net, variables), step, workdir, evaluation, config.fuse)
+    with lock_run(workdir):
+        _, report = fuse_and_save((net, variables), step, workdir, evaluation, config.fuse)
     print_once(f"{report}\nrepvgg_jax.load({str(workdir)!r}, fused=True) opens the fused pair")
 
 

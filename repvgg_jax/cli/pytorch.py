@@ -7,7 +7,7 @@ from ml_collections import ConfigDict
 from repvgg_jax.checkpoint.load import load
 from repvgg_jax.checkpoint.manager import check_saved, open_manager, save, steps
 from repvgg_jax.config.build import build
-from repvgg_jax.config.workdir import check_workdir, make_workdir
+from repvgg_jax.config.workdir import check_workdir, lock_run, make_workdir
 from repvgg_jax.errors import UsageError
 from repvgg_jax.interop.pytorch import from_torch, to_torch
 from repvgg_jax.interop.pytorch_files import read_torch, save_torch
@@ -30,8 +30,8 @@ def run_import(config: ConfigDict, workdir: Path, weights: str) -> None:
         )
     variables = from_torch(experiment.net, read_torch(weights))
     state = fresh_state(experiment).starting_from(variables)
-    make_workdir(experiment.config, workdir)
-    with open_manager(workdir, experiment.keep) as manager:
+    with lock_run(workdir), open_manager(workdir, experiment.keep) as manager:
+        make_workdir(experiment.config, workdir)
         position = {"seed": experiment.data_seed, "step": 0}
         save(manager, state.eval_variables, state.optimizer_state, position)
         check_saved(manager, wait=True)

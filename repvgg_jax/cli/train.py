@@ -12,12 +12,13 @@ from ml_collections import ConfigDict
 
 from repvgg_jax.bench.counting import count_macs, count_parameters
 from repvgg_jax.cli.fuse import fuse_and_save
-from repvgg_jax.config.build import build, model_name
+from repvgg_jax.config.build import Experiment, build, model_name
 from repvgg_jax.config.fields import config_hash
-from repvgg_jax.config.workdir import check_workdir
+from repvgg_jax.config.workdir import check_workdir, lock_run
 from repvgg_jax.errors import Stopped
 from repvgg_jax.runtime.compilation import StartupTimer
 from repvgg_jax.runtime.files import write_json
+from repvgg_jax.runtime.lock import check_unlocked
 from repvgg_jax.runtime.mesh import local_copy
 from repvgg_jax.runtime.processes import primary, print_once
 from repvgg_jax.runtime.signals import Stopping
@@ -31,22 +32,31 @@ def run_train(config: ConfigDict, workdir: Path) -> None:
 
     Raises:
       UsageError: if the config cannot run, or the workdir belongs to another config.
+      HeldError: if another process trains in the workdir.
       RunError: if a loss is not finite, something cannot be written, or verification fails.
       Stopped: if a stop was requested; the same call resumes the run.
     """
+    check_unlocked(workdir)
     check_workdir(config, workdir)
     with Stopping(config.train.deadline) as stopping:
-        report = _train_and_fuse(config, workdir, stopping)
-        if primary():
-            write_json(workdir / "report.json", report)
-            print(summary(report))
+        startup = StartupTimer()
+        experiment = build(config)
+        with lock_run(workdir):
+            report = _train_and_fuse(config, experiment, workdir, stopping, startup)
+            if primary():
+                write_json(workdir / "report.json", report)
+                print(summary(report))
 
 
-def _train_and_fuse(config: ConfigDict, workdir: Path, stopping: Stopping) -> dict[str, Any]:
+def _train_and_fuse(
+    config: ConfigDict,
+    experiment: Experiment,
+    workdir: Path,
+    stopping: Stopping,
+    startup: StartupTimer,
+) -> dict[str, Any]:
     """Trains, evaluates, fuses and verifies; returns the report."""
-    startup = StartupTimer()
     started = time.monotonic()
-    experiment = build(config)
     evaluation = Evaluation(experiment.eval_data, experiment.mesh)
     after_batch = partial(_check_after_training, stopping, experiment.mesh)
 

@@ -1,15 +1,17 @@
 """Creates, checks and reads the workdir of a run."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
 
 from repvgg_jax.config.fields import FIELDS, flat, run_fields
-from repvgg_jax.errors import UsageError, one_line
+from repvgg_jax.errors import UsageError, one_line, reraise
 from repvgg_jax.runtime.files import write_json
+from repvgg_jax.runtime.lock import LOCK_FILE, locked
 from repvgg_jax.runtime.processes import primary, sync_processes
 
 
@@ -23,7 +25,7 @@ def check_workdir(config: Mapping[str, Any], workdir: Path) -> None:
         raise UsageError(f"--workdir={workdir} is a file; give a folder")
     saved = workdir / "config.json"
     if not saved.exists():
-        if workdir.exists() and any(workdir.iterdir()):
+        if workdir.exists() and any(path.name != LOCK_FILE for path in workdir.iterdir()):
             raise UsageError(
                 f"--workdir={workdir} is not empty and is not a repvgg_jax run (no config.json); "
                 "choose another --workdir"
@@ -42,6 +44,23 @@ def check_workdir(config: Mapping[str, Any], workdir: Path) -> None:
         )
 
 
+@contextmanager
+def lock_run(workdir: Path) -> Iterator[None]:
+    """Creates the folder of a run and locks it for the block, in process 0.
+
+    Raises:
+      HeldError: if another process holds the lock.
+      UsageError: if the folder cannot be created or written to.
+    """
+    if not primary():
+        yield
+        return
+    with _named_write_errors(workdir):
+        workdir.mkdir(parents=True, exist_ok=True)
+    with locked(workdir):
+        yield
+
+
 def make_workdir(config: Mapping[str, Any], workdir: Path) -> None:
     """Creates the folder of a run and writes its config as JSON, in process 0.
 
@@ -49,15 +68,20 @@ def make_workdir(config: Mapping[str, Any], workdir: Path) -> None:
       UsageError: if the folder cannot be created or written to.
     """
     if primary():
-        try:
+        with _named_write_errors(workdir):
             workdir.mkdir(parents=True, exist_ok=True)
             write_json(workdir / "config.json", config)
-        except OSError as error:
-            raise UsageError(
-                f"--workdir={workdir} cannot be written to ({one_line(error)}); "
-                "choose another --workdir"
-            ) from None
     sync_processes("workdir made")
+
+
+def _named_write_errors(workdir: Path) -> AbstractContextManager[None]:
+    return reraise(
+        OSError,
+        lambda error: UsageError(
+            f"--workdir={workdir} cannot be written to ({one_line(error)}); choose another "
+            "--workdir"
+        ),
+    )
 
 
 def read_config(workdir: Path) -> ConfigDict:

@@ -21,7 +21,8 @@ from repvgg_jax.bench.counting import count_macs
 from repvgg_jax.config.build import make_net
 from repvgg_jax.errors import UsageError
 from repvgg_jax.nets import abstract
-from tests.support.sweep_runs import FIELDS, HOLDER, flags
+from tests.support.locks import HOLDER
+from tests.support.sweep_runs import FIELDS, flags
 
 ROOT = Path(__file__).parents[2]
 CPU = "cpu x1, 2 cores"

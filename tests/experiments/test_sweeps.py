@@ -14,14 +14,14 @@ import pytest
 
 from experiments.benchmarks import throughput
 from experiments.report import build
-from experiments.sweeps import run, run_one, status, workdirs
+from experiments.sweeps import run, run_one, status
 from experiments.sweeps.ablations import SWEEPS
 from experiments.sweeps.expand import expand, parse_overrides
 from experiments.sweeps.launchers import local
 from experiments.sweeps.rows import read_rows
 from experiments.sweeps.spec import Sweep
 from repvgg_jax.errors import RunError, UsageError
-from tests.support.sweep_runs import HOLDER, flags
+from tests.support.sweep_runs import flags
 
 ROOT = Path(__file__).parents[2]
 TIMES = {
@@ -122,21 +122,6 @@ def test_flags_are_read_by_the_type_of_their_field():
             parse_overrides(wrong)
     with pytest.raises(UsageError, match=r"2 errors:(.|\n)*--fast(.|\n)*given twice"):
         parse_overrides(["--fast", "--config.seed=1", "--config.seed=2"])
-
-
-@pytest.mark.system
-def test_the_second_process_is_told_the_lock_holder_and_a_dead_one_holds_no_lock(tmp_path):
-    command = [sys.executable, "-c", HOLDER, str(tmp_path)]
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as holder:
-        assert holder.stdout.readline() == "held\n"
-        who = rf"process {holder.pid} on \S+ since 20\d\d-"
-        assert re.match(who, workdirs.lock_holder(tmp_path))
-        with pytest.raises(workdirs.HeldError, match=who), workdirs.locked(tmp_path):
-            pass
-        holder.kill()
-    assert workdirs.lock_holder(tmp_path) is None
-    with workdirs.locked(tmp_path):
-        pass
 
 
 @pytest.mark.system

@@ -30,14 +30,3 @@ def flags(**changes):
     """Returns the fields as command-line flags."""
     fields = FIELDS | dotted(changes)
     return [f"--config.{name}={value}" for name, value in fields.items()]
-
-
-# A process that locks a workdir.
-HOLDER = """
-import sys, time
-from pathlib import Path
-from experiments.sweeps.workdirs import locked
-with locked(Path(sys.argv[1])):
-    print("held", flush=True)
-    time.sleep(60)
-"""

@@ -15,12 +15,12 @@ from experiments.sweeps.workdirs import (
     LOG_FILE,
     clear_error,
     last_error,
-    lock_holder,
     record_failure,
     workdir_of,
 )
 from repvgg_jax.errors import RunError, Stopped, UsageError
 from repvgg_jax.runtime.devices import devices_here
+from repvgg_jax.runtime.lock import lock_holder
 
 FLAGS = {"processes"}
 _POLL_SECONDS = 0.2

@@ -1,0 +1,103 @@
+"""A lock on a workdir, which the system releases when the process that holds it ends."""
+
+import errno
+import fcntl
+import json
+import os
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from absl import logging
+
+from repvgg_jax.errors import HeldError, RunError
+
+LOCK_FILE = "lock"
+_NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOLCK)
+_PATIENCE = 2.0  # seconds; a process that asks for the holder holds the lock for a moment
+
+_held: set[Path] = set()  # lock files that this process holds
+
+
+@contextmanager
+def locked(workdir: Path) -> Iterator[None]:
+    """Locks a workdir for the block; the system releases the lock however the process ends.
+
+    The lock is a POSIX record lock on `<workdir>/lock`. NFS, Lustre (mounted with `flock`) and
+    other file systems with POSIX locks share it between hosts. A nested call in the same process
+    does nothing, since closing the file a second time would release the lock. A file system without
+    locks gives a warning.
+
+    Raises:
+      HeldError: if another process holds the lock, with its number, host and start.
+      RunError: if the lock file cannot be used.
+    """
+    path = workdir.resolve() / LOCK_FILE
+    if path in _held:
+        yield
+        return
+    try:
+        file = path.open("a+", encoding="utf-8")
+    except OSError as error:
+        raise RunError(f"{path} cannot be written ({error.strerror})") from None
+    with file:
+        deadline = time.monotonic() + _PATIENCE
+        while not _try_lock(file.fileno(), fcntl.LOCK_EX, workdir):
+            if time.monotonic() > deadline:
+                file.seek(0)
+                raise HeldError(f"{workdir} is locked by {_holder(file.read())}")
+            time.sleep(0.05)
+        file.truncate(0)
+        since = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        json.dump({"host": socket.gethostname(), "pid": os.getpid(), "since": since}, file)
+        file.flush()
+        _held.add(path)
+        try:
+            yield
+        finally:
+            _held.discard(path)
+
+
+def lock_holder(workdir: Path) -> str | None:
+    """Returns a description of the other process that holds the lock of a workdir, or None."""
+    path = workdir.resolve() / LOCK_FILE
+    if path in _held or not path.exists():
+        return None
+    with path.open("r", encoding="utf-8") as file:
+        if _try_lock(file.fileno(), fcntl.LOCK_SH, workdir):
+            return None
+        return _holder(file.read())
+
+
+def check_unlocked(workdir: Path) -> None:
+    """Raises HeldError if another process holds the lock of a workdir."""
+    if holder := lock_holder(workdir):
+        raise HeldError(f"{workdir} is locked by {holder}")
+
+
+def _try_lock(descriptor: int, kind: int, workdir: Path) -> bool:
+    """Returns True if the lock was free, or the file system has no locks."""
+    try:
+        fcntl.lockf(descriptor, kind | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        return False
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise RunError(f"{workdir} cannot be locked ({error.strerror})") from None
+        logging.warning(
+            "%s cannot be locked (%s): its file system has no locks, so make sure that no second "
+            "process trains there",
+            workdir,
+            error.strerror,
+        )
+    return True
+
+
+def _holder(text: str) -> str:
+    try:
+        holder = json.loads(text)
+        return f"process {holder['pid']} on {holder['host']} since {holder['since']}"
+    except (ValueError, KeyError, TypeError):  # it has not written the file yet
+        return "another process, which has just started"

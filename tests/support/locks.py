@@ -1,0 +1,10 @@
+"""A process that locks a workdir."""
+
+HOLDER = """
+import sys, time
+from pathlib import Path
+from repvgg_jax.runtime.lock import locked
+with locked(Path(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(60)
+"""
