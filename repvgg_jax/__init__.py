@@ -1,7 +1,7 @@
 """Re-parameterized convolutional networks: train with many branches, deploy one convolution each.
 
-Everything takes a pair `(net, variables)`: a Flax module without arrays, and its
-`{"params", "batch_stats"}`. `fuse` maps such a pair to another such pair.
+All functions work on a pair `(net, variables)`: a Flax module without arrays, and its
+`{"params", "batch_stats"}`. `fuse` maps the pair of a train form to the pair of its fused form.
 
 >>> import jax
 >>> net = create("repvgg_a0", num_classes=10)
@@ -39,7 +39,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Imports `load` at its first use: Orbax and Optax would take a third of the import's time."""
+    """Imports `load` at its first use: importing Orbax and Optax is slow."""
     if name == "load":
         from repvgg_jax.checkpoint.load import load
 
@@ -48,5 +48,5 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    """Lists `load` too, whether it was used or not."""
+    """Returns the names in the module, including `load` before its first use."""
     return sorted({*globals(), *__all__})

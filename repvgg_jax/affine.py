@@ -1,9 +1,8 @@
-"""The algebra of fusion: affine maps, which the branches of a block are in evaluation mode.
+"""Operations on affine maps x -> conv(x, kernel) + bias, from which each block's fusion is built.
 
-A branch maps x to conv(x, kernel) + bias. Such maps are closed under a following BatchNorm
-(`fold_bn`), under sums (`add`), composition (`chain`) and stacking of channels (`concat`), so each
-block's fusion is an expression in these functions. Kernels are in HWIO order: `[kh, kw,
-cin / groups, cout]`.
+In evaluation mode, every branch of a block is an affine map. Applying a BatchNorm to affine maps
+(`fold_bn`), adding (`add`), composing (`chain`) or stacking them (`concat`) gives an affine map
+again. Kernels are in HWIO order: `[kh, kw, cin / groups, cout]`.
 """
 
 from collections.abc import Mapping
@@ -22,7 +21,7 @@ class Affine(NamedTuple):
 
     Attributes:
       kernel: kernel in HWIO order.
-      bias: bias by output channel; 0 for none.
+      bias: bias of each output channel; 0 for no bias.
     """
 
     kernel: Float[Array, "kh kw cin_per_group cout"]
@@ -43,7 +42,7 @@ def fold_bn(
       branch: affine map before the BatchNorm.
       params: `scale` (gamma) and `bias` (beta) of the BatchNorm.
       stats: running `mean` (mu) and `var` of the BatchNorm.
-      epsilon: constant added to the variance inside the root.
+      epsilon: constant added to the variance inside the square root.
 
     Examples:
       >>> ones, zeros = jnp.ones(2), jnp.zeros(2)
@@ -60,32 +59,34 @@ def fold_bn(
 
 
 def identity(like: Array | jax.ShapeDtypeStruct) -> Affine:
-    """Returns x -> x as a kernel shaped as `like`: one at the center, each channel to itself."""
+    """Returns the identity map x -> x as a kernel with the shape of `like`."""
     height, width = like.shape[:2]
     return _diagonal(like, jnp.zeros((height, width)).at[height // 2, width // 2].set(1))
 
 
 def average(like: Array | jax.ShapeDtypeStruct) -> Affine:
-    """Returns the mean over the kernel's window, zeros of the padding included, as a kernel."""
+    """Returns average pooling, which includes the zeros of the padding, as a kernel."""
     return _diagonal(like, jnp.full(like.shape[:2], 1 / (like.shape[0] * like.shape[1])))
 
 
 def _diagonal(like: Array | jax.ShapeDtypeStruct, window: Float[Array, "kh kw"]) -> Affine:
-    """Returns a kernel with the same window from every channel to itself, and zeros between."""
+    """Returns a kernel that applies `window` to every channel and does not mix channels."""
     group_width, features = like.shape[2:]
     if features % group_width:
-        raise ValueError(f"no channel-preserving kernel has shape {tuple(like.shape)}")
-    # Output channel o lies in group o // group_width, whose inputs are counted from 0 again.
+        raise ValueError(
+            f"kernel shape {tuple(like.shape)} cannot map each channel to itself: cout must be a "
+            "multiple of cin / groups"
+        )
+    # Output channel o is in group o // group_width; input indices are relative to the group.
     onto_itself = jnp.eye(group_width)[:, jnp.arange(features) % group_width]
     return Affine(window[:, :, None, None] * onto_itself[None, None])
 
 
 def pad_to(size: tuple[int, int], branch: Affine) -> Affine:
-    """Returns the same map with a larger kernel: zeros around it, the center kept.
+    """Returns the same map with its kernel zero-padded symmetrically to `size`.
 
     Raises:
-      ValueError: if `size` is smaller than the kernel, or has another parity and so no common
-        center.
+      ValueError: if `size` is smaller than the kernel, or the two differ in parity.
     """
     margins = [large - small for large, small in zip(size, branch.kernel.shape[:2], strict=True)]
     if any(margin < 0 or margin % 2 for margin in margins):
@@ -101,13 +102,13 @@ def add(*branches: Affine) -> Affine:
 
 
 def concat(*branches: Affine) -> Affine:
-    """Returns branches that read the same input, with their output channels stacked."""
+    """Returns one map whose output is the outputs of all branches, concatenated by channel."""
     kernel = jnp.concatenate([branch.kernel for branch in _same_size(branches)], axis=-1)
     return Affine(kernel, jnp.concatenate([_bias_vector(branch) for branch in branches]))
 
 
 def _same_size(branches: tuple[Affine, ...]) -> list[Affine]:
-    """Returns the branches with all kernels padded to the largest."""
+    """Returns the branches with all kernels padded to the largest size."""
     size = tuple(max(branch.kernel.shape[axis] for branch in branches) for axis in (0, 1))
     return [pad_to(size, branch) for branch in branches]
 
@@ -117,12 +118,12 @@ def _bias_vector(branch: Affine) -> Array:
 
 
 def chain(first: Affine, second: Affine, groups: int = 1) -> Affine:
-    """Returns `second` after `first`, both with `groups` groups, the second without padding.
+    """Returns the composition second(first(x)), where both maps have `groups` groups.
 
-    K[h] = sum_{a + b = h} K1[a] K2[b],  b = b2 + sum_{a} K2[a] b1: the full convolution of the two
-    kernels, of size k1 + k2 - 1. For a 1x1 `first` that is DBB's transform III (arXiv 2103.13425,
-    section 3.2). It equals the two layers if the second reads the bias of `first` beyond the
-    border, not zeros.
+    K[h] = sum_{a + b = h} K1[a] K2[b],  b = b2 + sum_{a} K2[a] b1: the kernel is the full
+    convolution of the two kernels and has size k1 + k2 - 1. If `first` is a 1x1, this is DBB's
+    transform III (arXiv 2103.13425, section 3.2). To match the result at the border, the input of
+    `second` must be padded with the bias of `first` instead of zeros.
     """
     if groups > 1:
         kernels1 = jnp.split(first.kernel, groups, axis=-1)

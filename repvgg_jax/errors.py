@@ -2,10 +2,10 @@
 
 Exit codes of `main.py` and of the commands in `experiments`:
 
-|   0 | finished, or stopped on request by `main.py`; the same command resumes a stopped run     |
-|   1 | an unexpected error, with a traceback: a bug                                             |
-|   2 | `UsageError`: the command, the config or a file must change first; retrying does not help |
-|   3 | `RunError`: the run failed, for example on a full disk or a loss that is not finite      |
+|   0 | `main.py` finished, or stopped on request; the same command resumes a stopped run        |
+|   1 | unexpected error with a traceback, which is a bug                                        |
+|   2 | `UsageError`: the command, the config or a file must be corrected before a retry         |
+|   3 | `RunError`: the run failed, for example because of a full disk or a non-finite loss      |
 |  73 | `HeldError`: another process holds the lock of the workdir                               |
 |  75 | `experiments.sweeps.run_one`: stopped on request; the same command resumes the run       |
 | 130 | interrupted by a second Ctrl-C, before the current step was saved                        |
@@ -18,39 +18,39 @@ from contextlib import contextmanager
 
 
 class RunError(Exception):
-    """A run cannot continue. The message is one line: what happened, and what is intact."""
+    """An error that ends a run. Its one-line message says what happened and what is intact."""
 
     exit_code = 3
 
 
 class UsageError(RunError, ValueError):
-    """The user's input is wrong. The message says what is wrong, what would be right, and where."""
+    """An error in the user's input. The message says what is wrong, where, and what is allowed."""
 
     exit_code = 2
 
 
 class DamagedError(UsageError):
-    """A file that this package wrote can no longer be read."""
+    """An error for a file that this package wrote and that can no longer be read."""
 
 
 class HeldError(RunError):
-    """Another process holds the lock of a workdir. The message names it."""
+    """An error because another process holds the lock of a workdir. The message names it."""
 
     exit_code = 73  # EX_CANTCREAT of sysexits.h
 
 
 class Stopped(BaseException):
-    """A run was asked to stop and can be resumed later. The message names who asked.
+    """A request to stop a run, which can be resumed later. The message says what requested it.
 
-    Like KeyboardInterrupt it is not an Exception, so that no handler of errors catches it.
+    Like KeyboardInterrupt, it does not derive from Exception, so `except Exception` ignores it.
     """
 
 
 def one_line(error: BaseException, limit: int = 200) -> str:
     """Returns the message of any exception as one line of at most `limit` characters.
 
-    For an error of the operating system this is the system's own text, without the file's name. A
-    trailing reference to documentation is dropped. An empty message gives the exception's type.
+    For an OSError, this is the message of the operating system without the file name. Trailing
+    references to documentation are removed. If the message is empty, returns the exception's type.
     """
     message = getattr(error, "strerror", None) or str(error)
     text = re.split(r"\.?\s+See (?:full|http)", " ".join(message.split()))[0]
@@ -63,7 +63,7 @@ def reraise(
     kinds: type[Exception] | tuple[type[Exception], ...],
     as_error: Callable[[Exception], Exception],
 ) -> Iterator[None]:
-    """Raises `as_error(error)` for an error of these kinds in the block, except MemoryError."""
+    """Converts exceptions of the given kinds, except MemoryError, into `as_error(exception)`."""
     try:
         yield
     except MemoryError:
@@ -73,7 +73,7 @@ def reraise(
 
 
 def check_known(kind: str, name: str, known: Collection[str]) -> None:
-    """Raises UsageError, suggesting the nearest names, unless `name` is one of those known."""
+    """Raises UsageError with the closest matches if `name` is not in `known`."""
     if name in known:
         return
     close = difflib.get_close_matches(name, known, n=3)

@@ -1,1 +1,1 @@
-"""Re-parameterizable blocks, one paper a file, each with its fusion."""
+"""Re-parameterizable blocks and their fusion, one file per paper."""

@@ -8,7 +8,7 @@ from repvgg_jax.ops.algorithms import Images, Outputs
 
 
 class ACBlock(Block):
-    """BN(conv_kxk(x)) + BN(conv_1xk(x)) + BN(conv_kx1(x)): a kernel with a stressed skeleton."""
+    """The block BN(conv_kxk(x)) + BN(conv_1xk(x)) + BN(conv_kx1(x))."""
 
     @nn.compact
     def __call__(self, x: Images, train: bool = False) -> Outputs:
@@ -18,5 +18,5 @@ class ACBlock(Block):
         return y + self.conv_bn(x, "kx1", (k, 1), train)
 
     def fuse(self, params: Variables, batch_stats: Variables) -> Affine:
-        """Returns the sum: the 1xk adds to the middle row, the kx1 to the middle column."""
+        """Returns the sum; the 1xk is added to the middle row, the kx1 to the middle column."""
         return self.fold_branches(params, batch_stats, "kxk", "1xk", "kx1")

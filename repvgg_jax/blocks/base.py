@@ -1,4 +1,4 @@
-"""Base classes of train-time blocks: the convolution that a block becomes, and its fusion."""
+"""Base classes of train-time blocks, each of which fuses to one convolution."""
 
 from collections.abc import Mapping
 from typing import Any, ClassVar
@@ -23,26 +23,27 @@ FeatureMap = Float[Array, "batch height width channels"]
 
 
 class Block(nn.Module):
-    """A layer of a net without its nonlinearity, as a `BlockSpec` of the net describes it.
+    """The base class of blocks: layers of a net without the nonlinearity, described by `BlockSpec`.
 
     [batch, height, width, cin] -> [batch, ceil(height / strides), ceil(width / strides), features].
-    In evaluation mode a block is affine, and `fuse` returns the convolution that it equals. Layers
-    are named alike in all blocks: `conv_kxk`, `bn_kxk`, `conv_1x1`, `bn_1x1`, `bn_identity` for the
+    In evaluation mode a block is affine, and `fuse` returns the equivalent convolution. All blocks
+    use the same layer names: `conv_kxk`, `bn_kxk`, `conv_1x1`, `bn_1x1` and `bn_identity` for the
     branches, `bn` for a BatchNorm after their sum.
 
     Attributes:
-      features: output channels.
-      strides: stride of the convolution that the block fuses to.
-      groups: channel groups of that convolution.
-      kernel_size: side of its kernel, an odd number.
-      dilation: distance between the taps of its kernel, in pixels.
+      features: number of output channels.
+      strides: stride of the fused convolution.
+      groups: number of channel groups of the fused convolution.
+      kernel_size: side of the fused kernel, an odd number.
+      dilation: dilation of the fused kernel.
       dtype: compute type; parameters and statistics are float32.
-      bn_group_size: number of images that share BatchNorm statistics in training; None for all.
+      bn_group_size: number of images that share BatchNorm statistics in training; None for the
+        whole batch.
       conv_algorithm: algorithm of the convolutions, one of `ops.convolution.ALGORITHMS`.
-      fusable: class attribute, False for a block that no convolution equals.
+      fusable: class attribute; False if the block is not equivalent to a convolution.
 
     Raises:
-      UsageError: for an even kernel size, which has no center.
+      UsageError: if the kernel size is even.
     """
 
     fusable: ClassVar[bool] = True
@@ -58,14 +59,14 @@ class Block(nn.Module):
 
     def __post_init__(self) -> None:
         if not isinstance(self.kernel_size, int) or self.kernel_size % 2 != 1:
-            raise UsageError(f"kernel_size={self.kernel_size!r}: must be odd, to have a center")
+            raise UsageError(f"kernel_size={self.kernel_size!r}: must be an odd integer")
         super().__post_init__()
 
     def fuse(self, params: Variables, batch_stats: Variables) -> Affine:
-        """Returns the convolution that the block equals in evaluation mode.
+        """Returns the convolution that is equivalent to the block in evaluation mode.
 
-        A pure function of the variables, legal on an unbound module: the module contributes what
-        the variables do not tell (kernel size, groups, branches without parameters).
+        This is a pure function of the variables that can be called on an unbound module. Kernel
+        size, groups and branches without parameters are taken from the module's fields.
 
         Raises:
           UsageError: if the block is not `fusable`.
@@ -73,7 +74,7 @@ class Block(nn.Module):
         raise NotImplementedError
 
     def conv(self, x: Images, branch: str, size: int | tuple[int, int]) -> Outputs:
-        """Applies `conv_<branch>`: the block's strides, groups and dilation, without a bias."""
+        """Applies `conv_<branch>` with the block's strides, groups and dilation, without a bias."""
         window = (size, size) if isinstance(size, int) else size
         shape = (*window, x.shape[-1] // self.groups, self.features)
         return self.convolve(x, self.declare_kernel(branch, shape)["kernel"])
@@ -89,7 +90,7 @@ class Block(nn.Module):
     def declare_kernel(
         self, branch: str, shape: tuple[int, ...], init: Initializer = kernel_init
     ) -> dict[str, KernelArray]:
-        """Creates the parameter of `conv_<branch>`, and returns `{"kernel": parameter}`."""
+        """Creates the kernel of `conv_<branch>` and returns `{"kernel": kernel}`."""
         return {"kernel": Kernel(shape, init, name=f"conv_{branch}")()}
 
     def convolve(self, x: Images, kernel: KernelArray, padded: bool = True) -> Outputs:
@@ -106,9 +107,9 @@ class Block(nn.Module):
         )
 
     def fold_branches(self, params: Variables, batch_stats: Variables, *names: str) -> Affine:
-        """Returns the sum of the `conv_bn` branches of these names, skipping absent ones.
+        """Returns the sum of the named `conv_bn` branches that the block has.
 
-        The name "identity" means the branch `norm(x, "identity")`.
+        The name "identity" refers to the branch `norm(x, "identity")`.
         """
         branches = []
         for name in names:
@@ -125,28 +126,28 @@ class Block(nn.Module):
         return (k, k, cin // self.groups, self.features)
 
     def keeps_shape(self, cin: int) -> bool:
-        """Returns True if an identity branch fits beside a convolution of `cin` inputs."""
+        """Returns True if a block with `cin` input channels can have an identity branch."""
         return self.strides == 1 and cin == self.features
 
     def bare_identity(self, params: Variables) -> list[Affine]:
-        """Returns the identity branch without a BatchNorm, if it fits beside `conv_1x1`."""
+        """Returns a list of the identity branch without a BatchNorm; empty if it does not exist."""
         cin = params["conv_1x1"]["kernel"].shape[2] * self.groups
         return [identity(self.identity_shape())] if self.keeps_shape(cin) else []
 
     def identity_shape(self) -> jax.ShapeDtypeStruct:
-        """Returns the shape of a fused kernel from the output channels to themselves."""
+        """Returns the shape of the fused kernel of a block with `features` input channels."""
         return jax.ShapeDtypeStruct(self.kernel_shape(self.features), jnp.float32)
 
 
 class KernelBlock(Block):
-    """A block BN(conv(x, W)) that makes its one kernel W from several parameters at each step.
+    """A block BN(conv(x, W)) whose kernel W is computed from several parameters at each step.
 
     Subclasses define `declare`, which creates the parameters, and `kernel`, which computes W from
-    them; the forward pass and the fusion are inherited.
+    them. They inherit the forward pass and the fusion.
     """
 
     def declare(self, cin: int) -> dict[str, Any]:
-        """Creates the parameters for `cin` input channels, and returns them by name."""
+        """Creates the parameters for `cin` input channels and returns them by name."""
         raise NotImplementedError
 
     def kernel(self, params: Variables) -> KernelArray:
@@ -171,7 +172,7 @@ def fold_branch(params: Variables, batch_stats: Variables, branch: str) -> Affin
 def fold_norm(
     before: Affine, params: Variables, batch_stats: Variables, branch: str = ""
 ) -> Affine:
-    """Returns `before` followed by the affine map of `Block.norm` in evaluation mode."""
+    """Returns `before` followed by `Block.norm` in evaluation mode."""
     name = _norm_name(branch)
     return fold_bn(before, params[name], batch_stats[name])
 

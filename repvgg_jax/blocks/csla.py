@@ -10,12 +10,13 @@ from repvgg_jax.ops.batch_norm import per_channel
 
 
 class CSLABlock(Block):
-    """BN(s conv_kxk(x) + t conv_1x1(x) + u x), with s, t and u vectors over the output channels.
+    """The block BN(s conv_kxk(x) + t conv_1x1(x) + u x) with vectors s, t and u over channels.
 
-    The term u x exists only at stride 1 and unchanged width. Training s, t and u is the paper's
-    hyper-search, except that all start at 1 here (in the paper, s and t start at sqrt(2 / l) in the
-    l-th layer of a stage). With s, t and u constant, training is equivalent to that of one plain
-    convolution with scaled gradients (`repvgg_jax.optim.repoptimizer`).
+    The term u x exists if the stride is 1 and cin == features. Training s, t and u is the paper's
+    hyper-search, except that all are initialized to 1 here (in the paper, s and t are initialized
+    to sqrt(2 / l) in the l-th layer of a stage). If s, t and u are constant, training the block is
+    equivalent to training one plain convolution with scaled gradients
+    (`repvgg_jax.optim.repoptimizer`).
     """
 
     @nn.compact

@@ -13,14 +13,15 @@ from repvgg_jax.ops.convolution import convolve
 
 
 class DiverseBranchBlock(Block):
-    """BN(kxk) + BN(1x1) + BN(average(BN(1x1))) + BN(kxk(BN(1x1))).
+    """The block BN(kxk) + BN(1x1) + BN(average(BN(1x1))) + BN(kxk(BN(1x1))).
 
     The layers of the last two branches are named `average_1x1`, `average`, `chain_1x1` and
-    `chain_kxk`. The 1x1 before a kxk keeps the width, and starts as the identity. The border
-    around the output of a BatchNorm before a window has the value that it maps zero to, so that
-    the border fuses too; that value is computed from the running statistics and carries no
-    gradient. A depthwise block (groups == cin == features) has no 1x1 branch, averages x itself,
-    and doubles the width before its second kxk.
+    `chain_kxk`. The 1x1 before the kxk keeps the number of channels and is initialized to the
+    identity. Before the average and the last kxk, the output of a BatchNorm is padded with the
+    value to which the BatchNorm maps zero, so that fusion is exact at the border; that value is
+    computed from the running statistics and is not differentiated. A depthwise block (groups ==
+    cin == features) has no 1x1 branch, averages x itself, and doubles the channels before its
+    second kxk.
     """
 
     @nn.compact
@@ -53,7 +54,7 @@ class DiverseBranchBlock(Block):
         return sum(outputs[1:], outputs[0])
 
     def _bordered(self, y: Images, branch: str, train: bool) -> Outputs:
-        """Returns BN(y) with a border of the value that the BatchNorm maps zero to."""
+        """Returns BN(y), padded with the value to which the BatchNorm maps zero."""
         y = self.norm(y, branch, train)
         margin = self.dilation * (self.kernel_size // 2)
         params, stats = (self.variables[c][f"bn_{branch}"] for c in ("params", "batch_stats"))
@@ -71,7 +72,7 @@ class DiverseBranchBlock(Block):
         return total / k**2
 
     def fuse(self, params: Variables, batch_stats: Variables) -> Affine:
-        """Returns the sum of the branches, those of two layers chained to one."""
+        """Returns the sum of the branches, with each two-layer branch chained to one layer."""
 
         def fold(branch: str) -> Affine:
             return fold_branch(params, batch_stats, branch)

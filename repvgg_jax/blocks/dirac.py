@@ -1,4 +1,4 @@
-"""Dirac weight parameterization (arXiv 1706.00388, section 2), and RepVGG's simplest form of it."""
+"""Dirac weight parameterization (arXiv 1706.00388, section 2) and RepVGG's "trivial" version."""
 
 from typing import Any
 
@@ -10,11 +10,12 @@ from repvgg_jax.ops.batch_norm import per_channel
 
 
 class DiracBlock(KernelBlock):
-    """BN(conv(x, W)) with W = alpha delta + beta K / ||K||, alpha and beta by output channel.
+    """The block BN(conv(x, W)) with W = alpha delta + beta K / ||K||.
 
-    delta passes the first min(cin, features) channels of each group through, at any stride and
-    width (the paper's nets have neither), and ||K|| is the norm of an output channel's filter.
-    alpha starts as 1, beta as 0.1; neither is decayed. The BatchNorm's scale starts as 1 (in the
+    alpha and beta are vectors over output channels, initialized to 1 and 0.1, without weight decay.
+    ||K|| is the norm of each output channel's filter. delta is the kernel that copies the first
+    min(cin, features) channels of each group; unlike in the paper's nets, it is also used where
+    the stride or the number of channels changes. The BatchNorm's scale is initialized to 1 (in the
     paper, uniformly between 0 and 1).
     """
 
@@ -31,7 +32,7 @@ class DiracBlock(KernelBlock):
         """Returns alpha delta + beta K / ||K||."""
         kernel = params["conv_kxk"]["kernel"]
         square = (kernel**2).sum((0, 1, 2))
-        # Where a filter is all zero the root has no gradient, and the filter no direction.
+        # The square root is not differentiable if all weights of a filter are zero.
         norm = jnp.sqrt(jnp.maximum(square, 1e-24))
         alpha, beta, norm = (
             per_channel(vector, kernel) for vector in (params["alpha"], params["beta"], norm)
@@ -40,7 +41,7 @@ class DiracBlock(KernelBlock):
 
 
 class TrivialBlock(KernelBlock):
-    """BN(conv(x, W)) with W = delta + K (RepVGG, arXiv 2101.03697, section 4.2, "trivial")."""
+    """The block BN(conv(x, W)) with W = delta + K ("trivial" in arXiv 2101.03697, section 4.2)."""
 
     def declare(self, cin: int) -> dict[str, Any]:
         """Creates K (`conv_kxk`)."""
@@ -53,7 +54,7 @@ class TrivialBlock(KernelBlock):
 
 
 def delta(like: KernelArray, groups: int) -> KernelArray:
-    """Returns a kernel shaped as `like` that passes the first channels of each group through."""
+    """Returns a kernel with the shape of `like` that copies the first channels of each group."""
     kh, kw, inputs, features = like.shape
     outputs = features // groups
     within = jnp.arange(features) % outputs  # an output's position in its group

@@ -9,11 +9,11 @@ from repvgg_jax.blocks.base import KernelArray, KernelBlock, Variables
 
 
 class DOConvBlock(KernelBlock):
-    """BN(conv(x, W)) with W[t, i, o] = sum_s (I + D)[i, t, s] K[s, i, o] over taps t.
+    """The block BN(conv(x, W)) with W[t, i, o] = sum_s (I + D)[i, t, s] K[s, i, o].
 
-    Each input channel has its own square matrix over the k^2 taps, which starts as the identity
-    (D = 0). A 1x1 kernel has a single tap, and no D. In groups, an output's matrices are those of
-    the inputs that it reads.
+    Each input channel i has a square matrix I + D[i] over the k^2 kernel taps; D is initialized to
+    zero. A 1x1 kernel has a single tap and no D. In a grouped convolution, an output channel uses
+    the matrices of the input channels in its group.
     """
 
     def declare(self, cin: int) -> dict[str, Any]:
@@ -28,7 +28,7 @@ class DOConvBlock(KernelBlock):
         return params
 
     def kernel(self, params: Variables) -> KernelArray:
-        """Returns K with each input channel's taps multiplied by its matrix I + D."""
+        """Returns K, with the taps of each input channel multiplied by its matrix I + D."""
         kernel = params["conv_kxk"]["kernel"]
         if "depthwise_kernel" not in params:
             return kernel

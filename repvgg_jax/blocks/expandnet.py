@@ -1,4 +1,4 @@
-"""ExpandNets: one convolution as a chain of linear ones (arXiv 1811.10495, section 3)."""
+"""ExpandNets: a convolution trained as a chain of linear layers (arXiv 1811.10495, section 3)."""
 
 from functools import partial, reduce
 from typing import Any
@@ -10,12 +10,13 @@ EXPANSION = 4  # the paper's r: hidden channels per input or output channel
 
 
 class ExpandBlock(KernelBlock):
-    """BN(conv(x, W)) with W = chain(K0, K1, ...): convolutions with nothing between them.
+    """The block BN(conv(x, W)) with W = chain(K0, K1, ...), a chain of linear convolutions.
 
-    Such layers are one convolution in training too, so their kernels are chained at each step and
-    the image is convolved once; each kernel has the gradient that it has as a layer. Layer by
-    layer, x would be padded once, by what W needs: padding each layer cuts off what the one before
-    sends beyond the border. No layer has a bias, which the BatchNorm would remove.
+    The chain is equivalent to one convolution in training too, so the kernels are chained at each
+    step and x is convolved once; each kernel gets the same gradient as in a chain of layers. The
+    equivalent chain of layers pads only x, by the padding of W: padding the input of each layer
+    would discard outputs of the previous layer beyond the border. The layers have no biases, since
+    the BatchNorm would cancel them.
     """
 
     def layers(self, cin: int) -> list[tuple[int, int]]:
@@ -39,9 +40,9 @@ class ExpandBlock(KernelBlock):
 
 
 class ExpandCLBlock(ExpandBlock):
-    """1x1 to r cin channels, kxk to r features, 1x1 to features ("CL"); r = 4.
+    """The "CL" block: 1x1 to r cin channels, kxk to r features, 1x1 to features, with r = 4.
 
-    On images, the 1x1 keeps their three channels, as the paper's first layer does.
+    If the input has three channels (images), the first 1x1 keeps them, as in the paper.
     """
 
     def layers(self, cin: int) -> list[tuple[int, int]]:
@@ -51,9 +52,9 @@ class ExpandCLBlock(ExpandBlock):
 
 
 class ExpandCKBlock(ExpandBlock):
-    """A kxk as (k - 1) / 2 layers of 3x3, with r cin channels between them ("CK"); r = 4.
+    """The "CK" block: a kxk as (k - 1) / 2 layers of 3x3 with r cin channels between them, r = 4.
 
-    A 3x3 or 1x1 cannot be expanded: it is one layer.
+    A 3x3 or 1x1 kernel cannot be expanded and remains one layer.
     """
 
     def layers(self, cin: int) -> list[tuple[int, int]]:

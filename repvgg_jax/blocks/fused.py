@@ -9,10 +9,7 @@ from repvgg_jax.ops.algorithms import Images, Outputs
 
 
 class FusedConv(Block):
-    """conv(x, kernel) + bias.
-
-    With `apply_relu`, the ReLU that follows in the net is applied in the same pass over memory.
-    """
+    """The block conv(x, kernel) + bias; `apply_relu` also applies the ReLU that follows it."""
 
     @nn.compact
     def __call__(self, x: Images, train: bool = False, *, apply_relu: bool = False) -> Outputs:
@@ -30,5 +27,5 @@ class FusedConv(Block):
         )(x)
 
     def fuse(self, params: Variables, batch_stats: Variables) -> Affine:
-        """Returns the convolution itself: a fused block fuses to itself."""
+        """Returns the convolution itself."""
         return Affine(params["conv"]["kernel"], params["conv"]["bias"])

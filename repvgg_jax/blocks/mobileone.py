@@ -1,4 +1,4 @@
-"""MobileOne's block (arXiv 2206.04040, section 3.2): RepVGG's with several kxk branches."""
+"""MobileOne's block (arXiv 2206.04040, section 3.2), which has several kxk branches."""
 
 from flax import linen as nn
 
@@ -9,9 +9,9 @@ from repvgg_jax.ops.algorithms import Images, Outputs
 
 
 class MobileOneBlock(Block):
-    """sum_i BN_i(conv_kxk_i(x)) + BN(conv_1x1(x)) + BN(x).
+    """The block sum_i BN_i(conv_kxk_i(x)) + BN(conv_1x1(x)) + BN(x).
 
-    The 1x1 exists beside kernels larger than itself, the identity where stride and width allow it.
+    The 1x1 branch exists if k > 1, and the identity branch if the stride is 1 and cin == features.
 
     Attributes:
       copies: number of kxk branches (the paper's k).

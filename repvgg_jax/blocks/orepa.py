@@ -12,9 +12,9 @@ from repvgg_jax.affine import Affine, add, chain, identity
 from repvgg_jax.blocks.base import KernelArray, KernelBlock, Variables
 from repvgg_jax.ops.batch_norm import per_channel
 
-EXPANSION = 8  # channels that the depthwise separable branch makes of each input
-NARROW_GROUPS = 4  # with more, the 1x1 before a kxk doubles the width and is not an identity
-# The branches, and the initial value of the vector that scales the output channels of each.
+EXPANSION = 8  # channel multiplier of the depthwise separable branch
+NARROW_GROUPS = 4  # with more groups, the 1x1 of "chain" doubles the channels and has no identity
+# Initial scale of each branch's output channels.
 SCALES = {
     "kxk": 0.25,
     "average": 0.25,
@@ -27,19 +27,19 @@ weight_init = nn.initializers.variance_scaling(2.0, "fan_in", "uniform")
 
 
 class OREPABlock(KernelBlock):
-    """BN(conv(x, W)) with W = sum_b v_b W_b made from the branches' kernels at each step.
+    """The block BN(conv(x, W)), whose kernel W is the sum of its branches' kernels.
 
     W = v0 K + v1 A / k^2 + v2 P cos + v3 chain(I + E, K') + v4 Q + v5 depthwise-separable, where A,
-    P and Q are 1x1 kernels, cos is a fixed bank of k frequencies and each v is a vector over the
-    output channels. There is one convolution and one BatchNorm of activations, whatever the
-    branches.
+    P and Q are 1x1 kernels, cos is the fixed kernel of `frequencies`, and each v is a vector over
+    the output channels. W is computed at each step, so there is one convolution of activations and
+    one BatchNorm.
 
-    Every branch is defined within its group, so that the block is a grouped convolution for any
-    `groups`; with one group this is the paper's block.
+    Each branch is a grouped convolution, and so is the block. With one group, it is the paper's
+    block.
     """
 
     def declare(self, cin: int) -> dict[str, Any]:
-        """Creates the kernels of all branches, and their scales."""
+        """Creates the kernels and scales of all branches."""
         k, cout, inputs = self.kernel_size, self.features, cin // self.groups
         wide = cin if self.groups <= NARROW_GROUPS else 2 * cin
         expand_init = nn.initializers.zeros if wide == cin else weight_init
@@ -81,10 +81,10 @@ class OREPABlock(KernelBlock):
 
 
 def frequencies(k: int, channels: int) -> np.ndarray:
-    """Returns cos(pi (h + 1/2) f / k) as a bank of kernels [k, k, channels].
+    """Returns cos(pi (h + 1/2) f / k) as kernels [k, k, channels].
 
-    h runs down in the first half of the channels and across in the second; the frequency f counts
-    from 1 within each half.
+    h is the row in the first half of the channels and the column in the second half. f is 1 plus
+    the channel's index within its half.
     """
     half = channels // 2
     angle = math.pi * (np.arange(k) + 0.5) / k
@@ -95,7 +95,7 @@ def frequencies(k: int, channels: int) -> np.ndarray:
 
 
 def _separable(depthwise: Array, pointwise: Array, groups: int) -> KernelArray:
-    """Returns a depthwise kernel (EXPANSION outputs per channel), then a grouped 1x1, as one."""
+    """Returns the kernel of a depthwise layer followed by a grouped 1x1 layer."""
     k, cout = depthwise.shape[0], pointwise.shape[-1]
     inputs = depthwise.shape[-1] // EXPANSION // groups
     depthwise = depthwise.reshape(k, k, groups, inputs, EXPANSION)

@@ -1,4 +1,4 @@
-"""One convolution and its BatchNorm: the baseline that is trained without branches."""
+"""A convolution with a BatchNorm, the baseline that is trained without branches."""
 
 from flax import linen as nn
 
@@ -8,7 +8,7 @@ from repvgg_jax.ops.algorithms import Images, Outputs
 
 
 class PlainBlock(Block):
-    """BN(conv_kxk(x))."""
+    """The block BN(conv_kxk(x))."""
 
     @nn.compact
     def __call__(self, x: Images, train: bool = False) -> Outputs:

@@ -8,10 +8,10 @@ from repvgg_jax.ops.algorithms import Images, Outputs
 
 
 class QARepVGGBlock(Block):
-    """BN(BN(conv_kxk(x)) + conv_1x1(x) + x): BatchNorms after the kxk and after the sum only.
+    """The block BN(BN(conv_kxk(x)) + conv_1x1(x) + x).
 
-    The identity, without parameters, exists where stride and width allow it. Squeeze-and-excite
-    comes after the block, in the net: inside the block, the last BatchNorm would not fold.
+    The identity branch exists if the stride is 1 and cin == features. Squeeze-and-excite is applied
+    by the net after the block; before the last BatchNorm, it would prevent fusion.
     """
 
     @nn.compact

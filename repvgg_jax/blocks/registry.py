@@ -1,4 +1,4 @@
-"""The blocks by name."""
+"""Registry of blocks by name."""
 
 from repvgg_jax.blocks.ablations import (
     IdentityWithoutBNBlock,
@@ -20,7 +20,7 @@ from repvgg_jax.blocks.qarepvgg import QARepVGGBlock
 from repvgg_jax.blocks.repvgg import RepVGGBlock
 from repvgg_jax.errors import check_known
 
-# A block of your own is registered by `BLOCKS["mine"] = MyBlock`.
+# Register a new block by `BLOCKS["mine"] = MyBlock`.
 BLOCKS: dict[str, type[Block]] = {
     "repvgg": RepVGGBlock,
     "plain": PlainBlock,
@@ -43,10 +43,10 @@ BLOCKS: dict[str, type[Block]] = {
 
 
 def block_class(name: str) -> type[Block]:
-    """Returns the class that is registered under a name.
+    """Returns the class registered under a name.
 
     Raises:
-      UsageError: for an unknown name, suggesting the nearest ones.
+      UsageError: if the name is unknown; the message suggests the closest matches.
     """
     check_known("block", name, BLOCKS)
     return BLOCKS[name]

@@ -19,20 +19,20 @@ BRANCH_STATISTICS = ("auto", "moments", "batch")
 
 
 class RepVGGBlock(Block):
-    """BN(conv_kxk(x)) + BN(conv_1x1(x)) + BN(x).
+    """The block BN(conv_kxk(x)) + BN(conv_1x1(x)) + BN(x).
 
-    The identity branch exists where the shapes allow it: stride 1 and cin == features. The 1x1
-    shares the stride and groups of the kxk, and is left out where the kxk is a 1x1 itself.
+    The identity branch exists if the stride is 1 and cin == features. The 1x1 branch has the stride
+    and groups of the kxk branch, and does not exist if k == 1.
 
     Attributes:
-      branches: the branches of the block, some of `BRANCHES`; ablations leave some out.
-      branch_statistics: how training computes the 1x1 and the identity. "batch" computes each by
-        itself, as written above; "moments" computes both at once from the moments of x, which is
-        the same function and gradient (`ops.branch_statistics`); "auto" chooses the faster one
+      branches: names of the branches, a subset of `BRANCHES`; ablations omit some.
+      branch_statistics: method by which training computes the 1x1 and identity branches. "batch"
+        computes each branch separately; "moments" computes both from the moments of x, with equal
+        outputs and gradients (`ops.branch_statistics`); "auto" chooses the faster method
         (docs/notes/speed.md).
 
     Raises:
-      UsageError: for an unknown branch or `branch_statistics`, or if no branch is left.
+      UsageError: for an unknown branch or `branch_statistics`, or if the block has no branches.
     """
 
     branches: tuple[str, ...] = BRANCHES
@@ -66,7 +66,7 @@ class RepVGGBlock(Block):
         return pad_to(size, self.fold_branches(params, batch_stats, *BRANCHES))
 
     def _present(self, cin: int) -> list[str]:
-        """Returns the branches that the block has for `cin` input channels."""
+        """Returns the names of the block's branches for `cin` input channels."""
         present = ["kxk"] if "kxk" in self.branches else []
         if "1x1" in self.branches and (self.kernel_size > 1 or not present):
             present.append("1x1")
@@ -74,8 +74,8 @@ class RepVGGBlock(Block):
             present.append("identity")
         if not present:
             raise UsageError(
-                f"{self.name}: branches={self.branches} leaves no branch where stride or width "
-                "changes; keep 'kxk' or '1x1'"
+                f"{self.name}: branches={self.branches} has no branch for blocks whose stride or "
+                "width changes; add 'kxk' or '1x1'"
             )
         return present
 
@@ -85,7 +85,7 @@ class RepVGGBlock(Block):
         return self.branch_statistics == "moments"
 
     def _sum_by_moments(self, x: Images, branches: list[str]) -> Outputs:
-        """Computes the block in training, the 1x1 and the identity from the moments of x."""
+        """Returns the block's training output, using `sum_normalized_branches`."""
         cin = x.shape[-1]
         y = self.conv(x, "kxk", self.kernel_size) if "kxk" in branches else None
         kernel = self.declare_kernel("1x1", (1, 1, cin // self.groups, self.features))["kernel"]

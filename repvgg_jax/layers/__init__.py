@@ -1,1 +1,1 @@
-"""Flax layers that all nets share."""
+"""Flax layers shared by all nets."""

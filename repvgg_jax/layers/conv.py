@@ -11,19 +11,20 @@ from repvgg_jax.ops.convolution import convolve
 
 Dtype = Any
 
-# Uniform within +-1/sqrt(fan_in): PyTorch's default, with which RepVGG was trained.
+# Uniform in +-1/sqrt(fan_in): PyTorch's default, which the authors of RepVGG used.
 kernel_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
 
 class Conv(nn.Module):
-    """A convolution with `kernel` [kh, kw, cin / groups, features] and `bias`.
+    """A convolution layer with `kernel` [kh, kw, cin / groups, features] and optional `bias`.
 
-    Padding is that of `ops.convolution.convolve`. The other attributes are its arguments.
+    Padding is as in `ops.convolution.convolve`; all attributes that are not listed are its
+    arguments.
 
     Attributes:
-      features: output channels.
+      features: number of output channels.
       size: side of the kernel, or (height, width).
-      use_bias: True to add a bias by channel.
+      use_bias: True to add a bias to each output channel.
     """
 
     features: int
@@ -58,7 +59,7 @@ class Conv(nn.Module):
 
 
 class Kernel(nn.Module):
-    """The parameter of a `Conv` of the same name, for code that computes with it directly."""
+    """The kernel of a `Conv` with the same name, for code that uses the array directly."""
 
     shape: tuple[int, ...]
     init: Initializer = kernel_init

@@ -8,7 +8,7 @@ from repvgg_jax.layers.conv import Dtype, kernel_init
 
 
 def dense(features: int, fan_in: int, *, name: str, dtype: Dtype = jnp.float32) -> nn.Dense:
-    """Returns a dense layer with kernel and bias uniform within +-1/sqrt(fan_in)."""
+    """Returns a dense layer whose kernel and bias are uniform in +-1/sqrt(fan_in)."""
     bound = fan_in**-0.5
 
     def bias_init(key: Array, shape: tuple[int, ...], dtype: Dtype = jnp.float32) -> Array:

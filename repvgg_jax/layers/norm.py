@@ -1,4 +1,4 @@
-"""BatchNorm over groups of images, with float32 statistics."""
+"""BatchNorm over groups of images, with statistics in float32 or wider."""
 
 from typing import NamedTuple
 
@@ -13,7 +13,7 @@ BN_MOMENTUM = 0.9  # weight of the old statistics; PyTorch's momentum is 1 minus
 
 
 class Norm(NamedTuple):
-    """The four vectors of a BatchNorm: its parameters, and its running statistics."""
+    """The parameters and running statistics of a BatchNorm."""
 
     gamma: Array
     beta: Array
@@ -21,14 +21,14 @@ class Norm(NamedTuple):
     var: nn.Variable
 
     def move(self, mean: Array, var: Array) -> None:
-        """Moves the running statistics towards the mean over groups, [groups, channels]."""
+        """Updates the running statistics with the group mean of statistics [groups, channels]."""
         for running, value in ((self.mean, mean), (self.var, var)):
             moved = BN_MOMENTUM * running.value + (1 - BN_MOMENTUM) * value.mean(0)
             running.value = moved.astype(running.value.dtype)
 
 
 class NormVariables(nn.Module):
-    """The variables of a `BatchNorm` of the same name, for code that uses them directly."""
+    """The variables of a `BatchNorm` with the same name, for code that uses them directly."""
 
     channels: int
 
@@ -38,7 +38,7 @@ class NormVariables(nn.Module):
 
 
 def norm_variables(module: nn.Module, channels: int) -> Norm:
-    """Returns the four vectors of a BatchNorm, as variables of the module."""
+    """Creates the parameters and running statistics of a BatchNorm in `module`."""
     shape = (channels,)
     return Norm(
         module.param("scale", nn.initializers.ones, shape, jnp.float32),
@@ -49,16 +49,16 @@ def norm_variables(module: nn.Module, channels: int) -> Norm:
 
 
 class BatchNorm(nn.Module):
-    """gamma (x - mean) / sqrt(var + epsilon) + beta over images and space, in groups of images.
+    """A BatchNorm gamma (x - mean) / sqrt(var + epsilon) + beta with statistics per image group.
 
-    Input and output are [batch, height, width, channels]. In training, statistics are those of
-    groups of `group_size` consecutive images of the batch, and the running statistics move towards
-    the mean over groups of each group's mean and variance. Groups are parts of the batch, whatever
-    devices hold it, so the number of devices changes nothing; groups that lie within a device need
-    no communication. Statistics are float32 or wider, whatever the compute type.
+    Input and output are [batch, height, width, channels]. In training, each group of `group_size`
+    consecutive images is normalized by its own mean and variance, and the running statistics are
+    updated with the average of these over the groups. Groups are defined on the global batch, so
+    the result does not depend on the number of devices. A group whose images are on one device
+    needs no communication. Statistics are float32 or wider, whatever the compute type.
 
     Attributes:
-      train: True to use the statistics of the batch and move the running ones.
+      train: True to normalize by batch statistics and update the running statistics.
       group_size: number of images in a group; None for the whole batch.
       dtype: type of the output.
 

@@ -11,10 +11,10 @@ from repvgg_jax.ops.convolution import relu
 
 
 class SqueezeExcite(nn.Module):
-    """The layer x * sigmoid(W2 relu(W1 mean(x))), with the mean over height and width.
+    """The layer x * sigmoid(W2 relu(W1 mean(x))), where the mean is over height and width.
 
-    Input and output are [batch, height, width, channels], with `hidden` units between
-    (arXiv 1709.01507, section 3). It depends on the data, so fusing leaves it as it is.
+    Input and output are [batch, height, width, channels]; W1 has `hidden` outputs
+    (arXiv 1709.01507, section 3). The layer is not affine, so fusion leaves it unchanged.
     """
 
     hidden: int

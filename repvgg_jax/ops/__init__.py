@@ -1,1 +1,1 @@
-"""Functions of arrays, without Flax: convolution and batch normalization, with their gradients."""
+"""Array functions that do not use Flax: convolution, batch normalization and their gradients."""

@@ -1,8 +1,8 @@
-"""Algorithms for a convolution's three passes: output, gradient of the input, of the kernel.
+"""Algorithms for the passes of a convolution: forward, input gradient and kernel gradient.
 
-`convolve_with` computes each pass by an algorithm of its own, and `fastest_algorithms` names the
-fastest ones for a shape, as measured on a CPU (docs/notes/speed_convolutions.md). On a GPU or TPU
-XLA's own convolution is the one to use.
+`convolve_with` computes each pass with a chosen algorithm, and `fastest_algorithms` returns the
+fastest ones for a shape, as measured on a CPU (docs/notes/speed_convolutions.md). On GPUs and TPUs,
+use XLA's convolution.
 """
 
 from functools import partial
@@ -26,21 +26,21 @@ Outputs = Float[AnyArray, "batch new_height new_width cout"]
 
 
 class Window(NamedTuple):
-    """The geometry of a convolution; stride and dilation are those of height and width."""
+    """The geometry of a convolution; height and width have the same stride and dilation."""
 
     strides: int
     groups: int
     dilation: int
-    padding: tuple[tuple[int, int], ...]  # before and after height, and width
+    padding: tuple[tuple[int, int], ...]  # ((top, bottom), (left, right))
 
 
 def symmetric_padding(size: tuple[int, ...], dilation: int) -> tuple[tuple[int, int], ...]:
-    """Returns the zeros before and after height and width that keep a kernel's center in place."""
+    """Returns ((top, bottom), (left, right)), with padding dilation * (side // 2) on each side."""
     return tuple((dilation * (side // 2),) * 2 for side in size)
 
 
 def xla_convolution(x: Images, kernel: Kernel, window: Window) -> Outputs:
-    """Returns XLA's own convolution of NHWC images with an HWIO kernel."""
+    """Returns the convolution of NHWC images with an HWIO kernel, computed by XLA."""
     return lax.conv_general_dilated(
         x,
         kernel,
@@ -53,7 +53,7 @@ def xla_convolution(x: Images, kernel: Kernel, window: Window) -> Outputs:
 
 
 class PassAlgorithms(NamedTuple):
-    """For each pass direct, winograd2 or winograd4; the gradient of the kernel has matmul too."""
+    """The algorithm of each pass: direct, winograd2, winograd4 or matmul (kernel gradient only)."""
 
     forward: str = "direct"
     input_gradient: str = "direct"
@@ -63,12 +63,12 @@ class PassAlgorithms(NamedTuple):
 def fastest_algorithms(
     x_shape: tuple[int, ...], kernel_shape: tuple[int, ...], strides: int = 1
 ) -> PassAlgorithms:
-    """Returns the fastest measured algorithm of each pass on a CPU; "direct" if none is faster.
+    """Returns the fastest algorithm of each pass on a CPU; "direct" if no other is faster.
 
-    Measured in float32 over 4 to 56 pixels a side and 16 to 1280 channels, in a process that keeps
-    freed memory. Accuracy plays no part: F(4x4, 3x3) has 3 to 8 times the rounding error of XLA's
-    convolution (2e-6 to 7e-6). Shapes are [batch, height, width, cin] and [kh, kw, cin / groups,
-    cout].
+    The choice is based on measurements in float32 with images of 4 to 56 pixels a side and 16 to
+    1280 channels, in a process that keeps freed memory. It ignores accuracy: the rounding error of
+    F(4x4, 3x3) is 2e-6 to 7e-6, which is 3 to 8 times that of XLA's convolution. Shapes are
+    [batch, height, width, cin] and [kh, kw, cin / groups, cout].
     """
     batch, height, width, cin = x_shape
     narrower = min(cin, kernel_shape[3])
@@ -78,7 +78,7 @@ def fastest_algorithms(
         return PassAlgorithms(kernel_gradient="matmul")
     if strides != 1 or narrower < 32:
         return PassAlgorithms()
-    # One tile per image leaves little to gain until the products are large.
+    # With one tile per image, Winograd is faster for large matrix products only.
     if narrower < 64 or (min(height, width) < 7 and narrower < 256):
         return PassAlgorithms(kernel_gradient="winograd4")
     return PassAlgorithms("winograd4", "winograd4", "winograd4")
@@ -88,10 +88,10 @@ def fastest_algorithms(
 def convolve_with(
     x: Images, kernel: Kernel, algorithms: PassAlgorithms, strides: int = 1
 ) -> Outputs:
-    """Convolves as `convolution.convolve` does, computing each pass by its own algorithm.
+    """Returns `convolution.convolve` of the arguments, with a chosen algorithm for each pass.
 
-    The convolution is undilated and padded by half the kernel; its groups follow from the shapes.
-    Forward mode (`jax.jvp`) is not defined.
+    The convolution is not dilated and is padded by half the kernel. The number of groups is derived
+    from the shapes. Forward-mode differentiation (`jax.jvp`) is not supported.
 
     Args:
       x: images, [batch, height, width, cin].
@@ -100,12 +100,12 @@ def convolve_with(
       strides: stride of both axes.
 
     Raises:
-      UsageError: if an algorithm is unknown or cannot compute that pass of that shape.
+      UsageError: if an algorithm is unknown or does not support the pass or the kernel's shape.
     """
     cin, (cin_per_group, cout) = x.shape[-1], kernel.shape[2:]
     if cin % cin_per_group or cout % (cin // cin_per_group):
         raise UsageError(
-            f"convolve_with: kernel {kernel.shape} does not divide {cin} channels into groups"
+            f"convolve_with: kernel {kernel.shape} does not match {cin} input channels in groups"
         )
     tiled = list(_TILES) if kernel.shape[:2] == (3, 3) and strides == 1 else []
     for field, name in algorithms._asdict().items():
@@ -113,8 +113,8 @@ def convolve_with(
         allowed = ["direct", *matmul, *tiled]
         if name not in allowed:
             raise UsageError(
-                f"convolve_with: {field}={name!r} is not possible for kernel {kernel.shape} at "
-                f"strides {strides}; use {' or '.join(allowed)}"
+                f"convolve_with: {field}={name!r} does not support kernel {kernel.shape} with "
+                f"strides={strides}; use {' or '.join(allowed)}"
             )
     if algorithms.forward in _TILES:
         return winograd.forward(x, kernel, _TILES[algorithms.forward])
@@ -128,7 +128,7 @@ def _forward(x: Array, kernel: Array, *static: Any) -> tuple[Array, Any]:
 def _backward(algorithms: PassAlgorithms, strides: int, saved: Any, dy: Array) -> tuple[Any, Any]:
     x, kernel = saved
     groups = x.shape[-1] // kernel.shape[2]
-    # The compiler drops a direct gradient that is replaced below.
+    # XLA removes a direct gradient that is replaced below as dead code.
     dx, dkernel = jax.vjp(partial(_direct, strides=strides), x, kernel)[1](dy)
     if algorithms.input_gradient in _TILES:
         dx = winograd.input_gradient(dy, kernel, _TILES[algorithms.input_gradient], groups)
@@ -145,11 +145,12 @@ convolve_with.defvjp(_forward, _backward)
 def kernel_gradient_by_matmul(
     x: Images, dy: Outputs, kernel_shape: tuple[int, ...], strides: int = 1
 ) -> Kernel:
-    """Returns the kernel's gradient as one matrix product for each position in the kernel.
+    """Returns the kernel's gradient, computed as one matrix product per position in the kernel.
 
-    dK[i, j] = x[.., i + strides h, j + strides w, ..]^T dy[.., h, w, ..], with x padded by half the
-    kernel and dy of the size ceil(height / strides), ceil(width / strides). It is exact for any odd
-    kernel size [kh, kw, cin / groups, cout], of `x`'s type, with sums in float32 or wider.
+    dK[i, j] = x[.., i + strides h, j + strides w, ..]^T dy[.., h, w, ..], where x is padded by half
+    the kernel and dy has size ceil(height / strides), ceil(width / strides). The kernel shape is
+    [kh, kw, cin / groups, cout] with odd kh and kw. The result has the type of `x`; sums are in
+    float32 or wider.
     """
     *size, cin, cout = kernel_shape
     groups, wide = x.shape[-1] // cin, accumulation_dtype(x.dtype)
@@ -167,7 +168,7 @@ def kernel_gradient_by_matmul(
 
 
 def shifts(x: Images, size: tuple[int, ...], strides: int = 1) -> list[Array]:
-    """Returns the pixels at each position of a kernel, [batch, new_height, new_width, cin]."""
+    """Returns the input pixels [batch, new_height, new_width, cin] under each kernel position."""
     height, width = x.shape[1:3]
     padded = jnp.pad(x, [(0, 0), *symmetric_padding(size, 1), (0, 0)])
     return [

@@ -1,8 +1,8 @@
-"""Batch normalization in training, with a gradient that is written out rather than derived.
+"""Batch normalization in training, with a custom gradient.
 
-The backward pass therefore keeps only the input and its statistics. Images are [groups, images,
-height, width, channels], and a statistic is taken over one group. Statistics and sums are float32
-or wider whatever the type of the images.
+The custom gradient saves only the input and its statistics for the backward pass. Images are
+[groups, images, height, width, channels], and statistics are computed over each group. Statistics
+and sums are float32 or wider, whatever the type of the images.
 """
 
 from functools import partial
@@ -26,12 +26,12 @@ GroupStatistic = Float[Array, "groups channels"]
 
 
 def accumulation_dtype(dtype: Any) -> Any:
-    """Returns the type for sums and logits under compute type `dtype`: float32 or wider."""
+    """Returns the type of sums and logits for the compute type `dtype`: float32 or wider."""
     return jnp.promote_types(dtype, jnp.float32)
 
 
 def split_into_groups(x: AnyArray, group_size: int | None) -> Array:
-    """Reshapes [batch, ...] to [groups, images per group, ...]; None makes the batch one group.
+    """Reshapes [batch, ...] to [groups, images per group, ...]; None makes one group.
 
     Raises:
       UsageError: if the batch is not a multiple of `group_size`.
@@ -39,8 +39,8 @@ def split_into_groups(x: AnyArray, group_size: int | None) -> Array:
     size = group_size or x.shape[0]
     if x.shape[0] % size:
         raise UsageError(
-            f"bn_group_size={size} does not divide {x.shape[0]} images into groups; use a "
-            "divisor of the batch, or of a microbatch if gradients are accumulated"
+            f"bn_group_size={size} does not divide a batch of {x.shape[0]} images; use a divisor "
+            "of the batch size, or of the microbatch size if gradients are accumulated"
         )
     return x.reshape(x.shape[0] // size, size, *x.shape[1:])
 
@@ -50,7 +50,7 @@ def mean_and_variance(x: AnyArray) -> tuple[GroupStatistic, GroupStatistic]:
     wide = x.astype(accumulation_dtype(x.dtype))
     axes = tuple(range(1, x.ndim - 1))
     mean = wide.mean(axes)
-    # E[x^2] - mean^2 takes one pass over x; rounding can make it negative for a constant channel.
+    # E[x^2] - mean^2 needs one pass over x; rounding can make it negative for a constant channel.
     return mean, jnp.maximum((wide**2).mean(axes) - mean**2, 0.0)
 
 
@@ -66,7 +66,7 @@ def batch_norm(
     """Normalizes each group by its own mean and variance (Ioffe & Szegedy, arXiv 1502.03167).
 
     y = gamma (x - mean) / sqrt(var + epsilon) + beta. With d = dL/dy, n elements per channel of a
-    group, r = 1 / sqrt(var + epsilon) and x' = r (x - mean), its gradient is
+    group, r = 1 / sqrt(var + epsilon) and x' = r (x - mean), the gradient is
 
       dL/dbeta = sum d,  dL/dgamma = sum d x',  dL/dx = gamma r (d - (sum d + x' sum d x') / n).
 
@@ -75,7 +75,7 @@ def batch_norm(
       >>> y, mean, var = batch_norm(x, jnp.ones(3), jnp.zeros(3), jnp.float32)
 
     Returns:
-      y in `dtype`, and the mean and variance [groups, channels], through which no gradient flows.
+      y in `dtype`, and the mean and variance [groups, channels], which are not differentiated.
     """
     return _forward_rule(x, gamma, beta, dtype)[0]
 
@@ -99,7 +99,7 @@ batch_norm.defvjp(_forward_rule, _backward_rule)
 def batch_norm_gradient(
     x: AnyArray, dy: AnyArray, gamma: ChannelVector, mean: GroupStatistic, var: GroupStatistic
 ) -> tuple[Array, GroupStatistic, GroupStatistic]:
-    """Returns the gradients of `batch_norm`: of x, and for each group of gamma and beta."""
+    """Returns the gradients of x, gamma and beta in `batch_norm`, the last two for each group."""
     axes, count = tuple(range(1, x.ndim - 1)), x[0].size // x.shape[-1]
     rsigma = lax.rsqrt(var + BN_EPSILON)
     d = dy.astype(accumulation_dtype(x.dtype))

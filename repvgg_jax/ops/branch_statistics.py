@@ -1,20 +1,20 @@
-"""The sum of RepVGG's normalized branches, from the first two moments of their input.
+"""The sum of RepVGG's normalized branches, computed from the first two moments of their input.
 
 The 1x1 branch and the identity are linear in x, so their statistics follow from m = mean(x) and
-C = cov(x): a 1x1 kernel W gives the mean W' m and the variance diag(W' C W), the identity m and
-diag(C). Both branches collapse into one 1x1 kernel
+C = cov(x). A 1x1 kernel W gives the mean W' m and the variance diag(W' C W); the identity gives m
+and diag(C). Both branches together are one 1x1 convolution with kernel
 
   M = W diag(gamma_1x1 / sigma_1x1) + diag(gamma_identity / sigma_identity)
 
-and a bias, so that their outputs are neither computed nor kept for the backward pass. Values and
-gradients are those of the branches up to rounding. The variance W' C W has the rounding error of
-|W|' E[x x'] |W|, which is large if W cancels most of what its inputs have in common: 1e-2 of the
-sum in float32, where the branches have 3e-5, for inputs 10 c + 0.03 n of a common c and noise n and
-columns of W that sum to 0.
+and a bias, so the output of each branch is neither computed nor saved for the backward pass. Values
+and gradients equal those of separate branches up to rounding. The rounding error of the variance
+W' C W is proportional to |W|' E[x x'] |W|, which is large if W cancels a component common to its
+inputs. For example, if inputs are 10 c + 0.03 n, where all channels share c and n is noise, and the
+columns of W sum to 0, the float32 error is 1e-2 of the sum, against 3e-5 for separate branches.
 
-Images are [groups, images, height, width, channels], with statistics over one group. In products,
-n is the group of images, p the pixel, g the group of the convolution, and within it i and k are
-input channels and o the output channel.
+Images are [groups, images, height, width, channels], with statistics over each group. In einsums, n
+is the group of images, p the pixel, g the group of the convolution, i and k are input channels
+within that group, and o is the output channel within it.
 """
 
 from collections.abc import Mapping
@@ -40,7 +40,7 @@ from repvgg_jax.runtime.devices import target
 
 
 class Geometry(NamedTuple):
-    """Groups and algorithm of the convolutions (`convolution.ALGORITHMS`), and type of the sum."""
+    """Convolution groups, type of the result, and algorithm (one of `convolution.ALGORITHMS`)."""
 
     groups: int
     dtype: Any
@@ -56,19 +56,19 @@ def sum_normalized_branches(
     betas: Mapping[str, Float[Array, " _"]],
     geometry: Geometry,
 ) -> tuple[Float[Array, "groups images height width features"], dict[str, Any]]:
-    """Returns BN(y) + BN(conv_1x1(x)) + BN(x) as in training, y being the kxk convolution of x.
+    """Returns BN(y) + BN(conv_1x1(x)) + BN(x) as in training, where y = conv_kxk(x).
 
     Args:
-      x: images at the pixels that the stride keeps, [groups, images, height, width, cin].
+      x: images, already subsampled by the stride, [groups, images, height, width, cin].
       y: [groups, images, height, width, features]; None if there is no kxk branch.
       kernel: kernel of the 1x1 branch, [1, 1, cin / geometry.groups, features].
-      gammas: branch ("kxk", "1x1" or "identity") to the scale of its BatchNorm, [channels].
-      betas: branch to the offset of its BatchNorm, [channels].
+      gammas: scale [channels] of each branch's BatchNorm, for "kxk", "1x1" and "identity".
+      betas: offset [channels] of each branch's BatchNorm.
       geometry: static options.
 
     Returns:
-      The sum, and for each branch its mean and variance [groups, channels], through which no
-      gradient flows.
+      The sum, and the mean and variance [groups, channels] of each branch, which are not
+      differentiated.
     """
     return _forward(x, y, kernel, gammas, betas, geometry)[0]
 
@@ -93,7 +93,7 @@ def _forward(
     if y is not None:
         statistics["kxk"] = mean_and_variance(y)
     scales = _scales(gammas, statistics)
-    # Rounded as for the product, so that the bias takes off the mean exactly as it came through.
+    # Rounded as in the product, so that the bias cancels the mean of the product exactly.
     m = _collapsed(w, scales, geometry).astype(x.dtype)
     center = jnp.einsum("ngi,nigo->ngo", mean, m.astype(mean.dtype))
     center = center.reshape(center.shape[0], -1)
@@ -110,7 +110,7 @@ def _backward(geometry: Geometry, saved: Any, cotangents: Any) -> tuple[Any, ...
     dz, count = cotangents[0], x[0].size // x.shape[-1]
     w, scales = _grouped(kernel[0, 0], geometry), _scales(gammas, statistics)
     dbeta = dz.astype(accumulation_dtype(dz.dtype)).sum((1, 2, 3))
-    # The gradient of M for centered inputs.
+    # The gradient of M with respect to centered inputs.
     dm = _gram(x, dz, geometry) - jnp.einsum("ngi,ngo->nigo", mean, _grouped(dbeta, geometry))
 
     dgamma = {"1x1": jnp.einsum("igo,nigo->ngo", w, dm)}
@@ -159,13 +159,13 @@ def _scales(gammas: Any, statistics: Any) -> dict[str, GroupStatistic]:
 
 
 def _collapsed(w: Array, scales: Mapping[str, Array], geometry: Geometry) -> Array:
-    """Returns M [n, i, g, o]: the 1x1 branch and the identity as one kernel."""
+    """Returns M [n, i, g, o], which combines the 1x1 branch and the identity."""
     m = w[None] * _grouped(scales["1x1"], geometry)[:, None]
     return m + _diagonal(_grouped(scales["identity"], geometry)) if "identity" in scales else m
 
 
 def _diagonal(vector: Array) -> Array:
-    """Returns [n, g, i] as the kernel [n, i, g, i] of a product by channel."""
+    """Returns the diagonal kernels [n, i, g, i] that scale each channel by [n, g, i]."""
     return jnp.eye(vector.shape[-1], dtype=vector.dtype)[None, :, None] * vector[:, None]
 
 
@@ -192,11 +192,11 @@ def _product(x: Array, kernel: Array, geometry: Geometry) -> Array:
 
 
 def _gram(x: Array, d: Array, geometry: Geometry) -> Array:
-    """Returns sum_p x[p, i] d[p, o], [n, i, g, o], float32 or wider: a 1x1 kernel's gradient."""
+    """Returns sum_p x[p, i] d[p, o] as [n, i, g, o], in float32 or wider."""
     if len(x) == 1 and uses_onednn(geometry.algorithm, x, d):
         cin = x.shape[-1] // geometry.groups
         conv = partial(convolve, x[0], groups=geometry.groups, algorithm="onednn")
-        # The convolution is linear in its kernel, so its gradient at zero is the one everywhere.
+        # The convolution is linear in its kernel, so its gradient is the same for any kernel.
         (gram,) = jax.vjp(conv, jnp.zeros((1, 1, cin, d.shape[-1]), x.dtype))[1](d[0])
         return gram.reshape(1, cin, geometry.groups, -1)
     wide = dict(preferred_element_type=accumulation_dtype(x.dtype), precision="highest")
@@ -209,11 +209,12 @@ def _gram(x: Array, d: Array, geometry: Geometry) -> Array:
 def input_moments_are_faster(
     x: Float[Array, "batch height width cin"], strides: int, algorithm: str
 ) -> bool:
-    """Returns whether `sum_normalized_branches` is faster than the branches one by one.
+    """Returns True if `sum_normalized_branches` is faster than computing each branch separately.
 
-    It computes five small products instead of three, and passes over the images fewer times. This
-    pays on a CPU if pixels outnumber channels by far, but not if oneDNN computes the convolutions,
-    nor if a compiler fuses statistics into the computation of their input (docs/notes/speed.md).
+    It computes five small matrix products instead of three but reads the images fewer times. This
+    is faster on a CPU if there are many more pixels than channels. It is not faster if oneDNN
+    computes the convolutions, or if XLA fuses the statistics into the computation of their input
+    (docs/notes/speed.md).
     """
     batch, height, width, cin = x.shape
     pixels = batch * -(-height // strides) * -(-width // strides)

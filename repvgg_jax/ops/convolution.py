@@ -1,4 +1,4 @@
-"""Convolution of images, the choice of the algorithm that computes it, and ReLU."""
+"""Convolution of images, the choice of its algorithm, and ReLU."""
 
 from functools import partial
 from typing import Any
@@ -24,14 +24,14 @@ from repvgg_jax.ops.algorithms import (
 from repvgg_jax.ops.batch_norm import AnyArray, per_channel
 from repvgg_jax.runtime.devices import target
 
-# "xla" is the compiler's own convolution; "onednn" is a tuned library for float32 on CPUs;
-# "winograd" uses Winograd's filtering for the passes that it made faster on a CPU; "auto" is
-# onednn if available, else xla, which has a smaller rounding error than F(4x4, 3x3).
+# "xla" is XLA's own convolution; "onednn" is a library for float32 on CPUs; "winograd" uses
+# Winograd's algorithm for the passes that are faster with it on a CPU; "auto" is onednn if
+# available, else xla, which has a smaller rounding error than F(4x4, 3x3).
 ALGORITHMS = ("auto", "xla", "onednn", "winograd")
 
 
 def check_algorithm(algorithm: str) -> None:
-    """Raises UsageError if an algorithm is unknown or not available on this machine."""
+    """Raises UsageError if an algorithm is unknown, or unavailable on this machine."""
     if algorithm not in ALGORITHMS:
         raise UsageError(f"conv_algorithm={algorithm!r}: choose from {', '.join(ALGORITHMS)}")
     if algorithm == "onednn" and (problem := onednn.unavailable()):
@@ -39,10 +39,10 @@ def check_algorithm(algorithm: str) -> None:
 
 
 def uses_onednn(algorithm: str, *arrays: AnyArray) -> bool:
-    """Returns whether oneDNN computes the convolution of these arrays; it needs float32.
+    """Returns True if oneDNN computes convolutions of these arrays, which must all be float32.
 
-    "auto" selects it on a single CPU device only: the compiler cannot split a library call over
-    several devices as it splits its own convolutions.
+    "auto" selects oneDNN on a single CPU device only, because XLA cannot partition a library call
+    over several devices.
 
     Raises:
       UsageError: as `check_algorithm`, and for "onednn" if the target is not a CPU.
@@ -70,11 +70,11 @@ def convolve(
     dtype: Any = jnp.float32,
     algorithm: str = "auto",
 ) -> Outputs:
-    """Computes the cross-correlation of images with a kernel, padded symmetrically.
+    """Returns the cross-correlation of symmetrically padded images with a kernel.
 
-    Each side is padded by `dilation * (size // 2)`. This is not "SAME": at stride 2, "SAME" pads
-    even inputs on one side only, which moves the center of a 3x3 off the pixel that the 1x1 branch
-    beside it reads, and the branches no longer add up to one kernel.
+    Each side is padded by `dilation * (size // 2)`. This differs from "SAME": at stride 2, "SAME"
+    pads even inputs on one side only. The center of a 3x3 kernel would then be on another pixel
+    than the parallel 1x1 branch reads, and the two could not be fused.
 
     Example:
       >>> x, kernel = jnp.ones((1, 8, 8, 3)), jnp.ones((3, 3, 3, 16))
@@ -88,11 +88,11 @@ def convolve(
       strides: stride of both axes.
       groups: number of groups that the channels are split into.
       dilation: dilation of both axes of the kernel.
-      padded: whether to pad; if False, the input has its padding already.
-      apply_relu: whether to apply `relu` to the result, by oneDNN in the same pass over memory.
+      padded: whether to pad; False if `x` is already padded.
+      apply_relu: whether to apply `relu` to the result; oneDNN fuses it into the convolution.
       dtype: compute type.
-      algorithm: one of `ALGORITHMS`. oneDNN's convolutions have a first gradient, but neither a
-        second one nor forward mode (`jax.jvp`); "xla" has all of these.
+      algorithm: one of `ALGORITHMS`. oneDNN's convolutions support first-order gradients, but
+        neither higher orders nor forward mode (`jax.jvp`); "xla" supports both.
 
     Raises:
       UsageError: as `uses_onednn`.
@@ -104,7 +104,7 @@ def convolve(
     padding = symmetric_padding(kernel.shape[:2], dilation) if padded else ((0, 0),) * 2
     window = Window(strides, groups, dilation, padding)
     if uses_onednn(algorithm, x, kernel):
-        # Raises XLA's errors for shapes that do not match; oneDNN does not compute empty results.
+        # This raises XLA's errors for mismatched shapes. oneDNN does not support empty results.
         y = jax.eval_shape(partial(xla_convolution, window=window), x, kernel)
         if y.size:
             return onednn.convolve(x, kernel, bias, window, y.shape, apply_relu)
@@ -118,7 +118,7 @@ def convolve(
 
 @jax.custom_jvp
 def relu(x: AnyArray) -> Array:
-    """Returns max(x, 0), with a gradient computed from the result, which the next layer keeps."""
+    """Returns max(x, 0); its gradient uses the result, which the next layer saves anyway."""
     return jnp.maximum(x, 0)
 
 
@@ -131,10 +131,10 @@ def _relu_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Arr
 def convolve_by_matmul(
     x: Images, kernel: Float[AnyArray, "kh kw cin features"], *, dtype: Any
 ) -> Float[Array, "batch height width features"]:
-    """Computes `convolve` at stride, groups and dilation 1 as one product of patches and kernel.
+    """Returns `convolve` with stride, groups and dilation 1, computed as one matrix product.
 
-    For layers under `lax.scan`, where XLA:CPU computes a convolution's gradient by its slow path
-    (18 ms per layer against 1.4 ms as a product, at 64 x 4 x 4 x 32).
+    Use it for layers under `lax.scan`, where XLA:CPU computes gradients of convolutions by a slow
+    path (18 ms per layer, against 1.4 ms for the matrix product, at 64 x 4 x 4 x 32).
     """
     patches = jnp.concatenate(shifts(x.astype(dtype), kernel.shape[:2]), axis=-1)
     return patches @ kernel.astype(dtype).reshape(-1, kernel.shape[-1])

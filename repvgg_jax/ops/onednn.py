@@ -1,8 +1,8 @@
-"""Convolutions on a CPU by oneDNN, called through JAX's foreign function interface.
+"""Convolutions on a CPU by oneDNN, called through JAX's foreign function interface (FFI).
 
-XLA's own convolutions reach half of its speed in the forward pass and a quarter in a kernel's
-gradient (docs/notes/speed.md). The extra `cpu` installs the library. The calls into it, in
-`onednn.cc`, are compiled by the machine's C++ compiler at first use and kept in
+oneDNN is twice as fast as XLA's own convolutions in the forward pass and four times as fast in the
+kernel gradient (docs/notes/speed.md). The extra `cpu` installs the library. The FFI handlers in
+`onednn.cc` are compiled by the machine's C++ compiler at first use and cached in
 ~/.cache/repvgg_jax.
 """
 
@@ -38,9 +38,9 @@ _PARTS = {"onednn-cpu-gomp": "libdnnl.so.3", "onednn-devel-cpu-gomp": "oneapi/dn
 
 @cache
 def unavailable() -> str | None:
-    """Returns why oneDNN's convolutions cannot be used on this machine, or None if they can.
+    """Returns the reason why oneDNN cannot be used on this machine, or None if it can.
 
-    The first call compiles the calls into the library, unless an earlier process did (4 s).
+    The first call compiles the FFI handlers (4 s), unless an earlier process did.
     """
     try:
         files = [_file(package, name) for package, name in _PARTS.items()]
@@ -49,11 +49,11 @@ def unavailable() -> str | None:
     try:
         library = _loaded(*files)
     except (OSError, RuntimeError, subprocess.CalledProcessError) as error:
-        # RuntimeError: no home folder. A compiler writes warnings before the error.
+        # RuntimeError: no home folder. Compilers print warnings before the error.
         lines = (getattr(error, "stderr", None) or "").splitlines()
         cause = next((line for line in lines if "error" in line), one_line(error))
-        logging.warning("oneDNN's convolutions cannot be used: %s", cause)
-        return f"it cannot be used: {cause}"
+        logging.warning("oneDNN cannot be used: %s", cause)
+        return f"oneDNN cannot be used: {cause}"
     for name in _CALLS:
         handler = jax.ffi.pycapsule(getattr(library, f"repvgg_jax_{name}"))
         jax.ffi.register_ffi_target(f"repvgg_jax.{name}", handler, platform="cpu")
@@ -67,7 +67,7 @@ def _file(package: str, name: str) -> Path:
 
 
 def _loaded(library: Path, header: Path) -> ctypes.CDLL:
-    """Returns the calls into the library, compiled again if the file on disk cannot be loaded."""
+    """Returns the compiled FFI handlers; recompiles them if the cached file cannot be loaded."""
     built = _compiled(library, header.parents[2])
     try:
         return ctypes.CDLL(str(built))
@@ -77,7 +77,7 @@ def _loaded(library: Path, header: Path) -> ctypes.CDLL:
 
 
 def _compiled(library: Path, headers: Path) -> Path:
-    """Compiles `onednn.cc` into a shared object that is linked to the library, once."""
+    """Returns the path of the shared library made from `onednn.cc`, which it compiles if needed."""
     parts = [_SOURCE.read_bytes(), str(library).encode(), jax.lib.__version__.encode()]
     digest = hashlib.sha256(b"\n".join(parts)).hexdigest()[:12]
     folder = cache_folder()
@@ -90,7 +90,7 @@ def _compiled(library: Path, headers: Path) -> Path:
         raise OSError(f"no C++ compiler found ({' '.join(wanted) or 'g++ or clang++'})")
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)  # cached programs are trusted
     logging.info("compiling %s", _SOURCE.name)
-    # Compiled under another name and then moved, since several processes may compile at once.
+    # Compiled in a temporary folder and then moved, since several processes may compile at once.
     with tempfile.TemporaryDirectory(dir=folder) as temporary:
         made = Path(temporary) / built.name
         command = [*compiler, "-O2", "-std=c++17", "-fPIC", "-shared", "-w", str(_SOURCE)]
@@ -109,13 +109,13 @@ def convolve(
     shape: tuple[int, ...],
     apply_relu: bool,
 ) -> Outputs:
-    """Computes `convolution.convolve` for float32 on one CPU device; `shape` is the result's.
+    """Returns `convolution.convolve` in float32 on one CPU device; `shape` is the result's shape.
 
-    A kernel that is a constant of the traced program (`jax.jit(partial(net.apply, fused))`) is
-    converted to oneDNN's layout while tracing, and is a constant of the program in that layout.
+    If the kernel is a constant of the traced program (`jax.jit(partial(net.apply, fused))`), it is
+    converted to oneDNN's layout during tracing and becomes a constant in that layout.
     """
     if kernel.shape[:2] == (1, 1) and window.padding == ((0, 0), (0, 0)):
-        # The gradients of oneDNN 2023.2 at a stride write out of bounds for few channels.
+        # With strides and few channels, the gradients of oneDNN 2023.2 write out of bounds.
         x = x[:, :: window.strides, :: window.strides]
         window = window._replace(strides=1, dilation=1)
     packed = None
@@ -155,7 +155,7 @@ def _backward(window: Window, _: Any, apply_relu: bool, saved: Any, dy: Array) -
     dx = _call("input_gradient", x.shape, window, dy, kernel)
     dkernel = _call("kernel_gradient", kernel.shape, window, x, dy)
     dbias = None if bias is None else dy.sum((0, 1, 2))
-    # A packed kernel is a constant, and so needs no gradient.
+    # A packed kernel is a constant, so it needs no gradient.
     return dx, dkernel, dbias, None if packed is None else jnp.zeros_like(packed)
 
 

@@ -1,16 +1,16 @@
-"""3x3 convolutions of stride 1 by Winograd's minimal filtering, F(2x2, 3x3) and F(4x4, 3x3).
+"""3x3 convolutions of stride 1 by Winograd's minimal filtering (arXiv 1509.09308, section 4).
 
-An m x m tile of the output is A^T [(G g G^T) * (B^T d B)] A for a kernel g and the (m+2) x (m+2)
-tile d of the input. Summed over channels, `*` is a matrix product [tiles, cin] x [cin, cout] for
-each of the (m+2)^2 positions. A direct product takes 9 multiplications per output, m = 2 takes 4,
-and m = 4 takes 2.25. Both gradients have this form too: the input's is the same convolution of dy
-with the rotated kernel, the kernel's is G^T [(B^T d B) * (A dy A^T)] G, summed over tiles.
+F(m x m, 3x3) with m = 2 or 4 computes an m x m tile of the output as A^T [(G g G^T) * (B^T d B)] A,
+where g is a kernel and d is an (m+2) x (m+2) tile of the input. Summed over channels, `*` is a
+matrix product [tiles, cin] x [cin, cout] for each of the (m+2)^2 positions. A direct convolution
+needs 9 multiplications per output, m = 2 needs 4, and m = 4 needs 2.25. Both gradients have the
+same form: the input gradient is the convolution of dy with the rotated kernel, and the kernel
+gradient is G^T [(B^T d B) * (A dy A^T)] G, summed over tiles.
 
-In float32 the largest errors against float64, relative to the largest value, are 3e-7 to 5e-7
-(m = 2) and 2e-6 to 7e-6 (m = 4) at 64 channels; XLA's own convolution on a CPU has 4e-7 to 2e-6,
-a plain sum in order 2e-7. Sums are float32 or wider: bfloat16 is widened first and rounded at the
-end. Sides that are not a multiple of m are padded and cropped. Lavin & Gray, arXiv 1509.09308,
-section 4.
+The largest errors of float32 against float64, relative to the largest value, at 64 channels: 3e-7
+to 5e-7 for m = 2, 2e-6 to 7e-6 for m = 4, 4e-7 to 2e-6 for XLA's convolution on a CPU, and 2e-7 for
+sequential summation. Sums are float32 or wider; a bfloat16 result is rounded at the end. If height
+or width is not a multiple of m, the input is padded and the output cropped.
 """
 
 import jax.numpy as jnp
@@ -20,7 +20,8 @@ from jaxtyping import Float
 
 from repvgg_jax.ops.batch_norm import AnyArray, accumulation_dtype
 
-# B^T, G and A^T by m. Published tables differ in the signs of B^T's last row and A^T's last column.
+# B^T, G and A^T for each m. Published versions may have other signs in the last row of B^T and the
+# last column of A^T.
 _DATA = {
     2: [[1, 0, -1, 0], [0, 1, 1, 0], [0, -1, 1, 0], [0, -1, 0, 1]],
     4: [
@@ -47,18 +48,18 @@ Kernel = Float[Array, "3 3 cin_per_group cout"]
 
 
 def forward(x: Images, kernel: Kernel, tile: int) -> Outputs:
-    """Returns the convolution with height and width kept, by tiles of `tile` (2 or 4) squared."""
+    """Returns the padded convolution, computed in tiles of `tile` x `tile` outputs (2 or 4)."""
     return _correlate(x, kernel, tile, x.shape[-1] // kernel.shape[2], "sngi,sgio->sngo")
 
 
 def input_gradient(dy: Outputs, kernel: Kernel, tile: int, groups: int = 1) -> Images:
-    """Returns the gradient of the input for the gradient `dy` of the output."""
-    # Contracts over outputs in the kernel's layout: a transpose would cost more than the product.
+    """Returns the gradient of the input, given the gradient `dy` of the output."""
+    # Contracting over the last axis of the kernel avoids a transpose, which is slower.
     return _correlate(dy, kernel[::-1, ::-1], tile, groups, "sngo,sgio->sngi")
 
 
 def kernel_gradient(x: Images, dy: Outputs, tile: int, groups: int = 1) -> Kernel:
-    """Returns the gradient of the kernel for the gradient `dy` of the output."""
+    """Returns the gradient of the kernel, given the gradient `dy` of the output."""
     wide = accumulation_dtype(x.dtype)
     (_, height, width, cin), cout = x.shape, dy.shape[-1]
     padding = [(0, 0), (0, -height % tile), (0, -width % tile), (0, 0)]
@@ -91,7 +92,7 @@ def _correlate(x: AnyArray, kernel: AnyArray, tile: int, groups: int, contractio
         _products(contraction, v, kernels[:, j], groups).reshape(*tiles, -1)
         for j, v in enumerate(_data_tiles(x.astype(wide), tile, groups))
     ]
-    # Combining and cropping columns before rows is up to twice as fast on XLA:CPU as the reverse.
+    # On XLA:CPU, combining and cropping columns first is up to twice as fast as rows first.
     rows = jnp.stack(_combine(_OUTPUT[tile], columns), 4)
     rows = rows.reshape(*rows.shape[:3], -1, rows.shape[-1])[:, :, :, :width]
     rows = _combine(_OUTPUT[tile], list(lax.optimization_barrier(rows)))
@@ -100,7 +101,7 @@ def _correlate(x: AnyArray, kernel: AnyArray, tile: int, groups: int, contractio
 
 
 def _data_tiles(x: Array, tile: int, groups: int) -> list[Array]:
-    """Returns B^T d B: for each column j, [rows i, tiles, groups, channels]."""
+    """Returns B^T d B as a list over columns j of arrays [rows i, tiles, groups, channels]."""
     _, height, width, _ = x.shape
     down, across = -(-height // tile) * tile, -(-width // tile) * tile
     padded = jnp.pad(x, [(0, 0), (1, down + 1 - height), (1, across + 1 - width), (0, 0)])
@@ -112,7 +113,7 @@ def _data_tiles(x: Array, tile: int, groups: int) -> list[Array]:
 
 
 def _combine(matrix: list[list[int]], arrays: list[Array]) -> list[Array]:
-    """Returns matrix @ arrays as additions, since most of the matrix is 0, 1 and -1."""
+    """Returns matrix @ arrays, computed by additions, since most entries are 0, 1 or -1."""
     sums = []
     for row in matrix:
         (c, array), *terms = [(c, a) for c, a in zip(row, arrays, strict=True) if c]
@@ -130,9 +131,9 @@ def _split(array: Array, groups: int) -> Array:
 
 
 def _products(contraction: str, a: Array, b: Array, groups: int) -> Array:
-    """Returns a column's products: s rows, n tiles, g groups, i inputs, o outputs."""
+    """Returns the einsum over axes s (rows), n (tiles), g (groups), i (inputs) and o (outputs)."""
     if groups == 1:
-        # An axis of size 1 inside a batched product makes it ten times as slow on XLA:CPU.
+        # On XLA:CPU, an axis of size 1 makes a batched matrix product ten times slower.
         first, second = contraction.split("->")[0].split(",")
         a, b = a.squeeze(first.index("g")), b.squeeze(second.index("g"))
         contraction = contraction.replace("g", "")

@@ -1,1 +1,1 @@
-"""The environment of a run: devices, compilation, mesh, processes, signals and files."""
+"""Runtime environment: devices, compilation, device mesh, processes, signals and files."""

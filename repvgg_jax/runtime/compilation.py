@@ -1,4 +1,4 @@
-"""Compilation: the program cache on disk, the optimization barrier, and compile times."""
+"""Compilation: the persistent cache, the optimization barrier, and compile times."""
 
 import os
 import tempfile
@@ -17,23 +17,23 @@ from repvgg_jax.runtime.devices import target
 
 _MAX_CACHE_BYTES = 4 * 2**30
 _CACHE_SETTINGS = {
-    # Programs that compile faster than this are not worth reading from disk.
+    # Compiling a smaller program again is faster than reading it from disk.
     "jax_persistent_cache_min_compile_time_secs": 0.1,
     "jax_persistent_cache_min_entry_size_bytes": -1,  # any size
 }
 
 
 def cache_folder() -> Path:
-    """Returns the folder for files compiled on this machine, in $XDG_CACHE_HOME or ~/.cache."""
+    """Returns the folder of this package's compiled files, in $XDG_CACHE_HOME or ~/.cache."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "repvgg_jax"
 
 
 def keep_programs() -> None:
     """Enables JAX's persistent compilation cache, so that repeated runs start without compiling.
 
-    The cache is in `JAX_COMPILATION_CACHE_DIR`, or else in a folder of this package, which is kept
-    below 4 GiB. `JAX_ENABLE_COMPILATION_CACHE=false` disables it, and environment variables
-    override its settings. If the folder is not writable, a warning is logged.
+    The cache is in `JAX_COMPILATION_CACHE_DIR` if set, else in a folder of this package, whose size
+    is kept below 4 GiB. `JAX_ENABLE_COMPILATION_CACHE=false` disables the cache, and JAX's other
+    environment variables override its settings. If the folder is not writable, logs a warning.
     """
     if not jax.config.jax_enable_compilation_cache:
         return
@@ -62,7 +62,7 @@ def keep_programs() -> None:
 
 
 def drop_oldest(folder: Path, limit: int) -> None:
-    """Removes the least recently used files of a folder until it holds at most `limit` bytes."""
+    """Removes the least recently used files of a folder until its size is at most `limit` bytes."""
     found = []
     for path in folder.iterdir():
         try:
@@ -80,16 +80,17 @@ def drop_oldest(folder: Path, limit: int) -> None:
 
 
 def barrier(x: Array) -> Array:
-    """Returns `x`, and keeps XLA:CPU from recomputing it, or its gradient, for each of its uses.
+    """Returns `x`, behind an optimization barrier if the target is a CPU.
 
-    XLA fuses elementwise operations into their users, and the identity branches of a stage are one
+    XLA fuses elementwise operations into their users, and the identity branches of a stage form one
     long elementwise path. Without a barrier between blocks, each fusion on a CPU recomputes the
-    path through all blocks before it, and in the backward pass through all after it: a training
-    step takes twice as long, an evaluation of 80 layers six times (docs/notes/speed.md). The
-    backends of GPUs and TPUs weigh the cost of recomputing, and get `x` itself.
+    path through all earlier blocks, and in the backward pass through all later ones: a training
+    step takes twice as long, and evaluating a net of 80 layers six times as long
+    (docs/notes/speed.md). XLA's GPU and TPU backends take the cost of recomputation into account
+    and need no barrier.
 
-    The barrier holds only in a function that `jit` of this module compiled, since XLA:CPU otherwise
-    drops barriers before it fuses.
+    Use it in functions compiled by `jit` of this module: by default, XLA:CPU removes barriers
+    before fusion.
     """
     return lax.optimization_barrier(x) if target().is_cpu else x
 
@@ -97,11 +98,11 @@ def barrier(x: Array) -> Array:
 def jit(
     function: Callable[..., Any], devices: Sequence[jax.Device] | None = None, **jit_options: Any
 ) -> jax.stages.Wrapped:
-    """Returns `jax.jit(function, **jit_options)`, compiled so that `barrier` holds.
+    """Returns `jax.jit(function, **jit_options)`, compiled so that `barrier` has an effect.
 
-    Use it for whatever applies a net: a training step, an evaluation, a forward pass. If `devices`,
-    by default those of `runtime.devices.target`, are CPUs, the XLA pass that drops barriers is
-    disabled.
+    Use it for every function that applies a net: training steps, evaluation, forward passes. If
+    `devices` are CPUs, it disables the XLA pass that removes barriers. By default, `devices` are
+    those of `runtime.devices.target`.
     """
     platform = (target().devices if devices is None else devices)[0].platform
     options = {"xla_disable_hlo_passes": "cse_barrier_expander"} if platform == "cpu" else None
@@ -109,17 +110,18 @@ def jit(
 
 
 def temporaries_bytes(compiled: jax.stages.Compiled) -> int | None:
-    """Returns the bytes a program needs besides arguments and results; None if unknown."""
+    """Returns the size of a program's temporary buffers in bytes; None if unknown."""
     memory = compiled.memory_analysis()
     return None if memory is None else memory.temp_size_in_bytes
 
 
 class StartupTimer:
-    """A stopwatch that runs from its construction to the end of the first training step.
+    """A timer that runs from its construction to the end of the first training step.
 
     Attributes:
-      seconds: wall time; None before `stop`.
-      compile_seconds: time of compiling programs or reading cached ones; None before `stop`.
+      seconds: wall-clock time; None before `stop`.
+      compile_seconds: time spent compiling programs or reading them from the cache; None before
+        `stop`.
     """
 
     def __init__(self) -> None:
@@ -129,14 +131,14 @@ class StartupTimer:
         self._compiled_before = _compile_seconds()[0]
 
     def stop(self) -> None:
-        """Stops the stopwatch."""
+        """Stops the timer and sets both attributes."""
         self.seconds = time.monotonic() - self._start
         self.compile_seconds = _compile_seconds()[0] - self._compiled_before
 
 
 @cache
 def _compile_seconds() -> list[float]:
-    """Returns a list of one element: the seconds spent compiling since the first call."""
+    """Returns a one-element list with the seconds spent compiling since the first call."""
     total = [0.0]
 
     def listen(event: str, seconds: float, **_: object) -> None:

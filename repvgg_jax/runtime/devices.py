@@ -1,11 +1,11 @@
-"""Devices: the target of a compilation, and what a process finds on its machine.
+"""Devices: the target of a compilation, and the devices of this machine.
 
-A few functions are traced differently for different targets: oneDNN and branch statistics from
-input moments pay on a single CPU device, and optimization barriers on CPUs. `compiling_for`
-declares a target other than the devices of this process. It sets a context variable, since Flax
-calls the layers between the function that knows the target and the operations that ask for it.
-`jax.lax.platform_dependent` does not know the number of devices, and each of its branches would
-keep its own values for the backward pass.
+Some functions are traced differently for different targets: oneDNN and branch statistics from
+input moments are used on a single CPU device, and optimization barriers on CPUs. `compiling_for`
+declares a target other than the devices of this process. It sets a context variable, because Flax
+cannot pass the target through the layers to the operations that need it.
+`jax.lax.platform_dependent` does not depend on the number of devices, and each of its branches
+would save its own values for the backward pass.
 """
 
 import ctypes
@@ -24,8 +24,7 @@ class Target(NamedTuple):
 
     Attributes:
       devices: devices that the program will run on.
-      xla_only: True if all convolutions are XLA's, so that the operations of the program can be
-        counted.
+      xla_only: True to use XLA's convolutions only, so that the program's FLOPs can be counted.
     """
 
     devices: Sequence[jax.Device]
@@ -38,7 +37,7 @@ class Target(NamedTuple):
 
     @property
     def is_one_cpu(self) -> bool:
-        """True if there is a single device, and it is a CPU."""
+        """True if the target is a single CPU device."""
         return self.is_cpu and len(self.devices) == 1
 
 
@@ -46,13 +45,13 @@ _TARGET: ContextVar[Target | None] = ContextVar("target", default=None)
 
 
 def target() -> Target:
-    """Returns the current target: all devices of this process, unless `compiling_for`."""
+    """Returns the target set by `compiling_for`, or else all devices of this process."""
     return _TARGET.get() or Target(jax.devices())
 
 
 @contextmanager
 def compiling_for(devices: Sequence[jax.Device], *, xla_only: bool = False) -> Iterator[None]:
-    """Makes these devices, which may be absent, the target of whatever is traced inside."""
+    """Sets the target of all functions traced in the context; the devices need not exist here."""
     token = _TARGET.set(Target(tuple(devices), xla_only))
     try:
         yield
@@ -60,7 +59,7 @@ def compiling_for(devices: Sequence[jax.Device], *, xla_only: bool = False) -> I
         _TARGET.reset(token)
 
 
-# TPU hosts have one of the two kinds of files.
+# TPU hosts have either of the two kinds of device files.
 _DEVICE_FILES = (
     ("cuda", "/dev", r"nvidia(\d+)"),
     ("tpu", "/dev", r"accel(\d+)"),
@@ -71,7 +70,7 @@ _DEVICE_FILES = (
 def devices_here(environment: Mapping[str, str]) -> tuple[str, list[str]]:
     """Returns the platform and indices of this machine's devices, such as ("cuda", ["0", "1"]).
 
-    It starts no backend, which would reserve the devices' memory.
+    It does not initialize JAX's backend, which would reserve the devices' memory.
     """
     wanted = environment.get("JAX_PLATFORMS", "").split(",")[0]
     if wanted == "cpu":
@@ -87,16 +86,16 @@ def devices_here(environment: Mapping[str, str]) -> tuple[str, list[str]]:
 
 
 def keep_freed_memory() -> bool:
-    """Makes the C library keep freed memory; returns False if it has no such setting.
+    """Makes malloc keep freed memory; returns False if the C library does not support this.
 
-    XLA:CPU allocates its buffers for every execution. By default glibc returns large ones to the
-    system, which zeroes each page again when the next execution touches it. This applies to the
-    whole process, must be called before it has threads, and holds its peak memory until it ends.
+    XLA:CPU allocates its buffers for every execution. By default, glibc returns large buffers to
+    the system, which zeroes each page when the next execution touches it. The setting applies to
+    the whole process, which keeps its peak memory until it exits. Call it before starting threads.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError, TypeError):
         return False
     # M_MMAP_MAX, M_TRIM_THRESHOLD, M_TOP_PAD and M_ARENA_MAX of malloc.h. The last is needed since
-    # a thread's own arena asks the system for more than 64 MB whatever the first says.
+    # per-thread arenas still use mmap for more than 64 MB, despite M_MMAP_MAX = 0.
     return all([mallopt(-4, 0), mallopt(-1, 2**31 - 1), mallopt(-2, 2**26), mallopt(-8, 1)])

@@ -1,4 +1,4 @@
-"""The device mesh, and how arrays are laid out on it."""
+"""The device mesh and the sharding of arrays over it."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,19 +10,20 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from repvgg_jax.errors import UsageError
 
 AXES = ("data", "fsdp")
-FSDP_MIN_SIZE = 2**16  # elements; gathering a smaller array costs more than replicating it
+FSDP_MIN_SIZE = 2**16  # elements; for smaller arrays, gathering costs more than replication
 
 
 def make_mesh(data: int = -1, fsdp: int = 1, devices: Sequence[Any] | None = None) -> Mesh:
     """Returns the mesh [data, fsdp] over the devices of all processes, in process order.
 
-    A batch is split over both axes, so that both are data parallel; parameters are split over
-    `fsdp` and replicated over `data`.
+    Batches are sharded over both axes. Parameters are sharded over `fsdp` and replicated over
+    `data`.
 
     Args:
-      data: size of the first axis; -1 for all devices that `fsdp` leaves.
-      fsdp: size of the second axis; -1 for all devices that `data` leaves.
-      devices: all devices by default, of which a single process may use the first few only.
+      data: size of the first axis; -1 for the device count divided by `fsdp`.
+      fsdp: size of the second axis; -1 for the device count divided by `data`.
+      devices: devices of the mesh, all by default. In a run of one process, the mesh may be smaller
+        and then uses the first ones.
 
     Raises:
       UsageError: if the sizes do not fit the devices.
@@ -31,7 +32,7 @@ def make_mesh(data: int = -1, fsdp: int = 1, devices: Sequence[Any] | None = Non
       >>> make_mesh(data=-1, fsdp=1).shape  # doctest: +SKIP
       OrderedDict([('data', 4), ('fsdp', 1)])
     """
-    # Rows of a batch follow the order of the processes, so that their number does not matter.
+    # The rows of a batch are in process order, whatever the number of processes.
     devices = sorted(
         jax.devices() if devices is None else devices,
         key=lambda device: (device.process_index, device.id),
@@ -40,7 +41,7 @@ def make_mesh(data: int = -1, fsdp: int = 1, devices: Sequence[Any] | None = Non
     for field, size in sizes.items():
         if size == 0 or size < -1:
             raise UsageError(
-                f"{field}={size}: must be a number of devices, or -1 for the remaining ones"
+                f"{field}={size}: must be a number of devices, or -1 for the remaining devices"
             )
     if data == fsdp == -1:
         raise UsageError("mesh.data=-1 and mesh.fsdp=-1: only one of them can be -1")
@@ -59,7 +60,7 @@ def make_mesh(data: int = -1, fsdp: int = 1, devices: Sequence[Any] | None = Non
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """Returns the sharding with a whole copy on every device."""
+    """Returns the sharding that replicates an array on every device."""
     return NamedSharding(mesh, PartitionSpec())
 
 
@@ -69,10 +70,11 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 
 
 def parameter_shardings(tree: Any, mesh: Mesh, min_size: int = FSDP_MIN_SIZE) -> Any:
-    """Returns a sharding for each array of a state: its largest axis that `fsdp` divides is split.
+    """Returns a sharding for each array of a state.
 
-    Arrays of less than `min_size` elements, and those without an axis to split, are replicated.
-    Optimizer states and averages have the shapes of their parameters and get the same layout.
+    Each array is split over `fsdp` along its largest axis whose size the mesh axis divides. Arrays
+    without a divisible axis, and arrays of less than `min_size` elements, are replicated. Optimizer
+    states and EMAs have the shapes of their parameters and get the same shardings.
     """
     parts = mesh.shape.get("fsdp", 1)
 
@@ -88,7 +90,7 @@ def parameter_shardings(tree: Any, mesh: Mesh, min_size: int = FSDP_MIN_SIZE) ->
 
 
 def shard_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, Any]:
-    """Returns the global batch, split over all devices, from this process's rows of it."""
+    """Returns the global batch, sharded over all devices, given the rows of this process."""
     sharding = batch_sharding(mesh)
     return {
         name: jax.make_array_from_process_local_data(sharding, rows) for name, rows in batch.items()
@@ -96,7 +98,12 @@ def shard_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, Any]:
 
 
 def place(leaf: Any, sharding: NamedSharding) -> Any:
-    """Lays out an array that every process has whole, or that is on the sharding's devices."""
+    """Returns an array with the given sharding.
+
+    Args:
+      leaf: an array that every process has in full, or a global array on the same devices.
+      sharding: sharding of the result.
+    """
     if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
         return jax.jit(_same, out_shardings=sharding)(leaf)
     if jax.process_count() == 1:
@@ -106,25 +113,25 @@ def place(leaf: Any, sharding: NamedSharding) -> Any:
 
 
 def _same(leaf: Any) -> Any:
-    """Returns its argument. A lambda in its place would be compiled again at every call."""
+    """Returns its argument; `jax.jit` of a lambda would recompile at every call."""
     return leaf
 
 
 def replicate(tree: Any, mesh: Mesh) -> Any:
-    """Returns the tree with a whole copy of every array on every device of the mesh."""
+    """Returns the tree with all arrays replicated over the devices of the mesh."""
     return jax.tree.map(lambda leaf: place(leaf, replicated(mesh)), tree)
 
 
 def local_copy(tree: Any, mesh: Mesh) -> Any:
-    """Returns the tree with a whole copy of every array on this process's first device."""
+    """Returns the tree with a full copy of each array on this process's first device."""
     return jax.tree.map(lambda leaf: leaf.addressable_data(0), replicate(tree, mesh))
 
 
 def check_divides(field: str, batch_size: int, mesh: Mesh, parts: int = 1) -> None:
-    """Checks that the devices split a batch into equal shares, and each share into `parts`.
+    """Checks that `batch_size` is a multiple of the number of devices times `parts`.
 
     Raises:
-      UsageError: if they do not, naming the field and the nearest batch sizes that fit.
+      UsageError: if it is not; the message names `field` and the nearest valid batch sizes.
     """
     unit = mesh.size * parts
     if batch_size < 1 or batch_size % unit:

@@ -1,4 +1,4 @@
-"""Runs of several processes, and process settings that must precede JAX's backend."""
+"""Multi-process runs, and process settings that must be applied before JAX's backend starts."""
 
 import os
 import re
@@ -15,7 +15,7 @@ from repvgg_jax.errors import RunError, UsageError, one_line
 from repvgg_jax.runtime.compilation import keep_programs
 from repvgg_jax.runtime.devices import devices_here, keep_freed_memory
 
-# A process that disappears is noticed within this time, and the others then end.
+# The other processes detect within this time that a process has died, and then exit.
 HEARTBEAT_SECONDS = 20
 
 _ON_ERROR: ContextVar[Callable[[Exception], None] | None] = ContextVar("on_error", default=None)
@@ -23,9 +23,11 @@ _DETERMINISTIC = ("--xla_gpu_deterministic_ops=true", "--xla_gpu_autotune_level=
 
 
 def prepare_process(deterministic: bool, keep_compiled: bool = True) -> None:
-    """Applies the settings of a run that must precede JAX's backend.
+    """Applies the settings of a run that must be applied before JAX's backend starts.
 
-    Compiled programs are cached on disk if `keep_compiled`.
+    Args:
+      deterministic: whether to allow deterministic kernels only.
+      keep_compiled: whether to cache compiled programs on disk.
     """
     if deterministic:
         make_deterministic()
@@ -36,10 +38,10 @@ def prepare_process(deterministic: bool, keep_compiled: bool = True) -> None:
 
 
 def make_deterministic() -> None:
-    """Makes XLA use only kernels that give the same bits in every run.
+    """Makes XLA use deterministic kernels only, so that runs are bitwise reproducible.
 
-    On GPUs this forbids atomics and the choice of kernels by timing, at some speed. CPUs and TPUs
-    are deterministic anyway.
+    On GPUs, this disables atomics and autotuning, and costs speed. CPUs and TPUs are always
+    deterministic.
     """
     flags = os.environ.get("XLA_FLAGS", "").split()
     os.environ["XLA_FLAGS"] = " ".join([*flags, *(f for f in _DETERMINISTIC if f not in flags)])
@@ -48,14 +50,14 @@ def make_deterministic() -> None:
 def join_processes(
     coordinator: str | None = None, count: int | None = None, index: int | None = None
 ) -> None:
-    """Connects this process to the others of its run, with `jax.distributed`.
+    """Connects this process to the other processes of its run with `jax.distributed`.
 
-    TPU pods, SLURM and Open MPI are detected from the environment. Elsewhere the three arguments
-    are needed: the `host:port` of process 0, the number of processes, and the index of this one.
-    Without either, the process runs alone.
+    TPU pods, SLURM and Open MPI are detected from the environment. Elsewhere, a multi-process run
+    needs all three arguments: the `host:port` of process 0, the number of processes, and the index
+    of this process. Without arguments or a detected cluster, the process runs alone.
 
     Raises:
-      UsageError: if only some of the arguments are given, or they do not connect the processes.
+      UsageError: if some arguments are missing or invalid, or the processes cannot be connected.
       RunError: if the processes of a cluster cannot be connected.
     """
     given = {"--coordinator": coordinator, "--num_processes": count, "--process_index": index}
@@ -78,18 +80,18 @@ def join_processes(
         jax.distributed.initialize(**arguments, heartbeat_timeout_seconds=HEARTBEAT_SECONDS)
     except (RuntimeError, ValueError) as error:
         message = f"could not connect the processes ({one_line(error)})"
-        if not arguments:  # a fault of the cluster, which may not occur again
+        if not arguments:  # a cluster failure, which may be temporary
             raise RunError(
-                f"{message}; every host must run one, and be able to reach the first host"
+                f"{message}; every host must run one process and be able to reach the first host"
             ) from error
         raise UsageError(
-            f"{message}; --coordinator=HOST:PORT must be reachable from all of them, and each must "
+            f"{message}; every process must be able to reach --coordinator=HOST:PORT, and must "
             "have its own --process_index"
         ) from error
 
 
 def _in_a_cluster() -> bool:
-    """Returns True if the environment describes several processes that JAX would connect."""
+    """Returns True if the environment describes a multi-process cluster that JAX supports."""
 
     def number(name: str) -> int:
         value = os.environ.get(name, "")
@@ -102,11 +104,11 @@ def _in_a_cluster() -> bool:
 
 @contextmanager
 def leaving_at_once(on_error: Callable[[Exception], None] | None = None) -> Iterator[None]:
-    """Makes an error end this process without clean-up, if there are several processes.
+    """Makes errors end this process without cleanup in a multi-process run.
 
-    Clean-up would wait for the others, which wait for this one in the middle of a step. Instead,
-    this process prints the error, calls `on_error` of the innermost context that has one if the
-    error originates here, and exits, which the others notice.
+    Cleanup would wait for the other processes, which wait for this process in the middle of a step.
+    Instead, this process prints the error and exits; the other processes detect the exit. If the
+    error originates in this process, it first calls `on_error` of the innermost context with one.
     """
     token = _ON_ERROR.set(on_error or _ON_ERROR.get())
     try:
@@ -123,7 +125,7 @@ def leaving_at_once(on_error: Callable[[Exception], None] | None = None) -> Iter
         if not isinstance(error, RunError):
             message = f"{type(error).__name__}: {one_line(error)}"
             if from_another:
-                message = f"another process ended, and this one cannot continue ({message})"
+                message = f"another process exited, so this process cannot continue ({message})"
             message += "; the same command resumes from the last checkpoint"
         print(f"error: process {jax.process_index()}: {message}", file=sys.stderr, flush=True)
         if (on_error := _ON_ERROR.get()) and not from_another:
@@ -134,7 +136,7 @@ def leaving_at_once(on_error: Callable[[Exception], None] | None = None) -> Iter
 
 
 def _is_from_another_process(error: Exception) -> bool:
-    """Returns True if JAX raised the error because another process is gone."""
+    """Returns True if JAX raised the error because another process exited."""
     own = ("RESOURCE_EXHAUSTED", "INVALID_ARGUMENT", "UNIMPLEMENTED")
     return isinstance(error, jax.errors.JaxRuntimeError) and not str(error).startswith(own)
 
@@ -145,7 +147,7 @@ def primary() -> bool:
 
 
 def print_once(text: str) -> None:
-    """Prints a text in process 0 only."""
+    """Prints `text` in process 0 only."""
     if primary():
         print(text)
 
@@ -158,6 +160,6 @@ def all_processes(fine: bool) -> bool:
 
 
 def sync_processes(name: str) -> None:
-    """Waits until every process has reached the point of this name."""
+    """Waits until all processes have called this function with the same name."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(name)

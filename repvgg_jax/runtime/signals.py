@@ -1,4 +1,4 @@
-"""Stopping on signals and at a deadline, after the same step in all processes of a run."""
+"""Stopping all processes of a run after the same step, on a signal or at a deadline."""
 
 import signal
 import threading
@@ -14,19 +14,19 @@ from repvgg_jax.errors import Stopped
 from repvgg_jax.runtime.mesh import shard_batch
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
-_MAX_RESERVE = 60.0  # seconds kept for the last checkpoint
+_MAX_RESERVE = 60.0  # seconds reserved for writing the last checkpoint
 
 
 class Stopping:
-    """Turns SIGTERM, a first SIGINT and a deadline into `Stopped`, raised between two steps.
+    """A context manager that raises `Stopped` between steps after a signal or at a deadline.
 
-    Signals are caught inside a `with` statement. Schedulers send SIGTERM some seconds before they
-    kill; a second SIGINT quits at once. Signals that are ignored, as shells do for background jobs,
-    stay ignored.
+    Inside the `with` statement, it handles SIGTERM, which schedulers send some seconds before they
+    kill a process, and SIGINT. A second SIGINT raises KeyboardInterrupt at once. Signals that were
+    ignored before, such as SIGINT in background jobs of a shell, stay ignored.
 
     Args:
-      deadline: seconds from now by which everything must be written; None for no limit. A tenth of
-        it, at most a minute, and the duration of the longest step so far are kept in reserve.
+      deadline: seconds from now until the run must have written all files; None for no limit. The
+        run stops earlier by a tenth of this, at most a minute, plus the longest step's duration.
     """
 
     def __init__(self, deadline: float | None = None):
@@ -38,7 +38,7 @@ class Stopping:
         self._reason: str | None = None
         self._interrupted = False
         self._former: dict[int, Any] = {}
-        self._vote: Any = None  # of the last call: nonzero if some process wants to stop
+        self._vote: Any = None  # result of the last call: nonzero if a process wants to stop
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
@@ -59,10 +59,11 @@ class Stopping:
         self._reason = self._reason or signal.Signals(number).name
 
     def check(self, mesh: Mesh | None = None) -> None:
-        """Raises Stopped if it is time to stop; called once for each step or evaluation batch.
+        """Raises Stopped if the run should stop; call it after each step or evaluation batch.
 
-        Several processes must all call this equally often, with the mesh of the run. They stop
-        together, one call after the first of them wanted to, so that none waits for an answer.
+        In a multi-process run, all processes must call this equally often, with the mesh of the
+        run. They stop together at the call after a process wanted to stop, so that no call waits
+        for communication.
         """
         now = time.monotonic()
         if self._checked is not None:  # the time before the first call is not a step
@@ -79,12 +80,12 @@ class Stopping:
             raise Stopped(self._reason or "another process")
 
     def _add_step(self, seconds: float) -> None:
-        """Records a step's duration; the first, which compiles, counts until there is another."""
+        """Records a step's duration; the second replaces the first, which includes compiling."""
         self._longest = seconds if self._steps <= 1 else max(self._longest, seconds)
         self._steps += 1
 
     def _all_agree(self, mesh: Mesh) -> bool:
-        """Returns True, on all processes alike, if any wanted to stop at the previous call."""
+        """Returns True in all processes if any process wanted to stop at the previous call."""
         wanted = np.full(len(mesh.local_devices), self._reason is not None, np.int32)
         former = self._vote
         self._vote = _any(shard_batch({"stop": wanted}, mesh)["stop"])

@@ -67,7 +67,7 @@ def test_every_parameter_has_a_gradient(name):
 
 def test_a_block_that_cannot_be_fused_says_why():
     net = rj.create("repvgg_a0", block="relu_in_branch", depths=(1,), widths=(8,), strides=(2,))
-    with pytest.raises(rj.UsageError, match="not affine"):
+    with pytest.raises(rj.UsageError, match="not equivalent to a convolution"):
         rj.fuse(net, random_variables(net, 1, 8))
 
 

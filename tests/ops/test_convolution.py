@@ -123,7 +123,7 @@ def test_a_missing_compiler_is_named(compiler, monkeypatch, fresh_search, tmp_pa
     onednn.unavailable.cache_clear()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setenv("CXX", compiler)
-    assert onednn.unavailable() == f"it cannot be used: no C++ compiler found ({compiler})"
+    assert onednn.unavailable() == f"oneDNN cannot be used: no C++ compiler found ({compiler})"
 
 
 @pytest.mark.system
