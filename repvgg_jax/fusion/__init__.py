@@ -1,1 +1,1 @@
-"""Fusion of a train form, and verification that both forms agree."""
+"""Fusion of the train form, and verification of the fused form."""

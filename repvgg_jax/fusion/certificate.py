@@ -1,4 +1,4 @@
-"""The certificate beside fused weights: their verification report and checksums."""
+"""The certificate saved with fused weights: their verification report and checksums."""
 
 import dataclasses
 import hashlib
@@ -17,9 +17,9 @@ FILE = "fusion.json"
 
 
 def checksums(variables: Mapping[str, Any], first: Iterable[str] = ()) -> dict[str, str]:
-    """Returns the SHA-256 of each block's and the head's weights: names, types, shapes and bytes.
+    """Returns the SHA-256 of each top-level module's names, types, shapes and bytes of weights.
 
-    The names in `first` come first, in their order; the others follow in the order of the tree.
+    The modules in `first` come first, in that order; the others follow in the order of the tree.
     """
     sums = {}
     params = variables["params"]
@@ -37,7 +37,15 @@ def checksums(variables: Mapping[str, Any], first: Iterable[str] = ()) -> dict[s
 def certify(
     report: FusionReport, fused: Mapping[str, Any], *, images: int, step: int, config_hash: str
 ) -> dict[str, Any]:
-    """Returns the certificate of fused variables and their report on some images, for JSON."""
+    """Returns the certificate of fused variables as a JSON value.
+
+    Args:
+      report: result of `verify` for these variables.
+      fused: the fused variables.
+      images: number of images that were used for the verification.
+      step: training step of the checkpoint.
+      config_hash: hash of the run's config.
+    """
     return {
         "config_hash": config_hash,
         "step": step,
@@ -58,16 +66,14 @@ def certify(
 
 
 def check(certificate: Any, fused: Mapping[str, Any], where: str) -> None:
-    """Raises UsageError naming the first block whose weights differ from the certified ones."""
+    """Raises UsageError with the first block whose weights differ from the certified ones."""
     certified = certificate.get("sha256") if isinstance(certificate, Mapping) else None
     if not isinstance(certified, Mapping):
-        raise UsageError(
-            f"{where}: its {FILE} lists no checksums; write it again with `--mode=fuse`"
-        )
+        raise UsageError(f"{where}: its {FILE} has no checksums; write it again with `--mode=fuse`")
     found = checksums(fused)
     for block in [*certified, *(name for name in found if name not in certified)]:
         if certified.get(block) != found.get(block):
             raise UsageError(
-                f"{where}: the weights of {block} are not those that were verified; "
+                f"{where}: the weights of {block} differ from the verified ones; "
                 "fuse the checkpoint again with `--mode=fuse`"
             )

@@ -13,12 +13,13 @@ from repvgg_jax.ops.batch_norm import accumulation_dtype
 def fuse(net: Net, variables: Variables) -> tuple[Net, dict[str, Any]]:
     """Returns the deploy form of a net, which computes the same function with fewer layers.
 
-    Every block of `net.plan()` becomes one convolution with a bias; layers that the plan does not
-    list (the head, squeeze-and-excite) are passed through as they are. Pure, and so `jit`-able and
-    differentiable in the variables. Folding is done in float32, or wider if the variables are.
+    Every block of `net.plan()` becomes one convolution with a bias. Layers that are not in the plan
+    (the head, squeeze-and-excite) are not changed. This is a pure function, so it can be compiled
+    by `jax.jit` and differentiated with respect to the variables. It computes in float32, or wider
+    if the variables are wider.
 
     Args:
-      net: a net as `create` returns it. An already fused net comes back unchanged.
+      net: a net from `create`. An already fused net is returned unchanged.
       variables: its `{"params", "batch_stats"}`.
 
     Returns:
@@ -26,9 +27,9 @@ def fuse(net: Net, variables: Variables) -> tuple[Net, dict[str, Any]]:
       the plan if there are any.
 
     Raises:
-      ValueError: if the variables are not those of the net, naming the block.
-      UsageError: for a block that no convolution equals, or if averaged parameters come with
-        statistics that are not, or the reverse.
+      ValueError: if the variables are not those of the net.
+      UsageError: if the block is not equivalent to a convolution, or if either the parameters or
+        the statistics are averaged, but not both.
 
     Examples:
       >>> net = create("repvgg_a0", num_classes=10)
@@ -39,7 +40,7 @@ def fuse(net: Net, variables: Variables) -> tuple[Net, dict[str, Any]]:
     """
     if "params" not in variables:
         raise ValueError(
-            f'fuse takes {{"params", "batch_stats"}}; it was given {list(variables)[:3]}'
+            f'fuse takes {{"params", "batch_stats"}}, got a mapping with keys {list(variables)[:3]}'
         )
     check_pair(variables)
     check_names(net, variables)
@@ -48,11 +49,11 @@ def fuse(net: Net, variables: Variables) -> tuple[Net, dict[str, Any]]:
     with jax.default_matmul_precision("highest"):
         for name, block in net.blocks().items():
             kernel, bias = block.fuse(widen(params[name]), widen(stats.pop(name, {})))
-            # Under JAX_ENABLE_X64 the algebra's constants are wider than the parameters.
+            # With JAX_ENABLE_X64, constants in `affine` are wider than the parameters.
             dtype = accumulation_dtype(jnp.result_type(*jax.tree.leaves(params[name])))
             fused = {"kernel": kernel.astype(dtype), "bias": bias.astype(dtype)}
             params[name] = {"conv": fused}
-    for head in net.auxiliary_heads().values():  # they exist in training only
+    for head in net.auxiliary_heads().values():
         params.pop(head, None)
         stats.pop(head, None)
     return net.clone(block="fused"), {"params": params} | ({"batch_stats": stats} if stats else {})

@@ -17,18 +17,22 @@ from repvgg_jax.runtime.compilation import jit
 def insert_bn(
     net: Net, variables: Variables, batches: Iterable[Images]
 ) -> tuple[Net, dict[str, Any]]:
-    """Returns a fused net with a BatchNorm after each convolution, and the same outputs.
+    """Inserts a BatchNorm after each convolution of a fused net without changing its outputs.
 
-    For a convolution's output y = conv(x) without its bias b, of mean mu and variance var over the
-    batches: gamma = sqrt(var + epsilon), beta = mu + b, running statistics mu and var. In
-    evaluation gamma (y - mu) / sqrt(var + epsilon) + beta = y + b, as before, and in training the
-    statistics of a batch are close to those. The result has block "plain" and no auxiliary heads,
-    and fuses again. Statistics are computed in float32 or wider, whatever the net's compute type.
+    Let y = conv(x) be the output of a convolution without its bias b, and mu and var the mean and
+    variance of y over the batches. The BatchNorm has gamma = sqrt(var + epsilon), beta = mu + b and
+    running statistics mu and var, so gamma (y - mu) / sqrt(var + epsilon) + beta = y + b in
+    evaluation. In training, the statistics of a batch are close to mu and var. The resulting net
+    has block "plain" and no auxiliary heads, and can be fused again. Statistics are computed in
+    float32 or wider, whatever the net's compute type.
 
     Args:
       net: a fused net.
-      variables: its variables.
-      batches: batches of normalized images [batch, height, width, 3] to calibrate on.
+      variables: variables of the fused net.
+      batches: calibration batches of normalized images [batch, height, width, 3].
+
+    Returns:
+      The net with block "plain", and its variables.
 
     Raises:
       UsageError: if the net is not fused, or there is no batch.
@@ -43,7 +47,9 @@ def insert_bn(
       'plain'
     """
     if not net.is_fused:
-        raise UsageError("insert_bn takes a fused net; this one still has BatchNorms")
+        raise UsageError(
+            "insert_bn takes a fused net, but this net is in train form; fuse it first"
+        )
     check_names(net, variables)
     names = [spec.name for spec in net.plan()]
     wide = net.clone(dtype=accumulation_dtype(net.dtype))
@@ -61,7 +67,7 @@ def insert_bn(
 
     measured = [moments(images) for images in batches]
     if not measured:
-        raise UsageError("insert_bn: no batch to calibrate on")
+        raise UsageError("insert_bn: no batch for calibration; give at least one")
     means = jax.tree.map(lambda *leaves: sum(leaves) / len(leaves), *measured)
     params, stats = dict(variables["params"]), {}
     for name in names:

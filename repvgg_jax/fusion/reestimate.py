@@ -1,4 +1,4 @@
-"""Re-estimation of BatchNorm statistics on given batches."""
+"""Re-estimation of BatchNorm statistics."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -16,30 +16,30 @@ from repvgg_jax.runtime.compilation import jit
 def reestimate_batch_stats(
     net: Net, variables: Variables, batches: Iterable[Images]
 ) -> dict[str, Any]:
-    """Returns the pair with statistics re-estimated for its parameters ("precise BatchNorm").
+    """Returns the variables with BatchNorm statistics re-estimated on batches ("precise BN").
 
     mean = E[mean_b],  var = E[var_b + mean_b^2] - mean^2 over batches b of equal size, which is the
-    variance over all of their pixels. Frozen blocks of the net keep their statistics.
+    variance over all pixels of all batches. Frozen blocks keep their statistics.
 
     Args:
       net: a net in train form.
-      variables: its variables, whose parameters are kept. If they are marked as averaged, so are
-        the new statistics.
+      variables: its variables. The parameters are not changed; if they are marked as averaged, the
+        new statistics are too.
       batches: batches of normalized training images [batch, height, width, 3].
 
     Raises:
-      UsageError: if there is no batch, or no BatchNorm.
+      UsageError: if there is no batch, or the net has no BatchNorm.
     """
     params = variables["params"]
     if not variables.get("batch_stats"):
-        raise UsageError("reestimate_batch_stats takes the train form, which has BatchNorms")
+        raise UsageError("reestimate_batch_stats takes the train form; these have no batch_stats")
     stats = dict(variables["batch_stats"])
     frozen = {name: stats[name] for name in net.frozen_blocks()}
     zeros = jax.tree.map(jnp.zeros_like, stats)
 
     @jit
     def moments(images: Images) -> Any:
-        # Starting from zero, the running statistics become (1 - momentum) times the batch's.
+        # An update of zeros gives (1 - momentum) times the statistics of the batch.
         _, state = net.apply(
             {"params": params, "batch_stats": zeros | frozen},
             images,
@@ -54,9 +54,9 @@ def reestimate_batch_stats(
         total = jax.tree.map(jnp.add, total, moments(images))
         count += 1
     if not count:
-        raise UsageError("reestimate_batch_stats: no batch to measure on")
+        raise UsageError("reestimate_batch_stats: no batch; give at least one")
     measured = _over_norms(
-        # Rounding can take a constant channel's variance below zero.
+        # Rounding can make the variance of a constant channel negative.
         lambda s: s | {"var": jnp.maximum(s["var"] - s["mean"] ** 2, 0.0)},
         jax.tree.map(lambda leaf: leaf / count, total),
     )

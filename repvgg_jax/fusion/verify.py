@@ -16,11 +16,11 @@ from repvgg_jax.runtime.compilation import jit
 
 @dataclasses.dataclass(frozen=True)
 class Agreement:
-    """The agreement of the fused form's logits with the train form's on the same images.
+    """The agreement between the logits of the fused form and the train form on the same images.
 
     Attributes:
       relative_error: max |difference| / max |train form's logits|.
-      top1_agreement: share of images that both assign to the same class.
+      top1_agreement: fraction of images for which both forms predict the same class.
       logit_kl: mean KL divergence of the fused form's softmax from the train form's, in nats.
     """
 
@@ -34,11 +34,11 @@ class FusionReport:
     """The result of `verify`.
 
     Attributes:
-      blocks: block name -> relative error of the fused block on the train form's own activations.
-      exact: agreement of the logits in float32 (or the net's wider type) at highest precision,
-        which verifies the fusion.
-      deployed: agreement of the logits at the net's compute type and the platform's default
-        precision, which shows the cost of rounding in use.
+      blocks: block name -> relative error of the fused block on the train form's activations.
+      exact: agreement of the logits in float32 (or the net's compute type, if wider) at highest
+        precision, which verifies the fusion.
+      deployed: agreement of the logits in the net's compute type at the platform's default
+        precision, which includes the rounding errors of deployment.
     """
 
     blocks: dict[str, float]
@@ -47,7 +47,7 @@ class FusionReport:
 
     @property
     def max_relative_error(self) -> float:
-        """The largest relative error, of all blocks and the logits, at highest precision."""
+        """The largest relative error of all blocks and the logits at highest precision."""
         return max([*self.blocks.values(), self.exact.relative_error])
 
     @property
@@ -57,7 +57,7 @@ class FusionReport:
 
     @property
     def top1_agreement(self) -> float:
-        """The share of images with the same class in both forms, at highest precision."""
+        """The fraction of images with equal predictions of both forms, at highest precision."""
         return self.exact.top1_agreement
 
     @property
@@ -83,15 +83,15 @@ def verify(
 ) -> FusionReport:
     """Compares the fused form with the train form, block by block and end to end.
 
-    A block is compared on the activations that reach it in the train form, so that an error shows
-    where it is made. The relative error of f(x) is max |f(x) - t(x)| / max |t(x)|, infinite if
-    either is not finite.
+    Each fused block f is compared with its train form t on the train form's input x of the block,
+    so that errors do not propagate to later blocks. The relative error is
+    max |f(x) - t(x)| / max |t(x)|, or infinite if either output is not finite.
 
     Args:
       net: the train form.
       variables: its variables.
       images: normalized images.
-      fused: the fused pair; by default, the result of `fuse`.
+      fused: the fused net and its variables; by default, the result of `fuse`.
 
     Examples:
       >>> net = create("repvgg_a0", num_classes=10, depths=(1, 1), widths=(8, 8), strides=(2, 2))
@@ -116,7 +116,7 @@ def verify(
 def _compare(
     net: Net, fused_net: Net, variables: Variables, fused_variables: Variables, images: Array
 ) -> tuple[dict[str, Array], dict[str, Array]]:
-    """Returns each block's error on the train form's activations, and the logits' agreement."""
+    """Returns the relative error of each block, and the agreement of the logits."""
     blocks = fused_net.blocks()
     errors: dict[str, Array] = {}
 
@@ -129,14 +129,14 @@ def _compare(
         return output
 
     with nn.intercept_methods(compare_block):
-        # Keeping intermediates, so that a fused block returns its output before the ReLU.
+        # With mutable intermediates, a fused block returns its output before the ReLU.
         expected, _ = net.apply(variables, images, train=False, mutable=["intermediates"])
     got = fused_net.apply(fused_variables, images, train=False)
     log_p, log_q = jax.nn.log_softmax(expected), jax.nn.log_softmax(got)
     agreement = {
         "relative_error": relative_error(expected, got),
         "top1_agreement": (expected.argmax(-1) == got.argmax(-1)).mean(),
-        # Rounding can take it below zero.
+        # Rounding can make the divergence negative.
         "logit_kl": jnp.maximum((jnp.exp(log_p) * (log_p - log_q)).sum(-1).mean(), 0.0),
     }
     return errors, agreement
@@ -145,7 +145,7 @@ def _compare(
 def relative_error(
     expected: Float[Array, "*shape"], got: Float[Array, "*shape"]
 ) -> Float[Array, ""]:
-    """Returns max |got - expected| / max |expected|, infinite if either is not finite."""
+    """Returns max |got - expected| / max |expected|, or infinity if either is not finite."""
     scale = jnp.maximum(jnp.abs(expected).max(), jnp.finfo(expected.dtype).tiny)
     error = jnp.abs(got - expected).max() / scale
     return jnp.where(jnp.isfinite(error), error, jnp.inf)

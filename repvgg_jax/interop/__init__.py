@@ -1,1 +1,1 @@
-"""Import and export of weights of other frameworks."""
+"""Import and export of weights from and to other frameworks."""

@@ -1,4 +1,4 @@
-"""Import and export of PyTorch weights: official and timm's names, both forms, strict."""
+"""Strict import and export of PyTorch weights, in the official layout or timm's, in both forms."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -12,25 +12,26 @@ from repvgg_jax.interop.pytorch_layout import NAMES, check_counterpart, check_st
 from repvgg_jax.nets import Net, Variables, abstract, check_pair
 from repvgg_jax.nets.repvgg import RepVGGPlus
 
-WRAPPERS = ("state_dict", "model", "ema", "model_ema", "state_dict_ema")  # in this order
-COUNTER = "num_batches_tracked"  # PyTorch's count of steps, unused with a fixed momentum
+WRAPPERS = ("state_dict", "model", "ema", "model_ema", "state_dict_ema")  # the first match is used
+COUNTER = "num_batches_tracked"  # PyTorch's step count, which a fixed momentum does not use
 
 
 def from_torch(net: Net, state_dict: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns a PyTorch model's weights as variables: `{"params", "batch_stats"}` or `{"params"}`.
+    """Returns the weights of a PyTorch model as `{"params", "batch_stats"}` or `{"params"}`.
 
-    Convolutions OIHW -> HWIO, dense layers [out, in] -> [in, out], squeeze-and-excite's 1x1
-    convolutions -> dense. The layout, official or timm's, follows from the names. Step counters of
-    BatchNorms are ignored, the prefix `module.` of DistributedDataParallel is removed, and weights
-    under one of the keys `WRAPPERS` are found, under the first of them that the checkpoint has.
+    Convolution kernels are converted from OIHW to HWIO, dense kernels from [out, in] to [in, out],
+    and squeeze-and-excite's 1x1 convolutions to dense layers. The names determine the layout
+    (official or timm). BatchNorms' step counters are ignored, and DistributedDataParallel's prefix
+    `module.` is removed. If the checkpoint has one of the keys `WRAPPERS`, the weights are read
+    from the first one that it has.
 
     Args:
-      net: the train form as `create` returns it, or the fused form, `net.clone(block="fused")`.
-      state_dict: name -> tensor, of PyTorch or NumPy.
+      net: the train form from `create`, or the fused form `net.clone(block="fused")`.
+      state_dict: name -> PyTorch tensor or NumPy array.
 
     Raises:
-      UsageError: if the source is of the other form or architecture, has a key that is not used,
-        lacks one or has a wrong shape, or if the net has no counterpart in PyTorch.
+      UsageError: if the weights are of the other form or another architecture, if names are missing
+        or unexpected or shapes differ, or if the net has no counterpart in PyTorch.
     """
     source = _plain_state_dict(state_dict)
     is_timm = any(name.startswith(("stem.", "head.fc.")) for name in source)
@@ -46,21 +47,21 @@ def from_torch(net: Net, state_dict: Mapping[str, Any]) -> dict[str, Any]:
         array, like = given.pop(name), shapes[path]
         expected = change.to_torch(np.broadcast_to(np.float32(0), like.shape)).shape
         if array.shape == expected:
-            # Copied: a view would change with the PyTorch model that it came from.
+            # Copied, since a view would change when the PyTorch model is updated.
             leaves[path] = jnp.array(change.to_ours(array), like.dtype, copy=True)
         else:
             wrong.append(f"{name} {array.shape}, not {expected}")
     _check_none_left(
         f"the weights are not those of this net ({layout} names)",
-        {"missing": missing, "not used": list(given), "of wrong shape": wrong},
+        {"missing": missing, "unexpected": list(given), "of wrong shape": wrong},
     )
     return unflatten_dict(leaves, sep="/")
 
 
 def to_torch(net: Net, variables: Variables, layout: str = "official") -> dict[str, np.ndarray]:
-    """Returns the variables under PyTorch's names and in its shapes, for `load_state_dict`.
+    """Returns the variables with PyTorch's names and shapes, for `load_state_dict`.
 
-    The inverse of `from_torch`. BatchNorm's `num_batches_tracked` is written as 0.
+    This is the inverse of `from_torch`. BatchNorm's `num_batches_tracked` is set to 0.
 
     Args:
       net: the train form or the fused form.
@@ -68,7 +69,8 @@ def to_torch(net: Net, variables: Variables, layout: str = "official") -> dict[s
       layout: "official" or "timm".
 
     Raises:
-      UsageError: if the variables are not the net's, or the net has no counterpart in PyTorch.
+      UsageError: if the variables are not those of the net, or the net has no counterpart in
+        PyTorch.
     """
     listed = entries(net, layout)
     check_strides(net)
@@ -83,13 +85,13 @@ def to_torch(net: Net, variables: Variables, layout: str = "official") -> dict[s
     ]
     _check_none_left(
         "the variables are not those of this net",
-        {"missing": missing, "not used": extra, "of wrong shape": wrong},
+        {"missing": missing, "unexpected": extra, "of wrong shape": wrong},
     )
     state_dict: dict[str, np.ndarray] = {}
     for name, path, change in listed:
         leaf = np.asarray(given[path])
         if leaf.dtype not in (np.float16, np.float32, np.float64):
-            leaf = leaf.astype(np.float32)  # PyTorch does not know NumPy's bfloat16
+            leaf = leaf.astype(np.float32)  # PyTorch does not support NumPy's bfloat16
         state_dict[name] = np.array(change.to_torch(leaf), order="C")
         if name.endswith(".running_var"):
             state_dict[name.replace("running_var", COUNTER)] = np.zeros((), np.int64)
@@ -105,8 +107,8 @@ def _plain_state_dict(state_dict: Mapping[str, Any]) -> dict[str, Any]:
     """Returns name -> tensor without wrappers, prefix and step counters."""
     if not isinstance(state_dict, Mapping) or not state_dict:
         raise UsageError(
-            "not a state dict: a mapping of names to tensors is needed, such as state_dict() of a "
-            f"PyTorch model, got {type(state_dict).__name__}"
+            "not a state dict: expected a non-empty mapping of names to tensors, such as "
+            f"state_dict() of a PyTorch model, got {type(state_dict).__name__}"
         )
     for key in WRAPPERS:
         if isinstance(state_dict.get(key), Mapping):
@@ -118,43 +120,43 @@ def _plain_state_dict(state_dict: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _as_numpy(name: str, value: Any) -> np.ndarray:
-    """Returns a tensor of either framework as an array, without importing PyTorch."""
+    """Returns a PyTorch tensor or an array as a NumPy array, without importing PyTorch."""
     if type(value).__module__.split(".")[0] == "torch" and callable(getattr(value, "detach", None)):
-        value = value.detach().cpu().float()  # NumPy has no bfloat16, and no gradients
+        value = value.detach().cpu().float()  # NumPy supports neither bfloat16 nor gradients
     try:
         array = np.asarray(value)
         if jnp.issubdtype(array.dtype, jnp.floating):
             return array
     except (TypeError, ValueError):
         pass
-    raise UsageError(f"{name}: a tensor of floating-point numbers is needed, got {value!r:.60}")
+    raise UsageError(f"{name}: expected a floating-point tensor, got {value!r:.60}")
 
 
 def _check_same_kind(net: Net, layout: str, source: Mapping[str, Any]) -> None:
-    """Raises UsageError for mix-ups that have a remedy, before names are compared."""
+    """Raises UsageError with advice if the weights are of another form or model than the net."""
     check_counterpart(net, "official")
     plus = layout == "official" and any(".blocks." in name for name in source)
     if plus != isinstance(net, RepVGGPlus):
         source_name, net_name = ("RepVGGplus", "RepVGG") if plus else ("RepVGG", "RepVGGplus")
         raise UsageError(
-            f"the weights are of {source_name}, but the net is a {net_name}; create the model that "
-            "they belong to"
+            f"the weights are of {source_name}, but the net is a {net_name}; create the net with "
+            "the model name that the weights belong to"
         )
     fused = any(f".{NAMES[layout].fused}." in name for name in source)
     if fused and not net.is_fused:
         raise UsageError(
-            "the weights are of the fused form, but the net is the train form, and fusing cannot "
-            "be undone; import into net.clone(block='fused'), or use the training weights"
+            "the weights are of the fused form, but the net is in train form, and fusion cannot "
+            "be undone; import into net.clone(block='fused'), or use train-form weights"
         )
     if not fused and net.is_fused:
         raise UsageError(
-            "the weights are of the train form, but the net is fused; import into the net from "
-            "create(), then call rj.fuse(net, variables)"
+            "the weights are of the train form, but the net is fused; import into the net that "
+            "create() returns, then call fuse(net, variables)"
         )
 
 
 def _check_none_left(message: str, leftovers: Mapping[str, list[str]]) -> None:
-    """Raises UsageError with the first names of every list that is not empty, and its length."""
+    """Raises UsageError with the length and first names of each list, unless all are empty."""
     parts = [
         f"{len(names)} {problem}: {', '.join(names[:3])}{', ...' if len(names) > 3 else ''}"
         for problem, names in leftovers.items()

@@ -1,4 +1,4 @@
-"""Files of PyTorch weights, and the checkpoints that RepVGG's authors released."""
+"""Reading and writing of PyTorch weight files, and the checkpoints released by RepVGG's authors."""
 
 import importlib
 import re
@@ -15,13 +15,13 @@ PICKLES, SAFE = (".pth", ".pt"), ".safetensors"
 
 
 def read_torch(path: str | Path) -> dict[str, Any]:
-    """Returns the contents of a `.pth`, `.pt` or `.safetensors` file, as `from_torch` takes them.
+    """Returns the contents of a `.pth`, `.pt` or `.safetensors` file, for `from_torch`.
 
-    A pickle is read with `weights_only=True`: tensors and plain containers, but no code.
+    Pickles are read with `weights_only=True`, which loads tensors and plain containers only.
 
     Raises:
-      UsageError: for a file that is missing or damaged, has another ending or contains code, and
-        if the package that reads it is not installed.
+      UsageError: if the file is missing or damaged, has another extension or contains code, or if
+        the package that reads it is not installed.
     """
     path = Path(path)
     package, kind = _package(path)
@@ -36,8 +36,8 @@ def read_torch(path: str | Path) -> dict[str, Any]:
     except Exception as error:  # for a damaged file, PyTorch raises errors of many kinds
         if code := re.search(r"GLOBAL ([\w.]+)", str(error)):
             raise UsageError(
-                f"{path} was not read: it would run {code[1]}, and only weights are "
-                "unpickled; if you trust it, save it again: torch.save(model.state_dict(), path)"
+                f"{path} was not read, because unpickling it would run {code[1]}; if you trust the "
+                "file, save its weights again: torch.save(model.state_dict(), path)"
             ) from None
         cause = one_line(error, 100)
         raise UsageError(f"{path}: damaged, or not a {kind} file ({cause})") from error
@@ -47,7 +47,7 @@ def save_torch(path: str | Path, state_dict: Mapping[str, np.ndarray]) -> None:
     """Writes the result of `to_torch` as `.pth`, `.pt` or `.safetensors`.
 
     Raises:
-      UsageError: for another ending or a folder that does not exist, and if the package that
+      UsageError: if the extension is another one, the folder does not exist, or the package that
         writes the file is not installed.
     """
     path = Path(path)
@@ -56,17 +56,17 @@ def save_torch(path: str | Path, state_dict: Mapping[str, np.ndarray]) -> None:
         raise UsageError(f"{path}: the folder {path.parent} does not exist")
     arrays = {name: np.asarray(array, order="C") for name, array in state_dict.items()}
     if kind == "safetensors":
-        # PyTorch's readers look for the format before they take a file.
+        # PyTorch's readers check the format in the metadata.
         package.save_file(arrays, path, metadata={"format": "pt"})
     else:
         package.save({name: package.from_numpy(array) for name, array in arrays.items()}, path)
 
 
 def _package(path: Path) -> tuple[Any, str]:
-    """Returns the package for files with this ending, and the name of their kind."""
+    """Returns the package that reads and writes the file, and the name of the file format."""
     ending = path.suffix.lower()
     if ending not in (*PICKLES, SAFE):
-        raise UsageError(f"{path}: a file of weights must end in {', '.join(PICKLES)} or {SAFE}")
+        raise UsageError(f"{path}: the extension must be {', '.join(PICKLES)} or {SAFE}")
     try:
         if ending == SAFE:
             return importlib.import_module("safetensors.numpy"), "safetensors"
@@ -74,8 +74,8 @@ def _package(path: Path) -> tuple[Any, str]:
     except ImportError:
         needed = "safetensors: pip install safetensors"
         if ending != SAFE:
-            needed = f"PyTorch: pip install torch (or make the file {path.stem}{SAFE})"
-        raise UsageError(f"{path} needs {needed}") from None
+            needed = f"PyTorch: pip install torch (or use a {SAFE} file)"
+        raise UsageError(f"{path} requires {needed}") from None
 
 
 @dataclass(frozen=True)
@@ -87,8 +87,8 @@ class Released:
     Attributes:
       model: name of the model, for `create`.
       file: name of the file.
-      top1: published ImageNet accuracy in percent, of one center crop at `test_size`.
-      source: source of that figure.
+      top1: published ImageNet top-1 accuracy in percent, with one center crop of `test_size`.
+      source: publication of the accuracy.
       resize: shorter side before the crop, in pixels.
       test_size: side of the crop, in pixels.
     """
@@ -108,7 +108,7 @@ def _released(ending: str, source: str, accuracies: Mapping[str, float]) -> list
     ]
 
 
-# B2g2 and B3g2 are missing: the paper gives no accuracy for them.
+# B2g2 and B3g2 are omitted, since the paper does not report their accuracy.
 _TABLE_4 = dict(
     A0=72.41, A1=74.46, A2=76.48, B0=75.14, B1=78.37, B1g2=77.78, B1g4=77.58, B2=78.78, B2g4=78.50
 )

@@ -1,7 +1,7 @@
-"""RepVGG's layouts in PyTorch: the official names and timm's, both forms.
+"""The names and shapes of RepVGG's weights in PyTorch: official and timm layout, both forms.
 
 `entries` lists every array once as (PyTorch name, path in the variables, conversion between them).
-Import and export both read that list, so that they are inverse to each other.
+Import and export both use this list, so that each is the inverse of the other.
 """
 
 from collections.abc import Callable
@@ -16,7 +16,7 @@ from repvgg_jax.nets.repvgg import RepVGG, RepVGGPlus
 
 
 class Change(NamedTuple):
-    """The conversion of an array between the frameworks, in both directions."""
+    """The conversion of an array between PyTorch and JAX, in both directions."""
 
     to_ours: Callable[[np.ndarray], np.ndarray]
     to_torch: Callable[[np.ndarray], np.ndarray]
@@ -36,7 +36,7 @@ BATCH_NORM = {
 
 
 class Names(NamedTuple):
-    """The names of a block's parts and of the head in a layout."""
+    """The names of a block's layers and of the head in a layout."""
 
     conv_kxk: str
     conv_1x1: str
@@ -66,10 +66,10 @@ class Entry(NamedTuple):
 
 
 def entries(net: Net, layout: str) -> list[Entry]:
-    """Returns every array of a net in a layout, in the order of the net's plan.
+    """Returns an entry for every array of a net in a layout, in the order of the net's plan.
 
     Raises:
-      UsageError: for a net, block or layout that has no counterpart in PyTorch.
+      UsageError: if the net, block or layout has no counterpart in PyTorch.
     """
     check_counterpart(net, layout)
     names = NAMES[layout]
@@ -113,7 +113,7 @@ def entries(net: Net, layout: str) -> list[Entry]:
 
 
 def _stage_and_block_name(net: RepVGG, layout: str, spec: BlockSpec) -> tuple[str, str]:
-    """Returns the layout's names of a block's stage and of the block; the stem is both."""
+    """Returns the names of a block's stage and of the block; those of the stem are equal."""
     stage, index = spec.stage, spec.index
     if layout == "timm":
         return ("stages", f"stages.{stage - 1}.{index}") if stage else ("stem", "stem")
@@ -130,7 +130,7 @@ def _stage_and_block_name(net: RepVGG, layout: str, spec: BlockSpec) -> tuple[st
 
 
 def check_counterpart(net: Net, layout: str) -> None:
-    """Raises UsageError for an unknown layout, and a net or block without counterpart in it."""
+    """Raises UsageError if the layout is unknown or cannot represent the net or its block."""
     if layout not in NAMES:
         raise UsageError(f"layout={layout!r}: choose from {', '.join(NAMES)}")
     if type(net) not in (RepVGG, RepVGGPlus):
@@ -140,8 +140,8 @@ def check_counterpart(net: Net, layout: str) -> None:
     if not (net.is_fused or same_block) or net.kernel_size != 3:
         raise UsageError(
             f"block={net.block!r} with {options} and kernel_size={net.kernel_size} "
-            "has no counterpart in PyTorch's RepVGG, which has only block='repvgg' with three "
-            "branches and kernel_size=3, and its fused form"
+            "has no counterpart in PyTorch's RepVGG; use block='repvgg' with three branches and "
+            "kernel_size=3, or its fused form"
         )
     if layout == "timm" and type(net) is RepVGGPlus:
         raise UsageError("timm has no RepVGGplus; export it with layout='official'")
@@ -150,17 +150,17 @@ def check_counterpart(net: Net, layout: str) -> None:
 
 
 def check_strides(net: RepVGG) -> None:
-    """Raises UsageError unless every stage starts with stride 2 and nothing is dilated.
+    """Raises UsageError unless every stage starts with stride 2 and no layer is dilated.
 
-    Strides and dilations are not part of a state dict, so that PyTorch's RepVGG would take the
-    weights of such a net and use them at other places. Importing into such a net is sound (a
-    dilated backbone starts from the released weights); exporting it is not.
+    A state dict does not contain strides and dilations, so PyTorch's RepVGG would load the weights
+    of any other net but compute another function. Importing weights into a net with other strides
+    or dilations is allowed: a dilated backbone is initialized from the released weights.
     """
     plan = net.plan()
     strides = tuple(spec.strides for spec in plan if spec.index == 0)
     dilations = {spec.dilation for spec in plan}
     if set(strides) != {2} or dilations != {1}:
         raise UsageError(
-            f"strides {strides} and dilations {sorted(dilations)}: PyTorch's RepVGG has stride 2 "
-            "in every stage and dilation 1, and would compute something else with these weights"
+            f"strides {strides} and dilations {sorted(dilations)}: PyTorch's RepVGG always has "
+            "stride 2 and dilation 1 and would compute another function with these weights"
         )

@@ -1,4 +1,4 @@
-"""Architectures by name, one per file; modules with an underscore are shared by all of them."""
+"""Architectures, one per file. Modules whose names start with an underscore are shared."""
 
 from repvgg_jax.nets._base import BlockSpec, FeatureInfo, Net
 from repvgg_jax.nets._registry import NETS, create, list_models

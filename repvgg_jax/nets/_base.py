@@ -1,4 +1,4 @@
-"""The base class of all architectures, and the description of a block in a net."""
+"""The base class of all architectures, and the specification of a block in a net."""
 
 import re
 from typing import Any, NamedTuple, Self
@@ -17,24 +17,24 @@ from repvgg_jax.ops.convolution import check_algorithm, relu
 
 
 def _convolutions(primitive: Any, *_: Any, **__: Any) -> bool:
-    """Saves the outputs of convolutions and matrix products only."""
+    """Returns True for convolutions and matrix products, whose outputs are saved."""
     return primitive.name in ("conv_general_dilated", "dot_general", "ffi_call")
 
 
-# Rematerialization policies: which values inside a block are saved for the backward pass.
+# Rematerialization policies: the values inside a block that are saved for the backward pass.
 REMAT = {"nothing": jax.checkpoint_policies.nothing_saveable, "convolutions": _convolutions}
 
 
 class BlockSpec(NamedTuple):
-    """A block of a net: where it is, and the fields of `Block` that differ between blocks.
+    """The position of a block in a net, and the fields of `Block` that differ between blocks.
 
     Attributes:
       name: name of the block's variables, such as `stage3_block5`.
       stage: index of the stage.
-      index: index within the stage, of the block or of the unit that it is a part of.
-      inputs: input channels.
-      role: part of the block in a unit of several, such as "shortcut"; empty for a single block.
-      se_hidden: hidden units of the squeeze-and-excite layer `<name>_se`; 0 for none.
+      index: index of the block, or of the multi-block unit that contains it, within the stage.
+      inputs: number of input channels.
+      role: role of the block in a multi-block unit, such as "shortcut"; empty for a single block.
+      se_hidden: hidden units of the squeeze-and-excite layer `<name>_se`; 0 for no such layer.
     """
 
     name: str
@@ -50,12 +50,12 @@ class BlockSpec(NamedTuple):
     se_hidden: int = 0
 
     def part(self, role: str, **changes: Any) -> Self:
-        """Returns the spec of `<name>_<role>`, with the changed fields."""
+        """Returns the spec of the block `<name>_<role>`, with some fields changed."""
         return self._replace(name=f"{self.name}_{role}", role=role, **changes)
 
 
 class FeatureInfo(NamedTuple):
-    """A feature map of a net: its name, channels, and its stride in pixels of the image."""
+    """The name, channels and stride (in pixels of the image) of a net's feature map."""
 
     name: str
     channels: int
@@ -65,21 +65,22 @@ class FeatureInfo(NamedTuple):
 class Net(nn.Module):
     """A net: images [batch, height, width, 3] -> logits [batch, num_classes], float32 or wider.
 
-    A subclass lists in `plan` the blocks that fuse to one convolution each, and runs them in
-    `__call__` by `run_block` or `run_block_and_relu`. Fusion, weight exchange, export and counts
-    read that list; layers that are not in it stay as they are when the net is fused. A net that is
-    a backbone gives `feature_info`, and sows each of these maps as an intermediate of its name.
+    A subclass returns from `plan` the specs of all blocks, each of which fuses to one convolution,
+    and applies them in `__call__` by `run_block` or `run_block_and_relu`. Fusion, PyTorch import
+    and export, and counting of operations use the plan; layers that are not in the plan are not
+    changed by fusion. A backbone also defines `feature_info`, and sows each feature map as an
+    intermediate with the name given there.
 
     Attributes:
       num_classes: number of outputs of the head.
       block: name of the blocks' class in `BLOCKS`; "fused" for the deploy form.
-      block_options: further fields of the block, as sorted pairs of name and value.
-      frozen: regular expressions for names of blocks whose BatchNorm statistics are kept in
-        training (`stage[01]_.*`); their parameters are frozen by the optimizer's rules.
+      block_options: additional fields of the blocks, as sorted (name, value) pairs.
+      frozen: regular expressions for the names of blocks whose BatchNorm statistics are not updated
+        in training, such as `stage[01]_.*`; the optimizer's rules freeze their parameters.
       dtype: compute type; parameters, statistics, the final mean and the head stay float32.
       bn_group_size: number of images that share BatchNorm statistics in training, whatever the
-        devices; None for the whole batch. The paper's is 32, a GPU's share of 256.
-      remat: which values a block saves for its gradient, one of `REMAT`; None for all of them.
+        number of devices; None for the whole batch. The paper uses 32: 256 images on 8 GPUs.
+      remat: rematerialization policy, one of `REMAT`; None saves all values for the gradient.
       conv_algorithm: algorithm of the convolutions, one of `ops.convolution.ALGORITHMS`.
     """
 
@@ -93,56 +94,56 @@ class Net(nn.Module):
     conv_algorithm: str = "auto"
 
     def plan(self) -> tuple[BlockSpec, ...]:
-        """Returns the blocks of the net in the order in which they run.
+        """Returns the specs of the net's blocks in the order of execution.
 
         Raises:
-          UsageError: for fields that describe no net, naming the field.
+          UsageError: if a field is invalid; the message names the field.
         """
         raise NotImplementedError
 
     def feature_info(self) -> tuple[FeatureInfo, ...]:
-        """Returns name, channels and stride of the maps of `features`; empty if there are none."""
+        """Returns a description of each map that `features` returns; empty if not a backbone."""
         return ()
 
     def auxiliary_heads(self) -> dict[str, str]:
-        """Returns block name -> name of the classifier that only training has after that block."""
+        """Returns block name -> name of the train-only classifier after that block."""
         return {}
 
     def without_auxiliary_heads(self) -> Self:
-        """Returns the net without the classifiers that only training has."""
+        """Returns the net without its train-only classifiers."""
         return self
 
     def reinitialized(self, variables: dict[str, Any], key: Array) -> dict[str, Any]:
-        """Returns fresh variables as the net's own initializer draws them."""
+        """Returns fresh variables, re-initialized by the net's `initializer` if it has one."""
         return variables
 
     @property
     def is_fused(self) -> bool:
-        """True for the deploy form."""
+        """True if the net is in fused form."""
         return self.block == "fused"
 
     @property
     def fusable(self) -> bool:
-        """True if `fuse` has a deploy form for the net's block."""
+        """True if `fuse` supports the net's block."""
         return block_class(self.block).fusable
 
     @nn.nowrap
     def clone(self, **updates: Any) -> Self:
-        """Returns a copy with some fields replaced; another `block` drops the block's options."""
+        """Returns a copy with some fields replaced; a different `block` resets `block_options`."""
         if updates.get("block", self.block) != self.block:
             updates = {"block_options": ()} | updates
         return super().clone(**updates)
 
     def blocks(self) -> dict[str, Block]:
-        """Returns name -> unbound block, for every entry of `plan`.
+        """Returns name -> unbound block for every entry of `plan`.
 
         Raises:
-          UsageError: as `plan`, and for block options that the block refuses.
+          UsageError: as `plan`, and if a block option is invalid.
         """
         return {spec.name: self.make_block(spec) for spec in self.plan()}
 
     def make_block(self, spec: BlockSpec) -> Block:
-        """Returns the unbound block that a spec describes."""
+        """Returns the unbound block described by a spec."""
         return block_class(self.block)(
             features=spec.features,
             strides=spec.strides,
@@ -157,27 +158,27 @@ class Net(nn.Module):
         )
 
     def frozen_blocks(self) -> frozenset[str]:
-        """Returns the names of the blocks that `frozen` matches.
+        """Returns the names of the blocks that match `frozen`.
 
         Raises:
-          UsageError: for a regular expression that matches none.
+          UsageError: if a regular expression matches no block.
         """
         found: set[str] = set()
         names = [spec.name for spec in self.plan()] if self.frozen else []
         for pattern in self.frozen:
             if not (matching := {name for name in names if re.fullmatch(pattern, name)}):
-                known = ", ".join(names) or "no blocks, which this net has"
-                raise UsageError(f"frozen: {pattern!r} matches none of {known}")
+                known = ", ".join(names) or "none"
+                raise UsageError(f"frozen: {pattern!r} matches no block; the net's are {known}")
             found |= matching
         return frozenset(found)
 
     def check(self) -> None:
-        """Raises UsageError for fields from which the net cannot be built, naming the field."""
+        """Raises UsageError if the net cannot be built; the message names the invalid field."""
         self.blocks()
         self.frozen_blocks()
 
     def check_fields(self) -> None:
-        """Raises UsageError for values that no net can have; `plan` calls it first."""
+        """Raises UsageError if a field of this class is invalid; `plan` calls this first."""
         check_positive("num_classes", self.num_classes)
         check_positive("bn_group_size", self.bn_group_size)
         check_algorithm(self.conv_algorithm)
@@ -196,11 +197,11 @@ class Net(nn.Module):
     def features(
         self, variables: Any, images: Array, train: bool = False
     ) -> tuple[tuple[Array, ...], Any]:
-        """Returns the maps that `feature_info` describes, and the updated `batch_stats`.
+        """Returns the feature maps described by `feature_info`, and the updated `batch_stats`.
 
         Images [batch, height, width, 3] -> maps [batch, ceil(height / stride), ..., channels] in
-        the net's compute type. Where `train` is false the statistics come back unchanged, or empty
-        for a fused net.
+        the net's compute type. If `train` is False, the statistics are returned unchanged (empty
+        for a fused net).
 
         Raises:
           UsageError: if the net is not a backbone.
@@ -215,7 +216,7 @@ class Net(nn.Module):
         return tuple(maps[name][0] for name in names), state.get("batch_stats", stats)
 
     def run_block(self, spec: BlockSpec, x: Array, train: bool, **options: bool) -> Array:
-        """Applies a block as a submodule of this net; the options are passed to the block."""
+        """Applies a block as a submodule of this net, passing it the options."""
         moves = train and spec.name not in self.frozen_blocks()
         block = self.make_block(spec).clone(parent=self, name=spec.name)
         if not train or self.remat is None:
@@ -224,13 +225,13 @@ class Net(nn.Module):
         return run(block, x)
 
     def run_block_and_relu(self, spec: BlockSpec, x: Array, train: bool) -> Array:
-        """Applies relu(block(x)); a fused block does both at once unless intermediates are kept."""
+        """Returns relu(block(x)), in one operation if fused and intermediates are not captured."""
         if self.is_fused and not self.is_mutable_collection("intermediates"):
             return self.run_block(spec, x, train, apply_relu=True)
         return relu(self.run_block(spec, x, train))
 
     def squeeze_excite(self, x: Array, spec: BlockSpec) -> Array:
-        """Applies the layer `<name>_se`, if the block has one."""
+        """Applies the layer `<name>_se` if the spec has one, else returns `x`."""
         if not spec.se_hidden:
             return x
         return SqueezeExcite(spec.se_hidden, dtype=self.dtype, name=f"{spec.name}_se")(x)
@@ -243,5 +244,5 @@ def check_positive(field: str, value: Any) -> None:
 
 
 def block_name(stage: int, index: int) -> str:
-    """Returns `stage3_block5`, for example."""
+    """Returns the name of a block, such as `stage3_block5`."""
     return f"stage{stage}_block{index}"

@@ -1,4 +1,4 @@
-"""The base class of nets that are a chain of blocks, with one dense layer at the end."""
+"""The base class of nets that consist of a chain of blocks and a dense head."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -14,20 +14,20 @@ from repvgg_jax.ops.batch_norm import accumulation_dtype
 from repvgg_jax.ops.convolution import relu
 from repvgg_jax.runtime.compilation import barrier
 
-# The blocks whose initialization can be chosen; all others have their papers' own.
+# Blocks whose initializer can be chosen; the others use the initialization of their papers.
 INITIALIZABLE = ("repvgg", "plain", "fused")
 
 
 class Chain(Net):
-    """Stages of blocks with a nonlinearity after each, the mean over space, one dense layer.
+    """A net of stages of blocks, each followed by a ReLU, with mean pooling and a dense head.
 
-    Attributes, besides those of every net:
+    Attributes in addition to those of `Net`:
       depths: number of blocks in each stage; the stem is the first stage.
       widths: channels of each stage.
       strides: stride of each stage's first block.
       kernel_size: side of the kernels, except those of 1x1 branches, layers and shortcuts.
       initializer: initializer of blocks `repvgg` and `plain`, one of `INITIALIZERS`. It is applied
-        by `nets.init`, not by Flax's own `init`; squeeze-and-excite and heads are not affected.
+        by `nets.init`, not by Flax's `init`, and does not affect squeeze-and-excite and heads.
     """
 
     depths: tuple[int, ...] = ()
@@ -41,10 +41,10 @@ class Chain(Net):
         return tuple(self.strides)
 
     def single_blocks(self) -> Iterator[BlockSpec]:
-        """Yields the blocks of a chain without groups or pairs, from which each net makes its plan.
+        """Yields the specs of single, ungrouped blocks, from which subclasses make their plans.
 
         Raises:
-          UsageError: for fields that describe no net, naming the field.
+          UsageError: if a field is invalid; the message names the field.
         """
         self.check_fields()
         inputs = 3
@@ -58,7 +58,7 @@ class Chain(Net):
                 inputs = width
 
     def feature_info(self) -> tuple[FeatureInfo, ...]:
-        """Returns name, channels and stride of the map that each stage ends with."""
+        """Returns a description of the last feature map of each stage."""
         reached, infos = 1, []
         stages = zip(self.widths, self.stage_strides(), strict=True)
         for stage, (width, stride) in enumerate(stages):
@@ -74,12 +74,12 @@ class Chain(Net):
         return dense(self.num_classes, x.shape[-1], name="head", dtype=wide)(x)
 
     def walk(self, x: Array, train: bool) -> Array:
-        """Returns the map after the last block; each stage's last map is sown as `stage<i>`."""
+        """Returns the output of the last block, and sows the output of each stage as `stage<i>`."""
         plan = self.plan()
         last = {spec.stage: spec for spec in plan}
         for spec in plan:
             x = self.run_activated(spec, x, train)
-            if train or not self.is_fused:  # the deploy form does not need it
+            if train or not self.is_fused:  # the fused form does not need the barrier
                 x = barrier(x)
             if last[spec.stage] is spec:
                 self.sow("intermediates", f"stage{spec.stage}", x)
@@ -87,23 +87,23 @@ class Chain(Net):
         return x
 
     def run_activated(self, spec: BlockSpec, x: Array, train: bool) -> Array:
-        """Applies a block, its squeeze-and-excite if any, and the nonlinearity."""
+        """Applies a block, its squeeze-and-excite layer if it has one, and the ReLU."""
         if spec.se_hidden:
             return relu(self.squeeze_excite(self.run_block(spec, x, train), spec))
         return self.run_block_and_relu(spec, x, train)
 
     def after_block(self, x: Array, spec: BlockSpec, train: bool) -> None:
-        """Applies what training attaches to a block's activated output; here, nothing."""
+        """Applies train-only layers to the output `x` of a block; does nothing by default."""
 
     def reinitialized(self, variables: dict[str, Any], key: Array) -> dict[str, Any]:
-        """Returns variables redrawn by `initializer`, unless it is None or the net is fused."""
+        """Returns variables drawn by `initializer`; unchanged if it is None or the net is fused."""
         if self.initializer is None or self.is_fused:
             return variables
         params = redraw(variables["params"], self.plan(), self.initializer, key)
         return variables | {"params": params}
 
     def check(self) -> None:
-        """Raises UsageError for fields from which the net cannot be built, naming the field."""
+        """Raises UsageError if the net cannot be built; the message names the invalid field."""
         super().check()
         if self.initializer is None:
             return
@@ -112,16 +112,16 @@ class Chain(Net):
             raise UsageError(f"initializer={self.initializer!r}: choose from {known}")
         if self.block not in INITIALIZABLE:
             raise UsageError(
-                f"initializer={self.initializer!r}: block {self.block} has an initialization of "
-                "its own; leave initializer unset, or set block to repvgg or plain"
+                f"initializer={self.initializer!r}: block {self.block} has its own initialization; "
+                "leave initializer unset, or set block to repvgg or plain"
             )
 
     def check_fields(self) -> None:
-        """Raises UsageError for values that no chain can have; `plan` calls it first."""
+        """Raises UsageError if a field of this class is invalid; `plan` calls this first."""
         for field in ("depths", "widths", "strides"):
             value = getattr(self, field)
             if not isinstance(value, tuple | list):
-                raise UsageError(f"{field}={value!r}: must be a tuple with an entry per stage")
+                raise UsageError(f"{field}={value!r}: must be a tuple with one entry per stage")
         stages = f"depths {self.depths}, widths {self.widths} and strides {self.strides}"
         if not self.depths:
             raise UsageError(f"{stages}: there must be at least one stage")

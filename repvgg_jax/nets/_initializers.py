@@ -1,4 +1,4 @@
-"""Initializers of the convolutions and BatchNorms of blocks `repvgg` and `plain`, by name."""
+"""Named initializers of the convolutions and BatchNorms of blocks `repvgg` and `plain`."""
 
 import zlib
 from collections.abc import Callable, Iterable, Mapping
@@ -27,16 +27,16 @@ def _tenths(key: Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Arr
     return 0.1 + 0.1 * jax.random.normal(key, shape, dtype)
 
 
-# Number of groups of a layer -> its initializers. The comments give the variances of kernels, with
-# fan_in = kh kw cin / groups and fan_out = kh kw features / groups.
+# Functions from a layer's number of groups to its initializers. The comments give the variance of
+# kernels, where fan_in = kh kw cin / groups and fan_out = kh kw features / groups.
 INITIALIZERS: dict[str, Callable[[int], Initializers]] = {
-    # 1 / (3 fan_in), uniform: PyTorch's default, as in the authors' code.
+    # 1 / (3 fan_in), uniform: PyTorch's default, which the authors' code uses.
     "default": lambda groups: Initializers(kernel_init),
     # 1 / fan_in: Flax's default.
     "lecun": lambda groups: Initializers(nn.initializers.lecun_normal()),
     # 2 / fan_in: He et al. (arXiv 1502.01852), for layers before a ReLU.
     "he": lambda groups: Initializers(nn.initializers.he_normal()),
-    # 2 / fan_out, and BatchNorms with scale N(0.1, 0.1^2) and bias N(0, 0.1^2): timm's RepVGG.
+    # 2 / fan_out; BatchNorm scales N(0.1, 0.1^2) and biases N(0, 0.1^2): timm's RepVGG.
     "timm": lambda groups: Initializers(
         nn.initializers.variance_scaling(2.0 * groups, "fan_out", "normal"),
         _tenths,
@@ -48,9 +48,9 @@ INITIALIZERS: dict[str, Callable[[int], Initializers]] = {
 def redraw(
     params: Mapping[str, Any], plan: Iterable[BlockSpec], name: str, key: Array
 ) -> dict[str, Any]:
-    """Returns the parameters with those of the plan's blocks drawn by the named initializer.
+    """Returns the parameters, with those of the plan's blocks drawn by the named initializer.
 
-    The random key of each leaf follows from `key` and the leaf's path.
+    The random key of each leaf is derived from `key` and the leaf's path.
     """
     groups = {spec.name: spec.groups for spec in plan}
 

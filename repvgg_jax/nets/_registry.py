@@ -1,4 +1,4 @@
-"""Nets by name: `create("repvgg_b1", num_classes=10)`, `list_models("repvgg*")`."""
+"""Registry of nets: `create("repvgg_b1", num_classes=10)`, `list_models("repvgg*")`."""
 
 import dataclasses
 import fnmatch
@@ -21,7 +21,7 @@ _BLOCK_FIELDS = {field.name for field in dataclasses.fields(Block)}  # set by th
 
 
 def list_models(pattern: str = "*") -> list[str]:
-    """Returns the names that `create` takes and that match a shell-style pattern.
+    """Returns the names of all models that match a shell-style pattern.
 
     Examples:
       >>> list_models("repvgg_b1g*")
@@ -31,18 +31,18 @@ def list_models(pattern: str = "*") -> list[str]:
 
 
 def create(name: str, *, block: str | None = None, **overrides: Any) -> Net:
-    """Returns a net by name, without arrays.
+    """Returns the net with the given name, a Flax module without arrays.
 
     Args:
       name: name of the net, one of `list_models()`.
-      block: name of the train-time block, one of `BLOCKS`; None for the model's own, which for
-        RepVGG is `repvgg`.
+      block: name of the train-time block, one of `BLOCKS`; None for the default block of the model
+        (`repvgg` for RepVGG).
       **overrides: fields of the net (`num_classes`, `widths`, `depths`, `strides`, `groups`,
-        `dtype`, ...) or of its block (`branches`, ...); None keeps the model's own.
+        `dtype`, ...) or of its block (`branches`, ...); None for the default of the model.
 
     Raises:
-      UsageError: for an unknown name, block or override, naming the right ones, and for values
-        from which no net can be built.
+      UsageError: if a name, block or override is unknown (the message suggests valid ones), or if
+        the net cannot be built.
 
     Examples:
       >>> net = create("repvgg_a0", num_classes=10, branches=("kxk", "identity"))

@@ -1,4 +1,4 @@
-"""The variables of a net: fresh, abstract, randomized or averaged, and checks of their names."""
+"""Variables of a net: initialization, abstract shapes, randomization, averages and checks."""
 
 import math
 from collections.abc import Iterable
@@ -17,45 +17,45 @@ from repvgg_jax.nets._base import Net
 
 @jax.tree_util.register_pytree_with_keys_class
 class Averaged(dict):
-    """A collection of averages: EMA parameters, which belong with EMA statistics only.
+    """A dict of EMA parameters or EMA statistics, which are valid only together.
 
-    A dict in everything else. Being a pytree of its own, it stays marked through `jax.tree.map`,
-    `jit` and copies between devices, so that `check_pair` can tell a mixed pair.
+    It is a separate pytree type, so `jax.tree.map`, `jit` and copies between devices preserve the
+    type, and `check_pair` can detect averaged parameters with raw statistics or vice versa.
     """
 
     def tree_flatten_with_keys(self) -> tuple[list[tuple[Any, Any]], tuple[str, ...]]:
-        """Returns the children in the order of their names, as for a dict."""
+        """Returns the children sorted by name, as for a dict."""
         names = tuple(sorted(self))
         return [(jax.tree_util.DictKey(name), self[name]) for name in names], names
 
     @classmethod
     def tree_unflatten(cls, names: tuple[str, ...], children: Iterable[Any]) -> Self:
-        """Returns the collection of these children."""
+        """Returns the dict of the given names and children."""
         return cls(zip(names, children, strict=True))
 
 
 def as_average(variables: Variables) -> dict[str, Averaged]:
-    """Returns a copy of the pair as the start of its own average."""
+    """Returns a copy of parameters and statistics, marked as an average, to initialize the EMA."""
     return {name: Averaged(jax.tree.map(jnp.copy, tree)) for name, tree in variables.items()}
 
 
 def check_pair(variables: Variables) -> None:
-    """Raises UsageError for averaged parameters with statistics that are not, or the reverse.
+    """Raises UsageError if either the parameters or the statistics are averaged, but not both.
 
-    The statistics of one do not fit the activations of the other, so that the net and its fused
-    form would both be wrong.
+    The statistics of a mixed pair do not match the activations, so the outputs of the net and of
+    its fused form would both be wrong.
     """
     params, stats = variables["params"], variables.get("batch_stats", {})
     kinds = ["averaged" if isinstance(tree, Averaged) else "raw" for tree in (params, stats)]
     if stats and kinds[0] != kinds[1]:
         raise UsageError(
-            f"{kinds[0]} parameters do not fit {kinds[1]} statistics; take both from the "
-            "EMA, or use reestimate_batch_stats for these parameters"
+            f"{kinds[0]} parameters do not fit {kinds[1]} statistics; take both from the EMA, or "
+            "compute statistics for these parameters with reestimate_batch_stats"
         )
 
 
 def check_names(net: Net, variables: Variables) -> None:
-    """Raises ValueError unless the variables have exactly the names that the net's own have."""
+    """Raises ValueError unless the variables have exactly the names of the net's variables."""
 
     def names(tree: Any) -> set[str]:
         paths = [path for path, _ in jax.tree.leaves_with_path(tree)]
@@ -69,7 +69,7 @@ def check_names(net: Net, variables: Variables) -> None:
     given = names({key: variables.get(key, {}) for key in own})
     if expected != given:
         raise ValueError(
-            f"the variables are not this net's: they lack {listed(expected - given)} and also hold "
+            f"the variables are not this net's: missing {listed(expected - given)}, unexpected "
             f"{listed(given - expected)}"
         )
 
@@ -78,8 +78,8 @@ def abstract(net: Net, sharding: Sharding | None = None) -> dict[str, Any]:
     """Returns the `{"params", "batch_stats"}` of a net as `jax.ShapeDtypeStruct`s.
 
     Args:
-      net: a net as `create` or `fuse` returns it.
-      sharding: sharding of every leaf; None leaves it open.
+      net: a net from `create` or `fuse`.
+      sharding: sharding of every leaf; None for no sharding.
 
     Examples:
       >>> abstract(create("repvgg_a0"))["params"]["head"]["bias"]
@@ -90,14 +90,14 @@ def abstract(net: Net, sharding: Sharding | None = None) -> dict[str, Any]:
 
 
 def randomize(variables: Variables, key: Array) -> dict[str, Any]:
-    """Returns variables with noise in every leaf, as if after training.
+    """Returns random variables that resemble those of a trained net.
 
-    A fresh BatchNorm hides every fusion bug: its statistics are 0 and 1, its scale 1 and its bias
-    0. Here means and biases are drawn from N(0, 0.3^2), variances are exp(N(0, 0.5^2)), BatchNorm
-    scales have both signs and are at least 0.5 away from 0, and kernels have variance 2 / fan_in.
+    A freshly initialized BatchNorm is close to the identity and hides fusion bugs. Here, means and
+    biases are drawn from N(0, 0.3^2), variances are exp(N(0, 0.5^2)), BatchNorm scales are of
+    either sign with absolute values of at least 0.5, and kernels have variance 2 / fan_in.
 
     Args:
-      variables: a tree of arrays or of `jax.ShapeDtypeStruct`s, whose values are not used.
+      variables: a tree of arrays or `jax.ShapeDtypeStruct`s; only shapes and types are used.
       key: a `jax.random.key`.
 
     Examples:
@@ -127,13 +127,13 @@ def randomize(variables: Variables, key: Array) -> dict[str, Any]:
 def init(
     net: Net, key: Array, image_size: int | tuple[int, int] = 224, channels: int = 3
 ) -> dict[str, Any]:
-    """Returns fresh `{"params", "batch_stats"}` of a net, on the default device.
+    """Returns freshly initialized `{"params", "batch_stats"}` of a net, on the default device.
 
     Args:
-      net: a net as `create` or `fuse` returns it.
+      net: a net from `create` or `fuse`.
       key: a `jax.random.key`.
       image_size: side of the images in pixels, or (height, width); it does not affect the result.
-      channels: channels of the images.
+      channels: number of channels of the images.
 
     Examples:
       >>> net = create("repvgg_a0", num_classes=10)

@@ -1,7 +1,7 @@
-"""Deep plain nets without BatchNorm or branches, trained by their initialization alone.
+"""Deep plain nets without BatchNorm or branches, which a suitable initialization makes trainable.
 
 Delta-orthogonal kernels (arXiv 1806.05393, section 3) make a tanh net of any depth an isometry at
-the start; a max-norm constraint with LeakyReLU (`optim.max_norm`) is the alternative.
+initialization. An alternative is LeakyReLU with a max-norm constraint (`optim.max_norm`).
 """
 
 from collections.abc import Callable
@@ -23,7 +23,7 @@ SLOPE = 0.3  # slope of leaky_relu below zero
 
 
 class Activation(NamedTuple):
-    """A nonlinearity, and the gain of the kernels under which it keeps a signal's variance."""
+    """A nonlinearity, and the gain of the kernels that preserves a signal's variance."""
 
     function: Callable[[Array], Array]
     gain: float
@@ -36,9 +36,10 @@ ACTIVATIONS = {
         partial(nn.leaky_relu, negative_slope=SLOPE), (2 / (1 + SLOPE**2)) ** 0.5
     ),
 }
-# The head reads means over GRID x GRID cells: at initialization no layer looks at neighbors.
+# The head gets the means of GRID x GRID cells, not a global mean, which would discard positions:
+# delta-orthogonal kernels do not mix neighboring pixels at initialization.
 GRID = 4
-# Fields of other nets' blocks and BatchNorms, with the values that leave them unset.
+# Fields that apply to blocks and BatchNorms only, with their values when unset.
 OF_BLOCKS = {"block": "fused", "bn_group_size": None, "remat": None, "conv_algorithm": "auto"}
 INITIALIZERS: dict[str, Callable[[float], nn.initializers.Initializer]] = {
     "delta_orthogonal": nn.initializers.delta_orthogonal,
@@ -50,7 +51,8 @@ INITIALIZERS: dict[str, Callable[[float], nn.initializers.Initializer]] = {
 def grid_means(x: Array, cells: int) -> Array:
     """Returns the means over a grid of cells: [batch, height, width, c] -> [batch, cells^2 c].
 
-    Cells overlap by a pixel where the map does not divide, and repeat where it is smaller.
+    If a side of the map is not a multiple of `cells`, neighboring cells overlap by a pixel; if it
+    is smaller, cells repeat.
     """
     rows, columns = (
         [slice(i * side // cells, -(-(i + 1) * side // cells)) for i in range(cells)]
@@ -60,7 +62,7 @@ def grid_means(x: Array, cells: int) -> Array:
 
 
 class SquareConv(nn.Module):
-    """A 3x3 convolution of stride 1 with a bias, to as many channels."""
+    """A 3x3 convolution of stride 1 with a bias and as many output as input channels."""
 
     kernel_init: nn.initializers.Initializer
     dtype: Dtype = jnp.float32
@@ -75,17 +77,17 @@ class SquareConv(nn.Module):
 
 
 class DeepPlain(Net):
-    """A stem of stride 2, `depth` 3x3 convolutions of one width, a dense layer on a grid of means.
+    """A net of a stem of stride 2, `depth` 3x3 convolutions of equal width, and a dense head.
 
-    The layers are stacked in one array and run by `lax.scan`, so that compiling takes as long for
-    ten as for ten thousand. It has no blocks, and is its own deploy form: there is nothing to fuse.
+    The kernels of the layers are stacked in one array and run by `lax.scan`, so that compile time
+    does not depend on the depth. The net has no blocks, so fusion does not change it.
 
-    Attributes, besides `num_classes` and `dtype` of every net:
-      depth: number of convolutions besides the stem.
-      width: channels of all of them.
+    Attributes in addition to `num_classes` and `dtype` of `Net`:
+      depth: number of convolutions after the stem.
+      width: number of channels of all convolutions.
       activation: name of the nonlinearity, one of `ACTIVATIONS`.
-      initializer: initializer of the stacked kernels, one of `INITIALIZERS`: delta_orthogonal (at
-        the activation's gain), he, or the default of the other nets, which stem and head have.
+      initializer: initializer of the stacked kernels, one of `INITIALIZERS`: delta_orthogonal (with
+        the activation's gain), he, or default, which the stem and the head always use.
     """
 
     block: str = "fused"
@@ -95,12 +97,12 @@ class DeepPlain(Net):
     initializer: str = "delta_orthogonal"
 
     def plan(self) -> tuple[BlockSpec, ...]:
-        """Returns no blocks: there is nothing to fuse."""
+        """Returns an empty plan, since the net has no blocks."""
         self.check_fields()
         return ()
 
     def check_fields(self) -> None:
-        """Raises UsageError for values that no net of this class can have."""
+        """Raises UsageError if a field of this class is invalid."""
         super().check_fields()
         for field, known in (("activation", ACTIVATIONS), ("initializer", INITIALIZERS)):
             if getattr(self, field) not in known:
@@ -111,7 +113,7 @@ class DeepPlain(Net):
                 raise UsageError(f"deep_plain does not use blocks; unset model.{field}")
         for field in ("depth", "width", "num_classes"):
             if getattr(self, field) is None:
-                raise UsageError(f"{field} must be given")
+                raise UsageError(f"{field}=None: must be a positive integer")
             check_positive(field, getattr(self, field))
 
     @nn.compact

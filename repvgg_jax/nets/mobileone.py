@@ -7,23 +7,23 @@ from repvgg_jax.errors import UsageError
 from repvgg_jax.nets._base import BlockSpec, check_positive
 from repvgg_jax.nets._chain import Chain
 
-SE_PAIRS = 5  # pairs of the second to last stage with squeeze-and-excite, where the net has it
+SE_PAIRS = 5  # pairs of the second-to-last stage with squeeze-and-excite, if the net uses it
 
 
 class MobileOne(Chain):
-    """A dense stem, then stages of pairs: depthwise kxk, ReLU, pointwise 1x1, ReLU.
+    """An ungrouped stem, followed by stages of pairs: depthwise kxk, ReLU, pointwise 1x1, ReLU.
 
-    Attributes, besides those of every chain:
+    Attributes in addition to those of `Chain`:
       depths: number of pairs in each stage; the stem is one block.
       se_reduction: if given, squeeze-and-excite with channels // se_reduction hidden units before
-        the ReLUs of the last stage and of the last five pairs before it.
+        the ReLUs of the last stage and of the last five pairs of the stage before it.
     """
 
     block: str = "mobileone"
     se_reduction: int | None = None
 
     def plan(self) -> tuple[BlockSpec, ...]:
-        """Returns the stem, then `stage1_block0_depthwise`, `stage1_block0_pointwise`, ..."""
+        """Returns the specs: the stem, `stage1_block0_depthwise`, `stage1_block0_pointwise`, ..."""
         plan: list[BlockSpec] = []
         for spec in self.single_blocks():
             spec = spec._replace(se_hidden=self._se_hidden(spec, spec.features))
@@ -37,22 +37,22 @@ class MobileOne(Chain):
         return tuple(plan)
 
     def make_block(self, spec: BlockSpec) -> Block:
-        """Returns the block of a spec; the stem has one kxk branch, as in the released code."""
+        """Returns the block of a spec; the stem has one kxk branch, as in the authors' code."""
         block = super().make_block(spec)
         return block.clone(copies=1) if self.block == "mobileone" and not spec.role else block
 
     def check_fields(self) -> None:
-        """Raises UsageError for values that no net of this class can have."""
+        """Raises UsageError if a field of this class is invalid."""
         super().check_fields()
         check_positive("se_reduction", self.se_reduction)
         if self.se_reduction and min(self.widths[-2:]) < self.se_reduction:
             raise UsageError(
-                f"se_reduction={self.se_reduction}: must not exceed the last two of the widths "
+                f"se_reduction={self.se_reduction}: must not exceed the last two entries of widths="
                 f"{self.widths}"
             )
 
     def _se_hidden(self, spec: BlockSpec, channels: int) -> int:
-        """Returns the hidden units of a block's squeeze-and-excite; 0 for none."""
+        """Returns the hidden units of a block's squeeze-and-excite layer; 0 for no such layer."""
         last = len(self.depths) - 1
         first_pair = self.depths[spec.stage] - SE_PAIRS if spec.stage == last - 1 else 0
         late = spec.stage >= last - 1 and spec.index >= first_pair

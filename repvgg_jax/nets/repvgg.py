@@ -1,4 +1,4 @@
-"""RepVGG and its variants (arXiv 2101.03697, Table 2); its net takes every block."""
+"""RepVGG and its variants (arXiv 2101.03697, Table 2), which can be built from any block."""
 
 from functools import partial
 from typing import Self
@@ -17,11 +17,11 @@ from repvgg_jax.ops.batch_norm import accumulation_dtype
 from repvgg_jax.ops.convolution import relu
 
 AUXILIARY_HEAD = "aux_"  # prefix of the names of auxiliary heads
-AUXILIARY = "auxiliary"  # the collection of the auxiliary heads' logits in training
+AUXILIARY = "auxiliary"  # Flax collection of the auxiliary heads' logits in training
 
 
 class AuxiliaryHead(nn.Module):
-    """Logits from the middle of a net: conv3x3 of stride 2, BatchNorm, ReLU, mean, dense."""
+    """An auxiliary classifier: 3x3 convolution of stride 2, BatchNorm, ReLU, mean, dense layer."""
 
     num_classes: int
     dtype: Dtype = jnp.float32
@@ -37,18 +37,18 @@ class AuxiliaryHead(nn.Module):
 
 
 class RepVGG(Chain):
-    """The paper's net: stages of kxk blocks with a ReLU after each.
+    """The paper's net: stages of kxk blocks, each followed by a ReLU.
 
-    Attributes, besides those of every chain:
-      groups: channel groups of the layers in `grouped_layers`, of both the kxk and the 1x1.
-      grouped_layers: indices of layers over the whole net, the stem being 0. The paper groups every
-        second layer.
+    Attributes in addition to those of `Chain`:
+      groups: number of channel groups of the layers in `grouped_layers`, for all branches.
+      grouped_layers: indices of the grouped layers, counted over the whole net from the stem, which
+        is 0. The paper groups every second layer.
       se_reduction: if given, squeeze-and-excite with channels // se_reduction hidden units before
         each ReLU.
-      output_stride: 8 or 16 rather than 32: the strides beyond it become 1, and the kxk kernels of
-        those stages are dilated by what was taken away (arXiv 2101.03697, section 4.4).
-      dilated_layers: number of last layers that are dilated; None for all of those stages. The
-        paper's fast form has 5.
+      output_stride: total stride of the net, such as 8 or 16 instead of 32. Stages beyond it have
+        stride 1 and dilated kxk kernels (arXiv 2101.03697, section 4.4).
+      dilated_layers: number of layers at the end of the net that are dilated; None for all layers
+        of those stages. The paper's fast version has 5.
     """
 
     groups: int = 1
@@ -58,7 +58,7 @@ class RepVGG(Chain):
     dilated_layers: int | None = None
 
     def plan(self) -> tuple[BlockSpec, ...]:
-        """Returns `stage0_block0`, `stage1_block0`, `stage1_block1`, ..."""
+        """Returns the specs of `stage0_block0`, `stage1_block0`, `stage1_block1`, ..."""
         specs = list(self.single_blocks())
         dilations = self._strides_and_dilations()[1]
         undilated = 0 if self.dilated_layers is None else len(specs) - self.dilated_layers
@@ -76,7 +76,7 @@ class RepVGG(Chain):
         return tuple(plan)
 
     def check_fields(self) -> None:
-        """Raises UsageError for values that no net of this class can have."""
+        """Raises UsageError if a field of this class is invalid."""
         super().check_fields()
         for field in ("groups", "se_reduction", "output_stride", "dilated_layers"):
             check_positive(field, getattr(self, field))
@@ -89,7 +89,7 @@ class RepVGG(Chain):
         layers = sum(self.depths)
         if self.dilated_layers is not None:
             if self.output_stride is None:
-                raise UsageError("dilated_layers: needs output_stride, which sets the dilation")
+                raise UsageError("dilated_layers: set output_stride too, which sets the dilation")
             if self.dilated_layers > layers:
                 raise UsageError(
                     f"dilated_layers={self.dilated_layers}: must be from 1 to {layers}"
@@ -105,10 +105,11 @@ class RepVGG(Chain):
         for stage, stride in enumerate(self.strides):
             if self.output_stride and reached * stride > self.output_stride:
                 if stage and self.widths[stage] == self.widths[stage - 1]:
-                    # Its first block would gain an identity branch that no weights exist for.
+                    # The first block would get an identity branch, for which there are no weights.
                     raise UsageError(
                         f"output_stride={self.output_stride} removes the stride of stage{stage}, "
-                        f"whose width stays {self.widths[stage]}; widen it or keep the stride"
+                        f"which has the width of the stage before ({self.widths[stage]}); change "
+                        "the width or use a larger output_stride"
                     )
                 dilation *= stride
                 stride = 1
@@ -123,24 +124,24 @@ class RepVGG(Chain):
 
 
 class RepVGGPlus(RepVGG):
-    """RepVGG with squeeze-and-excite after each ReLU, and auxiliary heads in training.
+    """RepVGGplus: RepVGG with squeeze-and-excite after each ReLU, and auxiliary heads in training.
 
-    As released by RepVGG's authors (in their repository, not in the paper). The heads come after
-    stages 1 and 2 and in the middle of stage 3; where `train` is true their logits are sown into
-    the collection `auxiliary`. The fused net has none.
+    It is from the repository of RepVGG's authors, not from the paper. The heads are after stages 1
+    and 2 and in the middle of stage 3. If `train` is True, their logits are sown into the
+    collection `auxiliary`. The fused net has no auxiliary heads.
 
-    Attributes, besides those of RepVGG:
-      auxiliary: True if the train form has the heads.
+    Attributes in addition to those of `RepVGG`:
+      auxiliary: True if the train form has auxiliary heads.
     """
 
     auxiliary: bool = True
 
     def run_activated(self, spec: BlockSpec, x: Array, train: bool) -> Array:
-        """Applies a block, the nonlinearity, and squeeze-and-excite."""
+        """Applies a block, the ReLU and squeeze-and-excite."""
         return self.squeeze_excite(self.run_block_and_relu(spec, x, train), spec)
 
     def auxiliary_heads(self) -> dict[str, str]:
-        """Returns block name -> name of the classifier that only training has after that block."""
+        """Returns block name -> name of the auxiliary head after that block."""
         if not self.auxiliary or self.is_fused:
             return {}
         depths = {1: self.depths[1], 2: self.depths[2], 3: self.depths[3] // 2}
@@ -150,7 +151,7 @@ class RepVGGPlus(RepVGG):
         }
 
     def after_block(self, x: Array, spec: BlockSpec, train: bool) -> None:
-        """Sows the logits of the block's auxiliary head, if it has one, in training."""
+        """Sows the logits of the block's auxiliary head in training, if the block has one."""
         head = self.auxiliary_heads().get(spec.name)
         if head and (train or self.is_initializing()):
             layer = AuxiliaryHead(self.num_classes, self.dtype, self.bn_group_size, name=head)
@@ -159,16 +160,16 @@ class RepVGGPlus(RepVGG):
                 self.sow(AUXILIARY, f"{head}_logits", logits)
 
     def without_auxiliary_heads(self) -> Self:
-        """Returns the net without the classifiers that only training has."""
+        """Returns the net without auxiliary heads."""
         return self.clone(auxiliary=False)
 
     def check_fields(self) -> None:
-        """Raises UsageError for values that no net of this class can have."""
+        """Raises UsageError if a field of this class is invalid."""
         super().check_fields()
         if len(self.depths) < 4 or self.depths[3] < 2:
             raise UsageError(
-                f"depths {self.depths}: RepVGGPlus needs 4 stages, and 2 blocks in stage 3, which "
-                "has an auxiliary head in its middle"
+                f"depths {self.depths}: RepVGGPlus needs at least 4 stages, and at least 2 blocks "
+                "in stage 3, which has an auxiliary head in the middle"
             )
 
 
@@ -178,7 +179,7 @@ D_DEPTHS = (1, 8, 14, 24, 1)
 
 
 def widths(a: float, b: float) -> tuple[int, ...]:
-    """Returns the channels of each stage for the multipliers of the paper's Table 3."""
+    """Returns the channels of each stage for the width multipliers a and b of the paper."""
     return (min(64, int(64 * a)), int(64 * a), int(128 * a), int(256 * a), int(512 * b))
 
 
@@ -201,7 +202,7 @@ VARIANTS |= {
     for name in ("b1", "b2", "b3")
     for groups in (2, 4)
 }
-# Not in the paper, but released by its authors with the code.
+# These are from the authors' repository, not from the paper.
 VARIANTS["repvgg_d2se"] = partial(RepVGG, depths=D_DEPTHS, widths=widths(2.5, 5), se_reduction=16)
 VARIANTS["repvgg_plus_l2pse"] = partial(
     RepVGGPlus, depths=D_DEPTHS, widths=widths(2.5, 5), se_reduction=4

@@ -1,4 +1,4 @@
-"""RepVGG-B0's layers with ResNet's shortcuts: "Residual Reorg" (arXiv 2101.03697, section 4.2)."""
+"""RepVGG-B0 with ResNet's shortcuts: "Residual Reorg" (arXiv 2101.03697, section 4.2)."""
 
 from functools import partial
 from itertools import groupby
@@ -14,20 +14,20 @@ from repvgg_jax.runtime.compilation import barrier
 
 
 class ResidualReorg(Chain):
-    """A first and a last stage of single blocks, and stages of residual pairs between them.
+    """A net whose first and last stage have single blocks and all others have residual pairs.
 
-    A pair is relu(shortcut(x) + conv1(relu(conv0(x)))); its shortcut is x itself, or a 1x1 block
-    where stride or width change. The shortcuts stay when the net is fused: it deploys as a residual
-    net, not as a plain one. Its blocks are one convolution with a BatchNorm unless chosen.
+    A pair is relu(shortcut(x) + conv1(relu(conv0(x)))), where the shortcut is x itself, or a 1x1
+    block if the stride or width changes. Fusion keeps the shortcuts, so the fused form is a
+    residual net. The default block is a convolution with a BatchNorm.
 
-    Attributes, besides those of every chain:
-      depths: number of pairs in each stage, or of single blocks in the first and the last.
+    Attributes in addition to those of `Chain`:
+      depths: number of pairs in each stage, or of single blocks in the first and last stage.
     """
 
     block: str = "plain"
 
     def plan(self) -> tuple[BlockSpec, ...]:
-        """Returns the layers; a block of a middle stage has conv0, shortcut (if needed), conv1."""
+        """Returns the specs; a pair has `conv0`, `shortcut` (if not the identity) and `conv1`."""
         plan: list[BlockSpec] = []
         for spec in self.single_blocks():
             if spec.stage in (0, len(self.depths) - 1):
@@ -40,13 +40,13 @@ class ResidualReorg(Chain):
         return tuple(plan)
 
     def check_fields(self) -> None:
-        """Raises UsageError for values that no net of this class can have."""
+        """Raises UsageError if a field of this class is invalid."""
         super().check_fields()
         if len(self.depths) < 3:
             raise UsageError(f"depths {self.depths}: must have at least three stages")
 
     def walk(self, x: Array, train: bool) -> Array:
-        """Returns the map after the last block; each stage's last map is sown as `stage<i>`."""
+        """Returns the output of the last block, and sows the output of each stage as `stage<i>`."""
         plan = self.plan()
         last = {spec.stage: spec.index for spec in plan}
         for (stage, index), unit in groupby(plan, key=lambda spec: (spec.stage, spec.index)):
@@ -58,7 +58,7 @@ class ResidualReorg(Chain):
                 y = self.run_block(specs["conv1"], y, train)
                 shortcut = specs.get("shortcut")
                 x = relu((self.run_block(shortcut, x, train) if shortcut else x) + y)
-            x = barrier(x)  # in the deploy form too, as the shortcuts stay
+            x = barrier(x)  # the fused form needs the barrier too, since it keeps the shortcuts
             if index == last[stage]:
                 self.sow("intermediates", f"stage{stage}", x)
         return x

@@ -1,1 +1,1 @@
-"""Optimizers and the exponential moving average."""
+"""Optimizers and the exponential moving average (EMA)."""

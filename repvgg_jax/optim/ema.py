@@ -1,4 +1,4 @@
-"""The exponential moving average of parameters and BatchNorm statistics, as one pair."""
+"""The exponential moving average (EMA) of parameters and BatchNorm statistics."""
 
 import jax
 from jax import Array
@@ -7,7 +7,7 @@ from repvgg_jax.nets import Averaged, Variables
 
 
 def update_average(average: Variables, variables: Variables, decay: float) -> dict[str, Averaged]:
-    """Returns average + (1 - decay) (variables - average), for parameters and statistics alike."""
+    """Returns average + (1 - decay) (variables - average) for parameters and statistics."""
 
     def move(mean: Array, new: Array) -> Array:
         return mean + (1 - decay) * (new - mean)

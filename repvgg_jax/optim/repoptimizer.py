@@ -1,9 +1,9 @@
-"""RepOptimizer (arXiv 2205.15242, section 3): branches in the optimizer of a plain net.
+"""RepOptimizer (arXiv 2205.15242, section 3): gradient scales that replace a plain net's branches.
 
-A block s conv(x, K) + t conv(x, K1) + u x with constant s and t (`blocks/csla.py`) trains as one
-plain convolution of kernel W = s K + t pad(K1) + u I does, if W starts as that and its gradient is
-multiplied, by output channel c, with s_c^2 at every tap, t_c^2 more at the center taps, and 1 more
-at the center tap of the channel's own input. The scales come from a short training of the block
+Training a block s conv(x, K) + t conv(x, K1) + u x with constant s, t and u (`blocks/csla.py`) is
+equivalent to training one plain convolution that is initialized to W = s K + t pad(K1) + u I, if
+the gradient for output channel c is multiplied by s_c^2, plus t_c^2 at the center of the kernel,
+plus 1 at the center tap from input channel c. The scales are found by a short training of the block
 with s, t and u as parameters (the paper's hyper-search).
 """
 
@@ -21,12 +21,12 @@ from repvgg_jax.ops.batch_norm import per_channel
 
 
 def to_plain(net: Net, variables: Variables) -> tuple[Net, dict[str, Any]]:
-    """Returns the plain net of a `csla` net, with kernels W = s K + t pad(K1) + u I to start from.
+    """Returns the plain net of a `csla` net, with kernels W = s K + t pad(K1) + u I.
 
-    The BatchNorms, squeeze-and-excite and the head keep their variables.
+    The variables of BatchNorms, squeeze-and-excite and the head are not changed.
 
     Raises:
-      UsageError: for a net of another block.
+      UsageError: if the net's block is not `csla`.
     """
     _check_csla(net)
     params, stats = dict(variables["params"]), dict(variables["batch_stats"])
@@ -38,7 +38,7 @@ def to_plain(net: Net, variables: Variables) -> tuple[Net, dict[str, Any]]:
 
 
 def with_scales(net: Net, fresh: Variables, searched: Variables) -> dict[str, Any]:
-    """Returns fresh variables of a `csla` net with the scales that a search found."""
+    """Returns fresh variables of a `csla` net, with the scales replaced by searched ones."""
     params = dict(fresh["params"])
     for name, scales in _scales(net, searched).items():
         params[name] = params[name] | scales
@@ -46,14 +46,18 @@ def with_scales(net: Net, fresh: Variables, searched: Variables) -> dict[str, An
 
 
 def scale_gradients(net: Net, searched: Variables) -> optax.GradientTransformation:
-    """Returns a transformation of a plain net's gradients to those of its branches under SGD.
+    """Returns a transformation that scales a plain net's gradients so that it trains like `csla`.
 
-    The scales are those of `searched`, variables of the `csla` net. It is the first of a chain,
-    before weight decay and momentum. Nothing else may act on the norm of gradients or kernels
-    (clipping, max-norm): that would break the equality.
+    It must be the first transformation of a chain, before weight decay and momentum. Do not use
+    transformations that depend on norms of gradients or kernels (clipping, max-norm), which break
+    the equivalence.
+
+    Args:
+      net: the `csla` net.
+      searched: variables of that net, whose scales are used.
 
     Raises:
-      UsageError: for a net of another block.
+      UsageError: if the net's block is not `csla`.
     """
     scales = _scales(net, searched)
 
@@ -69,10 +73,10 @@ def scale_gradients(net: Net, searched: Variables) -> optax.GradientTransformati
 
 
 def multiplier(scales: Mapping[str, Array], like: Array) -> Array:
-    """Returns the factor of each tap of a kernel [k, k, cin / groups, cout].
+    """Returns the factor of each element of a kernel's gradient [k, k, cin / groups, cout].
 
-    It is s^2, plus t^2 at the center taps, plus 1 at the channel's own center tap if the block has
-    an identity branch.
+    The factor is s^2, plus t^2 at the center of the kernel, plus 1 at the center tap from the same
+    input channel if the block has an identity branch.
     """
     branches = [
         Affine(jnp.ones_like(like) * per_channel(scales["scale_kxk"] ** 2, like)),
@@ -84,7 +88,7 @@ def multiplier(scales: Mapping[str, Array], like: Array) -> Array:
 
 
 def _scales(net: Net, variables: Variables) -> dict[str, dict[str, Array]]:
-    """Returns block name -> the scales of its branches, by parameter name."""
+    """Returns block name -> parameter name -> scale of a branch."""
     _check_csla(net)
     scales = {}
     for spec in net.plan():
@@ -96,5 +100,5 @@ def _scales(net: Net, variables: Variables) -> dict[str, dict[str, Array]]:
 def _check_csla(net: Net) -> None:
     if net.block != "csla":
         raise UsageError(
-            f"RepOptimizer takes its scales from a net of block='csla', not {net.block!r}"
+            f"RepOptimizer requires a net with block='csla' for its scales, not {net.block!r}"
         )

@@ -1,4 +1,4 @@
-"""The paper's optimizer: SGD with momentum, a cosine schedule, and rules by parameter name."""
+"""RepVGG's optimizer: SGD with momentum, a cosine schedule, and rules by parameter name."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -11,13 +11,13 @@ from jax import Array
 
 from repvgg_jax.ops.batch_norm import BN_EPSILON, per_channel
 
-# (regular expression, value): the first that matches a whole name, such as
-# `stage0_block0/conv_kxk/kernel`, wins.
+# (regular expression, value) pairs. The first expression that matches a parameter's full name, such
+# as `stage0_block0/conv_kxk/kernel`, is used.
 NameRules = Sequence[tuple[str, float]]
 
 
 def by_name(params: Any, rules: NameRules, default: float) -> Any:
-    """Returns a tree like `params` of the value of the first rule that matches each name."""
+    """Returns a tree like `params` with the value of the first rule that matches each name."""
 
     def value(path: tuple, _: Any) -> float:
         name = "/".join(key.key for key in path)
@@ -29,14 +29,14 @@ def by_name(params: Any, rules: NameRules, default: float) -> Any:
 def cosine_schedule(
     learning_rate: float, batch_size: int, total_steps: int, warmup_steps: int = 0
 ) -> optax.Schedule:
-    """Returns a linear warm-up from 0, then half a cosine to 0 at `total_steps`.
+    """Returns a schedule with linear warm-up from 0 and cosine decay to 0 at `total_steps`.
 
     Args:
-      learning_rate: peak for a batch of 256 images; it scales linearly with `batch_size` (RepVGG
-        trains 256 images at 0.1, and a larger batch at an unscaled learning rate loses accuracy).
+      learning_rate: peak learning rate for a batch of 256 images (0.1 in RepVGG); the schedule
+        scales it linearly with `batch_size`.
       batch_size: images per step over all devices.
-      total_steps: steps of the run, the warm-up included.
-      warmup_steps: steps of the warm-up.
+      total_steps: number of steps, including the warm-up.
+      warmup_steps: number of steps of the warm-up.
 
     Examples:
       >>> schedule = cosine_schedule(0.1, batch_size=512, total_steps=100)
@@ -59,19 +59,20 @@ def sgd(
     rate_rules: NameRules = (),
     custom_l2: bool = False,
 ) -> optax.GradientTransformation:
-    """Returns the SGD that RepVGG was trained with (arXiv 2101.03697, section 4.1, and its code).
+    """Returns the SGD optimizer of RepVGG (arXiv 2101.03697, section 4.1, and the authors' code).
 
-    m <- momentum m + g + weight_decay d W,  W <- W - r lr m, where d (0 if no rule matches) and r
-    (1 if no rule matches) are the parameter's factors by name.
+    m <- momentum m + g + weight_decay d W,  W <- W - r lr m, where the factors d and r are chosen
+    by parameter name.
 
     Args:
-      schedule: learning rate by step.
-      momentum: decay of the trace.
-      nesterov: True for Nesterov momentum, which the paper's runs do not use.
-      weight_decay: factor of the L2 decay, which is added to the gradient before the momentum.
-      decay_rules: rules for d.
-      rate_rules: rules for r, such as 2 for biases.
-      custom_l2: True if d is 0 for the kernels whose decay `custom_l2` adds to the loss.
+      schedule: learning rate as a function of the step.
+      momentum: decay rate of the momentum m.
+      nesterov: True for Nesterov momentum, which the paper does not use.
+      weight_decay: coefficient of the L2 decay, which is added to the gradient before momentum.
+      decay_rules: rules for d, which is 0 if no rule matches.
+      rate_rules: rules for r, such as 2 for biases; r is 1 if no rule matches.
+      custom_l2: True to set d = 0 for kernels whose decay the function `custom_l2` adds to the
+        loss.
     """
 
     def decay(grads: Any, params: Any) -> Any:
@@ -92,14 +93,13 @@ def sgd(
 
 
 def custom_l2(params: Mapping[str, Any], batch_stats: Mapping[str, Any]) -> Array:
-    """Returns the L2 of RepVGG's blocks as in the released code; the loss has half of it.
+    """Returns the custom L2 of RepVGG's blocks; the loss adds it times weight_decay / 2.
 
-    With t = gamma / sigma of each branch's BatchNorm (of its running variance, without a gradient),
-    C the center tap and R the other taps of the kxk,
       sum over blocks of |R|^2 + sum |t_k C + t_1 W_1|^2 / (t_k^2 + t_1^2),
-    so that the 1x1 and the tap that it is added to decay as the one tap that they fuse to. The
-    identity has no part in it, and blocks without a kxk and a 1x1 branch add nothing.
-    (DingXiaoH/RepVGG, `get_custom_L2`.)
+    where t = gamma / sigma of the BatchNorm of each branch (with the running variance, and not
+    differentiated), and C and R are the center tap and the other taps of the kxk. The center tap
+    and the 1x1 are thus decayed as the one tap to which they fuse. The identity branch does not
+    contribute, nor do blocks without a kxk or a 1x1 branch. (DingXiaoH/RepVGG, `get_custom_L2`.)
     """
     total = jnp.zeros(())
     for block in _two_branched(params):
@@ -119,17 +119,17 @@ def _bn_scale(params: Mapping[str, Array], stats: Mapping[str, Array]) -> Array:
 
 
 def _two_branched(params: Mapping[str, Any]) -> list[str]:
-    """Returns the blocks that have a kxk and a 1x1, each with its BatchNorm, as RepVGG's have."""
+    """Returns the names of blocks with a kxk and a 1x1 branch that each have a BatchNorm."""
     layers = {"conv_kxk", "bn_kxk", "conv_1x1", "bn_1x1"}
     return [block for block, tree in params.items() if tree.keys() - {"bn_identity"} == layers]
 
 
 def max_norm(limit: float, frozen: Sequence[str] = ()) -> optax.GradientTransformation:
-    """Returns a transformation that keeps every filter's norm at `limit` or below.
+    """Returns a transformation that limits the norm of every filter to `limit`.
 
-    W <- W min(1, limit / ||W||) with the norm over kernel size and inputs of an output channel, for
-    kernels of convolutions [..., kh, kw, cin, cout] except those of the blocks named in `frozen`.
-    It is the last of a chain: its input is taken as the step itself.
+    W <- W min(1, limit / ||W||), with the norm of each output channel's filter, for convolution
+    kernels [..., kh, kw, cin, cout] except those of the blocks named in `frozen`. It must be the
+    last transformation of a chain, since it takes its input as the final update.
     """
 
     def project(updates: Any, params: Any) -> Any:

@@ -145,7 +145,7 @@ def test_segmentation_is_the_same_in_both_forms():
         ({"depths": 3}, "depths=3: must be a tuple"),
         ({"grouped_layers": 2}, "grouped_layers=2"),
         ({"frozen": (3,)}, "must be a tuple of regular expressions"),
-        ({"dilated_layers": 3}, "needs output_stride"),
+        ({"dilated_layers": 3}, "set output_stride too"),
         ({"output_stride": 8, "dilated_layers": 0}, "dilated_layers=0"),
         ({"output_stride": 8, "dilated_layers": 10}, "must be from 1 to 9"),
         ({"output_stride": 8, "widths": (16, 16, 24, 24, 32)}, "stage3, whose width stays 24"),
