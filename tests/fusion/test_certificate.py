@@ -72,7 +72,7 @@ def test_a_changed_weight_names_its_block(run):
         rj.load(run, fused=True)
     for other in ("[]", "{}"):
         (run / "fusion.json").write_text(other)
-        with pytest.raises(rj.UsageError, match=r"fusion.json lists no checksums"):
+        with pytest.raises(rj.UsageError, match=r"fusion.json has no checksums"):
             rj.load(run, fused=True)
     fuse.run_fuse(None, run)
     equal(rj.load(run, fused=True)[1], fused)

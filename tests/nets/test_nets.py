@@ -136,7 +136,7 @@ def test_an_initializer_is_no_more_than_a_start():
     ("overrides", "says"),
     [
         ({"initializer": "kaiming"}, "choose from default, lecun, he, timm"),
-        ({"initializer": "he", "block": "dbb"}, "block dbb has an initialization of its own"),
+        ({"initializer": "he", "block": "dbb"}, "block dbb has its own initialization"),
         ({"name": "repvgg_b1g3"}, "did you mean repvgg_b1g"),
         ({"block": "repvg"}, "did you mean repvgg"),
         ({"num_clases": 10}, "did you mean num_classes"),
@@ -146,7 +146,7 @@ def test_an_initializer_is_no_more_than_a_start():
         ({"branches": ("3x3",)}, "a tuple of names in"),
         ({"block": FusedConv}, "must be a name in BLOCKS"),
         ({"block": "mobileone", "copies": 0}, "copies=0"),
-        ({"kernel_size": 4}, "must be odd"),
+        ({"kernel_size": 4}, "must be an odd integer"),
     ],
 )
 def test_a_wrong_request_names_the_right_one(overrides, says):
