@@ -73,10 +73,7 @@ def _diagonal(like: Array | jax.ShapeDtypeStruct, window: Float[Array, "kh kw"])
     """Returns a kernel that applies `window` to every channel and does not mix channels."""
     group_width, features = like.shape[2:]
     if features % group_width:
-        raise ValueError(
-            f"kernel shape {tuple(like.shape)} cannot map each channel to itself: cout must be a "
-            "multiple of cin / groups"
-        )
+        raise ValueError(f"shape {tuple(like.shape)}: cout must be a multiple of cin / groups")
     # Output channel o is in group o // group_width; input indices are relative to the group.
     onto_itself = jnp.eye(group_width)[:, jnp.arange(features) % group_width]
     return Affine(window[:, :, None, None] * onto_itself[None, None])

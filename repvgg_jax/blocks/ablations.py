@@ -1,7 +1,4 @@
-"""The block variants of RepVGG's ablations (arXiv 2101.03697, Table 7), without "trivial".
-
-The variant "trivial" is in `dirac`. Accuracies are those of the paper, where RepVGG's is 75.14%.
-"""
+"""Block variants of RepVGG's ablations, with their accuracies in arXiv 2101.03697, Table 7."""
 
 from typing import ClassVar, NoReturn
 

@@ -37,8 +37,7 @@ class Block(nn.Module):
       kernel_size: side of the fused kernel, an odd number.
       dilation: dilation of the fused kernel.
       dtype: compute type; parameters and statistics are float32.
-      bn_group_size: number of images that share BatchNorm statistics in training; None for the
-        whole batch.
+      bn_group_size: number of images per BatchNorm group in training; None for the whole batch.
       conv_algorithm: algorithm of the convolutions, one of `ops.convolution.ALGORITHMS`.
       fusable: class attribute; False if the block is not equivalent to a convolution.
 

@@ -14,9 +14,8 @@ class CSLABlock(Block):
 
     The term u x exists if the stride is 1 and cin == features. Training s, t and u is the paper's
     hyper-search, except that all are initialized to 1 here (in the paper, s and t are initialized
-    to sqrt(2 / l) in the l-th layer of a stage). If s, t and u are constant, training the block is
-    equivalent to training one plain convolution with scaled gradients
-    (`repvgg_jax.optim.repoptimizer`).
+    to sqrt(2 / l) in the l-th layer of a stage). With constant s, t and u, training is equivalent
+    to that of one plain convolution with scaled gradients (`repvgg_jax.optim.repoptimizer`).
     """
 
     @nn.compact

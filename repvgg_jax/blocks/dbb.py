@@ -18,10 +18,9 @@ class DiverseBranchBlock(Block):
     The layers of the last two branches are named `average_1x1`, `average`, `chain_1x1` and
     `chain_kxk`. The 1x1 before the kxk keeps the number of channels and is initialized to the
     identity. Before the average and the last kxk, the output of a BatchNorm is padded with the
-    value to which the BatchNorm maps zero, so that fusion is exact at the border; that value is
-    computed from the running statistics and is not differentiated. A depthwise block (groups ==
-    cin == features) has no 1x1 branch, averages x itself, and doubles the channels before its
-    second kxk.
+    value to which the BatchNorm maps zero by its running statistics, so that fusion is exact at the
+    border; that value is not differentiated. A depthwise block (groups == cin == features) has no
+    1x1 branch, averages x itself, and doubles the channels before its second kxk.
     """
 
     @nn.compact

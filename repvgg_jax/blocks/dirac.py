@@ -14,9 +14,8 @@ class DiracBlock(KernelBlock):
 
     alpha and beta are vectors over output channels, initialized to 1 and 0.1, without weight decay.
     ||K|| is the norm of each output channel's filter. delta is the kernel that copies the first
-    min(cin, features) channels of each group; unlike in the paper's nets, it is also used where
-    the stride or the number of channels changes. The BatchNorm's scale is initialized to 1 (in the
-    paper, uniformly between 0 and 1).
+    min(cin, features) channels of each group, for any stride and number of channels. The
+    BatchNorm's scale is initialized to 1 (in the paper, uniformly between 0 and 1).
     """
 
     def declare(self, cin: int) -> dict[str, Any]:

@@ -14,9 +14,8 @@ class ExpandBlock(KernelBlock):
 
     The chain is equivalent to one convolution in training too, so the kernels are chained at each
     step and x is convolved once; each kernel gets the same gradient as in a chain of layers. The
-    equivalent chain of layers pads only x, by the padding of W: padding the input of each layer
-    would discard outputs of the previous layer beyond the border. The layers have no biases, since
-    the BatchNorm would cancel them.
+    equivalent chain of layers pads only x, by the padding of W: padding each layer would discard
+    outputs beyond the border. The layers have no biases, which the BatchNorm would cancel.
     """
 
     def layers(self, cin: int) -> list[tuple[int, int]]:

@@ -31,8 +31,7 @@ class OREPABlock(KernelBlock):
 
     W = v0 K + v1 A / k^2 + v2 P cos + v3 chain(I + E, K') + v4 Q + v5 depthwise-separable, where A,
     P and Q are 1x1 kernels, cos is the fixed kernel of `frequencies`, and each v is a vector over
-    the output channels. W is computed at each step, so there is one convolution of activations and
-    one BatchNorm.
+    the output channels. W is computed at each step, so activations have a single convolution.
 
     Each branch is a grouped convolution, and so is the block. With one group, it is the paper's
     block.

@@ -37,15 +37,7 @@ def checksums(variables: Mapping[str, Any], first: Iterable[str] = ()) -> dict[s
 def certify(
     report: FusionReport, fused: Mapping[str, Any], *, images: int, step: int, config_hash: str
 ) -> dict[str, Any]:
-    """Returns the certificate of fused variables as a JSON value.
-
-    Args:
-      report: result of `verify` for these variables.
-      fused: the fused variables.
-      images: number of images that were used for the verification.
-      step: training step of the checkpoint.
-      config_hash: hash of the run's config.
-    """
+    """Returns the certificate, a JSON value, of variables that were verified on some images."""
     return {
         "config_hash": config_hash,
         "step": step,

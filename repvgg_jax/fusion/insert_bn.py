@@ -31,8 +31,6 @@ def insert_bn(
       variables: variables of the fused net.
       batches: calibration batches of normalized images [batch, height, width, 3].
 
-    Returns:
-      The net with block "plain", and its variables.
 
     Raises:
       UsageError: if the net is not fused, or there is no batch.

@@ -20,10 +20,9 @@ def from_torch(net: Net, state_dict: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the weights of a PyTorch model as `{"params", "batch_stats"}` or `{"params"}`.
 
     Convolution kernels are converted from OIHW to HWIO, dense kernels from [out, in] to [in, out],
-    and squeeze-and-excite's 1x1 convolutions to dense layers. The names determine the layout
-    (official or timm). BatchNorms' step counters are ignored, and DistributedDataParallel's prefix
-    `module.` is removed. If the checkpoint has one of the keys `WRAPPERS`, the weights are read
-    from the first one that it has.
+    and squeeze-and-excite's 1x1 convolutions to dense layers. The layout (official or timm) is
+    detected. BatchNorms' step counters are ignored, and the prefix `module.` of
+    DistributedDataParallel is removed. Weights may be under one of the keys `WRAPPERS`.
 
     Args:
       net: the train form from `create`, or the fused form `net.clone(block="fused")`.
@@ -69,8 +68,7 @@ def to_torch(net: Net, variables: Variables, layout: str = "official") -> dict[s
       layout: "official" or "timm".
 
     Raises:
-      UsageError: if the variables are not those of the net, or the net has no counterpart in
-        PyTorch.
+      UsageError: if the variables are not the net's, or the net has no counterpart in PyTorch.
     """
     listed = entries(net, layout)
     check_strides(net)

@@ -153,8 +153,8 @@ def check_strides(net: RepVGG) -> None:
     """Raises UsageError unless every stage starts with stride 2 and no layer is dilated.
 
     A state dict does not contain strides and dilations, so PyTorch's RepVGG would load the weights
-    of any other net but compute another function. Importing weights into a net with other strides
-    or dilations is allowed: a dilated backbone is initialized from the released weights.
+    of any other net but compute another function. Importing weights into such a net is allowed, for
+    example to initialize a dilated backbone.
     """
     plan = net.plan()
     strides = tuple(spec.strides for spec in plan if spec.index == 0)

@@ -66,10 +66,9 @@ class Net(nn.Module):
     """A net: images [batch, height, width, 3] -> logits [batch, num_classes], float32 or wider.
 
     A subclass returns from `plan` the specs of all blocks, each of which fuses to one convolution,
-    and applies them in `__call__` by `run_block` or `run_block_and_relu`. Fusion, PyTorch import
-    and export, and counting of operations use the plan; layers that are not in the plan are not
-    changed by fusion. A backbone also defines `feature_info`, and sows each feature map as an
-    intermediate with the name given there.
+    and applies them in `__call__` by `run_block` or `run_block_and_relu`. Fusion, import, export
+    and counting of operations use the plan; fusion does not change layers that are not in it. A
+    backbone defines `feature_info`, and sows each map as an intermediate with the name given there.
 
     Attributes:
       num_classes: number of outputs of the head.

@@ -27,8 +27,8 @@ def _tenths(key: Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Arr
     return 0.1 + 0.1 * jax.random.normal(key, shape, dtype)
 
 
-# Functions from a layer's number of groups to its initializers. The comments give the variance of
-# kernels, where fan_in = kh kw cin / groups and fan_out = kh kw features / groups.
+# Functions from a layer's number of groups to its initializers. The comments give the kernels'
+# variance, with fan_in = kh kw cin / groups and fan_out = kh kw features / groups.
 INITIALIZERS: dict[str, Callable[[int], Initializers]] = {
     # 1 / (3 fan_in), uniform: PyTorch's default, which the authors' code uses.
     "default": lambda groups: Initializers(kernel_init),

@@ -41,14 +41,13 @@ class RepVGG(Chain):
 
     Attributes in addition to those of `Chain`:
       groups: number of channel groups of the layers in `grouped_layers`, for all branches.
-      grouped_layers: indices of the grouped layers, counted over the whole net from the stem, which
-        is 0. The paper groups every second layer.
+      grouped_layers: indices of the grouped layers; the stem is 0. In the paper, every second layer.
       se_reduction: if given, squeeze-and-excite with channels // se_reduction hidden units before
         each ReLU.
       output_stride: total stride of the net, such as 8 or 16 instead of 32. Stages beyond it have
         stride 1 and dilated kxk kernels (arXiv 2101.03697, section 4.4).
-      dilated_layers: number of layers at the end of the net that are dilated; None for all layers
-        of those stages. The paper's fast version has 5.
+      dilated_layers: number of dilated layers at the end of the net; None for all layers of those
+        stages. The paper's fast version has 5.
     """
 
     groups: int = 1

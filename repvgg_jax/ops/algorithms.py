@@ -149,8 +149,7 @@ def kernel_gradient_by_matmul(
 
     dK[i, j] = x[.., i + strides h, j + strides w, ..]^T dy[.., h, w, ..], where x is padded by half
     the kernel and dy has size ceil(height / strides), ceil(width / strides). The kernel shape is
-    [kh, kw, cin / groups, cout] with odd kh and kw. The result has the type of `x`; sums are in
-    float32 or wider.
+    [kh, kw, cin / groups, cout] with odd kh and kw. Sums are float32 or wider.
     """
     *size, cin, cout = kernel_shape
     groups, wide = x.shape[-1] // cin, accumulation_dtype(x.dtype)

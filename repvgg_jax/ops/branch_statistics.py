@@ -211,10 +211,9 @@ def input_moments_are_faster(
 ) -> bool:
     """Returns True if `sum_normalized_branches` is faster than computing each branch separately.
 
-    It computes five small matrix products instead of three but reads the images fewer times. This
-    is faster on a CPU if there are many more pixels than channels. It is not faster if oneDNN
-    computes the convolutions, or if XLA fuses the statistics into the computation of their input
-    (docs/notes/speed.md).
+    It computes five small matrix products instead of three but reads the images fewer times, which
+    is faster on a CPU with many more pixels than channels. It is not faster if oneDNN computes the
+    convolutions, or if XLA fuses the statistics into their input (docs/notes/speed.md).
     """
     batch, height, width, cin = x.shape
     pixels = batch * -(-height // strides) * -(-width // strides)

@@ -20,8 +20,7 @@ from jaxtyping import Float
 
 from repvgg_jax.ops.batch_norm import AnyArray, accumulation_dtype
 
-# B^T, G and A^T for each m. Published versions may have other signs in the last row of B^T and the
-# last column of A^T.
+# B^T, G and A^T for each m. Some publications negate B^T's last row and A^T's last column.
 _DATA = {
     2: [[1, 0, -1, 0], [0, 1, 1, 0], [0, -1, 1, 0], [0, -1, 0, 1]],
     4: [

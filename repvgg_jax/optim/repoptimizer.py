@@ -48,13 +48,9 @@ def with_scales(net: Net, fresh: Variables, searched: Variables) -> dict[str, An
 def scale_gradients(net: Net, searched: Variables) -> optax.GradientTransformation:
     """Returns a transformation that scales a plain net's gradients so that it trains like `csla`.
 
-    It must be the first transformation of a chain, before weight decay and momentum. Do not use
-    transformations that depend on norms of gradients or kernels (clipping, max-norm), which break
-    the equivalence.
-
-    Args:
-      net: the `csla` net.
-      searched: variables of that net, whose scales are used.
+    The scales are those of `searched`, the variables of the `csla` net. It must be the first
+    transformation of a chain, before weight decay and momentum. Transformations that depend on
+    norms of gradients or kernels (clipping, max-norm) break the equivalence.
 
     Raises:
       UsageError: if the net's block is not `csla`.

@@ -71,8 +71,7 @@ def sgd(
       weight_decay: coefficient of the L2 decay, which is added to the gradient before momentum.
       decay_rules: rules for d, which is 0 if no rule matches.
       rate_rules: rules for r, such as 2 for biases; r is 1 if no rule matches.
-      custom_l2: True to set d = 0 for kernels whose decay the function `custom_l2` adds to the
-        loss.
+      custom_l2: True to set d = 0 for the kernels that the function `custom_l2` covers.
     """
 
     def decay(grads: Any, params: Any) -> Any:

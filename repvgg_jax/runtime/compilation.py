@@ -86,11 +86,11 @@ def barrier(x: Array) -> Array:
     long elementwise path. Without a barrier between blocks, each fusion on a CPU recomputes the
     path through all earlier blocks, and in the backward pass through all later ones: a training
     step takes twice as long, and evaluating a net of 80 layers six times as long
-    (docs/notes/speed.md). XLA's GPU and TPU backends take the cost of recomputation into account
-    and need no barrier.
+    (docs/notes/speed.md). XLA's GPU and TPU backends need no barrier, since they weigh the cost of
+    recomputation.
 
-    Use it in functions compiled by `jit` of this module: by default, XLA:CPU removes barriers
-    before fusion.
+    Functions that use it must be compiled by `jit` of this module: by default, XLA:CPU removes
+    barriers before fusion.
     """
     return lax.optimization_barrier(x) if target().is_cpu else x
 
@@ -120,8 +120,7 @@ class StartupTimer:
 
     Attributes:
       seconds: wall-clock time; None before `stop`.
-      compile_seconds: time spent compiling programs or reading them from the cache; None before
-        `stop`.
+      compile_seconds: time spent compiling or reading cached programs; None before `stop`.
     """
 
     def __init__(self) -> None:

@@ -70,11 +70,10 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 
 
 def parameter_shardings(tree: Any, mesh: Mesh, min_size: int = FSDP_MIN_SIZE) -> Any:
-    """Returns a sharding for each array of a state.
+    """Returns the sharding of each array of a state: over `fsdp` along its largest divisible axis.
 
-    Each array is split over `fsdp` along its largest axis whose size the mesh axis divides. Arrays
-    without a divisible axis, and arrays of less than `min_size` elements, are replicated. Optimizer
-    states and EMAs have the shapes of their parameters and get the same shardings.
+    Arrays without a divisible axis, or with less than `min_size` elements, are replicated.
+    Optimizer states and EMAs have the shapes of their parameters and get the same shardings.
     """
     parts = mesh.shape.get("fsdp", 1)
 
@@ -98,12 +97,7 @@ def shard_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, Any]:
 
 
 def place(leaf: Any, sharding: NamedSharding) -> Any:
-    """Returns an array with the given sharding.
-
-    Args:
-      leaf: an array that every process has in full, or a global array on the same devices.
-      sharding: sharding of the result.
-    """
+    """Returns `leaf`, which is global or equal in all processes, with the given sharding."""
     if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
         return jax.jit(_same, out_shardings=sharding)(leaf)
     if jax.process_count() == 1:

@@ -25,9 +25,7 @@ _DETERMINISTIC = ("--xla_gpu_deterministic_ops=true", "--xla_gpu_autotune_level=
 def prepare_process(deterministic: bool, keep_compiled: bool = True) -> None:
     """Applies the settings of a run that must be applied before JAX's backend starts.
 
-    Args:
-      deterministic: whether to allow deterministic kernels only.
-      keep_compiled: whether to cache compiled programs on disk.
+    `deterministic` enables `make_deterministic`; `keep_compiled` enables `keep_programs`.
     """
     if deterministic:
         make_deterministic()
