@@ -41,7 +41,7 @@ class RepVGG(Chain):
 
     Attributes in addition to those of `Chain`:
       groups: number of channel groups of the layers in `grouped_layers`, for all branches.
-      grouped_layers: indices of the grouped layers; the stem is 0. In the paper, every second layer.
+      grouped_layers: indices of the grouped layers; the stem is 0. Every second in the paper.
       se_reduction: if given, squeeze-and-excite with channels // se_reduction hidden units before
         each ReLU.
       output_stride: total stride of the net, such as 8 or 16 instead of 32. Stages beyond it have
