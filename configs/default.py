@@ -112,6 +112,9 @@ def get_config() -> ConfigDict:
     optim.bias_rate_factor = 1.0  # factor on the learning rate of biases
     optim.rate_rules = ()  # more (regex, factor) pairs, matched first: ((r"head/.*", 10.0),)
     optim.ema_decay = 0.0  # decay of the EMA, which is evaluated and fused; 0 disables it
+    # Limits the decay to (1 + n) / (10 + n) after n steps, so that the initial weights, which the
+    # average starts from, are soon forgotten.
+    optim.ema_warmup = True
     optim.clip_norm = placeholder(float)  # limit on the gradient's norm over all parameters; none
     optim.max_norm = placeholder(float)  # limit on every filter's norm after each step; none
     optim.repoptimizer_from = placeholder(str)  # workdir of a csla run, for RepOptimizer's scales

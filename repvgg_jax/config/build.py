@@ -42,6 +42,7 @@ class StepOptions:
     auxiliary_weight: float = 0.1
     custom_l2: float = 0.0
     ema_decay: float = 0.0
+    ema_warmup: bool = True
     accumulate: int = 1
     bn_group_size: int | None = None
     mean: tuple[float, ...] = IMAGENET_MEAN
@@ -232,7 +233,11 @@ def total_steps(config: ConfigDict, train_size: int) -> int:
     else:
         steps = round(config.train.epochs * train_size / config.train.batch_size)
         if steps < 1:
-            raise UsageError(f"train.epochs={config.train.epochs} is less than one step")
+            raise UsageError(
+                f"train.epochs={config.train.epochs} of {train_size} images are less than one step "
+                f"with train.batch_size={config.train.batch_size}; use a smaller batch or more "
+                "epochs"
+            )
     warmup_steps = _warmup_steps(config, train_size)
     if warmup_steps >= steps:
         raise UsageError(

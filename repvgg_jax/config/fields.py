@@ -6,26 +6,66 @@ import json
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 from ml_collections import ConfigDict
 
 from repvgg_jax.errors import UsageError
 
 
-class Field(NamedTuple):
+@dataclass(frozen=True)
+class Field:
     """The bounds of a config field, and whether it is part of a run's identity.
 
+    The bounds hold for a number, or for each number of a tuple.
+
     Attributes:
-      low: the smallest value allowed; None for a field without bounds.
+      low: the smallest value allowed.
       high: the largest value allowed.
+      above: all values allowed are above this one.
+      below: all values allowed are below this one.
+      length: number of elements of a tuple.
+      note: explanation of the bounds, for the error message.
       changes_result: False for fields that do not affect what a run computes, such as paths,
         logging intervals and the mesh.
     """
 
     low: float | None = None
-    high: float = math.inf
+    high: float | None = None
+    above: float | None = None
+    below: float | None = None
+    length: int | None = None
+    note: str = ""
     changes_result: bool = True
+
+    @property
+    def bounds(self) -> str:
+        """The bounds in words; empty if there are none."""
+        bounds = {"at least": self.low, "above": self.above, "at most": self.high}
+        bounds["below"] = self.below
+        return " and ".join(f"{word} {n:g}" for word, n in bounds.items() if n is not None)
+
+    def problem(self, value: Any) -> str | None:
+        """Returns a message if the value is out of bounds, or else None."""
+        numbers = value if isinstance(value, list | tuple) else [value]
+        if self.length is not None and len(numbers) != self.length:
+            return f"must have {self.length} numbers"
+        if all(map(self._allows, numbers)):
+            return None
+        each = "each must be" if isinstance(value, list | tuple) else "must be"
+        return f"{each} {self.bounds}" + (f", as {self.note}" if self.note else "")
+
+    def _allows(self, number: Any) -> bool:
+        """Returns True for a number within the bounds, which NaN never is."""
+        if not isinstance(number, int | float) or math.isnan(number):
+            return False
+        return (
+            (self.low is None or number >= self.low)
+            and (self.high is None or number <= self.high)
+            and (self.above is None or number > self.above)
+            and (self.below is None or number < self.below)
+        )
 
 
 NEUTRAL = Field(changes_result=False)
@@ -33,26 +73,38 @@ NEUTRAL = Field(changes_result=False)
 FIELDS = {
     "seed": Field(0),
     "model.num_classes": Field(1),
+    "model.depths": Field(1),
+    "model.widths": Field(1),
+    "model.strides": Field(1),
+    "model.groups": Field(1),
+    "model.grouped_layers": Field(0),
+    "model.copies": Field(1),
+    "model.depth": Field(1),
+    "model.width": Field(1),
+    "model.bn_group_size": Field(1),
     "model.remat": NEUTRAL,
     "model.branch_statistics": NEUTRAL,
     "model.conv_algorithm": NEUTRAL,
     "data.data_dir": NEUTRAL,
     "data.manual_dir": NEUTRAL,
     "data.image_size": Field(1),
+    "data.resize": Field(1),
     "data.padding": Field(0),
     "data.eval_image_size": Field(1),
     "data.policy_operations": Field(1),
     "data.policy_magnitude": Field(0, 10),
     "data.policy_std": Field(0, 10),
     "data.erasing": Field(0, 1),
+    "data.mean": Field(0, 1, length=3, note="pixels are scaled to [0, 1] first"),
+    "data.std": Field(above=0, high=1, length=3, note="pixels are scaled to [0, 1] first"),
     "data.skip_corrupt": NEUTRAL,
     "data.workers": Field(0, changes_result=False),
     "data.seed": Field(0),
     "data.augmentation_seed": Field(0),
-    "mesh.data": NEUTRAL,
-    "mesh.fsdp": NEUTRAL,
+    "mesh.data": Field(-1, changes_result=False),
+    "mesh.fsdp": Field(-1, changes_result=False),
     "mesh.min_size": Field(0, changes_result=False),
-    "train.epochs": Field(0, 1e9),
+    "train.epochs": Field(above=0, high=1e9),
     "train.steps": Field(1),
     "train.batch_size": Field(1),
     "train.eval_batch_size": Field(1, changes_result=False),
@@ -67,14 +119,16 @@ FIELDS = {
     "train.log_every": Field(1, changes_result=False),
     "optim.learning_rate": Field(0),
     "optim.warmup_epochs": Field(0),
-    "optim.momentum": Field(0, 1),
-    "optim.weight_decay": Field(0),
-    "optim.clip_norm": Field(0),
-    "optim.max_norm": Field(0),
-    "optim.label_smoothing": Field(0, 1),
-    "optim.ema_decay": Field(0, 1 - 1e-9),
-    "bench.batch_sizes": NEUTRAL,
-    "bench.seconds": NEUTRAL,
+    "optim.momentum": Field(0, below=1),
+    "optim.weight_decay": Field(0, 1),
+    "optim.bias_rate_factor": Field(0),
+    "optim.clip_norm": Field(above=0, note="a norm of 0 stops training; unset it for no limit"),
+    "optim.max_norm": Field(above=0, note="a norm of 0 stops training; unset it for no limit"),
+    "optim.label_smoothing": Field(0, below=1),
+    "optim.auxiliary_weight": Field(0),
+    "optim.ema_decay": Field(0, below=1),
+    "bench.batch_sizes": Field(1, changes_result=False),
+    "bench.seconds": Field(above=0, changes_result=False),
     "fuse.verify_images": Field(1, changes_result=False),
     "fuse.tolerance": Field(0, changes_result=False),
 }
@@ -100,11 +154,15 @@ def run_fields(config: Mapping) -> dict[str, Any]:
     Unset fields are left out, so that adding a field does not change the hash of earlier runs.
     """
     tree = to_json(config) if isinstance(config, ConfigDict) else config
-    return {
+    fields = {
         name: value
         for name, value in flat(tree)
         if value is not None and FIELDS.get(name, Field()).changes_result
     }
+    # Runs from before this field existed had no warm-up, and runs without an average have none.
+    if not (fields.get("optim.ema_warmup") and fields.get("optim.ema_decay")):
+        fields.pop("optim.ema_warmup", None)
+    return fields
 
 
 # Current and former parameter names in rules. Hashes use the former ones, so that the hashes of
@@ -129,13 +187,10 @@ def check_values(config: ConfigDict) -> None:
 def value_problems(config: ConfigDict) -> Iterator[str]:
     """Yields a message for each value that is out of bounds or conflicts, and each invalid rule."""
     values = dict(flat(to_json(config)))
-    for name, (low, high, _) in FIELDS.items():
+    for name, field in FIELDS.items():
         value = values[name]
-        if value is None or low is None:
-            continue
-        if not low <= value <= high:  # also rejects NaN
-            span = f"at least {low}" if high == math.inf else f"from {low} to {high}"
-            yield f"{name}={value}: must be {span}"
+        if value is not None and field.bounds and (problem := field.problem(value)):
+            yield f"{name}={value}: {problem}"
     batch_size = config.train.batch_size
     if (config.train.mixup or config.train.cutmix) and batch_size % 2:
         problem = "must be even, since train.mixup and train.cutmix mix pairs of images"

@@ -102,7 +102,7 @@ def read_config(workdir: Path) -> ConfigDict:
     missing = {"model", "data", "mesh", "train", "optim", "fuse"} - set(tree)
     if missing:
         raise UsageError(f"{path} is not a repvgg_jax config: {', '.join(sorted(missing))} missing")
-    required = {name for name, field in FIELDS.items() if field.low is not None}
+    required = {name for name, field in FIELDS.items() if field.bounds}
     if missing := required - dict(flat(tree)).keys():
         raise UsageError(
             f"{path} was written by another version: {', '.join(sorted(missing))} missing; "

@@ -14,7 +14,7 @@ from repvgg_jax.data.images import to_network_input
 from repvgg_jax.data.pipeline import Batch
 from repvgg_jax.nets.repvgg import AUXILIARY
 from repvgg_jax.optim import sgd
-from repvgg_jax.optim.ema import update_average
+from repvgg_jax.optim.ema import decay_at, update_average
 from repvgg_jax.runtime.compilation import jit
 from repvgg_jax.runtime.mesh import replicated
 from repvgg_jax.training.evaluation import Metrics
@@ -102,7 +102,8 @@ def train_step(
         opt_state=opt_state,
     )
     if state.ema:
-        ema = update_average(state.ema, state.train_variables, options.ema_decay)
+        decay = decay_at(state.step - 1, options.ema_decay, options.ema_warmup)
+        ema = update_average(state.ema, state.train_variables, decay)
         state = state.replace(ema=ema)
     return state, metrics | {"grad_norm": optax.tree.norm(grads)}
 

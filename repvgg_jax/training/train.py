@@ -3,9 +3,12 @@
 from pathlib import Path
 from typing import NamedTuple
 
+from absl import logging
+
 from repvgg_jax.checkpoint.manager import open_manager, restore_latest, steps
 from repvgg_jax.config.build import Experiment
 from repvgg_jax.config.workdir import check_workdir, make_workdir
+from repvgg_jax.optim.ema import initial_weight
 from repvgg_jax.runtime.compilation import StartupTimer
 from repvgg_jax.runtime.processes import all_processes, leaving_at_once, primary
 from repvgg_jax.runtime.signals import Stopping
@@ -63,6 +66,7 @@ def train(
     stopping = stopping or Stopping()
     check_workdir(experiment.config, workdir)
     warn_if_fused(experiment.net)
+    _warn_about_average(experiment)
     experiment, state = _initial_state(experiment, workdir)
     evaluation = Evaluation(experiment.eval_data, experiment.mesh)
     make_workdir(experiment.config, workdir)
@@ -86,6 +90,23 @@ def train(
         waiting=loop.waiting,
         seconds_before=monitor.seconds_before,
     )
+
+
+def _warn_about_average(experiment: Experiment) -> None:
+    """Logs a warning if the average at the end of the run will be far from the trained weights."""
+    options = experiment.step_options
+    if options.ema_decay == 0 or experiment.init_from is not None or not primary():
+        return
+    weight = initial_weight(experiment.steps, options.ema_decay, options.ema_warmup)
+    if weight > 0.01:
+        logging.warning(
+            "optim.ema_decay=%g is too slow for %d steps: the average, which is evaluated and "
+            "fused, will still consist of %.0f%% initial weights; lower it, or set "
+            "optim.ema_warmup=True",
+            options.ema_decay,
+            experiment.steps,
+            100 * weight,
+        )
 
 
 def _initial_state(experiment: Experiment, workdir: Path) -> tuple[Experiment, TrainState]:

@@ -5,12 +5,13 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import repvgg_jax as rj
 from repvgg_jax.config.build import StepOptions
 from repvgg_jax.nets import Averaged, as_average
-from repvgg_jax.optim.ema import update_average
+from repvgg_jax.optim.ema import decay_at, initial_weight, update_average
 from repvgg_jax.runtime.mesh import make_mesh
 from repvgg_jax.training import evaluation
 from repvgg_jax.training import state as state_module
@@ -36,6 +37,43 @@ def test_average_follows_both_collections_and_stays_marked():
     for name in first:
         expected = jax.tree.map(lambda leaf: leaf + 0.25, first[name])
         close(dict(average[name]), expected, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("warmup", [False, True])
+@pytest.mark.parametrize("steps", [1, 2, 40])
+def test_weight_of_the_initial_values_is_what_is_left_of_them(steps, warmup):
+    average = {"params": {"x": jnp.float32(1.0)}}
+    for step in range(steps):
+        decay = decay_at(step, 0.9, warmup)
+        average = update_average(average, {"params": {"x": jnp.float32(0.0)}}, decay)
+    weight = initial_weight(steps, 0.9, warmup)
+    assert float(average["params"]["x"]) == pytest.approx(weight, rel=1e-4, abs=1e-12)
+
+
+def test_the_warm_up_ends_at_the_decay():
+    assert float(decay_at(0, 0.9999, True)) == pytest.approx(0.1)
+    assert float(decay_at(10**6, 0.9999, True)) == pytest.approx(0.9999)
+    assert initial_weight(10**7, 0.9999, True) < 1e-12
+
+
+@pytest.mark.medium
+def test_an_average_of_a_short_run_is_near_the_weights_and_a_slow_one_is_announced(
+    tmp_path, caplog
+):
+    warm = train(tiny_config(optim_ema_decay=0.9999), tmp_path / "warm").state
+    assert "ema_decay" not in caplog.text
+    cold_config = tiny_config(optim_ema_decay=0.9999, optim_ema_warmup=False)
+    cold = train(cold_config, tmp_path / "cold").state
+    assert "optim.ema_decay=0.9999 is too slow for 4 steps" in caplog.text
+    assert "100% initial weights" in caplog.text
+    fresh = state_module.init_state(warm.net, warm.tx, make_mesh(), jax.random.key(0))
+
+    def distance(a, b):
+        return float(optax.tree.norm(jax.tree.map(jnp.subtract, dict(a), dict(b))))
+
+    path = distance(fresh.params, warm.params)
+    assert distance(warm.ema["params"], warm.params) < 0.7 * path
+    assert distance(cold.ema["params"], cold.params) > 0.99 * path
 
 
 @pytest.mark.medium
@@ -115,7 +153,7 @@ def test_a_run_with_ema_evaluates_saves_and_resumes_the_average(tmp_path):
     assert any((average != trained).any() for average, trained in pairs)
 
     first = state_module.init_state(whole.net, whole.tx, make_mesh(), jax.random.key(0), ema=True)
-    options = StepOptions(ema_decay=0.9, mean=MEAN, std=STD)
+    options = StepOptions(ema_decay=0.9, ema_warmup=False, mean=MEAN, std=STD)
     step = jax.jit(partial(step_module.train_step, options=options))
     state, _ = step(first, batch_of(8), jax.random.key(0))
     expected = jax.tree.map(
