@@ -64,7 +64,7 @@ def saved_steps(workdir: Path) -> int:
 
 
 def most_common_device(rows: Iterable[_Row]) -> str | None:
-    """Returns the device of most rows, whose times alone are compared; None for no rows."""
+    """Returns the device of most rows, the only one used for estimates; None for no rows."""
     counts = Counter(row.get("device") for row in rows)
     return min(counts, key=lambda device: (-counts[device], str(device)), default=None)
 

@@ -47,7 +47,7 @@ def count_winograd_multiplications(
 
 
 def count_multiplications(function: Callable[..., Any], *args: Any, tile: int | None = None) -> int:
-    """Counts multiplications of convolutions and products in a trace; with Winograd if `tile`."""
+    """Counts the multiplications of a traced function, with Winograd if `tile` is given."""
     with compiling_for(target().devices, xla_only=True):
         return _macs(jax.make_jaxpr(function)(*args).jaxpr, tile)
 

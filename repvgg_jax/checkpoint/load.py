@@ -19,7 +19,7 @@ from repvgg_jax.nets import Averaged, abstract, create
 def load(
     workdir: str | Path, fused: bool = False, step: int | None = None
 ) -> tuple[nn.Module, dict[str, Any]]:
-    """Returns a run's `(net, variables)` on this host's first device, whatever it was trained on.
+    """Returns a run's `(net, variables)` on this host's first device, for a run from any devices.
 
     For a run with an EMA, the averaged variables are returned, marked as `Averaged`.
 

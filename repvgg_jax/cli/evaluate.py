@@ -38,7 +38,7 @@ def run_eval(config: ConfigDict | None, workdir: Path) -> None:
 
 
 def open_evaluation(config: ConfigDict) -> Evaluation:
-    """Returns the evaluation described by a config, on all devices whatever `config.mesh` is."""
+    """Returns the evaluation described by a config, on all devices, ignoring `config.mesh`."""
     check_values(config)
     mesh = make_mesh()
     return Evaluation(make_eval_data(config, mesh), mesh)

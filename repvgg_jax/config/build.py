@@ -51,7 +51,7 @@ class StepOptions:
 
 @dataclass(frozen=True)
 class Experiment:
-    """A run, resolved from its config; fields that both have in common have the same name.
+    """A run, resolved from its config; common fields have the same names as in the config.
 
     Attributes:
       config: the config in JSON form, for the workdir.

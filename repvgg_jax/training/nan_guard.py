@@ -13,7 +13,7 @@ from repvgg_jax.training.monitor import Monitor
 
 
 class NanGuard:
-    """A check that metrics are finite, which reads each step's after the next step is dispatched.
+    """A reader that checks each step's metrics for NaNs once the next step is dispatched.
 
     The monitor gets the metrics of every `log_every`-th step and of the last one.
     """

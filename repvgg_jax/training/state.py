@@ -60,7 +60,7 @@ class TrainState(struct.PyTreeNode):
         )
 
     def starting_from(self, variables: Mapping[str, Any]) -> Self:
-        """Returns the state with other variables, also as the EMA, and its own shardings."""
+        """Returns the state with other variables, also as its EMA; the shardings do not change."""
         trained = {"batch_stats": {}} | variables
         trained = jax.tree.map(
             lambda leaf, own: place(leaf, own.sharding), trained, self.train_variables

@@ -20,7 +20,7 @@ from repvgg_jax.training.state import TrainState
 
 
 def start_from_run(state: TrainState, workdir: str) -> TrainState:
-    """Returns the state with weights from another run's latest checkpoint; logs which are not.
+    """Returns the state with the weights of another run's latest checkpoint; logs fresh parts.
 
     Raises:
       UsageError: if there is no checkpoint, or it does not fit the net.

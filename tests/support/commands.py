@@ -10,13 +10,13 @@ ONE_DEVICE = {"XLA_FLAGS": "--xla_force_host_platform_device_count=1", "JAX_PLAT
 
 
 def python(*arguments, code=0, prefix=(), **options):
-    """Returns what a Python command prints on both streams."""
+    """Returns the stdout and stderr of a Python command, in one string."""
     done = _finished(*arguments, code=code, prefix=prefix, **options)
     return done.stdout + done.stderr
 
 
 def main(*arguments, code=0, devices=1):
-    """Returns what main.py prints: its output, or its errors if it should fail."""
+    """Returns the output of main.py, or its errors if it should fail."""
     flags = f"--xla_force_host_platform_device_count={devices}"
     environment = os.environ | ONE_DEVICE | {"XLA_FLAGS": flags}
     done = _finished("main.py", *arguments, code=code, env=environment)

@@ -1,4 +1,4 @@
-"""A run whose loss is not finite stops before that is saved."""
+"""Tests that a run stops before it saves a state whose loss is not finite."""
 
 import jax
 import numpy as np
