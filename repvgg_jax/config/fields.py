@@ -18,14 +18,14 @@ from repvgg_jax.errors import UsageError
 class Field:
     """The bounds of a config field, and whether it is part of a run's identity.
 
-    The bounds hold for a number, or for each number of a tuple.
+    The bounds apply to a number, or to each number of a tuple.
 
     Attributes:
       low: the smallest value allowed.
       high: the largest value allowed.
-      above: all values allowed are above this one.
-      below: all values allowed are below this one.
-      length: number of elements of a tuple.
+      above: exclusive lower bound.
+      below: exclusive upper bound.
+      length: required number of elements of a tuple.
       note: explanation of the bounds, for the error message.
       changes_result: False for fields that do not affect what a run computes, such as paths,
         logging intervals and the mesh.
@@ -57,7 +57,7 @@ class Field:
         return f"{each} {self.bounds}" + (f", as {self.note}" if self.note else "")
 
     def _allows(self, number: Any) -> bool:
-        """Returns True for a number within the bounds, which NaN never is."""
+        """Returns True for a number within the bounds; NaN is never within them."""
         if not isinstance(number, int | float) or math.isnan(number):
             return False
         return (
@@ -159,7 +159,7 @@ def run_fields(config: Mapping) -> dict[str, Any]:
         for name, value in flat(tree)
         if value is not None and FIELDS.get(name, Field()).changes_result
     }
-    # Runs from before this field existed had no warm-up, and runs without an average have none.
+    # Omitted without a warm-up, since earlier runs do not have this field.
     if not (fields.get("optim.ema_warmup") and fields.get("optim.ema_decay")):
         fields.pop("optim.ema_warmup", None)
     return fields

@@ -46,7 +46,7 @@ def check_workdir(config: Mapping[str, Any], workdir: Path) -> None:
 
 @contextmanager
 def lock_run(workdir: Path) -> Iterator[None]:
-    """Creates the folder of a run and locks it for the block, in process 0.
+    """Creates the folder of a run, and locks it inside the `with` block, in process 0.
 
     Raises:
       HeldError: if another process holds the lock.

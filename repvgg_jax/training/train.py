@@ -93,7 +93,7 @@ def train(
 
 
 def _warn_about_average(experiment: Experiment) -> None:
-    """Logs a warning if the average at the end of the run will be far from the trained weights."""
+    """Logs a warning if the EMA at the end of the run will be far from the trained weights."""
     options = experiment.step_options
     if options.ema_decay == 0 or experiment.init_from is not None or not primary():
         return
