@@ -1,1 +1,1 @@
-"""From files to batches: sources, decoding, augmentation, and preparation of data sets."""
+"""Data sets: sources, decoding, augmentation, batches, and preparation."""

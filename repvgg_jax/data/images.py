@@ -1,4 +1,4 @@
-"""Pixel normalization: its constants, and the conversion of uint8 images to network input."""
+"""Normalization of uint8 images to network input."""
 
 from collections.abc import Sequence
 
@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float, Shaped, UInt8
 
-# Mean and standard deviation of ImageNet's channels, on the scale 0 to 1.
+# Mean and standard deviation of each channel in ImageNet, on a scale from 0 to 1.
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
@@ -18,8 +18,8 @@ def normalize(
 
     Args:
       images: uint8 [..., 3].
-      mean: mean of each channel, on the scale 0 to 1.
-      std: standard deviation of each channel, on the scale 0 to 1.
+      mean: mean of each channel, on a scale from 0 to 1.
+      std: standard deviation of each channel, on a scale from 0 to 1.
     """
     scaled = jnp.asarray(images).astype(jnp.float32) / 255
     shape = (1,) * (scaled.ndim - 1) + (-1,)
@@ -32,5 +32,5 @@ def to_network_input(
     mean: tuple[float, ...],
     std: tuple[float, ...],
 ) -> Float[Array, "batch height width channels"]:
-    """Returns uint8 images normalized, and images of a floating type unchanged."""
+    """Returns normalized images; floating-point images are returned unchanged."""
     return normalize(images, mean, std) if images.dtype == jnp.uint8 else images

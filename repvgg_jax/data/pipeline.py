@@ -1,4 +1,4 @@
-"""Batches as a pure function of (seed, step), split over hosts and prefetched by threads."""
+"""Batches that are a function of (seed, step) only, split over hosts and prefetched by threads."""
 
 import itertools
 from collections import deque
@@ -31,11 +31,11 @@ def train_batches(
     workers: int = 4,
     augmentation_seed: int | None = None,
 ) -> Iterator[Batch]:
-    """Yields endless training batches; `start_step=k` equals dropping the first k batches.
+    """Yields training batches indefinitely, from `start_step` on.
 
-    Step s has positions s * batch_size .. (s + 1) * batch_size - 1 of the stream, whatever the
-    number of processes and workers. A corrupt image that is skipped is replaced by the next
-    index's image, so the mask is all ones.
+    The batch of step s has positions s * batch_size .. (s + 1) * batch_size - 1 of the stream,
+    whatever the number of processes and workers. A corrupt image that is skipped is replaced by the
+    image at the next index, so the mask is all ones.
 
     Example:
       >>> source = load_source("digits", "digits", None, "train")
@@ -44,27 +44,27 @@ def train_batches(
       (128, 8, 8, 3)
 
     Args:
-      source: source to read, in memory or streamed.
-      transform: transform whose training part is applied.
-      batch_size: images per batch over all processes.
-      seed: base seed of the order and the augmentation, at least 0.
-      start_step: first step to yield.
+      source: data source, in memory or streamed.
+      transform: transform of the images.
+      batch_size: number of images per batch over all processes.
+      seed: base seed for shuffling and augmentation, at least 0.
+      start_step: step of the first batch.
       process_index: index i of this process, which gets rows `[i * local : (i + 1) * local]` of
-        every batch, local = batch_size / process_count.
+        every batch, where local = batch_size / process_count.
       process_count: number of processes.
       workers: number of threads that read and decode a streamed source.
-      augmentation_seed: base seed of the augmentation; `seed` by default.
+      augmentation_seed: base seed for augmentation; `seed` by default.
 
     Yields:
       {"image": uint8 [local, image_size, image_size, 3], "label": int32 [local],
       "mask": float32 [local]}.
 
     Raises:
-      UsageError: if the sizes are inconsistent, or, from `next`, if an image cannot be read.
+      UsageError: if an argument is invalid, or an image cannot be read (while iterating).
     """
     local = _local_batch_size(source, batch_size, process_index, process_count, workers)
     if seed < 0 or start_step < 0:
-        raise UsageError(f"seed={seed} and start_step={start_step} must not be negative")
+        raise UsageError(f"seed={seed}, start_step={start_step}: must not be negative")
     first = process_index * local
     augmentation_seed = seed if augmentation_seed is None else augmentation_seed
 
@@ -88,7 +88,7 @@ def train_batches(
             example = source.decode(record, transformed)
             if example is not None:
                 return example
-        raise UsageError(f"{source.name}: none of {len(source)} images can be decoded")
+        raise UsageError(f"{source.name}: none of {len(source)} images could be decoded")
 
     def streamed_batch_at(step: int) -> Batch:
         start = step * batch_size + first
@@ -108,10 +108,10 @@ def eval_batches(
     process_count: int = 1,
     workers: int = 4,
 ) -> Iterator[Batch]:
-    """Yields every example once, in order, in ceil(n / batch_size) batches on each process.
+    """Yields ceil(n / batch_size) batches on each process, with every example once and in order.
 
-    The last batch is padded with zeros of mask 0, as are corrupt images that are skipped.
-    Arguments, shapes and errors are those of `train_batches`.
+    The last batch is padded with zero images of mask 0, which also replace skipped corrupt images.
+    Arguments, shapes and errors are as in `train_batches`.
     """
     local = _local_batch_size(source, batch_size, process_index, process_count, workers)
     steps = -(-len(source) // batch_size)
@@ -151,24 +151,24 @@ def eval_batches(
 def _local_batch_size(
     source: Source, batch_size: int, process_index: int, process_count: int, workers: int
 ) -> int:
-    """Returns the rows of a batch in each process, after checking the arguments."""
+    """Returns the number of images per batch and process, after checking the arguments."""
     if not len(source):
         raise UsageError(f"{source.name} is empty")
     if batch_size < 1 or batch_size % process_count:
         raise UsageError(
-            f"batch_size={batch_size} must be a positive multiple of the {process_count} processes"
+            f"batch_size={batch_size}: must be a positive multiple of {process_count} (processes)"
         )
     if not 0 <= process_index < process_count:
-        raise UsageError(f"process_index={process_index} must be in [0, {process_count})")
+        raise UsageError(f"process_index={process_index}: must be in [0, {process_count})")
     if workers < 0:
-        raise UsageError(f"workers={workers} must not be negative")
+        raise UsageError(f"workers={workers}: must not be negative")
     return batch_size // process_count
 
 
 def _train_images(
     images: np.ndarray, transform: Transform, seed: int, positions: np.ndarray
 ) -> np.ndarray:
-    """Applies `train_image` to a batch, by one gather if its images have the right size."""
+    """Applies `train_image` to a batch, vectorized if the images have the right size."""
     size = transform.image_size
     if transform.augmentation == "resized_crop" or images.shape[1:3] != (size, size):
         pairs = zip(images, positions.tolist(), strict=True)
@@ -188,7 +188,7 @@ def _zeros(count: int, size: int) -> Batch:
 
 
 def _collect(examples: Iterable[Example | None], count: int, size: int) -> Batch:
-    """Collects `count` examples into a batch; None becomes zeros with mask 0."""
+    """Collects `count` examples into a batch; None becomes a zero image with mask 0."""
     batch = _zeros(count, size)
     for row, example in enumerate(examples):
         if example is not None:
@@ -198,7 +198,7 @@ def _collect(examples: Iterable[Example | None], count: int, size: int) -> Batch
 
 
 def _prefetched(batch_at: Callable[[int], Batch], steps: Iterable[int]) -> Iterator[Batch]:
-    """Yields `batch_at` of each step, computed by a thread ahead of the consumer."""
+    """Yields `batch_at(step)` for each step, computed ahead of the consumer by a thread."""
     with ThreadPoolExecutor(1, "batches") as pool:
         pending: deque[Future[Batch]] = deque()
         for step in steps:
@@ -212,7 +212,7 @@ def _prefetched(batch_at: Callable[[int], Batch], steps: Iterable[int]) -> Itera
 def _stream(
     batch_at: Callable[[int], Batch], start: int, stop: int | None, workers: int
 ) -> Iterator[Batch]:
-    """Yields batch_at(start), batch_at(start + 1), ..., each computed by one of Grain's threads."""
+    """Yields batch_at(start), ..., batch_at(stop - 1), computed by Grain's threads."""
     import grain
 
     batches = grain.MapDataset.range(start, 2**62 if stop is None else stop).map(batch_at)

@@ -1,13 +1,13 @@
-"""The order of examples in the endless training stream, a pure function of (seed, position).
+"""The order of examples in the infinite training stream, a function of (seed, position) only.
 
-It does not depend on hosts, workers or batches, so any layout of them reads the same stream.
+The order does not depend on the number of hosts and workers, or on the batch size.
 """
 
 from functools import lru_cache
 
 import numpy as np
 
-# Spawn keys of the generators: numbers drawn for one purpose never change those of another.
+# Spawn keys of the generators, one for each purpose, so that purposes are independent.
 _SHUFFLE = 0
 CROP = 1
 POLICY = 2
@@ -15,14 +15,14 @@ ERASING = 3
 
 
 def stream_indices(size: int, seed: int, start: int, count: int) -> np.ndarray:
-    """Returns the examples at positions start .. start + count - 1 of the stream.
+    """Returns the indices of the examples at positions start .. start + count - 1 of the stream.
 
-    Epoch e, positions e * size .. (e + 1) * size - 1, is a permutation of range(size) drawn from
-    (seed, e).
+    Epoch e has positions e * size .. (e + 1) * size - 1 and is a random permutation of range(size)
+    that depends on (seed, e).
 
     Args:
       size: number of examples, at least 1.
-      seed: base seed of the order, at least 0.
+      seed: base seed for shuffling, at least 0.
       start: first position, at least 0.
       count: number of positions, at least 0.
 
@@ -40,15 +40,15 @@ def stream_indices(size: int, seed: int, start: int, count: int) -> np.ndarray:
 
 
 def example_rng(seed: int, position: int, purpose: int = CROP) -> np.random.Generator:
-    """Returns the random generator for one purpose of augmenting the example at `position`."""
+    """Returns the random generator for one augmentation of the example at `position`."""
     return _generator(seed, purpose, position)
 
 
-# Two epochs each of a training and an evaluation stream; one of ImageNet takes 10 MB.
+# Room for two epochs of two streams; a permutation of ImageNet takes 10 MB.
 @lru_cache(maxsize=4)
 def _permutation(size: int, seed: int, epoch: int) -> np.ndarray:
     order = _generator(seed, _SHUFFLE, epoch).permutation(size)
-    order.flags.writeable = False  # the cache hands the same array to every caller
+    order.flags.writeable = False  # the cached array is shared by all callers
     return order
 
 

@@ -1,4 +1,4 @@
-"""A split of the data with what makes its batches, so that they can be made in one call."""
+"""A split of a data set with the settings of its batches."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from repvgg_jax.data.sources.base import Source
 
 @dataclass(frozen=True)
 class Split:
-    """A split of the data, and how its batches are made; fields are named as in the config."""
+    """A split of a data set and the settings of its batches, named as in the config."""
 
     source: Source
     transform: Transform
@@ -22,7 +22,7 @@ class Split:
     std: tuple[float, ...]
 
     def eval_batches(self) -> Iterator[Batch]:
-        """Returns this process's rows of batches that hold every example of the split once."""
+        """Returns this process's rows of evaluation batches, with every example once."""
         return eval_batches(
             self.source,
             self.transform,
@@ -35,7 +35,7 @@ class Split:
     def train_batches(
         self, seed: int, augmentation_seed: int, start_step: int = 0
     ) -> Iterator[Batch]:
-        """Returns this process's rows of the endless training batches, from a step on."""
+        """Returns this process's rows of the infinite training batches from `start_step` on."""
         return train_batches(
             self.source,
             self.transform,

@@ -1,4 +1,4 @@
-"""A lock on a workdir, which the system releases when the process that holds it ends."""
+"""A lock on a workdir, which the operating system releases when its process ends."""
 
 import errno
 import fcntl
@@ -16,22 +16,22 @@ from repvgg_jax.errors import HeldError, RunError
 
 LOCK_FILE = "lock"
 _NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOLCK)
-_PATIENCE = 2.0  # seconds; a process that asks for the holder holds the lock for a moment
+_PATIENCE = 2.0  # seconds; `lock_holder` in another process takes the lock for a moment
 
-_held: set[Path] = set()  # lock files that this process holds
+_held: set[Path] = set()  # files that this process has locked
 
 
 @contextmanager
 def locked(workdir: Path) -> Iterator[None]:
-    """Locks a workdir for the block; the system releases the lock however the process ends.
+    """Locks a workdir for the duration of the context, or until the process ends in any way.
 
     The lock is a POSIX record lock on `<workdir>/lock`. NFS, Lustre (mounted with `flock`) and
     other file systems with POSIX locks share it between hosts. A nested call in the same process
-    does nothing, since closing the file a second time would release the lock. A file system without
-    locks gives a warning.
+    does nothing, since closing the file a second time would release the lock. If the file system
+    does not support locks, logs a warning.
 
     Raises:
-      HeldError: if another process holds the lock, with its number, host and start.
+      HeldError: if another process has the lock; the message has its ID, host and start time.
       RunError: if the lock file cannot be used.
     """
     path = workdir.resolve() / LOCK_FILE
@@ -61,7 +61,7 @@ def locked(workdir: Path) -> Iterator[None]:
 
 
 def lock_holder(workdir: Path) -> str | None:
-    """Returns a description of the other process that holds the lock of a workdir, or None."""
+    """Returns a description of the other process that has locked a workdir, or None."""
     path = workdir.resolve() / LOCK_FILE
     if path in _held or not path.exists():
         return None
@@ -72,13 +72,13 @@ def lock_holder(workdir: Path) -> str | None:
 
 
 def check_unlocked(workdir: Path) -> None:
-    """Raises HeldError if another process holds the lock of a workdir."""
+    """Raises HeldError if another process has locked a workdir."""
     if holder := lock_holder(workdir):
         raise HeldError(f"{workdir} is locked by {holder}")
 
 
 def _try_lock(descriptor: int, kind: int, workdir: Path) -> bool:
-    """Returns True if the lock was free, or the file system has no locks."""
+    """Takes the lock; returns True if it was free or the file system does not support locks."""
     try:
         fcntl.lockf(descriptor, kind | fcntl.LOCK_NB)
     except (BlockingIOError, PermissionError):
@@ -87,8 +87,8 @@ def _try_lock(descriptor: int, kind: int, workdir: Path) -> bool:
         if error.errno not in _NO_LOCKS:
             raise RunError(f"{workdir} cannot be locked ({error.strerror})") from None
         logging.warning(
-            "%s cannot be locked (%s): its file system has no locks, so make sure that no second "
-            "process trains there",
+            "%s cannot be locked (%s): its file system does not support locks; make sure that no "
+            "other process uses this workdir",
             workdir,
             error.strerror,
         )
@@ -99,5 +99,5 @@ def _holder(text: str) -> str:
     try:
         holder = json.loads(text)
         return f"process {holder['pid']} on {holder['host']} since {holder['since']}"
-    except (ValueError, KeyError, TypeError):  # it has not written the file yet
+    except (ValueError, KeyError, TypeError):  # the holder has not written the file yet
         return "another process, which has just started"

@@ -128,7 +128,10 @@ def test_help_fits_a_screen_and_lists_every_mode(capsys):
     ("given", "expected"),
     [
         (QUICK, "data.source=digits needs no preparation"),
-        (["--config", "configs/cifar10.py", "--config.data.name=mnist"], "knows cifar10, cifar100"),
+        (
+            ["--config", "configs/cifar10.py", "--config.data.name=mnist"],
+            "supports cifar10, cifar100",
+        ),
     ],
 )
 def test_preparing_what_cannot_be_prepared(given, expected, capsys):

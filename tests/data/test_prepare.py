@@ -196,7 +196,7 @@ def test_folders_that_cannot_be_written_and_full_disks(tmp_path):
     sets = with_archives("cifar10", [path])
     fails(path, "writable folder", data_dir=path / "below", sets=sets, **keywords)
     huge = dataclasses.replace(sets["cifar10"].archives[0], size=1 << 60, file_name="huge")
-    with pytest.raises(UsageError, match=r"no space left for .*: 1,152,921,504\.6 GB are needed"):
+    with pytest.raises(UsageError, match=r"no space left for .*: needs 1,152,921,504\.6 GB"):
         download(huge, tmp_path)
 
     stock_split = sets["cifar10"].splits["test"]

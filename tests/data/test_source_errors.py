@@ -35,7 +35,7 @@ def test_unknown_values_are_refused_with_the_known_ones():
 def test_missing_folders_are_named(tmp_path):
     fails("data.data_dir")
     fails(tmp_path / "none", data_dir=os.fspath(tmp_path / "none"))
-    fails("no class folder", tmp_path, data_dir=os.fspath(tmp_path))
+    fails("has no class folders", tmp_path, data_dir=os.fspath(tmp_path))
     write_tree(tmp_path, splits=("train",))
     fails(tmp_path, "val, validation, test", data_dir=os.fspath(tmp_path), split="test")
 

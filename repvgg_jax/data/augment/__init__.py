@@ -1,1 +1,1 @@
-"""Augmentation of images: crops, policies and random erasing."""
+"""Image augmentation: crops, policies and random erasing."""

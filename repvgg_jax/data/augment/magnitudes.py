@@ -2,11 +2,11 @@
 
 | table        | source                                                     | geometric resampling |
 |--------------|------------------------------------------------------------|----------------------|
-| RAND_AUGMENT | timm's `inc1`: a higher magnitude changes more             | bilinear or bicubic  |
+| RAND_AUGMENT | timm's `inc1`: strengths increase with the magnitude       | bilinear or bicubic  |
 | RAUG15       | preset `raug15` of RepVGG's repository (82b28bb)           | bilinear or bicubic  |
-| AUTO_AUGMENT | torchvision's, over ten levels, but filled with gray       | nearest              |
+| AUTO_AUGMENT | torchvision, with ten levels and a gray fill color         | nearest              |
 
-RAUG15's posterize and solarize do less at a higher magnitude, and its enhancements least at 5.
+In RAUG15, posterize and solarize are weaker at higher magnitudes, enhancements weakest at 5.
 """
 
 from collections.abc import Callable
@@ -26,10 +26,10 @@ class PolicyOperation(NamedTuple):
     """An operation of a policy, applied as `apply(image, strength(magnitude), *draw(rng))`.
 
     Attributes:
-      apply: function of `operations`.
-      strength: function from a magnitude, 0 to 10, to the operation's strength.
-      signed: whether the strength is negated for half of the images.
-      draw: function that draws further arguments of the operation.
+      apply: function from `operations`.
+      strength: function from a magnitude between 0 and 10 to the operation's strength.
+      signed: whether the strength is negated with probability 1/2.
+      draw: function that draws additional arguments of the operation.
     """
 
     apply: Callable[..., Any]
@@ -103,7 +103,7 @@ RAUG15: dict[str, PolicyOperation] = {
 }
 AUTO_AUGMENT: dict[str, PolicyOperation] = {
     **_WITHOUT_STRENGTH,
-    # The paper translates by up to 150 pixels of 331.
+    # The paper translates 331-pixel images by up to 150 pixels.
     **_geometric(150 / 331, lambda rng: ("nearest",)),
     **_SIGNED_ENHANCEMENTS,
     "posterize": PolicyOperation(ops.posterize, lambda m: 8 - round(4 * m / 10)),

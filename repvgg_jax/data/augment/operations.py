@@ -1,14 +1,14 @@
-"""Image operations of augmentation policies, on Pillow images.
+"""Operations of augmentation policies on Pillow images.
 
-Each takes an RGB image and a strength, and equals the operation of the same name in timm and
-torchvision. Pixels that a geometric operation leaves empty become gray (128, 128, 128), as in
-AutoAugment's released code.
+Each function takes an RGB image and a strength, and is equivalent to the operation of the same name
+in timm and torchvision. Geometric operations fill empty pixels with gray (128, 128, 128), as in
+AutoAugment's code.
 """
 
 from typing import Any
 
 _GRAY = (128, 128, 128)
-_CUTOUT_COLOR = (125, 122, 113)  # about ImageNet's mean
+_CUTOUT_COLOR = (125, 122, 113)  # approximately ImageNet's mean
 
 
 def _resampling(name: str) -> Any:
@@ -18,7 +18,7 @@ def _resampling(name: str) -> Any:
 
 
 def _affine(image: Any, matrix: tuple[float, ...], resample: str) -> Any:
-    """Returns the image whose pixel (x, y) is `image` at (ax + by + c, dx + ey + f)."""
+    """Returns an image whose pixel (x, y) is pixel (ax + by + c, dx + ey + f) of `image`."""
     from PIL import Image
 
     method = Image.Transform.AFFINE
@@ -36,22 +36,22 @@ def shear_y(image: Any, strength: float, resample: str) -> Any:
 
 
 def translate_x(image: Any, strength: float, resample: str) -> Any:
-    """Moves the image left by a fraction of its width, in whole pixels for "nearest"."""
+    """Moves the image left by a fraction of its width; "nearest" moves it by whole pixels."""
     return _affine(image, (1, 0, _offset(strength, image.width, resample), 0, 1, 0), resample)
 
 
 def translate_y(image: Any, strength: float, resample: str) -> Any:
-    """Moves the image up by a fraction of its height, in whole pixels for "nearest"."""
+    """Moves the image up by a fraction of its height; "nearest" moves it by whole pixels."""
     return _affine(image, (1, 0, 0, 0, 1, _offset(strength, image.height, resample)), resample)
 
 
 def _offset(fraction: float, size: int, resample: str) -> float:
-    # Rounded down as in torchvision, since half pixels could be rounded either way.
+    # Rounded down, as in torchvision.
     return int(fraction * size) if resample == "nearest" else fraction * size
 
 
 def rotate(image: Any, strength: float, resample: str) -> Any:
-    """Rotates the image around its center by degrees counterclockwise."""
+    """Rotates the image counterclockwise around its center by `strength` degrees."""
     return image.rotate(strength, resample=_resampling(resample), fillcolor=_GRAY)
 
 
@@ -63,27 +63,27 @@ def image_ops(name: str, image: Any, strength: float) -> Any:
 
 
 def solarize(image: Any, strength: float) -> Any:
-    """Inverts values of at least `strength`."""
+    """Inverts values greater than or equal to `strength`."""
     inverted = [v if v < strength else 255 - v for v in range(256)]
     return image.point(inverted * 3)
 
 
 def solarize_add(image: Any, strength: float) -> Any:
-    """Adds `strength` to values below 128, up to 255."""
+    """Adds `strength` to values below 128, and clips the sum at 255."""
     added = [min(255, v + int(strength)) if v < 128 else v for v in range(256)]
     return image.point(added * 3)
 
 
 def posterize(image: Any, strength: float) -> Any:
-    """Keeps the `strength` highest bits of each channel; 0, which Pillow rejects, gives black."""
+    """Keeps the `strength` highest bits of each channel; unlike in Pillow, 0 gives black."""
     mask = 256 - 2 ** (8 - min(8, int(strength)))
     return image.point([v & mask for v in range(256)] * 3)
 
 
 def cutout(image: Any, strength: float, across: float, down: float) -> Any:
-    """Fills a square of side `strength` with one color (arXiv 1708.04552).
+    """Fills a square of side `strength` with a fixed color (arXiv 1708.04552).
 
-    The square is centered at fractions of width and height, so that it may reach over the border.
+    Its center is at the fractions `across` of the width and `down` of the height.
     """
     size = int(strength) // 2
     x, y = int(across * image.width), int(down * image.height)
@@ -94,9 +94,10 @@ def cutout(image: Any, strength: float, across: float, down: float) -> Any:
 
 
 def enhance(name: str, image: Any, strength: float) -> Any:
-    """Scales "color", "contrast", "brightness" or "sharpness"; strength 1 changes nothing.
+    """Scales "color", "contrast", "brightness" or "sharpness" by `strength`.
 
-    Strength 0 gives a grayscale, uniform (mean gray), black or blurred image, respectively.
+    At strength 1, the image is unchanged. At strength 0, it becomes grayscale, uniform (mean gray),
+    black or blurred, respectively.
     """
     from PIL import ImageEnhance
 

@@ -1,4 +1,4 @@
-"""Augmentation policies: AutoAugment, RandAugment and RepVGGplus' preset `raug15`."""
+"""Augmentation policies: AutoAugment, RandAugment and RepVGGplus's preset `raug15`."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,7 +7,7 @@ import numpy as np
 
 from repvgg_jax.data.augment.magnitudes import AUTO_AUGMENT, RAND_AUGMENT, RAUG15, PolicyOperation
 
-# Sub-policies of two steps (operation, probability, magnitude on 0..9): tables 9 and 7 of
+# Sub-policies of two steps (operation, probability, magnitude from 0 to 9), from tables 9 and 7 of
 # AutoAugment's appendix.
 _Step = tuple[str, float, int]
 IMAGENET: tuple[tuple[_Step, _Step], ...] = (
@@ -69,14 +69,14 @@ POLICIES = ("none", *SUB_POLICIES, "randaugment", "raug15")
 
 
 def auto_augment(pixels: np.ndarray, rng: np.random.Generator, policy: str) -> np.ndarray:
-    """Applies one of AutoAugment's 25 sub-policies at random (arXiv 1805.09501, section 3).
+    """Applies a random one of AutoAugment's 25 sub-policies (arXiv 1805.09501, section 3).
 
-    The policy is "autoaugment", found on ImageNet, or "autoaugment_cifar10". Takes and returns
-    uint8 [height, width, 3].
+    The policy is "autoaugment" (found on ImageNet) or "autoaugment_cifar10". `pixels` and the
+    result are uint8 [height, width, 3].
     """
     table = SUB_POLICIES[policy]
     chosen = table[int(rng.integers(len(table)))]
-    # Magnitudes 0..9 of the paper's tables are ten even steps through the range.
+    # Magnitudes 0 to 9 of the paper's tables are evenly spaced over the range.
     steps = [(name, 10 * level / 9) for name, chance, level in chosen if rng.random() < chance]
     return _apply(pixels, rng, AUTO_AUGMENT, steps)
 
@@ -84,17 +84,17 @@ def auto_augment(pixels: np.ndarray, rng: np.random.Generator, policy: str) -> n
 def rand_augment(
     pixels: np.ndarray, rng: np.random.Generator, operations: int, magnitude: float, std: float
 ) -> np.ndarray:
-    """Applies timm's `rand-m<magnitude>-n<operations>-mstd<std>-inc1` (after arXiv 1909.13719).
+    """Applies timm's `rand-m<magnitude>-n<operations>-mstd<std>-inc1` (based on arXiv 1909.13719).
 
-    The paper applies every operation that it draws, the identity among them, at one magnitude.
-    Here each operation drawn, of fifteen, is applied with probability 1/2.
+    Each operation is drawn from fifteen and applied with probability 1/2. In the paper, the
+    operations include the identity, are always applied, and have a fixed magnitude.
 
     Args:
-      pixels: uint8 [height, width, 3], as is the result.
+      pixels: uint8 [height, width, 3], like the result.
       rng: random generator.
-      operations: number of operations drawn, with replacement.
-      magnitude: mean magnitude, from 0 to 10, the end of the ranges.
-      std: standard deviation of each operation's magnitude, which is clipped to 0 to 10.
+      operations: number of operations, drawn with replacement.
+      magnitude: mean magnitude, from 0 to 10 (the maximum).
+      std: standard deviation of each operation's magnitude, which is clipped to [0, 10].
     """
     names = tuple(RAND_AUGMENT)
     steps = []
@@ -108,9 +108,9 @@ def rand_augment(
 def raug15(pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Applies the preset `raug15` of RepVGGplus (train/randaug.py of its repository).
 
-    Two of sixteen operations, Cutout among them, are always applied, each at an integer magnitude
-    drawn uniformly from 0 to 14: 10 is the end of the ranges, and more goes beyond it. Takes and
-    returns uint8 [height, width, 3].
+    It applies two operations drawn from sixteen, which include Cutout, each at an integer magnitude
+    drawn uniformly from 0 to 14. Magnitudes above 10 exceed the usual ranges. `pixels` and the
+    result are uint8 [height, width, 3].
     """
     names = tuple(RAUG15)
     steps = [(names[int(rng.integers(len(names)))], float(rng.integers(15))) for _ in range(2)]

@@ -1,4 +1,4 @@
-"""Random rectangles: the part of an image that training crops, and random erasing."""
+"""Random rectangles, for random resized crops and random erasing."""
 
 import math
 
@@ -11,10 +11,10 @@ Range = tuple[float, float]
 def random_box(
     rng: np.random.Generator, width: int, height: int, ratio: Range = (3 / 4, 4 / 3)
 ) -> Rectangle:
-    """Draws the box of a random part of an image (Szegedy et al., arXiv 1409.4842, section 6).
+    """Returns the box of a random crop of an image (Szegedy et al., arXiv 1409.4842, section 6).
 
-    Its fraction of the area is drawn uniformly from 0.08 to 1, and its width / height log-uniformly
-    from `ratio`. After ten boxes that do not fit, it is the largest central one of such a ratio.
+    The fraction of the image's area is drawn uniformly from 0.08 to 1, and width / height
+    log-uniformly from `ratio`. If ten boxes do not fit, returns the largest allowed central box.
 
     Returns:
       (left, top, right, bottom) in pixels.
@@ -31,9 +31,9 @@ def random_box(
 def random_erasing(pixels: np.ndarray, rng: np.random.Generator, probability: float) -> np.ndarray:
     """Fills a random rectangle with random pixels (arXiv 1708.04896, algorithm 1).
 
-    Its fraction of the area is drawn uniformly from 0.02 to 1/3, and its height / width
-    log-uniformly from 0.3 to 1/0.3. The image is unchanged with probability 1 - `probability`, and
-    after ten rectangles that do not fit.
+    The fraction of the image's area is drawn uniformly from 0.02 to 1/3, and height / width
+    log-uniformly from 0.3 to 1/0.3. The image is unchanged with probability 1 - `probability`, or
+    if ten rectangles do not fit.
 
     Returns:
       uint8 [height, width, 3], a copy if something is erased.
@@ -41,7 +41,7 @@ def random_erasing(pixels: np.ndarray, rng: np.random.Generator, probability: fl
     if rng.random() >= probability:
         return pixels
     height, width, channels = pixels.shape
-    # Transposed, since the ratio is of height to width.
+    # Height and width are swapped, since the ratio is height / width.
     rectangle = _random_rectangle(rng, height, width, (0.02, 1 / 3), (0.3, 1 / 0.3))
     if rectangle is None:
         return pixels
@@ -55,7 +55,7 @@ def random_erasing(pixels: np.ndarray, rng: np.random.Generator, probability: fl
 def _random_rectangle(
     rng: np.random.Generator, width: int, height: int, share: Range, ratio: Range
 ) -> Rectangle | None:
-    """Draws a rectangle by its share of the area and its width / height; None if ten do not fit."""
+    """Returns a random rectangle for ranges of area and width / height; None if ten do not fit."""
     low, high = math.log(ratio[0]), math.log(ratio[1])
     for _ in range(10):
         area = width * height * rng.uniform(*share)

@@ -1,4 +1,4 @@
-"""Transforms of uint8 images to uint8 images, for training and for evaluation.
+"""Transforms of uint8 images to uint8 images, for training and evaluation.
 
 | augmentation   | training                               | evaluation                            |
 |----------------|----------------------------------------|---------------------------------------|
@@ -6,9 +6,9 @@
 | "pad_crop"     | `fit`, zero padding, random crop, flip | `fit`                                 |
 | "none"         | `fit`                                  | `fit`                                 |
 
-In training, a policy (`augment/policies.py`) and random erasing may follow. `fit` resizes the
-shorter side to `image_size` and crops the center, unless the image has that size already. Pixels
-are normalized on the device (`data/images.py`).
+In training, these are optionally followed by a policy (`augment/policies.py`) and random erasing.
+`fit` resizes the shorter side to the size of the net's input and crops the center. Pixels are
+normalized on the device (`data/images.py`).
 """
 
 import dataclasses
@@ -28,18 +28,18 @@ AUGMENTATIONS = ("resized_crop", "pad_crop", "none")
 
 @dataclasses.dataclass(frozen=True)
 class Transform:
-    """The transform of a run's images between decoding and the net.
+    """The settings of image transforms.
 
     Example:
       >>> transform = Transform("pad_crop", image_size=32, policy="randaugment", erasing=0.25)
 
     Attributes:
       augmentation: "resized_crop", "pad_crop" or "none".
-      image_size: side of the net's square input in pixels.
-      resize: shorter side before the center crop of evaluation; "resized_crop" only.
-      padding: zeros on each side before the random crop; "pad_crop" only.
-      flip: whether training mirrors half of the images.
-      eval_image_size: side of the input in evaluation; `image_size` by default.
+      image_size: side of the net's square input in training, in pixels.
+      resize: shorter side before the center crop in evaluation; used by "resized_crop" only.
+      padding: zero padding on each side before the random crop; used by "pad_crop" only.
+      flip: whether to flip training images horizontally with probability 1/2.
+      eval_image_size: side of the net's input in evaluation; `image_size` by default.
       policy: one of `policies.POLICIES`.
       policy_operations: number of operations of "randaugment".
       policy_magnitude: mean magnitude of "randaugment".
@@ -47,7 +47,7 @@ class Transform:
       erasing: probability of random erasing.
 
     Raises:
-      UsageError: if a value is unknown, or the sizes leave nothing to crop.
+      UsageError: if a value is unknown, or a size is too small.
     """
 
     augmentation: str
@@ -64,7 +64,7 @@ class Transform:
 
     @property
     def eval_size(self) -> int:
-        """Side of the input in evaluation, in pixels."""
+        """Side of the net's input in evaluation, in pixels."""
         return self.eval_image_size or self.image_size
 
     @property
@@ -75,7 +75,7 @@ class Transform:
     def __post_init__(self) -> None:
         if self.augmentation not in AUGMENTATIONS:
             known = ", ".join(AUGMENTATIONS)
-            raise UsageError(f"unknown data.augmentation={self.augmentation!r}; one of: {known}")
+            raise UsageError(f"data.augmentation={self.augmentation!r}: choose from {known}")
         if self.image_size < 1 or self.padding < 0:
             raise UsageError(
                 f"image_size={self.image_size} must be positive, and "
@@ -83,15 +83,15 @@ class Transform:
             )
         if self.augmentation == "resized_crop" and self.resize < self.eval_size:
             raise UsageError(
-                f"resize={self.resize} is less than image_size={self.eval_size} at evaluation; "
-                "it must be at least as large, such as 256 for 224"
+                f"resize={self.resize} is less than image_size={self.eval_size} in evaluation; "
+                "increase resize, for example to 256 for images of 224"
             )
         if self.policy not in POLICIES:
-            raise UsageError(f"unknown data.policy={self.policy!r}; one of: {', '.join(POLICIES)}")
+            raise UsageError(f"data.policy={self.policy!r}: choose from {', '.join(POLICIES)}")
 
 
 def train_image(image: LazyImage, transform: Transform, seed: int, position: int) -> np.ndarray:
-    """Returns the training image at `position` of the stream: uint8 [image_size, image_size, 3].
+    """Returns the transformed image at `position` of the stream, uint8 [image_size, image_size, 3].
 
     Raises:
       CorruptImageError: if the image cannot be decoded.
@@ -114,7 +114,7 @@ def train_image(image: LazyImage, transform: Transform, seed: int, position: int
 def augment_pixels(
     pixels: np.ndarray, transform: Transform, seed: int, position: int
 ) -> np.ndarray:
-    """Applies the transform's policy, then random erasing, to uint8 [height, width, 3]."""
+    """Applies the transform's policy and then random erasing to uint8 [height, width, 3]."""
     if transform.policy != "none":
         rng = example_rng(seed, position, POLICY)
         if transform.policy == "randaugment":
@@ -130,7 +130,7 @@ def augment_pixels(
 
 
 def eval_image(image: LazyImage, transform: Transform) -> np.ndarray:
-    """Returns the evaluation image: uint8 [eval_size, eval_size, 3].
+    """Returns the image transformed for evaluation, uint8 [eval_size, eval_size, 3].
 
     Raises:
       CorruptImageError: if the image cannot be decoded.
@@ -141,7 +141,7 @@ def eval_image(image: LazyImage, transform: Transform) -> np.ndarray:
 
 
 def resized_crop(image: LazyImage, box: tuple[int, int, int, int], size: int) -> np.ndarray:
-    """Returns the part `box` of an image, resized bilinearly: uint8 [size, size, 3].
+    """Returns the crop `box` of an image, resized bilinearly to uint8 [size, size, 3].
 
     Raises:
       CorruptImageError: if the image cannot be decoded.
@@ -150,10 +150,10 @@ def resized_crop(image: LazyImage, box: tuple[int, int, int, int], size: int) ->
 
 
 def resize_and_crop(pixels: np.ndarray, resize: int, crop: int) -> np.ndarray:
-    """Resizes the shorter side to `resize` and crops the center: uint8 [crop, crop, 3].
+    """Resizes the shorter side to `resize` and crops the center to uint8 [crop, crop, 3].
 
-    Pillow resizes, so that evaluation sees the pixels that other frameworks see, bit for bit.
-    Training's `decode.resize` differs by a gray level.
+    It uses Pillow, so that the pixels in evaluation are bitwise equal to those of other frameworks.
+    In training, those of `decode.resize` may differ by a gray level.
     """
     from PIL import Image
 
@@ -169,5 +169,5 @@ def resize_and_crop(pixels: np.ndarray, resize: int, crop: int) -> np.ndarray:
 
 
 def fit(image: LazyImage, size: int) -> np.ndarray:
-    """Resizes the shorter side to `size` and crops the center, unless that is the size already."""
+    """Returns the image with its shorter side resized to `size` and the center cropped."""
     return resize_and_crop(image.rgb(), size, size)

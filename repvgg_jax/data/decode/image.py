@@ -1,7 +1,7 @@
-"""Decoding of images to RGB pixels, with errors that name the file or record.
+"""Decoding of images to RGB pixels, with error messages that name the file or record.
 
-JPEGs are decoded by libjpeg-turbo through simplejpeg; other images, and JPEGs that may be damaged,
-by Pillow. Both give the same pixels, bit for bit.
+JPEGs are decoded by libjpeg-turbo through simplejpeg. Other images, and JPEGs that may be damaged,
+are decoded by Pillow. The pixels are bitwise equal.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Box = tuple[float, float, float, float]
 
 
 class CorruptImageError(UsageError):
-    """An image that cannot be decoded; `where` names its file or record."""
+    """An error for an image that cannot be decoded; `where` is its file or record."""
 
     def __init__(self, where: str, cause: str):
         super().__init__(
@@ -37,12 +37,12 @@ class CorruptImageError(UsageError):
 
 @dataclasses.dataclass(frozen=True)
 class LazyImage:
-    """An image whose header alone has been read, so that only the part of a crop is decoded.
+    """An image of which only the header has been read, so that crops can be decoded partially.
 
     Attributes:
       size: (width, height) in pixels.
-      decode: function of (rows, factor) that returns at least the upper `rows` rows as uint8 RGB,
-        at 1 / factor of their size or at full size.
+      decode: function of (rows, factor) that returns at least the top `rows` rows as uint8 RGB,
+        either at 1 / factor of their size or at full size.
       where: name of the file or record, for messages.
     """
 
@@ -51,7 +51,7 @@ class LazyImage:
     where: str
 
     def rgb(self) -> np.ndarray:
-        """Decodes the whole image: uint8 [height, width, 3].
+        """Returns the whole image as uint8 [height, width, 3].
 
         Raises:
           CorruptImageError: if the bytes are damaged or truncated.
@@ -60,19 +60,19 @@ class LazyImage:
             return self.decode(self.size[1], 1)
 
     def part(self, box: tuple[int, int, int, int], size: int) -> tuple[np.ndarray, Box]:
-        """Decodes only the pixels needed to resize the part `box` to `size` pixels a side.
+        """Decodes only the pixels needed to resize the crop `box` to `size` x `size` pixels.
 
-        A JPEG is decoded at the smallest of 1, 1/2, 1/4, 1/8 of its size at which the part still
-        has `size` pixels a side, and only down to the part's last row.
+        A JPEG is decoded down to the crop's last row, and at the smallest of 1, 1/2, 1/4 and 1/8 of
+        its size at which the crop still has at least `size` pixels a side.
 
         Args:
-          box: (left, top, right, bottom) of the part in pixels.
-          size: side of the resized part in pixels.
+          box: (left, top, right, bottom) of the crop in pixels.
+          size: side of the resized crop in pixels.
 
         Returns:
-          The pixels that cover the part, uint8 [height, width, 3], and the part's box in them.
-          Pixel k of libjpeg's reduced image covers pixels k * factor ... (k + 1) * factor - 1, so
-          the coordinates of edges are divided by the factor.
+          Pixels that cover the crop, uint8 [height, width, 3], and the crop's box within them.
+          Coordinates are divided by the scale factor: pixel k of libjpeg's reduced image covers
+          pixels k * factor ... (k + 1) * factor - 1.
 
         Raises:
           CorruptImageError: if the bytes are damaged or truncated.
@@ -91,7 +91,7 @@ class LazyImage:
 
 
 def open_image(data: bytes, where: str) -> LazyImage:
-    """Reads the header of an encoded image; `where` names it in messages.
+    """Returns an encoded image as a LazyImage; `where` is its name in error messages.
 
     Raises:
       CorruptImageError: if the bytes are not an image.
@@ -105,17 +105,17 @@ def open_image(data: bytes, where: str) -> LazyImage:
 
 
 def from_array(pixels: np.ndarray) -> LazyImage:
-    """Wraps uint8 pixels [height, width, 3], so that transforms apply to both kinds."""
+    """Returns uint8 pixels [height, width, 3] as a LazyImage."""
     height, width, _ = pixels.shape
     return LazyImage((width, height), lambda rows, factor: pixels, "in memory")
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Converts grayscale, CMYK, palette and transparent images; transparency is dropped."""
+    """Converts grayscale, CMYK, palette and transparent images to RGB, without transparency."""
     from PIL import Image
 
     if image.mode.startswith("I;16") or image.mode == "I":
-        # Pillow clips 16-bit grayscale at 255, which makes most of such an image white.
+        # Pillow clips 16-bit grayscale at 255, which would make most pixels white.
         image = Image.fromarray((np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8))
     elif image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")
@@ -134,13 +134,13 @@ def _pixels(image: Image.Image) -> np.ndarray:
 
 
 def _decode_jpeg(data: bytes, rows: int, factor: int) -> np.ndarray:
-    """Decodes by libjpeg, or else by Pillow, whose error messages are also clearer."""
+    """Decodes a JPEG by libjpeg, or if that fails by Pillow, which has clearer error messages."""
     pixels = jpeg.decode(data, rows, factor)
     return _pixels(_open(data)) if pixels is None else pixels
 
 
 def _named(where: str) -> AbstractContextManager[None]:
-    # Pillow's plugins raise a dozen types, and name the bytes as " <_io.BytesIO object at ...>".
+    # Pillow's plugins raise many exception types, and append " <_io.BytesIO object at ...>".
     return reraise(
         Exception, lambda error: CorruptImageError(where, one_line(error).split(" <_io.")[0])
     )

@@ -1,26 +1,26 @@
-"""JPEG decoding at a reduced scale, and only down to a row, by libjpeg-turbo (simplejpeg)."""
+"""Partial JPEG decoding, at a reduced scale and of the top rows only, by simplejpeg."""
 
 import numpy as np
 
-# The end marker, which a truncated JPEG lacks.
+# The end-of-image marker, which is missing in a truncated JPEG.
 _END = b"\xff\xd9"
 
-# Start of frame: baseline, extended, progressive. Markers without a length: TEM, RST0 to SOI.
+# Start-of-frame markers: baseline, extended, progressive. Without length: TEM, RST0 to RST7, SOI.
 _FRAME_MARKERS = (0xC0, 0xC1, 0xC2)
 _MARKERS_WITHOUT_LENGTH = (0x01, *range(0xD0, 0xD9))
 
-# Rows kept below a part, since upsampling the chroma of its last rows reads them.
+# Additional rows, which chroma upsampling of the last requested rows reads.
 _MARGIN = 8
 
-# Pillow's limit for images that may be decompression bombs.
+# The size above which Pillow suspects a decompression bomb.
 _MAX_PIXELS = 89_478_485
 
 
 def size(data: bytes) -> tuple[int, int] | None:
-    """Returns (width, height) of a JPEG that `decode` supports, and None for anything else.
+    """Returns (width, height) if `data` is a JPEG that `decode` supports, else None.
 
-    CMYK and JPEGs without an end marker are left to Pillow, since libjpeg silently fills missing
-    data with gray.
+    CMYK JPEGs are not supported, nor are JPEGs without an end marker, in which libjpeg would
+    silently fill missing data with gray.
     """
     import simplejpeg
 
@@ -35,14 +35,14 @@ def size(data: bytes) -> tuple[int, int] | None:
 
 
 def decode(data: bytes, rows: int, factor: int) -> np.ndarray | None:
-    """Decodes at least the upper `rows` rows, at 1 / factor of their size.
+    """Decodes at least the top `rows` rows, at 1 / factor of their size.
 
-    The rows below are skipped by writing a smaller height into the header: libjpeg then does not
-    read them, and saves their entropy decoding, which is most of the cost.
+    It replaces the height in the header by a smaller one, so that libjpeg skips the other rows and
+    their entropy decoding, which is most of the cost.
 
     Args:
-      data: JPEG that `size` supports.
-      rows: number of rows of the full image.
+      data: JPEG for which `size` does not return None.
+      rows: number of rows at full size.
       factor: 1, 2, 4 or 8, for libjpeg's scaled inverse DCT.
 
     Returns:
@@ -57,7 +57,7 @@ def decode(data: bytes, rows: int, factor: int) -> np.ndarray | None:
         if frame is not None:
             height = kept
             data = b"".join((data[: frame + 5], height.to_bytes(2, "big"), data[frame + 7 :]))
-        # Not strict, as in Pillow: libjpeg warns of the skipped rows as "extraneous" data.
+        # Strict mode would fail on libjpeg's warning about the "extraneous" data of skipped rows.
         return simplejpeg.decode_jpeg(
             data,
             min_height=-(-height // factor),
@@ -70,7 +70,7 @@ def decode(data: bytes, rows: int, factor: int) -> np.ndarray | None:
 
 
 def _frame(data: bytes) -> int | None:
-    """Returns the offset of the frame header: FF Cn, length (2), precision (1), height (2)."""
+    """Returns the offset of the frame header: FF Cn, length (2), precision (1), height (2), ..."""
     at = 2
     while at + 9 < len(data) and data[at] == 0xFF:
         marker = data[at + 1]

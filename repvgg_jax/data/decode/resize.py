@@ -1,17 +1,17 @@
-"""Bilinear, antialiased resizing as in Pillow, computed with vector instructions."""
+"""Bilinear antialiased resizing as in Pillow, but with SIMD instructions."""
 
 import numpy as np
 
 
 def resize(pixels: np.ndarray, box: tuple[float, float, float, float], size: int) -> np.ndarray:
-    """Resizes the part `box` of an image to a square.
+    """Resizes the crop `box` of an image to a square.
 
-    The kernel is a triangle of half-width max(1, scale) source pixels per direction, as in Pillow's
-    BILINEAR. Results differ from Pillow's by rounding: one gray level, rarely two.
+    As in Pillow's BILINEAR, the kernel in each direction is a triangle with a half-width of
+    max(1, scale) source pixels. Results differ from Pillow's by one gray level, rarely by two.
 
     Args:
       pixels: uint8 [height, width, 3].
-      box: (left, top, right, bottom) in pixels, which may be fractions.
+      box: (left, top, right, bottom) in pixels, which may be fractional.
       size: side of the result in pixels.
 
     Returns:
@@ -27,6 +27,6 @@ def resize(pixels: np.ndarray, box: tuple[float, float, float, float], size: int
         resize_alg=cr.ResizeAlg.convolution(cr.FilterType.bilinear),
         crop_box=cr.CropBox(left, top, right - left, bottom - top),
     )
-    # A resizer must not be shared by threads; making one for each call costs nothing.
+    # Resizers are not thread-safe, but cheap to create.
     cr.Resizer().resize(source, result, options)
     return np.frombuffer(result.get_buffer(), np.uint8).reshape(size, size, 3)

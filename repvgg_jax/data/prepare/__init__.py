@@ -1,1 +1,1 @@
-"""Preparation of data sets from their official archives."""
+"""Preparation of data sets from official archives."""

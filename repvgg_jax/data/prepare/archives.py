@@ -1,4 +1,4 @@
-"""Archives of published data sets: located or downloaded, and verified by their checksums."""
+"""Locating, downloading and verifying the archives of published data sets."""
 
 import hashlib
 import http.client
@@ -15,20 +15,20 @@ from repvgg_jax.data.prepare.progress import progress
 from repvgg_jax.errors import UsageError
 
 _CHUNK = 1 << 20  # bytes per read
-_TIMEOUT = 60.0  # seconds without a byte
-_ATTEMPTS = 3  # attempts in a row without a byte
+_TIMEOUT = 60.0  # seconds without data
+_ATTEMPTS = 3  # consecutive attempts without data
 
 
 @dataclass(frozen=True)
 class Archive:
-    """A published file.
+    """A published archive.
 
     Attributes:
       file_name: name of the file.
       size: size in bytes.
       checksum: "sha256:<hexadecimal>" or "md5:<hexadecimal>".
-      url: address of the file; with `by_hand`, of the page that leads to it.
-      by_hand: whether only registered users can download it.
+      url: URL of the file, or of its download page if `by_hand`.
+      by_hand: whether the file must be downloaded manually, by registered users.
     """
 
     file_name: str
@@ -41,13 +41,13 @@ class Archive:
 def locate(
     archives: Sequence[Archive], downloads: Path, manual_dir: Path | None
 ) -> list[Path | None]:
-    """Returns the paths of archives in `manual_dir` or `downloads`; None for those to download.
+    """Returns the path of each archive in `manual_dir` or `downloads`; None if not found.
 
-    Without a `manual_dir` it is `<downloads>/manual`, as in TFDS.
+    The default of `manual_dir` is `<downloads>/manual`, as in TFDS.
 
     Raises:
-      UsageError: if `manual_dir` does not exist, or if an archive is missing that only registered
-        users can download.
+      UsageError: if `manual_dir` does not exist, or an archive is missing that must be downloaded
+        manually.
     """
     if manual_dir is not None and not manual_dir.is_dir():
         raise UsageError(f"data.manual_dir={manual_dir} does not exist")
@@ -61,7 +61,7 @@ def locate(
         names = " and ".join(archive.file_name for archive in missing)
         raise UsageError(
             f"{names} not found in {folders[0]} or {downloads}; register at {missing[0].url}, "
-            "download them, and set --config.data.manual_dir to their folder"
+            "download the files, and set --config.data.manual_dir to their folder"
         )
     return found
 
@@ -72,13 +72,13 @@ def fetch(
     downloads: Path,
     verified: MutableMapping[str, list[int]],
 ) -> list[Path]:
-    """Downloads the archives that `locate` has not found, verifies all, and returns their paths.
+    """Downloads the archives that `locate` did not find, verifies all, and returns their paths.
 
-    `verified` maps the path of archives that were verified before, and are not read again, to
-    [size, modification time in ns]. It is updated in place.
+    `verified` maps the path of each verified archive to [size, modification time in ns]. Archives
+    in it are not verified again unless they have changed. It is updated in place.
 
     Raises:
-      UsageError: if an archive cannot be downloaded, is truncated, or is not the published one.
+      UsageError: if an archive cannot be downloaded, or a file differs from the published one.
       OSError: if a file cannot be read or written.
     """
     paths = []
@@ -98,7 +98,7 @@ def _stamp(path: Path) -> list[int]:
 
 
 def verify(path: Path, archive: Archive, advice: str | None = None) -> None:
-    """Raises UsageError, ending with `advice`, if a file is not the published archive."""
+    """Raises UsageError, with `advice`, if a file's size or checksum differs from the archive's."""
     size = path.stat().st_size
     advice = advice or f"delete it and download it again from {archive.url}"
     if size != archive.size:
@@ -120,11 +120,11 @@ def verify(path: Path, archive: Archive, advice: str | None = None) -> None:
 def download(archive: Archive, folder: Path, pause: float = 1.0) -> Path:
     """Downloads an archive into a folder and verifies it, resuming an earlier download.
 
-    Until it is verified, the file is called `<file name>.part`. After a dropped connection and
-    `pause` seconds the rest is requested (HTTP Range), up to three times in a row without progress.
+    Until it is verified, the file is named `<file name>.part`. A lost connection is resumed (HTTP
+    Range) after `pause` seconds; the third consecutive attempt without progress is an error.
 
     Raises:
-      UsageError: if the server does not answer or does not have the file, the checksum is wrong
+      UsageError: if the server does not respond or does not have the file, the checksum is wrong
         (the file is then removed), or the disk is too small.
       OSError: if the folder is not writable.
     """
@@ -141,14 +141,14 @@ def download(archive: Archive, folder: Path, pause: float = 1.0) -> Path:
             failures = 0 if _size(draft) > start else failures + 1
             if failures == _ATTEMPTS:
                 raise UsageError(
-                    f"{archive.url} cannot be downloaded ({failure}); try again later "
-                    f"(it resumes at byte {start:,}), or put {archive.file_name} into a folder "
-                    "and set --config.data.manual_dir to it"
+                    f"{archive.url} cannot be downloaded ({failure}); try again later to resume at "
+                    f"byte {start:,}, or put {archive.file_name} into a folder and set "
+                    "--config.data.manual_dir to that folder"
                 )
             if failure:
                 time.sleep(pause)
     try:
-        verify(draft, archive, f"it was downloaded from {archive.url} and was removed; try again")
+        verify(draft, archive, f"the file from {archive.url} was removed; try again")
     except UsageError:
         draft.unlink()
         raise
@@ -158,7 +158,7 @@ def download(archive: Archive, folder: Path, pause: float = 1.0) -> Path:
 
 
 def _append(archive: Archive, draft: Path, start: int, add: Callable[[int], object]) -> str | None:
-    """Appends the file from byte `start` on; returns why it is incomplete, or None."""
+    """Appends the file from byte `start` on; returns an error message if it is incomplete."""
     with draft.open("ab") as file:
         try:
             for data in _bytes_from(archive.url, start):
@@ -171,12 +171,12 @@ def _append(archive: Archive, draft: Path, start: int, add: Callable[[int], obje
 
 
 class _DroppedError(Exception):
-    """An error of the network, unlike an OSError of the disk."""
+    """A network error, as opposed to an OSError of the disk."""
 
 
 def _bytes_from(url: str, start: int) -> Iterator[bytes]:
     """Yields the file at `url` without its first `start` bytes."""
-    # Without a transfer encoding, so that the bytes are the file's.
+    # The server must not compress the file, since ranges count bytes of the original.
     headers = {"Range": f"bytes={start}-", "Accept-Encoding": "identity"}
     try:
         request = urllib.request.Request(url, headers=headers)
@@ -190,7 +190,7 @@ def _bytes_from(url: str, start: int) -> Iterator[bytes]:
     except (OSError, http.client.HTTPException) as error:
         cause = error
         if not isinstance(error, urllib.error.HTTPError):
-            cause = getattr(error, "reason", None) or error  # the error that URLError wraps
+            cause = getattr(error, "reason", None) or error  # the error wrapped by URLError
         raise _DroppedError(str(cause) or type(error).__name__) from error
 
 
@@ -199,10 +199,10 @@ def _size(path: Path) -> int:
 
 
 def check_space(folder: Path, needed: int) -> None:
-    """Raises UsageError if the disk of a folder has less than `needed` bytes free."""
+    """Raises UsageError if the disk of a folder has less than `needed` free bytes."""
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise UsageError(
-            f"no space left for {folder}: {needed / 1e9:,.1f} GB are needed and {free / 1e9:,.1f} "
-            "GB are free; set --config.data.data_dir to another folder"
+            f"no space left for {folder}: needs {needed / 1e9:,.1f} GB, {free / 1e9:,.1f} GB free; "
+            "set --config.data.data_dir to another folder"
         )

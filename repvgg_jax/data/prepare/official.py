@@ -1,8 +1,8 @@
-"""The official archives of CIFAR, Imagenette and ImageNet-2012, read as TFDS's examples.
+"""Reading the official archives of CIFAR, Imagenette and ImageNet-2012 as TFDS examples.
 
-The examples equal those of TFDS's stock builders (features, ids, names, labels), in the order of
-the archives. JPEGs keep their bytes, including ImageNet's 22 in CMYK and its PNG named .JPEG, which
-the stock builder converts. CIFAR's pixels become PNGs, as in the stock builder.
+The examples have the features, ids, names and labels of TFDS's own builders, in the order of the
+archives. CIFAR's images are stored as PNG, as by TFDS. JPEG files are stored unchanged, including
+ImageNet's 22 CMYK images and its PNG file named .JPEG, which TFDS converts.
 """
 
 import io
@@ -26,7 +26,7 @@ class Split:
     """A split of a published data set.
 
     Attributes:
-      read: function of the archives' paths and a number of examples to skip that yields the others.
+      read: function of (archive paths, number of examples to skip) that yields the other examples.
       size: number of examples, for the progress display.
     """
 
@@ -39,9 +39,9 @@ class DataSet:
     """A published data set.
 
     Attributes:
-      archives: files that it is published in.
-      splits: name to split.
-      names: feature to the text file of its class names in the first archive, if TFDS lacks them.
+      archives: published archives of the data set.
+      splits: splits by name.
+      names: text files in the first archive, by feature, for class names that TFDS lacks.
     """
 
     archives: tuple[Archive, ...]
@@ -59,7 +59,7 @@ def class_names(archive: Path, member: str) -> list[str]:
 def _cifar(
     paths: Sequence[Path], skip: int, *, folder: str, files: Sequence[str], labels: Sequence[str]
 ) -> Iterator[TfdsExample]:
-    """Yields examples of rows: a byte for each label, then planes of 32x32 pixels."""
+    """Yields examples from rows of one byte per label and three planes of 32x32 pixels."""
     from PIL import Image
 
     prefix = "test" if files[0].startswith("test") else "train"
@@ -82,7 +82,7 @@ def _cifar(
 
 
 def _imagenette(paths: Sequence[Path], skip: int, *, folder: str) -> Iterator[TfdsExample]:
-    """Yields the images `<folder>/<wnid>/*.JPEG`."""
+    """Yields an example for each image `<folder>/<wnid>/*.JPEG`."""
     wanted = re.compile(rf"(?:\./)?{re.escape(folder)}/(n\d+)/[^./][^/]*\.JPEG")
     with tarfile.open(paths[0], "r|*") as tar:
         members = ((wanted.fullmatch(member.name), member) for member in tar)
@@ -93,7 +93,7 @@ def _imagenette(paths: Sequence[Path], skip: int, *, folder: str) -> Iterator[Tf
 
 
 def _imagenet_train(paths: Sequence[Path], skip: int) -> Iterator[TfdsExample]:
-    """Yields the images of an archive that has an archive `<wnid>.tar` for each class."""
+    """Yields examples from an archive that contains an archive `<wnid>.tar` for each class."""
     index = 0
     with tarfile.open(paths[0], "r:") as outer:
         for member in outer:
@@ -109,7 +109,7 @@ def _imagenet_train(paths: Sequence[Path], skip: int) -> Iterator[TfdsExample]:
 
 
 def _imagenet_validation(paths: Sequence[Path], skip: int) -> Iterator[TfdsExample]:
-    """Yields `ILSVRC2012_val_00000001.JPEG`, ..., with the labels of TFDS, which go by name."""
+    """Yields examples of `ILSVRC2012_val_00000001.JPEG`, ..., with labels from a file of TFDS."""
     import tensorflow_datasets as tfds
 
     file = tfds.core.tfds_path("datasets/imagenet2012/validation_labels.txt")
@@ -156,7 +156,7 @@ def _make_imagenette(folder: str, size: int, checksum: str) -> DataSet:
 
 _imagenet = partial(Archive, url="https://image-net.org/download-images", by_hand=True)
 
-# Sizes and SHA-256 checksums are those of TFDS; ImageNet's MD5 are its publisher's.
+# Sizes and SHA-256 checksums are from TFDS; the MD5 checksums are from ImageNet's publisher.
 SETS: Mapping[str, DataSet] = {
     "cifar10": _make_cifar(
         "cifar-10-binary.tar.gz",

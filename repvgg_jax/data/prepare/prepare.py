@@ -1,8 +1,8 @@
-"""Preparation of a data set from its official archives, for `load_source` and TFDS to read.
+"""Preparation of a data set from its official archives, in the format of TFDS.
 
-TFDS itself needs TensorFlow for this. Here its stock builders give features, class names and
-metadata, and array_record writes the records in the order of the archives. They are not shuffled,
-since readers shuffle all images of a split.
+TFDS itself requires TensorFlow for preparation. This module only takes features, class names and
+metadata from TFDS's builders, and writes the records with array_record, in the order of the
+archives. The records are not shuffled, since the training stream shuffles all images of a split.
 """
 
 import difflib
@@ -35,26 +35,26 @@ def prepare(
 ) -> Path:
     """Writes a data set into `<data_dir>/<name>/<version>` as array_record, unless it exists.
 
-    Archives are looked for in `manual_dir` and `<data_dir>/downloads`, or else downloaded into the
-    latter. The set is written as `<version>.incomplete` and renamed at the end. If the process
-    dies, the next call resumes after the last finished shard.
+    Archives that are not in `manual_dir` or `<data_dir>/downloads` are downloaded into
+    `<data_dir>/downloads`. The data set is written to `<version>.incomplete`, which is renamed at
+    the end. If the process dies, the next call resumes after the last finished shard.
 
     Example:
       >>> prepare("cifar10", data_dir="~/tensorflow_datasets")
 
     Args:
       name: a key of `sets`, optionally followed by `:version`.
-      data_dir: folder of prepared data sets; $TFDS_DATA_DIR, else ~/tensorflow_datasets, if None.
-      manual_dir: folder of archives; `<data_dir>/downloads/manual`, as in TFDS, if None.
+      data_dir: folder of prepared data sets; by default $TFDS_DATA_DIR or ~/tensorflow_datasets.
+      manual_dir: folder of archives; by default `<data_dir>/downloads/manual`, as in TFDS.
       sets: data sets that can be prepared.
-      shard_bytes: size of the records of a file, in bytes.
+      shard_bytes: size of a shard's records in bytes.
 
     Returns:
       The folder of the data set.
 
     Raises:
-      UsageError: if the set is unknown, an archive is missing, truncated or not the published one,
-        a folder is not writable, no space is left, or another process prepares the same set.
+      UsageError: if the data set is unknown, an archive is missing or not the published one, a
+        folder is not writable, no space is left, or another process is preparing the data set.
     """
     data_set = _lookup(name, sets)
     target, downloads = _target(name, data_dir), Path(_root(data_dir), "downloads")
@@ -63,7 +63,7 @@ def prepare(
     manual = Path(manual_dir).expanduser() if manual_dir else None
     found = locate(data_set.archives, downloads, manual)
     with _one_line_errors(target), locked(target.with_name(f"{target.name}.lock")):
-        # Another process may have written it before this one acquired the lock.
+        # Another process may have written the data set before this one acquired the lock.
         if not find_prepared(name, data_dir, sets=sets):
             identity = {"archives": [a.checksum for a in data_set.archives], "shard": shard_bytes}
             draft = Draft(target.with_name(f"{target.name}.incomplete"), identity)
@@ -77,24 +77,24 @@ def prepare(
 def find_prepared(
     name: str, data_dir: str | None = None, *, sets: Mapping[str, DataSet] = SETS
 ) -> Path | None:
-    """Returns the folder of a set that is already prepared, or None.
+    """Returns the folder of a data set if it is already prepared, else None.
 
     Raises:
-      UsageError: if the set is unknown or damaged, or its folder holds something else.
+      UsageError: if the data set is unknown or damaged, or its folder has other contents.
     """
     _lookup(name, sets)
     target = _target(name, data_dir)
     if not target.exists():
         return None
     if not (target / "dataset_info.json").exists():
-        raise UsageError(f"{target} exists and is not a prepared data set; move it away")
+        raise UsageError(f"{target} exists but is not a prepared data set; move or delete it")
     for split in ("train", "test"):
         load_prepared(f"{name.partition(':')[0]}:{target.name}", _root(data_dir), split)
     return target
 
 
 def describe_splits(path: Path) -> str:
-    """Returns a line on a prepared set: its splits with their numbers of images and files."""
+    """Returns a summary of a prepared data set: images and files of each split, in one line."""
     import tensorflow_datasets as tfds
 
     splits = tfds.builder_from_directory(path).info.splits
@@ -114,15 +114,15 @@ def _lookup(name: str, sets: Mapping[str, DataSet]) -> DataSet:
     advice = f"did you mean {' or '.join(close)}?"
     if not close:
         install = "pip install tensorflow tensorflow-datasets"
-        advice = f"TFDS prepares others: {install} && tfds build {name} --file_format=array_record"
-    raise UsageError(f"data.name={name}: --mode=prepare knows {', '.join(sets)}; {advice}")
+        advice = f"use TFDS for others: {install} && tfds build {name} --file_format=array_record"
+    raise UsageError(f"data.name={name}: --mode=prepare supports {', '.join(sets)}; {advice}")
 
 
 def _root(data_dir: str | None) -> str:
     root = data_root(data_dir)
     if "://" in root:
-        advice = "copy the prepared set afterwards"
-        raise UsageError(f"data.data_dir={root} must be a local folder; {advice}")
+        advice = "prepare into a local folder and copy the data set afterwards"
+        raise UsageError(f"data.data_dir={root} is not a local folder; {advice}")
     return os.path.abspath(root)
 
 
@@ -137,11 +137,11 @@ def _target(name: str, data_dir: str | None) -> Path:
 
 
 def _builder(name: str, folder: Path) -> Any:
-    """Returns TFDS's stock builder of a set, with its features and metadata."""
+    """Returns TFDS's builder of a data set, with its features and metadata."""
     import tensorflow_datasets as tfds
 
     dataset, _, config = name.partition(":")[0].partition("/")
-    # It reads a set that its folder already has, so it gets the draft's folder, which has none.
+    # A builder loads an existing data set from its folder; the draft's folder has none.
     return tfds.builder_cls(dataset)(
         data_dir=os.fspath(folder), config=config or None, file_format="array_record"
     )
@@ -150,7 +150,7 @@ def _builder(name: str, folder: Path) -> Any:
 def _write_data_set(
     data_set: DataSet, paths: Sequence[Path], builder: Any, draft: Draft, shard_bytes: int
 ) -> None:
-    # Compressed images do not shrink, and CIFAR's PNGs are smaller than its archive.
+    # Records need about as much space as the archives, or less (CIFAR).
     size = sum(archive.size for archive in data_set.archives)
     check_space(draft.folder, size - sum(map(draft.num_bytes, data_set.splits)))
     for feature, member in data_set.names.items():
@@ -178,7 +178,7 @@ def _write_split(
 
 
 def _finish_metadata(draft: Draft, builder: Any, download_size: int, splits: Sequence[str]) -> None:
-    """Names the shards, and writes TFDS's metadata."""
+    """Gives the shards their final names and writes TFDS's metadata."""
     from etils import epath
     from tensorflow_datasets.core.splits import SplitDict, SplitInfo
 
@@ -204,8 +204,8 @@ def _one_line_errors(target: Path) -> Iterator[None]:
     except (OSError, RuntimeError) as error:  # array_record raises a RuntimeError with a status
         if getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error):
             message = (
-                f"no space left for {target}: make room and run the same command again, which "
-                "resumes after the last finished file"
+                f"no space left for {target}: free some space and run the same command again, "
+                "which resumes after the last finished file"
             )
         else:
             where = getattr(error, "filename", None) or target

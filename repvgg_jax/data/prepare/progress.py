@@ -1,4 +1,4 @@
-"""Progress of long work on files: a bar on a terminal, or else a line every ten seconds."""
+"""Progress of long operations: a progress bar on a terminal, otherwise a line every ten seconds."""
 
 import sys
 import time
@@ -10,13 +10,13 @@ _LINE_SECONDS = 10.0
 
 @contextmanager
 def progress(work: str, total: int, unit: str, start: int = 0) -> Iterator[Callable[[int], object]]:
-    """Shows progress on standard error; the context is a function that adds to the count.
+    """Shows progress on standard error; the context value is a function that advances the count.
 
     Args:
-      work: its name, such as "writing train".
+      work: description of the operation, such as "writing train".
       total: count at the end.
-      unit: "images", or "B" for bytes, shown as MB.
-      start: count that was reached before.
+      unit: "images", or "B" for bytes, which are shown as MB.
+      start: initial count, of a resumed operation.
     """
     if sys.stderr.isatty():
         from tqdm import tqdm

@@ -1,4 +1,4 @@
-"""A data set that is being written: finished shards are kept if the process dies."""
+"""Resumable writing of a data set: finished shards are kept if the process dies."""
 
 import fcntl
 import json
@@ -17,13 +17,13 @@ _STATE = "progress.json"
 
 
 class Draft:
-    """The folder that a data set is written to before it gets its final name.
+    """The temporary folder of a data set that is being written.
 
-    `progress.json` has an entry for every finished shard. A shard is recorded only after it is
-    closed and on the disk, so that an unfinished shard of a killed process is written again.
+    `progress.json` records the finished shards. A shard is recorded only after it is closed and
+    synced to disk, so that an unfinished shard of a killed process is written again.
 
     Args:
-      folder: folder to create; it is emptied if it has the draft of another data set.
+      folder: folder to create; it is cleared if it contains another data set.
       identity: JSON value that identifies the data set.
     """
 
@@ -37,14 +37,14 @@ class Draft:
             shutil.rmtree(folder, ignore_errors=True)
             self._state = {"identity": identity, "verified": {}, "splits": {}}
         folder.mkdir(parents=True, exist_ok=True)
-        # Files that a killed process had not renamed.
+        # Unfinished files of a killed process.
         for stray in [*folder.glob("*.part"), *folder.glob(f".{_STATE}.*.tmp")]:
             stray.unlink()
         self.save()
 
     @property
     def verified(self) -> dict[str, list[int]]:
-        """Archives that were verified, for `archives.fetch`; call `save` after changes."""
+        """Verified archives, for `archives.fetch`; call `save` after changes."""
         return self._state["verified"]
 
     def save(self) -> None:
@@ -56,14 +56,14 @@ class Draft:
         return self._state["splits"].get(split, {}).get("shard_lengths", [])
 
     def num_bytes(self, split: str) -> int:
-        """Returns the bytes of the records in the finished shards."""
+        """Returns the total size of the records in the finished shards, in bytes."""
         return self._state["splits"].get(split, {}).get("num_bytes", 0)
 
     def write(self, split: str, read: Callable[[int], Iterator[bytes]], shard_bytes: int) -> None:
-        """Writes the records of a split that are not in finished shards.
+        """Writes the records of a split that are not in finished shards yet.
 
-        `read(skip)` yields the records after the first `skip`. A shard is closed as soon as its
-        records have `shard_bytes` bytes. A full disk raises OSError or RuntimeError.
+        `read(skip)` yields the records after the first `skip`. A shard is closed when its records
+        reach `shard_bytes` bytes. A full disk raises OSError or RuntimeError.
         """
         empty = {"shard_lengths": [], "num_bytes": 0, "complete": False}
         state = self._state["splits"].setdefault(split, empty)
@@ -80,15 +80,15 @@ class Draft:
         self.save()
 
     def name_shards(self, split: str, pattern: str) -> None:
-        """Renames the shards of a complete split; their names contain their number."""
+        """Renames the shards of a complete split; the final names contain the number of shards."""
         count = len(self.lengths(split))
         for index in range(count):
             path = self._path(split, index)
-            if path.exists():  # otherwise it was renamed before the process died
+            if path.exists():  # otherwise an earlier process renamed it
                 os.replace(path, self.folder / pattern.format(index=index, count=count))
 
     def finish(self, target: Path) -> None:
-        """Renames the folder to its final name, by which it is complete."""
+        """Renames the folder to its final name, which marks it as complete."""
         os.rename(self.folder, target)
         (target / _STATE).unlink()
 
@@ -97,12 +97,12 @@ class Draft:
 
 
 def _write_shard(path: Path, records: Iterator[bytes], shard_bytes: int) -> tuple[int, int]:
-    """Writes one shard; returns its number of records and their bytes."""
+    """Writes one shard and returns the number of its records and their size in bytes."""
     from array_record.python.array_record_module import ArrayRecordWriter
 
     draft = path.with_name(f"{path.name}.part")
     count = size = 0
-    writer = ArrayRecordWriter(os.fspath(draft), "group_size:1")  # as TFDS writes them
+    writer = ArrayRecordWriter(os.fspath(draft), "group_size:1")  # as in TFDS
     try:
         for record in records:
             writer.write(record)
@@ -120,10 +120,10 @@ def _write_shard(path: Path, records: Iterator[bytes], shard_bytes: int) -> tupl
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Holds a file lock, which the system releases if the process dies.
+    """Locks a file for the duration of the context, or until the process dies.
 
     Raises:
-      UsageError: if another process holds it.
+      UsageError: if another process has locked the file.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w") as file:
@@ -131,7 +131,7 @@ def locked(path: Path) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise UsageError(
-                f"another process is writing this data set (it holds {path})"
+                f"another process is writing this data set (it has locked {path})"
             ) from None
         try:
             yield

@@ -1,1 +1,1 @@
-"""Data sources: labeled images by index."""
+"""Data sources, which return labeled images by index."""

@@ -1,4 +1,4 @@
-"""The two kinds of data source: encoded examples that are read on demand, and arrays in memory."""
+"""The two kinds of data sources: decoded images in memory, and encoded images read on demand."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -12,14 +12,14 @@ from repvgg_jax.errors import UsageError
 
 
 class Example(NamedTuple):
-    """Pixels, uint8 [height, width, 3], and their class."""
+    """An image, uint8 [height, width, 3], and its label."""
 
     image: np.ndarray
     label: int
 
 
 class Record(NamedTuple):
-    """An encoded image, its label, and the name of the file or record for messages."""
+    """An encoded image, its label, and the name of its file or record for messages."""
 
     data: bytes
     label: int
@@ -28,14 +28,14 @@ class Record(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class ArraySource:
-    """A data source that holds decoded images in memory.
+    """A data source of decoded images in memory.
 
     Attributes:
       name: name of the data set and its split, for messages.
-      class_names: name of each label.
+      class_names: name of the class of each label.
       images: uint8 [n, height, width, 3].
       labels: int32 [n].
-      skipped: corrupt records that were left out while decoding.
+      skipped: names of corrupt records that were omitted.
     """
 
     name: str
@@ -56,7 +56,7 @@ class ArraySource:
         return Example(self.images[index], int(self.labels[index]))
 
     def select(self, indices: Sequence[int]) -> Self:
-        """Returns the source of the examples at these indices."""
+        """Returns a source of the examples at the given indices."""
         images, labels = self.images[list(indices)], self.labels[list(indices)]
         return dataclasses.replace(self, images=images, labels=labels)
 
@@ -67,12 +67,12 @@ class EncodedSource:
 
     Attributes:
       name: name of the data set and its split, for messages.
-      class_names: name of each label.
+      class_names: name of the class of each label.
       size: number of examples.
-      read: function from indices to their records, callable from any thread.
-      label_range: upper bound of labels: the smaller of the net's and the data set's class count.
-      skip_corrupt: whether the pipeline may leave out images that cannot be decoded.
-      skipped: corrupt records found so far.
+      read: thread-safe function from indices to records.
+      label_range: exclusive upper bound of labels, the smaller number of classes of net and data.
+      skip_corrupt: whether the pipeline may omit images that cannot be decoded.
+      skipped: names of corrupt records found so far.
     """
 
     name: str
@@ -95,13 +95,13 @@ class EncodedSource:
         """Reads and decodes one example.
 
         Raises:
-          CorruptImageError: if its image cannot be decoded.
-          UsageError: if its label is out of range.
+          CorruptImageError: if the image cannot be decoded.
+          UsageError: if the label is out of range.
         """
         return self._decode(self.read([index])[0], LazyImage.rgb)
 
     def select(self, indices: Sequence[int]) -> Self:
-        """Returns the source of the examples at these indices."""
+        """Returns a source of the examples at the given indices."""
 
         def read(chosen: Sequence[int]) -> list[Record]:
             return self.read([indices[i] for i in chosen])
@@ -111,11 +111,11 @@ class EncodedSource:
     def decode(
         self, record: Record, transform: Callable[[LazyImage], np.ndarray] = LazyImage.rgb
     ) -> Example | None:
-        """Decodes a record through `transform`; returns None for a corrupt image to be skipped.
+        """Decodes a record and applies `transform`; returns None for a skipped corrupt image.
 
         Raises:
-          CorruptImageError: if its image cannot be decoded and `skip_corrupt` is False.
-          UsageError: if its label is out of range.
+          CorruptImageError: if the image cannot be decoded and `skip_corrupt` is False.
+          UsageError: if the label is out of range.
         """
         try:
             return self._decode(record, transform)
@@ -125,7 +125,7 @@ class EncodedSource:
             if error.where not in self.skipped:
                 self.skipped.add(error.where)
                 count = len(self.skipped)
-                logging.warning("skipped the corrupt image %s, %d so far", error.where, count)
+                logging.warning("skipped the corrupt image %s (%d so far)", error.where, count)
             return None
 
     def _decode(self, record: Record, transform: Callable[[LazyImage], np.ndarray]) -> Example:
@@ -137,7 +137,7 @@ Source = ArraySource | EncodedSource
 
 
 def check_label(label: int, label_range: int, where: str) -> None:
-    """Raises UsageError unless 0 <= label < label_range; `where` names the record."""
+    """Raises UsageError unless 0 <= label < label_range; `where` is the record for the message."""
     if not 0 <= label < label_range:
         raise UsageError(
             f"label {label} of {where} is outside [0, {label_range}); "

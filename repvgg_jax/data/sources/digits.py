@@ -1,4 +1,4 @@
-"""Handwritten digits that are bundled with scikit-learn: real images without a download."""
+"""Images of handwritten digits that are bundled with scikit-learn."""
 
 import numpy as np
 
@@ -6,9 +6,9 @@ from repvgg_jax.data.sources.base import ArraySource
 
 
 def load_digits(split: str) -> ArraySource:
-    """Returns a split of the 1,797 digits of 8x8 pixels: every fifth is in "test" (360 images).
+    """Returns a split of the 1,797 images of 8x8 pixels; every fifth is in "test" (360 images).
 
-    Gray levels 0..16 become 0..255, repeated to three channels.
+    Gray levels are scaled from 0..16 to 0..255 and repeated to three channels.
     """
     from sklearn import datasets
 

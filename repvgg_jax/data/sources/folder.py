@@ -9,7 +9,7 @@ from repvgg_jax.data.sources.base import EncodedSource, Record, check_label
 from repvgg_jax.errors import UsageError
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
-# "test" is last since it often holds images without classes if there is a "val", as in ImageNet.
+# "test" is last, since with a "val" folder it often contains unlabeled images, as in ImageNet.
 _TEST_FOLDERS = ("val", "validation", "test")
 _LAYOUT = "<data_dir>/train/<class>/*.jpg and <data_dir>/val/<class>/*.jpg"
 
@@ -22,20 +22,20 @@ def load_folder(
     num_classes: int | None = None,
     skip_corrupt: bool = False,
 ) -> EncodedSource:
-    """Lists the images of a split; the label of a class is its index in the sorted folder names.
+    """Returns the source of a split; the label of a class is its index in the sorted folder names.
 
-    If `data_dir` has a folder `train`, this is the training split, and the first of `val`,
-    `validation` and `test` that exists is the test split. Otherwise the class folders are in
-    `data_dir` itself and serve both splits, which is logged as a warning.
+    If `data_dir` has a folder `train`, that is the training split, and the first of `val`,
+    `validation` and `test` that exists is the test split. Otherwise, the class folders must be in
+    `data_dir` itself; both splits then have the same images, and a warning is logged.
 
     Arguments are those of `load_source`.
 
     Raises:
-      UsageError: if a folder is missing or empty, the splits differ in their classes, or a label
-        is not below `num_classes`.
+      UsageError: if a folder is missing or empty, the splits have different classes, or there are
+        more than `num_classes` classes.
     """
     if data_dir is None:
-        raise UsageError(f"data.source=folder needs data.data_dir; expected {_LAYOUT}")
+        raise UsageError(f"data.source=folder requires data.data_dir; expected {_LAYOUT}")
     root = os.path.expanduser(data_dir)
     if not os.path.isdir(root):
         raise UsageError(f"data.data_dir={root} does not exist; expected {_LAYOUT}")
@@ -85,7 +85,7 @@ def _classes(root: str) -> tuple[str, ...]:
     with os.scandir(root) as entries:
         names = sorted(e.name for e in entries if e.is_dir() and not e.name.startswith("."))
     if not names:
-        raise UsageError(f"no class folder in {root}; expected {_LAYOUT}")
+        raise UsageError(f"{root} has no class folders; expected {_LAYOUT}")
     return tuple(names)
 
 
@@ -109,11 +109,11 @@ def _images(folder: str) -> list[str]:
         files = sorted(
             entry.path
             for entry in entries
-            # macOS writes "._name.jpg" beside each image on disks of other formats.
+            # macOS creates a file "._name.jpg" for each image on some file systems.
             if entry.name.lower().endswith(SUFFIXES) and not entry.name.startswith(".")
         )
     if not files:
-        raise UsageError(f"the class folder {folder} has no image ({', '.join(SUFFIXES)})")
+        raise UsageError(f"the class folder {folder} has no images ({', '.join(SUFFIXES)})")
     return files
 
 

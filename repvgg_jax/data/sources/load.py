@@ -1,4 +1,4 @@
-"""`load_source` opens a data set by the two config values `data.source` and `data.name`."""
+"""Opening of a data set by the config values `data.source` and `data.name`."""
 
 import os
 from concurrent.futures import ThreadPoolExecutor
@@ -14,10 +14,10 @@ from repvgg_jax.errors import UsageError
 SOURCES = ("digits", "tfds", "folder")
 SPLITS = ("train", "test")
 
-# Limit of the decoded bytes of a data set of one image size that is loaded into memory.
+# A prepared data set is loaded into memory if its images have one size and fewer bytes than this.
 IN_MEMORY_BYTES = 2 << 30
 
-# Records per task of decoding: enough to amortize a read, few enough to occupy all threads.
+# Records per decoding task: enough to amortize reads, but few enough to use all threads.
 _CHUNK = 512
 
 
@@ -30,7 +30,7 @@ def load_source(
     num_classes: int | None = None,
     skip_corrupt: bool = False,
 ) -> Source:
-    """Opens a data set; it never downloads anything.
+    """Returns a split of a data set, which must be available locally: nothing is downloaded.
 
     Example:
       >>> source = load_source("digits", "digits", None, "train")
@@ -38,30 +38,30 @@ def load_source(
       (1437, (8, 8, 3))
 
     Args:
-      source: "digits" (bundled with scikit-learn, 8x8), "tfds" (a data set prepared as
-        array_record) or "folder" (class folders of image files).
-      name: for "tfds" the data set, optionally with its config and version, such as `cifar10`,
-        `cifar10:3.0.2` or `imagenette/320px-v2`; for the others a name for messages.
-      data_dir: for "tfds" the folder of prepared data sets (None: $TFDS_DATA_DIR, else
-        ~/tensorflow_datasets); for "folder" the folder of images.
-      split: "train", or "test" for the labeled images that are not trained on: the validation
-        split if a data set has both a validation and a test split.
-      num_classes: number of classes of the net, which labels must be below. It is checked here for
-        folders and data sets in memory, and on reading for streamed ones.
-      skip_corrupt: whether images that cannot be decoded are left out, with a warning each,
-        instead of raising an error when they are read.
+      source: "digits" (8x8 images from scikit-learn), "tfds" (a data set prepared as array_record)
+        or "folder" (class folders of image files).
+      name: for "tfds", the data set, optionally with its config and version, such as `cifar10`,
+        `cifar10:3.0.2` or `imagenette/320px-v2`; for the others, a name for messages.
+      data_dir: for "tfds", the folder of prepared data sets (by default $TFDS_DATA_DIR or
+        ~/tensorflow_datasets); for "folder", the folder of images.
+      split: "train", or "test" for labeled images that are not used for training (the validation
+        split, if a data set has both a validation and a test split).
+      num_classes: number of classes of the net, the exclusive upper bound of labels. Labels of
+        streamed "tfds" sources are checked when they are read, all others immediately.
+      skip_corrupt: whether to omit images that cannot be decoded, with a warning for each, instead
+        of raising an error.
 
     Returns:
       The source. Digits, and prepared data sets of one image size below 2 GiB, are in memory.
 
     Raises:
-      UsageError: if an argument is unknown, the data set is missing or unusable, a label is out of
+      UsageError: if an argument is invalid, the data set is missing or unusable, a label is out of
         range, or an image of a data set that is loaded into memory is corrupt.
     """
     if source not in SOURCES:
-        raise UsageError(f"unknown data.source={source!r}; one of: {', '.join(SOURCES)}")
+        raise UsageError(f"data.source={source!r}: choose from {', '.join(SOURCES)}")
     if split not in SPLITS:
-        raise UsageError(f"unknown split {split!r}; one of: {', '.join(SPLITS)}")
+        raise UsageError(f"split={split!r}: choose from {', '.join(SPLITS)}")
     if source == "digits":
         digits = load_digits(split)
         if num_classes is not None:
@@ -77,14 +77,13 @@ def load_source(
 
 
 def load_into_memory(source: EncodedSource) -> ArraySource:
-    """Decodes all of `source`, whose images must have the same size.
+    """Returns a source in memory with all decoded images of `source`, which must have equal sizes.
 
-    With `skip_corrupt`, corrupt images are left out: the result is shorter than the source by
-    `len(result.skipped)`.
+    If `source.skip_corrupt` is True, corrupt images are omitted and listed in `skipped`.
 
     Raises:
-      CorruptImageError: at the first corrupt image, unless the source may skip it.
-      UsageError: if sizes differ, a label is out of range, or no image is left.
+      CorruptImageError: if an image is corrupt and `source.skip_corrupt` is False.
+      UsageError: if sizes differ, a label is out of range, or no image can be decoded.
     """
 
     def decode(start: int) -> list[tuple[str, Example]]:
@@ -101,8 +100,8 @@ def load_into_memory(source: EncodedSource) -> ArraySource:
     for where, example in examples:
         if example.image.shape != shape:
             raise UsageError(
-                f"{where} is {example.image.shape}, others are {shape}; "
-                "a data set in memory needs images of one size"
+                f"{where} has shape {example.image.shape} but others have {shape}; "
+                "a data set in memory requires images of one size"
             )
     return ArraySource(
         name=source.name,

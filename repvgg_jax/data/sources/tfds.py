@@ -30,17 +30,17 @@ def load_prepared(
     Arguments are those of `load_source`.
 
     Returns:
-      The source, and the decoded bytes of an image (None if sizes differ).
+      The source, and the size of a decoded image in bytes (None if sizes differ).
 
     Raises:
-      UsageError: if the data set is missing (with the command that prepares it), in another file
-        format, damaged or incomplete, or if it lacks the split or the features `image` and `label`.
+      UsageError: if the data set is missing (the message has the command that prepares it), has
+        another file format, is damaged, or lacks the split or the features `image` and `label`.
     """
     root = data_root(data_dir)
     directory = _find(name, root)
     _check_format(directory, name, root)
 
-    # Importing TFDS takes a second, which `import repvgg_jax` should not.
+    # Imported here, since importing TFDS takes a second.
     import tensorflow_datasets as tfds
     from etils import epath
 
@@ -54,9 +54,9 @@ def load_prepared(
         )
     for path in splits[key].filepaths:
         if not epath.Path(path).exists():
-            raise UsageError(f"{path} is missing; the data set is incomplete, prepare it again")
+            raise UsageError(f"{path} is missing; prepare the incomplete data set again")
     class_names = _check_features(features, directory, num_classes)
-    # The errors of a damaged shard do not name the data set.
+    # array_record's own errors do not name the data set.
     named = partial(
         reraise,
         (RuntimeError, ValueError, OSError),
@@ -91,7 +91,7 @@ def load_prepared(
 
 
 def data_root(data_dir: str | None) -> str:
-    """Returns the folder of prepared data sets: `data_dir`, or else TFDS's default."""
+    """Returns the folder of prepared data sets: `data_dir` if given, else the default of TFDS."""
     default = os.environ.get("TFDS_DATA_DIR", os.path.join("~", "tensorflow_datasets"))
     return os.path.expanduser(data_dir or default)
 
@@ -104,7 +104,7 @@ def _find(name: str, root: str) -> str:
     folder = epath.Path(root) / dataset
     if not re.fullmatch(r"\w[\w.+-]*(/\w[\w.+-]*)?(:\d+\.\d+\.\d+)?", name):
         raise UsageError(
-            f"data.name={name!r} is not a data set; expected name, name/config or name:version"
+            f"data.name={name!r}: must be name, name/config, name:version or name/config:version"
         )
     found = sorted(_versions(folder), key=lambda version: tuple(map(int, version.split("."))))
     if wanted in found or (found and not wanted):
@@ -154,16 +154,16 @@ def _check_format(directory: str, name: str, root: str) -> None:
     formats = [info.get("fileFormat", "tfrecord"), *info.get("alternativeFileFormats", [])]
     if _FORMAT not in formats:
         raise UsageError(
-            f"{directory} is prepared as {formats[0]}, which only tensorflow reads; move it away "
-            f"and prepare it as {_FORMAT}: `{_prepare_command(name, root)}`"
+            f"{directory} is prepared as {formats[0]}, which requires TensorFlow; move it away and "
+            f"prepare it as {_FORMAT}: `{_prepare_command(name, root)}`"
         )
 
 
 def _builder(directory: str) -> Any:
-    """Returns TFDS's builder of a data set, whose splits name the array_record files."""
+    """Returns TFDS's builder of a data set, set up to read array_record files."""
     import tensorflow_datasets as tfds
 
-    # json, protobuf and TFDS each raise another type for broken files.
+    # json, protobuf and TFDS raise different exceptions for broken files.
     with reraise(
         Exception,
         lambda error: UsageError(
@@ -178,18 +178,18 @@ def _builder(directory: str) -> Any:
 
 
 def _check_features(features: Any, directory: str, num_classes: int | None) -> tuple[str, ...]:
-    """Returns the class names; for integer labels without names, the integers."""
+    """Returns the class names, which are the integers for labels without names."""
     import tensorflow_datasets as tfds
 
     found = dict(features) if isinstance(features, tfds.features.FeaturesDict) else {}
     label = found.get("label")
     if not isinstance(found.get("image"), tfds.features.Image):
-        wanted = "'image' that is an Image"
+        wanted = "'image' of type Image"
     elif isinstance(label, tfds.features.ClassLabel) and label.num_classes:
         return tuple(label.names)
     elif isinstance(label, tfds.features.Scalar) and num_classes is not None:
         return tuple(str(index) for index in range(num_classes))
     else:
-        wanted = "'label' that is a ClassLabel"
+        wanted = "'label' of type ClassLabel"
     listed = ", ".join(f"{key} ({type(value).__name__})" for key, value in found.items())
     raise UsageError(f"{directory} must have a feature {wanted}; it has {listed or 'none'}")
