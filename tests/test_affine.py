@@ -1,4 +1,4 @@
-"""The algebra against the convolutions it speaks of, in float64."""
+"""Operations on affine maps, compared with convolutions in float64."""
 
 import jax
 import jax.numpy as jnp

@@ -1,10 +1,10 @@
-// Convolutions by oneDNN as XLA custom calls: forward, with a bias and a ReLU where they are asked
-// for, and the gradients of input and kernel.
+// XLA custom calls for oneDNN's convolutions: forward (optionally with a bias and a ReLU), input
+// gradient and kernel gradient.
 //
-// Images are NHWC and kernels HWIO, as JAX has them. oneDNN picks its own layout for the kernel,
-// which is small, so it is reordered at each call, unless `Pack` did so beforehand; images are read
-// and written where they lie.
-// A primitive is made once for each shape, since making one compiles code.
+// Images are NHWC and kernels HWIO, as in JAX. oneDNN chooses its own layout for the kernel, which
+// is small, so each call reorders it, unless `Pack` already did. Images are neither reordered nor
+// copied.
+// Primitives are cached by shape, since creating one compiles code.
 
 #include <algorithm>
 #include <cstdint>
@@ -32,7 +32,7 @@ using Shape = ffi::Span<const int64_t>;
 
 enum Pass : int64_t { kForward, kInputGradient, kKernelGradient };
 
-// Everything that a primitive depends on.
+// The cache key of a primitive.
 struct Problem {
   Pass pass;
   std::vector<int64_t> x, kernel, y;
@@ -50,12 +50,12 @@ struct Problem {
 
 struct Plan {
   dnnl::primitive primitive;
-  memory::desc x, kernel, bias, y;  // as the primitive wants them
-  memory::desc scratchpad;          // what it works in
-  memory::desc hwio;                // the kernel as JAX has it
-  dnnl::reorder reorder;            // between the two, where they differ
+  memory::desc x, kernel, bias, y;  // layouts that the primitive uses
+  memory::desc scratchpad;          // temporary memory of the primitive
+  memory::desc hwio;                // layout of the kernel in JAX
+  dnnl::reorder reorder;            // conversion between the kernel's layouts, if they differ
 
-  // Whether a packed kernel fits into an array like the given one; some layouts pad channels.
+  // True if the packed kernel has the size of the original one; some layouts pad channels.
   bool packs() const { return kernel != hwio && kernel.get_size() == hwio.get_size(); }
 };
 
@@ -64,13 +64,13 @@ dnnl::engine& Engine() {
   return engine;
 }
 
-// Memory of this thread to work in, kept from call to call, since fresh pages would cost more.
+// Returns scratch memory of this thread, which is reused, since new pages would be slower.
 void* Scratch(const memory::desc& wanted) {
   thread_local std::unique_ptr<void, decltype(&std::free)> kept(nullptr, &std::free);
   thread_local size_t size = 0;
   if (wanted.get_size() > size) {
     size = (wanted.get_size() + 63) / 64 * 64;
-    kept.reset();  // first, so that there are never two
+    kept.reset();  // frees the old memory before allocating the new one
     kept.reset(std::aligned_alloc(64, size));
     if (!kept) {
       size = 0;
@@ -99,7 +99,8 @@ Plan MakePlan(const Problem& p) {
 
   const memory::dims strides{p.strides, p.strides}, gaps{p.dilation - 1, p.dilation - 1};
   const memory::dims before{p.top, p.left};
-  // Pixels that no window reaches are no negative padding: oneDNN then writes where it must not.
+  // If no window reaches the last pixels, padding is 0: negative padding makes oneDNN write out of
+  // bounds.
   const auto beyond = [&p](int64_t y, int64_t size, int64_t x, int64_t before) {
     return std::max<int64_t>(0, (y - 1) * p.strides + (size - 1) * p.dilation + 1 - x - before);
   };
@@ -110,8 +111,8 @@ Plan MakePlan(const Problem& p) {
   if (p.relu) after_sum.append_eltwise(dnnl::algorithm::eltwise_relu, 0.f, 0.f);
   dnnl::primitive_attr attributes;
   attributes.set_post_ops(after_sum);
-  // Else the library keeps one scratchpad for each thread that makes primitives, while XLA runs
-  // them on any of its threads, and several at once.
+  // By default, a primitive uses the scratchpad of the thread that created it, but XLA runs it on
+  // any thread, and on several at once.
   attributes.set_scratchpad_mode(dnnl::scratchpad_mode::user);
   const dnnl::convolution_forward::primitive_desc forward(
       Engine(), dnnl::prop_kind::forward, direct, plan.x, any, plan.bias, plan.y, strides, gaps,
@@ -196,7 +197,7 @@ ffi::Error Forward(F32 x, F32 kernel, ffi::RemainingArgs biases, ffi::Result<F32
              x.untyped_data(), kernel.untyped_data(), y->untyped_data(), bias, packed);
 }
 
-// The kernel as `Forward` takes it with `packed`: in oneDNN's layout, if that has the same size.
+// Returns the kernel for `Forward` with `packed`: in oneDNN's layout if that has the same size.
 ffi::Error Pack(F32 kernel, ffi::Result<F32> result, int64_t strides, int64_t groups,
                 int64_t dilation, int64_t top, int64_t left, bool biased, bool relu, Shape x,
                 Shape y) {

@@ -1,4 +1,4 @@
-"""The contract of blocks, over all of the registry: a new entry is tested by being there."""
+"""The contract of blocks, tested for every block in the registry."""
 
 import itertools
 import re
@@ -40,7 +40,7 @@ def test_a_block_is_its_fused_convolution_over_all_of_the_space(name):
         check_block(name, case)
 
 
-# A constant before a BatchNorm: the paper's structure has it, and training cannot see it.
+# Constants before a BatchNorm: they are in the papers' blocks but do not affect training.
 UNSEEN = {("qarepvgg", "bn_kxk/bias")}
 
 

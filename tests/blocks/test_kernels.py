@@ -1,4 +1,4 @@
-"""Kernels that blocks generate, against the layers that they stand for."""
+"""Kernels that blocks generate, compared with the equivalent layers."""
 
 import itertools
 
@@ -19,7 +19,7 @@ def test_dirac_kernels_start_as_a_delta_and_a_tenth_of_unit_filters():
     params = block.init(jax.random.key(0), jnp.zeros((1, 4, 4, 8)))["params"]
     kernel = np.array(block.kernel(params))
     for o in range(8):
-        assert kernel[1, 1, o % 4, o] > 0.8  # 1 of the delta, and at most 0.1 beside it
+        assert kernel[1, 1, o % 4, o] > 0.8  # 1 from the delta, and at most 0.1 from K
         kernel[1, 1, o % 4, o] -= 1
     np.testing.assert_allclose(np.sqrt((kernel**2).sum((0, 1, 2))), 0.1, rtol=1e-4)
 
@@ -81,7 +81,7 @@ def test_the_border_of_a_diverse_branch_carries_no_gradient():
     def loss(bias):
         params = variables["params"]
         params = params | {"bn_chain_1x1": params["bn_chain_1x1"] | {"bias": bias}}
-        # Of one pixel, the kxk sees its center and eight taps of border.
+        # On an image of one pixel, the kxk reads the pixel and eight border values.
         return block.apply(variables | {"params": params}, x).sum()
 
     bias = variables["params"]["bn_chain_1x1"]["bias"]
@@ -99,7 +99,7 @@ def test_an_expanded_convolution_is_its_layers_one_after_the_other(name, case):
     strides, groups, dilation = case[2], case[3], case[5]
 
     def one_by_one(x, kernels):
-        """Padded once; the stride is the last kxk's, and a 1x1 after it has nothing to skip."""
+        """Pads only the input; the last kxk has the stride, and a 1x1 after it has stride 1."""
         margin = dilation * (case[4] // 2)
         y = jnp.pad(x, [(0, 0), (margin, margin), (margin, margin), (0, 0)])
         last = max(index for index, kernel in enumerate(kernels) if kernel.shape[0] > 1)

@@ -20,7 +20,7 @@ from tests.support.official_archives import make_cifar, with_archives
 
 @contextlib.contextmanager
 def serving(data, drop_after=None, ranges=True):
-    """A server of one file that drops every connection after `drop_after` bytes."""
+    """Runs a server of one file that drops every connection after `drop_after` bytes."""
     asked = []
 
     class Handler(http.server.BaseHTTPRequestHandler):

@@ -34,7 +34,7 @@ def plain(name):
 
 @pytest.fixture(scope="module")
 def timm():
-    """Timm's policies, imported from their file alone: the package requires torchvision."""
+    """Imports timm's policies from their file only, since the package requires torchvision."""
     spec = importlib.util.find_spec("timm")
     if spec is None:
         pytest.skip("timm is not installed: the other side is missing")
@@ -46,7 +46,7 @@ def timm():
 
 
 def assert_same_operation(timm, monkeypatch, entry, their_name, magnitude, **hparams):
-    """Ours and timm's on a photograph, in both directions and interpolations."""
+    """Compares with timm on a photograph, with both signs and interpolations."""
     image = Image.fromarray(photograph(size=56)).crop((0, 0, 56, 40))
     for sign in (1, -1) if entry.signed else (1,):
         monkeypatch.setattr(timm, "_randomly_negate", lambda value, sign=sign: sign * value)
@@ -56,7 +56,7 @@ def assert_same_operation(timm, monkeypatch, entry, their_name, magnitude, **hpa
             drawn = (resample,) if entry.draw is magnitudes._bilinear_or_bicubic else ()
             result = np.asarray(entry.apply(image, sign * entry.strength(magnitude), *drawn))
             if "Posterize" in their_name and entry.strength(magnitude) == 0:
-                assert not result.any()  # no bit is left, which Pillow has come to refuse
+                assert not result.any()  # zero bits, which newer versions of Pillow reject
             else:
                 np.testing.assert_array_equal(result, np.asarray(operation(image)), their_name)
 
@@ -156,7 +156,7 @@ def test_operations_of_autoaugment_are_torchvisions(name, torchvision):
             )
             drawn = entry.draw(rng_of(0))
             result = entry.apply(image, sign * entry.strength(10 * level / 9), *drawn)
-            # Their strengths are float32, which decides where a value or a pixel is between two.
+            # torchvision's strengths are float32, which changes the rounding of ties.
             error = np.abs(np.asarray(result, int) - np.asarray(expected, int))
             assert error.max() <= (1 if name in ENHANCEMENTS else 0) or name == "rotate", level
             assert (error > 1).mean() < 1e-4, level
@@ -164,7 +164,7 @@ def test_operations_of_autoaugment_are_torchvisions(name, torchvision):
 
 @pytest.mark.parametrize("name", [name for name in RAND_AUGMENT if name != "solarize_add"])
 def test_torchvision_computes_the_same_without_pillow(name, torchvision):
-    """On tensors; geometry away from the border, where its filling differs."""
+    """Compares on tensors, and geometric operations away from the border, which is filled."""
     transforms, entry = torchvision.transforms, RAND_AUGMENT[name]
     import torch
 

@@ -17,7 +17,7 @@ from repvgg_jax.data.decode.resize import resize
 
 
 def picture(width, height, seed=0):
-    """Smooth shapes with edges and grain, as photographs have."""
+    """Returns an image of smooth shapes with edges and grain, as in photographs."""
     rng = np.random.default_rng(seed)
     coarse = Image.fromarray(rng.integers(0, 256, (5, 7, 3), np.uint8))
     smooth = np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC), int)

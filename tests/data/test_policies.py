@@ -1,4 +1,4 @@
-"""AutoAugment, RandAugment, RepVGGplus' preset and random erasing: draws and their frequencies."""
+"""AutoAugment, RandAugment, `raug15` and random erasing: draws and their frequencies."""
 
 from __future__ import annotations
 
@@ -40,10 +40,10 @@ def test_a_higher_magnitude_of_randaugment_changes_more(name):
 
     for seed in range(4):
         changes = [change(magnitude, seed) for magnitude in (0, 1, 4, 10)]
-        if not name.startswith("translate"):  # whose image may come to look like itself again
+        if not name.startswith("translate"):  # a translated image may resemble the original again
             assert changes == sorted(changes)
         assert changes[0] < min(changes[2:])
-        assert changes[0] == 0 or name == "posterize"  # which begins at four bits
+        assert changes[0] == 0 or name == "posterize"  # starts at four bits
 
 
 def test_a_square_is_cut_out_around_a_pixel_of_the_image():
@@ -143,7 +143,7 @@ def test_batches_depend_on_seed_and_step_only(policy, augmentation):
 
 
 def test_a_policy_leaves_the_crop_where_it_was():
-    """Pixels that random erasing leaves alone equal those of the plain crop."""
+    """Pixels outside the erased rectangle equal those of the crop without erasing."""
     pixels = photograph(size=64)
     erasing = Transform("resized_crop", 32, erasing=1.0)
     for position in range(5):

@@ -1,4 +1,4 @@
-"""Data sets written from archives of the official form, read by stock TFDS and by us."""
+"""Data sets prepared from archives in the official format, read by TFDS and by `load_source`."""
 
 import dataclasses
 import io
@@ -133,7 +133,7 @@ def test_a_draft_of_other_archives_is_started_again(tmp_path):
     draft = tmp_path / "cifar10/3.0.2.incomplete"
     sets = with_archives("cifar10", [path])
     Path(tmp_path / "cifar10").mkdir()
-    (tmp_path / "cifar10/3.0.2").write_text("in the way")  # which makes it fail at the start
+    (tmp_path / "cifar10/3.0.2").write_text("in the way")  # makes preparation fail at the start
     fails(
         "not a prepared data set",
         name="cifar10",

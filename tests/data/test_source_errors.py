@@ -1,4 +1,4 @@
-"""A data set that cannot be used is refused in one line that names it."""
+"""Unusable data sets cause a one-line error that names the data set."""
 
 from __future__ import annotations
 
@@ -150,7 +150,7 @@ def test_unreadable_metadata_is_named(tmp_path, file, text):
     (made / file).unlink()
     if text is not None:
         (made / file).write_text(text)
-    # Without dataset_info.json only the place of the data set can be named.
+    # Without dataset_info.json, the message can name only the folder.
     named = tmp_path if (file, text) == ("dataset_info.json", None) else made
     fails(named, source="tfds", name="tiny", data_dir=os.fspath(tmp_path))
 

@@ -107,7 +107,7 @@ def test_photographs(photographs):
     source = load_source("folder", "photographs", os.fspath(photographs), "train", num_classes=4)
     batch = next(train_batches(source, Transform("resized_crop", 224), 16, 0, workers=2))
     assert batch["image"].shape == (16, 224, 224, 3)
-    # Neither noise nor padding: neighbors resemble each other, levels are spread.
+    # Images are neither noise nor padding: neighbors are similar, levels vary.
     assert np.abs(np.diff(batch["image"].astype(int), axis=2)).mean() < 25
     assert (batch["image"].std((1, 2, 3)) > 5).all()
 

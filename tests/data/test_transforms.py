@@ -29,10 +29,10 @@ def test_random_box_keeps_its_area_and_ratio(width, height, seed):
     w, h = right - left, bottom - top
     assert 0 <= left < right <= width
     assert 0 <= top < bottom <= height
-    # Sides are whole pixels: half a pixel of slack on each.
+    # Sides are rounded to whole pixels, which changes them by up to half a pixel.
     assert (w - 0.5) / (h + 0.5) <= 4 / 3
     assert (w + 0.5) / (h - 0.5) >= 3 / 4
-    if 3 / 4 <= width / height <= 4 / 3:  # where the fallback, too, keeps the area
+    if 3 / 4 <= width / height <= 4 / 3:  # the fallback has an allowed area too
         assert 0.08 * width * height <= (w + 0.5) * (h + 0.5)
 
 
@@ -43,7 +43,7 @@ def test_random_box_spreads_over_areas_and_ratios():
     assert share.min() < 0.1
     assert share.max() > 0.95
     assert abs(np.log(ratio).mean()) < 0.02
-    # Large shares fit less often, so the mean lies a little below the middle of (0.08, 1).
+    # Large areas fit less often, so the mean is slightly below the middle of (0.08, 1).
     assert 0.45 < share.mean() < 0.54
 
 

@@ -1,4 +1,4 @@
-"""The two forms are one function, and the test of that can fail."""
+"""The train form and the fused form are the same function, and the tests can detect errors."""
 
 import jax
 import jax.numpy as jnp
@@ -43,7 +43,7 @@ blocks = st.fixed_dictionaries(
         "kernel_size": st.sampled_from([3, 5, 7]),
         "dilation": st.sampled_from([1, 2]),
         "strides": st.sampled_from([1, 2]),
-        "groups": st.sampled_from([1, 2, 4, 8]),  # 8 is depthwise where cin = 8
+        "groups": st.sampled_from([1, 2, 4, 8]),  # 8 is depthwise if cin = 8
         "cin": st.sampled_from([8, 16]),
         "features": st.sampled_from([8, 16]),
         "height": st.integers(1, 12),

@@ -1,4 +1,4 @@
-"""Tests of tests: each seeded fault makes the test that is named beside it fail.
+"""Mutation tests: each seeded fault makes the named test fail.
 
 Without the fault they pass, where they stand.
 """
@@ -70,17 +70,17 @@ def bordered_by_zeros(block, y, branch, train):
 
 
 def exact(strides):
-    """The contract of a grouped, dilated RepVGG block."""
+    """Runs the contract test on a grouped, dilated RepVGG block."""
     check_block("repvgg", (8, 8, strides, 2, 3, 2, (8, 6), "float64"))
 
 
 def named(test):
-    """The test `<module>.<name>`, with its module under tests/."""
+    """Returns the test `<module>.<name>`, where the module is in tests/."""
     module, _, name = test.rpartition(".")
     return getattr(import_module(f"tests.{module}"), name)
 
 
-# Fault -> what is replaced, by what, and a test that must fail for it, with its arguments.
+# Fault -> (target, replacement, test that must fail, arguments of the test).
 FAULTS = {
     "mean forgotten": (branch_file, "fold_bn", faulty_fold(mean=0.0), exact, (1,)),
     "mean added": (branch_file, "fold_bn", faulty_fold(mean=-1.0), exact, (1,)),
@@ -144,7 +144,7 @@ def test_a_seeded_fault_fails_its_test(name, monkeypatch):
     where, attribute, fault, test, arguments = FAULTS[name]
     test = named(test) if isinstance(test, str) else test
     monkeypatch.setattr(where, attribute, fault)
-    # Programs compiled without the fault, or with it, must not serve the other tests.
+    # Programs that were compiled with or without the fault must not be reused.
     jax.clear_caches()
     with pytest.raises((AssertionError, pytest.fail.Exception)):
         test(*arguments)

@@ -1,4 +1,4 @@
-"""Logits equal PyTorch's in both directions; weights that do not fit are refused by name."""
+"""Logits equal PyTorch's in both directions; errors name weights that do not match."""
 
 from functools import partial
 

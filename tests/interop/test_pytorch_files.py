@@ -1,4 +1,4 @@
-"""Files of PyTorch weights: read without running code; damaged files are refused."""
+"""Files of PyTorch weights are read without running code; damaged files cause an error."""
 
 import os
 import pickle

@@ -47,7 +47,7 @@ class SquareBlock(KernelBlock):
 
 
 class TwoBranched(Net):
-    """A stem, then relu(conv(relu(conv(x))) + shortcut(x)), BN on its own, the mean, a head."""
+    """A stem, relu(conv(relu(conv(x))) + shortcut(x)), a BN outside blocks, the mean, a head."""
 
     width: int = 8
 
@@ -103,7 +103,7 @@ def test_net_that_is_not_a_chain__fuses_and_is_a_backbone(block, own_blocks):
     fused_net, fused_variables = rj.fuse(net, variables)
     assert fused_net == net.clone(block="fused")
     assert fused_net.is_fused
-    # A BatchNorm that no block of the plan contains is handed over with its statistics.
+    # Fusion keeps a BatchNorm outside the plan's blocks, with its statistics.
     assert set(fused_variables["batch_stats"]) == {"last_norm"}
     assert jax.tree.map(jnp.shape, abstract(fused_net)) == jax.tree.map(jnp.shape, fused_variables)
     maps, _ = net.features(variables, images)

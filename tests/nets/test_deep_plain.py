@@ -1,4 +1,4 @@
-"""Deep plain nets: what their initialisation promises, and the constraint that replaces it."""
+"""Deep plain nets: properties of their initialization, and the max-norm constraint."""
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +19,7 @@ from tests.support.variables import random_images
 
 
 def input_gradient_norms(initializer, depth, seeds=3):
-    """Norms of the gradient that one image's logits have at the images, through `depth` layers."""
+    """Returns the norms of the images' gradients of one image's logits, through `depth` layers."""
     net = rj.create("deep_plain", num_classes=10, depth=depth, width=16, initializer=initializer)
     x = random_images(2, 8, 8, 3)
 

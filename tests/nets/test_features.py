@@ -165,7 +165,7 @@ def test_a_plan_that_makes_no_sense_is_refused(overrides, says):
 def test_a_stage_without_its_stride_computes_every_pixel_of_the_strided_one():
     strided, variables = tiny(depths=(1, 1, 1, 1, 1))
     dense, _ = tiny(depths=(1, 1, 1, 1, 1), output_stride=16)
-    # Undilated, the last stage's block would be the strided one at twice the resolution.
+    # Without dilation, the last stage would be the strided stage at twice the resolution.
     same = dense.clone(dilated_layers=None, output_stride=None, strides=(2, 2, 2, 2, 1))
     x = random_images(1, 64, 64, 3)
     expected = strided.features(variables, x)[0][-1]

@@ -1,4 +1,4 @@
-"""Every variant by name: exact counts, plans, and the errors of a wrong request."""
+"""All variants by name: exact counts, plans, and error messages of `create`."""
 
 import json
 from pathlib import Path
@@ -13,7 +13,7 @@ from repvgg_jax.bench.counting import count_macs, count_parameters
 from repvgg_jax.blocks.fused import FusedConv
 from repvgg_jax.nets import abstract
 
-# Exact integers by arithmetic over the published architectures, 1000 classes at 224 pixels.
+# Exact counts, computed by hand from the published architectures, with 1000 classes at 224 pixels.
 COUNTS = json.loads((Path(__file__).parents[1] / "data" / "counts.json").read_text())
 SMALL = ("repvgg_a0", "repvgg_b1g4")  # with groups of one and of four
 
@@ -126,7 +126,7 @@ def test_an_initializer_is_no_more_than_a_start():
     images = jax.random.normal(jax.random.key(1), (2, 8, 8, 3))
     np.testing.assert_array_equal(other.apply(variables, images), net.apply(variables, images))
     plain, fused = rj.fuse(other, variables)
-    rj.init(plain, jax.random.key(0), 8)  # which has no BatchNorm to start
+    rj.init(plain, jax.random.key(0), 8)  # a fused net without BatchNorms can be initialized
     np.testing.assert_allclose(
         plain.apply(fused, images), net.apply(variables, images), rtol=1e-4, atol=1e-5
     )

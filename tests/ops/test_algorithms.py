@@ -38,7 +38,7 @@ def test_kernel_gradient_by_matmul(kernel_shape, side, strides):
 
 @pytest.mark.parametrize("way", ["direct", "winograd2", "winograd4", "matmul"])
 def test_each_pass_by_its_own_algorithm(way):
-    """One pass at a time, so that an algorithm used for the wrong pass is noticed."""
+    """Changes one pass at a time, to detect an algorithm that is used for the wrong pass."""
     x, kernel, dy = example((2, 6, 6, 8), (3, 3, 8, 12), 1)
     expected = passes(direct, x, kernel, dy)
     for field in PassAlgorithms._fields if way != "matmul" else ("kernel_gradient",):

@@ -36,7 +36,7 @@ ALL = [
     for case in itertools.product(SHAPES, BRANCHES, (None, 2))
     if "kxk" in case[1] or "1x1" in case[1]
 ]
-# Each shape with all branches, and each set of branches once; all combinations would be slow.
+# Each shape with all branches, and each set of branches once; testing all combinations is slow.
 CASES = [(shape, BRANCHES[-1], (None, 2)[i % 2]) for i, shape in enumerate(SHAPES)]
 CASES += [(SHAPES[0], branches, 2) for branches in BRANCHES[:-1] if branches != ("identity",)]
 
@@ -109,7 +109,7 @@ def test_moments_are_as_exact_in_float32(case):
 
 @pytest.mark.medium
 def test_narrow_inputs_far_from_zero_lose_no_more_than_by_the_branches():
-    """The mean is subtracted with the rounding of the kernel that it passed through."""
+    """The mean is subtracted with the same rounding of the kernel as in the product."""
     block = RepVGGBlock(32, dtype=jnp.bfloat16, branches=("1x1", "identity"))
     x = jnp.asarray(random_images(8, 8, 8, 32, seed=1) + 30.0)
     variables = randomised(jax.eval_shape(block.init, jax.random.key(0), x), 2)
@@ -132,15 +132,15 @@ def test_narrow_inputs_far_from_zero_lose_no_more_than_by_the_branches():
 def test_onednn_gives_the_same(case):
     if reason := onednn.unavailable():
         pytest.skip(reason)
-    # The gradient of a depthwise 1x1 before a BatchNorm all but vanishes for most parameters, and
-    # oneDNN sums in another order: with these parameters it is far from zero.
+    # The gradient of a depthwise 1x1 before a BatchNorm is almost zero for most parameters, which
+    # would amplify oneDNN's rounding errors. With these parameters it is far from zero.
     expected, result = both_forms(*case, dtype="float32", seed=10, conv_algorithm="onednn")
     assert_close(result, expected, 1e-5)
 
 
 @pytest.mark.medium
 def test_covariances_are_wide_for_narrow_images():
-    """For bfloat16 images of mean 16 and deviation 1, bfloat16 squares would lose the variance."""
+    """In bfloat16, squares of images with mean 16 and deviation 1 would lose the variance."""
     x = jnp.asarray(random_images(4, 16, 16, 8) + 16, jnp.bfloat16)
     block = RepVGGBlock(8, dtype=jnp.bfloat16, branch_statistics="moments", conv_algorithm="xla")
     variables = block.init(jax.random.key(0), x)
@@ -180,12 +180,12 @@ def step_on(devices, group_size):
 @pytest.mark.parametrize("group_size", [None, 8])
 def test_four_devices_compute_what_one_does(group_size):
     (expected, _), (result, _) = step_on(1, group_size), step_on(4, group_size)
-    # Sums over the batch are in another order.
+    # Sums over the batch have another order.
     assert_close(result, expected, 1e-5)
 
 
 def test_moments_of_groups_within_a_device_need_no_collective():
-    """Apart from the gradients' all-reduces, which the net with global statistics has too."""
+    """Ignores the all-reduces of gradients, which the net with global statistics has too."""
     counts = {}
     for size in (None, 8):
         collectives = traffic(step_on(4, size)[1]).collectives

@@ -32,7 +32,7 @@ GEOMETRIES = [
 
 @pytest.fixture
 def fresh_search():
-    """Forgets whether oneDNN is available, before and after the test."""
+    """Clears the cached result of `onednn.unavailable` before and after the test."""
     onednn.unavailable.cache_clear()
     yield
     onednn.unavailable.cache_clear()

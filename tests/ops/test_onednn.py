@@ -108,5 +108,5 @@ def test_a_fused_nets_relu_is_in_the_convolution_unless_squeeze_and_excite_is_be
         return jnp.sin(net.apply(variables, images)).sum()
 
     assert_close(*(jax.jit(jax.grad(partial(loss, net)))(fused) for net in (plain, by_xla)))
-    # A fused net can itself be verified, against itself.
+    # `verify` also accepts a fused net, which it compares with itself.
     assert rj.verify(plain, fused, images).max_relative_error == 0

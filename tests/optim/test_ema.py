@@ -1,4 +1,4 @@
-"""Averages of parameters with their statistics, and re-estimated statistics."""
+"""EMA of parameters and statistics, and re-estimated statistics."""
 
 from functools import partial
 
@@ -99,7 +99,7 @@ def test_reestimated_statistics_are_those_of_all_the_pixels():
     y = everything @ kernel
     stem = got["batch_stats"]["stage0_block0"]["bn_1x1"]
     close(stem, {"mean": y.mean((0, 1, 2)), "var": y.var((0, 1, 2))}, rtol=1e-4, atol=1e-5)
-    # One batch: the net in evaluation mode is the net in training mode on that batch.
+    # With one batch, evaluation mode and training mode give the same outputs on that batch.
     single = rj.reestimate_batch_stats(net, variables, [images[0]])
     trained, _ = net.apply(variables, images[0], train=True, mutable=["batch_stats"])
     close(net.apply(single, images[0]), trained, rtol=1e-3, atol=1e-3)
@@ -123,7 +123,7 @@ def test_frozen_blocks_keep_their_statistics_and_what_follows_is_measured_behind
     images = random_images(6, 8, 8, 3, seed=5)
     got = rj.reestimate_batch_stats(frozen, variables, [images])
     close(got["batch_stats"]["stage0_block0"], variables["batch_stats"]["stage0_block0"], rtol=0)
-    # The first block after the frozen one reads its evaluation form.
+    # The first block after the frozen one reads its output in evaluation mode.
     stem = {name: tree["stage0_block0"] for name, tree in variables.items()}
     x = jax.nn.relu(frozen.blocks()["stage0_block0"].apply(stem, images))
     y = x[:, ::2, ::2] @ variables["params"]["stage1_block0"]["conv_1x1"]["kernel"][0, 0]
@@ -145,7 +145,7 @@ def test_a_run_with_ema_evaluates_saves_and_resumes_the_average(tmp_path):
     whole = train(config, tmp_path / "whole").state
     assert isinstance(whole.eval_variables["params"], Averaged)
     _, loaded = rj.load(tmp_path / "whole")
-    close(loaded, whole.ema, rtol=0)  # and marked alike, or the trees would differ
+    close(loaded, whole.ema, rtol=0)  # both are `Averaged`, or the trees would differ
     with pytest.raises(rj.UsageError, match="parameters do not fit"):
         evaluation.evaluate(whole.net, {**loaded, "batch_stats": whole.batch_stats}, [])
     raw = jax.device_get(whole.params)

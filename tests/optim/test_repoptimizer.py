@@ -21,7 +21,7 @@ SCALES = ((r".*/scale_(kxk|1x1)", 0.0),)  # constant; the identity's is trained
 
 
 def losses(net, tx, variables, batches):
-    """Returns the losses of steps in training mode, and the final variables."""
+    """Returns the losses of training steps and the final variables."""
     params, stats = variables["params"], variables["batch_stats"]
     state = tx.init(params)
 
@@ -64,7 +64,7 @@ def test_masked_gradients_train_as_the_branches_do(groups):
         batches = [
             (random_images(8, 8, 8, 3, seed=i, dtype="float64"), np.arange(8) % 5) for i in range(5)
         ]
-        # All parts of a kernel decay alike, and so does the kernel.
+        # All summands of a kernel have the same decay, and so has the kernel.
         decay = ((r".*/kernel|.*/scale_identity", 1.0),)
         sgd = sgd_module.sgd(
             lambda step: 0.05,

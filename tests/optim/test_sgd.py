@@ -1,4 +1,4 @@
-"""The optimizer against the update rule of the paper's runs, written out in NumPy."""
+"""The optimizer, compared with the paper's update rule in NumPy."""
 
 import jax
 import jax.numpy as jnp
@@ -72,14 +72,14 @@ def test_first_rule_wins_and_must_match_the_whole_name():
 
 
 def two_branched(groups=1):
-    """A small net, and variables with BatchNorms of both signs."""
+    """Returns a small net, and variables with BatchNorm scales of both signs."""
     fields = dict(depths=(1, 2), widths=(8, 8), strides=(2, 2), groups=groups)
     net = rj.create("repvgg_a0", num_classes=3, **fields)
     return net, random_variables(net, seed=0, image_size=8)
 
 
 def taps_of(layers, stats):
-    """Returns t_3, t_1 and the tap that the center and the 1x1 fuse to, in NumPy."""
+    """Returns t_3, t_1 and the tap to which the center and the 1x1 fuse, in NumPy."""
     scales = [
         np.asarray(layers[bn]["scale"]) / np.sqrt(np.asarray(stats[bn]["var"]) + 1e-5)
         for bn in ("bn_kxk", "bn_1x1")
@@ -103,7 +103,7 @@ def test_custom_l2_decays_the_tap_that_two_branches_fuse_to(groups):
         np.testing.assert_allclose(found["conv_kxk"]["kernel"], expected, rtol=1e-5, atol=1e-7)
         one = t1 * tap / (t3**2 + t1**2)
         np.testing.assert_allclose(found["conv_1x1"]["kernel"][0, 0], one, rtol=1e-5, atol=1e-7)
-        # A gradient step at learning rate 1 removes the tap itself: the two decay as one.
+        # A gradient step with learning rate 1 removes the fused tap: both taps decay as one.
         moved = jax.tree.map(np.subtract, params[block], found)
         assert np.abs(taps_of(moved, stats[block])[2]).max() < 1e-5 * np.abs(tap).max()
     rest = {path[1].key for path, leaf in jax.tree.leaves_with_path(grads) if np.any(leaf)}
@@ -115,7 +115,7 @@ def test_custom_l2_replaces_the_decay_of_the_kernels():
     net, variables = two_branched()
     decay_rules = ((r".*kernel", 1.0), (r".*/bn_identity/scale", 1.0))
     rules = {"weight_decay": 0.1, "decay_rules": decay_rules}
-    # The gradient of the images is zero, so that only decay moves the parameters.
+    # The gradient of the loss is zero, so only decay changes the parameters.
     params, stats = variables["params"], variables["batch_stats"]
     zero = jax.tree.map(jnp.zeros_like, params)
     tx = sgd.sgd(lambda step: 1.0, **rules, custom_l2=True)

@@ -24,7 +24,7 @@ def test_the_longest_unused_programs_go_first(tmp_path):
 
 
 def deep_net(depth, **fields):
-    """A net whose last stage has so many identities, its variables, and images."""
+    """Returns a net with the given number of identities in its last stage, variables and images."""
     net = rj.create(
         "repvgg_a0", num_classes=4, depths=(1, depth), widths=(4, 8), strides=(1, 1), **fields
     )
@@ -36,7 +36,7 @@ def deep_net(depth, **fields):
 
 
 def deep(depth, **fields):
-    """The loss of such a net, with parameters and images to take it on."""
+    """Returns a loss function of that net, with parameters and images for it."""
     net, variables, images = deep_net(depth, **fields)
 
     def loss(params, images):
@@ -47,14 +47,14 @@ def deep(depth, **fields):
 
 
 def largest_fusion(compiled):
-    """Lines of the longest of a program's fused computations."""
+    """Returns the number of lines of a program's longest fused computation."""
     bodies = re.findall(r"^%?fused_computation\S* .*?^\}", compiled.as_text(), re.M | re.S)
     return max(body.count("\n") for body in bodies)
 
 
 @pytest.mark.medium
 def test_a_fusion_does_not_grow_with_the_depth():
-    """Without barriers each block's gradient recomputes those of all blocks after it."""
+    """Without barriers, each block's gradient recomputes the gradients of all later blocks."""
     sizes = []
     for depth in (3, 6):
         loss, params, images = deep(depth, branch_statistics="batch")
