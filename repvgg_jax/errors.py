@@ -6,7 +6,7 @@ Exit codes of `main.py` and of the commands in `experiments`:
 |   1 | unexpected error with a traceback, which is a bug                                        |
 |   2 | `UsageError`: the command, the config or a file must be corrected before a retry         |
 |   3 | `RunError`: the run failed, for example because of a full disk or a non-finite loss      |
-|  73 | `HeldError`: another process holds the lock of the workdir                               |
+|  73 | `HeldError`: another process has locked the workdir                                      |
 |  75 | `experiments.sweeps.run_one`: stopped on request; the same command resumes the run       |
 | 130 | interrupted by a second Ctrl-C, before the current step was saved                        |
 """
@@ -34,7 +34,7 @@ class DamagedError(UsageError):
 
 
 class HeldError(RunError):
-    """An error because another process holds the lock of a workdir. The message names it."""
+    """An error for a workdir that another process has locked. The message names the process."""
 
     exit_code = 73  # EX_CANTCREAT of sysexits.h
 

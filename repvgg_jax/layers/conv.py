@@ -18,7 +18,7 @@ kernel_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 class Conv(nn.Module):
     """A convolution layer with `kernel` [kh, kw, cin / groups, features] and optional `bias`.
 
-    Padding and the other attributes are those of `ops.convolution.convolve`.
+    Padding and all other attributes are as in `ops.convolution.convolve`.
 
     Attributes:
       features: number of output channels.

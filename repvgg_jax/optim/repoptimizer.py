@@ -48,7 +48,7 @@ def with_scales(net: Net, fresh: Variables, searched: Variables) -> dict[str, An
 def scale_gradients(net: Net, searched: Variables) -> optax.GradientTransformation:
     """Returns a transformation that scales a plain net's gradients so that it trains like `csla`.
 
-    The scales are those of `searched`, the variables of the `csla` net. It must be the first
+    It takes the scales from `searched`, the variables of the `csla` net. It must be the first
     transformation of a chain, before weight decay and momentum. Transformations that depend on
     norms of gradients or kernels (clipping, max-norm) break the equivalence.
 

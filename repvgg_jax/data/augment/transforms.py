@@ -153,7 +153,7 @@ def resize_and_crop(pixels: np.ndarray, resize: int, crop: int) -> np.ndarray:
     """Resizes the shorter side to `resize` and crops the center to uint8 [crop, crop, 3].
 
     It uses Pillow, so that the pixels in evaluation are bitwise equal to those of other frameworks.
-    In training, those of `decode.resize` may differ by a gray level.
+    Training uses `decode.resize`, whose pixels may differ by a gray level.
     """
     from PIL import Image
 
