@@ -13,6 +13,7 @@ True
 
 from typing import TYPE_CHECKING, Any
 
+from repvgg_jax.config.classes import class_names
 from repvgg_jax.errors import UsageError
 from repvgg_jax.fusion.fuse import fuse
 from repvgg_jax.fusion.insert_bn import insert_bn
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 __all__ = [
     "FusionReport",
     "UsageError",
+    "class_names",
     "create",
     "fuse",
     "init",

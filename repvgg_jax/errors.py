@@ -13,7 +13,7 @@ Exit codes of `main.py` and of the commands in `experiments`:
 
 import difflib
 import re
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 
 
@@ -70,6 +70,12 @@ def reraise(
         raise
     except kinds as error:
         raise as_error(error) from error
+
+
+def shortened(names: Sequence[str], most: int = 10) -> str:
+    """Returns names separated by commas, and the number of those beyond `most`."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
 
 
 def check_known(kind: str, name: str, known: Collection[str]) -> None:

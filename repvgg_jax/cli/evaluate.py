@@ -7,6 +7,7 @@ from ml_collections import ConfigDict
 from repvgg_jax.checkpoint.fused import fused_step, has_fused
 from repvgg_jax.checkpoint.load import load, load_trained
 from repvgg_jax.config.build import make_eval_data
+from repvgg_jax.config.classes import check_classes
 from repvgg_jax.config.fields import check_values
 from repvgg_jax.config.workdir import read_config
 from repvgg_jax.runtime.mesh import make_mesh
@@ -22,7 +23,7 @@ def run_eval(config: ConfigDict | None, workdir: Path) -> None:
     Raises:
       UsageError: if there is no run, or the config cannot be used.
     """
-    evaluation = open_evaluation(config or read_config(workdir))
+    evaluation = open_evaluation(config or read_config(workdir), workdir)
     net, variables, latest = load_trained(workdir)
     forms = {"train form": (net, variables)}
     if has_fused(workdir):
@@ -37,8 +38,10 @@ def run_eval(config: ConfigDict | None, workdir: Path) -> None:
         )
 
 
-def open_evaluation(config: ConfigDict) -> Evaluation:
+def open_evaluation(config: ConfigDict, workdir: Path) -> Evaluation:
     """Returns the evaluation described by a config, on all devices, ignoring `config.mesh`."""
     check_values(config)
     mesh = make_mesh()
-    return Evaluation(make_eval_data(config, mesh), mesh)
+    data = make_eval_data(config, mesh)
+    check_classes(workdir, data.source.class_names, data.source.name)
+    return Evaluation(data, mesh)

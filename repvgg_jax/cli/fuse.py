@@ -31,7 +31,7 @@ def run_fuse(config: ConfigDict | None, workdir: Path) -> None:
       RunError: if verification or writing fails.
     """
     config = config or read_config(workdir)
-    evaluation = open_evaluation(config)
+    evaluation = open_evaluation(config, workdir)
     net, variables, step = load_trained(workdir)
     with lock_run(workdir):
         _, report = fuse_and_save((net, variables), step, workdir, evaluation, config.fuse)

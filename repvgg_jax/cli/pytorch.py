@@ -6,7 +6,7 @@ from ml_collections import ConfigDict
 
 from repvgg_jax.checkpoint.load import load
 from repvgg_jax.checkpoint.manager import check_saved, open_manager, save, steps
-from repvgg_jax.config.build import build
+from repvgg_jax.config.build import build, make_source
 from repvgg_jax.config.workdir import check_workdir, lock_run, make_workdir
 from repvgg_jax.errors import UsageError
 from repvgg_jax.interop.pytorch import from_torch, to_torch
@@ -16,6 +16,8 @@ from repvgg_jax.training.state import fresh_state
 
 def run_import(config: ConfigDict, workdir: Path, weights: str) -> None:
     """Creates a run, usable in all other modes, whose checkpoint of step 0 has PyTorch weights.
+
+    The outputs are taken to be the classes of the config's data, if the data are there.
 
     Raises:
       UsageError: if the weights do not fit the net, or the workdir already has checkpoints.
@@ -31,11 +33,19 @@ def run_import(config: ConfigDict, workdir: Path, weights: str) -> None:
     variables = from_torch(experiment.net, read_torch(weights))
     state = fresh_state(experiment).starting_from(variables)
     with lock_run(workdir), open_manager(workdir, experiment.keep) as manager:
-        make_workdir(experiment.config, workdir)
+        make_workdir(experiment.config, workdir, _class_names(config))
         position = {"seed": experiment.data_seed, "step": 0}
         save(manager, state.eval_variables, state.optimizer_state, position)
         check_saved(manager, wait=True)
     print(f"imported {weights} as the checkpoint of step 0 in {workdir}")
+
+
+def _class_names(config: ConfigDict) -> tuple[str, ...] | None:
+    """Returns the class names of the config's data, or None where the data are not there."""
+    try:
+        return make_source(config, "test").class_names
+    except UsageError:
+        return None
 
 
 def run_to_torch(workdir: Path, weights: str, layout: str, fused: bool) -> None:

@@ -80,6 +80,7 @@ def _train_and_fuse(
         "model": model_name(config),
         "config_hash": config_hash(config),
         "device": f"{jax.devices()[0].device_kind} x{experiment.mesh.size}",
+        "classes": list(experiment.train_data.source.class_names),
         "steps": step,
         **_speed(trained, startup, workdir),
         "top1": {form: values["top1"] for form, values in metrics.items()},

@@ -1,13 +1,14 @@
 """Creates, checks and reads the workdir of a run."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
 
+from repvgg_jax.config.classes import write_class_names
 from repvgg_jax.config.fields import FIELDS, flat, run_fields
 from repvgg_jax.errors import UsageError, one_line, reraise
 from repvgg_jax.runtime.files import write_json
@@ -61,7 +62,9 @@ def lock_run(workdir: Path) -> Iterator[None]:
         yield
 
 
-def make_workdir(config: Mapping[str, Any], workdir: Path) -> None:
+def make_workdir(
+    config: Mapping[str, Any], workdir: Path, class_names: Sequence[str] | None = None
+) -> None:
     """Creates the folder of a run and writes its config as JSON, in process 0.
 
     Raises:
@@ -71,6 +74,8 @@ def make_workdir(config: Mapping[str, Any], workdir: Path) -> None:
         with _named_write_errors(workdir):
             workdir.mkdir(parents=True, exist_ok=True)
             write_json(workdir / "config.json", config)
+            if class_names is not None:
+                write_class_names(workdir, class_names)
     sync_processes("workdir made")
 
 

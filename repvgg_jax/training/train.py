@@ -7,6 +7,7 @@ from absl import logging
 
 from repvgg_jax.checkpoint.manager import open_manager, restore_latest, steps
 from repvgg_jax.config.build import Experiment
+from repvgg_jax.config.classes import check_classes
 from repvgg_jax.config.workdir import check_workdir, make_workdir
 from repvgg_jax.optim.ema import initial_weight
 from repvgg_jax.runtime.compilation import StartupTimer
@@ -58,7 +59,8 @@ def train(
       The last state, its evaluation, and how long training took.
 
     Raises:
-      UsageError: if the workdir belongs to another config, or the weights to start from do not fit.
+      UsageError: if the workdir belongs to another config or other classes, or the weights to
+        start from do not fit.
       RunError: if a loss or gradient is not finite, or a checkpoint cannot be written.
       Stopped: if a stop was requested; the state is saved, and the same call resumes.
     """
@@ -67,9 +69,13 @@ def train(
     check_workdir(experiment.config, workdir)
     warn_if_fused(experiment.net)
     _warn_about_average(experiment)
+    source = experiment.train_data.source
+    names = source.class_names
+    if steps(workdir):
+        check_classes(workdir, names, source.name)
     experiment, state = _initial_state(experiment, workdir)
     evaluation = Evaluation(experiment.eval_data, experiment.mesh)
-    make_workdir(experiment.config, workdir)
+    make_workdir(experiment.config, workdir, names)
     with open_manager(workdir, experiment.keep) as manager, leaving_at_once():
         found = restore_latest(manager, state.eval_variables, state.optimizer_state)
         if found is not None:
@@ -123,5 +129,6 @@ def _initial_state(experiment: Experiment, workdir: Path) -> tuple[Experiment, T
     if weights is not None:
         state = state.starting_from(weights)
     if experiment.init_from is not None:
-        state = start_from_run(state, experiment.init_from)
+        names = experiment.train_data.source.class_names
+        state = start_from_run(state, experiment.init_from, names)
     return experiment, state

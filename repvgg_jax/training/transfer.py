@@ -1,6 +1,7 @@
 """Initial weights from another run, a fused net or a RepOptimizer search."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -12,6 +13,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from repvgg_jax.checkpoint.load import load
 from repvgg_jax.config.build import Experiment
+from repvgg_jax.config.classes import class_names, describe_classes
 from repvgg_jax.errors import UsageError
 from repvgg_jax.nets import Variables, init
 from repvgg_jax.nets.repvgg import AUXILIARY_HEAD
@@ -19,22 +21,35 @@ from repvgg_jax.optim.repoptimizer import scale_gradients, to_plain, with_scales
 from repvgg_jax.training.state import TrainState
 
 
-def start_from_run(state: TrainState, workdir: str) -> TrainState:
+def start_from_run(state: TrainState, workdir: str, names: Sequence[str]) -> TrainState:
     """Returns the state with the weights of another run's latest checkpoint; logs fresh parts.
+
+    Heads stay fresh if the other run has other classes than `names`, also if there are as many.
 
     Raises:
       UsageError: if there is no checkpoint, or it does not fit the net.
     """
     _, source = load(workdir)
-    variables, fresh = transfer(state.train_variables, source)
+    known = class_names(workdir)
+    same_classes = known is None or known == tuple(names)
+    variables, fresh = transfer(state.train_variables, source, keep_heads=same_classes)
     logging.warning(
-        "initialized from %s; freshly initialized: %s", workdir, ", ".join(fresh) or "nothing"
+        "initialized from %s; freshly initialized: %s%s",
+        workdir,
+        ", ".join(fresh) or "nothing",
+        ""
+        if same_classes
+        else f", as that run has {describe_classes(known)} and this one {describe_classes(names)}",
     )
     return state.starting_from(variables)
 
 
-def transfer(fresh: Variables, source: Variables) -> tuple[dict[str, Any], list[str]]:
+def transfer(
+    fresh: Variables, source: Variables, keep_heads: bool = True
+) -> tuple[dict[str, Any], list[str]]:
     """Returns `fresh` with the weights of `source`, except heads with another number of classes.
+
+    Unless `keep_heads`, all heads stay fresh.
 
     The second result names the parts that stay fresh: `head`, the `fc` of auxiliary heads, or whole
     auxiliary heads missing from the source. Auxiliary heads that only the source has are dropped.
@@ -48,11 +63,12 @@ def transfer(fresh: Variables, source: Variables) -> tuple[dict[str, Any], list[
     for name, leaf in sorted(ours.items()):
         _, block, *rest = name.split("/")
         value = theirs.get(name)
-        if value is not None and value.shape == leaf.shape:
+        is_head = block == "head" or "fc" in rest
+        if value is not None and value.shape == leaf.shape and (keep_heads or not is_head):
             variables[name] = jnp.asarray(value, leaf.dtype)
         elif block.startswith(AUXILIARY_HEAD) and block not in source["params"]:
             reinitialized.append(block)
-        elif block == "head" or "fc" in rest:
+        elif is_head:
             reinitialized.append("/".join([block, *rest[:-1]]))
         else:
             differing.append(name)

@@ -76,3 +76,16 @@ def test_importing_does_not_take_init_from(tmp_path):
     config.init_from = "runs/other"
     with pytest.raises(rj.UsageError, match=r"unset config\.init_from"):
         pytorch.run_import(config, tmp_path / "run", "given.pth")
+
+
+@pytest.mark.medium
+def test_an_import_takes_its_outputs_to_be_the_classes_of_the_data(tmp_path):
+    config = quickstart.get_config()
+    config.model.update(FIVE_STAGES)
+    net = rj.create(**config.model.to_dict())
+    save_torch(tmp_path / "given.pth", to_torch(net, noise_for(net)))
+    pytorch.run_import(config, tmp_path / "run", str(tmp_path / "given.pth"))
+    assert rj.class_names(tmp_path / "run") == tuple("0123456789")
+    config.data.update(source="folder", data_dir=str(tmp_path / "missing"))
+    pytorch.run_import(config, tmp_path / "other", str(tmp_path / "given.pth"))
+    assert rj.class_names(tmp_path / "other") is None

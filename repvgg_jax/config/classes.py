@@ -1,0 +1,73 @@
+"""The class names of a run's outputs, kept in its workdir and compared with those of the data."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from repvgg_jax.errors import UsageError, one_line, shortened
+from repvgg_jax.runtime.files import write_json
+
+CLASSES_FILE = "classes.json"
+
+
+def class_names(workdir: str | Path) -> tuple[str, ...] | None:
+    """Returns the name of each class that a run's net was trained on, in the order of its outputs.
+
+    None stands for unknown names: those of imported weights without data, or of a run by a version
+    that did not keep them. If there are fewer names than outputs, the last outputs have no class.
+
+    Raises:
+      UsageError: if the file with the names cannot be read.
+
+    Example:
+      >>> class_names("runs/quickstart")[3]  # doctest: +SKIP
+      '3'
+    """
+    path = Path(workdir) / CLASSES_FILE
+    if not path.exists():
+        return None
+    try:
+        return tuple(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise UsageError(
+            f"{path} cannot be read ({one_line(error)}); delete it, and the next training command "
+            "writes the classes of its data"
+        ) from None
+
+
+def write_class_names(workdir: Path, names: Sequence[str]) -> None:
+    """Writes the class names of a run."""
+    write_json(workdir / CLASSES_FILE, list(names))
+
+
+def check_classes(workdir: Path, names: Sequence[str], where: str) -> None:
+    """Checks that data have the classes of a run, in the same order, unless those are unknown.
+
+    Args:
+      workdir: folder of the run.
+      names: class names of the data.
+      where: name of the data, for the message.
+
+    Raises:
+      UsageError: if the classes differ, with both lists.
+    """
+    known = class_names(workdir)
+    if known is not None and known != tuple(names):
+        raise UsageError(
+            f"{where} has {describe_classes(names)}, but the run in {workdir} was trained on "
+            f"{describe_classes(known)}: {_difference(names, known)}; use the data of the run, or "
+            f"train a new run for these classes with --config.init_from={workdir}"
+        )
+
+
+def describe_classes(names: Sequence[str]) -> str:
+    """Returns the number of classes and their names, shortened."""
+    return f"{len(names)} classes [{shortened(names)}]"
+
+
+def _difference(here: Sequence[str], there: Sequence[str]) -> str:
+    """Returns the first output whose class differs, and both names."""
+    pairs = [(tuple(here[k : k + 1]), tuple(there[k : k + 1])) for k in range(len(here) + 1)]
+    index = next(k for k, (ours, theirs) in enumerate(pairs) if ours != theirs)
+    ours, theirs = (repr(name[0]) if name else "nothing" for name in pairs[index])
+    return f"output {index} is {ours} in the data and {theirs} in the run"

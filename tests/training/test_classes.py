@@ -1,0 +1,109 @@
+"""A run keeps the names of its classes, and data of other classes are refused."""
+
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+import repvgg_jax as rj
+from repvgg_jax.cli import evaluate, fuse
+from repvgg_jax.cli.train import run_train
+from repvgg_jax.config.classes import check_classes, write_class_names
+from repvgg_jax.training.transfer import transfer
+from tests.support.image_files import write_tree
+from tests.support.runs import tiny_config
+from tests.support.variables import random_variables
+
+THOUSAND = tuple(f"n{index:08}" for index in range(1000))
+
+
+@pytest.mark.parametrize(
+    ("here", "difference"),
+    [
+        (("ape", "cat", "dog"), "output 0 is 'ape' in the data and 'cat' in the run"),
+        (("cat", "dog", "elk"), "output 2 is 'elk' in the data and nothing in the run"),
+        (("cat",), "output 1 is nothing in the data and 'dog' in the run"),
+        (("dog", "cat"), "output 0 is 'dog' in the data and 'cat' in the run"),
+    ],
+)
+def test_a_difference_is_refused_with_both_lists(here, difference, tmp_path):
+    write_class_names(tmp_path, ("cat", "dog"))
+    check_classes(tmp_path, ("cat", "dog"), "pets")
+    with pytest.raises(rj.UsageError) as caught:
+        check_classes(tmp_path, here, "pets")
+    message = str(caught.value)
+    assert f"pets has {len(here)} classes [{', '.join(here)}]" in message
+    assert "was trained on 2 classes [cat, dog]" in message
+    assert difference in message
+    assert "--config.init_from=" in message
+    assert "\n" not in message
+
+
+def test_long_lists_are_shortened_and_unknown_names_pass(tmp_path):
+    check_classes(tmp_path, THOUSAND, "images")
+    assert rj.class_names(tmp_path) is None
+    write_class_names(tmp_path, THOUSAND)
+    assert rj.class_names(tmp_path) == THOUSAND
+    with pytest.raises(rj.UsageError, match="and 990 more") as caught:
+        check_classes(tmp_path, (*THOUSAND[:500], "cat", *THOUSAND[501:]), "images")
+    assert "output 500 is 'cat'" in str(caught.value)
+    assert len(str(caught.value)) < 700
+
+
+def test_a_damaged_list_names_the_file(tmp_path):
+    (tmp_path / "classes.json").write_text("[")
+    with pytest.raises(rj.UsageError, match=r"classes\.json cannot be read"):
+        rj.class_names(tmp_path)
+
+
+def test_heads_of_other_classes_stay_fresh():
+    fields = {"num_classes": 5, "depths": (1, 2), "widths": (4, 8), "strides": (1, 2)}
+    net = rj.create("repvgg_a0", **fields)
+    source, fresh = random_variables(net, 1, 8), random_variables(net, 2, 8)
+    kept, reinitialized = transfer(fresh, source)
+    assert reinitialized == []
+    jax.tree.map(np.testing.assert_array_equal, kept["params"]["head"], source["params"]["head"])
+    started, reinitialized = transfer(fresh, source, keep_heads=False)
+    assert reinitialized == ["head"]
+    jax.tree.map(np.testing.assert_array_equal, started["params"]["head"], fresh["params"]["head"])
+    block = "stage1_block0"
+    jax.tree.map(np.testing.assert_array_equal, started["params"][block], source["params"][block])
+
+
+@pytest.mark.medium
+def test_a_run_meets_data_of_its_own_classes_only(tmp_path, caplog, capsys):
+    data, workdir = tmp_path / "data", tmp_path / "run"
+    write_tree(data, classes=("cat", "dog"), count=8)
+    config = tiny_config(
+        data_source="folder", data_data_dir=str(data), train_steps=2, train_batch_size=8
+    )
+    config.train.eval_batch_size = 8
+    config.model.num_classes = 3
+    run_train(config, workdir)
+    assert rj.class_names(workdir) == ("cat", "dog")
+    report = (workdir / "report.json").read_text()
+    assert json.loads(report)["classes"] == ["cat", "dog"]
+    evaluate.run_eval(None, workdir)
+
+    write_tree(data, classes=("ape",))
+    for command in (
+        lambda: evaluate.run_eval(None, workdir),
+        lambda: fuse.run_fuse(None, workdir),
+        lambda: run_train(config, workdir),
+    ):
+        with pytest.raises(rj.UsageError, match="output 0 is 'ape' in the data and 'cat'"):
+            command()
+    assert (workdir / "report.json").read_text() == report
+    shutil.rmtree(data / "train/ape")
+    shutil.rmtree(data / "val/ape")
+    for split in ("train", "val"):
+        (data / split / "cat").rename(data / split / "zcat")
+    with pytest.raises(rj.UsageError, match="output 0 is 'dog' in the data and 'cat'"):
+        evaluate.run_eval(None, workdir)
+
+    config.init_from = str(workdir)  # as many classes, but other ones
+    run_train(config, tmp_path / "next")
+    assert "freshly initialized: head, as that run has 2 classes [cat, dog]" in caplog.text
+    assert rj.class_names(tmp_path / "next") == ("dog", "zcat")
