@@ -8,6 +8,7 @@ from ml_collections import config_flags
 from repvgg_jax.cli.arguments import help_text, mode_arguments, parse
 from repvgg_jax.cli.modes import MODES
 from repvgg_jax.errors import RunError, Stopped
+from repvgg_jax.runtime.devices import explaining_absent_devices
 from repvgg_jax.runtime.processes import join_processes, leaving_at_once, prepare_process
 
 
@@ -47,7 +48,7 @@ def main(argv: list[str]) -> int:
             keep_compiled=mode.keeps_programs,
         )
         join_processes(values.coordinator, values.num_processes, values.process_index)
-        with leaving_at_once():
+        with explaining_absent_devices(), leaving_at_once():
             mode.run(**arguments)
     except Stopped as stop:
         print(stop, file=sys.stderr)

@@ -8,7 +8,6 @@ different times). A variant that cannot be fused is deployed in its train form. 
 `experiments/results/throughput.json` for the report; run nothing else on the machine meanwhile.
 """
 
-import json
 import re
 import statistics
 import sys
@@ -31,7 +30,7 @@ from experiments.sweeps.expand import (
     extra_overrides,
     is_current_variant,
 )
-from experiments.sweeps.flags import Parser, run_command
+from experiments.sweeps.flags import Parser, path_type, run_command
 from experiments.sweeps.rows import RESULTS, cpu_cores, device_name, read_sweeps
 from experiments.sweeps.run_one import git_commit
 from repvgg_jax.bench.aot import lower_step
@@ -41,7 +40,7 @@ from repvgg_jax.config.build import make_net
 from repvgg_jax.errors import UsageError
 from repvgg_jax.nets import abstract
 from repvgg_jax.runtime.compilation import jit, temporaries_bytes
-from repvgg_jax.runtime.files import write_json
+from repvgg_jax.runtime.files import read_json, write_json
 from repvgg_jax.runtime.processes import prepare_process
 
 FILE = "throughput.json"
@@ -128,12 +127,14 @@ def _zeros_of(shapes: Any) -> Any:
 def read_records(results: Path) -> list[dict[str, Any]]:
     """Returns a record for each protocol; raises UsageError for a file of another version."""
     path = results / FILE
-    records = json.loads(path.read_text()) if path.exists() else []
-    if versions := {record.get("version") for record in records} - {VERSION}:
-        raise UsageError(
-            f"{path}: version {min(map(str, versions))}, but this code reads version {VERSION}; "
-            "remove it and measure again: python -m experiments.throughput"
-        )
+    again = "remove it and measure again: python -m experiments.throughput"
+    records = read_json(path, again, list) if path.exists() else []
+    for record in records:
+        version = record.get("version") if isinstance(record, dict) else None
+        if version != VERSION:
+            raise UsageError(
+                f"{path}: version {version}, but this code reads version {VERSION}; {again}"
+            )
     return records
 
 
@@ -174,7 +175,7 @@ def _measure_protocol(arguments: Sequence[str]) -> None:
         default="cifar10_short",
         help="protocol whose nets are measured",
     )
-    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of result rows")
+    parser.add_argument("--results", type=path_type, default=RESULTS, help="folder of result rows")
     options = parser.parse_args(arguments)
     path = options.results / FILE
     recorded = {

@@ -34,7 +34,7 @@ from experiments.report.tables import (
 )
 from experiments.sweeps.ablations import SWEEPS
 from experiments.sweeps.expand import count
-from experiments.sweeps.flags import Parser, run_command
+from experiments.sweeps.flags import Parser, path_type, run_command
 from experiments.sweeps.rows import RESULTS, read_sweeps
 from repvgg_jax.errors import UsageError
 
@@ -194,8 +194,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     def command() -> None:
         parser = Parser(__doc__)
-        parser.add_argument("--results", type=Path, default=RESULTS, help="folder of result rows")
-        parser.add_argument("--out", type=Path, help="folder of the report; --results by default")
+        parser.add_argument(
+            "--results", type=path_type, default=RESULTS, help="folder of result rows"
+        )
+        parser.add_argument(
+            "--out", type=path_type, help="folder of the report; --results by default"
+        )
         options = parser.parse_args(arguments)
         for path in write_report(options.results, options.out or options.results):
             print(path)

@@ -9,7 +9,6 @@ table: the table in docs/results/blocks.md, from docs/results/blocks.json. Defau
 """
 
 import argparse
-import json
 import statistics
 import tempfile
 import time
@@ -29,7 +28,7 @@ from repvgg_jax.cli import train
 from repvgg_jax.nets import abstract
 from repvgg_jax.optim import sgd
 from repvgg_jax.runtime.compilation import jit
-from repvgg_jax.runtime.files import write_json
+from repvgg_jax.runtime.files import read_json, write_json
 from repvgg_jax.runtime.mesh import make_mesh, shard_batch
 from repvgg_jax.training.state import init_state
 from repvgg_jax.training.step import train_step
@@ -112,7 +111,7 @@ def digits(name: str) -> dict[str, Any]:
     config.model.block = name
     with tempfile.TemporaryDirectory() as folder:
         train.run_train(config, Path(folder) / "run")
-        report = json.loads((Path(folder) / "run" / "report.json").read_text())
+        report = read_json(Path(folder) / "run" / "report.json", "run it again")
     return {"top1": report["top1"], "fusion": report.get("fusion")}
 
 
@@ -155,7 +154,7 @@ def main() -> None:
     parser.add_argument("--blocks", nargs="*", default=NAMES, choices=NAMES, help="all by default")
     arguments = parser.parse_args()
     path = DOCS / "blocks.json"
-    rows = json.loads(path.read_text()) if path.exists() else {}
+    rows = read_json(path, "restore it from git") if path.exists() else {}
     measures = {"counts": counts, "cost": cost, "digits": digits}
     for what in arguments.what:
         for name in arguments.blocks if what in measures else []:

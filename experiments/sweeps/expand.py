@@ -223,7 +223,7 @@ def _check_sources(config: ConfigDict) -> None:
     """Raises UsageError if the run that provides the initial weights does not exist."""
     for workdir in (config.init_from, config.optim.repoptimizer_from):
         if workdir is not None:
-            read_config(Path(workdir))
+            read_config(workdir)
 
 
 def _duplicates(runs: Sequence[Run]) -> dict[str, list[str]]:

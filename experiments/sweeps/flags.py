@@ -3,9 +3,12 @@
 import argparse
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import NoReturn
 
 from repvgg_jax.errors import RunError, UsageError
+from repvgg_jax.runtime.devices import explaining_absent_devices
+from repvgg_jax.runtime.files import local_path
 
 
 class Parser(argparse.ArgumentParser):
@@ -24,10 +27,19 @@ class Parser(argparse.ArgumentParser):
         raise UsageError(f"{message}; --help lists the flags")
 
 
-def run_command(command: Callable[[], None]) -> int:
+def path_type(text: str) -> Path:
+    """Returns a path, as the `type` of an argument."""
+    try:
+        return local_path(text)
+    except UsageError as error:  # argparse would drop the message of a ValueError
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def run_command(command: Callable[[], object]) -> int:
     """Runs a command and returns its exit code; an error is printed as one line."""
     try:
-        command()
+        with explaining_absent_devices():
+            command()
     except RunError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code

@@ -1,6 +1,5 @@
 """Rows of results in `SWEEP.jsonl`, one for each finished run, written from any number of hosts."""
 
-import fcntl
 import json
 import os
 import statistics
@@ -9,10 +8,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from absl import logging
+
 from experiments.sweeps.ablations import SWEEPS
 from experiments.sweeps.expand import PROTOCOLS, Run
 from repvgg_jax.config.fields import run_fields
-from repvgg_jax.errors import RunError, UsageError
+from repvgg_jax.errors import UsageError
+from repvgg_jax.runtime.files import read_json
 from repvgg_jax.training.metrics import METRICS_FILE, read_metrics
 
 RESULTS = Path("experiments/results")
@@ -21,36 +23,6 @@ _REQUIRED = ("config_hash", "sweep", "name", "seed", "protocol", "top1")
 _START = b'{"version"'  # the start of every row
 REPORT_FILE = "report.json"  # written last by a run
 INFO_FILE = "run.json"  # known only to the training process: commit, cores, temporaries
-
-
-def append_row(path: str | os.PathLike[str], row: dict[str, Any]) -> None:
-    """Appends a row atomically, even if other processes append at the same time.
-
-    The line is a single write in append mode under a POSIX lock, which also works over NFS, where
-    appending alone is not atomic. A line left incomplete by a killed process is terminated first.
-
-    Raises:
-      RunError: if the file cannot be written.
-    """
-    line = (json.dumps(row, allow_nan=False) + "\n").encode()
-    path = Path(path)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o666)
-    except OSError as error:
-        raise RunError(f"{path} cannot be written ({error.strerror})") from None
-    try:
-        fcntl.lockf(descriptor, fcntl.LOCK_EX)  # released when the process ends
-        size = os.fstat(descriptor).st_size
-        if size and os.pread(descriptor, 1, size - 1) != b"\n":
-            line = b"\n" + line
-        if (written := os.write(descriptor, line)) < len(line):
-            raise RunError(f"{path}: {written} of {len(line)} bytes written; is the disk full?")
-        os.fsync(descriptor)
-    except OSError as error:
-        raise RunError(f"{path} cannot be written ({error.strerror})") from None
-    finally:
-        os.close(descriptor)
 
 
 def read_rows(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
@@ -93,14 +65,23 @@ def read_sweeps(results: Path) -> list[dict[str, Any]]:
 
 
 def is_finished(run: Run, workdir: Path) -> bool:
-    """Returns True if the workdir contains this run's report."""
+    """Returns True if the workdir contains this run's report, undamaged."""
     path = workdir / REPORT_FILE
-    return path.exists() and json.loads(path.read_text()).get("config_hash") == run.config_hash
+    try:
+        return path.exists() and read_report(workdir).get("config_hash") == run.config_hash
+    except UsageError as error:
+        logging.warning("%s", error)
+        return False
+
+
+def read_report(workdir: Path) -> dict[str, Any]:
+    """Returns the content of a run's `report.json`."""
+    return read_json(workdir / REPORT_FILE, "the run writes it again when it is resumed")
 
 
 def make_row(run: Run, workdir: Path) -> dict[str, Any]:
     """Returns the row of a finished run, read from its workdir."""
-    report = json.loads((workdir / REPORT_FILE).read_text())
+    report = read_report(workdir)
     info = read_info(workdir)
     metrics = read_metrics(workdir / METRICS_FILE)
     rates = [row["examples_per_second"] for row in metrics if row.get("examples_per_second")]
@@ -177,4 +158,5 @@ def device_name(device: str, cores: int | None) -> str:
 def read_info(workdir: Path) -> dict[str, Any]:
     """Returns the content of `run.json`, empty if it is missing."""
     path = workdir / INFO_FILE
-    return json.loads(path.read_text()) if path.exists() else {}
+    remedy = "delete it, and the row lacks the commits of earlier processes"
+    return read_json(path, remedy) if path.exists() else {}

@@ -26,7 +26,7 @@ from experiments.sweeps.expand import (
     parse_overrides,
     variant_errors,
 )
-from experiments.sweeps.flags import Parser, run_command
+from experiments.sweeps.flags import Parser, path_type, run_command
 from experiments.sweeps.jobs import Job
 from experiments.sweeps.launchers.base import (
     LAUNCHERS,
@@ -80,10 +80,16 @@ def sweep_parser(description: str | None) -> Parser:
         "--only", type=_names, default=(), help="variants, comma-separated (default: all)"
     )
     parser.add_argument(
-        "--results", type=Path, default=RESULTS, help=f"folder of result rows (default: {RESULTS})"
+        "--results",
+        type=path_type,
+        default=RESULTS,
+        help=f"folder of result rows (default: {RESULTS})",
     )
     parser.add_argument(
-        "--workdirs", type=Path, default=WORKDIRS, help=f"folder of workdirs (default: {WORKDIRS})"
+        "--workdirs",
+        type=path_type,
+        default=WORKDIRS,
+        help=f"folder of workdirs (default: {WORKDIRS})",
     )
     return parser
 

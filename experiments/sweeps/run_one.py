@@ -21,11 +21,10 @@ from ml_collections import ConfigDict
 
 from experiments.sweeps import workdirs
 from experiments.sweeps.expand import Run, expand, parse_overrides
-from experiments.sweeps.flags import Parser, run_command
+from experiments.sweeps.flags import Parser, path_type, run_command
 from experiments.sweeps.jobs import STOPPED
 from experiments.sweeps.rows import (
     INFO_FILE,
-    append_row,
     cpu_cores,
     is_finished,
     make_row,
@@ -38,7 +37,7 @@ from repvgg_jax.bench import aot
 from repvgg_jax.cli.train import run_train
 from repvgg_jax.errors import RunError, Stopped, UsageError, one_line
 from repvgg_jax.runtime.compilation import temporaries_bytes
-from repvgg_jax.runtime.files import write_json
+from repvgg_jax.runtime.files import append_row, write_json
 from repvgg_jax.runtime.lock import locked
 from repvgg_jax.runtime.processes import (
     all_processes,
@@ -146,8 +145,8 @@ def parse(argv: Sequence[str]) -> tuple[Run, Path, Path]:
     parser.add_argument("--name", required=True, help="name of the variant")
     parser.add_argument("--protocol", required=True, help="config that the variant changes")
     parser.add_argument("--seed", required=True, type=int, help="seed of the run")
-    parser.add_argument("--workdir", required=True, type=Path, help="folder to train in")
-    parser.add_argument("--results", required=True, type=Path, help="folder of result rows")
+    parser.add_argument("--workdir", required=True, type=path_type, help="folder to train in")
+    parser.add_argument("--results", required=True, type=path_type, help="folder of result rows")
     options, rest = parser.parse_known_args(argv)
     fields = parse_overrides(rest)
     [run] = expand(options.sweep, options.protocol, [options.seed], fields, [options.name])

@@ -6,7 +6,6 @@ and failed ones with the last line of their error. Takes the same --config field
 """
 
 import argparse
-import json
 import sys
 import time
 from collections.abc import Sequence
@@ -20,7 +19,7 @@ from experiments.sweeps import workdirs
 from experiments.sweeps.cost import count_steps, saved_steps
 from experiments.sweeps.expand import Run
 from experiments.sweeps.flags import run_command
-from experiments.sweeps.rows import REPORT_FILE, read_sweeps
+from experiments.sweeps.rows import read_report, read_sweeps
 from experiments.sweeps.run import parse_sweep, sweep_parser
 from repvgg_jax.config.workdir import read_config
 from repvgg_jax.errors import UsageError
@@ -47,7 +46,7 @@ def status(runs: Sequence[Run], root: Path, results: Path) -> str:
 def detail(workdir: Path, state: str, row: dict[str, Any] | None) -> str:
     """Returns the last column of a run's line."""
     if state == "done":
-        top1 = (row or json.loads((workdir / REPORT_FILE).read_text()))["top1"]
+        top1 = (row or read_report(workdir))["top1"]
         return ", ".join(f"{form.replace('_', ' ')} {value:.2%}" for form, value in top1.items())
     if state == "failed":
         return workdirs.last_error(workdir)

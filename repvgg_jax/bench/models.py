@@ -1,6 +1,5 @@
 """`--mode=bench`: measures a model in its train form, as a plain net, and fused."""
 
-import json
 import statistics
 import time
 from collections.abc import Callable
@@ -21,6 +20,7 @@ from repvgg_jax.errors import UsageError
 from repvgg_jax.fusion.fuse import fuse
 from repvgg_jax.nets import Net, abstract, init
 from repvgg_jax.runtime.compilation import jit, temporaries_bytes
+from repvgg_jax.runtime.files import append_row
 from repvgg_jax.runtime.mesh import shard_batch
 from repvgg_jax.training.state import fresh_state
 from repvgg_jax.training.step import jit_train_step
@@ -64,10 +64,9 @@ def run_bench(config: ConfigDict, workdir: Path) -> None:
                 print(f"skipped batch {batch}: not a multiple of {jax.device_count()} devices")
                 continue
             rows = _measure(config, task, batch, peak)
-            with (workdir / BENCH_FILE).open("a", encoding="utf-8") as file:
-                for row in rows:
-                    print(_line(row), flush=True)
-                    file.write(json.dumps(row) + "\n")
+            for row in rows:
+                print(_line(row), flush=True)
+                append_row(workdir / BENCH_FILE, row)
             if max(row["milliseconds"] for row in rows) > 1e3 * config.bench.seconds:
                 print(f"skipped larger batches: bench.seconds={config.bench.seconds}")
                 break

@@ -1,6 +1,5 @@
 """Saves and loads the fused weights of a run, and checks them against their certificate."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from repvgg_jax.checkpoint.integrity import check_shapes, read_named, root_cause
 from repvgg_jax.errors import RunError, UsageError, one_line
 from repvgg_jax.fusion.certificate import FILE, check
 from repvgg_jax.nets import abstract
-from repvgg_jax.runtime.files import write_json
+from repvgg_jax.runtime.files import read_json, write_json
 from repvgg_jax.runtime.processes import primary
 
 FUSED = "fused"  # subfolder of a workdir with the fused variables
@@ -55,12 +54,7 @@ def fused_step(workdir: Path) -> int:
 
 
 def _read_certificate(workdir: Path) -> dict[str, Any]:
-    try:
-        return json.loads((workdir / FILE).read_text())
-    except (OSError, ValueError) as error:
-        raise UsageError(
-            f"{workdir / FILE} cannot be read ({one_line(error)}); run --mode=fuse to write it"
-        ) from None
+    return read_json(workdir / FILE, "run --mode=fuse to write it")
 
 
 def load_fused(workdir: Path, net: nn.Module) -> tuple[nn.Module, dict[str, Any]]:

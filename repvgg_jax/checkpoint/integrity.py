@@ -2,7 +2,6 @@
 
 import errno
 import hashlib
-import json
 import os
 import re
 from collections.abc import Callable
@@ -15,7 +14,7 @@ from absl import logging
 
 from repvgg_jax.config.fields import former_names
 from repvgg_jax.errors import DamagedError, RunError, UsageError, one_line
-from repvgg_jax.runtime.files import write_json
+from repvgg_jax.runtime.files import parse_json, write_json
 
 CHECKSUMS = "sha256.json"
 # Operating system errors that do not mean that a file is damaged.
@@ -41,9 +40,9 @@ def check_checksums(folder: Path) -> None:
         logging.warning("%s has no %s and is read without verification", folder, CHECKSUMS)
         return
     try:
-        expected = json.loads((folder / CHECKSUMS).read_text())
+        expected = parse_json((folder / CHECKSUMS).read_bytes())
         differing = [name for name in expected if _sha256(folder / name) != expected[name]]
-    except (OSError, ValueError, AttributeError) as error:
+    except (OSError, ValueError) as error:
         raise _unreadable(folder, error) from error
     if differing:
         raise DamagedError(

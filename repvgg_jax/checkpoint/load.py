@@ -14,6 +14,7 @@ from repvgg_jax.checkpoint.manager import checkpoint_folder, newest_readable, op
 from repvgg_jax.config.workdir import read_config
 from repvgg_jax.errors import UsageError
 from repvgg_jax.nets import Averaged, abstract, create
+from repvgg_jax.runtime.files import local_path
 
 
 def load(
@@ -35,7 +36,7 @@ def load(
     Example:
       >>> net, variables = load("runs/b1")  # doctest: +SKIP
     """
-    workdir = Path(workdir).absolute()
+    workdir = local_path(workdir).absolute()
     if fused and step is not None:
         raise UsageError("fused=True does not take a step; fusion.json records the fused step")
     if fused:
@@ -46,7 +47,7 @@ def load(
 
 def load_trained(workdir: Path, step: int | None = None) -> tuple[nn.Module, dict[str, Any], int]:
     """Returns the train form's net and variables, and the step of their checkpoint."""
-    workdir = Path(workdir).absolute()
+    workdir = local_path(workdir).absolute()
     config = read_config(workdir)
     net = _net(config)
     folder = checkpoint_folder(workdir)

@@ -1,5 +1,6 @@
 """Parsing of main.py's command line, with one-line errors instead of absl's."""
 
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from ml_collections import config_flags
 from repvgg_jax.cli.modes import MODES, RUN_WORKDIR, Mode
 from repvgg_jax.config.fields import unknown_field
 from repvgg_jax.errors import UsageError
+from repvgg_jax.runtime.files import local_path
 
 _HELP_ON_FLAGS = """
 
@@ -37,8 +39,13 @@ def parse(values: flags.FlagValues, argv: list[str]) -> None:
     config = _given_config(argv)
     if fields and config is None:
         raise UsageError("--config.field=value overrides a config field; give --config as well")
-    if config is not None and not Path(config.split(":")[0]).is_file():
-        raise UsageError(f"--config={config}: file not found; bundled configs are in configs/")
+    if config is not None:
+        expanded = os.fspath(local_path(config, "--config"))
+        if not Path(expanded.split(":")[0]).is_file():
+            raise UsageError(f"--config={config}: file not found; bundled configs are in configs/")
+        same = (config, f"--config={config}", f"-config={config}")
+        argv = [arg.removesuffix(config) + expanded if arg in same else arg for arg in argv]
+        config = expanded
     try:
         rest = values(argv)[1:]
     except AttributeError as error:  # an override of a field that the config does not have
@@ -84,6 +91,8 @@ def mode_arguments(name: str, values: flags.FlagValues) -> dict[str, Any]:
     given = {flag: values[flag].value for flag in (*mode.needs, *mode.takes)}
     if "workdir" in given:
         given["workdir"] = _workdir(mode, values)
+    if given.get("weights") is not None:
+        given["weights"] = local_path(given["weights"], "--weights")
     if missing := [f"--{flag}" for flag in mode.needs if given[flag] is None]:
         raise UsageError(
             f"--mode={name} needs {' and '.join(missing)}; "
@@ -95,7 +104,7 @@ def mode_arguments(name: str, values: flags.FlagValues) -> dict[str, Any]:
 def _workdir(mode: Mode, values: flags.FlagValues) -> Path | None:
     """Returns `--workdir`, or the mode's default, such as runs/cifar10_full for cifar10.py:full."""
     if values["workdir"].value is not None:
-        return Path(values["workdir"].value)
+        return local_path(values["workdir"].value, "--workdir")
     if mode.workdir != RUN_WORKDIR:
         return Path(mode.workdir) if mode.workdir else None
     if values["config"].value is None:

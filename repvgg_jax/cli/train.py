@@ -1,12 +1,12 @@
 """`--mode=train`: trains, evaluates, fuses, verifies and reports."""
 
-import json
 import time
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
+from absl import logging
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -15,9 +15,9 @@ from repvgg_jax.cli.fuse import fuse_and_save
 from repvgg_jax.config.build import Experiment, build, model_name
 from repvgg_jax.config.fields import config_hash
 from repvgg_jax.config.workdir import check_workdir, lock_run
-from repvgg_jax.errors import Stopped
+from repvgg_jax.errors import Stopped, UsageError
 from repvgg_jax.runtime.compilation import StartupTimer
-from repvgg_jax.runtime.files import write_json
+from repvgg_jax.runtime.files import read_json, write_json
 from repvgg_jax.runtime.lock import check_unlocked
 from repvgg_jax.runtime.mesh import local_copy
 from repvgg_jax.runtime.processes import primary, print_once
@@ -101,7 +101,12 @@ def _train_and_fuse(
 def _speed(trained: TrainResult, startup: StartupTimer, workdir: Path) -> dict[str, float | None]:
     """Returns the report's speed fields, from an earlier report if no step was left to train."""
     path = workdir / "report.json"
-    earlier = json.loads(path.read_text()) if path.exists() else {}
+    earlier = {}
+    if path.exists():
+        try:
+            earlier = read_json(path, "it is written again, without the speed of earlier steps")
+        except UsageError as error:
+            logging.warning("%s", error)
     measured = {
         "examples_per_second": trained.examples_per_second,
         "waiting_for_data": trained.waiting,

@@ -12,6 +12,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from repvgg_jax.errors import UsageError
+from repvgg_jax.runtime.files import local_path
 
 
 @dataclass(frozen=True)
@@ -134,6 +135,10 @@ FIELDS = {
 }
 
 
+# Paths, which the functions that take them expand: a config with `~` works on several hosts.
+PATHS = ("init_from", "data.data_dir", "data.manual_dir", "optim.repoptimizer_from")
+
+
 def flat(tree: Mapping, prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Yields `("optim.momentum", 0.9)` for every field of a config in JSON form."""
     for key, value in tree.items():
@@ -191,6 +196,12 @@ def value_problems(config: ConfigDict) -> Iterator[str]:
         value = values[name]
         if value is not None and field.bounds and (problem := field.problem(value)):
             yield f"{name}={value}: {problem}"
+    for name in PATHS:
+        if values[name] is not None:
+            try:
+                local_path(values[name], name)
+            except UsageError as error:
+                yield str(error)
     batch_size = config.train.batch_size
     if (config.train.mixup or config.train.cutmix) and batch_size % 2:
         problem = "must be even, since train.mixup and train.cutmix mix pairs of images"

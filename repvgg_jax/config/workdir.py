@@ -1,6 +1,5 @@
 """Creates, checks and reads the workdir of a run."""
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -11,7 +10,7 @@ from ml_collections import ConfigDict
 from repvgg_jax.config.classes import write_class_names
 from repvgg_jax.config.fields import FIELDS, flat, run_fields
 from repvgg_jax.errors import UsageError, one_line, reraise
-from repvgg_jax.runtime.files import write_json
+from repvgg_jax.runtime.files import local_path, read_json, write_json
 from repvgg_jax.runtime.lock import LOCK_FILE, locked
 from repvgg_jax.runtime.processes import primary, sync_processes
 
@@ -89,21 +88,22 @@ def _named_write_errors(workdir: Path) -> AbstractContextManager[None]:
     )
 
 
-def read_config(workdir: Path) -> ConfigDict:
+def read_config(workdir: str | Path) -> ConfigDict:
     """Returns the config of the run in a workdir.
 
     Raises:
       UsageError: if the workdir contains no run, or its config.json cannot be read.
     """
-    path = Path(workdir) / "config.json"
+    workdir = local_path(workdir)
+    path = workdir / "config.json"
     try:
-        tree = json.loads(path.read_text(encoding="utf-8"))
-    except NotADirectoryError:
-        raise UsageError(f"{workdir} is a file, not the workdir of a run") from None
-    except FileNotFoundError:
-        raise UsageError(f"no run in {workdir}: {path} does not exist") from None
-    except ValueError as error:
-        raise UsageError(f"{path} is not a config: {one_line(error)}") from None
+        tree = read_json(path, "restore it, or copy it from a run of the same config")
+    except UsageError as error:
+        if isinstance(error.__cause__, NotADirectoryError):
+            raise UsageError(f"{workdir} is a file, not the workdir of a run") from None
+        if isinstance(error.__cause__, FileNotFoundError):
+            raise UsageError(f"no run in {workdir}: {path} does not exist") from None
+        raise
     missing = {"model", "data", "mesh", "train", "optim", "fuse"} - set(tree)
     if missing:
         raise UsageError(f"{path} is not a repvgg_jax config: {', '.join(sorted(missing))} missing")

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from repvgg_jax.errors import UsageError, one_line
+from repvgg_jax.runtime.files import local_path
 
 PICKLES, SAFE = (".pth", ".pt"), ".safetensors"
 
@@ -23,7 +24,7 @@ def read_torch(path: str | Path) -> dict[str, Any]:
       UsageError: if the file is missing or damaged, has another extension or contains code, or if
         the package that reads it is not installed.
     """
-    path = Path(path)
+    path = local_path(path)
     package, kind = _package(path)
     if not path.is_file():
         raise UsageError(f"{path}: no such file")
@@ -50,7 +51,7 @@ def save_torch(path: str | Path, state_dict: Mapping[str, np.ndarray]) -> None:
       UsageError: if the extension is another one, the folder does not exist, or the package that
         writes the file is not installed.
     """
-    path = Path(path)
+    path = local_path(path)
     package, kind = _package(path)
     if not path.parent.is_dir():
         raise UsageError(f"{path}: the folder {path.parent} does not exist")

@@ -14,6 +14,7 @@ from jax import Array, lax
 
 from repvgg_jax.errors import one_line
 from repvgg_jax.runtime.devices import target
+from repvgg_jax.runtime.files import local_path
 
 _MAX_CACHE_BYTES = 4 * 2**30
 _CACHE_SETTINGS = {
@@ -40,7 +41,7 @@ def keep_programs() -> None:
     given = jax.config.jax_compilation_cache_dir
     if not (given and "://" in given):  # JAX opens buckets itself
         try:
-            folder = Path(given) if given else cache_folder() / "xla"
+            folder = local_path(given) if given else cache_folder() / "xla"
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)  # cached programs are trusted
             with tempfile.TemporaryFile(dir=folder):
                 pass

@@ -18,6 +18,8 @@ from typing import NamedTuple
 
 import jax
 
+from repvgg_jax.errors import RunError, UsageError, one_line
+
 
 class Target(NamedTuple):
     """The target of a compilation.
@@ -77,12 +79,66 @@ def devices_here(environment: Mapping[str, str]) -> tuple[str, list[str]]:
         return "cpu", []
     if (visible := environment.get("CUDA_VISIBLE_DEVICES")) is not None:
         indices = [index for index in visible.split(",") if index not in ("", "-1")]
-        return ("cuda", indices) if indices else ("cpu", [])
+        return ("cuda", indices) if indices or wanted == "cuda" else ("cpu", [])
     for platform, folder, pattern in _DEVICE_FILES:
         found = (re.fullmatch(pattern, path.name) for path in Path(folder).glob("*"))
         if indices := sorted(int(match[1]) for match in found if match):
             return platform, [str(index) for index in indices]
-    return wanted if wanted == "tpu" else "cpu", []
+    # WSL has one device file, whatever the number of GPUs.
+    absent = wanted in ("cuda", "tpu") and not Path("/dev/dxg").exists()
+    return wanted if absent else "cpu", []
+
+
+# What a platform of JAX needs besides JAX itself.
+_NEEDS = {
+    "cpu": "nothing",
+    "cuda": 'an NVIDIA GPU, its driver, and pip install "jax[cuda13]" or "jax[cuda12]"',
+    "gpu": 'a GPU, its driver, and for NVIDIA pip install "jax[cuda13]" or "jax[cuda12]"',
+    "rocm": "an AMD GPU and JAX's ROCm plugin",
+    "tpu": 'a TPU and pip install "jax[tpu]"',
+}
+_MAY_PASS = ("in use", "UNAVAILABLE", "ABORTED", "DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED")
+
+
+@contextmanager
+def explaining_absent_devices() -> Iterator[None]:
+    """Explains JAX's error in one line, if JAX cannot start the devices that it was told to use.
+
+    Raises:
+      UsageError: if `JAX_PLATFORMS` names a platform that is unknown, or has no plugin or device.
+      RunError: if the devices cannot be started, but may be at another time.
+    """
+    try:
+        yield
+    except (RuntimeError, AssertionError) as error:
+        # For CUDA without a GPU, JAX has an assertion without a message.
+        if str(error) and "backend" not in str(error):
+            raise
+        try:
+            jax.devices()
+        except (RuntimeError, AssertionError) as cause:
+            raise _without_devices(jax.config.jax_platforms or "", cause) from error
+        raise
+
+
+def _without_devices(platforms: str, cause: Exception) -> RunError:
+    """Returns the error for devices that JAX could not start, from its own error."""
+    named = [name for name in platforms.split(",") if name and name != "cpu"]
+    reason = one_line(cause).partition(" (set JAX_PLATFORMS")[0] if str(cause) else "there is none"
+    if not named:
+        return RunError(
+            f"JAX cannot start this machine's devices ({reason}); JAX_PLATFORMS=cpu runs on the CPU"
+        )
+    if any(text in reason for text in _MAY_PASS):
+        return RunError(f"JAX_PLATFORMS={platforms}: the devices cannot be used now ({reason})")
+    unknown = [name for name in named if name not in _NEEDS]
+    needs = _NEEDS.get(named[0], "")
+    if unknown:
+        needs = f"one of {', '.join(_NEEDS)}, or a platform whose plugin for JAX is installed"
+    return UsageError(
+        f"JAX_PLATFORMS={platforms}: JAX finds no such device ({reason}); it needs {needs}; "
+        "unset it to use what this machine has"
+    )
 
 
 def keep_freed_memory() -> bool:

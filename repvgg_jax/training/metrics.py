@@ -1,11 +1,10 @@
 """Reads the metrics of a run, `metrics.jsonl`."""
 
-import json
 import os
-from pathlib import Path
 from typing import Any
 
 from repvgg_jax.errors import UsageError
+from repvgg_jax.runtime.files import local_path, parse_json
 
 METRICS_FILE = "metrics.jsonl"
 
@@ -17,13 +16,13 @@ def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
       FileNotFoundError: if there is no such file.
       UsageError: if a line before the last is not a row of metrics; the message has its number.
     """
-    lines = Path(path).read_bytes().splitlines()
+    lines = local_path(path).read_bytes().splitlines()
     rows = []
     for number, line in enumerate(lines, start=1):
         try:
-            row = json.loads(line)
-            if not isinstance(row, dict) or not {"step", "kind", "seconds"} <= row.keys():
-                raise ValueError("not a JSON object with step, kind and seconds")
+            row = parse_json(line)
+            if not {"step", "kind", "seconds"} <= row.keys():
+                raise ValueError("it lacks step, kind or seconds")
         except ValueError as error:
             if number == len(lines):  # the process died while writing it
                 break

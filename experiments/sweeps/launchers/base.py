@@ -8,6 +8,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from experiments.sweeps.flags import path_type
 from repvgg_jax.errors import UsageError
 
 _JOBS = Path("runs/jobs")
@@ -25,7 +26,7 @@ class LauncherOptions:
     """Options of all launchers; each field is a flag of `experiments.run`."""
 
     processes: int | None = _flag(int, None, "local, slurm: number of runs at a time", least=1)
-    folder: Path = _flag(Path, _JOBS, "folder of logs (slurm) or manifests (kubernetes)")  # noqa: RUF009
+    folder: Path = _flag(path_type, _JOBS, "folder of logs (slurm) or manifests (kubernetes)")  # noqa: RUF009
     grace: int = _flag(int, 120, "slurm, kubernetes: seconds from stop signal to kill", least=0)
     restarts: int = _flag(int, 20, "slurm: requeues at time limit; kubernetes: restarts", least=0)
     cluster: str = _flag(str, "slurm", "slurm: `local` runs the same jobs on this machine")

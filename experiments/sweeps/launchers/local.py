@@ -73,10 +73,13 @@ def cores(platform: str, slot: int, slots: int) -> set[int]:
 def check(jobs: Sequence[Job], options: LauncherOptions) -> None:
     """Raises UsageError if there are more processes than TPU chips, which cannot be shared."""
     platform, indices = devices_here(os.environ)
+    if platform != "cpu" and not indices:
+        raise UsageError(
+            f"JAX_PLATFORMS={os.environ['JAX_PLATFORMS']}, but this machine has no such device; "
+            "unset it, or set it to cpu"
+        )
     if platform != "tpu":
         return
-    if not indices:
-        raise UsageError("JAX_PLATFORMS=tpu, but this machine has no TPU; unset it")
     if (options.processes or 1) > len(indices):
         raise UsageError(
             f"--processes={options.processes}: must be at most {len(indices)}, one per TPU chip"

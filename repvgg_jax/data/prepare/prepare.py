@@ -21,6 +21,7 @@ from repvgg_jax.data.prepare.progress import progress
 from repvgg_jax.data.prepare.shards import Draft, locked
 from repvgg_jax.data.sources.tfds import data_root, load_prepared
 from repvgg_jax.errors import UsageError, one_line
+from repvgg_jax.runtime.files import local_path
 
 SHARD_BYTES = 128 << 20  # about 1,100 files for ImageNet's training split
 
@@ -60,7 +61,7 @@ def prepare(
     target, downloads = _target(name, data_dir), Path(_root(data_dir), "downloads")
     if find_prepared(name, data_dir, sets=sets):
         return target
-    manual = Path(manual_dir).expanduser() if manual_dir else None
+    manual = local_path(manual_dir, "data.manual_dir") if manual_dir else None
     found = locate(data_set.archives, downloads, manual)
     with _one_line_errors(target), locked(target.with_name(f"{target.name}.lock")):
         # Another process may have written the data set before this one acquired the lock.
@@ -119,11 +120,7 @@ def _lookup(name: str, sets: Mapping[str, DataSet]) -> DataSet:
 
 
 def _root(data_dir: str | None) -> str:
-    root = data_root(data_dir)
-    if "://" in root:
-        advice = "prepare into a local folder and copy the data set afterwards"
-        raise UsageError(f"data.data_dir={root} is not a local folder; {advice}")
-    return os.path.abspath(root)
+    return os.path.abspath(data_root(data_dir))
 
 
 def _target(name: str, data_dir: str | None) -> Path:

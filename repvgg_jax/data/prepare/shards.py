@@ -1,7 +1,6 @@
 """Resumable writing of a data set: finished shards are kept if the process dies."""
 
 import fcntl
-import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -11,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from repvgg_jax.errors import UsageError
-from repvgg_jax.runtime.files import write_json
+from repvgg_jax.runtime.files import parse_json, write_json
 
 _STATE = "progress.json"
 
@@ -30,7 +29,7 @@ class Draft:
     def __init__(self, folder: Path, identity: Any) -> None:
         self.folder = folder
         try:
-            self._state = json.loads((folder / _STATE).read_text(encoding="utf-8"))
+            self._state = parse_json((folder / _STATE).read_bytes())
         except (FileNotFoundError, ValueError):
             self._state = {}
         if self._state.get("identity") != identity:

@@ -7,6 +7,7 @@ from absl import logging
 
 from repvgg_jax.data.sources.base import EncodedSource, Record, check_label
 from repvgg_jax.errors import UsageError
+from repvgg_jax.runtime.files import local_path
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 # "test" is last, since with a "val" folder it often contains unlabeled images, as in ImageNet.
@@ -36,7 +37,7 @@ def load_folder(
     """
     if data_dir is None:
         raise UsageError(f"data.source=folder requires data.data_dir; expected {_LAYOUT}")
-    root = os.path.expanduser(data_dir)
+    root = os.fspath(local_path(data_dir, "data.data_dir"))
     if not os.path.isdir(root):
         raise UsageError(f"data.data_dir={root} does not exist; expected {_LAYOUT}")
     train_root, test_root = _split_roots(root)

@@ -1,14 +1,15 @@
 """Data sets in TensorFlow Datasets' array_record format, read without TensorFlow."""
 
-import json
 import os
 import re
 from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from repvgg_jax.data.sources.base import EncodedSource, Record
 from repvgg_jax.errors import UsageError, one_line, reraise
+from repvgg_jax.runtime.files import local_path, read_json
 
 _INFO = "dataset_info.json"
 _FORMAT = "array_record"
@@ -42,7 +43,6 @@ def load_prepared(
 
     # Imported here, since importing TFDS takes a second.
     import tensorflow_datasets as tfds
-    from etils import epath
 
     builder = _builder(directory)
     features, splits = builder.info.features, builder.info.splits
@@ -53,7 +53,7 @@ def load_prepared(
             f"it has {', '.join(splits) or 'none'}"
         )
     for path in splits[key].filepaths:
-        if not epath.Path(path).exists():
+        if not os.path.exists(path):
             raise UsageError(f"{path} is missing; prepare the incomplete data set again")
     class_names = _check_features(features, directory, num_classes)
     # array_record's own errors do not name the data set.
@@ -92,16 +92,16 @@ def load_prepared(
 
 def data_root(data_dir: str | None) -> str:
     """Returns the folder of prepared data sets: `data_dir` if given, else the default of TFDS."""
-    default = os.environ.get("TFDS_DATA_DIR", os.path.join("~", "tensorflow_datasets"))
-    return os.path.expanduser(data_dir or default)
+    if data_dir:
+        return os.fspath(local_path(data_dir, "data.data_dir"))
+    default = os.environ.get("TFDS_DATA_DIR") or os.path.join("~", "tensorflow_datasets")
+    return os.fspath(local_path(default, "TFDS_DATA_DIR"))
 
 
 def _find(name: str, root: str) -> str:
     """Returns the version folder of a data set."""
-    from etils import epath  # opens gs:// paths too
-
     dataset, _, wanted = name.partition(":")
-    folder = epath.Path(root) / dataset
+    folder = Path(root, dataset)
     if not re.fullmatch(r"\w[\w.+-]*(/\w[\w.+-]*)?(:\d+\.\d+\.\d+)?", name):
         raise UsageError(
             f"data.name={name!r}: must be name, name/config, name:version or name/config:version"
@@ -121,11 +121,11 @@ def _find(name: str, root: str) -> str:
     )
 
 
-def _folders(folder: Any) -> list[Any]:
+def _folders(folder: Path) -> list[Path]:
     return [sub for sub in folder.iterdir() if sub.is_dir()] if folder.is_dir() else []
 
 
-def _versions(folder: Any) -> list[str]:
+def _versions(folder: Path) -> list[str]:
     return [
         sub.name
         for sub in _folders(folder)
@@ -141,16 +141,7 @@ def _prepare_command(name: str, root: str) -> str:
 
 
 def _check_format(directory: str, name: str, root: str) -> None:
-    from etils import epath
-
-    try:
-        info = json.loads((epath.Path(directory) / _INFO).read_text())
-    except ValueError as error:
-        raise UsageError(
-            f"{directory}/{_INFO} is not JSON ({error}); prepare the data set again"
-        ) from error
-    if not isinstance(info, dict):
-        raise UsageError(f"{directory}/{_INFO} is not TFDS metadata; prepare the data set again")
+    info = read_json(Path(directory, _INFO), "prepare the data set again")
     formats = [info.get("fileFormat", "tfrecord"), *info.get("alternativeFileFormats", [])]
     if _FORMAT not in formats:
         raise UsageError(
