@@ -105,10 +105,7 @@ def module_problems(module: str, arguments: list[str]) -> Iterator[str]:
 
 @cache
 def known_flags(module: str) -> str:
-    """Returns text that contains a module's flags: its `--help`, or its absl definitions."""
-    source = Path(importlib.util.find_spec(module).origin).read_text()
-    if defined := re.findall(r"flags\.DEFINE_\w+\(\s*\"(\w+)\"", source):
-        return " ".join(f"--{name}" for name in defined)
+    """Returns the flags of a module, as `--help` prints them."""
     text, argv = io.StringIO(), sys.argv
     sys.argv = [module, "--help"]
     try:

@@ -9,30 +9,28 @@ results of all algorithms are compared with XLA's.
 """
 
 import statistics
+import sys
 from collections.abc import Callable
 from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import app, flags
 from jax import Array, lax
 
+from experiments.sweeps.flags import Parser, run_command
 from repvgg_jax.bench.timing import ratio, time_interleaved
+from repvgg_jax.errors import UsageError
 from repvgg_jax.ops import winograd
 from repvgg_jax.ops.algorithms import kernel_gradient_by_matmul, shifts
 from repvgg_jax.ops.convolution import convolve
 from repvgg_jax.runtime.devices import keep_freed_memory
 
-KEEP = flags.DEFINE_bool("keep_memory", False, "keep freed memory in the process (glibc)")
-SHAPES = flags.DEFINE_list(
-    "shapes",
+SHAPES = (
     "64x32x16,64x32x32,64x16x32,64x16x64,64x8x64,64x8x128,64x4x128,64x4x256,16x56x48,16x28x96,"
     "16x14x192,16x7x192x1280,8x28x128,8x14x256,64x32x32x64x2,64x16x64x128x2,16x56x48x96x2,"
-    "16x28x96x192x2",
-    "shapes to measure",
+    "16x28x96x192x2"
 )
-SECONDS = flags.DEFINE_float("seconds", 2.0, "measuring time per pass and shape")
 OTHERS = ("im2col", "shifted", "F2", "F4")
 Algorithm = Callable[..., Array]
 
@@ -101,7 +99,9 @@ def passes(
     }
 
 
-def measure(algorithms: dict[str, Algorithm], arguments: tuple[Array, Array]) -> dict[str, float]:
+def measure(
+    algorithms: dict[str, Algorithm], arguments: tuple[Array, Array], seconds: float
+) -> dict[str, float]:
     """Returns XLA's milliseconds as `direct`, and the speedup of each other algorithm over it."""
     compiled = {n: jax.jit(f).lower(*arguments).compile() for n, f in algorithms.items()}
     expected = np.asarray(compiled["direct"](*arguments))
@@ -109,18 +109,23 @@ def measure(algorithms: dict[str, Algorithm], arguments: tuple[Array, Array]) ->
         error = np.abs(run(*arguments) - expected).max() / np.abs(expected).max()
         assert error < 1e-4, f"{name} is off by {error:.1e}"
     runs = {name: partial(run, *arguments) for name, run in compiled.items()}
-    round_seconds = sum(seconds for [seconds] in time_interleaved(runs, rounds=1).values())
-    times = time_interleaved(runs, rounds=max(7, round(SECONDS.value / round_seconds)))
+    round_seconds = sum(measured for [measured] in time_interleaved(runs, rounds=1).values())
+    times = time_interleaved(runs, rounds=max(7, round(seconds / round_seconds)))
     ratios = {name: ratio(times, "direct", name) for name in times}
     return ratios | {"direct": 1e3 * statistics.median(times["direct"])}
 
 
-def main(_: list[str]) -> None:
+def main() -> None:
     """Prints the table."""
-    if KEEP.value:
-        assert keep_freed_memory(), "mallopt failed; it needs glibc"
+    parser = Parser(__doc__)
+    parser.add_argument("--keep_memory", action="store_true", help="keep freed memory (glibc)")
+    parser.add_argument("--shapes", default=SHAPES, help="shapes to measure")
+    parser.add_argument("--seconds", type=float, default=2.0, help="time per pass and shape")
+    options = parser.parse_args()
+    if options.keep_memory and not keep_freed_memory():
+        raise UsageError("--keep_memory needs glibc's mallopt")
     print(f"| shape | pass | XLA, ms | {' | '.join(OTHERS)} |\n|---|---|{'---:|' * 5}")
-    for shape in SHAPES.value:
+    for shape in options.shapes.split(","):
         sizes = [int(size) for size in shape.split("x")]
         batch, side, channels = sizes[:3]
         features = sizes[3] if len(sizes) > 3 else channels
@@ -131,11 +136,11 @@ def main(_: list[str]) -> None:
         kernel = jnp.asarray(scale * rng.normal(size=(3, 3, channels, features)), jnp.float32)
         dy = jnp.asarray(rng.normal(size=direct(x, kernel, strides).shape), jnp.float32)
         for name, (algorithms, arguments) in passes(x, kernel, dy, strides).items():
-            found = measure(algorithms, arguments)
+            found = measure(algorithms, arguments, options.seconds)
             cells = [f"{found[other]:.2f}" if other in found else "" for other in OTHERS]
             line = " | ".join([shape, name, f"{found['direct']:.1f}", *cells])
             print(f"| {line} |", flush=True)
 
 
 if __name__ == "__main__":
-    app.run(main)
+    sys.exit(run_command(main))

@@ -8,21 +8,19 @@ Times are CPU times of one thread, as medians over interleaved rounds.
 
 import io
 import statistics
+import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
-from absl import app, flags
 from PIL import Image
 
+from experiments.sweeps.flags import Parser, path_type, run_command
 from repvgg_jax.data.augment.rectangles import random_box
 from repvgg_jax.data.augment.transforms import resized_crop
 from repvgg_jax.data.decode.image import open_image
 from repvgg_jax.data.sampler import example_rng
 
-FOLDER = flags.DEFINE_string("folder", None, "class folders of JPEGs", required=True)
-SIZE = flags.DEFINE_integer("size", 224, "side of the crops in pixels")
 ROUNDS, FILES = 5, 400
 
 Box = tuple[int, int, int, int]
@@ -81,30 +79,35 @@ DECODERS: dict[str, Callable[[bytes, Box, int], np.ndarray]] = {
 }
 
 
-def main(argv: list[str]) -> None:
+def main() -> None:
     """Prints the table."""
+    parser = Parser(__doc__)
+    text = "class folders of JPEGs"
+    parser.add_argument("--folder", type=path_type, required=True, help=text)
+    parser.add_argument("--size", type=int, default=224, help="side of the crops in pixels")
+    options = parser.parse_args()
     import cv2
 
     cv2.setNumThreads(1)
-    files = sorted(Path(FOLDER.value).rglob("*.[jJ][pP]*[gG]"))[:FILES]
+    files = sorted(options.folder.rglob("*.[jJ][pP]*[gG]"))[:FILES]
     images = [path.read_bytes() for path in files]
     sizes = [Image.open(io.BytesIO(data)).size for data in images]
     boxes = [random_box(example_rng(0, i), *size) for i, size in enumerate(sizes)]
     pairs = list(zip(images, boxes, strict=True))
-    reference = [pillow_whole(*pair, SIZE.value).astype(int) for pair in pairs]
+    reference = [pillow_whole(*pair, options.size).astype(int) for pair in pairs]
     seconds: dict[str, list[float]] = {name: [] for name in DECODERS}
     for _ in range(ROUNDS):
         for name, decode in DECODERS.items():
             started = time.process_time()
             for pair in pairs:
-                decode(*pair, SIZE.value)
+                decode(*pair, options.size)
             seconds[name].append((time.process_time() - started) / len(pairs))
-    print(f"{len(images)} JPEGs, crops of {SIZE.value} pixels; differences in gray levels")
+    print(f"{len(images)} JPEGs, crops of {options.size} pixels; differences in gray levels")
     print(f"{'decoder':<28}{'ms':>7}{'mean diff.':>12}{'99.9%':>7}")
     for name, decode in DECODERS.items():
         differences = np.concatenate(
             [
-                np.abs(decode(*pair, SIZE.value).astype(int) - expected).ravel()
+                np.abs(decode(*pair, options.size).astype(int) - expected).ravel()
                 for pair, expected in zip(pairs, reference, strict=True)
             ]
         )
@@ -114,4 +117,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    sys.exit(run_command(main))

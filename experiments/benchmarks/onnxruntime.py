@@ -8,6 +8,7 @@ program. A pair is measured again if other processes used the machine, until `--
 On a machine that is never quiet, use `taskset -c 0 ... --processor_time`.
 """
 
+import argparse
 import importlib.util
 import os
 import statistics
@@ -19,25 +20,22 @@ from typing import Any
 
 import jax
 import numpy as np
-from absl import app, flags
 
+from experiments.sweeps.flags import Parser, run_command
 from repvgg_jax import create
+from repvgg_jax.errors import RunError, UsageError
 from repvgg_jax.fusion.fuse import fuse
 from repvgg_jax.nets import init
 from repvgg_jax.runtime.compilation import jit
 from repvgg_jax.runtime.devices import keep_freed_memory
 
-NET = flags.DEFINE_string("net", "repvgg_a0", "name of a net that is a chain of blocks")
-BATCHES = flags.DEFINE_list("batches", ["1", "16"], "images per call")
-PAIRS = flags.DEFINE_integer("pairs", 15, "number of measured pairs")
-ALGORITHM = flags.DEFINE_string("conv_algorithm", "auto", "value of model.conv_algorithm")
-CONSTANT = flags.DEFINE_bool("constant", False, "compile our weights as constants")
-PATIENCE = flags.DEFINE_float(
-    "patience", 120, "seconds to wait for a quiet machine, per batch size"
-)
-PROCESSOR = flags.DEFINE_bool("processor_time", False, "measure processor time on one core")
-KEEP = flags.DEFINE_bool("keep_freed_memory", False, "keep freed memory in the process")
-TRAIN_FORM = flags.DEFINE_bool("train_form", False, "run our train form, in evaluation mode")
+PATIENCE = "seconds to wait for a quiet machine, per batch size"
+SWITCHES = {
+    "constant": "compile our weights as constants",
+    "processor_time": "measure processor time on one core",
+    "keep_freed_memory": "keep freed memory in the process",
+    "train_form": "run our train form, in evaluation mode",
+}
 TURN = 0.15  # minimum seconds of a measurement, since /proc/stat counts in hundredths
 SIZE = 224  # side of the images, pixels
 SHARE = 0.1  # fraction of a core that other processes may use during a pair
@@ -82,9 +80,9 @@ def onnx_session(net: Any, params: Any, batch: int) -> Any:
     return onnxruntime.InferenceSession(model.SerializeToString(), options)
 
 
-def seconds(call: Callable[[], Any], calls: int) -> float:
+def seconds(call: Callable[[], Any], calls: int, processor_time: bool) -> float:
     """Returns the mean time per call over consecutive calls."""
-    clock = time.process_time if PROCESSOR.value else time.perf_counter
+    clock = time.process_time if processor_time else time.perf_counter
     start = clock()
     for _ in range(calls):
         call()
@@ -101,21 +99,22 @@ def others() -> float:
 
 
 def quiet_pairs(
-    ours: Callable[[], Any], theirs: Callable[[], Any]
+    ours: Callable[[], Any], theirs: Callable[[], Any], options: argparse.Namespace
 ) -> tuple[list[tuple[float, float]], int]:
     """Returns pairs of our time and theirs, and the number of pairs measured on a quiet machine.
 
     Once the patience has run out, pairs disturbed by other processes are accepted too.
     """
-    calls = [max(1, round(TURN / seconds(call, 3))) for call in (ours, theirs)]
+    measure = partial(seconds, processor_time=options.processor_time)
+    calls = [max(1, round(TURN / measure(call, 3))) for call in (ours, theirs)]
     pairs: list[tuple[float, float]] = []
     quiet = 0
-    end = time.perf_counter() + PATIENCE.value
-    while len(pairs) < PAIRS.value:
+    end = time.perf_counter() + options.patience
+    while len(pairs) < options.pairs:
         start, before = time.perf_counter(), others()
-        pair = seconds(ours, calls[0]), seconds(theirs, calls[1])
+        pair = measure(ours, calls[0]), measure(theirs, calls[1])
         share = (others() - before) / (time.perf_counter() - start)
-        alone = PROCESSOR.value or share < SHARE
+        alone = options.processor_time or share < SHARE
         if alone or time.perf_counter() > end:
             pairs.append(pair)
             quiet += alone
@@ -124,38 +123,51 @@ def quiet_pairs(
     return pairs, quiet
 
 
-def compare(batch: int) -> None:
+def compare(batch: int, options: argparse.Namespace) -> None:
     """Prints both times at a batch size, and the ratio."""
-    net = create(NET.value, conv_algorithm=ALGORITHM.value)
+    net = create(options.net, conv_algorithm=options.conv_algorithm)
     variables = init(net, jax.random.key(0))
     fused_net, fused_variables = fuse(net, variables)
     images = np.random.default_rng(0).normal(size=(batch, SIZE, SIZE, 3)).astype(np.float32)
     session = onnx_session(fused_net, fused_variables["params"], batch)
     nchw, nhwc = np.ascontiguousarray(images.transpose(0, 3, 1, 2)), jax.device_put(images)
-    own_net, own = (net, variables) if TRAIN_FORM.value else (fused_net, fused_variables)
+    own_net, own = (net, variables) if options.train_form else (fused_net, fused_variables)
     closed, opened = jit(partial(own_net.apply, own)), partial(jit(own_net.apply), own)
-    ours = lambda: np.asarray((closed if CONSTANT.value else opened)(nhwc))  # noqa: E731
+    ours = lambda: np.asarray((closed if options.constant else opened)(nhwc))  # noqa: E731
     theirs = lambda: session.run(None, {"images": nchw})[0]  # noqa: E731
     expected, got = theirs(), ours()
     if not (error := np.abs(got - expected).max() / np.abs(expected).max()) < 1e-4:
-        sys.exit(f"the nets differ: the relative error of the logits is {error:.1e}")
-    pairs, quiet = quiet_pairs(ours, theirs)
+        raise RunError(f"the nets differ: the relative error of the logits is {error:.1e}")
+    pairs, quiet = quiet_pairs(ours, theirs, options)
     low, ratio, high = statistics.quantiles([a / b for a, b in pairs], n=4)
     a, b = (1e3 * statistics.median(side) for side in zip(*pairs, strict=True))
-    print(f"{NET.value} batch {batch}: ours {a:.1f} ms, onnxruntime {b:.1f} ms, ratio {ratio:.2f}")
+    print(
+        f"{options.net} batch {batch}: ours {a:.1f} ms, onnxruntime {b:.1f} ms, ratio {ratio:.2f}"
+    )
     noise = "" if quiet == len(pairs) else f"; {len(pairs) - quiet} pairs disturbed"
     print(f"  (quartiles {low:.2f} {high:.2f}), error of the logits {error:.0e}{noise}", flush=True)
 
 
-def main(argv: list[str]) -> None:
+def main() -> None:
     """Compares all batch sizes."""
+    parser = Parser(__doc__)
+    parser.add_argument(
+        "--net", default="repvgg_a0", help="name of a net that is a chain of blocks"
+    )
+    parser.add_argument("--batches", default="1,16", help="images per call")
+    parser.add_argument("--pairs", type=int, default=15, help="number of measured pairs")
+    parser.add_argument("--conv_algorithm", default="auto", help="value of model.conv_algorithm")
+    parser.add_argument("--patience", type=float, default=120.0, help=PATIENCE)
+    for name, text in SWITCHES.items():
+        parser.add_argument(f"--{name}", action="store_true", help=text)
+    options = parser.parse_args()
     if missing := [name for name in ("onnxruntime", "onnx") if not importlib.util.find_spec(name)]:
-        sys.exit(f"{missing[0]} is not installed: pip install onnxruntime onnx")
-    if KEEP.value and not keep_freed_memory():
-        sys.exit("this C library has no mallopt")
-    for batch in BATCHES.value:
-        compare(int(batch))
+        raise UsageError(f"{missing[0]} is not installed: pip install onnxruntime onnx")
+    if options.keep_freed_memory and not keep_freed_memory():
+        raise UsageError("--keep_freed_memory needs glibc's mallopt")
+    for batch in options.batches.split(","):
+        compare(int(batch), options)
 
 
 if __name__ == "__main__":
-    app.run(main)
+    sys.exit(run_command(main))

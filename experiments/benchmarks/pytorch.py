@@ -14,6 +14,7 @@ os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # leave memory 
 
 import importlib.util
 import statistics
+import sys
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -21,10 +22,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from absl import app, flags
 from flax import linen as nn
 
 import repvgg_jax as rj
+from experiments.sweeps.flags import Parser, run_command
 from repvgg_jax.bench.counting import count_macs
 from repvgg_jax.bench.timing import matmul_peak, ratio, time_interleaved
 from repvgg_jax.blocks.registry import BLOCKS
@@ -33,7 +34,6 @@ from repvgg_jax.nets import abstract
 from repvgg_jax.ops import onednn
 from repvgg_jax.runtime.compilation import jit, temporaries_bytes
 
-ROUNDS = flags.DEFINE_integer("rounds", 11, "measured runs of each step")
 ON_GPU = False  # set by main
 RATE = 0.01
 
@@ -157,7 +157,7 @@ def b1_temporaries(block: str) -> int:
     return temporaries_bytes(compiled)
 
 
-def fused_share_of_peak() -> float:
+def fused_share_of_peak(rounds: int) -> float:
     """Returns the speed of the fused net relative to the fastest matrix product."""
     batch, size = batch_shape()
     net = make_net("repvgg")
@@ -165,14 +165,17 @@ def fused_share_of_peak() -> float:
     images = jax.random.normal(jax.random.key(1), (batch, size, size, 3), net.dtype)
     forward = jit(fused_net.apply)
     seconds = statistics.median(
-        time_interleaved({"": lambda: forward(fused_variables, images)}, ROUNDS.value)[""]
+        time_interleaved({"": lambda: forward(fused_variables, images)}, rounds)[""]
     )
     operations = 2 * batch * count_macs(fused_net, fused_variables, size)
     return operations / seconds / matmul_peak(net.dtype)
 
 
-def main(argv: list[str]) -> None:
+def main() -> None:
     """Measures, and prints the table."""
+    parser = Parser(__doc__)
+    parser.add_argument("--rounds", type=int, default=11, help="measured runs of each step")
+    rounds = parser.parse_args().rounds
     global ON_GPU
     ON_GPU = jax.default_backend() == "gpu"
     if not ON_GPU and (reason := onednn.unavailable()):
@@ -195,10 +198,10 @@ def main(argv: list[str]) -> None:
         print("PyTorch is not installed: not measured (pip install torch)")
     else:
         runs |= {"PyTorch": torch_step(False), "PyTorch, plain": torch_step(True)}
-    times = time_interleaved(runs, ROUNDS.value)
+    times = time_interleaved(runs, rounds)
 
     batch, size = batch_shape()
-    print(f"{jax.devices()[0].device_kind}: batch {batch} at {size}, {ROUNDS.value} rounds")
+    print(f"{jax.devices()[0].device_kind}: batch {batch} at {size}, {rounds} rounds")
     print(f"{'training step':<22} {'ms, median':>10} {'fastest':>8} {'temporaries MB':>15}")
     for name, values in times.items():
         memory = f"{steps[name][1] / 1e6:.0f}" if name in steps else "-"
@@ -222,7 +225,7 @@ def main(argv: list[str]) -> None:
         if {name, to} <= times.keys():
             print(f"{name + ' / ' + to:<44} {ratio(times, name, to):>8.2f}")
     if ON_GPU:
-        print(f"fused net, share of the fastest matrix product: {fused_share_of_peak():.2f}")
+        print(f"fused net, share of the fastest matrix product: {fused_share_of_peak(rounds):.2f}")
     naive, ours = b1_temporaries("naive"), b1_temporaries("repvgg")
     print(
         f"\nB1 at 224, batch 32: temporaries {ours / 1e6:.0f} of {naive / 1e6:.0f} MB naive, ",
@@ -232,4 +235,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    sys.exit(run_command(main))

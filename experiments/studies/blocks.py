@@ -8,8 +8,8 @@ digits: the quickstart's training with the block, including the fused net.
 table: the table in docs/results/blocks.md, from docs/results/blocks.json. Default: all four.
 """
 
-import argparse
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -22,6 +22,7 @@ import numpy as np
 import repvgg_jax as rj
 from configs import quickstart
 from experiments.studies.pages import DOCS, write_section
+from experiments.sweeps.flags import Parser, run_command
 from repvgg_jax.bench.counting import count_parameters
 from repvgg_jax.blocks.registry import BLOCKS
 from repvgg_jax.cli import train
@@ -147,7 +148,7 @@ def cell(value: Any, form: str) -> str:
 
 def main() -> None:
     """Runs the selected measurements, and stores each result immediately."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = Parser(__doc__)
     parser.add_argument(
         "what", nargs="*", default=["counts", "cost", "digits", "table"], help="see above"
     )
@@ -166,4 +167,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_command(main))

@@ -4,7 +4,7 @@ Trains the variants of configs/deep_plain.py as `main.py` does, measures how lon
 10,000 layers take to compile, and writes docs/results/deep_plain.md and its curves.
 """
 
-import argparse
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import repvgg_jax as rj
 from configs import deep_plain
 from experiments.studies.pages import DOCS, device_name, write_section
+from experiments.sweeps.flags import Parser, path_type, run_command
 from repvgg_jax.config.build import build
 from repvgg_jax.errors import RunError
 from repvgg_jax.optim import sgd
@@ -115,11 +116,11 @@ def compile_lines(compiled: dict[int, tuple[float, float]]) -> list[str]:
 
 def main() -> None:
     """Trains, compiles, and writes the page."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = Parser(__doc__)
     parser.add_argument(
-        "--workdir", type=Path, default=Path("runs/deep_plain"), help="folder to train in"
+        "--workdir", type=path_type, default=Path("runs/deep_plain"), help="folder to train in"
     )
-    parser.add_argument("--docs", type=Path, default=DOCS, help="folder of the page")
+    parser.add_argument("--docs", type=path_type, default=DOCS, help="folder of the page")
     parser.add_argument("--fast", action="store_true", help="run a few steps only, as a test")
     arguments = parser.parse_args()
     steps = 2 if arguments.fast else None
@@ -135,4 +136,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_command(main))

@@ -4,14 +4,12 @@ Reports for each model at full size, with BatchNorm scales of both signs and sta
 training: counts of both forms, the relative error of fusion, and that of the logits to PyTorch's.
 """
 
-import argparse
 import gc
 import importlib.metadata
 import importlib.util
 import os
 import sys
 import time
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -19,7 +17,9 @@ import numpy as np
 
 import repvgg_jax as rj
 from experiments.studies.pages import DOCS, write_section
+from experiments.sweeps.flags import Parser, path_type, run_command
 from repvgg_jax.bench.counting import count_macs, count_parameters
+from repvgg_jax.errors import UsageError
 from repvgg_jax.interop.pytorch import from_torch, to_torch
 from repvgg_jax.runtime.compilation import jit
 
@@ -119,14 +119,16 @@ def setup(command: str, seconds: float) -> str:
 
 def main(arguments: list[str] | None = None) -> None:
     """Measures all models and writes the page."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, default=DOCS / "family.md", help="page with the table")
+    parser = Parser(__doc__)
+    parser.add_argument(
+        "--out", type=path_type, default=DOCS / "family.md", help="page with the table"
+    )
     parser.add_argument("--models", nargs="*", default=rj.list_models("repvgg*"), help="names")
     parser.add_argument("--image_size", type=int, default=224, help="pixels")
     parser.add_argument("--classes", type=int, default=1000, help="number of classes")
     options = parser.parse_args(arguments)
     if importlib.util.find_spec("torch") is None:
-        sys.exit("torch is not installed: pip install -e '.[torch]'")
+        raise UsageError("torch is not installed: pip install -e '.[torch]'")
     given = sys.argv[1:] if arguments is None else arguments
     command = " ".join(["python -m experiments.studies.family", *given])
     timm, rows, start = import_timm(), [], time.perf_counter()
@@ -142,4 +144,4 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_command(main))

@@ -8,7 +8,7 @@ section 3.2); the backbone keeps an output stride of 8 by dilation (arXiv 2101.0
 --fast dilates only the last five layers).
 """
 
-import argparse
+import sys
 from functools import partial
 from typing import Any
 
@@ -20,6 +20,7 @@ from flax import linen as nn
 from jax import Array
 
 import repvgg_jax as rj
+from experiments.sweeps.flags import Parser, run_command
 from repvgg_jax.layers.conv import Conv
 from repvgg_jax.layers.norm import BatchNorm
 from repvgg_jax.runtime.compilation import jit
@@ -155,7 +156,7 @@ def run(steps: int = 400, fast: bool = False, size: int = 48, batch: int = 16) -
 
 def main() -> None:
     """Prints the result of `run`."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = Parser(__doc__)
     parser.add_argument("--steps", type=int, default=400, help="training steps")
     parser.add_argument("--fast", action="store_true", help="dilate only the last five layers")
     for name, value in run(**vars(parser.parse_args())).items():
@@ -163,4 +164,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_command(main))

@@ -125,6 +125,7 @@ def _without_devices(platforms: str, cause: Exception) -> RunError:
     """Returns the error for devices that JAX could not start, from its own error."""
     named = [name for name in platforms.split(",") if name and name != "cpu"]
     reason = one_line(cause).partition(" (set JAX_PLATFORMS")[0] if str(cause) else "there is none"
+    reason = re.sub(r"^Unable to initialize backend '\w+': ", "", reason).rstrip(".")
     if not named:
         return RunError(
             f"JAX cannot start this machine's devices ({reason}); JAX_PLATFORMS=cpu runs on the CPU"
@@ -132,12 +133,15 @@ def _without_devices(platforms: str, cause: Exception) -> RunError:
     if any(text in reason for text in _MAY_PASS):
         return RunError(f"JAX_PLATFORMS={platforms}: the devices cannot be used now ({reason})")
     unknown = [name for name in named if name not in _NEEDS]
-    needs = _NEEDS.get(named[0], "")
-    if unknown:
-        needs = f"one of {', '.join(_NEEDS)}, or a platform whose plugin for JAX is installed"
+    if unknown and "known backends" in reason:
+        return UsageError(
+            f"JAX_PLATFORMS={platforms}: JAX has no platform {unknown[0]}, nor a plugin for it; "
+            f"choose from {', '.join(_NEEDS)}"
+        )
+    needs = _NEEDS.get(named[0], "its device and its plugin for JAX")
     return UsageError(
-        f"JAX_PLATFORMS={platforms}: JAX finds no such device ({reason}); it needs {needs}; "
-        "unset it to use what this machine has"
+        f"JAX_PLATFORMS={platforms}: no such device can be used here ({reason}); it needs {needs}; "
+        "unset JAX_PLATFORMS to use what this machine has"
     )
 
 

@@ -16,7 +16,6 @@ from experiments.sweeps.expand import expand, extra_overrides
 from experiments.sweeps.rows import (
     INFO_FILE,
     RESULTS,
-    append_row,
     read_info,
     read_rows,
     read_sweeps,
@@ -24,12 +23,13 @@ from experiments.sweeps.rows import (
 )
 from experiments.sweeps.run_one import record
 from repvgg_jax.errors import RunError, UsageError
+from repvgg_jax.runtime.files import append_row
 from tests.support.sweep_runs import FIELDS, dotted
 
 ROOT = Path(__file__).parents[2]
 WRITERS = """
 import os, sys
-from experiments.sweeps.rows import append_row
+from repvgg_jax.runtime.files import append_row
 for writer in range(5):
     if os.fork() == 0:
         for index in range(60):

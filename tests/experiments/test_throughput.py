@@ -10,8 +10,8 @@ from experiments.report.costs import common_scatter, fused_costs, step_times
 from experiments.report.numbers import group_rows
 from experiments.report.tables import NONE, cost_table
 from experiments.sweeps.expand import expand
-from experiments.sweeps.rows import append_row
 from repvgg_jax.errors import UsageError
+from repvgg_jax.runtime.files import append_row
 
 SMALL = {"model.depths": (1, 1), "model.widths": (4, 4), "model.strides": (2, 2)}
 
