@@ -4,6 +4,7 @@ import importlib.util
 import math
 import os
 import re
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -75,7 +76,8 @@ def prepare_compiler(topology: str) -> None:
     jax.config.update("jax_platforms", "cpu")
     name, sizes = _parse(topology)
     if name == "cpu":
-        jax.config.update("jax_num_cpu_devices", math.prod(sizes))
+        with suppress(RuntimeError):  # JAX has its devices already, as in a notebook
+            jax.config.update("jax_num_cpu_devices", math.prod(sizes))
     else:  # programs for absent devices cannot be read from the cache
         jax.config.update("jax_enable_compilation_cache", False)
 

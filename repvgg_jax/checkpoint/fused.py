@@ -10,7 +10,7 @@ from flax import linen as nn
 from jax.sharding import SingleDeviceSharding
 
 from repvgg_jax.checkpoint.integrity import check_shapes, read_named, root_cause
-from repvgg_jax.errors import RunError, UsageError, one_line
+from repvgg_jax.errors import DamagedError, RunError, UsageError, one_line
 from repvgg_jax.fusion.certificate import FILE, check
 from repvgg_jax.nets import abstract
 from repvgg_jax.runtime.files import read_json, write_json
@@ -71,9 +71,19 @@ def load_fused(workdir: Path, net: nn.Module) -> tuple[nn.Module, dict[str, Any]
     fused_net = net.clone(block="fused")
     expected = abstract(fused_net, SingleDeviceSharding(jax.local_devices()[0]))
     path = workdir / FUSED
-    with ocp.StandardCheckpointer() as checkpointer:
-        metadata = read_named(path, lambda: checkpointer.metadata(path).item_metadata)
-        check_shapes(path, expected, metadata)
-        variables = read_named(path, lambda: checkpointer.restore(path, expected))
+    try:
+        with ocp.StandardCheckpointer() as checkpointer:
+            metadata = read_named(path, lambda: _metadata(checkpointer, path))
+            check_shapes(path, expected, metadata)
+            variables = read_named(path, lambda: checkpointer.restore(path, expected))
+    except DamagedError as error:
+        raise DamagedError(f"{error}; run --mode=fuse to write it again") from error
     check(_read_certificate(workdir), variables, str(path))
     return fused_net, variables
+
+
+def _metadata(checkpointer: ocp.StandardCheckpointer, path: Path) -> Any:
+    metadata = checkpointer.metadata(path).item_metadata
+    if metadata is None:
+        raise ValueError("its metadata are missing or incomplete")
+    return metadata

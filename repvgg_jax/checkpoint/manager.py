@@ -80,14 +80,16 @@ def open_reader(workdir: Path) -> ocp.CheckpointManager:
 
 
 def _manager(workdir: Path, **options: Any) -> ocp.CheckpointManager:
-    return ocp.CheckpointManager(
-        checkpoint_folder(workdir),
-        options=ocp.CheckpointManagerOptions(**options),
-        item_handlers={
-            "variables": ocp.StandardCheckpointHandler(),
-            "optimizer": ocp.StandardCheckpointHandler(),
-            "position": ocp.JsonCheckpointHandler(),
-        },
+    folder = checkpoint_folder(workdir)
+    handlers = {
+        "variables": ocp.StandardCheckpointHandler(),
+        "optimizer": ocp.StandardCheckpointHandler(),
+        "position": ocp.JsonCheckpointHandler(),
+    }
+    options = ocp.CheckpointManagerOptions(**options)
+    # It reads the metadata of all checkpoints.
+    return read_named(
+        folder, lambda: ocp.CheckpointManager(folder, options=options, item_handlers=handlers)
     )
 
 

@@ -14,7 +14,7 @@ from repvgg_jax.interop.pytorch_files import read_torch, save_torch
 from repvgg_jax.training.state import fresh_state
 
 
-def run_import(config: ConfigDict, workdir: Path, weights: Path) -> None:
+def run_import(config: ConfigDict, workdir: Path, weights: str | Path) -> None:
     """Creates a run, usable in all other modes, whose checkpoint of step 0 has PyTorch weights.
 
     The outputs are taken to be the classes of the config's data, if the data are there.
@@ -48,7 +48,7 @@ def _class_names(config: ConfigDict) -> tuple[str, ...] | None:
         return None
 
 
-def run_to_torch(workdir: Path, weights: Path, layout: str, fused: bool) -> None:
+def run_to_torch(workdir: Path, weights: str | Path, layout: str, fused: bool) -> None:
     """Writes the latest checkpoint, or the fused weights, to a file that PyTorch loads.
 
     Raises:

@@ -1,11 +1,10 @@
 """The class names of a run's outputs, kept in its workdir and compared with those of the data."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from repvgg_jax.errors import UsageError, one_line, shortened
-from repvgg_jax.runtime.files import write_json
+from repvgg_jax.errors import UsageError, shortened
+from repvgg_jax.runtime.files import local_path, read_json, write_json
 
 CLASSES_FILE = "classes.json"
 
@@ -23,16 +22,11 @@ def class_names(workdir: str | Path) -> tuple[str, ...] | None:
       >>> class_names("runs/quickstart")[3]  # doctest: +SKIP
       '3'
     """
-    path = Path(workdir) / CLASSES_FILE
+    path = local_path(workdir) / CLASSES_FILE
     if not path.exists():
         return None
-    try:
-        return tuple(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:
-        raise UsageError(
-            f"{path} cannot be read ({one_line(error)}); delete it, and the next training command "
-            "writes the classes of its data"
-        ) from None
+    remedy = "delete it, and the next training command writes the classes of its data"
+    return tuple(read_json(path, remedy, list))
 
 
 def write_class_names(workdir: Path, names: Sequence[str]) -> None:

@@ -97,7 +97,8 @@ _NEEDS = {
     "rocm": "an AMD GPU and JAX's ROCm plugin",
     "tpu": 'a TPU and pip install "jax[tpu]"',
 }
-_MAY_PASS = ("in use", "UNAVAILABLE", "ABORTED", "DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED")
+# Causes that do not pass by themselves.
+_LASTING = re.compile(r"known backends|libtpu\.so|no .*devices?|NO_DEVICE|driver", re.IGNORECASE)
 
 
 @contextmanager
@@ -106,7 +107,7 @@ def explaining_absent_devices() -> Iterator[None]:
 
     Raises:
       UsageError: if `JAX_PLATFORMS` names a platform that is unknown, or has no plugin or device.
-      RunError: if the devices cannot be started, but may be at another time.
+      RunError: if the devices cannot be started, but might be later.
     """
     try:
         yield
@@ -126,12 +127,11 @@ def _without_devices(platforms: str, cause: Exception) -> RunError:
     named = [name for name in platforms.split(",") if name and name != "cpu"]
     reason = one_line(cause).partition(" (set JAX_PLATFORMS")[0] if str(cause) else "there is none"
     reason = re.sub(r"^Unable to initialize backend '\w+': ", "", reason).rstrip(".")
+    kind = UsageError if _LASTING.search(reason) or not str(cause) else RunError
     if not named:
-        return RunError(
+        return kind(
             f"JAX cannot start this machine's devices ({reason}); JAX_PLATFORMS=cpu runs on the CPU"
         )
-    if any(text in reason for text in _MAY_PASS):
-        return RunError(f"JAX_PLATFORMS={platforms}: the devices cannot be used now ({reason})")
     unknown = [name for name in named if name not in _NEEDS]
     if unknown and "known backends" in reason:
         return UsageError(
@@ -139,7 +139,7 @@ def _without_devices(platforms: str, cause: Exception) -> RunError:
             f"choose from {', '.join(_NEEDS)}"
         )
     needs = _NEEDS.get(named[0], "its device and its plugin for JAX")
-    return UsageError(
+    return kind(
         f"JAX_PLATFORMS={platforms}: no such device can be used here ({reason}); it needs {needs}; "
         "unset JAX_PLATFORMS to use what this machine has"
     )

@@ -1,5 +1,6 @@
 """Tests of the command line in process: messages, exit codes, and arguments of modes."""
 
+import runpy
 from pathlib import Path
 
 import pytest
@@ -41,6 +42,11 @@ def failing(capsys, *given):
         ([*QUICK, "--mode=tain"], "train|eval|fuse|prepare|import|to_torch|compile|bench|bench"),
         ([*QUICK, "train"], "unknown argument 'train'"),
         (["--config", "configs/b9.py"], "--config=configs/b9.py: file not found"),
+        (["--config=gs://bucket/b9.py"], "--config=gs://bucket/b9.py is a URL"),
+        ([*QUICK, "--mode=import", "--weights=https://host/a.pth"], "download it"),
+        ([*QUICK, "--config.init_from=s3://bucket/run"], "init_from=s3://bucket/run is a URL"),
+        ([*QUICK, "--config.data.data_dir=gs://bucket"], "data.data_dir=gs://bucket is a URL"),
+        ([*QUICK, "--config.optim.repoptimizer_from=file:///x"], "give the path itself: /x"),
         (["--config", "configs/cifar10.py:fast"], "choose two_cores or full"),
         (["--config.train.steps=3"], "give --config as well"),
         ([*QUICK, "--mode=compile"], "--mode=compile needs --topology; example: "),
@@ -82,18 +88,22 @@ def test_every_example_has_what_its_mode_needs(name):
     [
         ([*QUICK], "runs/quickstart"),
         (["--config=configs/cifar10.py:full"], "runs/cifar10_full"),
+        (["--config=~/cifar10.py:full"], "runs/cifar10_full"),
+        (["--config", "~/cifar10.py"], "runs/cifar10"),
+        ([*QUICK, "--workdir=~/runs/x"], "~/runs/x"),
         ([*QUICK, "--workdir=elsewhere"], "elsewhere"),
         ([*QUICK, "--mode=eval"], "runs/quickstart"),
         ([*QUICK, "--mode=bench"], "runs/bench"),
         ([*QUICK, "--mode=compile", "--topology=cpu:8"], None),
     ],
 )
-def test_the_default_workdir(given, workdir):
+def test_the_workdir(given, workdir, monkeypatch):
+    monkeypatch.setenv("HOME", str(Path("configs").absolute()))
     argv = ["main.py", *given]
     values = main.define_flags(argv)
     arguments.parse(values, argv)
     given = arguments.mode_arguments(values.mode, values)
-    assert given["workdir"] == (None if workdir is None else Path(workdir))
+    assert given["workdir"] == (None if workdir is None else Path(workdir).expanduser())
 
 
 @pytest.mark.parametrize(
@@ -113,6 +123,14 @@ def test_exit_codes(raised, code, expected, monkeypatch, capsys):
     monkeypatch.setitem(modes.MODES, "train", modes.Mode(run, "", "", takes=("workdir",)))
     assert main.main(["main.py", *QUICK]) == code
     assert capsys.readouterr().err.startswith(expected)
+
+
+def test_a_second_run_in_one_process(capsys):
+    """As `%run main.py` twice in a notebook."""
+    for _ in range(2):
+        command = runpy.run_path("main.py")["main"]
+        assert command(["main.py", *QUICK, "--workdir=gs://bucket/run"]) == 2
+        assert "mount the bucket" in capsys.readouterr().err
 
 
 def test_help_fits_a_screen_and_lists_every_mode(capsys):

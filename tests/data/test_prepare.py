@@ -187,7 +187,7 @@ def test_unknown_sets_and_versions(tmp_path):
     fails("did you mean cifar100?", name="cifar1000", data_dir=tmp_path)
     fails("imagenette/160px-v2", name="imagenette", data_dir=tmp_path)
     fails("version 3.0.2", name="cifar10:3.0.1", data_dir=tmp_path)
-    fails("local folder", name="cifar10", data_dir="gs://bucket")
+    fails("data.data_dir=gs://bucket is a URL", name="cifar10", data_dir="gs://bucket")
 
 
 def test_folders_that_cannot_be_written_and_full_disks(tmp_path):

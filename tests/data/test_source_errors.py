@@ -136,7 +136,7 @@ def test_other_file_formats_and_lost_files_are_named(tmp_path):
     info.write_text(text.replace('"array_record"', '"tfrecord"'))
     fails(made, "tfrecord", "as array_record", f"--config.data.data_dir={tmp_path}`", **where)
     info.write_text("{")
-    fails(info, "JSON", **where)
+    fails(info, "cannot be read", "prepare the data set again", **where)
     info.write_text(text)
     (shard,) = made.glob("*.array_record*")
     shard.unlink()

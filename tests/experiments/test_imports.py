@@ -32,6 +32,13 @@ def test_no_upward_import(path):
             assert parts[1] in allowed, f"{path} imports {parts}"
 
 
+def test_no_module_defines_flags_of_the_process():
+    """They could be defined only once, and a notebook may import or run modules after main.py."""
+    assert not [path for path in FILES if {"absl.app", "absl.flags.FLAGS"} & set(imported(path))]
+    experiments = [path for path in FILES if "experiments" in path.parts]
+    assert not [path for path in experiments if "absl.flags" in set(imported(path))]
+
+
 def test_no_cycle():
     modules = {".".join(path.relative_to(ROOT).with_suffix("").parts): path for path in FILES}
     graph = {

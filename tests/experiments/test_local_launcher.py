@@ -70,7 +70,7 @@ def test_a_tpu_chip_has_one_process(monkeypatch):
     with pytest.raises(UsageError, match="--processes=4: must be at most 2"):
         local.check([], LauncherOptions(processes=4))
     monkeypatch.setattr(local, "devices_here", lambda environment: ("tpu", []))
-    with pytest.raises(UsageError, match="this machine has no TPU"):
+    with pytest.raises(UsageError, match="JAX_PLATFORMS=tpu, but this machine has no such device"):
         local.check([], LauncherOptions())
 
 

@@ -15,7 +15,9 @@ from experiments.sweeps import run_one
 from experiments.sweeps.expand import expand, extra_overrides
 from experiments.sweeps.rows import (
     INFO_FILE,
+    REPORT_FILE,
     RESULTS,
+    is_finished,
     read_info,
     read_rows,
     read_sweeps,
@@ -195,6 +197,17 @@ def test_a_run_resumed_with_other_code_names_both_commits(tmp_path, monkeypatch)
     [[group], _] = group_rows([trained])
     words = "Commit `bbbbbbbbbb` begun with `aaaaaaaaaa` with uncommitted changes."
     assert words in setup(group)[0].text
+
+
+@pytest.mark.parametrize("text", ["", '{"config_hash": "', "[]"])
+def test_a_damaged_file_of_a_run_is_named(tmp_path, text, caplog):
+    [run] = expand("branches", seeds=[0], only=["none"], overrides=FIELDS)
+    for name in (REPORT_FILE, INFO_FILE):
+        (tmp_path / name).write_text(text)
+    assert not is_finished(run, tmp_path)  # so that it is resumed and writes its report again
+    assert "report.json cannot be read" in caplog.text
+    with pytest.raises(UsageError, match=r"run.json cannot be read \(.*\); delete it"):
+        read_info(tmp_path)
 
 
 def test_missing_and_unset_fields_are_extra_overrides_too():

@@ -181,6 +181,16 @@ def test_a_wrong_flag_is_one_line(command, capsys):
     assert re.fullmatch(r"error: .*; --help lists the flags\n", text.err)
 
 
+def test_paths_are_expanded_and_urls_refused(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    paths = ["--results=~/results", "--workdirs=~/runs", "--folder=~/jobs"]
+    options, _, launcher = run.parse(["branches", "--launcher=slurm", *paths])
+    found = [options.results, options.workdirs, launcher.folder]
+    assert found == [tmp_path / name for name in ("results", "runs", "jobs")]
+    with pytest.raises(UsageError, match=r"--results: gs://bucket/results is a URL.*mount the b"):
+        run.parse(["branches", "--results=gs://bucket/results"])
+
+
 def rows_without_times(results):
     rows = read_rows(results / "branches.jsonl")
     return {row["name"]: {k: v for k, v in row.items() if k not in TIMES} for row in rows}

@@ -116,7 +116,16 @@ def test_rows_of_unknown_variants_are_skipped(tmp_path):
     assert throughput.main(text) == UsageError.exit_code  # no row has a variant of this code
 
 
-def test_a_file_of_another_version_is_rejected(tmp_path):
-    (tmp_path / FILE).write_text(json.dumps([{"version": 0}]))
-    with pytest.raises(UsageError, match=r"throughput.json: version 0, but .* version 2"):
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ('[{"version": 0}]', ": version 0, but .* version 2"),
+        ("[5]", ": version None, but .* version 2"),
+        ("", " cannot be read .*; remove it and measure again"),
+        ("{}", " cannot be read .*; remove it and measure again"),
+    ],
+)
+def test_a_file_of_another_version_or_a_damaged_one_is_rejected(tmp_path, text, says):
+    (tmp_path / FILE).write_text(text)
+    with pytest.raises(UsageError, match=f"throughput.json{says}"):
         with_throughput([row("none")], tmp_path)

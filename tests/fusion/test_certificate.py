@@ -67,13 +67,13 @@ def test_a_changed_weight_names_its_block(run):
     save_fused(run, changed, certificate)
     with pytest.raises(rj.UsageError, match=r"stage1_block1 .* --mode=fuse|stage1_block1"):
         rj.load(run, fused=True)
-    (run / "fusion.json").write_text("{")
-    with pytest.raises(rj.UsageError, match=r"fusion.json cannot be read"):
-        rj.load(run, fused=True)
-    for other in ("[]", "{}"):
-        (run / "fusion.json").write_text(other)
-        with pytest.raises(rj.UsageError, match=r"fusion.json has no checksums"):
+    for text, problem in (("", "cannot be read"), ("[]", "cannot be read"), ("{}", "has no check")):
+        (run / "fusion.json").write_text(text)
+        with pytest.raises(rj.UsageError, match=f"fusion.json {problem}.*--mode=fuse"):
             rj.load(run, fused=True)
+    (run / "fused" / "_METADATA").write_text("{")
+    with pytest.raises(rj.UsageError, match=r"fused cannot be read .*; run --mode=fuse"):
+        rj.load(run, fused=True)
     fuse.run_fuse(None, run)
     equal(rj.load(run, fused=True)[1], fused)
 

@@ -139,7 +139,7 @@ def test_read_metrics_forgives_only_the_last_line(tmp_path):
     with pytest.raises(UsageError, match=r"metrics\.jsonl, line 2"):
         read_metrics(path)
     path.write_text(f'{{"step": 1}}\n{two}\n')
-    with pytest.raises(UsageError, match=r"line 1: not a JSON object with step, kind and seconds"):
+    with pytest.raises(UsageError, match=r"line 1: it lacks step, kind or seconds; each line"):
         read_metrics(path)
 
 

@@ -75,8 +75,8 @@ def check(jobs: Sequence[Job], options: LauncherOptions) -> None:
     platform, indices = devices_here(os.environ)
     if platform != "cpu" and not indices:
         raise UsageError(
-            f"JAX_PLATFORMS={os.environ['JAX_PLATFORMS']}, but this machine has no such device; "
-            "unset it, or set it to cpu"
+            f"JAX_PLATFORMS={platform}, but this machine has no such device; unset it, or set it "
+            "to cpu"
         )
     if platform != "tpu":
         return

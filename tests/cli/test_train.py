@@ -1,0 +1,25 @@
+"""`--mode=train` on a run that is there already."""
+
+import json
+import logging
+import shutil
+
+import pytest
+
+import repvgg_jax as rj
+from repvgg_jax.cli.train import run_train
+from tests.support.runs import equal, tiny_config
+
+
+@pytest.mark.medium
+def test_a_torn_report_is_written_again(undisturbed, tmp_path, monkeypatch, caplog):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    shutil.copytree(undisturbed[1], tmp_path / "run")
+    (tmp_path / "run/report.json").write_text('{"model": "rep')
+    with caplog.at_level(logging.WARNING):
+        run_train(tiny_config(), tmp_path / "run")
+    report = json.loads((tmp_path / "run/report.json").read_text())
+    assert report["steps"] == 4
+    assert report["examples_per_second"] is None
+    assert "report.json cannot be read" in caplog.text
+    equal(rj.load("~/run")[1], undisturbed[0].eval_variables)
