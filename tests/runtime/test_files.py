@@ -17,7 +17,7 @@ def test_a_tilde_is_the_home_folder(monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", os.fspath(tmp_path))
     assert local_path("~/runs/x") == local_path(Path("~/runs/x")) == tmp_path / "runs/x"
     assert local_path("~") == tmp_path
-    for path in ("runs/x~", "a/~/b", "./~", "runs/12:30/x", "C:x", "./gs:/x", "/x://y"):
+    for path in ("runs/x~", "a/~/b", "runs/12:30/x", "C:x", "/x://y"):
         assert local_path(path) == Path(path)
     with pytest.raises(UsageError) as error:
         local_path("~no_such_user/x", "--workdir")
