@@ -52,6 +52,22 @@ def test_the_command_exits_0_on_sigterm_and_resumes(tmp_path):
     assert steps_of(tmp_path / "run", "train") == list(range(1, 61))
 
 
+def test_a_second_process_in_a_workdir_ends_at_once_and_names_the_first(tmp_path):
+    arguments = ["main.py", "--config", "configs/quickstart.py", "--workdir", tmp_path / "run"]
+    command = [sys.executable, *map(str, arguments), "--config.train.log_every=1"]
+    with subprocess.Popen(
+        command, cwd=ROOT, env=os.environ | ONE_DEVICE, stderr=subprocess.PIPE, text=True
+    ) as first:
+        try:
+            assert any(line.startswith("step") for line in first.stderr)
+            output = python(*arguments, code=73)
+        finally:
+            first.kill()
+    assert f"{tmp_path / 'run'} is locked by process {first.pid} on " in output
+    assert output.count("\n") == 1
+    assert not (tmp_path / "run/report.json").exists()
+
+
 FULL_DISK = """
 import sys
 from pathlib import Path
