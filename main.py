@@ -56,9 +56,7 @@ def main(argv: list[str]) -> int:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
-        print(
-            f"interrupted: the same command resumes from the {mode.resumes_from}", file=sys.stderr
-        )
+        print(f"interrupted: rerun to resume from the {mode.resumes_from}", file=sys.stderr)
         return 130
     return 0
 

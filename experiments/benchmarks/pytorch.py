@@ -172,7 +172,7 @@ def fused_share_of_peak(rounds: int) -> float:
 
 
 def main() -> None:
-    """Measures, and prints the table."""
+    """Runs the benchmark and prints the table."""
     parser = Parser(__doc__)
     parser.add_argument("--rounds", type=int, default=11, help="measured runs of each step")
     rounds = parser.parse_args().rounds

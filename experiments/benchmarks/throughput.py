@@ -188,7 +188,7 @@ def _measure_protocol(arguments: Sequence[str]) -> None:
     sweeps = [sweep for sweep in SWEEPS if sweep in recorded]
     if not sweeps:
         raise UsageError(
-            f"no rows of {options.protocol} with unchanged nets in {options.results}/*.jsonl; "
+            f"no rows of {options.protocol} without net overrides in {options.results}/*.jsonl; "
             "first run a sweep without --config fields that change its nets"
         )
     runs = [run for sweep in sweeps for run in expand(sweep, options.protocol, seeds=[0])]

@@ -1,7 +1,7 @@
 """RepVGG and RepVGGplus in PyTorch with the official names, for parity tests and benchmarks.
 
-Written from the description of the layout, with its own arithmetic for fusion, so that it shares no
-errors with the library.
+It is written from a description of the layout, with its own fusion code, so that it shares no bugs
+with the library.
 """
 
 from collections import OrderedDict

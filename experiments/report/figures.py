@@ -225,7 +225,7 @@ def draw_scatter(
 
 
 def _point_style(kind: int) -> dict[str, Any]:
-    """Returns the matplotlib style of a kind: six colors and markers, then the same ones hollow."""
+    """Returns the matplotlib style of a kind of point: six filled styles, then six hollow ones."""
     if kind < 0:
         return dict(color=BLACK, marker="X", markersize=6)
     color = COLORS[kind % 6]

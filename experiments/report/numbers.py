@@ -91,7 +91,7 @@ class Group:
         return Sample({s: 100 * row["top1"][form] for s, row in rows if form in row["top1"]})
 
     def difference(self, variant: str, other: str) -> Sample:
-        """Returns the paired difference in top-1 of the train form, in points."""
+        """Returns the paired differences of two variants in train-form top-1, in points."""
         ours, theirs = self.top1(variant).values, self.top1(other).values
         return Sample({seed: ours[seed] - theirs[seed] for seed in ours if seed in theirs})
 

@@ -17,7 +17,7 @@ class Heading:
 
 @dataclass(frozen=True)
 class Paragraph:
-    """Text with `code`, **emphasis** and [links](#name) into the document."""
+    """Text with `code`, **emphasis** and [links](#name) within the document."""
 
     text: str
 

@@ -46,7 +46,7 @@ class Run:
 
     @cached_property
     def config_hash(self) -> str:
-        """The run's identity: runs that compute the same have the same hash."""
+        """The run's identity: runs with the same computation have the same hash."""
         return config_hash(self.config())
 
     @property

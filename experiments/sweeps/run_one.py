@@ -170,7 +170,7 @@ def main(argv: Sequence[str]) -> int:
         print(stop, file=sys.stderr)
         return STOPPED
     except KeyboardInterrupt:
-        print("interrupted; the same command resumes from the last checkpoint", file=sys.stderr)
+        print("interrupted; rerun to resume from the last checkpoint", file=sys.stderr)
         return STOPPED
     except Exception:
         traceback.print_exc()

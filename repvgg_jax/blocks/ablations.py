@@ -12,7 +12,7 @@ from repvgg_jax.ops.convolution import relu
 
 
 class IdentityWithoutBNBlock(Block):
-    """The block BN(conv_kxk(x)) + BN(conv_1x1(x)) + x (74.18%)."""
+    """The block BN(conv_kxk(x)) + BN(conv_1x1(x)) + x (top-1 74.18%)."""
 
     @nn.compact
     def __call__(self, x: Images, train: bool = False) -> Outputs:
@@ -27,7 +27,7 @@ class IdentityWithoutBNBlock(Block):
 
 
 class PostAdditionBNBlock(Block):
-    """The block BN(conv_kxk(x) + conv_1x1(x) + x) (73.52%)."""
+    """The block BN(conv_kxk(x) + conv_1x1(x) + x) (top-1 73.52%)."""
 
     @nn.compact
     def __call__(self, x: Images, train: bool = False) -> Outputs:
@@ -44,7 +44,7 @@ class PostAdditionBNBlock(Block):
 
 
 class ReLUInBranchBlock(Block):
-    """The block relu(BN(conv_kxk(x))) + relu(BN(conv_1x1(x))) + relu(BN(x)) (75.69%)."""
+    """The block relu(BN(conv_kxk(x))) + relu(BN(conv_1x1(x))) + relu(BN(x)) (top-1 75.69%)."""
 
     fusable: ClassVar[bool] = False
 

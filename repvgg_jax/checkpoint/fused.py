@@ -49,7 +49,7 @@ def fused_step(workdir: Path) -> int:
     """Returns the checkpoint step from which the workdir's fused weights were made."""
     certificate = _read_certificate(workdir)
     if "step" not in certificate:
-        raise UsageError(f"{workdir / FILE} has no step; run --mode=fuse to write it again")
+        raise UsageError(f"{workdir / FILE} lacks the step; run --mode=fuse to write it again")
     return certificate["step"]
 
 

@@ -72,7 +72,7 @@ def _unreadable(where: Path, error: Exception) -> RunError:
     out_of_memory = isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error)
     cause = root_cause(error)
     if out_of_memory or getattr(cause, "errno", None) in _TRANSIENT:
-        return RunError(f"the checkpoint {where} could not be read this time ({one_line(cause)})")
+        return RunError(f"the checkpoint {where} could not be read ({one_line(cause)}); try again")
     return DamagedError(f"the checkpoint {where} cannot be read ({one_line(cause)})")
 
 

@@ -38,7 +38,7 @@ def load(
     """
     workdir = local_path(workdir).absolute()
     if fused and step is not None:
-        raise UsageError("fused=True does not take a step; fusion.json records the fused step")
+        raise UsageError("fused=True cannot be used with step; fusion.json records the fused step")
     if fused:
         return load_fused(workdir, _net(read_config(workdir)))
     net, variables, _ = load_trained(workdir, step)

@@ -123,5 +123,5 @@ def _check_after_training(stopping: Stopping, mesh: Mesh) -> None:
     except Stopped as stop:
         raise Stopped(
             f"stopped by {stop} after the last step, which is saved; "
-            "the same command resumes from there"
+            "rerun the same command to resume"
         ) from None

@@ -234,8 +234,8 @@ def total_steps(config: ConfigDict, train_size: int) -> int:
         steps = round(config.train.epochs * train_size / config.train.batch_size)
         if steps < 1:
             raise UsageError(
-                f"train.epochs={config.train.epochs} of {train_size} images are less than one step "
-                f"with train.batch_size={config.train.batch_size}; use a smaller batch or more "
+                f"train.epochs={config.train.epochs} with {train_size} images is less than one "
+                f"step of train.batch_size={config.train.batch_size}; use a smaller batch or more "
                 "epochs"
             )
     warmup_steps = _warmup_steps(config, train_size)

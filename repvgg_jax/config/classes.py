@@ -25,7 +25,7 @@ def class_names(workdir: str | Path) -> tuple[str, ...] | None:
     path = local_path(workdir) / CLASSES_FILE
     if not path.exists():
         return None
-    remedy = "delete it, and the next training command writes the classes of its data"
+    remedy = "delete it, and the next training run will write it again"
     return tuple(read_json(path, remedy, list))
 
 

@@ -39,7 +39,7 @@ def check_workdir(config: Mapping[str, Any], workdir: Path) -> None:
     if differing:
         changes = ", ".join(f"{n}: {there.get(n)} there, {here.get(n)} here" for n in differing)
         raise UsageError(
-            f"--workdir={workdir} contains a run with another config ({changes}); "
+            f"--workdir={workdir} contains a run with a different config ({changes}); "
             "choose another --workdir, or remove that folder"
         )
 

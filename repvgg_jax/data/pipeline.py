@@ -156,7 +156,7 @@ def _local_batch_size(
         raise UsageError(f"{source.name} is empty")
     if batch_size < 1 or batch_size % process_count:
         raise UsageError(
-            f"batch_size={batch_size}: must be a positive multiple of {process_count} (processes)"
+            f"batch_size={batch_size}: must be a positive multiple of process_count={process_count}"
         )
     if not 0 <= process_index < process_count:
         raise UsageError(f"process_index={process_index}: must be in [0, {process_count})")

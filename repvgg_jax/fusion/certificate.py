@@ -61,7 +61,7 @@ def check(certificate: Any, fused: Mapping[str, Any], where: str) -> None:
     """Raises UsageError with the first block whose weights differ from the certified ones."""
     certified = certificate.get("sha256") if isinstance(certificate, Mapping) else None
     if not isinstance(certified, Mapping):
-        raise UsageError(f"{where}: its {FILE} has no checksums; write it again with `--mode=fuse`")
+        raise UsageError(f"{where}: {FILE} has no checksums; write it again with `--mode=fuse`")
     found = checksums(fused)
     for block in [*certified, *(name for name in found if name not in certified)]:
         if certified.get(block) != found.get(block):

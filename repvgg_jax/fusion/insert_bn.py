@@ -65,7 +65,7 @@ def insert_bn(
 
     measured = [moments(images) for images in batches]
     if not measured:
-        raise UsageError("insert_bn: no batch for calibration; give at least one")
+        raise UsageError("insert_bn: no calibration batches were given")
     means = jax.tree.map(lambda *leaves: sum(leaves) / len(leaves), *measured)
     params, stats = dict(variables["params"]), {}
     for name in names:

@@ -32,7 +32,7 @@ def reestimate_batch_stats(
     """
     params = variables["params"]
     if not variables.get("batch_stats"):
-        raise UsageError("reestimate_batch_stats takes the train form; these have no batch_stats")
+        raise UsageError("reestimate_batch_stats needs variables with batch_stats (the train form)")
     stats = dict(variables["batch_stats"])
     frozen = {name: stats[name] for name in net.frozen_blocks()}
     zeros = jax.tree.map(jnp.zeros_like, stats)
@@ -54,7 +54,7 @@ def reestimate_batch_stats(
         total = jax.tree.map(jnp.add, total, moments(images))
         count += 1
     if not count:
-        raise UsageError("reestimate_batch_stats: no batch; give at least one")
+        raise UsageError("reestimate_batch_stats: no batches were given")
     measured = _over_norms(
         # Rounding can make the variance of a constant channel negative.
         lambda s: s | {"var": jnp.maximum(s["var"] - s["mean"] ** 2, 0.0)},

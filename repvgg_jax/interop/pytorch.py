@@ -137,18 +137,18 @@ def _check_same_kind(net: Net, layout: str, source: Mapping[str, Any]) -> None:
     if plus != isinstance(net, RepVGGPlus):
         source_name, net_name = ("RepVGGplus", "RepVGG") if plus else ("RepVGG", "RepVGGplus")
         raise UsageError(
-            f"the weights are of {source_name}, but the net is a {net_name}; create the net with "
-            "the model name that the weights belong to"
+            f"the weights are for {source_name}, but the net is a {net_name}; create the net with "
+            "the model name of the weights"
         )
     fused = any(f".{NAMES[layout].fused}." in name for name in source)
     if fused and not net.is_fused:
         raise UsageError(
-            "the weights are of the fused form, but the net is in train form, and fusion cannot "
+            "the weights are in fused form, but the net is in train form, and fusion cannot "
             "be undone; import into net.clone(block='fused'), or use train-form weights"
         )
     if not fused and net.is_fused:
         raise UsageError(
-            "the weights are of the train form, but the net is fused; import into the net that "
+            "the weights are in train form, but the net is fused; import into the net that "
             "create() returns, then call fuse(net, variables)"
         )
 

@@ -48,8 +48,8 @@ def save_torch(path: str | Path, state_dict: Mapping[str, np.ndarray]) -> None:
     """Writes the result of `to_torch` as `.pth`, `.pt` or `.safetensors`.
 
     Raises:
-      UsageError: if the extension is another one, the folder does not exist, or the package that
-        writes the file is not installed.
+      UsageError: if the extension is not one of these, the folder does not exist, or the package
+        that writes the file is not installed.
     """
     path = local_path(path)
     package, kind = _package(path)

@@ -162,5 +162,5 @@ def check_strides(net: RepVGG) -> None:
     if set(strides) != {2} or dilations != {1}:
         raise UsageError(
             f"strides {strides} and dilations {sorted(dilations)}: PyTorch's RepVGG always has "
-            "stride 2 and dilation 1 and would compute another function with these weights"
+            "stride 2 and dilation 1 and would compute a different function with these weights"
         )

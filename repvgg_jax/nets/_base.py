@@ -137,7 +137,7 @@ class Net(nn.Module):
         """Returns name -> unbound block for every entry of `plan`.
 
         Raises:
-          UsageError: as `plan`, and if a block option is invalid.
+          UsageError: as for `plan`, or if a block option is invalid.
         """
         return {spec.name: self.make_block(spec) for spec in self.plan()}
 
@@ -167,7 +167,7 @@ class Net(nn.Module):
         for pattern in self.frozen:
             if not (matching := {name for name in names if re.fullmatch(pattern, name)}):
                 known = ", ".join(names) or "none"
-                raise UsageError(f"frozen: {pattern!r} matches no block; the net's are {known}")
+                raise UsageError(f"frozen: {pattern!r} matches no block; the blocks are {known}")
             found |= matching
         return frozenset(found)
 

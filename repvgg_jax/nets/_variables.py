@@ -49,7 +49,7 @@ def check_pair(variables: Variables) -> None:
     kinds = ["averaged" if isinstance(tree, Averaged) else "raw" for tree in (params, stats)]
     if stats and kinds[0] != kinds[1]:
         raise UsageError(
-            f"{kinds[0]} parameters do not fit {kinds[1]} statistics; take both from the EMA, or "
+            f"{kinds[0]} parameters do not match {kinds[1]} statistics; take both from the EMA, or "
             "compute statistics for these parameters with reestimate_batch_stats"
         )
 

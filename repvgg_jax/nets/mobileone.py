@@ -15,7 +15,7 @@ class MobileOne(Chain):
 
     Attributes in addition to those of `Chain`:
       depths: number of pairs in each stage; the stem is one block.
-      se_reduction: if given, squeeze-and-excite with channels // se_reduction hidden units before
+      se_reduction: if given, squeeze-and-excite with channels // se_reduction hidden units precedes
         the ReLUs of the last stage and of the last five pairs of the stage before it.
     """
 

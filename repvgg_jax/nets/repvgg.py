@@ -106,9 +106,9 @@ class RepVGG(Chain):
                 if stage and self.widths[stage] == self.widths[stage - 1]:
                     # The first block would get an identity branch, for which there are no weights.
                     raise UsageError(
-                        f"output_stride={self.output_stride} removes the stride of stage{stage}, "
-                        f"which has the width of the stage before ({self.widths[stage]}); change "
-                        "the width or use a larger output_stride"
+                        f"output_stride={self.output_stride} sets the stride of stage{stage} to 1, "
+                        f"so its width must differ from that of stage{stage - 1}, but both are "
+                        f"{self.widths[stage]}; change one or use a larger output_stride"
                     )
                 dilation *= stride
                 stride = 1

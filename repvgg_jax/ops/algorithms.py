@@ -105,7 +105,7 @@ def convolve_with(
     cin, (cin_per_group, cout) = x.shape[-1], kernel.shape[2:]
     if cin % cin_per_group or cout % (cin // cin_per_group):
         raise UsageError(
-            f"convolve_with: kernel {kernel.shape} does not match {cin} input channels in groups"
+            f"convolve_with: no group count fits kernel {kernel.shape} and {cin} input channels"
         )
     tiled = list(_TILES) if kernel.shape[:2] == (3, 3) and strides == 1 else []
     for field, name in algorithms._asdict().items():

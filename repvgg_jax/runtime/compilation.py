@@ -32,8 +32,8 @@ def cache_folder() -> Path:
 def keep_programs() -> None:
     """Enables JAX's persistent compilation cache, so that repeated runs start without compiling.
 
-    The cache is in `JAX_COMPILATION_CACHE_DIR` if set, else in a folder of this package, whose size
-    is kept below 4 GiB. `JAX_ENABLE_COMPILATION_CACHE=false` disables the cache, and JAX's other
+    The cache is in `JAX_COMPILATION_CACHE_DIR` if set, else in `cache_folder()/xla`, whose size is
+    kept below 4 GiB. `JAX_ENABLE_COMPILATION_CACHE=false` disables the cache, and JAX's other
     environment variables override its settings. If the folder is not writable, logs a warning.
     """
     if not jax.config.jax_enable_compilation_cache:

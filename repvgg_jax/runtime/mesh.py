@@ -134,5 +134,5 @@ def check_divides(field: str, batch_size: int, mesh: Mesh, parts: int = 1) -> No
         fits = f"{below} or {above}" if below > 0 else f"{above}"
         shares = f" with {parts} microbatches each" if parts > 1 else ""
         raise UsageError(
-            f"{field}={batch_size}: {mesh.size} devices{shares} need a multiple of {unit}: {fits}"
+            f"{field}={batch_size}: {mesh.size} devices{shares} need a multiple of {unit} ({fits})"
         )

@@ -136,5 +136,5 @@ class Evaluation:
             if len(rows) >= count:
                 break
         if not rows:
-            raise RunError("nothing to verify on: the evaluation split has no readable image")
+            raise RunError("cannot verify: the evaluation split has no readable image")
         return to_network_input(jnp.asarray(np.stack(rows[:count])), data.mean, data.std)

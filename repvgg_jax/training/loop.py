@@ -119,9 +119,9 @@ class Loop:
         if step == 0:
             raise Stopped(
                 f"stopped by {stop} before the first of {last} steps, with nothing to save; "
-                "the same command starts again"
+                "rerun the same command to start again"
             ) from None
         raise Stopped(
             f"stopped by {stop} after step {step} of {last}, which is saved; "
-            "the same command resumes from there"
+            "rerun the same command to resume"
         ) from None

@@ -15,7 +15,7 @@ def mix(
     lambda x + (1 - lambda) x' (arXiv 1710.09412, section 2). CutMix pastes a box of x' with
     1 - lambda of the area into x, and lambda becomes the share of x that remains (arXiv 1905.04899,
     section 3.1). If both are given, each batch uses one of them at random. Images 2i and 2i + 1 are
-    neighbors: a random pair, since batches are shuffled, and on the same device.
+    neighbors: they are a random pair, since batches are shuffled, and on the same device.
 
     Args:
       key: PRNG key of the step.

@@ -164,7 +164,7 @@ class Monitor:
         except OSError as error:
             raise RunError(
                 f"{self._workdir / METRICS_FILE} cannot be written ({one_line(error)}); "
-                "the same command resumes from the last checkpoint"
+                "rerun the same command to resume from the last checkpoint"
             ) from error
         for name, value in metrics.items():
             self._scalars.add_scalar(f"{kind}/{name}", value, step)

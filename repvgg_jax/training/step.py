@@ -50,8 +50,8 @@ def train_step(
       batch: `image` [batch, height, width, 3], uint8 or normalized, and `label` [batch].
       key: base PRNG key for mixing, dropout and stochastic depth; the step is folded in.
       options: constants of the step.
-      mesh: mesh of a state that is split over the axis `fsdp`, whose parameters are gathered
-        before use; otherwise None.
+      mesh: the state's mesh if it is split over the axis `fsdp` (its parameters are gathered before
+        use); otherwise None.
 
     Returns:
       The new state, and `loss` (nats), `top1` of the training batch, `grad_norm`.

@@ -79,7 +79,7 @@ def transfer(
     )
     if differing or extra:
         raise UsageError(
-            "init_from does not match the net: missing or of another shape: "
+            "init_from does not match the net: missing or of a different shape: "
             f"{', '.join(differing[:3]) or 'nothing'} ({len(differing)} in all); "
             f"not in the net: {', '.join(extra[:3]) or 'nothing'} ({len(extra)} in all)"
         )

@@ -112,7 +112,7 @@ def test_the_workdir(given, workdir, monkeypatch):
         (UsageError("wrong"), 2, "error: wrong\n"),
         (RunError("failed"), 3, "error: failed\n"),
         (Stopped("stopped by SIGTERM"), 0, "stopped by SIGTERM\n"),
-        (KeyboardInterrupt(), 130, "interrupted: the same command resumes from the last check"),
+        (KeyboardInterrupt(), 130, "interrupted: rerun to resume from the last check"),
     ],
     ids=str,
 )

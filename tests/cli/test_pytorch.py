@@ -67,7 +67,7 @@ def test_strides_that_pytorch_would_not_use_come_in_but_not_out(overrides):
     variables = noise_for(as_released)
     state_dict = to_torch(as_released, variables)
     jax.tree.map(np.testing.assert_array_equal, from_torch(other, state_dict), variables)
-    with pytest.raises(rj.UsageError, match="would compute another function"):
+    with pytest.raises(rj.UsageError, match="would compute a different function"):
         to_torch(other, variables)
 
 

@@ -48,7 +48,7 @@ def test_a_signal_is_passed_on_and_no_other_job_starts(tmp_path):
         "time.sleep(60)"
     )
     jobs = [job(tmp_path, "one", code), job(tmp_path, "two", "print('never')")]
-    with pytest.raises(Stopped, match="SIGTERM; the same command resumes"):
+    with pytest.raises(Stopped, match="SIGTERM; rerun to resume"):
         launch(jobs, LauncherOptions(processes=1))
     assert (tmp_path / "one" / "log.txt").read_text() == "saved\n"
     assert not (tmp_path / "two").exists()

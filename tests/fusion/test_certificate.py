@@ -84,7 +84,7 @@ def test_fused_weights_of_an_earlier_step_are_called_that(run, capsys):
     save_fused(run, fused, certificate | {"step": 1})
     evaluate.run_eval(None, run)
     assert "fused at step 1, not 2" in capsys.readouterr().out
-    with pytest.raises(rj.UsageError, match="does not take a step"):
+    with pytest.raises(rj.UsageError, match="cannot be used with step"):
         rj.load(run, fused=True, step=2)
     fuse.run_fuse(None, run)
 

@@ -85,7 +85,7 @@ def test_a_mixed_pair_is_refused_and_a_true_one_fuses():
         {"params": average["params"], "batch_stats": raw["batch_stats"]},
         {"params": raw["params"], "batch_stats": jax.device_put(average["batch_stats"])},
     ):
-        with pytest.raises(rj.UsageError, match="parameters do not fit"):
+        with pytest.raises(rj.UsageError, match="parameters do not match"):
             rj.fuse(net, mixed)
 
 
@@ -146,7 +146,7 @@ def test_a_run_with_ema_evaluates_saves_and_resumes_the_average(tmp_path):
     assert isinstance(whole.eval_variables["params"], Averaged)
     _, loaded = rj.load(tmp_path / "whole")
     close(loaded, whole.ema, rtol=0)  # both are `Averaged`, or the trees would differ
-    with pytest.raises(rj.UsageError, match="parameters do not fit"):
+    with pytest.raises(rj.UsageError, match="parameters do not match"):
         evaluation.evaluate(whole.net, {**loaded, "batch_stats": whole.batch_stats}, [])
     raw = jax.device_get(whole.params)
     pairs = zip(jax.tree.leaves(loaded["params"]), jax.tree.leaves(raw), strict=True)

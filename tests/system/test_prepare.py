@@ -89,7 +89,7 @@ def test_a_killed_process_resumes_and_writes_the_same(tmp_path):
         process.send_signal(signal.SIGKILL)
         process.wait()
         assert not find_prepared("imagenet2012", tmp_path / "killed", sets=sets)
-        with pytest.raises(UsageError, match="no prepared imagenet2012"):
+        with pytest.raises(UsageError, match="imagenet2012 is not prepared"):
             load_source("tfds", "imagenet2012", os.fspath(tmp_path / "killed"), "train")
         for path, written in kept.items():
             assert path.stat().st_mtime_ns == written, f"{path} was written again"

@@ -65,7 +65,7 @@ def test_a_signal_after_the_last_step_says_what_is_saved(tmp_path, monkeypatch):
         return original(*arguments)
 
     monkeypatch.setattr(train_module, "fuse_and_save", interrupted)
-    message = "stopped by SIGTERM after the last step, which is saved; the same command resumes"
+    message = "stopped by SIGTERM after the last step, which is saved; rerun the same command"
     with pytest.raises(Stopped, match=message):
         train_module.run_train(tiny_config(), tmp_path)
     assert not (tmp_path / "report.json").exists()

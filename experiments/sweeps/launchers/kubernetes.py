@@ -51,7 +51,7 @@ def parse_slice(text: str) -> Slice:
     """Parses a slice, if GKE has it: `v5e:4x4` has 4 hosts of 4 chips."""
     name, _, topology = text.partition(":")
     if name not in _ACCELERATORS:
-        raise UsageError(f"--slice={text}: must be {', '.join(_ACCELERATORS)} with a size: v5e:4x4")
+        raise UsageError(f"--slice={text}: must be {', '.join(_ACCELERATORS)} and a size (v5e:4x4)")
     accelerator, axes = _ACCELERATORS[name]
     if axes == 2 and topology not in _PLANES:
         raise UsageError(f"--slice={text}: the sizes of {name} are {', '.join(_PLANES)}")

@@ -120,7 +120,7 @@ def launch(jobs: Sequence[Job], options: LauncherOptions) -> None:
     counts = ", ".join(f"{len(found)} {end}" for end, found in ends.items() if found)
     print(f"{len(jobs)} runs: {counts or 'none started'}", flush=True)
     if caught:
-        raise Stopped(f"stopped by {signal.Signals(caught[0]).name}; the same command resumes")
+        raise Stopped(f"stopped by {signal.Signals(caught[0]).name}; rerun to resume")
     if failed := ends["failed"]:
         errors = "; ".join(f"{j.name}: {last_error(workdir_of(j.command))}" for j in failed)
         raise RunError(f"{len(failed)} of {len(jobs)} runs failed: {errors}")

@@ -131,7 +131,7 @@ def _executor(options: LauncherOptions, count: int) -> Any:
     except (RuntimeError, ValueError) as error:
         raise UsageError(
             f"--launcher=slurm --cluster={options.cluster}: {one_line(error).rstrip('.')}. Start "
-            "it on a host that submits jobs, or try it here with --cluster=local"
+            "it on a host that can submit jobs, or try it here with --cluster=local"
         ) from None
     executor.update_parameters(
         name="sweep",

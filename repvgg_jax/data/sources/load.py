@@ -101,7 +101,7 @@ def load_into_memory(source: EncodedSource) -> ArraySource:
         if example.image.shape != shape:
             raise UsageError(
                 f"{where} has shape {example.image.shape} but others have {shape}; "
-                "a data set in memory requires images of one size"
+                "an in-memory data set requires images of the same size"
             )
     return ArraySource(
         name=source.name,

@@ -116,7 +116,7 @@ def _find(name: str, root: str) -> str:
         choices = ", ".join(f"{dataset}/{config}" for config in configs)
         raise UsageError(f"{folder} has several configs; set data.name to one of {choices}")
     raise UsageError(
-        f"no prepared {name} under {root}; prepare it once with `{_prepare_command(name, root)}`, "
+        f"{name} is not prepared under {root}; prepare it with `{_prepare_command(name, root)}`, "
         "or use data.source=folder with data.data_dir for class folders"
     )
 
@@ -169,7 +169,7 @@ def _builder(directory: str) -> Any:
 
 
 def _check_features(features: Any, directory: str, num_classes: int | None) -> tuple[str, ...]:
-    """Returns the class names, which are the integers for labels without names."""
+    """Returns the class names, or the integers as text if the labels have no names."""
     import tensorflow_datasets as tfds
 
     found = dict(features) if isinstance(features, tfds.features.FeaturesDict) else {}
