@@ -9,6 +9,7 @@ would save its own values for the backward pass.
 """
 
 import ctypes
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -74,7 +75,9 @@ def devices_here(environment: Mapping[str, str]) -> tuple[str, list[str]]:
 
     It does not initialize JAX's backend, which would reserve the devices' memory.
     """
-    wanted = environment.get("JAX_PLATFORMS", "").split(",")[0]
+    wanted, *others = environment.get("JAX_PLATFORMS", "").split(",")
+    if wanted == "cuda" and "cpu" in others:
+        wanted = ""  # JAX falls back to the CPU, as it does not for other platforms
     if wanted == "cpu":
         return "cpu", []
     if (visible := environment.get("CUDA_VISIBLE_DEVICES")) is not None:
@@ -85,7 +88,7 @@ def devices_here(environment: Mapping[str, str]) -> tuple[str, list[str]]:
         if indices := sorted(int(match[1]) for match in found if match):
             return platform, [str(index) for index in indices]
     # WSL has one device file, whatever the number of GPUs.
-    absent = wanted in ("cuda", "tpu") and not Path("/dev/dxg").exists()
+    absent = wanted == "tpu" or (wanted == "cuda" and not Path("/dev/dxg").exists())
     return wanted if absent else "cpu", []
 
 
@@ -93,12 +96,14 @@ def devices_here(environment: Mapping[str, str]) -> tuple[str, list[str]]:
 _NEEDS = {
     "cpu": "nothing",
     "cuda": 'an NVIDIA GPU, its driver, and pip install "jax[cuda13]" or "jax[cuda12]"',
-    "gpu": 'a GPU, its driver, and for NVIDIA pip install "jax[cuda13]" or "jax[cuda12]"',
+    "gpu": 'to be cuda or rocm, and for cuda pip install "jax[cuda13]" or "jax[cuda12]"',
     "rocm": "an AMD GPU and JAX's ROCm plugin",
     "tpu": 'a TPU and pip install "jax[tpu]"',
 }
 # Causes that do not pass by themselves.
-_LASTING = re.compile(r"known backends|libtpu\.so|no .*devices?|NO_DEVICE|driver", re.IGNORECASE)
+_LASTING = re.compile(
+    r"known backends|open libtpu|\bno .*(device|platform)|NO_DEVICE|driver", re.IGNORECASE
+)
 
 
 @contextmanager
@@ -118,12 +123,15 @@ def explaining_absent_devices() -> Iterator[None]:
         try:
             jax.devices()
         except (RuntimeError, AssertionError) as cause:
-            raise _without_devices(jax.config.jax_platforms or "", cause) from error
+            raise device_error(cause) from error
         raise
 
 
-def _without_devices(platforms: str, cause: Exception) -> RunError:
-    """Returns the error for devices that JAX could not start, from its own error."""
+def device_error(cause: Exception) -> RunError:
+    """Returns the error for devices that JAX could not start, from JAX's own error."""
+    variable, platforms = "JAX_PLATFORMS", jax.config.jax_platforms or ""
+    if former := os.environ.get("JAX_PLATFORM_NAME"):
+        variable, platforms = "JAX_PLATFORM_NAME", former
     named = [name for name in platforms.split(",") if name and name != "cpu"]
     reason = one_line(cause).partition(" (set JAX_PLATFORMS")[0] if str(cause) else "there is none"
     reason = re.sub(r"^Unable to initialize backend '\w+': ", "", reason).rstrip(".")
@@ -135,13 +143,13 @@ def _without_devices(platforms: str, cause: Exception) -> RunError:
     unknown = [name for name in named if name not in _NEEDS]
     if unknown and "known backends" in reason:
         return UsageError(
-            f"JAX_PLATFORMS={platforms}: JAX has no platform {unknown[0]}, nor a plugin for it; "
+            f"{variable}={platforms}: JAX has no platform {unknown[0]}, nor a plugin for it; "
             f"choose from {', '.join(_NEEDS)}"
         )
     needs = _NEEDS.get(named[0], "its device and its plugin for JAX")
     return kind(
-        f"JAX_PLATFORMS={platforms}: no such device can be used here ({reason}); it needs {needs}; "
-        "unset JAX_PLATFORMS to use what this machine has"
+        f"{variable}={platforms}: no such device can be used here ({reason}); it needs {needs}; "
+        f"unset {variable} to use what this machine has"
     )
 
 

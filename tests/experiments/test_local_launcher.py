@@ -58,6 +58,9 @@ def test_jobs_are_spread_over_the_devices():
     assert devices_here({"CUDA_VISIBLE_DEVICES": "2,3"}) == ("cuda", ["2", "3"])
     assert devices_here({"CUDA_VISIBLE_DEVICES": ""}) == ("cpu", [])
     assert devices_here({"JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": "0"}) == ("cpu", [])
+    hidden = {"CUDA_VISIBLE_DEVICES": ""}
+    assert devices_here(hidden | {"JAX_PLATFORMS": "cuda"}) == ("cuda", [])  # an error for JAX
+    assert devices_here(hidden | {"JAX_PLATFORMS": "cuda,cpu"}) == ("cpu", [])
     given = [device_environment("cuda", ["2", "3"], slot, 4) for slot in range(4)]
     assert [one["CUDA_VISIBLE_DEVICES"] for one in given] == ["2", "3", "2", "3"]
     assert {one["XLA_PYTHON_CLIENT_MEM_FRACTION"] for one in given} == {"0.45"}

@@ -22,7 +22,7 @@ for platform in sys.argv[2:]:
 """
 PLATFORMS = {
     "cuda": 'needs an NVIDIA GPU, its driver, and pip install "jax[cuda',
-    "gpu": "needs a GPU, its driver, and",
+    "gpu": "needs to be cuda or rocm, and",
     "tpu": 'needs a TPU and pip install "jax[tpu]"',
     "tpu,cpu": "needs a TPU",
     "cdua": "JAX has no platform cdua, nor a plugin for it; choose from cpu, cuda, gpu, rocm, tpu",

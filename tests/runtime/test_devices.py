@@ -1,0 +1,47 @@
+"""Errors of devices that JAX cannot start."""
+
+import jax
+import pytest
+
+from repvgg_jax.errors import RunError, UsageError
+from repvgg_jax.runtime.devices import device_error, explaining_absent_devices
+
+STARTING = "Unable to initialize backend"
+
+
+@pytest.mark.parametrize(
+    ("platforms", "cause", "kind", "says"),
+    [
+        ("cuda", "", UsageError, "(there is none); it needs an NVIDIA GPU"),
+        ("cuda", f"{STARTING} 'cuda': no supported devices found", UsageError, "(no supported"),
+        ("cuda", f"{STARTING} 'cuda': CUDA driver is insufficient", UsageError, "its driver"),
+        ("tpu,cpu", f"{STARTING} 'tpu': Failed to open libtpu.so", UsageError, "jax[tpu]"),
+        (
+            "tpu",
+            f"{STARTING} 'tpu': already in use. Not loading libtpu.so",
+            RunError,
+            "",
+        ),
+        ("tpu", f"{STARTING} 'tpu': UNAVAILABLE: TPU initialization failed", RunError, ""),
+        ("npu", f"{STARTING} 'npu': not in the list of known backends", UsageError, "choose from"),
+        ("npu", f"{STARTING} 'npu': DEADLINE_EXCEEDED", RunError, "its plugin for JAX"),
+        ("", f"{STARTING} 'npu': UNKNOWN", RunError, "JAX_PLATFORMS=cpu runs on the CPU"),
+    ],
+)
+def test_what_may_pass_is_no_usage_error(platforms, cause, kind, says):
+    before = jax.config.jax_platforms
+    try:
+        jax.config.update("jax_platforms", platforms)
+        error = device_error(RuntimeError(cause))
+    finally:
+        jax.config.update("jax_platforms", before)
+    assert type(error) is kind
+    assert says in str(error)
+    assert str(error).startswith(f"JAX_PLATFORMS={platforms}: " if platforms else "JAX cannot")
+
+
+@pytest.mark.parametrize("error", [AssertionError(), RuntimeError("a backend's error")], ids=repr)
+def test_other_errors_pass_where_devices_can_be_started(error):
+    with pytest.raises(type(error)) as caught, explaining_absent_devices():
+        raise error
+    assert caught.value is error
