@@ -18,7 +18,8 @@ _HELP_ON_FLAGS = """
 --mode defaults to train, and --workdir to runs/ followed by the name of the config.
 configs/default.py lists all fields; override any of them: --config.train.epochs=3
 
-  --weights FILE           PyTorch weights: input of import, output of to_torch
+  --weights FILE           PyTorch weights: input of import, output of to_torch; FILE:ENTRY
+                           imports one of several models in a checkpoint
   --layout official|timm   to_torch: naming of the weights
   --fused                  to_torch: write the fused weights
   --topology NAME          compile: target devices, such as v5e:4x4 or cpu:8

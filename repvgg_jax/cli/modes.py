@@ -71,13 +71,13 @@ MODES = {
     ),
     "import": Mode(
         run_import,
-        "start a run from PyTorch weights (.pth or .safetensors)",
+        "start a run from PyTorch weights (torch.save or safetensors)",
         "--config configs/a0.py --weights RepVGG-A0-train.pth",
         needs=("config", "weights"),
     ),
     "to_torch": Mode(
         run_to_torch,
-        "write the weights of a run for PyTorch (.pth or .safetensors)",
+        "write the weights of a run for PyTorch (.pth, .pt or .safetensors)",
         "--workdir runs/a0 --weights a0.pth --layout timm",
         needs=("workdir", "weights"),
         takes=("layout", "fused"),

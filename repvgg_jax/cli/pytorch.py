@@ -17,7 +17,8 @@ from repvgg_jax.training.state import fresh_state
 def run_import(config: ConfigDict, workdir: Path, weights: str | Path) -> None:
     """Creates a run, usable in all other modes, whose checkpoint of step 0 has PyTorch weights.
 
-    The outputs are taken to be the classes of the config's data, if the data are there.
+    The outputs are taken to be the classes of the config's data, if the data are there and have as
+    many.
 
     Raises:
       UsageError: if the weights do not fit the net, or the workdir already has checkpoints.
@@ -41,11 +42,12 @@ def run_import(config: ConfigDict, workdir: Path, weights: str | Path) -> None:
 
 
 def _class_names(config: ConfigDict) -> tuple[str, ...] | None:
-    """Returns the class names of the config's data, or None where the data are not there."""
+    """Returns the class names of the config's data, if they are there and match the outputs."""
     try:
-        return make_source(config, "test").class_names
+        names = make_source(config, "test").class_names
     except UsageError:
         return None
+    return names if len(names) == config.model.num_classes else None
 
 
 def run_to_torch(workdir: Path, weights: str | Path, layout: str, fused: bool) -> None:

@@ -8,12 +8,10 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from repvgg_jax.errors import UsageError
+from repvgg_jax.interop.pytorch_checkpoint import COUNTER, find_state_dict, without_wrappers
 from repvgg_jax.interop.pytorch_layout import NAMES, check_counterpart, check_strides, entries
 from repvgg_jax.nets import Net, Variables, abstract, check_pair
 from repvgg_jax.nets.repvgg import RepVGGPlus
-
-WRAPPERS = ("state_dict", "model", "ema", "model_ema", "state_dict_ema")  # the first match is used
-COUNTER = "num_batches_tracked"  # PyTorch's step count, which a fixed momentum does not use
 
 
 def from_torch(net: Net, state_dict: Mapping[str, Any]) -> dict[str, Any]:
@@ -21,39 +19,36 @@ def from_torch(net: Net, state_dict: Mapping[str, Any]) -> dict[str, Any]:
 
     Convolution kernels are converted from OIHW to HWIO, dense kernels from [out, in] to [in, out],
     and squeeze-and-excite's 1x1 convolutions to dense layers. The layout (official or timm) is
-    detected. BatchNorms' step counters are ignored, and the prefix `module.` of
-    DistributedDataParallel is removed. Weights may be under one of the keys `WRAPPERS`.
+    detected. BatchNorms' step counters are ignored, and prefixes that all names share are removed,
+    such as `module.` or `_orig_mod.`. The weights may be an entry of a checkpoint; a warning says
+    which one was taken if there are also averaged weights.
 
     Args:
       net: the train form from `create`, or the fused form `net.clone(block="fused")`.
-      state_dict: name -> PyTorch tensor or NumPy array.
+      state_dict: name -> PyTorch tensor or NumPy array, or a checkpoint with such a mapping in it.
 
     Raises:
       UsageError: if the weights are of the other form or another architecture, if names are missing
-        or unexpected or shapes differ, or if the net has no counterpart in PyTorch.
+        or unexpected or shapes differ, if a value is not finite, if the checkpoint has several
+        models, or if the net has no counterpart in PyTorch.
     """
-    source = _plain_state_dict(state_dict)
+    source = without_wrappers(find_state_dict(state_dict))
     is_timm = any(name.startswith(("stem.", "head.fc.")) for name in source)
     layout = "timm" if is_timm else "official"
     _check_same_kind(net, layout, source)
-    shapes = _leaves(abstract(net))
     given = {name: _as_numpy(name, value) for name, value in source.items()}
-    missing, wrong, leaves = [], [], {}
-    for name, path, change in entries(net, layout):
-        if name not in given:
-            missing.append(name)
-            continue
-        array, like = given.pop(name), shapes[path]
-        expected = change.to_torch(np.broadcast_to(np.float32(0), like.shape)).shape
-        if array.shape == expected:
-            # Copied, since a view would change when the PyTorch model is updated.
-            leaves[path] = jnp.array(change.to_ours(array), like.dtype, copy=True)
-        else:
-            wrong.append(f"{name} {array.shape}, not {expected}")
-    _check_none_left(
-        f"the weights are not those of this net ({layout} names)",
-        {"missing": missing, "unexpected": list(given), "of wrong shape": wrong},
-    )
+    listed, shapes = entries(net, layout), _leaves(abstract(net))
+    needed = {
+        name: change.to_torch(np.broadcast_to(np.float32(0), shapes[path].shape)).shape
+        for name, path, change in listed
+    }
+    _check_names_and_shapes(layout, given, needed)
+    _check_finite(given)
+    # Copied, since a view would change when the PyTorch model is updated.
+    leaves = {
+        path: jnp.array(change.to_ours(given[name]), shapes[path].dtype, copy=True)
+        for name, path, change in listed
+    }
     return unflatten_dict(leaves, sep="/")
 
 
@@ -101,33 +96,18 @@ def _leaves(variables: Any) -> dict[str, Any]:
     return flatten_dict(kept, sep="/")
 
 
-def _plain_state_dict(state_dict: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns name -> tensor without wrappers, prefix and step counters."""
-    if not isinstance(state_dict, Mapping) or not state_dict:
-        raise UsageError(
-            "not a state dict: expected a non-empty mapping of names to tensors, such as "
-            f"state_dict() of a PyTorch model, got {type(state_dict).__name__}"
-        )
-    for key in WRAPPERS:
-        if isinstance(state_dict.get(key), Mapping):
-            return _plain_state_dict(state_dict[key])
-    source = {str(name): value for name, value in state_dict.items()}
-    if all(name.startswith("module.") for name in source):
-        source = {name.removeprefix("module."): value for name, value in source.items()}
-    return {name: value for name, value in source.items() if not name.endswith(f".{COUNTER}")}
-
-
 def _as_numpy(name: str, value: Any) -> np.ndarray:
     """Returns a PyTorch tensor or an array as a NumPy array, without importing PyTorch."""
-    if type(value).__module__.split(".")[0] == "torch" and callable(getattr(value, "detach", None)):
-        value = value.detach().cpu().float()  # NumPy supports neither bfloat16 nor gradients
     try:
+        if type(value).__module__.split(".")[0] == "torch" and value.is_floating_point():
+            value = value.detach().cpu().float()  # NumPy supports neither bfloat16 nor gradients
         array = np.asarray(value)
         if jnp.issubdtype(array.dtype, jnp.floating):
             return array
-    except (TypeError, ValueError):
-        pass
-    raise UsageError(f"{name}: expected a floating-point tensor, got {value!r:.60}")
+    except (AttributeError, TypeError, ValueError, RuntimeError):
+        pass  # sparse, quantized, without data, or not a tensor
+    kind = f"{type(value).__name__} {getattr(value, 'dtype', '')}".rstrip()
+    raise UsageError(f"{name}: expected a dense floating-point tensor, got {kind}")
 
 
 def _check_same_kind(net: Net, layout: str, source: Mapping[str, Any]) -> None:
@@ -144,12 +124,57 @@ def _check_same_kind(net: Net, layout: str, source: Mapping[str, Any]) -> None:
     if fused and not net.is_fused:
         raise UsageError(
             "the weights are in fused form, but the net is in train form, and fusion cannot "
-            "be undone; import into net.clone(block='fused'), or use train-form weights"
+            "be undone; use train-form weights, or import into net.clone(block='fused'), which is "
+            "model.block=fused in a config"
         )
     if not fused and net.is_fused:
         raise UsageError(
             "the weights are in train form, but the net is fused; import into the net that "
             "create() returns, then call fuse(net, variables)"
+        )
+
+
+def _check_names_and_shapes(
+    layout: str, given: Mapping[str, np.ndarray], needed: Mapping[str, tuple[int, ...]]
+) -> None:
+    """Raises UsageError unless both have the same names and shapes."""
+    missing = [name for name in needed if name not in given]
+    unexpected = [name for name in given if name not in needed]
+    wrong = [name for name in needed if name in given and given[name].shape != needed[name]]
+    head = f"{NAMES[layout].head}.weight"
+    same_body = all(
+        name.startswith(head.removesuffix("weight")) or "_aux.3." in name for name in wrong
+    )
+    if head in wrong and same_body and not missing and not unexpected:
+        theirs, ours = given[head].shape, needed[head]
+        if theirs[1:] == ours[1:]:
+            raise UsageError(
+                f"the weights have {theirs[0]} classes and the net has {ours[0]}; import them with "
+                f"num_classes={theirs[0]} into a workdir of their own, and start the training from "
+                "it with config.init_from, which re-initializes the head"
+            )
+    _check_none_left(
+        f"the weights are not those of this net ({layout} names)",
+        {
+            "missing": missing,
+            "unexpected": unexpected,
+            "of wrong shape": [f"{name} {given[name].shape}, not {needed[name]}" for name in wrong],
+        },
+    )
+
+
+def _check_finite(given: Mapping[str, np.ndarray]) -> None:
+    """Raises UsageError if a tensor has values that are NaN, infinite or too large for float32."""
+    with np.errstate(over="ignore"):
+        counts = {
+            name: np.count_nonzero(~np.isfinite(array.astype(np.float32)))
+            for name, array in given.items()
+        }
+    if bad := [name for name, count in counts.items() if count]:
+        raise UsageError(
+            f"{len(bad)} of {len(given)} tensors have values that are NaN or infinite, the first "
+            f"is {bad[0]} ({counts[bad[0]]} of {given[bad[0]].size} values); use weights from "
+            "before the training diverged"
         )
 
 

@@ -8,10 +8,13 @@ import repvgg_jax as rj
 from configs import quickstart
 from repvgg_jax.checkpoint import manager
 from repvgg_jax.cli import pytorch
+from repvgg_jax.config.build import build
 from repvgg_jax.interop.pytorch import from_torch, to_torch
 from repvgg_jax.interop.pytorch_files import read_torch, save_torch
 from repvgg_jax.nets import abstract
-from tests.support.runs import tiny_config, train
+from repvgg_jax.training.state import fresh_state
+from repvgg_jax.training.transfer import start_from_run
+from tests.support.runs import equal, tiny_config, train
 from tests.support.variables import randomised
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed: no other side to compare")
@@ -89,3 +92,24 @@ def test_an_import_takes_its_outputs_to_be_the_classes_of_the_data(tmp_path):
     config.data.update(source="folder", data_dir=str(tmp_path / "missing"))
     pytorch.run_import(config, tmp_path / "other", str(tmp_path / "given.pth"))
     assert rj.class_names(tmp_path / "other") is None
+
+
+@pytest.mark.medium
+def test_weights_of_other_classes_become_the_start_of_a_run(tmp_path):
+    config = tiny_config()
+    config.model.update(FIVE_STAGES)
+    experiment = build(config, open_data=False)
+    weights = str(tmp_path / "given.pth")
+    other = experiment.net.clone(num_classes=17)
+    save_torch(weights, to_torch(other, noise_for(other)))
+    with pytest.raises(rj.UsageError, match=r"num_classes=17 .* config\.init_from"):
+        pytorch.run_import(config, tmp_path / "run", weights)
+    assert not (tmp_path / "run").exists()
+    config.model.num_classes = 17
+    pytorch.run_import(config, tmp_path / "run", weights)
+    assert rj.class_names(tmp_path / "run") is None
+    fresh = fresh_state(experiment)
+    state = start_from_run(fresh, str(tmp_path / "run"), "0123456789")
+    equal(state.params["head"], fresh.params["head"])
+    block = "stage1_block0"
+    equal(state.params[block], rj.load(tmp_path / "run")[1]["params"][block])

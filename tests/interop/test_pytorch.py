@@ -145,31 +145,72 @@ def test_import_does_not_share_memory_with_the_source():
     assert_same(imported, variables)
 
 
-@pytest.mark.medium
+def test_parameters_counters_and_an_entry_of_a_checkpoint():
+    net, variables = tiny()
+    state_dict = tensors(to_torch(net, variables))
+    floating = {k: torch.nn.Parameter(v) for k, v in state_dict.items() if v.is_floating_point()}
+    assert_same(from_torch(net, floating), variables)  # without counters
+    checkpoint = {"model_state_dict": {f"module.{k}": v for k, v in state_dict.items()}}
+    assert_same(from_torch(net, checkpoint), variables)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_sources_become_float32_exactly(dtype):
+    net, variables = tiny()
+    narrow = {k: v.to(dtype) for k, v in tensors(to_torch(net, variables)).items()}
+    imported = from_torch(net, narrow)
+    rounded = jax.tree.map(
+        lambda leaf: leaf.astype(str(dtype).removeprefix("torch.")).astype(jnp.float32), variables
+    )
+    assert_same(imported, rounded)
+
+
 @pytest.mark.parametrize(
-    "wrap",
+    ("tensor", "kind"),
     [
-        lambda sd: {"module." + name: tensor for name, tensor in sd.items()},
-        *[lambda sd, key=key: {key: sd, "epoch": 3} for key in ("state_dict", "model", "ema")],
-        lambda sd: {"model_ema": {"state_dict": sd}},
-        lambda sd: {"state_dict_ema": {"module." + name: tensor for name, tensor in sd.items()}},
-        lambda sd: {k: v for k, v in sd.items() if not k.endswith("num_batches_tracked")},
-        lambda sd: {
-            k: torch.nn.Parameter(v) if v.is_floating_point() else v for k, v in sd.items()
-        },
+        (torch.ones(5, dtype=torch.int8), "Tensor torch.int8"),
+        (torch.ones(5, dtype=torch.complex64), "Tensor torch.complex64"),
+        (torch.ones(5).to_sparse(), "Tensor torch.float32"),
+        (torch.ones(5, device="meta"), "Tensor torch.float32"),
+        (np.arange(5), "ndarray int64"),
+        ("text", "str"),
     ],
 )
-def test_prefixes_wrappers_and_counters(wrap):
+def test_tensors_of_other_kinds_are_named(tensor, kind):
     net, variables = tiny()
-    assert_same(from_torch(net, wrap(tensors(to_torch(net, variables)))), variables)
+    source = to_torch(net, variables) | {"linear.bias": tensor}
+    message = refusal(from_torch, net, source)
+    assert message == f"linear.bias: expected a dense floating-point tensor, got {kind}"
 
 
-def test_half_precision_sources_become_float32():
+@pytest.mark.parametrize("value", [np.nan, -np.inf, 1e300])
+def test_the_first_tensor_that_is_not_finite_is_named(value):
     net, variables = tiny()
-    narrow = {k: v.bfloat16() for k, v in tensors(to_torch(net, variables)).items()}
-    imported = from_torch(net, narrow)
-    rounded = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16).astype(jnp.float32), variables)
-    assert_same(imported, rounded)
+    source = to_torch(net, variables)
+    names = ["stage2.0.rbr_1x1.bn.running_var", "linear.weight"]
+    for name in names:
+        source[name] = source[name].astype(np.float64)
+        source[name].flat[1:3] = value
+    message = refusal(from_torch, net, source)
+    assert "2 of " in message
+    assert f"the first is {names[0]} (2 of 24 values)" in message
+
+
+@pytest.mark.parametrize("layout", ["official", "timm"])
+def test_a_head_of_another_size_leads_to_init_from(layout):
+    net, variables = tiny()
+    other = net.clone(num_classes=7)
+    message = refusal(from_torch, other, to_torch(net, variables, layout))
+    assert "the weights have 5 classes and the net has 7; import them with num_classes=5" in message
+    assert "config.init_from" in message
+
+
+def test_auxiliary_heads_may_differ_too_but_nothing_else():
+    net, variables = tiny("repvgg_plus_l2pse")
+    source, other = to_torch(net, variables), net.clone(num_classes=7)
+    assert "config.init_from" in refusal(from_torch, other, source)
+    source["stage2.blocks.0.rbr_1x1.bn.bias"] = np.ones(3, np.float32)
+    assert "of wrong shape" in refusal(from_torch, other, source)
 
 
 def test_strict_import_lists_both_leftovers():
@@ -225,8 +266,3 @@ def test_export_is_strict():
     assert "unexpected" in message
     wider = rj.create("repvgg_a0", **{**TINY, "num_classes": 6})
     assert "params/head/bias (5,), not (6,)" in refusal(to_torch, wider, variables)
-
-
-@pytest.mark.parametrize("source", [{}, None, {"state_dict": {}}, {"stage0.x": "text"}])
-def test_refuses_other_than_state_dicts(source):
-    refusal(from_torch, tiny()[0], source)
