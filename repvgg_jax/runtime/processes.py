@@ -9,6 +9,7 @@ from contextvars import ContextVar
 
 import jax
 import numpy as np
+from absl import logging
 from jax.experimental import multihost_utils
 
 from repvgg_jax.errors import RunError, UsageError, one_line
@@ -148,6 +149,12 @@ def print_once(text: str) -> None:
     """Prints `text` in process 0 only."""
     if primary():
         print(text)
+
+
+def warn_once(message: str, *values: object) -> None:
+    """Logs a warning in process 0 only. A program of one process needs no devices for it."""
+    if not jax.distributed.is_initialized() or primary():
+        logging.warning(message, *values)
 
 
 def all_processes(fine: bool) -> bool:

@@ -12,7 +12,14 @@ from repvgg_jax.data.pipeline import eval_batches
 from repvgg_jax.data.sources.load import load_source
 from repvgg_jax.errors import UsageError
 from tests.support.batches import PLAIN
-from tests.support.image_files import encoded, noise, write, write_prepared, write_tree
+from tests.support.image_files import (
+    encoded,
+    noise,
+    without_frame_header,
+    write,
+    write_prepared,
+    write_tree,
+)
 from tests.support.messages import one_line
 
 
@@ -37,7 +44,7 @@ def test_missing_folders_are_named(tmp_path):
     fails(tmp_path / "none", data_dir=os.fspath(tmp_path / "none"))
     fails("has no class folders", tmp_path, data_dir=os.fspath(tmp_path))
     write_tree(tmp_path, splits=("train",))
-    fails(tmp_path, "val, validation, test", data_dir=os.fspath(tmp_path), split="test")
+    fails(tmp_path, "val, valid, validation", data_dir=os.fspath(tmp_path), split="test")
 
 
 def test_a_test_folder_without_a_train_folder_is_an_error(tmp_path):
@@ -47,9 +54,9 @@ def test_a_test_folder_without_a_train_folder_is_an_error(tmp_path):
 
 def test_an_empty_class_folder_is_named(tmp_path):
     write_tree(tmp_path)
-    write(tmp_path / "train" / "cow" / "notes.txt", b"")
+    write(tmp_path / "train" / "cow" / "photos" / "0.heic", b"")
     (tmp_path / "val" / "cow").mkdir()
-    fails(tmp_path / "train" / "cow", ".jpg", data_dir=os.fspath(tmp_path))
+    fails(tmp_path / "train" / "cow", ".jpg", "but 1 .heic", data_dir=os.fspath(tmp_path))
 
 
 @pytest.mark.parametrize("split", ["train", "test"])
@@ -68,7 +75,16 @@ def test_labels_beyond_the_net_are_named(tmp_path):
     fails("label 5", "[0, 5)", source="digits", num_classes=5)
 
 
-@pytest.mark.parametrize("data", [b"", b"GIF?", encoded(noise(0))[:60], encoded(noise(0))[:-70]])
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"GIF?",
+        encoded(noise(0))[:60],
+        encoded(noise(0))[:-70],
+        without_frame_header(encoded(noise(0), "JPEG")),
+    ],
+)
 def test_a_broken_image_is_named(tmp_path, data):
     broken = write(tmp_path / "ant" / "x.png", data)
     source = load_source("folder", "x", os.fspath(tmp_path), "train")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import itertools
+import struct
 
 import numpy as np
 from PIL import Image
@@ -13,10 +14,39 @@ def noise(seed, height=12, width=10):
     return np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
 
 
-def encoded(pixels, kind="PNG"):
+def encoded(pixels, kind="PNG", **options):
     data = io.BytesIO()
-    Image.fromarray(pixels).save(data, kind)
+    Image.fromarray(pixels).save(data, kind, **options)
     return data.getvalue()
+
+
+def tiff(levels, bits=16, photometric=1):
+    """Encodes gray [height, width] or RGB [height, width, 3] levels; 12 bits are packed."""
+    height, width, channels = (*levels.shape, 1)[:3]
+    if bits == 12:
+        first, second = levels.astype(np.uint16).reshape(-1, 2).T
+        split = [first >> 4, (first & 15) << 4 | second >> 8, second & 255]
+        pixels = np.stack(split, 1).astype(np.uint8).tobytes()
+    else:
+        pixels = levels.tobytes()
+    sample_format = {"u": 1, "i": 2, "f": 3}[levels.dtype.kind]
+    extra = 8 + len(pixels)  # of the three values that do not fit into their entry
+    tags = [(256, width), (257, height), (258, bits if channels == 1 else extra), (259, 1)]
+    tags += [(262, photometric), (273, 8), (277, channels), (278, height), (279, len(pixels))]
+    tags += [(339, sample_format)]
+    entries = b"".join(
+        struct.pack("<HHII", tag, 3 if tag == 258 else 4, channels if tag == 258 else 1, value)
+        for tag, value in tags
+    )
+    directory = struct.pack("<H", len(tags)) + entries + bytes(4)
+    head = struct.pack("<2sHI", b"II", 42, extra + 6)
+    return head + pixels + struct.pack("<3H", bits, bits, bits) + directory
+
+
+def without_frame_header(data):
+    """Removes the baseline frame header (FF C0, length, ...) of a JPEG."""
+    start = data.index(b"\xff\xc0")
+    return data[:start] + data[start + 2 + int.from_bytes(data[start + 2 : start + 4], "big") :]
 
 
 def write(path, data):

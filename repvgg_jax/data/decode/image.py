@@ -7,18 +7,13 @@ are decoded by Pillow. The pixels are bitwise equal.
 from __future__ import annotations
 
 import dataclasses
-import io
-from collections.abc import Callable
-from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import numpy as np
 
-from repvgg_jax.data.decode import jpeg
-from repvgg_jax.errors import UsageError, one_line, reraise
-
-if TYPE_CHECKING:
-    from PIL import Image
+from repvgg_jax.data.decode import jpeg, pillow
+from repvgg_jax.errors import UsageError, one_line
 
 # (left, top, right, bottom) in pixels.
 Box = tuple[float, float, float, float]
@@ -91,17 +86,22 @@ class LazyImage:
 
 
 def open_image(data: bytes, where: str) -> LazyImage:
-    """Returns an encoded image as a LazyImage; `where` is its name in error messages.
+    """Returns an encoded image as a LazyImage. Formats other than JPEG are decoded at once.
+
+    Args:
+      data: encoded image.
+      where: its name in error messages.
 
     Raises:
-      CorruptImageError: if the bytes are not an image.
+      CorruptImageError: if the bytes are not an image, or of another format and damaged.
     """
     size = jpeg.size(data)
     if size is not None:
-        return LazyImage(size, lambda rows, factor: _decode_jpeg(data, rows, factor), where)
+        return LazyImage(size, lambda rows, factor: _decode_jpeg(data, rows, factor, where), where)
     with _named(where):
-        image = _open(data)
-    return LazyImage(image.size, lambda rows, factor: _pixels(image), where)
+        if not data:
+            raise ValueError("it has no bytes")
+        return from_array(pillow.decode(data, where))
 
 
 def from_array(pixels: np.ndarray) -> LazyImage:
@@ -110,37 +110,19 @@ def from_array(pixels: np.ndarray) -> LazyImage:
     return LazyImage((width, height), lambda rows, factor: pixels, "in memory")
 
 
-def to_rgb(image: Image.Image) -> Image.Image:
-    """Converts grayscale, CMYK, palette and transparent images to RGB, without transparency."""
-    from PIL import Image
-
-    if image.mode.startswith("I;16") or image.mode == "I":
-        # Pillow clips 16-bit grayscale at 255, which would make most pixels white.
-        image = Image.fromarray((np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8))
-    elif image.mode == "P" and "transparency" in image.info:
-        image = image.convert("RGBA")
-    return image if image.mode == "RGB" else image.convert("RGB")
-
-
-def _open(data: bytes) -> Image.Image:
-    from PIL import Image
-
-    return Image.open(io.BytesIO(data))
-
-
-def _pixels(image: Image.Image) -> np.ndarray:
-    image.load()
-    return np.asarray(to_rgb(image))
-
-
-def _decode_jpeg(data: bytes, rows: int, factor: int) -> np.ndarray:
+def _decode_jpeg(data: bytes, rows: int, factor: int, where: str) -> np.ndarray:
     """Decodes a JPEG by libjpeg, or if that fails by Pillow, which has clearer error messages."""
     pixels = jpeg.decode(data, rows, factor)
-    return _pixels(_open(data)) if pixels is None else pixels
+    return pillow.decode(data, where) if pixels is None else pixels
 
 
-def _named(where: str) -> AbstractContextManager[None]:
-    # Pillow's plugins raise many exception types, and append " <_io.BytesIO object at ...>".
-    return reraise(
-        Exception, lambda error: CorruptImageError(where, one_line(error).split(" <_io.")[0])
-    )
+@contextmanager
+def _named(where: str) -> Iterator[None]:
+    """Raises CorruptImageError, naming the image, for any error in the block."""
+    try:
+        yield
+    except MemoryError as error:  # a damaged header may ask for gigabytes
+        raise CorruptImageError(where, "there is not enough memory for its pixels") from error
+    except Exception as error:
+        # Pillow's plugins raise many exception types, and append " <_io.BytesIO object at ...>".
+        raise CorruptImageError(where, one_line(error).split(" <_io.")[0]) from error

@@ -28,7 +28,7 @@ def size(data: bytes) -> tuple[int, int] | None:
         return None
     try:
         height, width, colors, _ = simplejpeg.decode_jpeg_header(data, strict=False)
-    except ValueError:
+    except Exception:  # ValueError, and KeyError for a JPEG without a frame header
         return None
     known = colors in ("YCbCr", "Gray") and width * height <= _MAX_PIXELS
     return (width, height) if known else None
@@ -65,7 +65,7 @@ def decode(data: bytes, rows: int, factor: int) -> np.ndarray | None:
             min_factor=factor,
             strict=False,
         )
-    except ValueError:
+    except Exception:
         return None
 
 

@@ -1,17 +1,19 @@
 """Class folders of image files: `<data_dir>/<split>/<class>/*.jpg`, or without splits."""
 
 import os
+from collections import Counter
 from collections.abc import Sequence
 
-from absl import logging
-
 from repvgg_jax.data.sources.base import EncodedSource, Record, check_label
+from repvgg_jax.data.sources.listing import is_dangling, is_linked_folder, kind, list_images, scan
 from repvgg_jax.errors import UsageError
 from repvgg_jax.runtime.files import local_path
+from repvgg_jax.runtime.processes import warn_once
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
-# "test" is last, since with a "val" folder it often contains unlabeled images, as in ImageNet.
-_TEST_FOLDERS = ("val", "validation", "test")
+_TRAIN_FOLDERS = ("train", "training")
+# "test" comes after the others, since with a "val" folder it often contains unlabeled images, as in
+# ImageNet.
+_TEST_FOLDERS = ("val", "valid", "validation", "dev", "test", "testing")
 _LAYOUT = "<data_dir>/train/<class>/*.jpg and <data_dir>/val/<class>/*.jpg"
 
 
@@ -25,41 +27,47 @@ def load_folder(
 ) -> EncodedSource:
     """Returns the source of a split; the label of a class is its index in the sorted folder names.
 
-    If `data_dir` has a folder `train`, that is the training split, and the first of `val`,
-    `validation` and `test` that exists is the test split. Otherwise, the class folders must be in
-    `data_dir` itself; both splits then have the same images, and a warning is logged.
+    If `data_dir` has a folder `train` (or `training`), that is the training split, and the first
+    of `val`, `valid`, `validation`, `dev`, `test` and `testing` that exists is the test split, in
+    upper or lower case. Otherwise, the class folders must be in `data_dir` itself; both splits then
+    have the same images. Images in subfolders of a class folder belong to the class.
+
+    Warnings say which folder is evaluated if there is a choice, and which files were left out.
 
     Arguments are those of `load_source`.
 
     Raises:
-      UsageError: if a folder is missing or empty, the splits have different classes, or there are
-        more than `num_classes` classes.
+      UsageError: if a folder is missing, empty or a dangling link, the splits have different
+        classes, or there are more than `num_classes` classes.
     """
     if data_dir is None:
         raise UsageError(f"data.source=folder requires data.data_dir; expected {_LAYOUT}")
     root = os.fspath(local_path(data_dir, "data.data_dir"))
     if not os.path.isdir(root):
         raise UsageError(f"data.data_dir={root} does not exist; expected {_LAYOUT}")
-    train_root, test_root = _split_roots(root)
-    if train_root == test_root:
-        logging.warning("%s has no train folder; training and evaluation use the same images", root)
-    split_root = train_root if split == "train" else test_root
-    if split_root is None:
+    train_root, test_roots = _split_roots(root)
+    if split == "train":
+        split_root = train_root
+    elif test_roots:
+        split_root = test_roots[0]
+        _say_which_is_evaluated(train_root, test_roots)
+    else:
         raise UsageError(f"{root} has a train folder but none of {', '.join(_TEST_FOLDERS)}")
-    classes = _classes(train_root)
-    if test_root is not None:
-        _check_same_classes(train_root, test_root)
+    if test_roots and test_roots[0] != train_root:
+        _check_same_classes(train_root, test_roots[0])
+    classes, left_out = _classes(split_root)
     paths: list[str] = []
     labels: list[int] = []
     for label, class_name in enumerate(classes):
-        files = _images(os.path.join(split_root, class_name))
+        files = _images(os.path.join(split_root, class_name), left_out)
         if num_classes is not None:
             check_label(label, num_classes, files[0])
         paths += files
         labels += [label] * len(files)
+    _say_what_is_unusual(split_root, paths, left_out)
 
     def read(indices: Sequence[int]) -> list[Record]:
-        return [Record(_bytes(paths[i]), labels[i], paths[i]) for i in indices]
+        return [_record(paths[i], labels[i]) for i in indices]
 
     return EncodedSource(
         name=f"{name} {split} in {split_root}",
@@ -71,27 +79,52 @@ def load_folder(
     )
 
 
-def _split_roots(root: str) -> tuple[str, str | None]:
-    train = os.path.join(root, "train")
-    tests = [os.path.join(root, folder) for folder in _TEST_FOLDERS]
-    tests = [folder for folder in tests if os.path.isdir(folder)]
-    if os.path.isdir(train):
-        return train, tests[0] if tests else None
+def _split_roots(root: str) -> tuple[str, list[str]]:
+    """Returns the training folder and the folders that could be evaluated, the first choice first.
+
+    Without a training folder, both are `root`.
+    """
+    folders = sorted(entry.name for entry in scan(root) if _is_folder(entry))
+    found = {name.lower(): os.path.join(root, name) for name in folders}
+    train = [found[name] for name in _TRAIN_FOLDERS if name in found]
+    tests = [found[name] for name in _TEST_FOLDERS if name in found]
+    if train:
+        return train[0], tests
     if tests:
         raise UsageError(f"{root} has {tests[0]} but no train folder; expected {_LAYOUT}")
-    return root, root
+    for folder in found.values():
+        if os.path.isdir(os.path.join(folder, "train")):
+            raise UsageError(
+                f"{root} has no train folder but {folder} has; set data.data_dir to it"
+            )
+    return root, [root]
 
 
-def _classes(root: str) -> tuple[str, ...]:
-    with os.scandir(root) as entries:
-        names = sorted(e.name for e in entries if e.is_dir() and not e.name.startswith("."))
+def _classes(root: str) -> tuple[tuple[str, ...], Counter[str]]:
+    """Returns the names of the class folders, and a count of the files beside them by kind."""
+    names: list[str] = []
+    files: Counter[str] = Counter()
+    for entry in scan(root):
+        if _is_folder(entry):
+            names.append(entry.name)
+        elif is_dangling(entry):  # leaving out a class would change the labels of others
+            raise UsageError(
+                f"{entry.path} is a link to {os.readlink(entry.path)}, which does not exist; "
+                "restore the folder or delete the link"
+            )
+        else:
+            files[f"{kind(entry)} beside the class folders"] += 1
     if not names:
         raise UsageError(f"{root} has no class folders; expected {_LAYOUT}")
-    return tuple(names)
+    return tuple(sorted(names)), files
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    return entry.is_dir(follow_symlinks=False) or is_linked_folder(entry)
 
 
 def _check_same_classes(train_root: str, test_root: str) -> None:
-    train, test = set(_classes(train_root)), set(_classes(test_root))
+    train, test = (set(_classes(root)[0]) for root in (train_root, test_root))
     extra, missing = sorted(test - train), sorted(train - test)
     if extra or missing:
         raise UsageError(
@@ -100,29 +133,53 @@ def _check_same_classes(train_root: str, test_root: str) -> None:
         )
 
 
-def _short(names: Sequence[str], most: int = 10) -> str:
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
-
-
-def _images(folder: str) -> list[str]:
-    with os.scandir(folder) as entries:
-        files = sorted(
-            entry.path
-            for entry in entries
-            # macOS creates a file "._name.jpg" for each image on some file systems.
-            if entry.name.lower().endswith(SUFFIXES) and not entry.name.startswith(".")
-        )
+def _images(folder: str, left_out: Counter[str]) -> list[str]:
+    others: Counter[str] = Counter()
+    files = list_images(folder, others)
     if not files:
-        raise UsageError(f"the class folder {folder} has no images ({', '.join(SUFFIXES)})")
+        counts = f", but {_counts(others)}" if others else ""
+        raise UsageError(f"the class folder {folder} has no images such as .jpg or .png{counts}")
+    left_out.update(others)
     return files
 
 
-def _bytes(path: str) -> bytes:
+def _record(path: str, label: int) -> Record:
+    """Reads a file. A dangling link becomes an empty record, which is a corrupt image."""
     try:
         with open(path, "rb") as file:
-            return file.read()
+            return Record(file.read(), label, path)
     except OSError as error:
-        raise UsageError(
-            f"cannot read {path}: {error.strerror}; it existed when the folder was listed"
-        ) from error
+        if isinstance(error, FileNotFoundError) and os.path.islink(path):
+            target = os.readlink(path)
+            return Record(b"", label, f"{path} (a link to {target}, which does not exist)")
+        raise UsageError(f"cannot read the image {path}: {error.strerror}") from error
+
+
+def _say_which_is_evaluated(train_root: str, test_roots: Sequence[str]) -> None:
+    evaluated, *others = test_roots
+    if evaluated == train_root:
+        warn_once("%s has no train folder; training and evaluation use the same images", train_root)
+    elif others:
+        warn_once("evaluation uses %s; %s is not used", evaluated, _short(others))
+
+
+def _say_what_is_unusual(root: str, paths: Sequence[str], left_out: Counter[str]) -> None:
+    depth = os.path.join(root, "class", "file").count(os.sep)
+    nested = sum(path.count(os.sep) > depth for path in paths)
+    if nested:
+        warn_once(
+            "%s: %d of %d images are in subfolders of class folders", root, nested, len(paths)
+        )
+    if left_out:
+        warn_once("%s: left out %s", root, _counts(left_out))
+
+
+def _counts(files: Counter[str]) -> str:
+    """Returns counts by kind as text, the largest first."""
+    order = sorted(files, key=lambda name: (-files[name], name))
+    return _short([f"{files[name]} {name}" for name in order])
+
+
+def _short(names: Sequence[str], most: int = 10) -> str:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
