@@ -88,6 +88,32 @@ with leaving_at_once(lambda error: Path(sys.argv[3]).write_text(str(error))):
 """
 
 
+WARNS = """
+import sys
+import jax
+from repvgg_jax.runtime.processes import join_processes, warn_once
+join_processes(sys.argv[1], 2, int(sys.argv[2]))
+warn_once("3 files of %s, process %d", "data", jax.process_index())
+"""
+
+
+def test_a_warning_about_the_data_is_logged_by_one_process():
+    address = f"127.0.0.1:{free_port()}"
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", WARNS, address, f"{i}"], cwd=ROOT, stderr=subprocess.PIPE
+        )
+        for i in range(2)
+    ]
+    try:
+        first, second = (process.communicate(timeout=60)[1] for process in processes)
+    finally:
+        for process in processes:
+            process.kill()
+    assert first.count(b"3 files of data, process 0") == 1
+    assert b"3 files" not in second
+
+
 def test_a_failing_process_reports_its_error_and_the_others_none(tmp_path):
     address = f"127.0.0.1:{free_port()}"
     processes = [
