@@ -6,7 +6,6 @@ from typing import Any
 
 import jax
 import optax
-from absl import logging
 from flax import linen as nn
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
@@ -22,6 +21,7 @@ from repvgg_jax.errors import UsageError
 from repvgg_jax.nets import create
 from repvgg_jax.optim import sgd
 from repvgg_jax.runtime.mesh import check_divides, make_mesh
+from repvgg_jax.runtime.processes import warn_once
 
 # Length of the schedule if the number of images is unknown.
 _STEPS_WITHOUT_DATA = 600_000
@@ -189,7 +189,7 @@ def make_source(config: ConfigDict, split: str) -> Source:
     options = {"num_classes": classes, "skip_corrupt": data.skip_corrupt}
     source = load_source(data.source, data.name, data.data_dir, split, **options)
     if source.num_classes < classes:
-        logging.warning(
+        warn_once(
             "%s has %d classes but the net has %d: labels are 0 to %d in the order of the class "
             "names, which may not be the order that pretrained weights expect",
             source.name,
