@@ -8,7 +8,6 @@ from repvgg_jax.affine import Affine, add
 from repvgg_jax.blocks.base import Block, Variables, conv_kernel, fold_norm
 from repvgg_jax.errors import UsageError
 from repvgg_jax.ops.algorithms import Images, Outputs
-from repvgg_jax.ops.convolution import relu
 
 
 class IdentityWithoutBNBlock(Block):
@@ -50,10 +49,10 @@ class ReLUInBranchBlock(Block):
 
     @nn.compact
     def __call__(self, x: Images, train: bool = False) -> Outputs:
-        y = relu(self.conv_bn(x, "kxk", self.kernel_size, train))
-        y += relu(self.conv_bn(x, "1x1", 1, train))
+        y = nn.relu(self.conv_bn(x, "kxk", self.kernel_size, train))
+        y += nn.relu(self.conv_bn(x, "1x1", 1, train))
         if self.keeps_shape(x.shape[-1]):
-            y += relu(self.norm(x, "identity", train))
+            y += nn.relu(self.norm(x, "identity", train))
         return y
 
     def fuse(self, params: Variables, batch_stats: Variables) -> NoReturn:

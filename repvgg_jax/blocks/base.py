@@ -12,7 +12,7 @@ from jaxtyping import Float
 
 from repvgg_jax.affine import Affine, add, fold_bn, identity
 from repvgg_jax.errors import UsageError
-from repvgg_jax.layers.conv import Dtype, Kernel, kernel_init
+from repvgg_jax.layers.conv import Conv, Dtype, Kernel, kernel_init
 from repvgg_jax.layers.norm import BatchNorm
 from repvgg_jax.ops.algorithms import Images, Outputs
 from repvgg_jax.ops.convolution import convolve
@@ -74,9 +74,16 @@ class Block(nn.Module):
 
     def conv(self, x: Images, branch: str, size: int | tuple[int, int]) -> Outputs:
         """Applies `conv_<branch>` with the block's strides, groups and dilation, without a bias."""
-        window = (size, size) if isinstance(size, int) else size
-        shape = (*window, x.shape[-1] // self.groups, self.features)
-        return self.convolve(x, self.declare_kernel(branch, shape)["kernel"])
+        return Conv(
+            self.features,
+            size,
+            strides=self.strides,
+            groups=self.groups,
+            dilation=self.dilation,
+            dtype=self.dtype,
+            algorithm=self.conv_algorithm,
+            name=f"conv_{branch}",
+        )(x)
 
     def norm(self, x: FeatureMap, branch: str, train: bool) -> FeatureMap:
         """Applies the BatchNorm `bn_<branch>`, or `bn` for the empty branch name."""

@@ -7,7 +7,6 @@ from jax import Array
 from repvgg_jax.layers.conv import Dtype
 from repvgg_jax.layers.dense import dense
 from repvgg_jax.ops.batch_norm import accumulation_dtype
-from repvgg_jax.ops.convolution import relu
 
 
 class SqueezeExcite(nn.Module):
@@ -24,6 +23,6 @@ class SqueezeExcite(nn.Module):
     def __call__(self, x: Array) -> Array:
         channels = x.shape[-1]
         y = x.mean((1, 2), keepdims=True, dtype=accumulation_dtype(self.dtype))
-        y = relu(dense(self.hidden, channels, name="squeeze", dtype=self.dtype)(y))
+        y = nn.relu(dense(self.hidden, channels, name="squeeze", dtype=self.dtype)(y))
         y = dense(channels, self.hidden, name="excite", dtype=self.dtype)(y)
         return x * nn.sigmoid(y)

@@ -13,7 +13,7 @@ from repvgg_jax.blocks.registry import block_class
 from repvgg_jax.errors import UsageError
 from repvgg_jax.layers.conv import Dtype
 from repvgg_jax.layers.squeeze_excite import SqueezeExcite
-from repvgg_jax.ops.convolution import check_algorithm, relu
+from repvgg_jax.ops.convolution import check_algorithm
 
 
 def _convolutions(primitive: Any, *_: Any, **__: Any) -> bool:
@@ -227,7 +227,7 @@ class Net(nn.Module):
         """Returns relu(block(x)), in one operation if fused and intermediates are not captured."""
         if self.is_fused and not self.is_mutable_collection("intermediates"):
             return self.run_block(spec, x, train, apply_relu=True)
-        return relu(self.run_block(spec, x, train))
+        return nn.relu(self.run_block(spec, x, train))
 
     def squeeze_excite(self, x: Array, spec: BlockSpec) -> Array:
         """Applies the layer `<name>_se` if the spec has one, else returns `x`."""

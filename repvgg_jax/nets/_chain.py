@@ -11,7 +11,6 @@ from repvgg_jax.layers.dense import dense
 from repvgg_jax.nets._base import BlockSpec, FeatureInfo, Net, block_name
 from repvgg_jax.nets._initializers import INITIALIZERS, redraw
 from repvgg_jax.ops.batch_norm import accumulation_dtype
-from repvgg_jax.ops.convolution import relu
 from repvgg_jax.runtime.compilation import barrier
 
 # Blocks whose initializer can be chosen; the others use the initialization of their papers.
@@ -89,7 +88,7 @@ class Chain(Net):
     def run_activated(self, spec: BlockSpec, x: Array, train: bool) -> Array:
         """Applies a block, its squeeze-and-excite layer if it has one, and the ReLU."""
         if spec.se_hidden:
-            return relu(self.squeeze_excite(self.run_block(spec, x, train), spec))
+            return nn.relu(self.squeeze_excite(self.run_block(spec, x, train), spec))
         return self.run_block_and_relu(spec, x, train)
 
     def after_block(self, x: Array, spec: BlockSpec, train: bool) -> None:

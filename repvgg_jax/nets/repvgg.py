@@ -14,7 +14,6 @@ from repvgg_jax.layers.norm import BatchNorm
 from repvgg_jax.nets._base import BlockSpec, block_name, check_positive
 from repvgg_jax.nets._chain import Chain
 from repvgg_jax.ops.batch_norm import accumulation_dtype
-from repvgg_jax.ops.convolution import relu
 
 AUXILIARY_HEAD = "aux_"  # prefix of the names of auxiliary heads
 AUXILIARY = "auxiliary"  # Flax collection of the auxiliary heads' logits in training
@@ -31,7 +30,7 @@ class AuxiliaryHead(nn.Module):
     def __call__(self, x: Array, train: bool) -> Array:
         channels, wide = x.shape[-1], accumulation_dtype(self.dtype)
         x = Conv(channels, 3, strides=2, dtype=self.dtype, name="conv")(x)
-        x = relu(BatchNorm(train, self.bn_group_size, self.dtype, name="bn")(x))
+        x = nn.relu(BatchNorm(train, self.bn_group_size, self.dtype, name="bn")(x))
         x = x.mean((1, 2), dtype=wide)
         return dense(self.num_classes, channels, dtype=wide, name="fc")(x)
 

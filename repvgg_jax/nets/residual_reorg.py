@@ -9,7 +9,6 @@ from repvgg_jax.errors import UsageError
 from repvgg_jax.nets._base import BlockSpec
 from repvgg_jax.nets._chain import Chain
 from repvgg_jax.nets.repvgg import B_DEPTHS, widths
-from repvgg_jax.ops.convolution import relu
 from repvgg_jax.runtime.compilation import barrier
 
 
@@ -57,7 +56,7 @@ class ResidualReorg(Chain):
                 y = self.run_block_and_relu(specs["conv0"], x, train)
                 y = self.run_block(specs["conv1"], y, train)
                 shortcut = specs.get("shortcut")
-                x = relu((self.run_block(shortcut, x, train) if shortcut else x) + y)
+                x = nn.relu((self.run_block(shortcut, x, train) if shortcut else x) + y)
             x = barrier(x)  # the fused form needs the barrier too, since it keeps the shortcuts
             if index == last[stage]:
                 self.sow("intermediates", f"stage{stage}", x)

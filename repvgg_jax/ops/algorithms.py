@@ -16,7 +16,7 @@ from jaxtyping import Float
 
 from repvgg_jax.errors import UsageError
 from repvgg_jax.ops import winograd
-from repvgg_jax.ops.batch_norm import AnyArray, accumulation_dtype
+from repvgg_jax.ops.batch_norm import AnyArray, accumulation_dtype, per_channel
 
 _TILES = {"winograd2": 2, "winograd4": 4}
 
@@ -39,17 +39,38 @@ def symmetric_padding(size: tuple[int, ...], dilation: int) -> tuple[tuple[int, 
     return tuple((dilation * (side // 2),) * 2 for side in size)
 
 
+_CONVOLUTION_CODE = lax.conv_general_dilated.__code__
+
+
+def convolution_is_replaced() -> bool:
+    """Returns True if a tool has put code of its own in place of `lax.conv_general_dilated`.
+
+    Tools that quantize or convert a net do so while they trace it, and would miss a convolution
+    that is computed in another way.
+    """
+    return getattr(lax.conv_general_dilated, "__code__", None) is not _CONVOLUTION_CODE
+
+
 def xla_convolution(x: Images, kernel: Kernel, window: Window) -> Outputs:
     """Returns the convolution of NHWC images with an HWIO kernel, computed by XLA."""
+    layouts = ("NHWC", "HWIO", "NHWC")
     return lax.conv_general_dilated(
         x,
         kernel,
         (window.strides,) * 2,
         window.padding,
         rhs_dilation=(window.dilation,) * 2,
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        dimension_numbers=lax.conv_dimension_numbers(x.shape, kernel.shape, layouts),
         feature_group_count=window.groups,
     )
+
+
+def add_bias_and_relu(
+    y: Outputs, bias: Float[AnyArray, " cout"] | None, apply_relu: bool
+) -> Outputs:
+    """Adds a bias by channel, if there is one, and applies ReLU if asked to."""
+    y = y if bias is None else y + per_channel(bias, y)
+    return jax.nn.relu(y) if apply_relu else y
 
 
 class PassAlgorithms(NamedTuple):

@@ -35,7 +35,7 @@ from repvgg_jax.ops.batch_norm import (
     mean_and_variance,
     per_channel,
 )
-from repvgg_jax.ops.convolution import convolve, uses_onednn
+from repvgg_jax.ops.convolution import convolve, uses_onednn, xla_only
 from repvgg_jax.runtime.devices import target
 
 
@@ -215,6 +215,8 @@ def input_moments_are_faster(
     is faster on a CPU with many more pixels than channels. It is not faster if oneDNN computes the
     convolutions, or if XLA fuses the statistics into their input (docs/notes/speed.md).
     """
+    if xla_only(x):  # the number of pixels may be unknown, or the 1x1 wanted as a convolution
+        return False
     batch, height, width, cin = x.shape
     pixels = batch * -(-height // strides) * -(-width // strides)
     return target().is_one_cpu and not uses_onednn(algorithm, x) and pixels >= 16 * cin

@@ -1,4 +1,4 @@
-"""Convolution of images, the choice of its algorithm, and ReLU."""
+"""Convolution of images, and the choice of its algorithm."""
 
 from functools import partial
 from typing import Any
@@ -15,13 +15,15 @@ from repvgg_jax.ops.algorithms import (
     Kernel,
     Outputs,
     Window,
+    add_bias_and_relu,
+    convolution_is_replaced,
     convolve_with,
     fastest_algorithms,
     shifts,
     symmetric_padding,
     xla_convolution,
 )
-from repvgg_jax.ops.batch_norm import AnyArray, per_channel
+from repvgg_jax.ops.batch_norm import AnyArray
 from repvgg_jax.runtime.devices import target
 
 # "xla" is XLA's own convolution; "onednn" is a library for float32 on CPUs; "winograd" uses
@@ -39,10 +41,11 @@ def check_algorithm(algorithm: str) -> None:
 
 
 def uses_onednn(algorithm: str, *arrays: AnyArray) -> bool:
-    """Returns True if oneDNN computes convolutions of these arrays, which must all be float32.
+    """Returns True if oneDNN computes convolutions of these arrays.
 
-    "auto" selects oneDNN on a single CPU device only, because XLA cannot partition a library call
-    over several devices.
+    All must be float32, of shapes without the symbolic dimensions of `jax.export`. "auto" selects
+    oneDNN on a single CPU device only, because XLA cannot partition a library call over several
+    devices.
 
     Raises:
       UsageError: as `check_algorithm`, and for "onednn" if the target is not a CPU.
@@ -50,11 +53,17 @@ def uses_onednn(algorithm: str, *arrays: AnyArray) -> bool:
     check_algorithm(algorithm)
     if algorithm == "onednn" and not target().is_cpu:
         raise UsageError("conv_algorithm='onednn' runs on CPUs only; use auto")
-    if target().xla_only or not all(array.dtype == jnp.float32 for array in arrays):
+    if xla_only(*arrays) or not all(array.dtype == jnp.float32 for array in arrays):
         return False
     if algorithm == "auto":
         return target().is_one_cpu and not onednn.unavailable()
     return algorithm == "onednn"
+
+
+def xla_only(*arrays: AnyArray) -> bool:
+    """Returns True if `lax.conv_general_dilated` must compute the convolution of these arrays."""
+    symbolic = not all(isinstance(side, int) for array in arrays for side in array.shape)
+    return symbolic or target().xla_only or convolution_is_replaced()
 
 
 def convolve(
@@ -89,7 +98,7 @@ def convolve(
       groups: number of groups that the channels are split into.
       dilation: dilation of both axes of the kernel.
       padded: whether to pad; False if `x` is already padded.
-      apply_relu: whether to apply `relu` to the result; oneDNN fuses it into the convolution.
+      apply_relu: whether to apply ReLU to the result; oneDNN fuses it into the convolution.
       dtype: compute type.
       algorithm: one of `ALGORITHMS`. oneDNN's convolutions support first-order gradients, but
         neither higher orders nor forward mode (`jax.jvp`); "xla" supports both.
@@ -99,8 +108,8 @@ def convolve(
       TypeError: if the shapes do not match.
       ValueError: if the shapes do not match.
     """
-    x, kernel = x.astype(dtype), kernel.astype(dtype)
-    bias = None if bias is None else bias.astype(dtype)
+    x, kernel = _as_type(x, dtype), _as_type(kernel, dtype)
+    bias = None if bias is None else _as_type(bias, dtype)
     padding = symmetric_padding(kernel.shape[:2], dilation) if padded else ((0, 0),) * 2
     window = Window(strides, groups, dilation, padding)
     if uses_onednn(algorithm, x, kernel):
@@ -108,24 +117,18 @@ def convolve(
         y = jax.eval_shape(partial(xla_convolution, window=window), x, kernel)
         if y.size:
             return onednn.convolve(x, kernel, bias, window, y.shape, apply_relu)
-    if algorithm == "winograd" and padded and dilation == 1 and not target().xla_only:
+    if algorithm == "winograd" and padded and dilation == 1 and not xla_only(x):
         y = convolve_with(x, kernel, fastest_algorithms(x.shape, kernel.shape, strides), strides)
     else:
         y = xla_convolution(x, kernel, window)
-    y = y if bias is None else y + per_channel(bias, y)
-    return relu(y) if apply_relu else y
+    return add_bias_and_relu(y, bias, apply_relu)
 
 
-@jax.custom_jvp
-def relu(x: AnyArray) -> Array:
-    """Returns max(x, 0); its gradient uses the result, which the next layer saves anyway."""
-    return jnp.maximum(x, 0)
-
-
-@relu.defjvp
-def _relu_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
-    y = relu(*primals)
-    return y, jnp.where(y > 0, *tangents, 0)
+def _as_type(array: AnyArray, dtype: Any) -> AnyArray:
+    """Casts an array of another type; what a tool puts in place of one, as qwix, stays as it is."""
+    if isinstance(array, AnyArray) and array.dtype != dtype:
+        return array.astype(dtype)
+    return array
 
 
 def convolve_by_matmul(

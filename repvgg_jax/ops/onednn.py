@@ -4,6 +4,10 @@ oneDNN is twice as fast as XLA's own convolutions in the forward pass and four t
 kernel gradient (docs/notes/speed.md). The extra `cpu` installs the library. The FFI handlers in
 `onednn.cc` are compiled by the machine's C++ compiler at first use and cached in
 ~/.cache/repvgg_jax.
+
+A program that `jax.export` makes, or that is lowered for another platform, gets XLA's convolutions
+instead, since it will run where the library is not registered. Only the lowering knows this: the
+function may have been traced before, to be run here. So the calls are a primitive of their own.
 """
 
 import ctypes
@@ -22,12 +26,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import logging
-from jax import Array
-from jax.core import Tracer
+from jax import Array, lax
+from jax.core import ShapedArray, Tracer
+from jax.extend.core import Primitive
+from jax.interpreters import batching, mlir
 from jaxtyping import Float
 
 from repvgg_jax.errors import one_line
-from repvgg_jax.ops.algorithms import Images, Kernel, Outputs, Window
+from repvgg_jax.ops.algorithms import (
+    Images,
+    Kernel,
+    Outputs,
+    Window,
+    add_bias_and_relu,
+    xla_convolution,
+)
 from repvgg_jax.ops.batch_norm import AnyArray
 from repvgg_jax.runtime.compilation import cache_folder
 
@@ -123,7 +136,9 @@ def convolve(
         flags = dict(biased=bias is not None, relu=apply_relu)
         shapes = dict(x=np.array(x.shape, np.int64), y=np.array(shape, np.int64))
         with jax.ensure_compile_time_eval():
-            packed = _call("pack", kernel.shape, window, kernel, **flags, **shapes)
+            packed = _by_library(
+                kernel, name="pack", shape=kernel.shape, window=window, **flags, **shapes
+            )
     return _convolve(x, kernel, bias, packed, window, shape, apply_relu)
 
 
@@ -137,8 +152,9 @@ def _convolve(
     shape: tuple[int, ...],
     apply_relu: bool,
 ) -> Array:
-    arrays = [x, kernel if packed is None else packed, *([] if bias is None else [bias])]
-    return _call("convolution", shape, window, *arrays, relu=apply_relu, packed=packed is not None)
+    arrays = [array for array in (x, kernel, packed, bias) if array is not None]
+    flags = dict(relu=apply_relu, packed=packed is not None)
+    return _call.bind(*arrays, name="convolution", shape=shape, window=window, **flags)
 
 
 def _forward(
@@ -152,8 +168,8 @@ def _backward(window: Window, _: Any, apply_relu: bool, saved: Any, dy: Array) -
     x, kernel, bias, packed, y = saved
     if apply_relu:
         dy = jnp.where(y > 0, dy, 0)
-    dx = _call("input_gradient", x.shape, window, dy, kernel)
-    dkernel = _call("kernel_gradient", kernel.shape, window, x, dy)
+    dx = _call.bind(dy, kernel, name="input_gradient", shape=x.shape, window=window)
+    dkernel = _call.bind(x, dy, name="kernel_gradient", shape=kernel.shape, window=window)
     dbias = None if bias is None else dy.sum((0, 1, 2))
     # A packed kernel is a constant, so it needs no gradient.
     return dx, dkernel, dbias, None if packed is None else jnp.zeros_like(packed)
@@ -162,11 +178,72 @@ def _backward(window: Window, _: Any, apply_relu: bool, saved: Any, dy: Array) -
 _convolve.defvjp(_forward, _backward)
 
 
-def _call(
-    name: str, shape: tuple[int, ...], window: Window, *arrays: AnyArray, **more: Any
+# A call of the library by `name`, with a result of `shape`. The arrays of "convolution" are x, the
+# kernel, the packed kernel if `packed`, and the bias if there is one; those of the gradients are
+# (dy, kernel) and (x, dy).
+_call = Primitive("repvgg_jax.onednn")
+
+
+@_call.def_abstract_eval
+def _result(*arrays: Any, shape: tuple[int, ...], **_: Any) -> ShapedArray:
+    return ShapedArray(shape, arrays[0].dtype)
+
+
+@_call.def_impl
+def _by_library(
+    *arrays: AnyArray, name: str, shape: tuple[int, ...], window: Window, **flags: Any
 ) -> Array:
-    result = jax.ShapeDtypeStruct(shape, arrays[0].dtype)
-    call = jax.ffi.ffi_call(f"repvgg_jax.{name}", result, vmap_method="sequential")
+    if flags.get("packed"):
+        x, _, *rest = arrays
+        arrays = (x, *rest)
+    call = jax.ffi.ffi_call(f"repvgg_jax.{name}", jax.ShapeDtypeStruct(shape, arrays[0].dtype))
     strides, groups, dilation, ((top, _), (left, _)) = window
     geometry = dict(strides=strides, groups=groups, dilation=dilation, top=top, left=left)
-    return call(*arrays, **{key: np.int64(value) for key, value in geometry.items()}, **more)
+    return call(*arrays, **{key: np.int64(value) for key, value in geometry.items()}, **flags)
+
+
+def _by_xla(
+    *arrays: Array,
+    name: str,
+    shape: tuple[int, ...],
+    window: Window,
+    relu: bool = False,
+    packed: bool = False,
+) -> Array:
+    first, second, *rest = arrays
+    if name == "convolution":
+        bias = rest[packed] if len(rest) > packed else None
+        return add_bias_and_relu(xla_convolution(first, second, window), bias, relu)
+    if name == "input_gradient":
+        given, convolve_result = first, partial(xla_convolution, kernel=second, window=window)
+    else:
+        given, convolve_result = second, partial(xla_convolution, first, window=window)
+    result = jax.ShapeDtypeStruct(shape, first.dtype)
+    return jax.linear_transpose(convolve_result, result)(given)[0]
+
+
+def _lower(context: mlir.LoweringRuleContext, *arrays: Any, **params: Any) -> Any:
+    module = context.module_context
+    exported = module.lowering_parameters.for_export
+    by_library = not exported and tuple(module.platforms) == ("cpu",)
+    rule = mlir.lower_fun(_by_library if by_library else _by_xla, multiple_results=False)
+    return rule(context, *arrays, **params)
+
+
+def _map(arrays: Any, axes: Any, **params: Any) -> tuple[Array, int]:
+    """Calls the library for one element of a mapped axis after the other."""
+    mapped = {
+        index: jnp.moveaxis(array, axis, 0)
+        for index, (array, axis) in enumerate(zip(arrays, axes, strict=True))
+        if axis is not None
+    }
+
+    def one(part: dict[int, Array]) -> Array:
+        parts = (part.get(index, array) for index, array in enumerate(arrays))
+        return _call.bind(*parts, **params)
+
+    return lax.map(one, mapped), 0
+
+
+mlir.register_lowering(_call, _lower)
+batching.primitive_batchers[_call] = _map

@@ -13,7 +13,6 @@ from repvgg_jax.blocks.registry import BLOCKS
 from repvgg_jax.layers.dense import dense
 from repvgg_jax.layers.norm import BatchNorm
 from repvgg_jax.nets import BlockSpec, FeatureInfo, Net, abstract
-from repvgg_jax.ops.convolution import relu
 from tests.support.variables import random_images
 
 
@@ -71,7 +70,7 @@ class TwoBranched(Net):
         x = self.run_block_and_relu(stem, images, train)
         self.sow("intermediates", "stem_map", x)
         y = self.run_block(left_out, self.run_block_and_relu(left_in, x, train), train)
-        x = relu(y + self.run_block(right, x, train))
+        x = nn.relu(y + self.run_block(right, x, train))
         self.sow("intermediates", "merged", x)
         x = BatchNorm(train, self.bn_group_size, self.dtype, name="last_norm")(x)
         return dense(self.num_classes, x.shape[-1], name="head")(x.mean((1, 2)))

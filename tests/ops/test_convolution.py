@@ -86,7 +86,7 @@ def test_auto_uses_onednn_for_float32_on_one_cpu_only():
     x, kernel = jnp.ones((1, 4, 4, 2)), jnp.ones((3, 3, 2, 2))
 
     def calls(dtype):
-        return "ffi_call" in str(jax.make_jaxpr(lambda x: convolve(x, kernel, dtype=dtype))(x))
+        return "repvgg_jax.onednn" in str(jax.make_jaxpr(lambda x: convolve(x, kernel, dtype=dtype))(x))
 
     assert not calls(jnp.float32)  # this process has four devices
     with compiling_for(jax.devices()[:1]):
