@@ -18,7 +18,7 @@ from repvgg_jax.ops.convolution import check_algorithm
 
 def _convolutions(primitive: Any, *_: Any, **__: Any) -> bool:
     """Returns True for convolutions and matrix products, whose outputs are saved."""
-    return primitive.name in ("conv_general_dilated", "dot_general", "ffi_call")
+    return primitive.name in ("conv_general_dilated", "dot_general", "repvgg_jax.onednn")
 
 
 # Rematerialization policies: the values inside a block that are saved for the backward pass.

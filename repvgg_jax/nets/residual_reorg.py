@@ -3,6 +3,7 @@
 from functools import partial
 from itertools import groupby
 
+from flax import linen as nn
 from jax import Array
 
 from repvgg_jax.errors import UsageError

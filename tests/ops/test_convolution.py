@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax import lax
 
 import repvgg_jax as rj
 from configs import quickstart
@@ -86,12 +87,43 @@ def test_auto_uses_onednn_for_float32_on_one_cpu_only():
     x, kernel = jnp.ones((1, 4, 4, 2)), jnp.ones((3, 3, 2, 2))
 
     def calls(dtype):
-        return "repvgg_jax.onednn" in str(jax.make_jaxpr(lambda x: convolve(x, kernel, dtype=dtype))(x))
+        program = jax.make_jaxpr(lambda x: convolve(x, kernel, dtype=dtype))(x)
+        return "repvgg_jax.onednn" in str(program)
 
     assert not calls(jnp.float32)  # this process has four devices
     with compiling_for(jax.devices()[:1]):
         assert calls(jnp.float32)
         assert not calls(jnp.bfloat16)
+
+
+class Quantized(np.ndarray):
+    """A kernel of the right type that cannot be cast, as a quantizing tool's."""
+
+    def astype(self, *_, **__):
+        raise ValueError("a quantized kernel has no casts")
+
+
+@pytest.mark.parametrize("algorithm", ["auto", "onednn", "winograd"])
+def test_a_tool_that_replaces_xlas_convolution_gets_every_convolution(algorithm, monkeypatch):
+    if algorithm == "onednn" and (reason := onednn.unavailable()):
+        pytest.skip(reason)
+    x = jnp.asarray(random_images(2, 16, 16, 64))
+    kernel = np.asarray(random_images(3, 3, 64, 64, seed=1))
+    found, convolve_by_xla = [], lax.conv_general_dilated
+
+    def replaced(x, kernel, *arguments, **options):
+        found.append((kernel, options["dimension_numbers"]))
+        return convolve_by_xla(x, np.asarray(kernel), *arguments, **options)
+
+    monkeypatch.setattr(lax, "conv_general_dilated", replaced)
+    quantized = kernel.view(Quantized)
+    with compiling_for(jax.devices()[:1]):
+        y = convolve(x, quantized, algorithm=algorithm)
+    [(seen, layouts)] = found
+    assert seen is quantized
+    assert isinstance(layouts, lax.ConvDimensionNumbers)
+    monkeypatch.undo()
+    np.testing.assert_allclose(y, convolve(x, kernel, algorithm="xla"), rtol=1e-6)
 
 
 def test_without_the_library_the_error_names_what_to_install(monkeypatch, fresh_search):

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax import export
 
 import repvgg_jax as rj
 from repvgg_jax.ops import onednn
@@ -79,6 +80,41 @@ def test_a_constant_kernel_is_packed_while_tracing(shape):
     assert "repvgg_jax.pack" not in program
     as_arguments = jax.jit(partial(run, algorithm="onednn")).lower(x, kernel, bias)
     assert "packed = false" in as_arguments.as_text()
+
+
+@pytest.mark.parametrize("constant", [False, True])
+@pytest.mark.parametrize("shape", SHAPES[:2] + SHAPES[5:6], ids=str)
+def test_an_exported_program_has_xlas_convolutions_even_if_it_ran_before(shape, constant):
+    side, cin, features, size, strides, groups, dilation = shape
+    x, kernel, bias = arrays(side, cin, features, size, groups)
+    geometry = dict(strides=strides, groups=groups, dilation=dilation, apply_relu=True)
+
+    def loss(x, kernel, bias):
+        return jnp.sin(convolve(x, kernel, bias, **geometry, algorithm="onednn")).sum()
+
+    if constant:
+        run = jax.jit(jax.value_and_grad(lambda x: loss(x, kernel, bias)))
+        given = (x,)
+    else:
+        run = jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2)))
+        given = (x, kernel, bias)
+    expected = run(*given)
+    assert "@repvgg_jax." in run.lower(*given).as_text()
+    for platform in ("cpu", "cuda", "tpu"):
+        program = run.trace(*given).lower(lowering_platforms=(platform,)).as_text()
+        assert ("@repvgg_jax." in program) == (platform == "cpu")
+    exported = export.export(run, platforms=["cpu", "cuda", "tpu"])(*given)
+    assert "@repvgg_jax." not in exported.mlir_module()
+    assert_close(exported.call(*given), expected)
+
+
+def test_a_symbolic_dimension_gets_xlas_convolution():
+    x, kernel, bias = arrays(9, 16, 32, 3, 1)
+    run = jax.jit(partial(convolve, apply_relu=True, algorithm="onednn"))
+    (batch,) = export.symbolic_shape("batch")
+    images = jax.ShapeDtypeStruct((batch, *x.shape[1:]), x.dtype)
+    exported = export.export(run)(images, kernel, bias)
+    assert_close(exported.call(x, kernel, bias), run(x, kernel, bias))
 
 
 def test_new_weights_at_the_same_address_are_used():
