@@ -84,7 +84,7 @@ def test_less_than_a_step_names_the_images_and_the_batch():
     config = changed("train.epochs", 1.0)
     config.train.batch_size = 4096
     with pytest.raises(
-        rj.UsageError, match=r"1\.0 of 37 images .* with train.batch_size=4096; use"
+        rj.UsageError, match=r"1\.0 with 37 images .* step of train.batch_size=4096;"
     ):
         total_steps(config, 37)
 

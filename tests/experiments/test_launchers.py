@@ -170,6 +170,7 @@ def test_sbatch_script_has_the_options(tmp_path, monkeypatch, capsys):
 
 
 def test_slurm_names_what_is_missing(tmp_path, monkeypatch):
+    pytest.importorskip("submitit", reason="submitit is not installed")
     options = LauncherOptions(folder=tmp_path)
     with monkeypatch.context() as patch, pytest.raises(UsageError, match="pip install submitit"):
         patch.setitem(sys.modules, "submitit", None)

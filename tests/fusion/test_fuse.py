@@ -130,9 +130,9 @@ def test_folding_is_wide_whatever_the_compute_type():
 @pytest.mark.parametrize(
     ("of", "says"),
     [
-        ({"depths": (1, 1, 1, 2, 1)}, r"lack nothing .* also hold .*stage3_block2"),
-        ({"depths": (1, 1, 1, 4, 1)}, r"lack .*stage3_block3.* hold nothing"),
-        ({"block": "plain"}, r"lack nothing .* also hold .*stage0_block0/bn_1x1"),
+        ({"depths": (1, 1, 1, 2, 1)}, r"missing nothing .* unexpected .*stage3_block2"),
+        ({"depths": (1, 1, 1, 4, 1)}, r"missing .*stage3_block3.* unexpected nothing"),
+        ({"block": "plain"}, r"missing nothing .* unexpected .*stage0_block0/bn_1x1"),
     ],
 )
 def test_what_is_not_the_nets_is_refused_by_name(of, says):

@@ -49,7 +49,7 @@ def test_a_group_of_the_whole_batch_is_no_group_and_flax_agrees():
 
 
 def test_a_group_that_does_not_divide_the_batch_is_named():
-    with pytest.raises(rj.UsageError, match="bn_group_size=5 does not divide 8"):
+    with pytest.raises(rj.UsageError, match="bn_group_size=5 does not divide a batch of 8"):
         BatchNorm(True, 5).init_with_output(jax.random.key(0), jnp.zeros((8, 2, 2, 3)))
 
 
