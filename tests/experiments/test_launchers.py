@@ -170,14 +170,13 @@ def test_sbatch_script_has_the_options(tmp_path, monkeypatch, capsys):
 
 
 def test_slurm_names_what_is_missing(tmp_path, monkeypatch):
-    pytest.importorskip("submitit", reason="submitit is not installed")
     options = LauncherOptions(folder=tmp_path)
     with monkeypatch.context() as patch, pytest.raises(UsageError, match="pip install submitit"):
         patch.setitem(sys.modules, "submitit", None)
         slurm.check([], options)
+    pytest.importorskip("submitit", reason="submitit is not installed")
     with pytest.raises(UsageError, match="--minutes=1: must be longer than --grace=120"):
         slurm.check([], replace(options, minutes=1))
-    pytest.importorskip("submitit", reason="submitit is not installed")
     (tmp_path / "file").touch()
     with pytest.raises(UsageError, match=r"/file/jobs: \S+/file is not a writable directory"):
         slurm.check([], replace(options, folder=tmp_path / "file/jobs"))
