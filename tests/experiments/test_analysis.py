@@ -169,16 +169,23 @@ def test_the_fused_kernel_differs_by_what_the_other_branches_add(trained):
         assert row["change"] == 0
 
 
-@pytest.mark.system
-def test_the_notebook_is_its_text_and_runs(tmp_path):
-    jupytext, nbclient = pytest.importorskip("jupytext"), pytest.importorskip("nbclient")
-    notebook, text = (
-        jupytext.read(ROOT / f"experiments/studies/analysis.{kind}") for kind in ("ipynb", "md")
-    )
+def notebook_as(kind):
+    jupytext = pytest.importorskip("jupytext", reason="jupytext is not installed")
+    return jupytext.read(ROOT / f"experiments/studies/analysis.{kind}")
+
+
+def test_the_notebook_is_its_text_without_outputs():
+    notebook, text = notebook_as("ipynb"), notebook_as("md")
     cells = [[(cell.cell_type, cell.source) for cell in one.cells] for one in (notebook, text)]
     assert cells[0] == cells[1]
     assert not any(cell.get("outputs") for cell in notebook.cells)
 
+
+@pytest.mark.system
+@pytest.mark.slow
+def test_the_notebook_runs(tmp_path):
+    nbclient = pytest.importorskip("nbclient", reason="nbclient is not installed")
+    notebook = notebook_as("ipynb")
     config = quickstart.get_config()
     config.train.steps, config.optim.warmup_epochs = 2, 0.0
     train(config, tmp_path / "run")
