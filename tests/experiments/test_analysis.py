@@ -174,6 +174,7 @@ def notebook_as(kind):
     return jupytext.read(ROOT / f"experiments/studies/analysis.{kind}")
 
 
+@pytest.mark.system  # jupytext starts pandoc
 def test_the_notebook_is_its_text_without_outputs():
     notebook, text = notebook_as("ipynb"), notebook_as("md")
     cells = [[(cell.cell_type, cell.source) for cell in one.cells] for one in (notebook, text)]
