@@ -68,7 +68,7 @@ def train(
     stopping = stopping or Stopping()
     check_workdir(experiment.config, workdir)
     warn_if_fused(experiment.net)
-    _warn_about_average(experiment)
+    warn_about_average(experiment)
     source = experiment.train_data.source
     names = source.class_names
     if steps(workdir):
@@ -98,7 +98,7 @@ def train(
     )
 
 
-def _warn_about_average(experiment: Experiment) -> None:
+def warn_about_average(experiment: Experiment) -> None:
     """Logs a warning if the EMA at the end of the run will be far from the trained weights."""
     options = experiment.step_options
     if options.ema_decay == 0 or experiment.init_from is not None or not primary():

@@ -18,7 +18,7 @@ from tests.support.blocks import CASES, check_block
 
 # The package exports the function under the name of its file.
 fuse = import_module("repvgg_jax.fusion.fuse")
-block_convolve = branch_file.convolve
+train_form_conv = branch_file.Conv
 
 
 def faulty_fold(scale=None, mean=1.0, beta=1.0, epsilon=1e-5, root=jnp.sqrt):
@@ -57,7 +57,7 @@ def identity_of(channel):
 
 
 def undilated(*args, dilation=1, **kwargs):
-    return block_convolve(*args, **kwargs)
+    return train_form_conv(*args, **kwargs)
 
 
 def same_padded(size, dilation):
@@ -106,7 +106,7 @@ FAULTS = {
         exact,
         (1,),
     ),
-    "dilation": (branch_file, "convolve", undilated, exact, (1,)),
+    "dilation": (branch_file, "Conv", undilated, exact, (1,)),
     "order of squeeze-and-excite and ReLU": (
         RepVGG,
         "run_activated",

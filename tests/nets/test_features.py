@@ -95,7 +95,7 @@ def test_features_in_training_give_new_statistics():
 
 @pytest.mark.medium
 def test_auxiliary_heads_are_trainings_alone():
-    net, variables = tiny("repvgg_plus_l2pse")
+    net, variables = tiny("repvgg_plus_l2pse", depths=(1, 1, 1, 2, 1))
     x = random_images(8, 64, 64, 3)
     logits, state = net.apply(variables, x, train=True, mutable=["batch_stats", "auxiliary"])
     others = jax.tree.leaves(state["auxiliary"])
@@ -127,7 +127,7 @@ def test_pyramid_bins_that_do_not_divide_the_map():
     np.testing.assert_allclose(segmentation.pool(x, 1)[0, 0, 0], x[0].mean((0, 1)), rtol=1e-5)
 
 
-@pytest.mark.medium
+@pytest.mark.slow
 def test_segmentation_is_the_same_in_both_forms():
     found = segmentation.run(steps=4, size=32, batch=4)
     assert found["pixel_agreement"] > 0.999

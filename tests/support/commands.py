@@ -6,7 +6,13 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-ONE_DEVICE = {"XLA_FLAGS": "--xla_force_host_platform_device_count=1", "JAX_PLATFORMS": "cpu"}
+
+
+def on_devices(count):
+    """Returns the environment of a process with CPU devices, which compiles as the tests do."""
+    kept = [flag for flag in os.environ.get("XLA_FLAGS", "").split() if "device_count" not in flag]
+    flags = [*kept, f"--xla_force_host_platform_device_count={count}"]
+    return os.environ | {"XLA_FLAGS": " ".join(flags), "JAX_PLATFORMS": "cpu"}
 
 
 def python(*arguments, code=0, prefix=(), **options):
@@ -17,14 +23,12 @@ def python(*arguments, code=0, prefix=(), **options):
 
 def main(*arguments, code=0, devices=1):
     """Returns the output of main.py, or its errors if it should fail."""
-    flags = f"--xla_force_host_platform_device_count={devices}"
-    environment = os.environ | ONE_DEVICE | {"XLA_FLAGS": flags}
-    done = _finished("main.py", *arguments, code=code, env=environment)
+    done = _finished("main.py", *arguments, code=code, env=on_devices(devices))
     return done.stdout if code == 0 else done.stderr
 
 
 def _finished(*arguments, code, prefix=(), **options):
-    options = {"env": os.environ | ONE_DEVICE, "timeout": 300} | options
+    options = {"env": on_devices(1), "timeout": 300} | options
     done = subprocess.run(
         [*prefix, sys.executable, *map(str, arguments)],
         cwd=ROOT,

@@ -21,13 +21,17 @@ import tensorboardX  # noqa: F401
 from tests.support.runs import tiny_config, train
 
 
-def config():
+def config(kills):
     """Returns a config with small steps, an EMA, and frequent evaluations and checkpoints."""
-    changes = {"train_steps": 900, "train_checkpoint_every": 15, "train_eval_every": 150}
+    changes = {
+        "train_steps": min(900, 100 * kills),
+        "train_checkpoint_every": 15,
+        "train_eval_every": 150,
+    }
     return tiny_config(**changes, train_log_every=50, optim_ema_decay=0.9)
 
 
-def start(workdir):
+def start(workdir, kills):
     """Starts the run in a forked process and returns its id."""
     if pid := os.fork():
         return pid
@@ -36,7 +40,7 @@ def start(workdir):
     os.dup2(log, 2)
     code = 1
     try:
-        train(config(), workdir)
+        train(config(kills), workdir)
         code = 0
     finally:
         os._exit(code)
@@ -45,17 +49,17 @@ def start(workdir):
 def main(workdir, kills):
     """Kills starts of the run within an eighth of the time of a whole run; then lets one end."""
     rng, started = random.Random(0), time.monotonic()
-    whole = start(workdir.with_name("whole"))
+    whole = start(workdir.with_name("whole"), kills)
     assert os.waitpid(whole, 0)[1] == 0, "the undisturbed run failed"
     span, killed = (time.monotonic() - started) / 8, 0
     for _ in range(kills):
-        pid = start(workdir)
+        pid = start(workdir, kills)
         time.sleep(rng.uniform(0.02, 1) * span)
         os.kill(pid, signal.SIGKILL)
         status = os.waitpid(pid, 0)[1]
         assert status in (0, signal.SIGKILL), "a start failed by itself"
         killed += status == signal.SIGKILL
-    assert os.waitpid(start(workdir), 0)[1] == 0, "the last start failed"
+    assert os.waitpid(start(workdir, kills), 0)[1] == 0, "the last start failed"
     print(f"killed {killed}")
 
 

@@ -12,7 +12,7 @@ import pytest
 import repvgg_jax as rj
 from repvgg_jax.checkpoint import manager
 from repvgg_jax.training.metrics import read_metrics
-from tests.support.commands import ONE_DEVICE, ROOT, python
+from tests.support.commands import ROOT, on_devices, python
 from tests.support.faults import steps_of
 from tests.support.runs import equal
 
@@ -34,7 +34,7 @@ def test_the_command_exits_0_on_sigterm_and_resumes(tmp_path):
     command += ["--workdir", str(tmp_path / "run"), "--config.train.log_every=1"]
     command += ["--config.train.steps=60", "--config.model.depths=(1,1,1,1)"]
     with subprocess.Popen(
-        command, cwd=ROOT, env=os.environ | ONE_DEVICE, stderr=subprocess.PIPE, text=True
+        command, cwd=ROOT, env=on_devices(1), stderr=subprocess.PIPE, text=True
     ) as run:
         for line in run.stderr:
             if line.startswith("step"):
@@ -56,7 +56,7 @@ def test_a_second_process_in_a_workdir_ends_at_once_and_names_the_first(tmp_path
     arguments = ["main.py", "--config", "configs/quickstart.py", "--workdir", tmp_path / "run"]
     command = [sys.executable, *map(str, arguments), "--config.train.log_every=1"]
     with subprocess.Popen(
-        command, cwd=ROOT, env=os.environ | ONE_DEVICE, stderr=subprocess.PIPE, text=True
+        command, cwd=ROOT, env=on_devices(1), stderr=subprocess.PIPE, text=True
     ) as first:
         try:
             assert any(line.startswith("step") for line in first.stderr)

@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import os
 import shutil
 import signal
 import socket
@@ -19,6 +18,7 @@ import repvgg_jax as rj
 from repvgg_jax.checkpoint import manager
 from repvgg_jax.runtime.processes import HEARTBEAT_SECONDS
 from repvgg_jax.training.metrics import read_metrics
+from tests.support.commands import on_devices
 from tests.support.runs import equal, tiny_config, train
 
 ROOT = Path(__file__).parents[2]
@@ -41,14 +41,11 @@ class Pair:
         address = f"--coordinator=127.0.0.1:{free_port()}"
         self.logs = [folder / f"process{index}.log" for index in range(2)]
         self.processes = []
-        environment = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
         for index, log in enumerate(self.logs):
             command = [sys.executable, "main.py", address, "--num_processes=2"]
             command += [f"--process_index={index}", *map(str, arguments)]
             with log.open("w") as out:
-                run = subprocess.Popen(
-                    command, cwd=ROOT, env=os.environ | environment, stdout=out, stderr=out
-                )
+                run = subprocess.Popen(command, cwd=ROOT, env=on_devices(2), stdout=out, stderr=out)
             self.processes.append(run)
 
     def __enter__(self):
@@ -189,11 +186,10 @@ def test_one_device_opens_what_two_by_two_saved(two_by_two):
         "x = jax.numpy.ones((2, 8, 8, 3))\n"
         "print(abs(net.apply(variables, x) - plain.apply(fused, x)).max() < 1e-4)"
     )
-    environment = os.environ | {"XLA_FLAGS": ""}
     done = subprocess.run(
         [sys.executable, "-c", code, two_by_two[0]],
         cwd=ROOT,
-        env=environment,
+        env=on_devices(1),
         capture_output=True,
         text=True,
         timeout=120,
