@@ -11,7 +11,7 @@ import subprocess
 import sys
 import traceback
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -35,10 +35,10 @@ from experiments.sweeps.rows import (
 )
 from repvgg_jax.bench import aot
 from repvgg_jax.cli.train import run_train
+from repvgg_jax.config.workdir import lock_run
 from repvgg_jax.errors import RunError, Stopped, UsageError, one_line
 from repvgg_jax.runtime.compilation import temporaries_bytes
 from repvgg_jax.runtime.files import append_row, write_json
-from repvgg_jax.runtime.lock import locked
 from repvgg_jax.runtime.processes import (
     all_processes,
     join_processes,
@@ -60,7 +60,7 @@ def execute(run: Run, workdir: Path, results: Path) -> None:
     if primary():
         workdirs.make(run, workdir.parent)
     sync_processes("workdir of the sweep made")
-    with locked(workdir) if primary() else nullcontext(), _recorded_errors(workdir):
+    with lock_run(workdir), _recorded_errors(workdir):
         if not all_processes(is_finished(run, workdir)):
             if primary():
                 workdirs.clear_error(workdir)

@@ -46,18 +46,16 @@ def check_workdir(config: Mapping[str, Any], workdir: Path) -> None:
 
 @contextmanager
 def lock_run(workdir: Path) -> Iterator[None]:
-    """Creates the folder of a run, and locks it inside the `with` block, in process 0.
+    """Creates the folder of a run, and locks it for the duration of the context, in process 0.
 
     Raises:
       HeldError: if another process holds the lock.
       UsageError: if the folder cannot be created or written to.
     """
-    if not primary():
-        yield
-        return
-    with _named_write_errors(workdir):
-        workdir.mkdir(parents=True, exist_ok=True)
-    with locked(workdir):
+    if primary():
+        with _named_write_errors(workdir):
+            workdir.mkdir(parents=True, exist_ok=True)
+    with locked(workdir, take=primary()):
         yield
 
 

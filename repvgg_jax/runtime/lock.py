@@ -7,7 +7,7 @@ import os
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 
 from absl import logging
@@ -18,17 +18,21 @@ LOCK_FILE = "lock"
 _NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOLCK)
 _PATIENCE = 2.0  # seconds; `lock_holder` in another process takes the lock for a moment
 
-_held: set[Path] = set()  # files that this process has locked
+_held: set[Path] = set()  # lock files of this process, or of process 0 of its run
 
 
 @contextmanager
-def locked(workdir: Path) -> Iterator[None]:
+def locked(workdir: Path, take: bool = True) -> Iterator[None]:
     """Locks a workdir for the duration of the context, or until the process ends in any way.
 
     The lock is a POSIX record lock on `<workdir>/lock`. NFS, Lustre (mounted with `flock`) and
     other file systems with POSIX locks share it between hosts. A nested call in the same process
     does nothing, since closing the file a second time would release the lock. If the file system
     does not support locks, logs a warning.
+
+    Args:
+      workdir: existing folder of a run.
+      take: False if process 0 of this process's run takes the lock.
 
     Raises:
       HeldError: if another process has the lock; the message has its ID, host and start time.
@@ -38,8 +42,18 @@ def locked(workdir: Path) -> Iterator[None]:
     if path in _held:
         yield
         return
+    with _taken(path, workdir) if take else nullcontext():
+        _held.add(path)
+        try:
+            yield
+        finally:
+            _held.discard(path)
+
+
+@contextmanager
+def _taken(path: Path, workdir: Path) -> Iterator[None]:
     try:
-        file = path.open("a+", encoding="utf-8")
+        file = path.open("a+b", buffering=0)
     except OSError as error:
         raise RunError(f"{path} cannot be written ({error.strerror})") from None
     with file:
@@ -49,23 +63,26 @@ def locked(workdir: Path) -> Iterator[None]:
                 file.seek(0)
                 raise HeldError(f"{workdir} is locked by {_holder(file.read())}")
             time.sleep(0.05)
-        file.truncate(0)
         since = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-        json.dump({"host": socket.gethostname(), "pid": os.getpid(), "since": since}, file)
-        file.flush()
-        _held.add(path)
-        try:
-            yield
-        finally:
-            _held.discard(path)
+        holder = {"host": socket.gethostname(), "pid": os.getpid(), "since": since}
+        with suppress(OSError):  # a full disk, of which the first file of the run tells more
+            file.truncate(0)
+            file.write(json.dumps(holder).encode())
+        yield
 
 
 def lock_holder(workdir: Path) -> str | None:
     """Returns a description of the other process that has locked a workdir, or None."""
     path = workdir.resolve() / LOCK_FILE
-    if path in _held or not path.exists():
+    if path in _held:
         return None
-    with path.open("r", encoding="utf-8") as file:
+    try:
+        file = path.open("rb")
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise RunError(f"{path} cannot be read ({error.strerror})") from None
+    with file:
         if _try_lock(file.fileno(), fcntl.LOCK_SH, workdir):
             return None
         return _holder(file.read())
@@ -95,7 +112,7 @@ def _try_lock(descriptor: int, kind: int, workdir: Path) -> bool:
     return True
 
 
-def _holder(text: str) -> str:
+def _holder(text: bytes) -> str:
     try:
         holder = json.loads(text)
         return f"process {holder['pid']} on {holder['host']} since {holder['since']}"

@@ -1,6 +1,8 @@
 """The lock on a workdir."""
 
+import json
 import re
+import resource
 import subprocess
 import sys
 
@@ -23,6 +25,9 @@ def test_the_second_process_is_told_the_holder_and_a_killed_one_holds_nothing(tm
             pass
         with pytest.raises(HeldError, match=who):
             check_unlocked(tmp_path)
+        with locked(tmp_path, take=False):  # as in the other processes of the holder's run
+            check_unlocked(tmp_path)
+        assert lock_holder(tmp_path)
         holder.kill()
     check_unlocked(tmp_path)
     with locked(tmp_path):
@@ -41,6 +46,26 @@ def test_a_nested_lock_does_not_release_the_outer_one(tmp_path):
         command = [sys.executable, "-c", other, str(tmp_path)]
         said = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
         assert said.stdout.startswith("process ")
+
+
+def test_a_full_disk_does_not_keep_the_lock_from_being_taken(tmp_path):
+    (tmp_path / "lock").write_text(json.dumps({"host": "a", "pid": 1, "since": "then"}))
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))
+    try:
+        with locked(tmp_path):
+            assert (tmp_path / "lock").read_text() == ""  # rather than the earlier holder
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_no_folder_no_lock_and_an_unreadable_one(tmp_path):
+    (tmp_path / "file").touch()
+    for workdir in ("missing", "file", "."):
+        assert lock_holder(tmp_path / workdir) is None
+    (tmp_path / "lock").mkdir()
+    with pytest.raises(RunError, match=r"lock cannot be read \(Is a directory\)"):
+        check_unlocked(tmp_path)
 
 
 def test_a_missing_folder_is_one_line(tmp_path):
