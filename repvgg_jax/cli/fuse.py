@@ -30,10 +30,11 @@ def run_fuse(config: ConfigDict | None, workdir: Path) -> None:
       HeldError: if another process trains in the workdir.
       RunError: if verification or writing fails.
     """
-    config = config or read_config(workdir)
-    evaluation = open_evaluation(config, workdir)
-    net, variables, step = load_trained(workdir)
+    run_config = read_config(workdir)
+    config = config or run_config
     with lock_run(workdir):
+        evaluation = open_evaluation(config, workdir)
+        net, variables, step = load_trained(workdir)
         _, report = fuse_and_save((net, variables), step, workdir, evaluation, config.fuse)
     print_once(f"{report}\nrepvgg_jax.load({str(workdir)!r}, fused=True) opens the fused pair")
 
