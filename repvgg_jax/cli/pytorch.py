@@ -11,6 +11,7 @@ from repvgg_jax.config.workdir import check_workdir, lock_run, make_workdir
 from repvgg_jax.errors import UsageError
 from repvgg_jax.interop.pytorch import from_torch, to_torch
 from repvgg_jax.interop.pytorch_files import read_torch, save_torch
+from repvgg_jax.runtime.processes import print_once
 from repvgg_jax.training.state import fresh_state
 
 
@@ -38,7 +39,7 @@ def run_import(config: ConfigDict, workdir: Path, weights: str | Path) -> None:
         position = {"seed": experiment.data_seed, "step": 0}
         save(manager, state.eval_variables, state.optimizer_state, position)
         check_saved(manager, wait=True)
-    print(f"imported {weights} as the checkpoint of step 0 in {workdir}")
+    print_once(f"imported {weights} as the checkpoint of step 0 in {workdir}")
 
 
 def _class_names(config: ConfigDict) -> tuple[str, ...] | None:

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from absl import logging
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -15,12 +14,12 @@ from repvgg_jax.cli.fuse import fuse_and_save
 from repvgg_jax.config.build import Experiment, build, model_name
 from repvgg_jax.config.fields import config_hash
 from repvgg_jax.config.workdir import check_workdir, lock_run
-from repvgg_jax.errors import Stopped, UsageError
+from repvgg_jax.errors import RunError, Stopped, UsageError, one_line, reraise
 from repvgg_jax.runtime.compilation import StartupTimer
 from repvgg_jax.runtime.files import read_json, write_json
 from repvgg_jax.runtime.lock import check_unlocked
 from repvgg_jax.runtime.mesh import local_copy
-from repvgg_jax.runtime.processes import primary, print_once
+from repvgg_jax.runtime.processes import primary, print_once, warn_once
 from repvgg_jax.runtime.signals import Stopping
 from repvgg_jax.training.evaluation import Evaluation
 from repvgg_jax.training.summary import summary
@@ -44,7 +43,7 @@ def run_train(config: ConfigDict, workdir: Path) -> None:
         with lock_run(workdir):
             report = _train_and_fuse(config, experiment, workdir, stopping, startup)
             if primary():
-                write_json(workdir / "report.json", report)
+                _write_report(workdir / "report.json", report)
                 print(summary(report))
 
 
@@ -98,6 +97,16 @@ def _train_and_fuse(
     }
 
 
+def _write_report(path: Path, report: dict[str, Any]) -> None:
+    def failed(error: Exception) -> RunError:
+        return RunError(
+            f"{path} cannot be written ({one_line(error)}); rerun the same command to write it"
+        )
+
+    with reraise(OSError, failed):
+        write_json(path, report)
+
+
 def _speed(trained: TrainResult, startup: StartupTimer, workdir: Path) -> dict[str, float | None]:
     """Returns the report's speed fields, from an earlier report if no step was left to train."""
     path = workdir / "report.json"
@@ -106,7 +115,7 @@ def _speed(trained: TrainResult, startup: StartupTimer, workdir: Path) -> dict[s
         try:
             earlier = read_json(path, "it is written again, without the speed of earlier steps")
         except UsageError as error:
-            logging.warning("%s", error)
+            warn_once("%s", error)
     measured = {
         "examples_per_second": trained.examples_per_second,
         "waiting_for_data": trained.waiting,

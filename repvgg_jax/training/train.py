@@ -3,15 +3,13 @@
 from pathlib import Path
 from typing import NamedTuple
 
-from absl import logging
-
 from repvgg_jax.checkpoint.manager import open_manager, restore_latest, steps
 from repvgg_jax.config.build import Experiment
 from repvgg_jax.config.classes import check_classes
 from repvgg_jax.config.workdir import check_workdir, make_workdir
 from repvgg_jax.optim.ema import initial_weight
 from repvgg_jax.runtime.compilation import StartupTimer
-from repvgg_jax.runtime.processes import all_processes, leaving_at_once, primary
+from repvgg_jax.runtime.processes import all_processes, leaving_at_once, primary, warn_once
 from repvgg_jax.runtime.signals import Stopping
 from repvgg_jax.training.evaluation import Evaluation, Metrics
 from repvgg_jax.training.loop import Loop
@@ -101,11 +99,11 @@ def train(
 def warn_about_average(experiment: Experiment) -> None:
     """Logs a warning if the EMA at the end of the run will be far from the trained weights."""
     options = experiment.step_options
-    if options.ema_decay == 0 or experiment.init_from is not None or not primary():
+    if options.ema_decay == 0 or experiment.init_from is not None:
         return
     weight = initial_weight(experiment.steps, options.ema_decay, options.ema_warmup)
     if weight > 0.01:
-        logging.warning(
+        warn_once(
             "optim.ema_decay=%g is too slow for %d steps: the average, which is evaluated and "
             "fused, will still consist of %.0f%% initial weights; lower it, or set "
             "optim.ema_warmup=True",

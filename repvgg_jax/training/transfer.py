@@ -7,7 +7,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from absl import logging
 from flax import linen as nn
 from flax.traverse_util import flatten_dict, unflatten_dict
 
@@ -18,6 +17,7 @@ from repvgg_jax.errors import UsageError
 from repvgg_jax.nets import Variables, init
 from repvgg_jax.nets.repvgg import AUXILIARY_HEAD
 from repvgg_jax.optim.repoptimizer import scale_gradients, to_plain, with_scales
+from repvgg_jax.runtime.processes import warn_once
 from repvgg_jax.training.state import TrainState
 
 
@@ -33,7 +33,7 @@ def start_from_run(state: TrainState, workdir: str, names: Sequence[str]) -> Tra
     known = class_names(workdir)
     same_classes = known is None or known == tuple(names)
     variables, fresh = transfer(state.train_variables, source, keep_heads=same_classes)
-    logging.warning(
+    warn_once(
         "initialized from %s; freshly initialized: %s%s",
         workdir,
         ", ".join(fresh) or "nothing",
@@ -113,7 +113,7 @@ def with_repoptimizer(experiment: Experiment) -> tuple[Experiment, dict[str, Any
 def warn_if_fused(net: nn.Module) -> None:
     """Logs a warning if the net is fused, since the train form reaches higher accuracy."""
     if net.is_fused and net.plan():
-        logging.warning(
+        warn_once(
             "training the fused form, which has no BatchNorm and no branches and reaches lower "
             "accuracy; start from the train form, or add BatchNorms with repvgg_jax.insert_bn"
         )

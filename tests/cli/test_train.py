@@ -8,6 +8,7 @@ import pytest
 
 import repvgg_jax as rj
 from repvgg_jax.cli.train import run_train
+from repvgg_jax.errors import RunError
 from tests.support.runs import equal, tiny_config
 
 
@@ -23,3 +24,7 @@ def test_a_torn_report_is_written_again(undisturbed, tmp_path, monkeypatch, capl
     assert report["examples_per_second"] is None
     assert "report.json cannot be read" in caplog.text
     equal(rj.load("~/run")[1], undisturbed[0].eval_variables)
+    (tmp_path / "run/report.json").unlink()
+    (tmp_path / "run/report.json").mkdir()
+    with pytest.raises(RunError, match=r"report\.json cannot be written .*; rerun the same"):
+        run_train(tiny_config(), tmp_path / "run")
