@@ -119,7 +119,7 @@ FIELDS = {
     "train.keep": Field(1, changes_result=False),
     "train.log_every": Field(1, changes_result=False),
     "optim.learning_rate": Field(0),
-    "optim.warmup_epochs": Field(0),
+    "optim.warmup_epochs": Field(0, 1e9),
     "optim.momentum": Field(0, below=1),
     "optim.weight_decay": Field(0, 1),
     "optim.bias_rate_factor": Field(0),

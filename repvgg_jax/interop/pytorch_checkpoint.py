@@ -83,13 +83,14 @@ def without_wrappers(state_dict: Mapping[str, Any]) -> dict[str, Any]:
     source = {
         str(name): value for name, value in state_dict.items() if not str(name).endswith(COUNTER)
     }
-    while True:
+    while source:
         if len(source) > 1:
             source.pop("n_averaged", None)
-        prefix = next(iter(source), "").partition(".")[0] + "."
+        prefix = next(iter(source)).partition(".")[0] + "."
         if prefix.startswith(OWN) or not all(name.startswith(prefix) for name in source):
-            return source
+            break
         source = {name.removeprefix(prefix): value for name, value in source.items()}
+    return source
 
 
 def _has_kernels(mapping: Mapping[str, Any]) -> bool:

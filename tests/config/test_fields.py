@@ -53,6 +53,7 @@ def test_every_number_of_the_default_config_has_bounds():
         ("optim.max_norm", -1.0, "must be above 0"),
         ("optim.ema_decay", 99.99, "below 1"),
         ("optim.bias_rate_factor", -1.0, "at least 0"),
+        ("optim.warmup_epochs", float("inf"), "at most 1e+09"),
         ("train.epochs", 0.0, "above 0"),
         ("train.epochs", float("nan"), "above 0"),
         ("bench.batch_sizes", (0,), "each must be at least 1"),

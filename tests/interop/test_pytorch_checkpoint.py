@@ -80,6 +80,10 @@ def test_other_names_stay(names):
     assert list(without_wrappers(dict.fromkeys(names))) == names
 
 
+def test_nothing_is_left_of_counters():
+    assert without_wrappers({"bn.num_batches_tracked": 3}) == {}
+
+
 @pytest.mark.medium
 def test_names_that_pytorchs_own_wrappers_give():
     torch = pytest.importorskip("torch", reason="PyTorch is not installed")
