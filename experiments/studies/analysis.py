@@ -21,6 +21,7 @@ from repvgg_jax.blocks.base import fold_branch, fold_norm
 from repvgg_jax.blocks.plain import PlainBlock
 from repvgg_jax.blocks.repvgg import RepVGGBlock
 from repvgg_jax.config.build import make_source, make_transform
+from repvgg_jax.config.classes import check_classes
 from repvgg_jax.config.workdir import read_config
 from repvgg_jax.data.images import to_network_input
 from repvgg_jax.data.pipeline import eval_batches
@@ -38,9 +39,13 @@ def images_of(workdir: str | Path, count: int) -> tuple[Images, Int[Array, "batc
     """Returns normalized images of a run's evaluation split, and their labels.
 
     They are spread over the whole split, which may be sorted by class.
+
+    Raises:
+      UsageError: if there is no run, or its data cannot be opened or have other classes.
     """
-    config = read_config(Path(workdir))
+    config = read_config(workdir)
     source, transform = make_source(config, "test"), make_transform(config)
+    check_classes(Path(workdir), source.class_names, source.name)
     count = min(count, len(source))
     chosen = source.select(np.linspace(0, len(source) - 1, count).astype(int).tolist())
     batch = next(iter(eval_batches(chosen, transform, count, workers=0)))

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from repvgg_jax.data.sources.base import EncodedSource, Record, check_label
 from repvgg_jax.data.sources.listing import is_dangling, is_linked_folder, kind, list_images, scan
-from repvgg_jax.errors import UsageError
+from repvgg_jax.errors import UsageError, shortened
 from repvgg_jax.runtime.files import local_path
 from repvgg_jax.runtime.processes import warn_once
 
@@ -129,7 +129,7 @@ def _check_same_classes(train_root: str, test_root: str) -> None:
     if extra or missing:
         raise UsageError(
             f"{test_root} and {train_root} must have the same class folders; {test_root} has extra "
-            f"[{_short(extra)}] and lacks [{_short(missing)}]"
+            f"[{shortened(extra)}] and lacks [{shortened(missing)}]"
         )
 
 
@@ -160,7 +160,7 @@ def _say_which_is_evaluated(train_root: str, test_roots: Sequence[str]) -> None:
     if evaluated == train_root:
         warn_once("%s has no train folder; training and evaluation use the same images", train_root)
     elif others:
-        warn_once("evaluation uses %s; %s is not used", evaluated, _short(others))
+        warn_once("evaluation uses %s; %s is not used", evaluated, shortened(others))
 
 
 def _say_what_is_unusual(root: str, paths: Sequence[str], left_out: Counter[str]) -> None:
@@ -177,9 +177,4 @@ def _say_what_is_unusual(root: str, paths: Sequence[str], left_out: Counter[str]
 def _counts(files: Counter[str]) -> str:
     """Returns counts by kind as text, the largest first."""
     order = sorted(files, key=lambda name: (-files[name], name))
-    return _short([f"{files[name]} {name}" for name in order])
-
-
-def _short(names: Sequence[str], most: int = 10) -> str:
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
+    return shortened([f"{files[name]} {name}" for name in order])
