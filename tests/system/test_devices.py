@@ -14,10 +14,11 @@ import main
 from experiments.studies import segmentation
 from experiments.sweeps.flags import run_command
 
-for platform in sys.argv[2:]:
+workdir, *platforms = sys.argv[1:]
+for platform in platforms:
     jax.config.update("jax_platforms", platform)
     sys.argv = ["segmentation"]
-    codes = main.main(["main.py", "--config=configs/quickstart.py", "--workdir", WORKDIR])
+    codes = main.main(["main.py", "--config=configs/quickstart.py", "--workdir", workdir])
     assert codes == run_command(segmentation.main) == 2
 """
 PLATFORMS = {
@@ -34,9 +35,7 @@ PLATFORMS = {
     reason="this machine has an accelerator",
 )
 def test_absent_devices_are_one_line_with_what_to_install(tmp_path):
-    script = SCRIPT.replace("WORKDIR", repr(os.fspath(tmp_path / "run")))
-    script = script.replace("sys.argv[2:]", repr(list(PLATFORMS)))
-    lines = python("-c", script).splitlines()
+    lines = python("-c", SCRIPT, tmp_path / "run", *PLATFORMS).splitlines()
     errors = [line for line in lines if line.startswith("error: ")]
     assert lines == errors
     expected = [(name, text) for name, text in PLATFORMS.items() for _ in range(2)]
