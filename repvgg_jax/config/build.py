@@ -42,7 +42,7 @@ class StepOptions:
     auxiliary_weight: float = 0.1
     custom_l2: float = 0.0
     ema_decay: float = 0.0
-    ema_warmup: bool = True
+    ema_warmup: bool = False  # as in configs without the field, which are of earlier runs
     accumulate: int = 1
     bn_group_size: int | None = None
     mean: tuple[float, ...] = IMAGENET_MEAN
