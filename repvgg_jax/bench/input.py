@@ -17,6 +17,7 @@ from repvgg_jax.bench import baselines
 from repvgg_jax.bench.timing import ratio
 from repvgg_jax.config.build import make_source, make_transform
 from repvgg_jax.config.fields import check_values
+from repvgg_jax.config.workdir import named_write_errors
 from repvgg_jax.data.augment.rectangles import random_box
 from repvgg_jax.data.augment.transforms import Transform, train_image
 from repvgg_jax.data.decode.image import open_image
@@ -61,8 +62,9 @@ def run_bench_data(config: ConfigDict, workdir: Path | None) -> None:
     if workdir is not None:
         report = {"machine": platform.machine(), "cores": cores, "batch_size": batch_size}
         report |= {"pipelines": rows, "shares": shares, "missing": missing}
-        workdir.mkdir(parents=True, exist_ok=True)
-        write_json(workdir / "bench_data.json", report)
+        with named_write_errors(workdir):
+            workdir.mkdir(parents=True, exist_ok=True)
+            write_json(workdir / "bench_data.json", report)
 
 
 def _measure(

@@ -16,6 +16,7 @@ from repvgg_jax.bench.counting import count_macs, count_parameters, count_winogr
 from repvgg_jax.bench.timing import matmul_peak, ratio, time_interleaved
 from repvgg_jax.config.build import build, make_net
 from repvgg_jax.config.fields import check_values
+from repvgg_jax.config.workdir import named_write_errors
 from repvgg_jax.errors import UsageError
 from repvgg_jax.fusion.fuse import fuse
 from repvgg_jax.nets import Net, abstract, init
@@ -53,7 +54,8 @@ def run_bench(config: ConfigDict, workdir: Path) -> None:
         raise UsageError(f"bench.batch_sizes={batches} must be positive integers")
     peak = matmul_peak(make_net(config).dtype)
     print(f"fastest matrix product: {peak / 1e12:.3g} TFLOP/s in {config.model.dtype}")
-    workdir.mkdir(parents=True, exist_ok=True)
+    with named_write_errors(workdir):
+        workdir.mkdir(parents=True, exist_ok=True)
     for task, last_form in (("forward", "fused"), ("step", "plain")):
         print(
             f"\n{task:<12} {'batch':>5} {'params M':>9} {'GMACs':>7} {'Wino':>7} {'temp MB':>8} "

@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 from repvgg_jax.bench import aot
 from repvgg_jax.config.build import model_name
 from repvgg_jax.config.fields import to_json
-from repvgg_jax.config.workdir import check_workdir, make_workdir
+from repvgg_jax.config.workdir import check_workdir, make_workdir, named_write_errors
 from repvgg_jax.runtime.files import write_json
 
 
@@ -46,4 +46,5 @@ def run_compile(config: ConfigDict, topology: str, workdir: Path | None) -> None
         "memory": cost.memory,
         **dataclasses.asdict(cost),
     }
-    write_json(workdir / "compile.json", report)
+    with named_write_errors(workdir):
+        write_json(workdir / "compile.json", report)

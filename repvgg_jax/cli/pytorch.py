@@ -28,18 +28,24 @@ def run_import(config: ConfigDict, workdir: Path, weights: str | Path) -> None:
         raise UsageError("--mode=import takes its weights from --weights; unset config.init_from")
     experiment = build(config, open_data=False)
     check_workdir(config, workdir)
+    _check_no_checkpoint(workdir)
+    variables = from_torch(experiment.net, read_torch(weights))
+    state = fresh_state(experiment).starting_from(variables)
+    with lock_run(workdir):
+        _check_no_checkpoint(workdir)  # another process may have written one in the meantime
+        make_workdir(experiment.config, workdir, _class_names(config))
+        with open_manager(workdir, experiment.keep) as manager:
+            position = {"seed": experiment.data_seed, "step": 0}
+            save(manager, state.eval_variables, state.optimizer_state, position)
+            check_saved(manager, wait=True)
+    print_once(f"imported {weights} as the checkpoint of step 0 in {workdir}")
+
+
+def _check_no_checkpoint(workdir: Path) -> None:
     if found := steps(workdir):
         raise UsageError(
             f"--workdir={workdir} has a checkpoint of step {found[-1]}; choose another --workdir"
         )
-    variables = from_torch(experiment.net, read_torch(weights))
-    state = fresh_state(experiment).starting_from(variables)
-    with lock_run(workdir), open_manager(workdir, experiment.keep) as manager:
-        make_workdir(experiment.config, workdir, _class_names(config))
-        position = {"seed": experiment.data_seed, "step": 0}
-        save(manager, state.eval_variables, state.optimizer_state, position)
-        check_saved(manager, wait=True)
-    print_once(f"imported {weights} as the checkpoint of step 0 in {workdir}")
 
 
 def _class_names(config: ConfigDict) -> tuple[str, ...] | None:

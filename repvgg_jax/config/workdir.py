@@ -53,7 +53,7 @@ def lock_run(workdir: Path) -> Iterator[None]:
       UsageError: if the folder cannot be created or written to.
     """
     if primary():
-        with _named_write_errors(workdir):
+        with named_write_errors(workdir):
             workdir.mkdir(parents=True, exist_ok=True)
     with locked(workdir, take=primary()):
         yield
@@ -68,7 +68,7 @@ def make_workdir(
       UsageError: if the folder cannot be created or written to.
     """
     if primary():
-        with _named_write_errors(workdir):
+        with named_write_errors(workdir):
             workdir.mkdir(parents=True, exist_ok=True)
             write_json(workdir / "config.json", config)
             if class_names is not None:
@@ -76,7 +76,8 @@ def make_workdir(
     sync_processes("workdir made")
 
 
-def _named_write_errors(workdir: Path) -> AbstractContextManager[None]:
+def named_write_errors(workdir: Path) -> AbstractContextManager[None]:
+    """Raises UsageError for errors of the operating system while a workdir is written."""
     return reraise(
         OSError,
         lambda error: UsageError(

@@ -92,11 +92,13 @@ def save_torch(path: str | Path, state_dict: Mapping[str, np.ndarray]) -> None:
     if not path.parent.is_dir():
         raise UsageError(f"{path}: the folder {path.parent} does not exist")
     arrays = {name: np.asarray(array, order="C") for name, array in state_dict.items()}
-    if kind == "safetensors":
-        # PyTorch's readers check the format in the metadata.
-        package.save_file(arrays, path, metadata={"format": "pt"})
-    else:
-        package.save({name: package.from_numpy(array) for name, array in arrays.items()}, path)
+    # The packages raise OSError, RuntimeError or types of their own.
+    with reraise(Exception, lambda error: UsageError(f"cannot write {path} ({one_line(error)})")):
+        if kind == "safetensors":
+            # PyTorch's readers check the format in the metadata.
+            package.save_file(arrays, path, metadata={"format": "pt"})
+        else:
+            package.save({name: package.from_numpy(array) for name, array in arrays.items()}, path)
 
 
 def _path_and_entry(path: str | Path) -> tuple[Path, str | None]:

@@ -22,7 +22,7 @@ _held: set[Path] = set()  # lock files of this process, or of process 0 of its r
 
 
 @contextmanager
-def locked(workdir: Path, take: bool = True) -> Iterator[None]:
+def locked(workdir: Path, take: bool = True, name: str = LOCK_FILE) -> Iterator[None]:
     """Locks a workdir for the duration of the context, or until the process ends in any way.
 
     The lock is a POSIX record lock on `<workdir>/lock`. NFS, Lustre (mounted with `flock`) and
@@ -33,12 +33,13 @@ def locked(workdir: Path, take: bool = True) -> Iterator[None]:
     Args:
       workdir: existing folder of a run.
       take: False if process 0 of this process's run takes the lock.
+      name: name of the lock file.
 
     Raises:
       HeldError: if another process has the lock; the message has its ID, host and start time.
       RunError: if the lock file cannot be used.
     """
-    path = workdir.resolve() / LOCK_FILE
+    path = workdir.resolve() / name
     if path in _held:
         yield
         return

@@ -3,6 +3,8 @@
 import dataclasses
 import io
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +14,10 @@ from PIL import Image
 from repvgg_jax.data.prepare.archives import download
 from repvgg_jax.data.prepare.official import SETS
 from repvgg_jax.data.prepare.prepare import find_prepared, prepare
-from repvgg_jax.data.prepare.shards import locked
 from repvgg_jax.data.sources.load import load_source
-from repvgg_jax.errors import UsageError
+from repvgg_jax.errors import HeldError, UsageError
+from tests.support.commands import ROOT
+from tests.support.locks import HOLDER
 from tests.support.official_archives import (
     CIFAR_NAMES,
     make_cifar,
@@ -150,12 +153,18 @@ def test_a_draft_of_other_archives_is_started_again(tmp_path):
     assert len(stock("cifar10", tmp_path, "train")) == 15
 
 
+@pytest.mark.system
 def test_one_process_at_a_time(tmp_path):
     path, _ = make_cifar(tmp_path / "archives")
     keywords = {"name": "cifar10", "data_dir": tmp_path, "manual_dir": path.parent}
     keywords["sets"] = with_archives("cifar10", [path])
-    with locked(tmp_path / "cifar10/3.0.2.lock"):
-        fails("another process", **keywords)
+    (tmp_path / "cifar10").mkdir()
+    holder = [sys.executable, "-c", HOLDER, str(tmp_path / "cifar10"), "3.0.2.lock"]
+    with subprocess.Popen(holder, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "held\n"
+        with pytest.raises(HeldError, match=rf"cifar10 is locked by process {process.pid}"):
+            prepare(**keywords)
+        process.kill()
     assert prepare(**keywords)
 
 

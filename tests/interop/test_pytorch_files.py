@@ -167,3 +167,9 @@ def test_released_records_are_of_models_that_exist():
     assert {record.model for record in RELEASED.values()} <= set(rj.list_models())
     assert all(file == record.file for file, record in RELEASED.items())
     assert RELEASED["RepVGG-A0-train.pth"].top1 == 72.41
+
+
+def test_a_file_that_cannot_be_written_is_one_line(tmp_path):
+    (tmp_path / "weights.pth").mkdir()
+    with pytest.raises(rj.UsageError, match=r"cannot write \S+weights\.pth \("):
+        save_torch(tmp_path / "weights.pth", {"a": np.zeros(1, np.float32)})

@@ -18,10 +18,11 @@ from typing import Any
 from repvgg_jax.data.prepare.archives import check_space, fetch, locate
 from repvgg_jax.data.prepare.official import SETS, DataSet, Split, class_names
 from repvgg_jax.data.prepare.progress import progress
-from repvgg_jax.data.prepare.shards import Draft, locked
+from repvgg_jax.data.prepare.shards import Draft
 from repvgg_jax.data.sources.tfds import data_root, load_prepared
 from repvgg_jax.errors import UsageError, one_line
 from repvgg_jax.runtime.files import local_path
+from repvgg_jax.runtime.lock import locked
 
 SHARD_BYTES = 128 << 20  # about 1,100 files for ImageNet's training split
 
@@ -55,7 +56,8 @@ def prepare(
 
     Raises:
       UsageError: if the data set is unknown, an archive is missing or not the published one, a
-        folder is not writable, no space is left, or another process is preparing the data set.
+        folder is not writable, or no space is left.
+      HeldError: if another process is preparing the data set.
     """
     data_set = _lookup(name, sets)
     target, downloads = _target(name, data_dir), Path(_root(data_dir), "downloads")
@@ -63,7 +65,9 @@ def prepare(
         return target
     manual = local_path(manual_dir, "data.manual_dir") if manual_dir else None
     found = locate(data_set.archives, downloads, manual)
-    with _one_line_errors(target), locked(target.with_name(f"{target.name}.lock")):
+    with _one_line_errors(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+    with _one_line_errors(target), locked(target.parent, name=f"{target.name}.lock"):
         # Another process may have written the data set before this one acquired the lock.
         if not find_prepared(name, data_dir, sets=sets):
             identity = {"archives": [a.checksum for a in data_set.archives], "shard": shard_bytes}

@@ -1,15 +1,12 @@
 """Resumable writing of a data set: finished shards are kept if the process dies."""
 
-import fcntl
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from repvgg_jax.errors import UsageError
 from repvgg_jax.runtime.files import parse_json, write_json
 
 _STATE = "progress.json"
@@ -115,24 +112,3 @@ def _write_shard(path: Path, records: Iterator[bytes], shard_bytes: int) -> tupl
         os.fsync(file.fileno())
     os.replace(draft, path)
     return count, size
-
-
-@contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Locks a file for the duration of the context, or until the process dies.
-
-    Raises:
-      UsageError: if another process has locked the file.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UsageError(
-                f"another process is writing this data set (it has locked {path})"
-            ) from None
-        try:
-            yield
-        finally:
-            path.unlink(missing_ok=True)
