@@ -49,7 +49,7 @@ def parse(values: flags.FlagValues, argv: list[str]) -> None:
         config = expanded
     try:
         rest = values(argv)[1:]
-    except AttributeError as error:  # an override of a field that the config does not have
+    except (AttributeError, KeyError) as error:  # the config does not have an overridden field
         unchanged = _load_config(config)
         problems = filter(None, (unknown_field(unchanged, field) for field in fields))
         raise UsageError(next(problems, str(error))) from None

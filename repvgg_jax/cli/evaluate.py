@@ -7,7 +7,6 @@ from ml_collections import ConfigDict
 from repvgg_jax.checkpoint.fused import fused_step, has_fused
 from repvgg_jax.checkpoint.load import load, load_trained
 from repvgg_jax.config.build import make_eval_data
-from repvgg_jax.config.classes import check_classes
 from repvgg_jax.config.fields import check_values
 from repvgg_jax.config.workdir import read_config
 from repvgg_jax.runtime.mesh import make_mesh
@@ -42,6 +41,4 @@ def open_evaluation(config: ConfigDict, workdir: Path) -> Evaluation:
     """Returns the evaluation described by a config, on all devices, ignoring `config.mesh`."""
     check_values(config)
     mesh = make_mesh()
-    data = make_eval_data(config, mesh)
-    check_classes(workdir, data.source.class_names, data.source.name)
-    return Evaluation(data, mesh)
+    return Evaluation(make_eval_data(config, mesh, run=workdir), mesh)

@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from repvgg_jax.bench.counting import count_macs, count_parameters
+from repvgg_jax.checkpoint.manager import steps
 from repvgg_jax.cli.fuse import fuse_and_save
 from repvgg_jax.config.build import Experiment, build, model_name
 from repvgg_jax.config.fields import config_hash
@@ -39,7 +40,8 @@ def run_train(config: ConfigDict, workdir: Path) -> None:
     check_workdir(config, workdir)
     with Stopping(config.train.deadline) as stopping:
         startup = StartupTimer()
-        experiment = build(config)
+        # The classes matter only if there is a checkpoint to resume from.
+        experiment = build(config, run=workdir if steps(workdir) else None)
         with lock_run(workdir):
             report = _train_and_fuse(config, experiment, workdir, stopping, startup)
             if primary():

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -11,6 +12,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from repvgg_jax.blocks.repvgg import BRANCHES
+from repvgg_jax.config.classes import check_classes, describe_classes
 from repvgg_jax.config.fields import check_values, to_json
 from repvgg_jax.data.augment.transforms import Transform
 from repvgg_jax.data.images import IMAGENET_MEAN, IMAGENET_STD
@@ -86,7 +88,10 @@ class Experiment:
 
 
 def build(
-    config: ConfigDict, devices: Sequence[jax.Device] | None = None, open_data: bool = True
+    config: ConfigDict,
+    devices: Sequence[jax.Device] | None = None,
+    open_data: bool = True,
+    run: Path | None = None,
 ) -> Experiment:
     """Returns the experiment described by a config, after all checks that need no training.
 
@@ -95,6 +100,7 @@ def build(
       devices: the devices to run on; all of them by default.
       open_data: False to leave `train_data` and `eval_data` None; the length of the schedule is
         then a placeholder.
+      run: workdir of a run whose classes the data must have.
 
     Raises:
       UsageError: if a value is out of bounds, values conflict, or the data cannot be used.
@@ -112,8 +118,8 @@ def build(
     train_data, eval_data, train_size = None, None, 0
     steps, warmup_steps = _STEPS_WITHOUT_DATA, int(config.optim.warmup_epochs > 0)
     if open_data:
-        train_data = _make_split(config, "train", config.train.batch_size)
-        eval_data = make_eval_data(config, mesh)
+        train_data = _make_split(config, "train", config.train.batch_size, run)
+        eval_data = make_eval_data(config, mesh, run)
         train_size = len(train_data.source)
         if not train_size:
             name = train_data.source.name
@@ -182,12 +188,24 @@ def model_name(config: ConfigDict) -> str:
     return f"{name}, block {block}" if block else name
 
 
-def make_source(config: ConfigDict, split: str) -> Source:
-    """Opens the split `train` or `test` of the data described by `config.data`."""
+def make_source(config: ConfigDict, split: str, run: Path | None = None) -> Source:
+    """Opens the split `train` or `test` of the data described by `config.data`.
+
+    Raises:
+      UsageError: if the data cannot be used, have other classes than those of the workdir `run`, or
+        more than the net has outputs.
+    """
     data = config.data
     classes = config.model.num_classes
     options = {"num_classes": classes, "skip_corrupt": data.skip_corrupt}
     source = load_source(data.source, data.name, data.data_dir, split, **options)
+    if run is not None:
+        check_classes(run, source.class_names, source.name)
+    if source.num_classes > classes:
+        raise UsageError(
+            f"{source.name} has {describe_classes(source.class_names)}, but the net has {classes} "
+            f"outputs; set model.num_classes={source.num_classes}"
+        )
     if source.num_classes < classes:
         warn_once(
             "%s has %d classes but the net has %d: labels are 0 to %d in the order of the class "
@@ -205,15 +223,18 @@ def make_transform(config: ConfigDict) -> Transform:
     return Transform(**{field.name: config.data[field.name] for field in fields(Transform)})
 
 
-def make_eval_data(config: ConfigDict, mesh: Mesh) -> Split:
-    """Opens the evaluation split, after checking that the mesh divides its batches."""
+def make_eval_data(config: ConfigDict, mesh: Mesh, run: Path | None = None) -> Split:
+    """Opens the evaluation split, after checking that the mesh divides its batches.
+
+    The split must have the classes of the workdir `run`, if one is given.
+    """
     check_divides("train.eval_batch_size", config.train.eval_batch_size, mesh)
-    return _make_split(config, "test", config.train.eval_batch_size)
+    return _make_split(config, "test", config.train.eval_batch_size, run)
 
 
-def _make_split(config: ConfigDict, split: str, batch_size: int) -> Split:
+def _make_split(config: ConfigDict, split: str, batch_size: int, run: Path | None) -> Split:
     return Split(
-        source=make_source(config, split),
+        source=make_source(config, split, run),
         transform=make_transform(config),
         batch_size=batch_size,
         workers=config.data.workers,

@@ -16,13 +16,15 @@ def class_names(workdir: str | Path) -> tuple[str, ...] | None:
     that did not keep them. If there are fewer names than outputs, the last outputs have no class.
 
     Raises:
-      UsageError: if the file with the names cannot be read.
+      UsageError: if there is no such folder, or the file with the names cannot be read.
 
     Example:
       >>> class_names("runs/quickstart")[3]  # doctest: +SKIP
       '3'
     """
     path = local_path(workdir) / CLASSES_FILE
+    if not path.parent.is_dir():
+        raise UsageError(f"no run in {workdir}: the folder does not exist")
     if not path.exists():
         return None
     remedy = "delete it, and the next training run will write it again"

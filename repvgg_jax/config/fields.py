@@ -236,11 +236,16 @@ def former_names(paths: Iterable[str]) -> list[str]:
     return sorted(part for part in parts if re.fullmatch(former, part))
 
 
+_ABBREVIATIONS = {"lr": "learning_rate", "wd": "weight_decay", "bs": "batch_size"}
+
+
 def unknown_field(config: ConfigDict, name: str) -> str | None:
     """Returns a message with the nearest field names, or None if the config has this field."""
     known = dict(flat(to_json(config)))
     if name in known:
         return None
-    close = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
+    section, _, field = name.rpartition(".")
+    wanted = f"{section}.{_ABBREVIATIONS.get(field, field)}" if section else name
+    close = difflib.get_close_matches(wanted, known, n=3, cutoff=0.4)
     hint = f"did you mean {' or '.join(close)}?" if close else "configs/default.py lists them"
     return f"--config.{name}: no such field; {hint}"

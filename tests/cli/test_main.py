@@ -33,6 +33,12 @@ def failing(capsys, *given):
     ("given", "expected"),
     [
         ([*QUICK, "--config.train.epoch=3"], "train.epoch: no such field; did you mean train.epo"),
+        (
+            [*QUICK, "--config.trian.epochs=2"],
+            "trian.epochs: no such field; did you mean train.",
+        ),
+        ([*QUICK, "--config.train.epochs.x=2"], "train.epochs.x: no such field; did you mean"),
+        ([*QUICK, "--config.optim.lr=1.0"], "optim.lr: no such field; did you mean optim.learning"),
         ([*QUICK, "--config.train.epochs=many"], "config.train.epochs=many"),
         ([*QUICK, "--config.seed=1", "--config.seed=2"], "--config.seed is given twice"),
         ([*QUICK, "--config.model.name=repvgg_c0"], "did you mean repvgg_"),

@@ -70,8 +70,9 @@ def test_different_classes_are_listed(tmp_path, split):
 
 def test_labels_beyond_the_net_are_named(tmp_path):
     write_tree(tmp_path)
-    first = tmp_path / "train" / "bee" / "0.PNG"
-    fails("label 1", first, "[0, 1)", data_dir=os.fspath(tmp_path), num_classes=1)
+    source = load_source("folder", "x", os.fspath(tmp_path), "train", num_classes=1)
+    with pytest.raises(UsageError, match=r"label 1 of \S+/train/bee/0\.PNG is outside \[0, 1\)"):
+        [source[index] for index in range(len(source))]
     fails("label 5", "[0, 5)", source="digits", num_classes=5)
 
 

@@ -10,6 +10,7 @@ import pytest
 import repvgg_jax as rj
 from repvgg_jax.cli import evaluate, fuse
 from repvgg_jax.cli.train import run_train
+from repvgg_jax.config.build import build
 from repvgg_jax.config.classes import check_classes, write_class_names
 from repvgg_jax.training.transfer import transfer
 from tests.support.image_files import write_tree
@@ -52,7 +53,9 @@ def test_long_lists_are_shortened_and_unknown_names_pass(tmp_path):
     assert len(str(caught.value)) < 700
 
 
-def test_a_damaged_list_names_the_file(tmp_path):
+def test_a_missing_or_damaged_list_is_named(tmp_path):
+    with pytest.raises(rj.UsageError, match="no run in"):
+        rj.class_names(tmp_path / "missing")
     (tmp_path / "classes.json").write_text("[")
     with pytest.raises(rj.UsageError, match=r"classes\.json cannot be read"):
         rj.class_names(tmp_path)
@@ -72,6 +75,17 @@ def test_heads_of_other_classes_stay_fresh():
     jax.tree.map(np.testing.assert_array_equal, started["params"][block], source["params"][block])
 
 
+def test_more_classes_than_outputs_are_refused_before_training(tmp_path):
+    write_tree(tmp_path)
+    config = tiny_config(data_source="folder", data_data_dir=str(tmp_path))
+    config.model.num_classes = 1
+    with pytest.raises(
+        rj.UsageError,
+        match=r"has 2 classes \[ant, bee\], but the net has 1 outputs; set model\.num_classes=2",
+    ):
+        build(config)
+
+
 @pytest.mark.medium
 def test_a_run_meets_data_of_its_own_classes_only(tmp_path, caplog, capsys):
     data, workdir = tmp_path / "data", tmp_path / "run"
@@ -80,7 +94,7 @@ def test_a_run_meets_data_of_its_own_classes_only(tmp_path, caplog, capsys):
         data_source="folder", data_data_dir=str(data), train_steps=2, train_batch_size=8
     )
     config.train.eval_batch_size = 8
-    config.model.num_classes = 3
+    config.model.num_classes = 2
     run_train(config, workdir)
     assert rj.class_names(workdir) == ("cat", "dog")
     report = (workdir / "report.json").read_text()

@@ -4,7 +4,7 @@ import os
 from collections import Counter
 from collections.abc import Sequence
 
-from repvgg_jax.data.sources.base import EncodedSource, Record, check_label
+from repvgg_jax.data.sources.base import EncodedSource, Record
 from repvgg_jax.data.sources.listing import is_dangling, is_linked_folder, kind, list_images, scan
 from repvgg_jax.errors import UsageError, shortened
 from repvgg_jax.runtime.files import local_path
@@ -37,8 +37,8 @@ def load_folder(
     Arguments are those of `load_source`.
 
     Raises:
-      UsageError: if a folder is missing, empty or a dangling link, the splits have different
-        classes, or there are more than `num_classes` classes.
+      UsageError: if a folder is missing, empty or a dangling link, or the splits have different
+        classes.
     """
     if data_dir is None:
         raise UsageError(f"data.source=folder requires data.data_dir; expected {_LAYOUT}")
@@ -60,8 +60,6 @@ def load_folder(
     labels: list[int] = []
     for label, class_name in enumerate(classes):
         files = _images(os.path.join(split_root, class_name), left_out)
-        if num_classes is not None:
-            check_label(label, num_classes, files[0])
         paths += files
         labels += [label] * len(files)
     _say_what_is_unusual(split_root, paths, left_out)
@@ -74,7 +72,7 @@ def load_folder(
         class_names=classes,
         size=len(paths),
         read=read,
-        label_range=len(classes),
+        label_range=min(num_classes or len(classes), len(classes)),
         skip_corrupt=skip_corrupt,
     )
 
