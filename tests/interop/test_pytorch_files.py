@@ -92,7 +92,7 @@ def test_the_content_counts_and_not_the_extension(legacy, tmp_path):
         (b"\n<!DOCTYPE html><html><title>Sign in</title>", "is a web page"),
         (b"<?xml version='1.0'?><Error><Code>NoSuchKey</Code></Error>", "is a web page"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\n", "git lfs pull"),
-        (gzip.compress(b"weights"), "is an archive"),
+        (gzip.compress(b"weights", mtime=0), "is an archive"),
         (b"a.pth".ljust(257, b"\0") + b"ustar\x0000", "is an archive"),
         (pickle.dumps({"linear.bias": np.ones(3)}), "torch.save did not write"),
         (b"\0" * 1000, "damaged, or not a file of weights"),
