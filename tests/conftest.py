@@ -36,7 +36,7 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "0")
 os.environ.setdefault("JAX_NUMPY_RANK_PROMOTION", "raise")
 
 # A run of the tests means the same on each machine; compiling makes some examples slow.
-hypothesis.settings.register_profile("repeatable", max_examples=15, derandomize=True, deadline=None)
+hypothesis.settings.register_profile("repeatable", max_examples=10, derandomize=True, deadline=None)
 hypothesis.settings.load_profile("repeatable")
 
 SYSTEM = Path(__file__).parent / "system"

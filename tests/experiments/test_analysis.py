@@ -101,6 +101,7 @@ def test_a_removed_branch_is_a_block_without_it(trained, branch):
     )
 
 
+@pytest.mark.medium
 def test_removals_are_of_every_branch_and_start_with_none(trained):
     net, variables = trained
     images, labels = random_images(6, 16, 16, 3), jnp.arange(6) % 5
@@ -128,6 +129,7 @@ def test_receptive_fields_are_the_same_in_both_forms_and_grow(trained):
     assert seen[-1] <= 15**2  # 3 + 2 (2 + 2) + 4 pixels
 
 
+@pytest.mark.medium
 def test_activation_ranges_are_before_the_relu_in_both_forms(trained):
     net, variables = trained
     images = random_images(4, 16, 16, 3)

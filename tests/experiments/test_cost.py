@@ -60,6 +60,7 @@ def curves(workdir, *rows):
     (workdir / "metrics.jsonl").write_text("".join(lines))
 
 
+@pytest.mark.medium
 def test_cost_is_that_of_the_variant_on_the_most_common_device(tmp_path, both):
     assert remaining_cost(both, tmp_path, 25, []) is None
     assert remaining_cost(both, tmp_path, 25, [row(protocol="cifar10_full")]) is None
@@ -96,6 +97,7 @@ def test_cost_of_other_variants_scales_with_multiply_adds(tmp_path, both):
     assert remaining_cost(both, tmp_path, 25, [tiny, row("none", 60)]).seconds == expected()
 
 
+@pytest.mark.medium
 def test_cost_on_the_users_device_comes_before_the_repositorys(tmp_path, both):
     others = [row(seconds=100 + seconds) for seconds in range(9)]
     own = [row(seconds=10, device="H100 x1")]

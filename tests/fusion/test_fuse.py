@@ -156,6 +156,7 @@ def test_verify_names_the_block_that_differs():
     )
 
 
+@pytest.mark.medium
 def test_a_net_of_5x5_kernels_fuses():
     net, variables = small(kernel_size=5, depths=(1, 2), widths=(16, 16), strides=(2, 2))
     report = rj.verify(net, variables, random_images(8, 17, 16, 3))

@@ -82,6 +82,7 @@ def own_blocks(monkeypatch):
     monkeypatch.setitem(BLOCKS, "square", SquareBlock)
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("options", [{"block": "twice", "scale": -2.0}, {"block": "square"}])
 def test_registered_block__is_created_by_name_and_fuses(options, own_blocks):
     net = rj.create("repvgg_a0", depths=(1, 2), widths=(8, 8), strides=(2, 1), **options)

@@ -60,6 +60,7 @@ def test_an_impossible_algorithm_is_refused():
         convolve_with(x, kernel, PassAlgorithms(input_gradient="matmul"), 1)
 
 
+@pytest.mark.medium
 def test_the_rule_names_possible_algorithms():
     sizes = itertools.product([1, 64], [1, 7, 56], [3, 48, 256], [1, 3], [1, 2], [1, 4])
     for batch, side, channels, size, strides, groups in sizes:

@@ -184,6 +184,7 @@ def test_four_devices_compute_what_one_does(group_size):
     assert_close(result, expected, 1e-5)
 
 
+@pytest.mark.medium
 def test_moments_of_groups_within_a_device_need_no_collective():
     """Ignores the all-reduces of gradients, which the net with global statistics has too."""
     counts = {}

@@ -49,6 +49,7 @@ def trained_like(rng, shape, per_channel):
     return rng.standard_t(4, shape) * scale
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("kind", ["uniform", "trained"])
 def test_float32_errors_are_a_small_multiple_of_the_direct_ones(kind):
     rng = np.random.default_rng(3)

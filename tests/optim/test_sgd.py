@@ -25,6 +25,7 @@ PARAMS = {
 DECAYED = {"stage0_block1/conv_kxk/kernel", "stage0_block1/bn_identity/scale", "head/kernel"}
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("nesterov", [False, True])
 def test_three_steps_of_sgd(nesterov):
     schedule = sgd.cosine_schedule(0.1, 512, total_steps=10, warmup_steps=2)

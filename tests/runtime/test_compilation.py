@@ -62,6 +62,7 @@ def test_a_fusion_does_not_grow_with_the_depth():
     assert sizes[1] <= sizes[0] + 5, sizes
 
 
+@pytest.mark.medium
 def test_an_evaluations_fusion_does_not_grow_with_the_depth_either():
     sizes = []
     for depth in (3, 6):

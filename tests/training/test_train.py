@@ -162,6 +162,7 @@ def test_a_failed_last_save_is_reported_unless_another_error_came_first(tmp_path
         pass
 
 
+@pytest.mark.medium
 def test_a_checkpoint_of_four_devices_opens_on_one(tmp_path):
     many = fresh_state(mesh_module.make_mesh())
     with manager_module.open_manager(tmp_path, max_to_keep=1) as manager:
@@ -203,6 +204,7 @@ def test_load_and_its_errors(tmp_path):
         rj.load(tmp_path / "run")
 
 
+@pytest.mark.medium
 def test_a_truncated_checkpoint_is_named(tmp_path):
     train(tiny_config(train_steps=2), tmp_path)
     for path in (tmp_path / "checkpoints/2/variables").glob("**/d/*"):
