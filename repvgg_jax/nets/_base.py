@@ -13,12 +13,13 @@ from repvgg_jax.blocks.registry import block_class
 from repvgg_jax.errors import UsageError
 from repvgg_jax.layers.conv import Dtype
 from repvgg_jax.layers.squeeze_excite import SqueezeExcite
+from repvgg_jax.ops import onednn
 from repvgg_jax.ops.convolution import check_algorithm
 
 
 def _convolutions(primitive: Any, *_: Any, **__: Any) -> bool:
     """Returns True for convolutions and matrix products, whose outputs are saved."""
-    return primitive.name in ("conv_general_dilated", "dot_general", "repvgg_jax.onednn")
+    return primitive.name in ("conv_general_dilated", "dot_general", onednn.PRIMITIVE)
 
 
 # Rematerialization policies: the values inside a block that are saved for the backward pass.

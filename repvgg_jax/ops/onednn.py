@@ -181,7 +181,8 @@ _convolve.defvjp(_forward, _backward)
 # A call of the library by `name`, with a result of `shape`. The arrays of "convolution" are x, the
 # kernel, the packed kernel if `packed`, and the bias if there is one; those of the gradients are
 # (dy, kernel) and (x, dy).
-_call = Primitive("repvgg_jax.onednn")
+PRIMITIVE = "repvgg_jax.onednn"
+_call = Primitive(PRIMITIVE)
 
 
 @_call.def_abstract_eval
