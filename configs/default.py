@@ -11,6 +11,9 @@ def get_config() -> ConfigDict:
     config = ConfigDict()
     config.seed = 0  # initialization; also data.seed and data.augmentation_seed, if unset
     config.init_from = placeholder(str)  # workdir of a run to start from; fresh weights if unset
+    # init_from: "keep" or "reset" the head; if unset, keep it for the same classes, reset it for
+    # another number of classes, and refuse other classes of the same number.
+    config.init_head = placeholder(str)
 
     config.model = model = ConfigDict()
     model.name = "repvgg_a0"  # one of repvgg_jax.list_models()

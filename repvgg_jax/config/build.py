@@ -84,6 +84,7 @@ class Experiment:
     log_every: int
     keep: int
     init_from: str | None
+    init_head: str | None
     repoptimizer_from: str | None
 
 
@@ -149,6 +150,7 @@ def build(
         log_every=config.train.log_every,
         keep=config.train.keep,
         init_from=config.init_from,
+        init_head=config.init_head,
         repoptimizer_from=config.optim.repoptimizer_from,
     )
 

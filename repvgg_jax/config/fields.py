@@ -202,6 +202,8 @@ def value_problems(config: ConfigDict) -> Iterator[str]:
                 local_path(values[name], name)
             except UsageError as error:
                 yield str(error)
+    if (head := values.get("init_head")) not in (None, "keep", "reset"):
+        yield f"init_head={head!r}: choose from keep, reset"
     batch_size = config.train.batch_size
     if (config.train.mixup or config.train.cutmix) and batch_size % 2:
         problem = "must be even, since train.mixup and train.cutmix mix pairs of images"

@@ -128,5 +128,5 @@ def _initial_state(experiment: Experiment, workdir: Path) -> tuple[Experiment, T
         state = state.starting_from(weights)
     if experiment.init_from is not None:
         names = experiment.train_data.source.class_names
-        state = start_from_run(state, experiment.init_from, names)
+        state = start_from_run(state, experiment.init_from, names, experiment.init_head)
     return experiment, state

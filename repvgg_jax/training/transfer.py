@@ -21,25 +21,38 @@ from repvgg_jax.runtime.processes import warn_once
 from repvgg_jax.training.state import TrainState
 
 
-def start_from_run(state: TrainState, workdir: str, names: Sequence[str]) -> TrainState:
+def start_from_run(
+    state: TrainState, workdir: str, names: Sequence[str], head: str | None = None
+) -> TrainState:
     """Returns the state with the weights of another run's latest checkpoint; logs fresh parts.
 
-    Heads stay fresh if the other run has other classes than `names`, also if there are as many.
+    Args:
+      state: the fresh state of this run.
+      workdir: folder of the other run.
+      names: class names of this run's data.
+      head: "keep" or "reset", as `init_head` of the config. By default, the head is kept if both
+        runs have the same classes, and stays fresh if they differ in number.
 
     Raises:
-      UsageError: if there is no checkpoint, or it does not fit the net.
+      UsageError: if there is no checkpoint, it does not fit the net, or the runs have different
+        classes but heads of the same size, and `head` does not say what to do.
     """
     _, source = load(workdir)
     known = class_names(workdir)
-    same_classes = known is None or known == tuple(names)
-    variables, fresh = transfer(state.train_variables, source, keep_heads=same_classes)
+    variables, fresh = transfer(state.train_variables, source, keep_heads=head != "reset")
+    kept = "head" not in fresh
+    if head == "keep" and not kept:
+        raise UsageError(
+            f"init_head=keep: the run in {workdir} has another number of classes; unset init_head"
+        )
+    if head is None and kept and known is not None and known != tuple(names):
+        raise UsageError(
+            f"init_from={workdir}: that run has {describe_classes(known)}, and this one "
+            f"{describe_classes(names)}; set init_head=reset to train a new head for them, or "
+            "init_head=keep if output k means the same in both"
+        )
     warn_once(
-        "initialized from %s; freshly initialized: %s%s",
-        workdir,
-        ", ".join(fresh) or "nothing",
-        ""
-        if same_classes
-        else f", as that run has {describe_classes(known)} and this one {describe_classes(names)}",
+        "initialized from %s; freshly initialized: %s", workdir, ", ".join(fresh) or "nothing"
     )
     return state.starting_from(variables)
 

@@ -51,6 +51,7 @@ def failing(capsys, *given):
         (["--config=gs://bucket/b9.py"], "--config=gs://bucket/b9.py is a URL"),
         ([*QUICK, "--mode=import", "--weights=https://host/a.pth"], "download it"),
         ([*QUICK, "--config.init_from=s3://bucket/run"], "init_from=s3://bucket/run is a URL"),
+        ([*QUICK, "--config.init_head=drop"], "init_head='drop': choose from keep, reset"),
         ([*QUICK, "--config.data.data_dir=gs://bucket"], "data.data_dir=gs://bucket is a URL"),
         ([*QUICK, "--config.optim.repoptimizer_from=file:///x"], "give the path itself: /x"),
         (["--config", "configs/cifar10.py:fast"], "choose two_cores or full"),

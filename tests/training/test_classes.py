@@ -118,6 +118,11 @@ def test_a_run_meets_data_of_its_own_classes_only(tmp_path, caplog, capsys):
         evaluate.run_eval(None, workdir)
 
     config.init_from = str(workdir)  # as many classes, but other ones
+    both = r"has 2 classes \[cat, dog\], and this one 2 classes \[dog, zcat\]; set init_head=reset"
+    with pytest.raises(rj.UsageError, match=both):
+        run_train(config, tmp_path / "next")
+    assert not (tmp_path / "next/checkpoints").exists()
+    config.init_head = "reset"
     run_train(config, tmp_path / "next")
-    assert "freshly initialized: head, as that run has 2 classes [cat, dog]" in caplog.text
+    assert "freshly initialized: head" in caplog.text
     assert rj.class_names(tmp_path / "next") == ("dog", "zcat")
