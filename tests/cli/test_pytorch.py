@@ -111,7 +111,7 @@ def test_weights_of_other_classes_become_the_start_of_a_run(tmp_path):
     fresh = fresh_state(experiment)
     state = start_from_run(fresh, str(tmp_path / "run"), "0123456789")
     equal(state.params["head"], fresh.params["head"])
-    with pytest.raises(rj.UsageError, match="init_head=keep: .* another number of classes"):
+    with pytest.raises(rj.UsageError, match=r"init_head=keep: .* another number of classes"):
         start_from_run(fresh, str(tmp_path / "run"), "0123456789", "keep")
     block = "stage1_block0"
     equal(state.params[block], rj.load(tmp_path / "run")[1]["params"][block])
