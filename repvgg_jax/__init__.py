@@ -20,6 +20,7 @@ from repvgg_jax.fusion.insert_bn import insert_bn
 from repvgg_jax.fusion.reestimate import reestimate_batch_stats
 from repvgg_jax.fusion.verify import FusionReport, verify
 from repvgg_jax.nets import create, init, list_models, randomize
+from repvgg_jax.version import __version__
 
 if TYPE_CHECKING:
     from repvgg_jax.checkpoint.load import load
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 __all__ = [
     "FusionReport",
     "UsageError",
+    "__version__",
     "class_names",
     "create",
     "fuse",

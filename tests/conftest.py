@@ -50,11 +50,13 @@ def pytest_collection_modifyitems(items):
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _onednn_is_compiled():
-    """The library compiles its calls of oneDNN once on a machine: before the tests, not in one."""
+def _processes_have_run():
+    """The library compiles its calls of oneDNN once, and asks git for the commit: not in a test."""
     from repvgg_jax.ops import onednn
+    from repvgg_jax.version import git_commit
 
     onednn.unavailable()
+    git_commit()
 
 
 @pytest.fixture(autouse=True)

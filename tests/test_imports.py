@@ -11,6 +11,7 @@ ROOT = Path(__file__).parent.parent
 # A package imports only from itself and from those before it.
 ORDER = [
     "errors",
+    "version",
     "runtime",
     "ops",
     "affine",

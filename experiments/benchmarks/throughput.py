@@ -31,8 +31,7 @@ from experiments.sweeps.expand import (
     is_current_variant,
 )
 from experiments.sweeps.flags import Parser, path_type, run_command
-from experiments.sweeps.rows import RESULTS, cpu_cores, device_name, read_sweeps
-from experiments.sweeps.run_one import git_commit
+from experiments.sweeps.rows import RESULTS, device_name, read_sweeps
 from repvgg_jax.bench.aot import lower_step
 from repvgg_jax.bench.models import repeated_step
 from repvgg_jax.bench.timing import time_interleaved
@@ -40,8 +39,10 @@ from repvgg_jax.config.build import make_net
 from repvgg_jax.errors import UsageError
 from repvgg_jax.nets import abstract
 from repvgg_jax.runtime.compilation import jit, temporaries_bytes
+from repvgg_jax.runtime.devices import cpu_cores
 from repvgg_jax.runtime.files import read_json, write_json
 from repvgg_jax.runtime.processes import prepare_process
+from repvgg_jax.version import git_commit
 
 FILE = "throughput.json"
 VERSION = 2

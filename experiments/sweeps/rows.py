@@ -143,11 +143,6 @@ def row_key(row: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(row[name] for name in ("config_hash", "sweep", "name", "protocol"))
 
 
-def cpu_cores() -> int | None:
-    """Returns the number of cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-
-
 def device_name(device: str, cores: int | None) -> str:
     """Returns the device's name, for CPUs with the number of cores, on which times depend."""
     if cores is None or not device.startswith("cpu"):

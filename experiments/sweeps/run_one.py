@@ -7,13 +7,11 @@ python -m experiments.sweeps.run_one --sweep=branches --name=both --seed=0 \
 Exit codes are listed in `repvgg_jax.errors`.
 """
 
-import subprocess
 import sys
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import jax
 from absl import logging
@@ -25,7 +23,6 @@ from experiments.sweeps.flags import Parser, path_type, run_command
 from experiments.sweeps.jobs import STOPPED
 from experiments.sweeps.rows import (
     INFO_FILE,
-    cpu_cores,
     is_finished,
     make_row,
     read_info,
@@ -38,6 +35,7 @@ from repvgg_jax.cli.train import run_train
 from repvgg_jax.config.workdir import lock_run
 from repvgg_jax.errors import RunError, Stopped, UsageError, one_line
 from repvgg_jax.runtime.compilation import temporaries_bytes
+from repvgg_jax.runtime.devices import cpu_cores
 from repvgg_jax.runtime.files import append_row, write_json
 from repvgg_jax.runtime.processes import (
     all_processes,
@@ -47,10 +45,7 @@ from repvgg_jax.runtime.processes import (
     primary,
     sync_processes,
 )
-
-ROOT = Path(__file__).parents[2]
-# Results are committed too, and a new row is not a change of the code.
-_CODE = (".", ":!experiments/results")
+from repvgg_jax.version import git_commit
 
 
 def execute(run: Run, workdir: Path, results: Path) -> None:
@@ -121,21 +116,6 @@ def write_info(config: ConfigDict, workdir: Path) -> None:
         "temporaries_bytes": temporaries,
     }
     write_json(workdir / INFO_FILE, info)
-
-
-def git_commit() -> dict[str, Any]:
-    """Returns the commit of the code, and whether tracked files have changes; None without git."""
-
-    def git(*arguments: str) -> str:
-        # safe.directory: the repository may belong to another user, as in a container.
-        command = ["git", "-c", f"safe.directory={ROOT}", "-C", str(ROOT), *arguments]
-        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
-
-    try:
-        changes = git("status", "--porcelain", "--untracked-files=no", "--", *_CODE)
-        return {"commit": git("rev-parse", "HEAD"), "dirty": bool(changes)}
-    except (OSError, subprocess.CalledProcessError):
-        return {"commit": None, "dirty": None}
 
 
 def parse(argv: Sequence[str]) -> tuple[Run, Path, Path]:

@@ -23,6 +23,7 @@ from repvgg_jax.runtime.mesh import local_copy
 from repvgg_jax.runtime.processes import primary, print_once, warn_once
 from repvgg_jax.runtime.signals import Stopping
 from repvgg_jax.training.evaluation import Evaluation
+from repvgg_jax.training.history import environments
 from repvgg_jax.training.summary import summary
 from repvgg_jax.training.train import TrainResult, train
 
@@ -45,6 +46,7 @@ def run_train(config: ConfigDict, workdir: Path) -> None:
         with lock_run(workdir):
             report = _train_and_fuse(config, experiment, workdir, stopping, startup)
             if primary():
+                report |= _environments(workdir)
                 _write_report(workdir / "report.json", report)
                 print(summary(report))
 
@@ -97,6 +99,11 @@ def _train_and_fuse(
         "macs": {form: count_macs(net, tree, size) for form, (net, tree) in forms.items()},
         "wall_seconds": trained.seconds_before + time.monotonic() - started,
     }
+
+
+def _environments(workdir: Path) -> dict[str, Any]:
+    *earlier, latest = environments(workdir)
+    return {"environment": latest, "earlier_environments": earlier}
 
 
 def _write_report(path: Path, report: dict[str, Any]) -> None:

@@ -31,7 +31,7 @@ def check_workdir(config: Mapping[str, Any], workdir: Path) -> None:
                 "choose another --workdir"
             )
         return
-    if not any(path.name.isdigit() for path in (workdir / "checkpoints").glob("*")):
+    if not _has_checkpoints(workdir):
         return
     there = run_fields(read_config(workdir))
     here = run_fields(config)
@@ -42,6 +42,10 @@ def check_workdir(config: Mapping[str, Any], workdir: Path) -> None:
             f"--workdir={workdir} contains a run with a different config ({changes}); "
             "choose another --workdir, or remove that folder"
         )
+
+
+def _has_checkpoints(workdir: Path) -> bool:
+    return any(path.name.isdigit() for path in (workdir / "checkpoints").glob("*"))
 
 
 @contextmanager
@@ -64,13 +68,16 @@ def make_workdir(
 ) -> None:
     """Creates the folder of a run and writes its config as JSON, in process 0.
 
+    The config of a run with checkpoints is left as it is: it describes what computed them.
+
     Raises:
       UsageError: if the folder cannot be created or written to.
     """
     if primary():
         with named_write_errors(workdir):
             workdir.mkdir(parents=True, exist_ok=True)
-            write_json(workdir / "config.json", config)
+            if not _has_checkpoints(workdir):
+                write_json(workdir / "config.json", config)
             if class_names is not None:
                 write_class_names(workdir, class_names)
     sync_processes("workdir made")

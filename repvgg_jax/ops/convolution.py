@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jaxtyping import Float
 
@@ -58,6 +59,17 @@ def uses_onednn(algorithm: str, *arrays: AnyArray) -> bool:
     if algorithm == "auto":
         return target().is_one_cpu and not onednn.unavailable()
     return algorithm == "onednn"
+
+
+def engine(algorithm: str, dtype: Any) -> str:
+    """Returns the library that computes convolutions of a type, such as "oneDNN 2023.2.0".
+
+    Raises:
+      UsageError: as `uses_onednn`.
+    """
+    if uses_onednn(algorithm, np.zeros(1, dtype)):
+        return f"oneDNN {onednn.version()}"
+    return "XLA, by Winograd's algorithm" if algorithm == "winograd" else "XLA"
 
 
 def xla_only(*arrays: AnyArray) -> bool:

@@ -73,6 +73,11 @@ def unavailable() -> str | None:
     return None
 
 
+def version() -> str:
+    """Returns the version of the installed library."""
+    return importlib.metadata.version("onednn-cpu-gomp")
+
+
 def _file(package: str, name: str) -> Path:
     """Returns the path of a file of an installed package."""
     paths = importlib.metadata.files(package) or ()

@@ -105,9 +105,14 @@ def jit(
     `devices` are CPUs, it disables the XLA pass that removes barriers. By default, `devices` are
     those of `runtime.devices.target`.
     """
-    platform = (target().devices if devices is None else devices)[0].platform
-    options = {"xla_disable_hlo_passes": "cse_barrier_expander"} if platform == "cpu" else None
-    return jax.jit(function, compiler_options=options, **jit_options)
+    options = compiler_options(target().devices if devices is None else devices)
+    return jax.jit(function, compiler_options=options or None, **jit_options)
+
+
+def compiler_options(devices: Sequence[jax.Device]) -> dict[str, str]:
+    """Returns the compiler options of `jit` for these devices."""
+    on_cpu = devices[0].platform == "cpu"
+    return {"xla_disable_hlo_passes": "cse_barrier_expander"} if on_cpu else {}
 
 
 def temporaries_bytes(compiled: jax.stages.Compiled) -> int | None:

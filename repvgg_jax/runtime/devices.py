@@ -62,6 +62,11 @@ def compiling_for(devices: Sequence[jax.Device], *, xla_only: bool = False) -> I
         _TARGET.reset(token)
 
 
+def cpu_cores() -> int | None:
+    """Returns the number of CPU cores that this process may use; None if unknown."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+
+
 # TPU hosts have either of the two kinds of device files.
 _DEVICE_FILES = (
     ("cuda", "/dev", r"nvidia(\d+)"),

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from repvgg_jax.training.environment import describe
 from repvgg_jax.training.monitor import clock
 
 
@@ -52,7 +53,13 @@ def summary(report: Mapping[str, Any]) -> str:
         ending.append(f"{duration} in all")
     if "config_hash" in report:
         ending.append(f"config {report['config_hash']}")
-    return "\n".join([*lines, "; ".join(ending)] if ending else lines)
+    if ending:
+        lines.append("; ".join(ending))
+    for environment in [*report.get("earlier_environments", []), report.get("environment")]:
+        if environment is not None:
+            since = f" from step {environment['from_step']}" if environment["from_step"] else ""
+            lines.append(f"computed{since} on {describe(environment)}")
+    return "\n".join(lines)
 
 
 def _scaled(count: float) -> str:

@@ -11,7 +11,9 @@ from repvgg_jax.optim.ema import initial_weight
 from repvgg_jax.runtime.compilation import StartupTimer
 from repvgg_jax.runtime.processes import all_processes, leaving_at_once, primary, warn_once
 from repvgg_jax.runtime.signals import Stopping
+from repvgg_jax.training.environment import environment
 from repvgg_jax.training.evaluation import Evaluation, Metrics
+from repvgg_jax.training.history import record_start
 from repvgg_jax.training.loop import Loop
 from repvgg_jax.training.monitor import Monitor
 from repvgg_jax.training.state import TrainState, abstract_state, fresh_state
@@ -79,6 +81,8 @@ def train(
         if found is not None:
             state = state.restored(found.variables, found.optimizer)
         start = int(state.step)
+        if primary():
+            record_start(workdir, experiment.config, environment(experiment), start)
         batch_size = experiment.train_data.batch_size
         with Monitor(workdir, experiment.steps, batch_size, start, primary=primary()) as monitor:
             # All processes must agree, but only the first one reads the metrics.

@@ -1,4 +1,4 @@
-"""`--mode=train` on a run that is there already."""
+"""`--mode=train` on a run that exists already."""
 
 import json
 import logging
@@ -17,12 +17,26 @@ def test_a_torn_report_is_written_again(undisturbed, tmp_path, monkeypatch, capl
     monkeypatch.setenv("HOME", str(tmp_path))
     shutil.copytree(undisturbed[1], tmp_path / "run")
     (tmp_path / "run/report.json").write_text('{"model": "rep')
+    saved = (tmp_path / "run/config.json").read_text()
+    history = tmp_path / "run/history.jsonl"
+    first = json.loads(history.read_text())
+    assert (first["step"], first["changed"]) == (0, {})
+    first["environment"]["convolutions"] = "a library of another machine"
+    history.write_text(json.dumps(first) + "\n")
+    config = tiny_config()
+    config.data.workers = 1
     with caplog.at_level(logging.WARNING):
-        run_train(tiny_config(), tmp_path / "run")
+        run_train(config, tmp_path / "run")
     report = json.loads((tmp_path / "run/report.json").read_text())
     assert report["steps"] == 4
     assert report["examples_per_second"] is None
     assert "report.json cannot be read" in caplog.text
+    assert (tmp_path / "run/config.json").read_text() == saved
+    assert json.loads(history.read_text().splitlines()[-1])["changed"] == {"data.workers": 1}
+    assert report["environment"]["convolutions"] != first["environment"]["convolutions"]
+    [earlier] = report["earlier_environments"]
+    assert earlier == first["environment"] | {"from_step": 0}
+    assert "convolutions a library of another machine before, " in caplog.text
     equal(rj.load("~/run")[1], undisturbed[0].eval_variables)
     (tmp_path / "run/report.json").unlink()
     (tmp_path / "run/report.json").mkdir()

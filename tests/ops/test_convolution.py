@@ -15,7 +15,7 @@ from repvgg_jax.config.fields import to_json
 from repvgg_jax.config.workdir import make_workdir
 from repvgg_jax.ops import onednn
 from repvgg_jax.ops.batch_norm import BN_EPSILON, batch_norm
-from repvgg_jax.ops.convolution import check_algorithm, convolve
+from repvgg_jax.ops.convolution import check_algorithm, convolve, engine
 from repvgg_jax.runtime.devices import compiling_for
 from tests.support.runs import train
 from tests.support.variables import random_images, random_variables
@@ -79,6 +79,17 @@ def test_multiply_adds_do_not_depend_on_the_algorithm():
     nets = [rj.create("repvgg_a0", conv_algorithm=name) for name in ("xla", "onednn")]
     counts = [count_macs(net, random_variables(net, 0), 64) for net in nets]
     assert counts[0] == counts[1]
+
+
+def test_the_engine_is_named():
+    one, several = jax.devices()[:1], jax.devices()
+    with compiling_for(several):
+        assert engine("auto", jnp.float32) == "XLA"
+    with compiling_for(one):
+        assert engine("auto", jnp.bfloat16) == engine("xla", jnp.float32) == "XLA"
+        assert engine("winograd", jnp.float32) == "XLA, by Winograd's algorithm"
+        fastest = "XLA" if onednn.unavailable() else f"oneDNN {onednn.version()}"
+        assert engine("auto", jnp.float32) == fastest
 
 
 def test_auto_uses_onednn_for_float32_on_one_cpu_only():

@@ -36,6 +36,7 @@ class ArraySource:
       images: uint8 [n, height, width, 3].
       labels: int32 [n].
       skipped: names of corrupt records that were omitted.
+      version: version of the data set; empty if it has none.
     """
 
     name: str
@@ -43,6 +44,7 @@ class ArraySource:
     images: np.ndarray
     labels: np.ndarray
     skipped: frozenset[str] = frozenset()
+    version: str = ""
 
     @property
     def num_classes(self) -> int:
@@ -73,6 +75,7 @@ class EncodedSource:
       label_range: exclusive upper bound of labels, the smaller number of classes of net and data.
       skip_corrupt: whether the pipeline may omit images that cannot be decoded.
       skipped: names of corrupt records found so far.
+      version: version of the data set; empty if it has none.
     """
 
     name: str
@@ -81,6 +84,7 @@ class EncodedSource:
     read: Callable[[Sequence[int]], list[Record]]
     label_range: int
     skip_corrupt: bool = False
+    version: str = ""
     skipped: set[str] = dataclasses.field(default_factory=set)
 
     @property

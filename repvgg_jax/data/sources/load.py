@@ -109,4 +109,5 @@ def load_into_memory(source: EncodedSource) -> ArraySource:
         images=np.stack([example.image for _, example in examples]),
         labels=np.asarray([example.label for _, example in examples], np.int32),
         skipped=frozenset(source.skipped),
+        version=source.version,
     )

@@ -85,6 +85,7 @@ def load_prepared(
         read=read,
         label_range=min(num_classes or len(class_names), len(class_names)),
         skip_corrupt=skip_corrupt,
+        version=Path(directory).name,
     )
     height, width, _ = features["image"].shape
     return source, height * width * 3 if height and width else None

@@ -1,0 +1,57 @@
+"""Tests of the environments in which the steps of a run were computed."""
+
+import json
+
+import pytest
+
+from repvgg_jax.training.environment import differences
+from repvgg_jax.training.history import environments, read_history
+
+
+def write_history(folder, *starts, torn=""):
+    rows = [
+        json.dumps({"step": step, "changed": {}, "environment": {"convolutions": engine}})
+        for step, engine in starts
+    ]
+    (folder / "history.jsonl").write_text("\n".join([*rows, torn]))
+
+
+@pytest.mark.parametrize(
+    ("starts", "expected"),
+    [
+        ([(0, "XLA")], [(0, "XLA")]),
+        ([(0, "XLA"), (40, "XLA"), (80, "oneDNN")], [(0, "XLA"), (80, "oneDNN")]),
+        ([(0, "XLA"), (40, "oneDNN"), (80, "XLA")], [(0, "XLA"), (40, "oneDNN"), (80, "XLA")]),
+        # The steps from 40 on were lost, as their checkpoint was damaged.
+        ([(0, "XLA"), (40, "oneDNN"), (40, "Metal")], [(0, "XLA"), (40, "Metal")]),
+        ([(0, "XLA"), (0, "oneDNN")], [(0, "oneDNN")]),
+    ],
+)
+def test_only_environments_whose_steps_are_left_count(tmp_path, starts, expected):
+    write_history(tmp_path, *starts, torn='{"step": 90, "chan')
+    found = [(each["from_step"], each["convolutions"]) for each in environments(tmp_path)]
+    assert found == expected
+
+
+def test_a_run_without_a_history_has_none(tmp_path):
+    assert read_history(tmp_path) == environments(tmp_path) == []
+
+
+def test_differences_are_those_that_change_numbers():
+    before = {
+        "versions": {"jax": "0.10.2", "python": "3.11.7"},
+        "device": "cpu",
+        "processor": "A",
+        "cores": 2,
+        "data": {"train": {"images": 100}},
+    }
+    assert differences(before, before | {"cores": 64}) == []
+    assert differences(before, before | {"versions": {"jax": "0.10.2", "python": "3.13"}}) == []
+    now = before | {"versions": {"jax": "0.12.0"}, "data": {"train": {"images": 101}}}
+    assert differences(before, now | {"processor": "B"}) == [
+        "jax 0.10.2 before, 0.12.0 now",
+        "processor A before, B now",
+        "data train images 100 before, 101 now",
+    ]
+    gpu = before | {"device": "H100"}
+    assert differences(gpu, gpu | {"processor": "B"}) == []
