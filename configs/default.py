@@ -53,6 +53,9 @@ def get_config() -> ConfigDict:
     data.source = "tfds"  # tfds (prepared as array_record), folder (class folders), digits
     data.name = "imagenet2012"  # TFDS data set: `name`, `name/config` or `name:version`
     data.data_dir = placeholder(str)  # folder of the data; ~/tensorflow_datasets
+    # folder without val/ or another folder to evaluate: share of each class that is evaluated and
+    # not trained on; without train/ either, both use all images if unset.
+    data.holdout = placeholder(float)
     data.manual_dir = placeholder(str)  # --mode=prepare: folder of archives downloaded by hand
     data.image_size = 224  # side of the square image that the net sees, in pixels
     data.augmentation = "resized_crop"  # resized_crop and flip, pad_crop (small images), none

@@ -17,6 +17,7 @@ from repvgg_jax.bench import baselines
 from repvgg_jax.bench.timing import ratio
 from repvgg_jax.config.build import make_source, make_transform
 from repvgg_jax.config.fields import check_values
+from repvgg_jax.config.resolve import resolve
 from repvgg_jax.config.workdir import named_write_errors
 from repvgg_jax.data.augment.rectangles import random_box
 from repvgg_jax.data.augment.transforms import Transform, train_image
@@ -42,6 +43,7 @@ _INSTALL = {
 
 def run_bench_data(config: ConfigDict, workdir: Path | None) -> None:
     """Times the pipelines, prints a table and, given a workdir, writes `bench_data.json` there."""
+    config = resolve(config)
     check_values(config)
     transform, batch_size = make_transform(config), config.train.batch_size
     if config.data.source != "folder" or transform.augmentation != "resized_crop":

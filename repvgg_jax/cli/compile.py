@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 from repvgg_jax.bench import aot
 from repvgg_jax.config.build import model_name
 from repvgg_jax.config.fields import to_json
+from repvgg_jax.config.resolve import resolve
 from repvgg_jax.config.workdir import check_workdir, make_workdir, named_write_errors
 from repvgg_jax.runtime.files import write_json
 
@@ -20,10 +21,11 @@ def run_compile(config: ConfigDict, topology: str, workdir: Path | None) -> None
       UsageError: if the config cannot run on these devices.
       RunError: if the step does not fit in their memory.
     """
-    if workdir is not None:
-        check_workdir(config, workdir)
     aot.prepare_compiler(topology)
     devices = aot.topology_devices(topology)
+    config = resolve(config, workdir, devices)
+    if workdir is not None:
+        check_workdir(config, workdir)
     started = time.monotonic()
     cost = aot.step_cost(aot.compile_step(config, devices))
     seconds = time.monotonic() - started

@@ -8,6 +8,7 @@ from repvgg_jax.checkpoint.fused import fused_step, has_fused
 from repvgg_jax.checkpoint.load import load, load_trained
 from repvgg_jax.config.build import make_eval_data
 from repvgg_jax.config.fields import check_values
+from repvgg_jax.config.resolve import resolve
 from repvgg_jax.config.workdir import read_config
 from repvgg_jax.runtime.mesh import make_mesh
 from repvgg_jax.runtime.processes import print_once
@@ -22,7 +23,7 @@ def run_eval(config: ConfigDict | None, workdir: Path) -> None:
     Raises:
       UsageError: if there is no run, or the config cannot be used.
     """
-    evaluation = open_evaluation(config or read_config(workdir), workdir)
+    evaluation = open_evaluation(evaluation_config(config, workdir), workdir)
     net, variables, latest = load_trained(workdir)
     forms = {"train form": (net, variables)}
     if has_fused(workdir):
@@ -35,6 +36,21 @@ def run_eval(config: ConfigDict | None, workdir: Path) -> None:
             f"{form:<12} top-1 {result['top1']:.2%}  top-5 {result['top5']:.2%}  "
             f"loss {result['loss']:.4f}  {result['count']:,} images"
         )
+
+
+def evaluation_config(config: ConfigDict | None, workdir: Path) -> ConfigDict:
+    """Returns a config to evaluate a run with: the run's own by default.
+
+    Fields that `config` leaves unset are the run's, except `data.holdout` for other data: all
+    images of such class folders are evaluated.
+    """
+    run = read_config(workdir)
+    if config is None:
+        return run
+    resolved = resolve(config, workdir)
+    if config.data.holdout is None and config.data.data_dir != run.data.data_dir:
+        resolved.data.holdout = None
+    return resolved
 
 
 def open_evaluation(config: ConfigDict, workdir: Path) -> Evaluation:

@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 
 from repvgg_jax.checkpoint.fused import save_fused
 from repvgg_jax.checkpoint.load import load_trained
-from repvgg_jax.cli.evaluate import open_evaluation
+from repvgg_jax.cli.evaluate import evaluation_config, open_evaluation
 from repvgg_jax.config.fields import config_hash
 from repvgg_jax.config.workdir import lock_run, read_config
 from repvgg_jax.errors import RunError
@@ -30,8 +30,7 @@ def run_fuse(config: ConfigDict | None, workdir: Path) -> None:
       HeldError: if another process trains in the workdir.
       RunError: if verification or writing fails.
     """
-    run_config = read_config(workdir)
-    config = config or run_config
+    config = evaluation_config(config, workdir)
     with lock_run(workdir):
         evaluation = open_evaluation(config, workdir)
         net, variables, step = load_trained(workdir)

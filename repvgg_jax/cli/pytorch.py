@@ -7,6 +7,7 @@ from ml_collections import ConfigDict
 from repvgg_jax.checkpoint.load import load
 from repvgg_jax.checkpoint.manager import check_saved, open_manager, save, steps
 from repvgg_jax.config.build import build, make_source
+from repvgg_jax.config.resolve import resolve
 from repvgg_jax.config.workdir import check_workdir, lock_run, make_workdir
 from repvgg_jax.errors import UsageError
 from repvgg_jax.interop.pytorch import from_torch, to_torch
@@ -26,6 +27,7 @@ def run_import(config: ConfigDict, workdir: Path, weights: str | Path) -> None:
     """
     if config.init_from is not None:
         raise UsageError("--mode=import takes its weights from --weights; unset config.init_from")
+    config = resolve(config, workdir)
     experiment = build(config, open_data=False)
     check_workdir(config, workdir)
     _check_no_checkpoint(workdir)

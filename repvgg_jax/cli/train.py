@@ -14,6 +14,7 @@ from repvgg_jax.checkpoint.manager import steps
 from repvgg_jax.cli.fuse import fuse_and_save
 from repvgg_jax.config.build import Experiment, build, model_name
 from repvgg_jax.config.fields import config_hash
+from repvgg_jax.config.resolve import resolve
 from repvgg_jax.config.workdir import check_workdir, lock_run
 from repvgg_jax.errors import RunError, Stopped, UsageError, one_line, reraise
 from repvgg_jax.runtime.compilation import StartupTimer
@@ -38,6 +39,7 @@ def run_train(config: ConfigDict, workdir: Path) -> None:
       Stopped: if a stop was requested; the same call resumes the run.
     """
     check_unlocked(workdir)
+    config = resolve(config, workdir)
     check_workdir(config, workdir)
     with Stopping(config.train.deadline) as stopping:
         startup = StartupTimer()

@@ -199,8 +199,10 @@ def make_source(config: ConfigDict, split: str, run: Path | None = None) -> Sour
     """
     data = config.data
     classes = config.model.num_classes
-    options = {"num_classes": classes, "skip_corrupt": data.skip_corrupt}
-    source = load_source(data.source, data.name, data.data_dir, split, **options)
+    options = {"skip_corrupt": data.skip_corrupt, "holdout": data.holdout}
+    source = load_source(
+        data.source, data.name, data.data_dir, split, num_classes=classes, **options
+    )
     if run is not None:
         check_classes(run, source.class_names, source.name)
     if source.num_classes > classes:
@@ -210,12 +212,13 @@ def make_source(config: ConfigDict, split: str, run: Path | None = None) -> Sour
         )
     if source.num_classes < classes:
         warn_once(
-            "%s has %d classes but the net has %d: labels are 0 to %d in the order of the class "
-            "names, which may not be the order that pretrained weights expect",
+            "%s has %d classes, but the net has %d outputs: class k, in the order of names, is "
+            "output k, and other outputs have no class; set model.num_classes=%d unless you want "
+            "that",
             source.name,
             source.num_classes,
             classes,
-            source.num_classes - 1,
+            source.num_classes,
         )
     return source
 

@@ -88,6 +88,7 @@ FIELDS = {
     "model.conv_algorithm": NEUTRAL,
     "data.data_dir": NEUTRAL,
     "data.manual_dir": NEUTRAL,
+    "data.holdout": Field(above=0, below=1),
     "data.image_size": Field(1),
     "data.resize": Field(1),
     "data.padding": Field(0),
@@ -134,6 +135,17 @@ FIELDS = {
     "fuse.tolerance": Field(0, changes_result=False),
 }
 
+# Fields that the config.json of earlier runs lacks; they are unset there.
+ADDED = ("init_head", "data.holdout")
+
+# Fields that may be unset only for class folders, whose images determine them (resolve.py).
+REQUIRED = (
+    *("model.name", "model.num_classes", "model.dtype"),
+    *("data.image_size", "data.augmentation", "data.padding", "data.resize"),
+    *("data.mean", "data.std"),
+    *("train.epochs", "train.batch_size", "train.eval_batch_size"),
+    *("optim.learning_rate", "optim.warmup_epochs", "fuse.verify_images"),
+)
 
 # Paths, which the functions that take them expand: a config with `~` works on several hosts.
 PATHS = ("init_from", "data.data_dir", "data.manual_dir", "optim.repoptimizer_from")
@@ -196,16 +208,18 @@ def value_problems(config: ConfigDict) -> Iterator[str]:
         value = values[name]
         if value is not None and field.bounds and (problem := field.problem(value)):
             yield f"{name}={value}: {problem}"
+    if unset := [name for name in REQUIRED if values[name] is None]:
+        yield f"{', '.join(unset)}: unset, which is possible only with data.source=folder"
     for name in PATHS:
         if values[name] is not None:
             try:
                 local_path(values[name], name)
             except UsageError as error:
                 yield str(error)
-    if (head := values.get("init_head")) not in (None, "keep", "reset"):
+    if (head := values["init_head"]) not in (None, "keep", "reset"):
         yield f"init_head={head!r}: choose from keep, reset"
     batch_size = config.train.batch_size
-    if (config.train.mixup or config.train.cutmix) and batch_size % 2:
+    if batch_size and (config.train.mixup or config.train.cutmix) and batch_size % 2:
         problem = "must be even, since train.mixup and train.cutmix mix pairs of images"
         yield f"train.batch_size={batch_size}: {problem}"
     for name in ("optim.decay_rules", "optim.rate_rules"):

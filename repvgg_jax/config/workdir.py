@@ -8,7 +8,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from repvgg_jax.config.classes import write_class_names
-from repvgg_jax.config.fields import FIELDS, flat, run_fields
+from repvgg_jax.config.fields import ADDED, FIELDS, flat, run_fields
 from repvgg_jax.errors import UsageError, one_line, reraise
 from repvgg_jax.runtime.files import local_path, read_json, write_json
 from repvgg_jax.runtime.lock import LOCK_FILE, locked
@@ -31,7 +31,7 @@ def check_workdir(config: Mapping[str, Any], workdir: Path) -> None:
                 "choose another --workdir"
             )
         return
-    if not _has_checkpoints(workdir):
+    if not has_checkpoints(workdir):
         return
     there = run_fields(read_config(workdir))
     here = run_fields(config)
@@ -44,7 +44,8 @@ def check_workdir(config: Mapping[str, Any], workdir: Path) -> None:
         )
 
 
-def _has_checkpoints(workdir: Path) -> bool:
+def has_checkpoints(workdir: Path) -> bool:
+    """Returns True if a workdir has a checkpoint to resume from."""
     return any(path.name.isdigit() for path in (workdir / "checkpoints").glob("*"))
 
 
@@ -76,7 +77,7 @@ def make_workdir(
     if primary():
         with named_write_errors(workdir):
             workdir.mkdir(parents=True, exist_ok=True)
-            if not _has_checkpoints(workdir):
+            if not has_checkpoints(workdir):
                 write_json(workdir / "config.json", config)
             if class_names is not None:
                 write_class_names(workdir, class_names)
@@ -113,6 +114,9 @@ def read_config(workdir: str | Path) -> ConfigDict:
     missing = {"model", "data", "mesh", "train", "optim", "fuse"} - set(tree)
     if missing:
         raise UsageError(f"{path} is not a repvgg_jax config: {', '.join(sorted(missing))} missing")
+    for name in ADDED:
+        *section, field = name.split(".")
+        (tree[section[0]] if section else tree).setdefault(field)
     required = {name for name, field in FIELDS.items() if field.bounds}
     if missing := required - dict(flat(tree)).keys():
         raise UsageError(

@@ -20,6 +20,8 @@ from repvgg_jax.config.build import (
     total_steps,
 )
 from repvgg_jax.config.fields import check_values, config_hash, flat, to_json
+from repvgg_jax.config.resolve import recipe
+from repvgg_jax.data.sources.folder import FolderSummary
 from repvgg_jax.training.state import abstract_state
 
 NAMES = sorted(path.stem for path in Path(imagenet.__file__).parent.glob("[a-z]*.py"))
@@ -33,8 +35,11 @@ def test_every_config_is_a_run_that_can_start(name, variant):
     """Builds all that a run needs before its first image, as shapes only."""
     get_config = importlib.import_module(f"configs.{name}").get_config
     config = get_config(variant) if variant else get_config()
+    if name == "folder":
+        images = FolderSummary("/data", ("ant", "bee"), (30, 30), (6, 6), 300, only_one=True)
+        config.update_from_flattened_dict(recipe(dict(flat(config.to_dict())), images, False))
     assert not set(dict(flat(to_json(config)))) ^ set(dict(flat(to_json(default.get_config()))))
-    assert total_steps(config, IMAGENET) > 0
+    assert total_steps(config, 60 if name == "folder" else IMAGENET) > 0
     make_transform(config)
     state = abstract_state(build(config, open_data=False))
     assert {leaf.dtype for leaf in jax.tree.leaves(state.params)} == {jnp.dtype("float32")}

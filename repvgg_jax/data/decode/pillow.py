@@ -55,6 +55,15 @@ def decode(data: bytes, where: str) -> np.ndarray:
     return pixels
 
 
+def image_size(path: str) -> tuple[int, int] | None:
+    """Returns (width, height) from the header of an image file; None if it cannot be read."""
+    try:
+        with _pillow().open(path) as image:
+            return image.size
+    except Exception:  # of many types, as in `decode`
+        return None
+
+
 @functools.cache
 def _pillow() -> ModuleType:
     """Returns `PIL.Image` with all formats loaded."""

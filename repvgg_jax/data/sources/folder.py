@@ -3,8 +3,11 @@
 import os
 from collections import Counter
 from collections.abc import Sequence
+from typing import NamedTuple
 
+from repvgg_jax.data.decode.pillow import image_size
 from repvgg_jax.data.sources.base import EncodedSource, Record
+from repvgg_jax.data.sources.holdout import held_out
 from repvgg_jax.data.sources.listing import is_dangling, is_linked_folder, kind, list_images, scan
 from repvgg_jax.errors import UsageError, shortened
 from repvgg_jax.runtime.files import local_path
@@ -15,13 +18,75 @@ _TRAIN_FOLDERS = ("train", "training")
 # ImageNet.
 _TEST_FOLDERS = ("val", "valid", "validation", "dev", "test", "testing")
 _LAYOUT = "<data_dir>/train/<class>/*.jpg and <data_dir>/val/<class>/*.jpg"
+_SAMPLE = 200  # images whose size is read
+
+
+class Roots(NamedTuple):
+    """The folders that contain the class folders.
+
+    Attributes:
+      train: folder of the training images.
+      tests: folders that could be evaluated, the first choice first; empty if there are none, and
+        `[train]` if the class folders are in `data_dir` itself.
+    """
+
+    train: str
+    tests: list[str]
+
+    @property
+    def only_one(self) -> bool:
+        """True if no images are kept apart from those to train on."""
+        return self.tests in ([], [self.train])
+
+
+class FolderSplit(NamedTuple):
+    """The image files of a split.
+
+    Attributes:
+      root: folder that contains the class folders.
+      name: description of the images, for messages.
+      class_names: the sorted names of the class folders.
+      paths: path of each image.
+      labels: label of each image.
+    """
+
+    root: str
+    name: str
+    class_names: tuple[str, ...]
+    paths: list[str]
+    labels: list[int]
+
+    def class_sizes(self) -> tuple[int, ...]:
+        """Returns the number of images of each class."""
+        counts = Counter(self.labels)
+        return tuple(counts[label] for label in range(len(self.class_names)))
+
+
+class FolderSummary(NamedTuple):
+    """The properties of class folders that a recipe depends on.
+
+    Attributes:
+      root: folder that contains the class folders to train on.
+      class_names: the sorted names of the class folders.
+      train_sizes: number of images of each class to train on.
+      test_sizes: number of images of each class to evaluate.
+      side: median over a sample of training images of the shorter side, in pixels.
+      only_one: True if there is no separate folder to evaluate.
+    """
+
+    root: str
+    class_names: tuple[str, ...]
+    train_sizes: tuple[int, ...]
+    test_sizes: tuple[int, ...]
+    side: int
+    only_one: bool
 
 
 def load_folder(
-    name: str,
     data_dir: str | None,
     split: str,
     *,
+    holdout: float | None = None,
     num_classes: int | None = None,
     skip_corrupt: bool = False,
 ) -> EncodedSource:
@@ -29,8 +94,12 @@ def load_folder(
 
     If `data_dir` has a folder `train` (or `training`), that is the training split, and the first
     of `val`, `valid`, `validation`, `dev`, `test` and `testing` that exists is the test split, in
-    upper or lower case. Otherwise, the class folders must be in `data_dir` itself; both splits then
-    have the same images. Images in subfolders of a class folder belong to the class.
+    upper or lower case. Otherwise, the class folders must be in `data_dir` itself. Images in
+    subfolders of a class folder belong to the class.
+
+    Without a folder to evaluate, the test split consists of the share `holdout` of the images, and
+    the training split of the others; without `holdout`, both splits of class folders in `data_dir`
+    itself have the same images.
 
     Warnings say which folder is evaluated if there is a choice, and which files were left out.
 
@@ -40,54 +109,68 @@ def load_folder(
       UsageError: if a folder is missing, empty or a dangling link, or the splits have different
         classes.
     """
+    roots = _find_roots(data_dir)
+    left_out: Counter[str] = Counter()
+    files = _list_split(roots, split, holdout, left_out)
+    if split == "test" and holdout is None:
+        _say_which_is_evaluated(roots)
+    if split == "train" or not roots.only_one:
+        _say_what_is_unusual(files, left_out)
+
+    def read(indices: Sequence[int]) -> list[Record]:
+        return [_record(files.paths[i], files.labels[i]) for i in indices]
+
+    classes = len(files.class_names)
+    return EncodedSource(
+        name=files.name,
+        class_names=files.class_names,
+        size=len(files.paths),
+        read=read,
+        label_range=min(num_classes or classes, classes),
+        skip_corrupt=skip_corrupt,
+    )
+
+
+def summarize_folder(data_dir: str | None, holdout: float) -> FolderSummary:
+    """Returns the classes, numbers and sizes of the images that `load_folder` would load.
+
+    Args:
+      data_dir: the folder.
+      holdout: share of the images to evaluate if there is no folder to evaluate.
+
+    Raises:
+      UsageError: as `load_folder`, and if no image of a sample can be opened.
+    """
+    roots = _find_roots(data_dir)
+    share = holdout if roots.only_one else None
+    train, test = (_list_split(roots, split, share, Counter()) for split in ("train", "test"))
+    sample = train.paths[:: -(-len(train.paths) // _SAMPLE)]
+    sides = sorted(min(size) for path in sample if (size := image_size(path)))
+    if not sides:
+        raise UsageError(f"{train.name}: none of {len(sample)} images can be opened")
+    return FolderSummary(
+        root=train.root,
+        class_names=train.class_names,
+        train_sizes=train.class_sizes(),
+        test_sizes=test.class_sizes(),
+        side=sides[len(sides) // 2],
+        only_one=roots.only_one,
+    )
+
+
+def _find_roots(data_dir: str | None) -> Roots:
+    """Returns the folders of the splits of `data_dir`."""
     if data_dir is None:
         raise UsageError(f"data.source=folder requires data.data_dir; expected {_LAYOUT}")
     root = os.fspath(local_path(data_dir, "data.data_dir"))
     if not os.path.isdir(root):
         raise UsageError(f"data.data_dir={root} does not exist; expected {_LAYOUT}")
-    train_root, test_roots = _split_roots(root)
-    if split == "train":
-        split_root = train_root
-    elif test_roots:
-        split_root = test_roots[0]
-        _say_which_is_evaluated(train_root, test_roots)
-    else:
-        raise UsageError(f"{root} has a train folder but none of {', '.join(_TEST_FOLDERS)}")
-    if test_roots and test_roots[0] != train_root:
-        _check_same_classes(train_root, test_roots[0])
-    classes, left_out = _classes(split_root)
-    paths: list[str] = []
-    labels: list[int] = []
-    for label, class_name in enumerate(classes):
-        files = _images(os.path.join(split_root, class_name), left_out)
-        paths += files
-        labels += [label] * len(files)
-    _say_what_is_unusual(split_root, paths, left_out)
-
-    def read(indices: Sequence[int]) -> list[Record]:
-        return [_record(paths[i], labels[i]) for i in indices]
-
-    return EncodedSource(
-        name=f"{name} {split} in {split_root}",
-        class_names=classes,
-        size=len(paths),
-        read=read,
-        label_range=min(num_classes or len(classes), len(classes)),
-        skip_corrupt=skip_corrupt,
-    )
-
-
-def _split_roots(root: str) -> tuple[str, list[str]]:
-    """Returns the training folder and the folders that could be evaluated, the first choice first.
-
-    Without a training folder, both are `root`.
-    """
     folders = sorted(entry.name for entry in scan(root) if _is_folder(entry))
     found = {name.lower(): os.path.join(root, name) for name in folders}
     train = [found[name] for name in _TRAIN_FOLDERS if name in found]
     tests = [found[name] for name in _TEST_FOLDERS if name in found]
     if train:
-        return train[0], tests
+        return Roots(train[0], tests)
     if tests:
         raise UsageError(f"{root} has {tests[0]} but no train folder; expected {_LAYOUT}")
     for folder in found.values():
@@ -95,7 +178,53 @@ def _split_roots(root: str) -> tuple[str, list[str]]:
             raise UsageError(
                 f"{root} has no train folder but {folder} has; set data.data_dir to it"
             )
-    return root, [root]
+    return Roots(root, [root])
+
+
+def _list_split(
+    roots: Roots, split: str, holdout: float | None, left_out: Counter[str]
+) -> FolderSplit:
+    """Returns the images of a split, and counts other files in `left_out`."""
+    root = _split_root(roots, split, holdout)
+    if not roots.only_one:
+        _check_same_classes(roots.train, roots.tests[0])
+    class_names, beside = _classes(root)
+    left_out.update(beside)
+    paths: list[str] = []
+    labels: list[int] = []
+    for label, class_name in enumerate(class_names):
+        files = _images(os.path.join(root, class_name), left_out)
+        if holdout is not None:
+            apart = held_out(files, root, holdout)
+            files = [path for path in files if (path in apart) == (split == "test")]
+        paths += files
+        labels += [label] * len(files)
+    if not paths:
+        raise UsageError(
+            f"every class folder in {root} has a single image, so none can be held out to "
+            "evaluate; add images"
+        )
+    part = {"train": "images not held out in", "test": "images held out in"}[split]
+    name = f"the {part} {root}" if holdout else root
+    return FolderSplit(root, name, class_names, paths, labels)
+
+
+def _split_root(roots: Roots, split: str, holdout: float | None) -> str:
+    """Returns the folder that contains the class folders of a split."""
+    if holdout is not None and not roots.only_one:
+        raise UsageError(
+            f"data.holdout={holdout:g} is for images without a folder to evaluate, but there is "
+            f"{roots.tests[0]}; unset it, or move that folder away"
+        )
+    if split == "train" or holdout is not None:
+        return roots.train
+    if not roots.tests:
+        raise UsageError(
+            f"{os.path.dirname(roots.train)} has a train folder but none of "
+            f"{', '.join(_TEST_FOLDERS)}; add one, or set data.holdout to the share of the images "
+            "to evaluate, such as 0.2"
+        )
+    return roots.tests[0]
 
 
 def _classes(root: str) -> tuple[tuple[str, ...], Counter[str]]:
@@ -153,23 +282,30 @@ def _record(path: str, label: int) -> Record:
         raise UsageError(f"cannot read the image {path}: {error.strerror}") from error
 
 
-def _say_which_is_evaluated(train_root: str, test_roots: Sequence[str]) -> None:
-    evaluated, *others = test_roots
-    if evaluated == train_root:
-        warn_once("%s has no train folder; training and evaluation use the same images", train_root)
+def _say_which_is_evaluated(roots: Roots) -> None:
+    evaluated, *others = roots.tests
+    if evaluated == roots.train:
+        warn_once(
+            "%s has no train folder; training and evaluation use the same images; set data.holdout "
+            "to keep a share of them, such as 0.2, for evaluation",
+            evaluated,
+        )
     elif others:
         warn_once("evaluation uses %s; %s is not used", evaluated, shortened(others))
 
 
-def _say_what_is_unusual(root: str, paths: Sequence[str], left_out: Counter[str]) -> None:
-    depth = os.path.join(root, "class", "file").count(os.sep)
-    nested = sum(path.count(os.sep) > depth for path in paths)
+def _say_what_is_unusual(files: FolderSplit, left_out: Counter[str]) -> None:
+    depth = os.path.join(files.root, "class", "file").count(os.sep)
+    nested = sum(path.count(os.sep) > depth for path in files.paths)
     if nested:
         warn_once(
-            "%s: %d of %d images are in subfolders of class folders", root, nested, len(paths)
+            "%s: %d of %d images are in subfolders of class folders",
+            files.root,
+            nested,
+            len(files.paths),
         )
     if left_out:
-        warn_once("%s: left out %s", root, _counts(left_out))
+        warn_once("%s: left out %s", files.root, _counts(left_out))
 
 
 def _counts(files: Counter[str]) -> str:

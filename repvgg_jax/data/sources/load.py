@@ -29,6 +29,7 @@ def load_source(
     *,
     num_classes: int | None = None,
     skip_corrupt: bool = False,
+    holdout: float | None = None,
 ) -> Source:
     """Returns a split of a data set, which must be available locally: nothing is downloaded.
 
@@ -41,7 +42,7 @@ def load_source(
       source: "digits" (8x8 images from scikit-learn), "tfds" (a data set prepared as array_record)
         or "folder" (class folders of image files).
       name: for "tfds", the data set, optionally with its config and version, such as `cifar10`,
-        `cifar10:3.0.2` or `imagenette/320px-v2`; for the others, a name for messages.
+        `cifar10:3.0.2` or `imagenette/320px-v2`; not used by the others.
       data_dir: for "tfds", the folder of prepared data sets (by default $TFDS_DATA_DIR or
         ~/tensorflow_datasets); for "folder", the folder of images.
       split: "train", or "test" for labeled images that are not used for training (the validation
@@ -50,6 +51,8 @@ def load_source(
         streamed "tfds" sources are checked when they are read, all others immediately.
       skip_corrupt: whether to omit images that cannot be decoded, with a warning for each, instead
         of raising an error.
+      holdout: for "folder" without a folder to evaluate, the share of the images that is the test
+        split and not in the training split.
 
     Returns:
       The source. Digits, and prepared data sets of one image size below 2 GiB, are in memory.
@@ -62,6 +65,8 @@ def load_source(
         raise UsageError(f"data.source={source!r}: choose from {', '.join(SOURCES)}")
     if split not in SPLITS:
         raise UsageError(f"split={split!r}: choose from {', '.join(SPLITS)}")
+    if holdout is not None and source != "folder":
+        raise UsageError(f"data.holdout={holdout:g} is for data.source=folder only; unset it")
     if source == "digits":
         digits = load_digits(split)
         if num_classes is not None:
@@ -70,7 +75,7 @@ def load_source(
         return digits
     options = dict(num_classes=num_classes, skip_corrupt=skip_corrupt)
     if source == "folder":
-        return load_folder(name, data_dir, split, **options)
+        return load_folder(data_dir, split, holdout=holdout, **options)
     encoded, image_bytes = load_prepared(name, data_dir, split, **options)
     is_small = image_bytes is not None and image_bytes * len(encoded) < IN_MEMORY_BYTES
     return load_into_memory(encoded) if is_small else encoded

@@ -1,0 +1,39 @@
+"""Your own images: class folders of any number and size, with values that the images determine.
+
+  python main.py --config configs/folder.py --config.data.data_dir=<folder of class folders>
+
+Measured: to do.
+"""
+
+from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
+
+from configs import default
+
+
+def get_config() -> ConfigDict:
+    config = default.get_config()
+    config.data.source = "folder"
+    config.optim.label_smoothing = 0.1
+    config.optim.weight_decay = 5e-4
+    config.train.log_every = 20
+
+    # Filled in from the images, unless they are set: repvgg_jax/config/resolve.py. Several other
+    # fields, such as model.widths, are unset in configs/default.py already.
+    config.model.name = placeholder(str)
+    config.model.num_classes = placeholder(int)
+    config.model.dtype = placeholder(str)
+    config.data.name = placeholder(str)
+    config.data.image_size = placeholder(int)
+    config.data.augmentation = placeholder(str)
+    config.data.padding = placeholder(int)
+    config.data.resize = placeholder(int)
+    config.data.mean = placeholder(tuple)
+    config.data.std = placeholder(tuple)
+    config.train.epochs = placeholder(float)
+    config.train.batch_size = placeholder(int)
+    config.train.eval_batch_size = placeholder(int)
+    config.optim.learning_rate = placeholder(float)
+    config.optim.warmup_epochs = placeholder(float)
+    config.fuse.verify_images = placeholder(int)
+    return config
