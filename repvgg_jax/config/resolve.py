@@ -145,8 +145,10 @@ def _fill_schedule(
     batch = fill("train.batch_size", _power_of_2(images / 4, 8, 256 if on_accelerator else 128))
     fill("train.eval_batch_size", _power_of_2(sum(found.test_sizes), 32, 256))
     fewest = 100 if on_accelerator else 20
-    epochs = min(max(100_000 / images, fewest), 200)
-    epochs = fill("train.epochs", round(epochs / 4 if fine_tuning else epochs, 1))
+    epochs = min(max(100_000 / images, fewest), 200) / (4 if fine_tuning else 1)
+    if "train.steps" in values:
+        epochs = values["train.steps"] * batch / images
+    epochs = fill("train.epochs", round(epochs, 2))
     steps = round(epochs * images / batch)
     if steps:  # less than a step is an error of the epochs
         steps = fill("train.steps", steps)
@@ -169,12 +171,12 @@ def _check_classes(found: FolderSummary) -> None:
         )
     unseen = [name for name, size in zip(names, found.test_sizes, strict=True) if not size]
     if unseen:
-        warn_once("no image to evaluate in %d classes: %s", len(unseen), shortened(unseen))
+        warn_once("%s: classes without an image to evaluate: %s", found.root, shortened(unseen))
     few, many = min(sizes), max(sizes)
     if many >= 10 * few:
         warn_once(
-            "%s: from %d images (%s) to %d (%s) to train on in a class; top-1 mostly counts the "
-            "large classes",
+            "%s: classes have from %d (%s) to %d (%s) images to train on; top-1 mostly counts the "
+            "large ones",
             found.root,
             few,
             names[sizes.index(few)],
