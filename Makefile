@@ -1,80 +1,90 @@
-# Start with `make quickstart` or `make test`. Each target installs what it needs into $(VENV).
+# `make` lists the targets. Each installs what it needs into $(VENV).
 PYTHON ?= python3
 VENV ?= .venv
 RUN := $(VENV)/bin/python
 PYTEST := $(RUN) -m pytest -n 2 --dist worksteal
 # Bytecode is compiled at the first import, and only for what is imported.
-PIP := $(RUN) -m pip install --quiet --no-compile
+PIP := $(RUN) -m pip install --no-compile
+
+# For the exit code of pip, whose output goes to PROGRESS.
+SHELL := bash
+.SHELLFLAGS := -o pipefail -c
+# Shows the last line on a terminal, and nothing elsewhere; errors and warnings do not come here.
+PROGRESS := if [ -t 1 ]; then awk '{ printf "\r\033[K%.78s", $$0; fflush() } END { printf "\r\033[K" }'; else cat > /dev/null; fi
 
 # Both depend on torch and would replace the build that the `dev` extra pins, so they are installed
 # without their dependencies.
 TIMM := 'timm==1.0.31; python_version == "3.11"' 'torchvision==0.28.0; python_version == "3.11"'
 
-.PHONY: setup quickstart test-fast test test-full lint bench bench-data report notebook docs docs-check clean
+# Of an environment whose creation failed, so that the next call creates it again.
+.DELETE_ON_ERROR:
+.PHONY: help setup setup-dev quickstart test-fast test test-full lint bench bench-data report notebook docs docs-check clean
 
-setup: $(VENV)/setup.installed
+help: ## list the targets
+	@echo "make TARGET, or make PYTHON=python3.12 TARGET for another Python than $(PYTHON):"
+	@sed -En 's/^([a-z-]+):.*## (.*)/\1|\2/p' $(MAKEFILE_LIST) | awk -F '|' '{ printf "  %-11s %s\n", $$1, $$2 }'
 
-$(VENV)/bin/python:
+setup: $(VENV)/setup.installed ## install the package and what running needs into .venv
+	@echo "$(VENV) is ready; for python in this shell: source $(VENV)/bin/activate"
+
+$(RUN):
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; v >= (3, 11) or sys.exit("Python %d.%d is too old: repvgg_jax needs 3.11 or later (make PYTHON=python3.12 ...)" % v)'
-	$(PYTHON) -m venv $(VENV)
+	@echo "Creating $(VENV) with $(PYTHON)"
+	@$(PYTHON) -m venv $(VENV)
+	@# Earlier versions of pip take twice as long.
+	@$(PIP) --quiet --upgrade pip
 
-$(VENV)/setup.installed: requirements.txt pyproject.toml | $(VENV)/bin/python
-	$(PIP) -e .
+$(VENV)/setup.installed: requirements.txt pyproject.toml | $(RUN)
+	@echo "Installing JAX, Flax and other requirements with pip: 300 MB, about half a minute"
+	@$(PIP) -e . | $(PROGRESS)
+	@$(RUN) -c 'from repvgg_jax.ops import onednn; print("Convolutions by oneDNN:", onednn.unavailable() or "ready")'
 	@touch $@
 
-$(VENV)/dev.installed: requirements.txt pyproject.toml | $(VENV)/bin/python
-	$(PIP) -e '.[dev]'
-	$(PIP) --no-deps $(TIMM)
+$(VENV)/dev.installed: requirements.txt pyproject.toml | $(RUN)
+	@echo "Installing the requirements of development with pip, among them PyTorch: about a minute"
+	@$(PIP) -e '.[dev]' | $(PROGRESS)
+	@$(PIP) --no-deps $(TIMM) | $(PROGRESS)
 	@touch $(VENV)/setup.installed $@
 
-# Trains on the bundled digits, fuses, verifies and prints the report: about two minutes.
-quickstart: setup
+quickstart: $(VENV)/setup.installed ## train on bundled digits, fuse, verify, report: two minutes
 	$(RUN) main.py --config configs/quickstart.py --workdir runs/quickstart
 
-# Tests of about a second or less that start no processes: 80 seconds on two cores.
-test-fast: $(VENV)/dev.installed
+test-fast: $(VENV)/dev.installed ## tests of a second or less that start no processes: 80 seconds
 	$(PYTEST) -m "not medium and not system and not slow"
 
-test: $(VENV)/dev.installed
+test: $(VENV)/dev.installed ## the tests: 10 minutes on two cores
 	$(PYTEST) -m "not slow"
 
-test-full: $(VENV)/dev.installed
+test-full: $(VENV)/dev.installed ## also the tests that take minutes each
 	$(PYTEST)
 
-lint: $(VENV)/dev.installed
+lint: $(VENV)/dev.installed ## ruff and the type checker
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/pyrefly check --python-interpreter-path $(RUN)
 
-# Compares training steps and fused nets with PyTorch and onnxruntime.
-bench: $(VENV)/dev.installed
+bench: $(VENV)/dev.installed ## compare training steps and fused nets with PyTorch and onnxruntime
 	$(RUN) -m experiments.benchmarks.pytorch
 	JAX_PLATFORMS=cpu $(RUN) -m experiments.benchmarks.onnxruntime --constant --keep_freed_memory --patience=20
 
-# Compares the input pipeline with others on class folders: make bench-data DATA=/data/imagenet
-bench-data: setup
+bench-data: $(VENV)/setup.installed ## compare input pipelines on class folders of JPEGs: DATA=/data/imagenet
 	@test -n "$(DATA)" || { echo "make bench-data needs DATA=<class folders of JPEGs>"; exit 2; }
-	$(PIP) -e '.[bench]'
+	@$(PIP) -e '.[bench]' | $(PROGRESS)
 	$(RUN) main.py --mode=bench_data --config configs/a0.py --config.data.source=folder --config.data.data_dir=$(DATA)
 
-# Writes RESULTS.md and report.html from the rows in experiments/results.
-report: setup
+report: $(VENV)/setup.installed ## write RESULTS.md and report.html from the rows in experiments/results
 	$(RUN) -m experiments.report
 
-# Writes runs/analysis.html, on what each branch of runs/quickstart (or ANALYSIS_WORKDIR) does.
-notebook: $(VENV)/dev.installed
+notebook: $(VENV)/dev.installed ## write runs/analysis.html on the branches of runs/quickstart, or ANALYSIS_WORKDIR
 	$(RUN) -m jupytext --sync experiments/studies/analysis.ipynb
 	$(RUN) -m nbconvert --log-level=ERROR --execute --to html --output-dir runs experiments/studies/analysis.ipynb
 
-# Builds the pages of docs/ with the API reference: build/site/index.html
-docs: setup
-	$(PIP) -e '.[docs]'
+docs: $(VENV)/setup.installed ## build the pages of docs/ with the API reference: build/site/index.html
+	@$(PIP) -e '.[docs]' | $(PROGRESS)
 	$(RUN) -m mkdocs build --quiet --strict
 
-# Runs every command and Python snippet of README.md and docs/ in a scratch folder: minutes.
-docs-check: $(VENV)/dev.installed
+docs-check: $(VENV)/dev.installed ## run every command and Python snippet of README.md and docs/: minutes
 	$(RUN) -m docs.check
 
-# Does not delete runs/.
-clean:
+clean: ## delete .venv and caches, but not runs/
 	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache .hypothesis

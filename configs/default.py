@@ -43,8 +43,8 @@ def get_config() -> ConfigDict:
     # How training computes the 1x1 and identity branches of RepVGG: "moments" (both from the mean
     # and covariance of the input), "batch" (each separately); the faster of the two if unset.
     model.branch_statistics = placeholder(str)
-    # Implementation of convolutions: "xla", "winograd" or "onednn" (CPU; the extra `cpu`); if
-    # unset, onednn if it is installed. These two fields do not change results, except for rounding.
+    # Implementation of convolutions: "xla", "winograd" or "onednn" (on a CPU); if unset, onednn
+    # where it can be used. These two fields do not change results, except for rounding.
     model.conv_algorithm = placeholder(str)
     model.frozen = placeholder(tuple)  # regular expressions of blocks to freeze: ("stage[0-2]_.*",)
     model.dtype = "float32"  # type of activations; parameters and statistics are always float32

@@ -57,7 +57,7 @@ def uses_onednn(algorithm: str, *arrays: AnyArray) -> bool:
     if xla_only(*arrays) or not all(array.dtype == jnp.float32 for array in arrays):
         return False
     if algorithm == "auto":
-        return target().is_one_cpu and not onednn.unavailable()
+        return target().is_one_cpu and onednn.available()
     return algorithm == "onednn"
 
 

@@ -1,9 +1,9 @@
 """Convolutions on a CPU by oneDNN, called through JAX's foreign function interface (FFI).
 
 oneDNN is twice as fast as XLA's own convolutions in the forward pass and four times as fast in the
-kernel gradient (docs/notes/speed.md). The extra `cpu` installs the library. The FFI handlers in
-`onednn.cc` are compiled by the machine's C++ compiler at first use and cached in
-~/.cache/repvgg_jax.
+kernel gradient (docs/notes/speed.md). It is a requirement on x86-64 Linux. The FFI handlers in
+`onednn.cc` are compiled by the machine's C++ compiler, in `make setup` or at first use, and cached
+in ~/.cache/repvgg_jax.
 
 A program that `jax.export` makes, or that is lowered for another platform, gets XLA's convolutions
 instead, since it will run where the library is not registered. Only the lowering knows this: the
@@ -14,9 +14,11 @@ import ctypes
 import hashlib
 import importlib.metadata
 import os
+import platform
 import shlex
 import shutil
 import subprocess
+import sys
 import tempfile
 from functools import cache, partial
 from pathlib import Path
@@ -55,18 +57,19 @@ def unavailable() -> str | None:
 
     The first call compiles the FFI handlers (4 s), unless an earlier process did.
     """
+    if not has_build():
+        return f"oneDNN's packages are for x86-64 Linux, not {platform.machine()} {sys.platform}"
     try:
         files = [_file(package, name) for package, name in _PARTS.items()]
     except (importlib.metadata.PackageNotFoundError, StopIteration):
-        return "oneDNN is not installed; install it with pip install -e '.[cpu]'"
+        return f"{' or '.join(_PARTS)} is not installed; make setup or pip install -e . installs it"
     try:
         library = _loaded(*files)
     except (OSError, RuntimeError, subprocess.CalledProcessError) as error:
         # RuntimeError: no home folder. Compilers print warnings before the error.
         lines = (getattr(error, "stderr", None) or "").splitlines()
         cause = next((line for line in lines if "error" in line), one_line(error))
-        logging.warning("oneDNN cannot be used: %s", cause)
-        return f"oneDNN cannot be used: {cause}"
+        return f"its calls cannot be compiled and loaded: {cause}"
     for name in _CALLS:
         handler = jax.ffi.pycapsule(getattr(library, f"repvgg_jax_{name}"))
         jax.ffi.register_ffi_target(f"repvgg_jax.{name}", handler, platform="cpu")
@@ -78,6 +81,19 @@ def version() -> str:
     return importlib.metadata.version("onednn-cpu-gomp")
 
 
+def has_build() -> bool:
+    """Returns True if there are packages of oneDNN for this platform."""
+    return sys.platform == "linux" and platform.machine() == "x86_64"
+
+
+@cache
+def available() -> bool:
+    """Returns True if oneDNN can be used; otherwise warns once, unless nothing could be done."""
+    if (reason := unavailable()) and has_build():
+        logging.warning("training takes nearly twice as long without oneDNN: %s", reason)
+    return not reason
+
+
 def _file(package: str, name: str) -> Path:
     """Returns the path of a file of an installed package."""
     paths = importlib.metadata.files(package) or ()
@@ -87,6 +103,7 @@ def _file(package: str, name: str) -> Path:
 def _loaded(library: Path, header: Path) -> ctypes.CDLL:
     """Returns the compiled FFI handlers; recompiles them if the cached file cannot be loaded."""
     built = _compiled(library, header.parents[2])
+    ctypes.CDLL(str(library))  # here, the handlers find it, though another environment made them
     try:
         return ctypes.CDLL(str(built))
     except OSError:
@@ -96,8 +113,8 @@ def _loaded(library: Path, header: Path) -> ctypes.CDLL:
 
 def _compiled(library: Path, headers: Path) -> Path:
     """Returns the path of the shared library made from `onednn.cc`, which it compiles if needed."""
-    parts = [_SOURCE.read_bytes(), str(library).encode(), jax.lib.__version__.encode()]
-    digest = hashlib.sha256(b"\n".join(parts)).hexdigest()[:12]
+    versions = [jax.lib.__version__, *map(importlib.metadata.version, _PARTS)]
+    digest = hashlib.sha256(" ".join([*versions, _SOURCE.read_text()]).encode()).hexdigest()[:12]
     folder = cache_folder()
     built = folder / f"onednn-{digest}.so"
     if built.exists():
@@ -105,15 +122,21 @@ def _compiled(library: Path, headers: Path) -> Path:
     wanted = shlex.split(os.environ.get("CXX", ""))
     compiler = wanted or [name for name in ("g++", "clang++") if shutil.which(name)][:1]
     if not compiler or not shutil.which(compiler[0]):
-        raise OSError(f"no C++ compiler found ({' '.join(wanted) or 'g++ or clang++'})")
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)  # cached programs are trusted
+        names = " ".join(wanted) or "g++ or clang++"
+        raise OSError(f"no C++ compiler ({names}) was found; install one, or set CXX to its path")
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)  # cached programs are trusted
+        # The file is moved from there, since several processes may compile at once.
+        temporary = tempfile.TemporaryDirectory(dir=folder)
+    except OSError as error:
+        raise OSError(
+            f"{folder} cannot be written ({error.strerror}); set XDG_CACHE_HOME to another folder"
+        ) from error
     logging.info("compiling %s", _SOURCE.name)
-    # Compiled in a temporary folder and then moved, since several processes may compile at once.
-    with tempfile.TemporaryDirectory(dir=folder) as temporary:
-        made = Path(temporary) / built.name
+    with temporary:
+        made = Path(temporary.name) / built.name
         command = [*compiler, "-O2", "-std=c++17", "-fPIC", "-shared", "-w", str(_SOURCE)]
-        command += [f"-I{headers}", f"-I{jax.ffi.include_dir()}", str(library)]
-        command += [f"-Wl,-rpath,{library.parent}", "-o", str(made)]
+        command += [f"-I{headers}", f"-I{jax.ffi.include_dir()}", str(library), "-o", str(made)]
         subprocess.run(command, check=True, capture_output=True, text=True)
         made.replace(built)
     return built
