@@ -13,6 +13,7 @@ from repvgg_jax.blocks.registry import block_class
 from repvgg_jax.errors import UsageError
 from repvgg_jax.layers.conv import Dtype
 from repvgg_jax.layers.squeeze_excite import SqueezeExcite
+from repvgg_jax.nets._call_errors import check_images, check_layout, explained
 from repvgg_jax.ops import onednn
 from repvgg_jax.ops.convolution import check_algorithm
 
@@ -133,6 +134,33 @@ class Net(nn.Module):
         if updates.get("block", self.block) != self.block:
             updates = {"block_options": ()} | updates
         return super().clone(**updates)
+
+    @nn.nowrap
+    def apply(self, variables: Any, *args: Any, **options: Any) -> Any:
+        """Applies the net as `flax.linen.Module.apply`; frequent errors are one line each.
+
+        Raises:
+          UsageError: for images without a batch axis, of another layout or another number of
+            channels, or not normalized; for variables of another net or without statistics; and if
+            `train` is True but `batch_stats` is not mutable.
+        """
+        if options.get("method") is not None or not args:
+            return super().apply(variables, *args, **options)
+        check_images(args[0])
+        with explained(args[0], variables, self.block):
+            return super().apply(variables, *args, **options)
+
+    @nn.nowrap
+    def init_with_output(self, rngs: Any, *args: Any, **options: Any) -> Any:
+        """Initializes the net as `flax.linen.Module.init_with_output`, which `init` calls.
+
+        Raises:
+          UsageError: for images whose channels come first, or without a batch axis.
+        """
+        if args:
+            check_images(args[0])
+            check_layout(args[0])
+        return super().init_with_output(rngs, *args, **options)
 
     def blocks(self) -> dict[str, Block]:
         """Returns name -> unbound block for every entry of `plan`.

@@ -1,5 +1,7 @@
 """The base classes suffice for blocks and architectures from outside the package."""
 
+from functools import partial
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -145,3 +147,57 @@ def test_randomize__draws_what_training_would_leave():
     jax.tree.map(np.testing.assert_array_equal, drawn, again)
     other = rj.randomize(abstract(net), jax.random.key(1))
     assert not np.isclose(drawn["params"]["head"]["bias"], other["params"]["head"]["bias"]).any()
+
+
+SMALL = rj.create("repvgg_a0", depths=(1, 1), widths=(8, 8), strides=(2, 2), num_classes=3)
+GUIDE = "see docs/guides/coming_from_pytorch.md"
+
+
+def abstract_images(*shape, dtype=jnp.float32):
+    return jax.ShapeDtypeStruct(shape, dtype)
+
+
+@pytest.mark.parametrize(
+    ("images", "expected"),
+    [
+        (
+            abstract_images(8, 3, 32, 40),
+            "images have shape (8, 3, 32, 40), which looks like NCHW; this library takes NHWC: "
+            f"images.transpose(0, 2, 3, 1); {GUIDE}",
+        ),
+        (abstract_images(8, 1, 32, 40), "(8, 1, 32, 40), which looks like NCHW"),
+        (abstract_images(8, 32, 40, 1), "takes 3 channels; jnp.repeat(images, 3, axis=-1)"),
+        (abstract_images(8, 32, 40, 4), "takes 3 channels; images[..., :3] drops"),
+        (abstract_images(8, 32, 40, 5), "rj.init(net, key, channels=5) makes variables for 5"),
+        (abstract_images(32, 40, 3), "images[None] adds the batch axis"),
+        (abstract_images(8, 32, 40, 3, dtype=jnp.uint8), "images are uint8; a net takes normal"),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("net", [SMALL, rj.create("deep_plain", depth=2, num_classes=3)])
+def test_images_that_do_not_fit__are_explained(net, images, expected):
+    with pytest.raises(rj.UsageError) as caught:
+        jax.eval_shape(net.apply, abstract(net), images)
+    assert expected in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_other_mistakes_in_a_call__are_explained():
+    images, variables = abstract_images(2, 32, 32, 3), abstract(SMALL)
+    fused = SMALL.clone(block="fused")
+
+    def refused(function, *arguments):
+        with pytest.raises(rj.UsageError) as caught:
+            jax.eval_shape(function, *arguments)
+        return str(caught.value)
+
+    training = partial(SMALL.apply, train=True)
+    assert 'train=True, mutable=["batch_stats"]); ' + GUIDE in refused(training, variables, images)
+    without = {"params": variables["params"]}
+    assert "have no batch_stats; pass both" in refused(SMALL.apply, without, images)
+    assert "whose block is 'repvgg'" in refused(SMALL.apply, abstract(fused), images)
+    key = jax.random.key(0)
+    assert "looks like NCHW" in refused(SMALL.init, key, abstract_images(2, 3, 32, 32))
+    gray = jax.eval_shape(partial(rj.init, SMALL, channels=1), key)
+    logits = jax.eval_shape(SMALL.apply, gray, abstract_images(2, 32, 32, 1))
+    assert logits.shape == (2, 3)

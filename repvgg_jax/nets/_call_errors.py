@@ -1,0 +1,86 @@
+"""Explanations of frequent errors in calls of a net, which Flax reports in terms of its own."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import jax.numpy as jnp
+from flax import errors
+
+from repvgg_jax.errors import UsageError
+
+_GUIDE = "see docs/guides/coming_from_pytorch.md"
+_SMALL = (1, 3, 4)  # channels of gray, RGB and RGBA images
+
+
+def check_images(images: Any) -> None:
+    """Raises UsageError for images without a batch axis, and for pixels that are not normalized."""
+    shape, dtype = getattr(images, "shape", None), getattr(images, "dtype", None)
+    if shape is None or dtype is None:
+        return
+    if len(shape) != 4:
+        hint = "; images[None] adds the batch axis" if len(shape) == 3 else ""
+        raise UsageError(f"{_of(shape)}; a net takes [batch, height, width, 3]{hint}")
+    if not jnp.issubdtype(dtype, jnp.floating):
+        raise UsageError(
+            f"images are {jnp.dtype(dtype).name}; a net takes normalized ones, "
+            "(images / 255 - mean) / std: rj.preprocess returns those of a run's evaluation"
+        )
+
+
+def check_layout(images: Any) -> None:
+    """Raises UsageError for RGB images whose channels come first, for which Flax makes a net."""
+    shape = getattr(images, "shape", ())
+    if len(shape) == 4 and shape[1] == 3 and shape[-1] not in _SMALL:
+        raise UsageError(_channels_first(shape))
+
+
+@contextmanager
+def explained(images: Any, variables: Mapping[str, Any], block: str) -> Iterator[None]:
+    """Raises UsageError with cause and remedy for Flax's errors in a call of a net of `block`s."""
+    try:
+        yield
+    except errors.ScopeParamShapeError:
+        shape = getattr(images, "shape", ())
+        if len(shape) != 4 or shape[-1] == 3:
+            raise
+        raise UsageError(_wrong_channels(shape)) from None
+    except errors.ModifyScopeVariableError:
+        raise UsageError(
+            "train=True updates the BatchNorm statistics, and apply must return them: logits, "
+            f'updated = net.apply(..., train=True, mutable=["batch_stats"]); {_GUIDE}'
+        ) from None
+    except errors.ScopeCollectionNotFound:
+        missing = [name for name in ("params", "batch_stats") if not variables.get(name)]
+        raise UsageError(
+            f"the variables have no {' and no '.join(missing)}; pass both, as rj.init and rj.load "
+            'return them: {"params": ..., "batch_stats": ...}'
+        ) from None
+    except errors.ScopeParamNotFoundError as error:
+        cause = str(error).split(" (http")[0].removesuffix(".")
+        raise UsageError(
+            f"the variables are not those of this net, whose block is {block!r}: {cause}"
+        ) from None
+
+
+def _wrong_channels(shape: tuple[int, ...]) -> str:
+    found = shape[-1]
+    if shape[1] in _SMALL and found not in _SMALL:
+        return _channels_first(shape)
+    remedy = f"rj.init(net, key, channels={found}) makes variables for {found}"
+    if found == 1:
+        remedy = f"jnp.repeat(images, 3, axis=-1) makes gray images RGB, and {remedy}"
+    if found == 4:
+        remedy = f"images[..., :3] drops the transparency of RGBA, and {remedy}"
+    return f"{_of(shape)}, and the net takes 3 channels; {remedy}"
+
+
+def _channels_first(shape: tuple[int, ...]) -> str:
+    return (
+        f"{_of(shape)}, which looks like NCHW; this library takes NHWC: "
+        f"images.transpose(0, 2, 3, 1); {_GUIDE}"
+    )
+
+
+def _of(shape: tuple[int, ...]) -> str:
+    return f"images have shape ({', '.join(map(str, shape))})"
