@@ -11,14 +11,16 @@ from repvgg_jax.config.fields import check_values
 from repvgg_jax.config.resolve import resolve
 from repvgg_jax.config.workdir import read_config
 from repvgg_jax.runtime.mesh import make_mesh
-from repvgg_jax.runtime.processes import print_once
+from repvgg_jax.runtime.processes import primary, print_once
+from repvgg_jax.training.confusion import CONFUSION_PICTURE, show_confusion
 from repvgg_jax.training.evaluation import Evaluation
 
 
 def run_eval(config: ConfigDict | None, workdir: Path) -> None:
     """Evaluates a run's latest checkpoint, and its fused weights if there are any.
 
-    The evaluation data are those of `config`, which defaults to the run's own config.
+    The evaluation data are those of `config`, which defaults to the run's own config. Only in that
+    case `confusion.png` is drawn, which belongs to the run's data.
 
     Raises:
       UsageError: if there is no run, or the config cannot be used.
@@ -30,12 +32,16 @@ def run_eval(config: ConfigDict | None, workdir: Path) -> None:
         step = fused_step(workdir)
         name = "fused" if step == latest else f"fused at step {step}, not {latest}"
         forms[name] = load(workdir, fused=True)
-    for form, (net, variables) in forms.items():
-        result = evaluation(net, variables)
+    results = {form: evaluation(*pair) for form, pair in forms.items()}
+    for form, result in results.items():
+        top5 = f"top-5 {result['top5']:.2%}  " if net.num_classes > 5 else ""
         print_once(
-            f"{form:<12} top-1 {result['top1']:.2%}  top-5 {result['top5']:.2%}  "
+            f"{form:<12} top-1 {result['top1']:.2%}  {top5}"
             f"loss {result['loss']:.4f}  {result['count']:,} images"
         )
+    if primary() and (matrix := results["train form"].get("confusion")) is not None:
+        picture = None if config else workdir / CONFUSION_PICTURE
+        show_confusion(matrix, evaluation.data.source.class_names, picture)
 
 
 def evaluation_config(config: ConfigDict | None, workdir: Path) -> ConfigDict:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -23,6 +24,7 @@ from repvgg_jax.runtime.lock import check_unlocked
 from repvgg_jax.runtime.mesh import local_copy
 from repvgg_jax.runtime.processes import primary, print_once, warn_once
 from repvgg_jax.runtime.signals import Stopping
+from repvgg_jax.training.confusion import CONFUSION_PICTURE, confusion_fields, show_confusion
 from repvgg_jax.training.evaluation import Evaluation
 from repvgg_jax.training.history import environments
 from repvgg_jax.training.summary import summary
@@ -51,6 +53,9 @@ def run_train(config: ConfigDict, workdir: Path) -> None:
                 report |= _environments(workdir)
                 _write_report(workdir / "report.json", report)
                 print(summary(report))
+                if "confusion" in report:
+                    matrix = np.array(report["confusion"]["train_form"])
+                    show_confusion(matrix, report["classes"], workdir / CONFUSION_PICTURE)
 
 
 def _train_and_fuse(
@@ -92,6 +97,7 @@ def _train_and_fuse(
         "top5": {form: values["top5"] for form, values in metrics.items()},
         "loss": {form: values["loss"] for form, values in metrics.items()},
         "eval_count": metrics["train_form"]["count"],
+        **confusion_fields(metrics),
         "skipped": {
             "train": len(experiment.train_data.source.skipped),
             "test": len(experiment.eval_data.source.skipped),

@@ -80,13 +80,16 @@ def parse_json(text: bytes, kind: type = dict) -> Any:
 
 
 def write_json(path: str | os.PathLike[str], tree: Any) -> None:
-    """Writes a tree to a JSON file atomically.
+    """Writes a tree to a JSON file atomically, with each list of numbers on a line.
 
     Raises:
       ValueError: if a number is not finite, which JSON cannot represent.
       TypeError: if the type of a leaf is not supported by JSON.
     """
-    replace_text(Path(path), json.dumps(tree, indent=2, allow_nan=False) + "\n")
+    text = json.dumps(tree, indent=2, allow_nan=False)
+    # A string in JSON contains no line break, so that only lists match.
+    text = re.sub(r"\[\n([-+.,\w\s]*)\]", lambda match: f"[{' '.join(match[1].split())}]", text)
+    replace_text(Path(path), text + "\n")
 
 
 def replace_text(path: Path, text: str) -> None:

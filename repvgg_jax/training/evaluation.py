@@ -1,4 +1,4 @@
-"""Evaluation: top-1, top-5 and loss, with every example counted once on any number of devices."""
+"""Evaluation: accuracy, loss and confusions, with every example counted once on any devices."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -24,6 +24,10 @@ from repvgg_jax.runtime.mesh import replicate, shard_batch
 
 Metrics = dict[str, Any]
 
+# A matrix of confusions has the square of as many entries: more would fill a report.
+MOST_CLASSES = 100
+_SCALARS = ("top1", "top5", "loss", "count")
+
 
 def eval_step(
     net: nn.Module,
@@ -33,19 +37,28 @@ def eval_step(
     mean: tuple[float, ...] = IMAGENET_MEAN,
     std: tuple[float, ...] = IMAGENET_STD,
 ) -> Metrics:
-    """Returns `top1`, `top5`, `loss` and `count`, summed over the examples with `mask` 1."""
+    """Returns `top1`, `top5`, `loss` and `count`, summed over the examples with `mask` 1.
+
+    `confusion` [classes, classes] counts examples by label and prediction, for a net of at most
+    `MOST_CLASSES` outputs.
+    """
     logits = net.apply(variables, to_network_input(batch["image"], mean, std), train=False)
     label, mask = batch["label"], batch["mask"]
     # top_k ranks equal logits by index, so that constant logits do not always count as hits.
     best = jax.lax.top_k(logits, min(5, logits.shape[-1]))[1]
     hits = best == label[:, None]
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, label)
-    return {
+    sums = {
         "top1": (hits[:, 0] * mask).sum(),
         "top5": (hits.any(-1) * mask).sum(),
         "loss": jnp.where(mask > 0, losses, 0.0).sum(),
         "count": mask.sum(),
     }
+    if (classes := logits.shape[-1]) <= MOST_CLASSES:
+        # A product of one-hot rows, unlike a scatter, is summed over the devices like the others.
+        labels = jax.nn.one_hot(label, classes) * mask[:, None]
+        sums["confusion"] = labels.T @ jax.nn.one_hot(best[:, 0], classes)
+    return sums
 
 
 @cache
@@ -63,7 +76,7 @@ def evaluate(
     mean: tuple[float, ...] = IMAGENET_MEAN,
     std: tuple[float, ...] = IMAGENET_STD,
     after_batch: Callable[[], None] | None = None,
-) -> dict[str, float]:
+) -> Metrics:
     """Returns accuracy and loss over all examples of the batches, each counted once.
 
     Args:
@@ -76,7 +89,9 @@ def evaluate(
       after_batch: called after each batch; an exception from it ends the evaluation.
 
     Returns:
-      `top1` and `top5` (fractions), `loss` (nats per image), `count` (images).
+      `top1` and `top5` (fractions), `loss` (nats per image), `count` (images). For a net of at most
+      `MOST_CLASSES` outputs, also `confusion`: int64 [classes, classes], whose entry [i, j] is the
+      number of images of class i that are taken for class j.
 
     Raises:
       UsageError: if raw parameters come with averaged statistics, or vice versa.
@@ -86,23 +101,35 @@ def evaluate(
     if mesh:  # `load` puts variables on one device, and training may have split them
         variables = replicate(variables, mesh)
     step = compiled_step(mesh.devices.flat[0].platform if mesh else jax.default_backend())
-    sums = []
+    total: Metrics = {}
+    pending: Metrics = {}
     for batch in batches:
         batch = shard_batch(batch, mesh) if mesh else batch
-        sums.append(step(net, variables, batch, mean=mean, std=std))
-        if len(sums) > 1:  # wait, since a fast source could fill the device's memory
-            sums[-2] = jax.device_get(sums[-2])
+        sums = step(net, variables, batch, mean=mean, std=std)
+        _add(total, pending)  # waits for the batch before, since more could fill the device
+        pending = sums
         if after_batch:
             after_batch()
-    # Summed on the host in float64, since float32 cannot count beyond 2**24 images.
-    total = {
-        name: float(np.sum([row[name] for row in jax.device_get(sums)], dtype=np.float64))
-        for name in ("top1", "top5", "loss", "count")
-    }
-    count = int(total["count"])
+    _add(total, pending)
+    count = int(total.get("count", 0))
     if count == 0:
         raise RunError("nothing to evaluate: the evaluation split has no readable image")
-    return {name: total[name] / count for name in ("top1", "top5", "loss")} | {"count": count}
+    result: Metrics = {name: float(total[name]) / count for name in ("top1", "top5", "loss")}
+    result["count"] = count
+    if "confusion" in total:
+        result["confusion"] = total["confusion"].astype(np.int64)
+    return result
+
+
+def _add(total: Metrics, sums: Metrics) -> None:
+    """Adds the sums of a batch to `total` in float64: float32 cannot count beyond 2**24 images."""
+    for name, value in jax.device_get(sums).items():
+        total[name] = total.get(name, 0.0) + np.asarray(value, np.float64)
+
+
+def scalars(metrics: Metrics) -> dict[str, float]:
+    """Returns the metrics of `evaluate` that are numbers, for curves and checkpoints."""
+    return {name: metrics[name] for name in _SCALARS}
 
 
 @dataclass(frozen=True)
@@ -114,7 +141,7 @@ class Evaluation:
 
     def __call__(
         self, net: nn.Module, variables: Any, after_batch: Callable[[], None] | None = None
-    ) -> dict[str, float]:
+    ) -> Metrics:
         """Returns the metrics over the whole split, of which each process reads its share."""
         return evaluate(
             net,

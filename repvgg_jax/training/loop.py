@@ -13,7 +13,7 @@ from repvgg_jax.config.build import Experiment
 from repvgg_jax.errors import Stopped
 from repvgg_jax.runtime.compilation import StartupTimer
 from repvgg_jax.runtime.signals import Stopping
-from repvgg_jax.training.evaluation import Evaluation, Metrics
+from repvgg_jax.training.evaluation import Evaluation, Metrics, scalars
 from repvgg_jax.training.monitor import Monitor
 from repvgg_jax.training.nan_guard import NanGuard
 from repvgg_jax.training.prefetch import Prefetcher
@@ -99,7 +99,7 @@ class Loop:
             state.eval_variables,
             after_batch=lambda: self.stopping.check(self.experiment.mesh),
         )
-        self.monitor.evaluate(step, result)
+        self.monitor.evaluate(step, scalars(result))
         if not math.isfinite(result["loss"]):
             self._guard.stop(step + 1, f"evaluation loss {result['loss']}")
         return result
@@ -107,7 +107,8 @@ class Loop:
     def _save(self, state: TrainState, result: Metrics | None) -> None:
         self._guard.flush()  # raises if the step was not finite, so that it is not saved
         position = {"seed": self.experiment.data_seed, "step": int(state.step)}
-        save(self.manager, state.eval_variables, state.optimizer_state, position, result)
+        metrics = None if result is None else scalars(result)
+        save(self.manager, state.eval_variables, state.optimizer_state, position, metrics)
 
     def _save_and_stop(self, state: TrainState, saved: int, stop: Stopped) -> NoReturn:
         step = int(state.step)

@@ -63,6 +63,10 @@ def test_what_was_written_is_read(tmp_path):
     for tree in ({"a": [1, None, "é"]}, [{"a": 1}]):
         write_json(tmp_path / "x.json", tree)
         assert read_json(tmp_path / "x.json", "", type(tree)) == tree
+    tree = {"a": [[1, -2.5e-07], [None, True]], "b": ["[\n1,  2]", "c"]}
+    write_json(tmp_path / "x.json", tree)
+    assert read_json(tmp_path / "x.json", "") == tree
+    assert "    [1, -2.5e-07],\n    [null, true]\n" in (tmp_path / "x.json").read_text()
 
 
 def test_a_row_is_appended_after_an_incomplete_one(tmp_path):

@@ -53,7 +53,14 @@ def test_the_whole_way_then_eval_and_fuse(tmp_path):
     assert report["fusion"]["max_relative_error"] < 1e-5
     assert report["params"]["fused"] < report["params"]["train_form"]
     assert report["macs"]["fused"] < report["macs"]["train_form"]
-    for name in ("metrics.jsonl", "curves.png", "tensorboard", "config.json", "checkpoints/30"):
+    for name in (
+        "metrics.jsonl",
+        "curves.png",
+        "confusion.png",
+        "tensorboard",
+        "config.json",
+        "checkpoints/30",
+    ):
         assert (workdir / name).exists(), name
 
     net, variables = rj.load(workdir)
@@ -66,6 +73,7 @@ def test_the_whole_way_then_eval_and_fuse(tmp_path):
     assert "stage3_block0" in main("--mode=fuse", "--workdir", workdir)
     output = main("--mode=eval", "--workdir", workdir)
     assert output.count(f"top-1 {report['top1']['fused']:.2%}") == 2
+    assert output.split("lowest of 10 classes")[1] == table.split("lowest of 10 classes")[1]
 
     output = main(*QUICK, "--config.train.steps=31", "--workdir", workdir, code=2)
     assert "train.steps: 30 there, 31 here" in output

@@ -159,6 +159,9 @@ def test_two_by_two_is_one_device(two_by_two, tmp_path):
     report = json.loads((workdir / "report.json").read_text())
     assert report["device"].endswith("x4")
     assert report["eval_count"] == 360
+    confusion = np.array(report["confusion"]["fused"])
+    assert confusion.sum() == 360
+    assert confusion.trace() == pytest.approx(360 * report["top1"]["fused"])
     assert report["fusion"]["max_relative_error"] < 1e-5
     assert "train form" in output[0]
     assert "train form" not in output[1]

@@ -87,6 +87,9 @@ def test_evaluation_counts_every_example_once(examples, batch_size):
     assert got["top1"] == pytest.approx((order[:, 0] == label).mean())
     assert got["top5"] == pytest.approx((order[:, :5] == label[:, None]).any(-1).mean())
     assert got["loss"] == pytest.approx(-log_p.mean(), rel=1e-5)
+    confusion = np.zeros((10, 10), int)
+    np.add.at(confusion, (label, order[:, 0]), 1)
+    np.testing.assert_array_equal(got["confusion"], confusion)
 
 
 @pytest.mark.medium
