@@ -11,6 +11,7 @@ All functions work on a pair `(net, variables)`: a Flax module without arrays, a
 True
 """
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 from repvgg_jax.config.classes import class_names
@@ -24,6 +25,7 @@ from repvgg_jax.version import __version__
 
 if TYPE_CHECKING:
     from repvgg_jax.checkpoint.load import load
+    from repvgg_jax.training.prediction import predict, preprocess
 
 __all__ = [
     "FusionReport",
@@ -36,21 +38,29 @@ __all__ = [
     "insert_bn",
     "list_models",
     "load",
+    "predict",
+    "preprocess",
     "randomize",
     "reestimate_batch_stats",
     "verify",
 ]
 
 
-def __getattr__(name: str) -> Any:
-    """Imports `load` at its first use: importing Orbax and Optax is slow."""
-    if name == "load":
-        from repvgg_jax.checkpoint.load import load
+# Imported at their first use: importing Orbax and Optax is slow.
+_LAZY = {
+    "load": "repvgg_jax.checkpoint.load",
+    "predict": "repvgg_jax.training.prediction",
+    "preprocess": "repvgg_jax.training.prediction",
+}
 
-        return load
+
+def __getattr__(name: str) -> Any:
+    """Imports the functions in `_LAZY` at their first use."""
+    if name in _LAZY:
+        return getattr(importlib.import_module(_LAZY[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    """Returns the names in the module, including `load` before its first use."""
+    """Returns the names in the module, including those in `_LAZY` before their first use."""
     return sorted({*globals(), *__all__})

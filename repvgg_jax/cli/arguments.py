@@ -22,6 +22,8 @@ configs/default.py lists all fields; override any of them: --config.train.epochs
                            imports one of several models in a checkpoint
   --layout official|timm   to_torch: naming of the weights
   --fused                  to_torch: write the fused weights
+  --images PATH            predict: an image, or a folder of images
+  --top_k N --output FILE  predict: classes for each image; .csv or .jsonl to write
   --topology NAME          compile: target devices, such as v5e:4x4 or cpu:8
   --coordinator HOST:PORT --num_processes N --process_index I
                            multi-process runs on clusters that JAX does not detect
@@ -92,8 +94,9 @@ def mode_arguments(name: str, values: flags.FlagValues) -> dict[str, Any]:
     given = {flag: values[flag].value for flag in (*mode.needs, *mode.takes)}
     if "workdir" in given:
         given["workdir"] = _workdir(mode, values)
-    if given.get("weights") is not None:
-        given["weights"] = local_path(given["weights"], "--weights")
+    for flag in ("weights", "images", "output"):
+        if given.get(flag) is not None:
+            given[flag] = local_path(given[flag], f"--{flag}")
     if missing := [f"--{flag}" for flag in mode.needs if given[flag] is None]:
         raise UsageError(
             f"--mode={name} needs {' and '.join(missing)}; "

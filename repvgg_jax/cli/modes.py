@@ -8,6 +8,7 @@ from repvgg_jax.bench.models import run_bench
 from repvgg_jax.cli.compile import run_compile
 from repvgg_jax.cli.evaluate import run_eval
 from repvgg_jax.cli.fuse import run_fuse
+from repvgg_jax.cli.predict import run_predict
 from repvgg_jax.cli.prepare import run_prepare
 from repvgg_jax.cli.pytorch import run_import, run_to_torch
 from repvgg_jax.cli.train import run_train
@@ -60,6 +61,14 @@ MODES = {
         "--workdir runs/quickstart",
         needs=("workdir",),
         takes=("config",),
+    ),
+    "predict": Mode(
+        run_predict,
+        "print the classes of images, and write them as CSV or JSON lines",
+        "--workdir runs/quickstart --images photographs --output classes.csv",
+        needs=("workdir", "images"),
+        takes=("top_k", "output"),
+        resumes_from="first image",
     ),
     "prepare": Mode(
         run_prepare,

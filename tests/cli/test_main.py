@@ -45,7 +45,7 @@ def failing(capsys, *given):
         ([*QUICK, "--config.model.block=repvg"], "did you mean repvgg"),
         ([*QUICK, "--config.data.source=digit"], "digits"),
         ([*QUICK, "--config.train.log_every=0"], "train.log_every=0: must be at least 1"),
-        ([*QUICK, "--mode=tain"], "train|eval|fuse|prepare|import|to_torch|compile|bench|bench"),
+        ([*QUICK, "--mode=tain"], "train|eval|fuse|predict|prepare|import|to_torch|compile|bench|"),
         ([*QUICK, "train"], "unknown argument 'train'"),
         (["--config", "configs/b9.py"], "--config=configs/b9.py: file not found"),
         (["--config=gs://bucket/b9.py"], "--config=gs://bucket/b9.py is a URL"),

@@ -8,7 +8,7 @@ import pytest
 
 import repvgg_jax as rj
 from repvgg_jax.checkpoint.fused import save_fused
-from repvgg_jax.cli import evaluate, fuse, train
+from repvgg_jax.cli import evaluate, fuse, predict, train
 from repvgg_jax.errors import RunError
 from repvgg_jax.fusion.certificate import checksums
 from tests.support.runs import equal, tiny_config
@@ -84,9 +84,15 @@ def test_fused_weights_of_an_earlier_step_are_called_that(run, capsys):
     save_fused(run, fused, certificate | {"step": 1})
     evaluate.run_eval(None, run)
     assert "fused at step 1, not 2" in capsys.readouterr().out
+    net, _, form = predict.newest_form(run)
+    assert not net.is_fused
+    assert form == "train form, step 2 (the fused weights are of step 1; --mode=fuse renews them)"
     with pytest.raises(rj.UsageError, match="cannot be used with step"):
         rj.load(run, fused=True, step=2)
     fuse.run_fuse(None, run)
+    net, _, form = predict.newest_form(run)
+    assert net.is_fused
+    assert form == "fused form, step 2"
 
 
 def test_a_config_of_another_version_is_named(run, tmp_path):

@@ -20,7 +20,7 @@ Box = tuple[float, float, float, float]
 
 
 class CorruptImageError(UsageError):
-    """An error for an image that cannot be decoded; `where` is its file or record."""
+    """An error for an image that cannot be decoded; `where` is its file, and `cause` the reason."""
 
     def __init__(self, where: str, cause: str):
         super().__init__(
@@ -28,6 +28,7 @@ class CorruptImageError(UsageError):
             "or set data.skip_corrupt=True to skip such images"
         )
         self.where = where
+        self.cause = cause
 
 
 @dataclasses.dataclass(frozen=True)

@@ -129,7 +129,9 @@ class EncodedSource:
             if error.where not in self.skipped:
                 self.skipped.add(error.where)
                 count = len(self.skipped)
-                logging.warning("skipped the corrupt image %s (%d so far)", error.where, count)
+                logging.warning(
+                    "skipped the corrupt image %s (%d so far): %s", error.where, count, error.cause
+                )
             return None
 
     def _decode(self, record: Record, transform: Callable[[LazyImage], np.ndarray]) -> Example:

@@ -1,0 +1,97 @@
+"""Tests of `--mode=predict`, `rj.predict` and `rj.preprocess` on the digits."""
+
+import csv
+import json
+import logging
+import os
+import sys
+
+import numpy as np
+import pytest
+
+import repvgg_jax as rj
+from repvgg_jax.cli.predict import run_predict
+from repvgg_jax.config.workdir import make_workdir
+from repvgg_jax.data.sources.digits import load_digits
+from repvgg_jax.errors import UsageError
+from repvgg_jax.training.metrics import read_metrics
+from tests.support.image_files import encoded, write
+from tests.support.runs import tiny_config
+
+
+@pytest.mark.medium
+def test_the_accuracy_is_that_of_the_evaluation(undisturbed, tmp_path, capsys, caplog, monkeypatch):
+    workdir, folder = undisturbed[1], tmp_path / "digits"
+    digits = load_digits("test")
+    for index, (image, label) in enumerate(zip(digits.images, digits.labels, strict=True)):
+        write(folder / str(label) / f"{index:03}.png", encoded(image))
+    write(folder / "damaged.jpg", b"not a picture")
+    write(folder / "notes.txt", b"")
+    with caplog.at_level(logging.WARNING):
+        run_predict(workdir, folder, 1, tmp_path / "classes.csv")
+    out, err = capsys.readouterr()
+    rows = list(csv.DictReader((tmp_path / "classes.csv").open()))
+    right = [os.path.basename(os.path.dirname(row["file"])) == row["class"] for row in rows]
+    evaluated = [row for row in read_metrics(workdir / "metrics.jsonl") if row["kind"] == "eval"]
+    assert np.mean(right) == pytest.approx(evaluated[-1]["top1"])
+    assert [line.split() for line in out.splitlines()] == [
+        ["file", "class", "probability"],
+        *([row["file"], row["class"], f"{float(row['probability']):.4f}"] for row in rows),
+    ]
+    assert f"{workdir}: train form, step 4; 361 images" in err
+    assert f"{folder}: left out 1 .txt" in err
+    assert f"left out 1 of 361 files: {folder}/damaged.jpg" in err
+    assert "damaged.jpg (1 so far): cannot identify image file" in caplog.text
+
+    images = rj.preprocess([row["file"] for row in rows[:5]], workdir)
+    probabilities = rj.predict(*rj.load(workdir), images)
+    assert probabilities.sum(-1) == pytest.approx(1)
+    given = [float(row["probability"]) for row in rows[:5]]
+    assert probabilities.max(-1) == pytest.approx(given, rel=1e-4)
+    in_memory = rj.preprocess(digits.images[digits.labels == 0][:5], tiny_config())
+    np.testing.assert_array_equal(images, in_memory)
+
+    file = folder / "0" / os.path.basename(rows[0]["file"])
+    run_predict(workdir, file, 3, tmp_path / "classes.jsonl")
+    rows = [json.loads(line) for line in (tmp_path / "classes.jsonl").read_text().splitlines()]
+    best = np.argsort(-probabilities[0])[:3]
+    assert [row["class"] for row in rows] == [str(k) for k in best]
+    assert [row["probability"] for row in rows] == pytest.approx(probabilities[0, best], rel=1e-4)
+    assert {row["file"] for row in rows} == {str(file)}
+    reader, writer = os.pipe()
+    os.close(reader)  # as `head` does
+    with open(writer, "w") as left, monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", left)
+        run_predict(workdir, file, 3, None)
+    with pytest.raises(UsageError, match=r"damaged.jpg: nothing in it can be read as an image"):
+        run_predict(workdir, folder / "damaged.jpg", 1, None)
+
+
+def test_wrong_arguments_are_one_line(tmp_path):
+    run = tmp_path / "run"
+    make_workdir(tiny_config().to_dict(), run)
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts/a.txt").touch()
+    (tmp_path / "a.png").touch()
+
+    def refused(workdir=run, images=tmp_path / "a.png", top_k=1, output=None):
+        with pytest.raises(UsageError) as caught:
+            run_predict(workdir, images, top_k, output)
+        assert "\n" not in str(caught.value)
+        return str(caught.value)
+
+    assert "no run in" in refused(workdir=tmp_path / "none")
+    assert "the net has 10 classes; give 1 to 10" in refused(top_k=11)
+    assert "its suffix must be .csv or .jsonl" in refused(output=tmp_path / "a.txt")
+    assert "no such file or folder" in refused(images=tmp_path / "none")
+    assert "no images such as .jpg or .png, but 1 .txt" in refused(images=tmp_path / "texts")
+    assert "no checkpoint under" in refused()
+
+
+def test_images_that_are_not_rgb_bytes_are_refused():
+    config = tiny_config()
+    for image in (np.zeros((8, 8), np.uint8), np.zeros((2, 8, 8, 3)), [np.zeros((8, 8, 4), "u1")]):
+        with pytest.raises(UsageError, match=r"images\[0\] is .* takes RGB pixels"):
+            rj.preprocess(image, config)
+    shapes = [rj.preprocess(np.zeros(s, np.uint8), config).shape for s in ((9, 9, 3), (0, 9, 9, 3))]
+    assert shapes == [(1, 8, 8, 3), (0, 8, 8, 3)]
