@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 from repvgg_jax.blocks.repvgg import BRANCHES
 from repvgg_jax.config.classes import check_classes, describe_classes
 from repvgg_jax.config.fields import check_values, to_json
+from repvgg_jax.config.resolve import resolve
 from repvgg_jax.data.augment.transforms import Transform
 from repvgg_jax.data.images import IMAGENET_MEAN, IMAGENET_STD
 from repvgg_jax.data.sources.base import Source
@@ -96,6 +97,8 @@ def build(
 ) -> Experiment:
     """Returns the experiment described by a config, after all checks that need no training.
 
+    Unset fields that class folders determine are filled in (`resolve`).
+
     Args:
       config: the config of a run.
       devices: the devices to run on; all of them by default.
@@ -112,6 +115,7 @@ def build(
       >>> experiment.steps
       898
     """
+    config = resolve(config, run, devices)
     check_values(config)
     mesh = _make_mesh(config, devices)
     net = make_net(config)

@@ -52,7 +52,8 @@ def check_classes(workdir: Path, names: Sequence[str], where: str) -> None:
         raise UsageError(
             f"{where} has {describe_classes(names)}, but the run in {workdir} was trained on "
             f"{describe_classes(known)}: {_difference(names, known)}; use the data of the run, or "
-            f"train a new run for these classes with --config.init_from={workdir}"
+            f"choose another --workdir for a new run; --config.init_from={workdir} starts it from "
+            "this one's weights"
         )
 
 

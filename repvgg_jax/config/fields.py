@@ -11,7 +11,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from repvgg_jax.errors import UsageError
+from repvgg_jax.errors import UsageError, shortened
 from repvgg_jax.runtime.files import local_path
 
 
@@ -208,8 +208,9 @@ def value_problems(config: ConfigDict) -> Iterator[str]:
         value = values[name]
         if value is not None and field.bounds and (problem := field.problem(value)):
             yield f"{name}={value}: {problem}"
-    if unset := [name for name in REQUIRED if values[name] is None]:
-        yield f"{', '.join(unset)}: unset, which is possible only with data.source=folder"
+    unset = [name for name in REQUIRED if values[name] is None]
+    if unset and config.data.source != "folder":
+        yield f"{shortened(unset, 3)}: unset, which needs data.source=folder, or set them"
     for name in PATHS:
         if values[name] is not None:
             try:

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from repvgg_jax.config.fields import REQUIRED, flat
+from repvgg_jax.config.fields import REQUIRED, check_values, flat
 from repvgg_jax.config.workdir import has_checkpoints, read_config
 from repvgg_jax.data.images import IMAGENET_MEAN, IMAGENET_STD
 from repvgg_jax.data.sources.folder import FolderSummary, summarize_folder
@@ -33,7 +33,7 @@ def resolve(
 ) -> ConfigDict:
     """Returns a config without unset fields, and prints the values that it fills in.
 
-    A config that has all of `REQUIRED` is returned as it is. Others need class folders
+    A config that has all of `REQUIRED` is returned unchanged. Others need class folders
     (`data.source=folder`): the unset fields of `REQUIRED` and `OPTIONAL` get the values of
     `recipe`. To resume a run, they get those of its config.json, so that images added in the
     meantime do not change them.
@@ -44,15 +44,14 @@ def resolve(
       devices: devices that the run is for; those of this process by default.
 
     Raises:
-      UsageError: if the data cannot be used.
+      UsageError: if a value is out of bounds, or the data cannot be used.
     """
     given = dict(flat(config.to_dict()))
     if all(given[name] is not None for name in REQUIRED):
         return config
+    check_values(config)
     if workdir is not None and has_checkpoints(workdir):
         values, origin = dict(flat(read_config(workdir).to_dict())), f"{workdir}/config.json"
-    elif config.data.source != "folder":
-        return config  # `check_values` names the unset fields
     else:
         found = summarize_folder(config.data.data_dir, config.data.holdout or HOLDOUT)
         _check_classes(found)

@@ -12,7 +12,8 @@ import repvgg_jax as rj
 from configs import folder, quickstart
 from repvgg_jax.cli.evaluate import evaluation_config
 from repvgg_jax.cli.train import run_train
-from repvgg_jax.config.fields import check_values, config_hash, flat
+from repvgg_jax.config.build import build
+from repvgg_jax.config.fields import config_hash, flat
 from repvgg_jax.config.resolve import OPTIONAL, REQUIRED, recipe, resolve
 from repvgg_jax.data.sources.folder import FolderSummary
 from tests.support.image_files import encoded, noise, write, write_tree
@@ -97,7 +98,7 @@ def test_a_complete_config_is_returned_as_it_is():
 
 
 def test_unusable_folders_are_one_line(tmp_path, caplog):
-    with pytest.raises(rj.UsageError, match=r"requires data\.data_dir; expected <data_dir>"):
+    with pytest.raises(rj.UsageError, match=r"set --config\.data\.data_dir=FOLDER"):
         resolve(folder.get_config())
     write_tree(tmp_path, splits=("",), classes=("ant",))
     with pytest.raises(rj.UsageError) as error:
@@ -113,7 +114,7 @@ def test_unusable_folders_are_one_line(tmp_path, caplog):
     config = folder.get_config()
     config.data.source = "digits"
     with pytest.raises(rj.UsageError, match=r"model\.name, .* unset, .* data\.source=folder"):
-        check_values(resolve(config))
+        build(config)
 
 
 @pytest.mark.medium

@@ -17,7 +17,7 @@ _TRAIN_FOLDERS = ("train", "training")
 # "test" comes after the others, since with a "val" folder it often contains unlabeled images, as in
 # ImageNet.
 _TEST_FOLDERS = ("val", "valid", "validation", "dev", "test", "testing")
-_LAYOUT = "<data_dir>/train/<class>/*.jpg and <data_dir>/val/<class>/*.jpg"
+_LAYOUT = "<data_dir>/<class>/*.jpg, or <data_dir>/train/<class>/*.jpg and <data_dir>/val/..."
 _SAMPLE = 200  # images whose size is read
 
 
@@ -161,7 +161,7 @@ def summarize_folder(data_dir: str | None, holdout: float) -> FolderSummary:
 def _find_roots(data_dir: str | None) -> Roots:
     """Returns the folders of the splits of `data_dir`."""
     if data_dir is None:
-        raise UsageError(f"data.source=folder requires data.data_dir; expected {_LAYOUT}")
+        raise UsageError(f"set --config.data.data_dir=FOLDER, with {_LAYOUT}")
     root = os.fspath(local_path(data_dir, "data.data_dir"))
     if not os.path.isdir(root):
         raise UsageError(f"data.data_dir={root} does not exist; expected {_LAYOUT}")
