@@ -152,7 +152,10 @@ def _fill_schedule(
     if steps:  # less than a step is an error of the epochs
         steps = fill("train.steps", steps)
     fill("train.eval_every", max(-(-images // batch), steps // 20))
-    fill("optim.learning_rate", 0.05 if fine_tuning else 0.2)
+    # The field is for 256 images and scales with the batch; few images train best if it grows with
+    # the square root of the batch instead.
+    rate = 0.2 * math.sqrt(256 / batch)
+    fill("optim.learning_rate", round(rate / 10 if fine_tuning else rate, 3))
     fill("optim.warmup_epochs", round(epochs / 20, 2))
 
 

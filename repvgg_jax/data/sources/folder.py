@@ -44,14 +44,12 @@ class FolderSplit(NamedTuple):
 
     Attributes:
       root: folder that contains the class folders.
-      name: description of the images, for messages.
       class_names: the sorted names of the class folders.
       paths: path of each image.
       labels: label of each image.
     """
 
     root: str
-    name: str
     class_names: tuple[str, ...]
     paths: list[str]
     labels: list[int]
@@ -90,16 +88,16 @@ def load_folder(
     num_classes: int | None = None,
     skip_corrupt: bool = False,
 ) -> EncodedSource:
-    """Returns the source of a split; the label of a class is its index in the sorted folder names.
+    """Returns the source of a split; a label is the index in the sorted names of class folders.
 
     If `data_dir` has a folder `train` (or `training`), that is the training split, and the first
     of `val`, `valid`, `validation`, `dev`, `test` and `testing` that exists is the test split, in
     upper or lower case. Otherwise, the class folders must be in `data_dir` itself. Images in
     subfolders of a class folder belong to the class.
 
-    Without a folder to evaluate, the test split consists of the share `holdout` of the images, and
-    the training split of the others; without `holdout`, both splits of class folders in `data_dir`
-    itself have the same images.
+    Without a folder to evaluate, the test split is the share `holdout` of the images, and the
+    training split the others. If `holdout` is None too, class folders in `data_dir` itself serve
+    both splits.
 
     Warnings say which folder is evaluated if there is a choice, and which files were left out.
 
@@ -112,8 +110,15 @@ def load_folder(
     roots = _find_roots(data_dir)
     left_out: Counter[str] = Counter()
     files = _list_split(roots, split, holdout, left_out)
-    if split == "test" and holdout is None:
-        _say_which_is_evaluated(roots)
+    if split == "train" and roots.tests == [roots.train] and holdout is None:
+        warn_once(
+            "%s has no train folder; training and evaluation use the same images; set data.holdout "
+            "to the share of them to keep for evaluation, such as 0.2",
+            files.root,
+        )
+    if split == "test" and len(roots.tests) > 1 and holdout is None:
+        evaluated, *others = roots.tests
+        warn_once("evaluation uses %s; %s is not used", evaluated, shortened(others))
     if split == "train" or not roots.only_one:
         _say_what_is_unusual(files, left_out)
 
@@ -122,7 +127,7 @@ def load_folder(
 
     classes = len(files.class_names)
     return EncodedSource(
-        name=files.name,
+        name=files.root,
         class_names=files.class_names,
         size=len(files.paths),
         read=read,
@@ -147,7 +152,7 @@ def summarize_folder(data_dir: str | None, holdout: float) -> FolderSummary:
     sample = train.paths[:: -(-len(train.paths) // _SAMPLE)]
     sides = sorted(min(size) for path in sample if (size := image_size(path)))
     if not sides:
-        raise UsageError(f"{train.name}: none of {len(sample)} images can be opened")
+        raise UsageError(f"{train.root}: none of {len(sample)} images can be opened")
     return FolderSummary(
         root=train.root,
         class_names=train.class_names,
@@ -204,9 +209,7 @@ def _list_split(
             f"every class folder in {root} has a single image, so none can be held out to "
             "evaluate; add images"
         )
-    part = {"train": "images not held out in", "test": "images held out in"}[split]
-    name = f"the {part} {root}" if holdout else root
-    return FolderSplit(root, name, class_names, paths, labels)
+    return FolderSplit(root, class_names, paths, labels)
 
 
 def _split_root(roots: Roots, split: str, holdout: float | None) -> str:
@@ -282,28 +285,12 @@ def _record(path: str, label: int) -> Record:
         raise UsageError(f"cannot read the image {path}: {error.strerror}") from error
 
 
-def _say_which_is_evaluated(roots: Roots) -> None:
-    evaluated, *others = roots.tests
-    if evaluated == roots.train:
-        warn_once(
-            "%s has no train folder; training and evaluation use the same images; set data.holdout "
-            "to keep a share of them, such as 0.2, for evaluation",
-            evaluated,
-        )
-    elif others:
-        warn_once("evaluation uses %s; %s is not used", evaluated, shortened(others))
-
-
 def _say_what_is_unusual(files: FolderSplit, left_out: Counter[str]) -> None:
     depth = os.path.join(files.root, "class", "file").count(os.sep)
     nested = sum(path.count(os.sep) > depth for path in files.paths)
     if nested:
-        warn_once(
-            "%s: %d of %d images are in subfolders of class folders",
-            files.root,
-            nested,
-            len(files.paths),
-        )
+        counts = f"{nested} of {len(files.paths)}"
+        warn_once("%s: %s images are in subfolders of class folders", files.root, counts)
     if left_out:
         warn_once("%s: left out %s", files.root, _counts(left_out))
 
