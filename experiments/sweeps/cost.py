@@ -1,4 +1,14 @@
-"""Estimates the cost of runs from the measured times of finished runs."""
+"""Estimates the cost of runs from the measured times of finished runs.
+
+A run of n steps that evaluates m images in batches of b is expected to take
+
+  fixed + step * (n + share * m / b)
+
+seconds. `step` is the time of a training step, `share` the time to evaluate an image relative to
+that to train on it, and `fixed` the time of everything else: starting Python, opening the data,
+compiling, checkpoints, fusing and verifying. All three are medians over rows of finished runs,
+since wall times may include pauses, such as a laptop's sleep.
+"""
 
 import math
 import re
@@ -23,13 +33,28 @@ from repvgg_jax.nets import abstract, create
 
 _Row = Mapping[str, Any]
 
+# Guesses for rows that lack the figure: a forward pass is a third of a training step, and a run
+# starts Python, opens its data and compiles its step once before its clock starts.
+_SHARE = 1 / 3
+_START_SECONDS = 10.0
+_EVAL_IMAGES = 10_000  # all rows without `eval_images` are of CIFAR-10
+BY_MACS = "step times by multiply-adds, from other variants"
+UNMEASURED = "start and evaluation, which older rows lack"
+
+
+class Length(NamedTuple):
+    """The length of a run."""
+
+    steps: int
+    images: int  # evaluated in all, in both forms
+
 
 class RemainingCost(NamedTuple):
     """The estimated cost of the rest of a run."""
 
     seconds: float
     device: str  # named as in rows
-    guessed: bool  # estimated from other variants, by multiply-adds
+    guesses: tuple[str, ...] = ()  # parts that no row of the variant has measured
 
     @property
     def device_hours(self) -> float:
@@ -38,16 +63,19 @@ class RemainingCost(NamedTuple):
         return self.seconds * (int(count[1]) if count else 1) / 3600
 
 
-def count_steps(config: ConfigDict) -> int:
-    """Returns the steps of a run; raises UsageError if its data are missing or too few."""
+def run_length(config: ConfigDict) -> Length:
+    """Returns the length of a run; raises UsageError if its data are missing or too few."""
     data = config.data
-    size = _train_size(data.source, data.name, data.data_dir, config.model.num_classes)
-    return total_steps(config, size)
+    sizes = _split_sizes(data.source, data.name, data.data_dir, config.model.num_classes)
+    steps = total_steps(config, sizes["train"])
+    every = config.train.eval_every or -(-sizes["train"] // config.train.batch_size)
+    evaluations = -(-steps // every) + 1  # the fused form is evaluated once
+    return Length(steps, evaluations * sizes["test"])
 
 
 @cache
-def _train_size(source: str, name: str, data_dir: str | None, classes: int) -> int:
-    """Returns the number of training images; opens the test split too, to raise its errors."""
+def _split_sizes(source: str, name: str, data_dir: str | None, classes: int) -> dict[str, int]:
+    """Returns the number of images by split."""
     sizes = {}
     for split in ("test", "train"):
         if source == "tfds":
@@ -55,7 +83,7 @@ def _train_size(source: str, name: str, data_dir: str | None, classes: int) -> i
         else:
             images = load_source(source, name, data_dir, split, num_classes=classes)
         sizes[split] = len(images)
-    return sizes["train"]
+    return sizes
 
 
 def saved_steps(workdir: Path) -> int:
@@ -72,7 +100,7 @@ def most_common_device(rows: Iterable[_Row]) -> str | None:
 def remaining_cost(
     run: Run,
     workdir: Path,
-    steps: int | None,
+    length: Length | None,
     rows: Sequence[_Row],
     others: Sequence[_Row] = (),
 ) -> RemainingCost | None:
@@ -80,13 +108,12 @@ def remaining_cost(
 
     Only rows of the run's protocol and of one device are used, each run once. The step time is that
     of rows of the same variant with other seeds, if there are any. Otherwise it is scaled from the
-    rows with the nearest number of multiply-adds. The time outside of training steps, relative to
-    theirs, is the median of the same rows.
+    rows with the nearest number of multiply-adds. A run that resumes has the fixed time again.
 
     Args:
       run: the run.
       workdir: its workdir, which may contain checkpoints.
-      steps: steps of the whole run; None to take them from rows of the same length, for runs whose
+      length: length of the whole run; None to take it from rows of the same length, for runs whose
         data are on another machine.
       rows: rows of finished runs; only those of their most common device are used.
       others: further rows, used if they are of that device or `rows` is empty.
@@ -96,26 +123,50 @@ def remaining_cost(
     device = most_common_device((own_rows or other_rows).values())
     known = [row for row in (other_rows | own_rows).values() if row["device"] == device]
     fields = sweep_fields(run)
-    same_length = (row["steps"] for row in known if _length_fields(row) == _length_fields(fields))
-    steps = steps or max(same_length, default=None)
-    if not known or steps is None:
+    same_length = [_length(row) for row in known if _length_fields(row) == _length_fields(fields)]
+    length = length or max(same_length, default=None)
+    if not known or length is None:
         return None
     same = [row for row in known if _step_fields(row) == _step_fields(fields)]
     if same:
         step_seconds = statistics.median(row["step_seconds"] for row in same)
     else:
         known, step_seconds = _scaled_by_macs(run, known)
-    # The median, since wall times may include pauses, such as a laptop's sleep.
-    overhead = statistics.median(
-        row["wall_seconds"] / row["steps"] / row["step_seconds"] for row in same or known
-    )
-    left = max(0, steps - saved_steps(workdir))
-    return RemainingCost(step_seconds * overhead * left, device, guessed=not same)
+    near = same or known
+    share = statistics.median(map(_share, near))
+    batches = length.images / run.config().train.batch_size
+    left = max(0, length.steps - saved_steps(workdir)) / length.steps
+    seconds = statistics.median(map(_fixed_seconds, near))
+    seconds += step_seconds * left * (length.steps + share * batches)
+    guesses = () if same else (BY_MACS,)
+    if any(row.get("start_seconds") is None for row in near):
+        guesses += (UNMEASURED,)
+    return RemainingCost(seconds, device, guesses)
+
+
+def _length(row: _Row) -> Length:
+    evaluations = len(row["curves"]["eval"]["step"]) + len(row["top1"]) - 1
+    return Length(row["steps"], evaluations * (row.get("eval_images") or _EVAL_IMAGES))
+
+
+def _share(row: _Row) -> float:
+    """Returns the time to evaluate an image, relative to that of a training step per image."""
+    if not (seconds := row.get("evaluation_seconds")):
+        return _SHARE
+    return (seconds / row["eval_images"]) / (row["step_seconds"] / _batch_size(row))
+
+
+def _fixed_seconds(row: _Row) -> float:
+    """Returns the part of a run's time that depends on neither steps nor evaluated images."""
+    steps, images = _length(row)
+    start = row.get("start_seconds")
+    whole = row["wall_seconds"] + (_START_SECONDS if start is None else start)
+    return max(0.0, whole - row["step_seconds"] * (steps + _share(row) * images / _batch_size(row)))
 
 
 def _complete(rows: Sequence[_Row], protocol: str) -> dict[str, _Row]:
     """Returns a protocol's rows that have all figures, by config hash."""
-    figures = ("device", "steps", "step_seconds", "wall_seconds", "macs")
+    figures = ("device", "steps", "step_seconds", "wall_seconds", "macs", "curves")
     return {
         row["config_hash"]: row
         for row in rows
@@ -129,14 +180,12 @@ def _scaled_by_macs(run: Run, rows: Sequence[_Row]) -> tuple[list[_Row], float]:
     The size of a run is the number of multiply-adds of its train form per batch.
     """
     config = run.config()
-    usual_batch = _protocol_fields(run.protocol)["train.batch_size"]
     size = config.data.eval_image_size or config.data.image_size
     macs = _train_form_macs(FrozenConfigDict(config.model), size) * config.train.batch_size
 
     def ratio(row: _Row) -> float:
         """Returns the run's size relative to the row's."""
-        batch = _changed_fields(row).get("train.batch_size", usual_batch)
-        return macs / row["macs"]["train_form"] / batch
+        return macs / row["macs"]["train_form"] / _batch_size(row)
 
     distances = [abs(math.log(ratio(row))) for row in rows]
     limit = min(distances) + math.log(2)
@@ -167,6 +216,11 @@ def _changed_fields(row: _Row) -> dict[str, Any]:
     usual = _protocol_fields(row["protocol"])
     given = row.get("overrides") or {}
     return {name: value for name, value in given.items() if usual.get(name) != value}
+
+
+def _batch_size(row: _Row) -> int:
+    usual = _protocol_fields(row["protocol"])["train.batch_size"]
+    return _changed_fields(row).get("train.batch_size", usual)
 
 
 @cache

@@ -4,7 +4,8 @@ import json
 import os
 import statistics
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ VERSION = 1
 _REQUIRED = ("config_hash", "sweep", "name", "seed", "protocol", "top1")
 _START = b'{"version"'  # the start of every row
 REPORT_FILE = "report.json"  # written last by a run
-INFO_FILE = "run.json"  # known only to the training process: commit, cores, temporaries
+INFO_FILE = "run.json"  # known only to the training process: commit, cores, start, temporaries
 
 
 def read_rows(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
@@ -85,8 +86,10 @@ def make_row(run: Run, workdir: Path) -> dict[str, Any]:
     info = read_info(workdir)
     metrics = read_metrics(workdir / METRICS_FILE)
     rates = [row["examples_per_second"] for row in metrics if row.get("examples_per_second")]
-    # The median, since a mean would include pauses, such as a laptop's sleep.
-    rate = statistics.median(rates) if rates else report["examples_per_second"]
+    # The median, since a mean would include pauses, such as a laptop's sleep. The first interval
+    # includes the compilation.
+    rate = statistics.median(rates[1:] or rates) if rates else report["examples_per_second"]
+    step_seconds = run.config().train.batch_size / rate if rate else None
     finished = time.gmtime((workdir / REPORT_FILE).stat().st_mtime)
     return {
         "version": VERSION,
@@ -99,8 +102,11 @@ def make_row(run: Run, workdir: Path) -> dict[str, Any]:
         "top1": report["top1"],
         "fusion_error": report.get("fusion", {}).get("max_relative_error"),
         "steps": report["steps"],
-        "step_seconds": run.config().train.batch_size / rate if rate else None,
+        "step_seconds": step_seconds,
         "examples_per_second": rate,
+        "start_seconds": info.get("start_seconds"),
+        "evaluation_seconds": _evaluation_seconds(metrics, step_seconds or 0.0),
+        "eval_images": report["eval_count"],
         "wall_seconds": max([report["wall_seconds"], *(row["seconds"] for row in metrics)]),
         "temporaries_bytes": info.get("temporaries_bytes"),
         "params": report["params"],
@@ -114,6 +120,16 @@ def make_row(run: Run, workdir: Path) -> dict[str, Any]:
             for kind in ("train", "eval")
         },
     }
+
+
+def _evaluation_seconds(metrics: Sequence[Mapping[str, Any]], step_seconds: float) -> float | None:
+    """Returns the median time of an evaluation after the first, which includes compilation."""
+    found = [
+        row["seconds"] - before["seconds"] - step_seconds * (row["step"] - before["step"])
+        for before, row in pairwise(metrics)
+        if row["kind"] == "eval"
+    ]
+    return max(0.0, statistics.median(found[1:])) if len(found) > 1 else None
 
 
 def sweep_fields(run: Run) -> dict[str, Any]:

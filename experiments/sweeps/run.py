@@ -8,6 +8,7 @@ SWEEP` shows the progress. Exit codes are listed in `repvgg_jax.errors`.
 
 import argparse
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,7 +16,7 @@ import jax
 
 from experiments.sweeps import workdirs
 from experiments.sweeps.ablations import SWEEPS
-from experiments.sweeps.cost import RemainingCost, count_steps, remaining_cost
+from experiments.sweeps.cost import Length, RemainingCost, remaining_cost, run_length
 from experiments.sweeps.expand import (
     PROTOCOLS,
     SEEDS,
@@ -133,16 +134,16 @@ def job_of(run: Run, options: argparse.Namespace) -> Job:
     return Job(run.job_name, command)
 
 
-def steps_of_runs(runs: Sequence[Run], elsewhere: bool) -> dict[str, int]:
-    """Returns the steps of runs by config hash; raises UsageError if the data cannot be used.
+def lengths_of_runs(runs: Sequence[Run], elsewhere: bool) -> dict[str, Length]:
+    """Returns the lengths of runs by config hash; raises UsageError if the data cannot be used.
 
     With `elsewhere`, runs whose data are not on this machine are left out instead.
     """
-    steps: dict[str, int] = {}
+    lengths: dict[str, Length] = {}
     problems: dict[str, list[str]] = {}
     for run in runs:
         try:
-            steps[run.config_hash] = count_steps(run.config())
+            lengths[run.config_hash] = run_length(run.config())
         except UsageError as error:
             names = problems.setdefault(str(error), [])
             if run.name not in names:
@@ -151,7 +152,7 @@ def steps_of_runs(runs: Sequence[Run], elsewhere: bool) -> dict[str, int]:
         raise UsageError(join_errors(variant_errors(runs[0].sweep, problems)))
     for problem in problems:
         print(f"not checked: {problem}; the data must be available where the jobs run")
-    return steps
+    return lengths
 
 
 def table(runs: Sequence[Run], states: Sequence[str], costs: Sequence[RemainingCost | None]) -> str:
@@ -161,7 +162,7 @@ def table(runs: Sequence[Run], states: Sequence[str], costs: Sequence[RemainingC
     for run, state, cost in zip(runs, states, costs, strict=True):
         text = "-" if state == "done" else "unknown"
         if state != "done" and cost is not None:
-            text = f"{'about ' if cost.guessed else ''}{cost.seconds:,.0f} s"
+            text = f"{'about ' if cost.guesses else ''}{cost.seconds:,.0f} s"
         lines.append(f"{run.job_name:<{width}}  {state:<11}  {text}")
     counts = ", ".join(f"{states.count(s)} {s}" for s in workdirs.STATES if s in states)
     to_run = [cost for cost, state in zip(costs, states, strict=True) if state in TO_RUN]
@@ -170,15 +171,19 @@ def table(runs: Sequence[Run], states: Sequence[str], costs: Sequence[RemainingC
 
 
 def _total(costs: Sequence[RemainingCost | None]) -> str:
-    """Formats the cost of all runs in device hours."""
+    """Formats the cost of all runs in device hours, or minutes if there are few."""
     known = [cost for cost in costs if cost is not None]
     if not known:
         return "unknown cost"
-    text = f"{sum(cost.device_hours for cost in known):.2f} device hours of {known[0].device}"
-    if guessed := sum(cost.guessed for cost in known):
-        text += f" ({count(guessed, 'run')} estimated from other variants' time per multiply-add)"
+    hours = sum(cost.device_hours for cost in known)
+    length = f"{hours:.1f} device hours" if hours >= 2 else f"{60 * hours:.1f} device minutes"
+    text = f"{length} of {known[0].device}"
+    guesses = Counter(guess for cost in known for guess in cost.guesses)
+    if guesses:
+        parts = (f"{guess} ({count(n, 'run')})" for guess, n in guesses.items())
+        text += f"; guessed: {', '.join(parts)}"
     if unknown := len(costs) - len(known):
-        text += f", and {count(unknown, 'run')} of unknown length"
+        text += f"; and {count(unknown, 'run')} of unknown length"
     return text
 
 
@@ -194,11 +199,13 @@ def run_sweep(argv: Sequence[str]) -> None:
     if options.retry_failed:
         states = ["interrupted" if state == "failed" else state for state in states]
     left = [run for run, state in zip(runs, states, strict=True) if state != "done"]
-    steps = steps_of_runs(left, elsewhere=options.launcher != "local")
+    lengths = lengths_of_runs(left, elsewhere=options.launcher != "local")
     # A new folder has no rows yet, and a cluster's may not be visible from here.
     others = read_sweeps(RESULTS) if options.results != RESULTS else []
     costs = [
-        remaining_cost(run, run.workdir(options.workdirs), steps.get(run.config_hash), rows, others)
+        remaining_cost(
+            run, run.workdir(options.workdirs), lengths.get(run.config_hash), rows, others
+        )
         if state != "done"
         else None
         for run, state in zip(runs, states, strict=True)

@@ -16,7 +16,7 @@ from typing import Any
 import jax
 
 from experiments.sweeps import workdirs
-from experiments.sweeps.cost import count_steps, saved_steps
+from experiments.sweeps.cost import run_length, saved_steps
 from experiments.sweeps.expand import Run
 from experiments.sweeps.flags import run_command
 from experiments.sweeps.rows import read_report, read_sweeps
@@ -66,7 +66,7 @@ def progress(workdir: Path, running: bool) -> str:
     if not last:
         return "before its first steps"
     try:
-        total = count_steps(read_config(workdir))
+        total = run_length(read_config(workdir)).steps
     except UsageError:  # the data are on another machine
         return f"step {last}"
     text = f"step {last}/{total}"

@@ -11,7 +11,14 @@ from pathlib import Path
 import pytest
 
 from experiments.sweeps import run, status, workdirs
-from experiments.sweeps.cost import RemainingCost, remaining_cost
+from experiments.sweeps.cost import (
+    BY_MACS,
+    UNMEASURED,
+    Length,
+    RemainingCost,
+    remaining_cost,
+    run_length,
+)
 from experiments.sweeps.expand import expand
 from experiments.sweeps.jobs import Job
 from experiments.sweeps.launchers import local
@@ -29,17 +36,26 @@ CPU = "cpu x1, 2 cores"
 
 
 NUMBERS = itertools.count()
+FIXED = 10.0  # seconds of a run besides its steps and evaluations, four of them to start
+SHORT = Length(25, 128)
 
 
-def row(name="both", seconds=100.0, device=CPU, **changes):
+def row(name="both", step=2.0, device=CPU, **changes):
+    """Returns the row of 50 steps and two evaluations of 64 images, each as long as a step."""
     where = dict(sweep="branches", name=name, seed=0, protocol="cifar10_short")
     [found] = expand("branches", seeds=[0], only=[name], overrides=FIELDS)
     overrides = json.loads(json.dumps(sweep_fields(found)["overrides"]))
-    # A fifth of the time is spent outside of training.
-    times = {"wall_seconds": seconds, "step_seconds": 0.8 * seconds / 50}
-    measured = {"device": device, "steps": 50, **times, "overrides": overrides}
+    times = {"wall_seconds": FIXED - 4 + 52 * step, "step_seconds": step, "start_seconds": 4.0}
+    evaluated = {"evaluation_seconds": step, "eval_images": 64, "curves": {"eval": {"step": [50]}}}
+    measured = {"device": device, "steps": 50, **times, **evaluated, "overrides": overrides}
+    measured["top1"] = dict.fromkeys(("train_form", "fused"), 0.5)
     measured["config_hash"] = str(next(NUMBERS))
     return {**where, **measured, "macs": {"train_form": macs(found)}, **changes}
+
+
+def seconds(step, length=SHORT):
+    """Returns the time of a run on the machine of the rows, approximately."""
+    return pytest.approx(FIXED + step * (length.steps + length.images / 64))
 
 
 def macs(run):
@@ -62,81 +78,117 @@ def curves(workdir, *rows):
 
 @pytest.mark.medium
 def test_cost_is_that_of_the_variant_on_the_most_common_device(tmp_path, both):
-    assert remaining_cost(both, tmp_path, 25, []) is None
-    assert remaining_cost(both, tmp_path, 25, [row(protocol="cifar10_full")]) is None
-    others = [row("none", 60), row("none", 60), row("none", 1e5, "H100 x1", steps=1)]
-    assert remaining_cost(both, tmp_path, 25, others).guessed
-    own = [row(seconds=80), row(seconds=100), row(seconds=1e4)]
-    cost = remaining_cost(both, tmp_path, 25, others + own)
-    assert cost == RemainingCost(pytest.approx(50), CPU, guessed=False)
-    paused = row(seconds=80) | {"wall_seconds": 1e6}  # with the usual step time
-    assert remaining_cost(both, tmp_path, 25, [*own, paused]).seconds < 60
-    once = remaining_cost(both, tmp_path, 25, [row(seconds=80)] * 3 + [row(seconds=100)])
-    assert once.seconds == pytest.approx(45)  # a run has a row in each of its sweeps
-    (tmp_path / "checkpoints/10").mkdir(parents=True)
+    assert remaining_cost(both, tmp_path, SHORT, []) is None
+    assert remaining_cost(both, tmp_path, SHORT, [row(protocol="cifar10_full")]) is None
+    others = [row("none", 1.2), row("none", 1.2), row("none", 1e5, "H100 x1", steps=1)]
+    assert remaining_cost(both, tmp_path, SHORT, others).guesses == (BY_MACS,)
+    own = [row(step=1.6), row(step=2.0), row(step=200.0)]
+    cost = remaining_cost(both, tmp_path, SHORT, others + own)
+    assert cost == RemainingCost(seconds(2.0), CPU)
+    paused = row(step=1.6) | {"wall_seconds": 1e6}  # with the usual step time
+    assert remaining_cost(both, tmp_path, SHORT, [*own, paused]).seconds < 60
+    once = remaining_cost(both, tmp_path, SHORT, [row(step=1.6)] * 3 + [row(step=2.0)])
+    assert once.seconds == seconds(1.8)  # a run has a row in each of its sweeps
     wide = {**own[0]["overrides"], "model.widths": [8, 8]}
-    assert remaining_cost(both, tmp_path, 25, [row(overrides=wide)]).guessed
+    assert remaining_cost(both, tmp_path, SHORT, [row(overrides=wide)]).guesses
     shared = row() | {"sweep": "blocks", "name": "repvgg"}
-    assert not remaining_cost(both, tmp_path, 25, [shared]).guessed
-    left = remaining_cost(both, tmp_path, 25, others + own)
-    assert left == RemainingCost(pytest.approx(30), CPU, guessed=False)
+    assert not remaining_cost(both, tmp_path, SHORT, [shared]).guesses
+    (tmp_path / "checkpoints/10").mkdir(parents=True)
+    left = remaining_cost(both, tmp_path, SHORT, others + own)
+    assert left == RemainingCost(pytest.approx(FIXED + 0.6 * 54), CPU)
+
+
+@pytest.mark.parametrize(
+    ("step", "evaluation", "fixed"), [(0.11, 2.9, 30), (0.006, 0.4, 25), (1.1, 40, 120)]
+)
+def test_a_short_run_is_forecast_from_long_ones_within_30_percent(
+    tmp_path, step, evaluation, fixed
+):
+    """The cost of a run of 60 steps is nearly all start, compiling and evaluation."""
+    [run] = expand("branches", seeds=[3], only=["both"], overrides={"train.steps": 60})
+    long = {
+        "steps": 1172,
+        "step_seconds": step,
+        "wall_seconds": fixed + 1172 * step + 4 * evaluation,
+    }
+    long |= {"curves": {"eval": {"step": [391, 782, 1172]}}, "overrides": {}}
+    measured = {"eval_images": 10_000, "evaluation_seconds": evaluation, "start_seconds": 8.0}
+    unknown = dict.fromkeys(measured)
+    short = Length(60, 20_000)
+    for known, guesses in ((measured, ()), (unknown, (UNMEASURED,))):
+        cost = remaining_cost(run, tmp_path, short, [row(**long, **known)])
+        assert cost.guesses == guesses
+        assert cost.seconds == pytest.approx(8 + fixed + 60 * step + 2 * evaluation, rel=0.3)
+
+
+def test_length_counts_the_evaluations_of_both_forms(both):
+    assert run_length(both.config()) == Length(8, 3 * 360)  # after 6 and 8 steps, and fused
+    config = both.config().copy_and_resolve_references()
+    config.train.eval_every = None
+    assert run_length(config) == Length(8, 2 * 360)
 
 
 def test_cost_of_other_variants_scales_with_multiply_adds(tmp_path, both):
-    def expected(**changes):
-        cost = remaining_cost(both, tmp_path, 25, [row("none", 60, **changes)])
-        assert cost.guessed
-        return cost.seconds
+    def steps(**changes):
+        """Returns the expected seconds of steps and evaluations."""
+        cost = remaining_cost(both, tmp_path, SHORT, [row("none", 1.2, **changes)])
+        assert cost.guesses == (BY_MACS,)
+        return cost.seconds - FIXED
 
-    assert expected(macs={"train_form": macs(both)}) == pytest.approx(30)
-    assert expected(macs={"train_form": macs(both) / 4}) == pytest.approx(120)
-    assert 30 < expected() < 40  # the 1x1 branches are a ninth more
-    wide = {**row("none")["overrides"], "train.batch_size": 4 * both.config().train.batch_size}
-    assert expected(overrides=wide) == pytest.approx(expected() / 4)
+    assert steps(macs={"train_form": macs(both)}) == pytest.approx(27 * 1.2)
+    assert steps(macs={"train_form": macs(both) / 4}) == pytest.approx(4 * 27 * 1.2)
+    assert 27 * 1.2 < steps() < 36 * 1.2  # the 1x1 branches are a ninth more
     tiny = row("none", 1e6, macs={"train_form": 10})  # too small to be used for larger nets
-    assert remaining_cost(both, tmp_path, 25, [tiny, row("none", 60)]).seconds == expected()
+    near = remaining_cost(both, tmp_path, SHORT, [tiny, row("none", 1.2)])
+    assert near.seconds == pytest.approx(FIXED + steps())
+    only_steps = Length(25, 0)
+    large = {**row("none")["overrides"], "train.batch_size": 4 * both.config().train.batch_size}
+    large = remaining_cost(both, tmp_path, only_steps, [row("none", 4.8, overrides=large)])
+    small = remaining_cost(both, tmp_path, only_steps, [row("none", 1.2)])
+    assert large.seconds == pytest.approx(small.seconds)
 
 
 @pytest.mark.medium
 def test_cost_on_the_users_device_comes_before_the_repositorys(tmp_path, both):
-    others = [row(seconds=100 + seconds) for seconds in range(9)]
-    own = [row(seconds=10, device="H100 x1")]
-    assert remaining_cost(both, tmp_path, 25, own, others) == RemainingCost(
-        pytest.approx(5), "H100 x1", guessed=False
-    )
-    assert remaining_cost(both, tmp_path, 25, [], others).device == CPU
+    others = [row(step=2.0 + i) for i in range(9)]
+    own = [row(step=0.2, device="H100 x1")]
+    cost = remaining_cost(both, tmp_path, SHORT, own, others)
+    assert cost == RemainingCost(seconds(0.2), "H100 x1")
+    assert remaining_cost(both, tmp_path, SHORT, [], others).device == CPU
     tiny = [row("none", 1e6, macs={"train_form": 10})]
-    assert remaining_cost(both, tmp_path, 25, tiny, others).seconds < 60
+    assert remaining_cost(both, tmp_path, SHORT, tiny, others).seconds < 300
     partial = [row() | {"macs": None}, row() | {"steps": None}]
-    assert remaining_cost(both, tmp_path, 25, partial) is None
+    assert remaining_cost(both, tmp_path, SHORT, partial) is None
 
 
-def test_steps_are_taken_from_runs_on_the_same_data_only(tmp_path):
+def test_length_is_taken_from_runs_on_the_same_data_only(tmp_path):
     def expected(**fields):
         [run] = expand("branches", seeds=[1], only=["both"], overrides=FIELDS | fields)
-        return remaining_cost(run, tmp_path, None, [row(seconds=100)])
+        return remaining_cost(run, tmp_path, None, [row()])
 
-    assert expected().seconds == pytest.approx(100)
+    assert expected().seconds == seconds(2.0, Length(50, 128))
     assert expected(**{"data.name": "imagenet2012"}) is None
     assert expected(**{"train.batch_size": 16}) is None
 
 
 def test_a_variant_that_names_the_protocols_own_value_is_the_baseline(tmp_path):
     [run] = expand("quantization", seeds=[1], only=["float32"], overrides=FIELDS)
-    assert not remaining_cost(run, tmp_path, 25, [row()]).guessed
+    assert not remaining_cost(run, tmp_path, SHORT, [row()]).guesses
 
 
-def test_device_hours_are_of_all_devices(tmp_path, both):
-    cost = remaining_cost(both, tmp_path, 50, [row(device="TPU v5e x16", seconds=450)])
-    assert cost == RemainingCost(pytest.approx(450), "TPU v5e x16", guessed=False)
+def test_device_hours_are_of_all_devices(both):
+    cost = RemainingCost(450.0, "TPU v5e x16")
     text = run.table([both, both, both], ["new", "done", "failed"], [cost, cost, cost])
-    assert text.endswith("1 done, 1 failed, 1 new; to run: 1, 2.00 device hours of TPU v5e x16")
+    assert text.endswith("1 done, 1 failed, 1 new; to run: 1, 2.0 device hours of TPU v5e x16")
     assert " 450 s" in text
     text = run.table([both, both], ["new", "interrupted"], [cost, None])
-    assert text.endswith("to run: 2, 2.00 device hours of TPU v5e x16, and 1 run of unknown length")
-    text = run.table([both], ["new"], [cost._replace(guessed=True)])
-    assert "about 450 s" in text
-    assert "(1 run estimated from other variants' time per multiply-add)" in text
+    assert text.endswith("2.0 device hours of TPU v5e x16; and 1 run of unknown length")
+    guesses = (BY_MACS, UNMEASURED)
+    text = run.table([both] * 2, ["new"] * 2, [cost, RemainingCost(90.0, CPU, guesses)])
+    assert "about 90 s" in text
+    assert f"; guessed: {BY_MACS} (1 run), {UNMEASURED} (1 run)" in text
+    text = run.table([both], ["new"], [RemainingCost(90.0, CPU)])
+    assert text.endswith("to run: 1, 1.5 device minutes of cpu x1, 2 cores")
     assert run.table([both], ["done"], [cost]).endswith("1 done; to run: none")
 
 
@@ -154,7 +206,7 @@ def test_data_may_be_missing_only_where_the_jobs_are_not(tmp_path, capsys):
     # From the rows of the repository, since that folder has none.
     words = ["branches", "--dry_run", "--seeds=7", "--only=none", "--config.data.data_dir=/nowhere"]
     assert run.main([*words, *tpu, f"--workdirs={tmp_path}"]) == 0
-    assert re.search(r"to run: 1, 0\.\d\d device hours of cpu x1, ", capsys.readouterr().out)
+    assert re.search(r"to run: 1, \d\.\d device minutes of cpu x1, ", capsys.readouterr().out)
 
 
 @pytest.mark.parametrize(

@@ -29,6 +29,8 @@ TIMES = {
     "wall_seconds",
     "step_seconds",
     "examples_per_second",
+    "start_seconds",
+    "evaluation_seconds",
     "commit",
     "dirty",
     "earlier_commits",
