@@ -30,7 +30,7 @@ from experiments.sweeps.expand import (
     extra_overrides,
     is_current_variant,
 )
-from experiments.sweeps.flags import Parser, path_type, run_command
+from experiments.sweeps.flags import Parser, path_type, run_command, writing
 from experiments.sweeps.rows import RESULTS, device_name, read_sweeps
 from repvgg_jax.bench.aot import lower_step
 from repvgg_jax.bench.models import repeated_step
@@ -196,8 +196,9 @@ def _measure_protocol(arguments: Sequence[str]) -> None:
     others = [r for r in read_records(options.results) if r["protocol"] != options.protocol]
     prepare_process(deterministic=False)
     record = measure(runs)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_json(path, [*others, record])
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, [*others, record])
     for task in ("training", "deployed"):
         for sweep, variants in record[task].items():
             rates = (f"{name} {of['images_per_second']:,.0f}" for name, of in variants.items())

@@ -1,12 +1,18 @@
 """Builds the report on the sweeps' results: `python -m experiments.report`, or `make report`.
 
 Reads all rows, `experiments/results/*.jsonl`, and writes `RESULTS.md`, its figures and the
-self-contained `report.html` to that folder. The output does not depend on the order of the rows.
-Both documents include the remarks in the files `SWEEP-PROTOCOL.md` and `all.md` of that folder.
+self-contained `report.html` to that folder. Both documents include the remarks in the files
+`SWEEP-PROTOCOL.md` and `all.md` of that folder. `make report ROWS=FOLDER` is on other rows.
+
+The output depends neither on the order of the rows nor on the machine: figures are drawn again only
+if the rows or this code have changed, since other versions of matplotlib place text differently.
 """
 
+import hashlib
+import json
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from experiments.benchmarks.throughput import with_throughput
@@ -32,9 +38,10 @@ from experiments.report.tables import (
     signed,
     title,
 )
+from experiments.sweeps import ablations
 from experiments.sweeps.ablations import SWEEPS
 from experiments.sweeps.expand import count
-from experiments.sweeps.flags import Parser, path_type, run_command
+from experiments.sweeps.flags import Parser, path_type, run_command, writing
 from experiments.sweeps.rows import RESULTS, read_sweeps
 from repvgg_jax.errors import UsageError
 
@@ -173,20 +180,43 @@ def write_report(results: Path, out: Path) -> list[Path]:
         command = _RUN.format("branches")
         raise UsageError(f"no rows in {results}/*.jsonl; run a sweep first: {command}")
     remarks = {path.stem: path.read_text() for path in sorted(results.glob("*.md"))}
-    blocks = report_blocks(with_throughput(rows, results), remarks)
+    rows = with_throughput(rows, results)
+    blocks = report_blocks(rows, remarks)
+    digest = _digest(rows)
+    page = out / "RESULTS.md"
+    if page.exists() and page.read_text().endswith(digest):
+        blocks = [_as_drawn(block, out / "figures") for block in blocks]
     figures = [block for block in blocks if isinstance(block, Figure)]
     texts = {out / "figures" / f"{figure.name}.svg": figure.svg for figure in figures}
-    (out / "figures").mkdir(parents=True, exist_ok=True)
-    for path in (out / "figures").glob("*.svg"):
-        if _OWN_FIGURES.fullmatch(path.name) and path not in texts:
-            path.unlink()
     documents = {
-        out / "RESULTS.md": to_markdown(blocks, "figures"),
+        page: to_markdown(blocks, "figures") + digest,
         out / "report.html": to_html(TITLE, blocks),
     }
-    for path, text in (texts | documents).items():
-        path.write_text(text)
+    with writing(out):
+        (out / "figures").mkdir(parents=True, exist_ok=True)
+        for path in (out / "figures").glob("*.svg"):
+            if _OWN_FIGURES.fullmatch(path.name) and path not in texts:
+                path.unlink()
+        for path, text in (texts | documents).items():
+            path.write_text(text)
     return list(documents)
+
+
+def _digest(rows: Sequence[Row]) -> str:
+    """Returns the last line of `RESULTS.md`, which identifies the rows and code of its figures."""
+    digest = hashlib.sha256()
+    for line in sorted(json.dumps(row, sort_keys=True) for row in rows):
+        digest.update(line.encode())
+    for path in (*sorted(Path(__file__).parent.glob("*.py")), Path(ablations.__file__)):
+        digest.update(path.read_bytes())
+    return f"\n<!-- figures drawn from {digest.hexdigest()[:16]} -->\n"
+
+
+def _as_drawn(block: Block, folder: Path) -> Block:
+    """Returns a figure as it was drawn before, if its file still exists."""
+    if isinstance(block, Figure) and (path := folder / f"{block.name}.svg").exists():
+        return replace(block, svg=path.read_text())
+    return block
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -195,7 +225,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     def command() -> None:
         parser = Parser(__doc__)
         parser.add_argument(
-            "--results", type=path_type, default=RESULTS, help="folder of result rows"
+            "--results", type=path_type, default=RESULTS, help="folder of rows, of your own sweeps"
         )
         parser.add_argument(
             "--out", type=path_type, help="folder of the report; --results by default"

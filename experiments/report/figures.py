@@ -37,10 +37,7 @@ _NAMESPACES = 'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org
 
 
 def draw(name: str, height: float, paint: Callable[[Any], None]) -> str:
-    """Returns the SVG drawn by `paint`; its height is in inches.
-
-    Its ids start with the figure's name, so that one page can contain several figures.
-    """
+    """Returns the SVG drawn by `paint`; its height is in inches."""
     # pyplot would keep global state and might require a display.
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -56,7 +53,27 @@ def draw(name: str, height: float, paint: Callable[[Any], None]) -> str:
     svg = file.getvalue()[file.getvalue().index("<svg ") :]
     svg = re.sub(r"<metadata>.*?</metadata>\s*|<!--.*?-->\s*", "", svg, flags=re.DOTALL)
     svg = re.sub(r"^<svg [^>]*?(viewBox=\"[^\"]*\")[^>]*>", rf"<svg {_NAMESPACES} \1>", svg)
-    return re.sub(r'( id="|"#|url\(#)', rf"\g<1>{re.sub(r'[^a-zA-Z0-9-]', '_', name)}-", svg)
+    return _normalized(svg, re.sub(r"[^a-zA-Z0-9-]", "_", name))
+
+
+def _normalized(svg: str, name: str) -> str:
+    """Returns an SVG that does not depend on the last bits of its numbers, which processors round.
+
+    Coordinates have two decimals. Ids, which matplotlib derives from all bits, are numbered, and
+    start with the figure's name, so that one page can contain several figures.
+    """
+    ids = dict.fromkeys(re.findall(r'"#([^"]+)"|url\(#([^)]+)\)', svg))
+    numbers = {first or second: f"{name}-{i}" for i, (first, second) in enumerate(ids)}
+
+    def number(match: re.Match[str]) -> str:
+        return f' id="{numbers[match[1]]}"' if match[1] in numbers else ""
+
+    def shorten(tag: re.Match[str]) -> str:
+        return re.sub(r"-?\d+\.\d{3,}", lambda x: f"{round(float(x[0]), 2) + 0:g}", tag[0])
+
+    svg = re.sub(r' id="([^"]*)"', number, svg)
+    svg = re.sub(r'("#|url\(#)([^")]+)', lambda match: match[1] + numbers[match[2]], svg)
+    return re.sub(r"<[^>]*>", shorten, svg)
 
 
 def draw_differences(group: Group) -> str:

@@ -11,6 +11,11 @@ from experiments.sweeps.expand import PROTOCOLS, Run, count
 from repvgg_jax.errors import UsageError
 
 NONE = "\N{EN DASH}"
+_UNRECORDED = "an engine not recorded"
+_MIXED = (
+    "**Different devices or engines computed these runs**, or some rows do not say which. "
+    "Differences between such runs are not due to the variants alone."
+)
 _NOISE = {True: "yes", False: "no", None: "unknown: fewer than two seeds of both"}
 
 
@@ -55,8 +60,15 @@ def setup(group: Group) -> list[Paragraph]:
         span = f"{steps[0]:,}" if len(steps) == 1 else f"{steps[0]:,} to {steps[-1]:,}"
         parts.append(f"{span} steps per run")
     devices = [row.get("device") or "unknown device" for row in group.rows]
-    commits = _tally(map(_commit, group.rows))
-    lines = [f"{', '.join(parts)}. On {_tally(devices)}. Commit {commits}."]
+    engines = [_engine(row) for row in group.rows]
+    sentences = [f"{', '.join(parts)}. On {_tally(devices)}."]
+    if set(engines) != {_UNRECORDED}:
+        sentences.append(f"Convolutions by {_tally(engines)}.")
+    sentences.append(f"Commit {_tally(map(_commit, group.rows))}.")
+    lines = [" ".join(sentences)]
+    kinds = [device.split(",")[0] for device in devices]  # without the number of cores
+    if len(set(zip(kinds, engines, strict=True))) > 1:
+        lines.append(_MIXED)
     if missing := [
         f"`{name}` ({len(runs)} of {group.seeds} seeds)"
         for name, runs in group.runs.items()
@@ -68,6 +80,13 @@ def setup(group: Group) -> list[Paragraph]:
     if group.older:
         lines.append(f"{count(group.older, 'older row')} of the same variant and seed left out.")
     return [Paragraph(line) for line in lines]
+
+
+def _engine(row: Row) -> str:
+    """Formats what computed a run, in the order of its starts: `oneDNN 2023.2.0 (JAX 0.10.2)`."""
+    found = [*(row.get("earlier_environments") or []), row.get("environment")]
+    names = [f"{e['convolutions']} (JAX {e['versions']['jax']})" for e in found if e]
+    return " then ".join(dict.fromkeys(names)) or _UNRECORDED
 
 
 def _commit(row: Row) -> str:

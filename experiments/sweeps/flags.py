@@ -1,12 +1,13 @@
-"""Command-line parsing with one-line errors."""
+"""Command-line parsing, and errors of commands as one line."""
 
 import argparse
 import sys
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import NoReturn
 
-from repvgg_jax.errors import RunError, UsageError
+from repvgg_jax.errors import RunError, UsageError, one_line, reraise
 from repvgg_jax.runtime.devices import explaining_absent_devices
 from repvgg_jax.runtime.files import local_path
 
@@ -33,6 +34,11 @@ def path_type(text: str) -> Path:
         return local_path(text)
     except UsageError as error:  # argparse would drop the message of a ValueError
         raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def writing(path: Path) -> AbstractContextManager[None]:
+    """Raises RunError, with the path, for errors of the operating system."""
+    return reraise(OSError, lambda error: RunError(f"{path} cannot be written ({one_line(error)})"))
 
 
 def run_command(command: Callable[[], object]) -> int:

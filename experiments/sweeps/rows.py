@@ -98,6 +98,8 @@ def make_row(run: Run, workdir: Path) -> dict[str, Any]:
         "commit": info.get("commit"),
         "earlier_commits": info.get("earlier_commits", []),
         "dirty": info.get("dirty"),
+        "environment": report.get("environment"),  # of the last start
+        "earlier_environments": report.get("earlier_environments", []),
         "device": device_name(report["device"], info.get("cores")),
         "top1": report["top1"],
         "fusion_error": report.get("fusion", {}).get("max_relative_error"),

@@ -48,6 +48,7 @@ TO_RUN = ("interrupted", "new")
 def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[Run], LauncherOptions]:
     """Returns the options, the runs and the launcher's options of a command line."""
     parser = sweep_parser(__doc__)
+    parser.add_argument("sweep", help=f"one of {', '.join(SWEEPS)}")
     parser.add_argument(
         "--launcher", choices=LAUNCHERS, default="local", help="where to run (default: local)"
     )
@@ -68,7 +69,6 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[Run], LauncherO
 def sweep_parser(description: str | None) -> Parser:
     """Returns a parser with the flags that select runs and their folders."""
     parser = Parser(description)
-    parser.add_argument("sweep", help=f"one of {', '.join(SWEEPS)}")
     parser.add_argument(
         "--protocol",
         default="cifar10_short",
@@ -101,6 +101,14 @@ def parse_sweep(parser: Parser, argv: Sequence[str]) -> tuple[argparse.Namespace
     fields = parse_overrides(rest)
     options.fields = rest
     return options, expand(options.sweep, options.protocol, options.seeds, fields, options.only)
+
+
+def selecting_flags(options: argparse.Namespace) -> list[str]:
+    """Returns the flags that select the same runs again, and where their rows are."""
+    flags = [f"--protocol={options.protocol}", f"--seeds={','.join(map(str, options.seeds))}"]
+    if options.only:
+        flags.append(f"--only={','.join(options.only)}")
+    return [*flags, f"--results={options.results}", *options.fields]
 
 
 def _integers(text: str) -> tuple[int, ...]:
@@ -226,6 +234,8 @@ def run_sweep(argv: Sequence[str]) -> None:
     chosen.check([job_of(run, options) for run in runs], launcher_options)
     if options.dry_run:
         return
+    if options.launcher != "kubernetes":  # whose volume need not be mounted here
+        workdirs.remember_launch(options.workdirs, options.sweep, selecting_flags(options))
     for run, state in zip(runs, states, strict=True):
         if state == "done" and row_key(sweep_fields(run)) not in keys:
             record(run, run.workdir(options.workdirs), options.results)  # run by another sweep

@@ -7,7 +7,9 @@ python -m experiments.sweeps.run_one --sweep=branches --name=both --seed=0 \
 Exit codes are listed in `repvgg_jax.errors`.
 """
 
+import os
 import sys
+import time
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -19,7 +21,7 @@ from ml_collections import ConfigDict
 
 from experiments.sweeps import workdirs
 from experiments.sweeps.expand import Run, expand, parse_overrides
-from experiments.sweeps.flags import Parser, path_type, run_command
+from experiments.sweeps.flags import Parser, path_type, run_command, writing
 from experiments.sweeps.jobs import STOPPED
 from experiments.sweeps.rows import (
     INFO_FILE,
@@ -58,8 +60,9 @@ def execute(run: Run, workdir: Path, results: Path) -> None:
     with lock_run(workdir), _recorded_errors(workdir):
         if not all_processes(is_finished(run, workdir)):
             if primary():
-                workdirs.clear_error(workdir)
-                write_info(run.config(), workdir)
+                with writing(workdir):
+                    workdirs.clear_error(workdir)
+                    write_info(run.config(), workdir)
             run_train(run.config(), workdir)
         if primary():
             record(run, workdir, results)
@@ -96,9 +99,9 @@ def record(run: Run, workdir: Path, results: Path) -> None:
 
 
 def write_info(config: ConfigDict, workdir: Path) -> None:
-    """Writes `run.json`: commits, cores and the compiled step's temporaries.
+    """Writes `run.json`: commits, cores, the compiled step's temporaries and the time until here.
 
-    It is written before training, so that a killed run has it too.
+    It is written right before training, so that a killed run has it too.
     """
     before = read_info(workdir)
     code = git_commit()
@@ -114,8 +117,19 @@ def write_info(config: ConfigDict, workdir: Path) -> None:
         "earlier_commits": [c for c in earlier if c not in (None, code["commit"])],
         "cores": cpu_cores(),
         "temporaries_bytes": temporaries,
+        "start_seconds": _process_seconds(),
     }
     write_json(workdir / INFO_FILE, info)
+
+
+def _process_seconds() -> float | None:
+    """Returns the seconds since this process started; None if Linux does not say it."""
+    try:
+        fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
+    started = int(fields[19]) / os.sysconf("SC_CLK_TCK")  # after boot; proc_pid_stat(5)
+    return round(time.clock_gettime(time.CLOCK_BOOTTIME) - started, 2)
 
 
 def parse(argv: Sequence[str]) -> tuple[Run, Path, Path]:

@@ -1,24 +1,29 @@
-"""Shows the progress of a sweep: `python -m experiments.status SWEEP [--watch]`.
+"""Shows the progress of a sweep: `python -m experiments.status [SWEEP] [--watch]`.
 
 Lists finished runs with their top-1, running ones with progress and time left, interrupted ones,
-and failed ones with the last line of their error. Takes the same --config fields as
-`experiments.run`, since they are part of a run's identity.
+and failed ones with the last line of their error. The runs are those of the sweep's last launch
+into --workdirs. With any of the flags --protocol, --seeds, --only, --results and --config.FIELD,
+they are those that `experiments.run` would start with the same flags. Without a sweep, there is a
+line for each.
 """
 
 import argparse
+import shlex
 import sys
 import time
 from collections.abc import Sequence
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import jax
 
 from experiments.sweeps import workdirs
+from experiments.sweeps.ablations import SWEEPS
 from experiments.sweeps.cost import run_length, saved_steps
 from experiments.sweeps.expand import Run
-from experiments.sweeps.flags import run_command
+from experiments.sweeps.flags import Parser, run_command
 from experiments.sweeps.rows import read_report, read_sweeps
 from experiments.sweeps.run import parse_sweep, sweep_parser
 from repvgg_jax.config.workdir import read_config
@@ -27,6 +32,8 @@ from repvgg_jax.training.metrics import METRICS_FILE, read_metrics
 from repvgg_jax.training.monitor import clock
 
 _CLEAR = "\x1b[2J\x1b[H"
+# Flags that select runs, in place of the last launch.
+_SELECTING = ("--protocol", "--seeds", "--only", "--results", "--config.")
 
 
 def status(runs: Sequence[Run], root: Path, results: Path) -> str:
@@ -39,8 +46,7 @@ def status(runs: Sequence[Run], root: Path, results: Path) -> str:
     for name, run, state in zip(names, runs, states, strict=True):
         text = detail(run.workdir(root), state, rows.get(run.config_hash))
         lines.append(f"{name:<{width}}  {run.config_hash}  {state:<11}  {text}".rstrip())
-    counts = ", ".join(f"{states.count(s)} {s}" for s in workdirs.STATES if s in states)
-    return "\n".join([*lines, f"{runs[0].sweep}, {runs[0].protocol}: {counts}"])
+    return "\n".join([*lines, f"{runs[0].sweep}, {runs[0].protocol}: {_counts(states)}"])
 
 
 def detail(workdir: Path, state: str, row: dict[str, Any] | None) -> str:
@@ -81,6 +87,28 @@ def progress(workdir: Path, running: bool) -> str:
     return f"{text}, {clock(max(0.0, step_seconds * (total - last) - since))} left"
 
 
+def overview(root: Path) -> str:
+    """Returns a line for each sweep that has runs: those of its last launch into these workdirs."""
+    read = cache(read_sweeps)
+    lines = []
+    for sweep in SWEEPS:
+        options, runs = parse_sweep(_parser(), [sweep, *(workdirs.last_launch(root, sweep) or [])])
+        recorded = {row["config_hash"] for row in read(options.results)}
+        states = [workdirs.state(run, root, recorded) for run in runs]
+        if set(states) != {"new"}:
+            lines.append((sweep, options.protocol, _counts(states), f"rows in {options.results}"))
+    absent = [sweep for sweep in SWEEPS if sweep not in {line[0] for line in lines}]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    texts = ["  ".join(map(str.ljust, line, widths)).rstrip() for line in lines]
+    if absent:
+        texts.append(f"not started: {', '.join(absent)}")
+    return "\n".join(texts)
+
+
+def _counts(states: Sequence[str]) -> str:
+    return ", ".join(f"{states.count(s)} {s}" for s in workdirs.STATES if s in states)
+
+
 def _seconds(text: str) -> float:
     with suppress(ValueError):
         if (seconds := float(text)) > 0:
@@ -88,18 +116,36 @@ def _seconds(text: str) -> float:
     raise argparse.ArgumentTypeError(f"{text!r}: must be a number of seconds above 0")
 
 
-def show_status(argv: Sequence[str]) -> None:
-    """Prints the table, repeatedly with --watch until all runs are done."""
+def _parser() -> Parser:
     parser = sweep_parser(__doc__)
+    parser.add_argument("sweep", nargs="?", help=f"one of {', '.join(SWEEPS)} (default: all)")
     text = "print again every SECONDS (5 if not given) until all runs are done"
     parser.add_argument(
         "--watch", nargs="?", type=_seconds, const=5.0, metavar="SECONDS", help=text
     )
+    return parser
+
+
+def show_status(argv: Sequence[str]) -> None:
+    """Prints the table, repeatedly with --watch until all runs are done."""
+    parser = _parser()
+    options, _ = parser.parse_known_args(argv)
+    selecting = [word for word in argv if word.startswith(_SELECTING)]
+    if options.sweep is None:
+        if selecting or options.watch:
+            flag = selecting[0] if selecting else "--watch"
+            raise UsageError(f"{flag} needs the name of a sweep: {', '.join(SWEEPS)}")
+        print(overview(options.workdirs))
+        return
+    head = ""
+    if not selecting and (last := workdirs.last_launch(options.workdirs, options.sweep)):
+        argv = [*argv, *last]
+        head = f"last launch: {shlex.join(last)}\n"
     options, runs = parse_sweep(parser, argv)
     while True:
         table = status(runs, options.workdirs, options.results)
         clear = _CLEAR if options.watch and sys.stdout.isatty() else ""
-        print(clear + table, flush=True)
+        print(clear + head + table, flush=True)
         if not options.watch or table.endswith(f": {len(runs)} done"):
             return
         time.sleep(options.watch)

@@ -1,4 +1,4 @@
-"""Workdirs of runs: the state of a run, and the error of a failed one."""
+"""Workdirs of runs: the state of a run, the error of a failed one, and the last launch."""
 
 import signal
 from collections.abc import Sequence
@@ -6,10 +6,10 @@ from contextlib import suppress
 from pathlib import Path
 
 from experiments.sweeps.expand import Run
+from experiments.sweeps.flags import writing
 from experiments.sweeps.rows import is_finished
 from repvgg_jax.config.fields import to_json
-from repvgg_jax.errors import RunError
-from repvgg_jax.runtime.files import replace_text, write_json
+from repvgg_jax.runtime.files import read_json, replace_text, write_json
 from repvgg_jax.runtime.lock import lock_holder
 
 ERROR_FILE = "error.txt"  # of a failed run
@@ -21,13 +21,24 @@ STATES = ("done", "running", "interrupted", "failed", "new")
 def make(run: Run, root: Path) -> Path:
     """Creates the run's workdir with its config, by which `train` recognizes it."""
     workdir = run.workdir(root)
-    try:
+    with writing(workdir):
         workdir.mkdir(parents=True, exist_ok=True)
         if not (workdir / "config.json").exists():
             write_json(workdir / "config.json", to_json(run.config()))
-    except OSError as error:
-        raise RunError(f"{workdir} cannot be written ({error.strerror})") from None
     return workdir
+
+
+def remember_launch(root: Path, sweep: str, flags: Sequence[str]) -> None:
+    """Stores the flags that select a sweep's runs, for `last_launch`."""
+    with writing(root):
+        root.mkdir(parents=True, exist_ok=True)
+        write_json(root / f"{sweep}.json", {"flags": list(flags)})
+
+
+def last_launch(root: Path, sweep: str) -> list[str] | None:
+    """Returns the flags of a sweep's last launch into these workdirs; None if there was none."""
+    path = root / f"{sweep}.json"
+    return read_json(path, "delete it")["flags"] if path.exists() else None
 
 
 def workdir_of(command: Sequence[str]) -> Path:

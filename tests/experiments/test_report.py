@@ -18,7 +18,7 @@ from experiments.report.figures import draw_scatter, seed_curves
 from experiments.report.labels import Point
 from experiments.report.numbers import Sample, compare_order, group_rows
 from experiments.report.page import Table, to_markdown
-from experiments.report.tables import mean_std, signed
+from experiments.report.tables import mean_std, setup, signed
 from experiments.sweeps.ablations import SWEEPS
 from repvgg_jax.errors import UsageError
 
@@ -138,6 +138,32 @@ def test_order_is_compared_by_kendalls_tau():
 
 def tables(rows):
     return [block for block in report_blocks(rows, {}) if isinstance(block, Table)]
+
+
+def test_a_table_says_what_computed_its_runs_and_whether_that_differs():
+    def words(*environments, devices=("cpu x1, 2 cores",) * 3):
+        rows = [
+            row("both", seed, device=device) | ({} if found is None else {"environment": found})
+            for seed, (found, device) in enumerate(zip(environments, devices, strict=True))
+        ]
+        [group], _ = group_rows(rows)
+        return " ".join(paragraph.text for paragraph in setup(group))
+
+    jax = {"versions": {"jax": "0.10.2"}}
+    xla, onednn = ({"convolutions": name, **jax} for name in ("XLA", "oneDNN 2023.2.0"))
+    same = words(onednn, onednn, onednn, devices=("cpu x1, 1 core", *("cpu x1, 2 cores",) * 2))
+    assert "Convolutions by oneDNN 2023.2.0 (JAX 0.10.2). Commit" in same
+    old = words(None, None, None)  # rows of earlier versions
+    assert "Convolutions" not in old
+    mixed = words(onednn, onednn, xla)
+    assert "by oneDNN 2023.2.0 (JAX 0.10.2) (2 runs), XLA (JAX 0.10.2) (1 run)." in mixed
+    for text in (
+        mixed,
+        words(xla, xla, None),
+        words(xla, xla, xla, devices=("cpu", "H100", "cpu")),
+    ):
+        assert "Different devices or engines" in text
+    assert "Different devices or engines" not in same + old
 
 
 @pytest.mark.medium

@@ -24,6 +24,7 @@ from experiments.sweeps.rows import (
     sweep_fields,
 )
 from experiments.sweeps.run_one import record
+from experiments.sweeps.workdirs import ERROR_FILE
 from repvgg_jax.errors import RunError, UsageError
 from repvgg_jax.runtime.files import append_row
 from tests.support.sweep_runs import FIELDS, dotted
@@ -129,6 +130,14 @@ def test_a_file_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(RunError, match=r"rows\.jsonl cannot be written"):
         append_row(tmp_path / "file" / "rows.jsonl", row("a"))
+
+
+def test_a_workdir_that_cannot_be_written_is_named(tmp_path):
+    [run] = expand("branches", seeds=[0], only=["none"], overrides=FIELDS)
+    workdir = run.workdir(tmp_path)
+    (workdir / ERROR_FILE).mkdir(parents=True)
+    with pytest.raises(RunError, match=f"{workdir} cannot be written"):
+        run_one.execute(run, workdir, tmp_path)
 
 
 def test_a_row_says_what_differs_from_the_protocol_however_it_was_typed():

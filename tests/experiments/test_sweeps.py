@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import jax
 import pytest
 
 from experiments.benchmarks import throughput
@@ -31,6 +32,7 @@ TIMES = {
     "examples_per_second",
     "start_seconds",
     "evaluation_seconds",
+    "environment",
     "commit",
     "dirty",
     "earlier_commits",
@@ -158,6 +160,10 @@ def test_a_run_is_trained_once_for_all_sweeps_and_failures_wait(tmp_path, capsys
     assert row["top1"].keys() == {"train_form", "fused"}
     assert row["overrides"]["model.branches"] == ["kxk"]
     assert row["temporaries_bytes"] > 0
+    assert 0 < row["start_seconds"] < 3600
+    assert 0 <= row["evaluation_seconds"] < row["wall_seconds"]
+    assert row["eval_images"] == 360
+    assert row["environment"]["versions"]["jax"] == jax.__version__
     # This learning rate makes the loss not finite.
     wild = {"optim__learning_rate": 1e20}
     assert sweep("branches", "--only=none", **wild)[1] == [3]
@@ -171,8 +177,14 @@ def test_a_run_is_trained_once_for_all_sweeps_and_failures_wait(tmp_path, capsys
     text = capsys.readouterr().out
     assert re.search(r"none seed 0 +\w{12}  done +train form \d+\.\d\d%, fused", text)
     assert "1 done, 1 new" in text
-    status.main([*given, *flags(**wild)])
-    assert re.search(r"failed +step \d+: loss", capsys.readouterr().out)
+    assert status.main(["branches", folders[0]]) == 0  # of the last launch, with its fields
+    text = capsys.readouterr().out
+    assert text.startswith("last launch: --protocol=cifar10_short --seeds=0 --only=none ")
+    assert re.search(r"failed +step \d+: loss.*\nbranches, cifar10_short: 1 failed\n", text)
+    assert status.main(folders[:1]) == 0
+    text = capsys.readouterr().out
+    assert re.search(rf"^branches +cifar10_short +1 failed +rows in {tmp_path}/results\n", text)
+    assert text.endswith("\nnot started: deep_init\n")  # the repository has rows of the others
 
 
 @pytest.mark.parametrize("command", [run, status, build, throughput])
