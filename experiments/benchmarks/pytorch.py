@@ -27,7 +27,7 @@ from flax import linen as nn
 import repvgg_jax as rj
 from experiments.sweeps.flags import Parser, run_command
 from repvgg_jax.bench.counting import count_macs
-from repvgg_jax.bench.timing import matmul_peak, ratio, time_interleaved
+from repvgg_jax.bench.timing import peak_rate, ratio, time_interleaved
 from repvgg_jax.blocks.registry import BLOCKS
 from repvgg_jax.blocks.repvgg import RepVGGBlock
 from repvgg_jax.nets import abstract
@@ -158,7 +158,7 @@ def b1_temporaries(block: str) -> int:
 
 
 def fused_share_of_peak(rounds: int) -> float:
-    """Returns the speed of the fused net relative to the fastest matrix product."""
+    """Returns the speed of the fused net relative to `peak_rate`."""
     batch, size = batch_shape()
     net = make_net("repvgg")
     fused_net, fused_variables = rj.fuse(net, rj.init(net, jax.random.key(0), size))
@@ -168,7 +168,7 @@ def fused_share_of_peak(rounds: int) -> float:
         time_interleaved({"": lambda: forward(fused_variables, images)}, rounds)[""]
     )
     operations = 2 * batch * count_macs(fused_net, fused_variables, size)
-    return operations / seconds / matmul_peak(net.dtype)
+    return operations / seconds / peak_rate(net.dtype)
 
 
 def main() -> None:
@@ -225,7 +225,8 @@ def main() -> None:
         if {name, to} <= times.keys():
             print(f"{name + ' / ' + to:<44} {ratio(times, name, to):>8.2f}")
     if ON_GPU:
-        print(f"fused net, share of the fastest matrix product: {fused_share_of_peak(rounds):.2f}")
+        share = fused_share_of_peak(rounds)
+        print(f"fused net, share of the fastest matrix product or convolution: {share:.2f}")
     naive, ours = b1_temporaries("naive"), b1_temporaries("repvgg")
     print(
         f"\nB1 at 224, batch 32: temporaries {ours / 1e6:.0f} of {naive / 1e6:.0f} MB naive, ",

@@ -53,10 +53,10 @@ def draw(name: str, height: float, paint: Callable[[Any], None]) -> str:
     svg = file.getvalue()[file.getvalue().index("<svg ") :]
     svg = re.sub(r"<metadata>.*?</metadata>\s*|<!--.*?-->\s*", "", svg, flags=re.DOTALL)
     svg = re.sub(r"^<svg [^>]*?(viewBox=\"[^\"]*\")[^>]*>", rf"<svg {_NAMESPACES} \1>", svg)
-    return _normalized(svg, re.sub(r"[^a-zA-Z0-9-]", "_", name))
+    return normalized(svg, re.sub(r"[^a-zA-Z0-9-]", "_", name))
 
 
-def _normalized(svg: str, name: str) -> str:
+def normalized(svg: str, name: str) -> str:
     """Returns an SVG that does not depend on the last bits of its numbers, which processors round.
 
     Coordinates have two decimals. Ids, which matplotlib derives from all bits, are numbered, and

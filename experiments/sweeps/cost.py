@@ -66,7 +66,8 @@ class RemainingCost(NamedTuple):
 def run_length(config: ConfigDict) -> Length:
     """Returns the length of a run; raises UsageError if its data are missing or too few."""
     data = config.data
-    sizes = _split_sizes(data.source, data.name, data.data_dir, config.model.num_classes)
+    classes = config.model.num_classes
+    sizes = _split_sizes(data.source, data.name, data.data_dir, classes, data.holdout)
     steps = total_steps(config, sizes["train"])
     every = config.train.eval_every or -(-sizes["train"] // config.train.batch_size)
     evaluations = -(-steps // every) + 1  # the fused form is evaluated once
@@ -74,14 +75,18 @@ def run_length(config: ConfigDict) -> Length:
 
 
 @cache
-def _split_sizes(source: str, name: str, data_dir: str | None, classes: int) -> dict[str, int]:
+def _split_sizes(
+    source: str, name: str, data_dir: str | None, classes: int, holdout: float | None
+) -> dict[str, int]:
     """Returns the number of images by split."""
     sizes = {}
     for split in ("test", "train"):
         if source == "tfds":
             images, _ = load_prepared(name, data_dir, split, num_classes=classes)
         else:
-            images = load_source(source, name, data_dir, split, num_classes=classes)
+            images = load_source(
+                source, name, data_dir, split, num_classes=classes, holdout=holdout
+            )
         sizes[split] = len(images)
     return sizes
 

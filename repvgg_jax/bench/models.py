@@ -13,10 +13,10 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from repvgg_jax.bench.counting import count_macs, count_parameters, count_winograd_multiplications
-from repvgg_jax.bench.timing import matmul_peak, ratio, time_interleaved
-from repvgg_jax.config.build import build, make_net
+from repvgg_jax.bench.table import form_table, header, legend, row_line, show_progress
+from repvgg_jax.bench.timing import peak_rate, ratio, time_interleaved
+from repvgg_jax.config.build import build, make_net, model_name
 from repvgg_jax.config.fields import check_values
-from repvgg_jax.config.resolve import resolve
 from repvgg_jax.config.workdir import named_write_errors
 from repvgg_jax.errors import UsageError
 from repvgg_jax.fusion.fuse import fuse
@@ -31,121 +31,175 @@ BENCH_FILE = "bench.jsonl"
 ROUNDS = 5
 
 
-@dataclass
+@dataclass(frozen=True)
+class _Form:
+    """A form of the model, without arrays."""
+
+    name: str  # "train form", "plain" (one convolution and BatchNorm per layer), or "fused"
+    config: ConfigDict | None  # of a run that trains it; None for the fused form of such a run
+    make: Callable[[], tuple[Net, Any]]  # returns the net and variables
+    counts: dict[str, int]  # parameters, and operations for one image
+
+
+@dataclass(frozen=True)
 class _Program:
     """A compiled program of one form, and a function that runs it once."""
 
-    form: str  # "train form", "plain" (one convolution and BatchNorm per layer), or "fused"
-    net: Net
-    variables: Any
+    form: _Form
     run: Callable[[], Any]
     temporaries: int | None
     compile_seconds: float
 
 
 def run_bench(config: ConfigDict, workdir: Path) -> None:
-    """Measures a model, prints a table, and appends rows to `<workdir>/bench.jsonl`.
+    """Measures a model, prints tables, and appends rows to `<workdir>/bench.jsonl`.
 
     Raises:
       UsageError: if the config cannot run.
     """
-    config = resolve(config)
     check_values(config)
     batches = config.bench.batch_sizes
     if not batches or not all(isinstance(batch, int) and batch > 0 for batch in batches):
         raise UsageError(f"bench.batch_sizes={batches} must be positive integers")
-    peak = matmul_peak(make_net(config).dtype)
-    print(f"fastest matrix product: {peak / 1e12:.3g} TFLOP/s in {config.model.dtype}")
     with named_write_errors(workdir):
         workdir.mkdir(parents=True, exist_ok=True)
-    for task, last_form in (("forward", "fused"), ("step", "plain")):
-        print(
-            f"\n{task:<12} {'batch':>5} {'params M':>9} {'GMACs':>7} {'Wino':>7} {'temp MB':>8} "
-            f"{'compile s':>9} {'ms':>9} {'images/s':>9} {'of peak':>7} {'to ' + last_form:>9}"
-        )
-        for batch in sorted(batches):
-            if task == "step" and batch % jax.device_count():
-                print(f"skipped batch {batch}: not a multiple of {jax.device_count()} devices")
-                continue
-            rows = _measure(config, task, batch, peak)
-            for row in rows:
-                print(_line(row), flush=True)
-                append_row(workdir / BENCH_FILE, row)
-            if max(row["milliseconds"] for row in rows) > 1e3 * config.bench.seconds:
-                print(f"skipped larger batches: bench.seconds={config.bench.seconds}")
-                break
+    size, kind = config.data.image_size, jax.devices()[0].device_kind
+    print(
+        f"{model_name(config)}, {size}x{size} pixels, {config.model.dtype}, on {kind}", flush=True
+    )
+    net = make_net(config)
+    forms = forms_of(config)
+    show_progress("measuring the fastest matrix product and convolution ...")
+    peak = peak_rate(net.dtype, net.conv_algorithm)
+    show_progress("")
+    print(legend(peak))
+    print(form_table({"form": form.name, **form.counts} for form in forms))
+    if not net.fusable:
+        print(f"block={net.block!r} cannot be fused")
+    trained = [form for form in forms if form.config is not None]
+    for task, measured in (("forward", forms), ("step", trained)):
+        _run_task(task, measured, config, peak, workdir / BENCH_FILE)
+    print(f"\nrows: {workdir / BENCH_FILE}")
 
 
-def _measure(config: ConfigDict, task: str, batch: int, peak: float) -> list[dict[str, Any]]:
+def _run_task(task: str, forms: list[_Form], config: ConfigDict, peak: float, path: Path) -> None:
+    """Measures forward passes on one device, or training steps on all, at all batch sizes."""
+    reference = forms[-1].name if len(forms) > 1 else None
+    print(f"\n{header(task, reference)}")
+    for batch in sorted(config.bench.batch_sizes):
+        if task == "step" and batch % jax.device_count():
+            print(f"skipped batch {batch}: not a multiple of {jax.device_count()} devices")
+            continue
+        rows = _measure(config, task, forms, batch, peak)
+        show_progress("")
+        for row in rows:
+            print(row_line(row, reference), flush=True)
+            append_row(path, row)
+        if faster := [row["form"] for row in rows if row["share_of_peak"] is None]:
+            print(f"faster than the peak, which is too low for a share: {', '.join(faster)}")
+        if max(row["milliseconds"] for row in rows) > 1e3 * config.bench.seconds:
+            print(f"skipped larger batches: bench.seconds={config.bench.seconds}")
+            break
+
+
+def _measure(
+    config: ConfigDict, task: str, forms: list[_Form], batch: int, peak: float
+) -> list[dict[str, Any]]:
     """Returns a row for each form; its `ratio` is that of its time to the last form's time."""
-    training, size = task == "step", config.data.image_size
-    programs = _steps(config, batch) if training else _forwards(config, batch)
-    times = time_interleaved({program.form: program.run for program in programs}, ROUNDS)
+    training = task == "step"
+    compile_form = _step if training else _forward
+    programs = []
+    for form in forms:
+        show_progress(f"{task}, batch {batch}: compiling {form.name} ...")
+        programs.append(compile_form(form, config.data.image_size, batch))
+    show_progress(f"{task}, batch {batch}: measuring {', '.join(form.name for form in forms)} ...")
+    times = time_interleaved({program.form.name: program.run for program in programs}, ROUNDS)
     devices, passes = (jax.device_count(), 3) if training else (1, 1)
     rows = []
     for program in programs:
-        net, variables = program.net, program.variables
-        macs = count_macs(net, variables, size)
-        seconds = statistics.median(times[program.form])
-        operations = 2 * macs * passes * batch / devices
+        form = program.form
+        seconds = statistics.median(times[form.name])
+        rate = 2 * form.counts["macs"] * passes * batch / devices / seconds
         rows.append(
             {
                 "model": config.model.name,
                 "device": f"{jax.devices()[0].device_kind} x{devices}",
                 "dtype": config.model.dtype,
-                "image_size": size,
-                "form": program.form,
+                "image_size": config.data.image_size,
+                "form": form.name,
                 "task": task,  # a training step, or a forward pass in evaluation mode
                 "batch": batch,
-                "parameters": count_parameters(variables),
-                "macs": macs,  # per image, like the next field
-                "winograd_multiplications": count_winograd_multiplications(net, variables, size),
+                **form.counts,
                 "temporaries": program.temporaries,  # bytes besides arguments and results
                 "compile_seconds": program.compile_seconds,
                 "milliseconds": 1e3 * seconds,  # per batch
                 "images_per_second": batch / seconds,
-                "share_of_peak": operations / seconds / peak,
-                "ratio": ratio(times, program.form, programs[-1].form),
+                "operations_per_second": rate,  # of one device
+                "share_of_peak": rate / peak if rate <= peak else None,
+                "ratio": ratio(times, form.name, forms[-1].name),
             }
         )
     return rows
 
 
-def _forwards(config: ConfigDict, batch: int) -> list[_Program]:
-    """Compiles all forms in evaluation mode."""
-    nets = {form: make_net(form_config) for form, form_config in _forms(config).items()}
-    forms = {form: (net, init(net, jax.random.key(0))) for form, net in nets.items()}
-    forms["fused"] = fuse(*forms["train form"])
+def forms_of(config: ConfigDict) -> list[_Form]:
+    """Returns the train form, the plain net if it is another, and the fused form if there is one.
+
+    A net that is fused already has this form only.
+    """
     size = config.data.image_size
-    images = jnp.zeros((batch, size, size, 3), nets["train form"].dtype)
-    return [
-        _compile(form, net, variables, jit(partial(net.apply, train=False)), variables, images)
-        for form, (net, variables) in forms.items()
-    ]
+    own = config.copy_and_resolve_references()
+    net = make_net(own)
+    if net.is_fused:
+        return [_form("fused", net, own, size)]
+    forms = [_form("train form", net, own, size)]
+    plain_config = config.copy_and_resolve_references()
+    plain_config.model.update(block="plain", branches=None, branch_statistics=None)
+    plain = make_net(plain_config)
+    if plain != net:
+        forms.append(_form("plain", plain, plain_config, size))
+    if net.fusable:
+        shapes = jax.eval_shape(lambda variables: fuse(net, variables)[1], abstract(net))
+        counts = _counts(net.clone(block="fused"), shapes, size)
+        forms.append(_Form("fused", None, lambda: fuse(*_initialized(net)), counts))
+    return forms
 
 
-def _steps(config: ConfigDict, batch: int) -> list[_Program]:
-    """Compiles training steps, with the optimizer, of the train form and the plain net."""
-    programs, size = [], config.data.image_size
+def _form(name: str, net: Net, config: ConfigDict, size: int) -> _Form:
+    counts = _counts(net, abstract(net), size)
+    return _Form(name, config, partial(_initialized, net), counts)
+
+
+def _initialized(net: Net) -> tuple[Net, Any]:
+    return net, init(net, jax.random.key(0))
+
+
+def _counts(net: Net, shapes: Any, size: int) -> dict[str, int]:
+    return {
+        "parameters": count_parameters(shapes),
+        "macs": count_macs(net, shapes, size),  # for one image, like the next
+        "winograd_multiplications": count_winograd_multiplications(net, shapes, size),
+    }
+
+
+def _forward(form: _Form, size: int, batch: int) -> _Program:
+    """Compiles a form in evaluation mode."""
+    net, variables = form.make()
+    images = jnp.zeros((batch, size, size, 3), net.dtype)
+    return _compile(form, jit(partial(net.apply, train=False)), variables, images)
+
+
+def _step(form: _Form, size: int, batch: int) -> _Program:
+    """Compiles a training step of a form, with the optimizer."""
     images = jnp.zeros((batch, size, size, 3), jnp.uint8)
     rows = {"image": images, "label": jnp.zeros(batch, jnp.int32), "mask": jnp.ones(batch)}
-    for form, form_config in _forms(config).items():
-        form_config.train.batch_size = batch
-        experiment = build(form_config, open_data=False)
-        net, state = experiment.net, fresh_state(experiment)
-        step = jit_train_step(state, experiment.mesh, experiment.step_options)
-        arguments = state, shard_batch(rows, experiment.mesh), jax.random.key(0)
-        programs.append(_compile(form, net, abstract(net), step, *arguments, run=repeated_step))
-    return programs
-
-
-def _forms(config: ConfigDict) -> dict[str, ConfigDict]:
-    """Returns the config of the train form, and that of the plain net unless the net is fused."""
-    forms = {"train form": config.copy_and_resolve_references()}
-    if not make_net(config).is_fused:
-        forms["plain"] = config.copy_and_resolve_references()
-        forms["plain"].model.update(block="plain", branches=None, branch_statistics=None)
-    return forms
+    config = form.config.copy_and_resolve_references()
+    config.train.batch_size = batch
+    experiment = build(config, open_data=False)
+    state = fresh_state(experiment)
+    step = jit_train_step(state, experiment.mesh, experiment.step_options)
+    arguments = state, shard_batch(rows, experiment.mesh), jax.random.key(0)
+    return _compile(form, step, *arguments, run=repeated_step)
 
 
 def repeated_step(step: Callable[..., Any], state: Any, data: Any, key: Any) -> Callable[[], Any]:
@@ -160,9 +214,7 @@ def repeated_step(step: Callable[..., Any], state: Any, data: Any, key: Any) -> 
 
 
 def _compile(
-    form: str,
-    net: Net,
-    variables: Any,
+    form: _Form,
     function: jax.stages.Wrapped,
     *arguments: Any,
     run: Callable[..., Callable[[], Any]] = partial,
@@ -170,17 +222,4 @@ def _compile(
     start = time.perf_counter()
     compiled = function.lower(*arguments).compile()
     seconds = time.perf_counter() - start
-    temporaries = temporaries_bytes(compiled)
-    return _Program(form, net, variables, run(compiled, *arguments), temporaries, seconds)
-
-
-def _line(row: dict[str, Any]) -> str:
-    temporaries = row["temporaries"]  # None if the backend does not report it
-    megabytes = "-" if temporaries is None else f"{temporaries / 1e6:.0f}"
-    return (
-        f"{row['form']:<12} {row['batch']:>5} {row['parameters'] / 1e6:>9.2f} "
-        f"{row['macs'] / 1e9:>7.2f} {row['winograd_multiplications'] / 1e9:>7.2f} "
-        f"{megabytes:>8} {row['compile_seconds']:>9.1f} "
-        f"{row['milliseconds']:>9.1f} {row['images_per_second']:>9.1f} "
-        f"{row['share_of_peak']:>7.0%} {row['ratio']:>9.2f}"
-    )
+    return _Program(form, run(compiled, *arguments), temporaries_bytes(compiled), seconds)

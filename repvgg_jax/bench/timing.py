@@ -3,11 +3,15 @@
 import random
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+
+from repvgg_jax.ops.convolution import convolve
+from repvgg_jax.runtime.compilation import jit
 
 Times = dict[str, list[float]]
 
@@ -44,25 +48,73 @@ def ratio(times: Times, name: str, to: str) -> float:
     return statistics.median(a / b for a, b in zip(times[name], times[to], strict=True))
 
 
-def matmul_peak(dtype: Any, seconds: float = 1.0) -> float:
+def peak_rate(dtype: Any, algorithm: str = "auto", seconds: float = 0.5) -> float:
+    """Measures the operations per second of the fastest matrix product or 3x3 convolution.
+
+    A net may be faster than either alone: a library's convolution may exceed XLA's products.
+
+    Args:
+      dtype: compute type.
+      algorithm: algorithm of the convolutions, as in `ops.convolution.convolve`.
+      seconds: time for which each size is repeated.
+    """
+    return max(_matmul_rate(dtype, seconds), _convolution_rate(dtype, algorithm, seconds))
+
+
+def _matmul_rate(dtype: Any, seconds: float) -> float:
     """Measures the operations per second of the fastest square matrix product.
 
     A multiply-add is two operations. The size doubles as long as that is faster. Each size is
     repeated for about `seconds`, and its fastest run counts.
     """
     product = jax.jit(jnp.matmul)
+
+    def programs() -> Iterator[tuple[int, Callable[[], Any]]]:
+        for size in (1024, 2048, 4096, 8192, 16384):
+            a = _random((size, size), dtype)
+            yield 2 * size**3, partial(product, a, a)
+
+    return highest_rate(programs(), seconds)
+
+
+def _convolution_rate(dtype: Any, algorithm: str, seconds: float) -> float:
+    """Measures the operations per second of 3x3 convolutions, as `_matmul_rate` does of products.
+
+    They have 256 channels and 28x28 pixels, and the batch doubles as long as that is faster. With
+    Winograd's algorithm, the rate is that of the multiplications that it replaces.
+    """
+    convolution = jit(partial(convolve, dtype=dtype, algorithm=algorithm))
+    side, channels = 28, 256
+    kernel = _random((3, 3, channels, channels), dtype)
+
+    def programs() -> Iterator[tuple[int, Callable[[], Any]]]:
+        for batch in (8, 16, 32, 64, 128, 256, 512):
+            images = _random((batch, side, side, channels), dtype)
+            yield 2 * batch * side**2 * kernel.size, partial(convolution, images, kernel)
+
+    return highest_rate(programs(), seconds)
+
+
+def _random(shape: tuple[int, ...], dtype: Any) -> jax.Array:
+    """Returns random elements: constant ones draw less power, with which a chip may be faster."""
+    return jax.random.normal(jax.random.key(0), shape, dtype)
+
+
+def highest_rate(programs: Iterator[tuple[int, Callable[[], Any]]], seconds: float) -> float:
+    """Returns the highest operations per second of (operations, program) pairs.
+
+    The pairs are of growing size; those after the first that is not 5% faster are not run.
+    """
     best = 0.0
-    for size in (1024, 2048, 4096, 8192, 16384):
-        # Random elements, since constant ones draw less power and a processor may then run faster.
-        a = jax.random.normal(jax.random.key(0), (size, size), dtype)
-        times = []
+    for operations, program in programs:
+        times: list[float] = []
         start = time.perf_counter()
-        jax.block_until_ready(product(a, a))
+        jax.block_until_ready(program())
         while len(times) < 3 or time.perf_counter() - start < seconds:
             run_start = time.perf_counter()
-            jax.block_until_ready(product(a, a))
+            jax.block_until_ready(program())
             times.append(time.perf_counter() - run_start)
-        rate = 2 * size**3 / min(times)
+        rate = operations / min(times)
         if rate < 1.05 * best:
             return max(best, rate)
         best = rate

@@ -4,6 +4,7 @@ import itertools
 import json
 import math
 import time
+from functools import partial
 
 import jax.numpy as jnp
 import pytest
@@ -11,8 +12,9 @@ import pytest
 import repvgg_jax as rj
 from configs import quickstart
 from repvgg_jax.bench.counting import count_macs, count_parameters
-from repvgg_jax.bench.models import BENCH_FILE, run_bench
-from repvgg_jax.bench.timing import matmul_peak, ratio, time_interleaved
+from repvgg_jax.bench.models import BENCH_FILE, forms_of, run_bench
+from repvgg_jax.bench.table import form_table, header, row_line
+from repvgg_jax.bench.timing import highest_rate, peak_rate, ratio, time_interleaved
 from tests.support.variables import random_variables
 
 
@@ -32,7 +34,15 @@ def test_a_machine_that_slows_down_does_not_change_the_ratio():
 
 @pytest.mark.medium
 def test_the_peak_is_above_what_a_small_product_reaches():
-    assert 1e9 < matmul_peak(jnp.float32, seconds=0.05) < 1e16
+    assert 1e9 < peak_rate(jnp.float32, seconds=0.05) < 1e16
+
+
+def test_the_peak_is_that_of_the_fastest_of_several_sizes():
+    def programs(*milliseconds):
+        for wait in milliseconds:
+            yield 1000, partial(time.sleep, wait / 1e3)
+
+    assert highest_rate(programs(20, 5, 10, 1), 0.0) == pytest.approx(1000 / 5e-3, rel=0.3)
 
 
 def small_config():
@@ -58,26 +68,51 @@ def test_bench_has_a_row_for_each_form_task_and_batch(tmp_path, capsys):
     for row in rows:
         assert row["images_per_second"] == pytest.approx(1e3 * row["batch"] / row["milliseconds"])
         assert all(math.isfinite(x) and x > 0 for x in row.values() if isinstance(x, float))
-    assert capsys.readouterr().out.count("train form") == 4
+    text = capsys.readouterr()
+    assert text.out.count("train form") == 5  # the first line is that of its size
+    assert "compiling" not in text.out
+    assert "step, batch 8: compiling plain ...\n" in text.err
 
 
 @pytest.mark.medium
-def test_bench_skips_batches_that_would_take_too_long(tmp_path, capsys):
+def test_bench_skips_batches_that_take_too_long_or_that_devices_do_not_divide(tmp_path, capsys):
     config = small_config()
-    config.bench.batch_sizes, config.bench.seconds = (4, 8), 1e-9
-    run_bench(config, tmp_path)
-    assert len((tmp_path / BENCH_FILE).read_text().splitlines()) == 5
-    assert "bench.seconds=1e-09" in capsys.readouterr().out
-
-
-@pytest.mark.medium
-def test_bench_skips_steps_whose_batch_the_devices_do_not_divide(tmp_path, capsys):
-    config = small_config()
-    config.bench.batch_sizes = (1,)
+    config.bench.batch_sizes, config.bench.seconds = (1, 4, 8), 1e-9
     run_bench(config, tmp_path)
     rows = [json.loads(line) for line in (tmp_path / BENCH_FILE).read_text().splitlines()]
-    assert {(row["task"], row["device"]) for row in rows} == {("forward", "cpu x1")}
-    assert "skipped batch 1: not a multiple of 4 devices" in capsys.readouterr().out
+    assert [(row["task"], row["batch"], row["device"]) for row in rows] == [
+        *[("forward", 1, "cpu x1")] * 3,
+        *[("step", 4, "cpu x4")] * 2,
+    ]
+    text = capsys.readouterr().out
+    assert text.count("bench.seconds=1e-09") == 2
+    assert "skipped batch 1: not a multiple of 4 devices" in text
+
+
+def test_forms_that_do_not_exist_are_left_out():
+    def names(**model):
+        config = small_config()
+        config.model.update(model)
+        return [form.name for form in forms_of(config)]
+
+    assert names() == ["train form", "plain", "fused"]
+    assert names(block="relu_in_branch") == ["train form", "plain"]
+    assert names(block="plain") == ["train form", "fused"]
+    assert names(block="fused") == ["fused"]
+
+
+def test_figures_without_a_meaning_are_left_out():
+    row = {"form": "fused", "parameters": 1_070_000, "macs": 943_000, "winograd_multiplications": 0}
+    assert form_table([row]).splitlines()[1].split() == ["fused", "1.07", "M", "943", "k", "0"]
+    pointwise = row | {"winograd_multiplications": row["macs"]}
+    assert "Winograd" not in form_table([pointwise])
+    assert form_table([row, pointwise]).endswith(" -")
+    times = {"batch": 8, "compile_seconds": 0.5, "temporaries": 20_480, "milliseconds": 0.0123}
+    times |= {"images_per_second": 65_000.0, "share_of_peak": None, "ratio": 1.0}
+    line = row_line(row | times, None)
+    assert line.split() == ["fused", "8", "0.5", "0.0205", "0.0123", "65,000", "-"]
+    assert header("step", None).split()[-2:] == ["of", "peak"]
+    assert header("step", "plain").endswith("x plain")
 
 
 @pytest.mark.parametrize("sizes", [(), (0,), (2.5,)])

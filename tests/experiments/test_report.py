@@ -14,7 +14,7 @@ from scipy import stats
 
 from experiments.report.build import main, report_blocks, write_report
 from experiments.report.costs import common_scatter, sweep_scatter
-from experiments.report.figures import draw_scatter, seed_curves
+from experiments.report.figures import draw_scatter, normalized, seed_curves
 from experiments.report.labels import Point
 from experiments.report.numbers import Sample, compare_order, group_rows
 from experiments.report.page import Table, to_markdown
@@ -243,6 +243,31 @@ def test_page_needs_no_other_file(tmp_path):
     assert "<p>A remark with <code>code</code> &amp; more. Continued.</p>" in rest
     for picture in re.findall(r"\(([^)]*\.svg)\)", (tmp_path / "RESULTS.md").read_text()):
         assert (tmp_path / picture).exists()
+
+
+def test_figures_do_not_depend_on_the_last_bits_of_numbers():
+    def svg(x, name):
+        shape = f'<g id="axes_1"><path id="{name}" d="M {x} -0.0012345\nL 0.5 -1"/></g>'
+        return f'<svg>{shape}<use href="#{name}"/><g clip-path="url(#{name})"/><text>0.12345</text>'
+
+    text = normalized(svg(88.123456, "m91131a0a9e"), "f")
+    assert text == normalized(svg(88.123457, "m3ec37fdc62"), "f")
+    shape = '<g><path id="f-0" d="M 88.12 0\nL 0.5 -1"/></g>'
+    assert text == f'<svg>{shape}<use href="#f-0"/><g clip-path="url(#f-0)"/><text>0.12345</text>'
+
+
+@pytest.mark.medium
+def test_figures_are_drawn_again_only_if_rows_have_changed(tmp_path):
+    write(tmp_path, [row("both", 0)])
+    _, page = write_report(tmp_path, tmp_path)
+    picture = tmp_path / "figures/branches-cifar10_short-fusion.svg"
+    picture.write_text(other := picture.read_text().replace("<svg ", '<svg class="other" ', 1))
+    write_report(tmp_path, tmp_path)  # as with another version of matplotlib
+    assert picture.read_text() == other
+    assert 'class="other"' in page.read_text()
+    write(tmp_path, [row("both", 0), row("both", 1)])
+    write_report(tmp_path, tmp_path)
+    assert 'class="other"' not in picture.read_text() + page.read_text()
 
 
 def test_no_rows_is_one_line(tmp_path, capsys):

@@ -1,0 +1,85 @@
+"""The text of `--mode=bench`: its legend, tables and progress."""
+
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+_LEGEND = """\
+MACs       multiply-adds of convolutions and matrix products for one image, in evaluation
+Winograd   multiplications that remain if 3x3 convolutions of stride 1 use F(2x2, 3x3)
+compile s  time to compile the program
+temp MB    memory of the program besides its arguments and results
+ms         time of a batch, the median of interleaved rounds
+of peak    2 MACs an image (6 in a training step) per second, as a share of the rate above
+x FORM     time, relative to that of the form"""
+
+
+def legend(peak: float) -> str:
+    """Returns the explanation of the columns; `peak` is in operations per second."""
+    rate = f"fastest matrix product or convolution here: {peak / 1e12:.3g} TFLOP/s"
+    return f"{rate}\n\n{_LEGEND}\n"
+
+
+def form_table(rows: Iterable[Mapping[str, Any]]) -> str:
+    """Returns a table of the forms, from any rows of them; without figures that do not apply."""
+    lines = [("form", "parameters", "MACs", "Winograd")]
+    for row in rows:
+        macs, multiplications = row["macs"], row["winograd_multiplications"]
+        winograd = _scaled(multiplications) if multiplications < macs else "-"
+        lines.append((row["form"], _scaled(row["parameters"]), _scaled(macs), winograd))
+    if all(line[-1] == "-" for line in lines[1:]):
+        lines = [line[:-1] for line in lines]
+    return "\n".join(_line(line, (12, 11, 9, 9)) for line in lines)
+
+
+_WIDTHS = (12, 6, 10, 8, 9, 10, 8, 13)
+
+
+def header(task: str, reference: str | None) -> str:
+    """Returns the header of a task's rows; `reference` is the form that ratios are relative to."""
+    words = [task, "batch", "compile s", "temp MB", "ms", "images/s", "of peak"]
+    return _line([*words, f"x {reference}"] if reference else words, _WIDTHS)
+
+
+def row_line(row: Mapping[str, Any], reference: str | None) -> str:
+    """Returns a row below `header`; figures that are not known are dashes."""
+    temporaries, share = row["temporaries"], row["share_of_peak"]
+    words = [
+        row["form"],
+        str(row["batch"]),
+        f"{row['compile_seconds']:.1f}",
+        "-" if temporaries is None else _digits(temporaries / 1e6),
+        _digits(row["milliseconds"]),
+        f"{row['images_per_second']:,.0f}",
+        "-" if share is None else f"{share:.1%}",
+    ]
+    return _line([*words, f"{row['ratio']:.2f}"] if reference else words, _WIDTHS)
+
+
+def _line(words: Sequence[str], widths: Sequence[int]) -> str:
+    first, *others = (f"{word:>{width}}" for word, width in zip(words, widths, strict=False))
+    return " ".join([f"{first.strip():<{widths[0]}}", *others])
+
+
+def _scaled(number: float) -> str:
+    """Formats a count with a unit: `943 k`, `1.51 G`."""
+    for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if number >= size:
+            return f"{_digits(number / size)} {unit}"
+    return f"{number:.0f}"
+
+
+def _digits(number: float) -> str:
+    """Formats a number above 0 with three digits, or all that it has before the point."""
+    return f"{number:,.0f}" if number >= 100 else f"{number:.3g}"
+
+
+def show_progress(text: str) -> None:
+    """Shows what runs at the moment, on stderr; on a terminal, in place of the text before.
+
+    An empty text clears the line for the next row of the table.
+    """
+    if sys.stderr.isatty():
+        print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)
+    elif text:
+        print(text, file=sys.stderr, flush=True)
