@@ -182,7 +182,7 @@ def write_report(results: Path, out: Path) -> list[Path]:
     remarks = {path.stem: path.read_text() for path in sorted(results.glob("*.md"))}
     rows = with_throughput(rows, results)
     blocks = report_blocks(rows, remarks)
-    digest = _digest(rows)
+    digest = digest_line(rows)
     page = out / "RESULTS.md"
     if page.exists() and page.read_text().endswith(digest):
         blocks = [_as_drawn(block, out / "figures") for block in blocks]
@@ -202,7 +202,7 @@ def write_report(results: Path, out: Path) -> list[Path]:
     return list(documents)
 
 
-def _digest(rows: Sequence[Row]) -> str:
+def digest_line(rows: Sequence[Row]) -> str:
     """Returns the last line of `RESULTS.md`, which identifies the rows and code of its figures."""
     digest = hashlib.sha256()
     for line in sorted(json.dumps(row, sort_keys=True) for row in rows):

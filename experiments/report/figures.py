@@ -62,8 +62,8 @@ def normalized(svg: str, name: str) -> str:
     Coordinates have two decimals. Ids, which matplotlib derives from all bits, are numbered, and
     start with the figure's name, so that one page can contain several figures.
     """
-    ids = dict.fromkeys(re.findall(r'"#([^"]+)"|url\(#([^)]+)\)', svg))
-    numbers = {first or second: f"{name}-{i}" for i, (first, second) in enumerate(ids)}
+    used = dict.fromkeys(re.findall(r'(?:"#|url\(#)([^")]+)', svg))
+    numbers = {old: f"{name}-{i}" for i, old in enumerate(used)}
 
     def number(match: re.Match[str]) -> str:
         return f' id="{numbers[match[1]]}"' if match[1] in numbers else ""

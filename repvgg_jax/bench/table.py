@@ -11,7 +11,7 @@ compile s  time to compile the program
 temp MB    memory of the program besides its arguments and results
 ms         time of a batch, the median of interleaved rounds
 of peak    2 MACs an image (6 in a training step) per second, as a share of the rate above
-x FORM     time, relative to that of the form"""
+x fused    time relative to the fused form's; x plain: to the plain net's"""
 
 
 def legend(peak: float) -> str:

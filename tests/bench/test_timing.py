@@ -3,10 +3,10 @@
 import itertools
 import json
 import math
+import re
 import time
 from functools import partial
 
-import jax.numpy as jnp
 import pytest
 
 import repvgg_jax as rj
@@ -14,7 +14,7 @@ from configs import quickstart
 from repvgg_jax.bench.counting import count_macs, count_parameters
 from repvgg_jax.bench.models import BENCH_FILE, forms_of, run_bench
 from repvgg_jax.bench.table import form_table, header, row_line
-from repvgg_jax.bench.timing import highest_rate, peak_rate, ratio, time_interleaved
+from repvgg_jax.bench.timing import highest_rate, ratio, time_interleaved
 from tests.support.variables import random_variables
 
 
@@ -30,11 +30,6 @@ def test_a_machine_that_slows_down_does_not_change_the_ratio():
     times = time_interleaved({"slow": waiting(20), "fast": waiting(10)}, rounds=6)
     assert times["fast"][-1] > 1.5 * times["fast"][0]
     assert ratio(times, "slow", "fast") == pytest.approx(2, rel=0.2)
-
-
-@pytest.mark.medium
-def test_the_peak_is_above_what_a_small_product_reaches():
-    assert 1e9 < peak_rate(jnp.float32, seconds=0.05) < 1e16
 
 
 def test_the_peak_is_that_of_the_fastest_of_several_sizes():
@@ -71,6 +66,8 @@ def test_bench_has_a_row_for_each_form_task_and_batch(tmp_path, capsys):
     text = capsys.readouterr()
     assert text.out.count("train form") == 5  # the first line is that of its size
     assert "compiling" not in text.out
+    assert 1e-3 < float(re.search(r"here: (\S+) TFLOP/s", text.out)[1]) < 1e4
+    assert all(0 < row["share_of_peak"] <= 1 for row in rows)
     assert "step, batch 8: compiling plain ...\n" in text.err
 
 

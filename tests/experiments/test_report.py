@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from experiments.report.build import main, report_blocks, write_report
+from experiments.benchmarks.throughput import with_throughput
+from experiments.report.build import digest_line, main, report_blocks, write_report
 from experiments.report.costs import common_scatter, sweep_scatter
 from experiments.report.figures import draw_scatter, normalized, seed_curves
 from experiments.report.labels import Point
@@ -20,6 +21,7 @@ from experiments.report.numbers import Sample, compare_order, group_rows
 from experiments.report.page import Table, to_markdown
 from experiments.report.tables import mean_std, setup, signed
 from experiments.sweeps.ablations import SWEEPS
+from experiments.sweeps.rows import RESULTS, read_sweeps
 from repvgg_jax.errors import UsageError
 
 ROOT = Path(__file__).parents[2]
@@ -268,6 +270,12 @@ def test_figures_are_drawn_again_only_if_rows_have_changed(tmp_path):
     write(tmp_path, [row("both", 0), row("both", 1)])
     write_report(tmp_path, tmp_path)
     assert 'class="other"' not in picture.read_text() + page.read_text()
+
+
+def test_the_committed_report_is_that_of_the_committed_rows():
+    results = ROOT / RESULTS
+    line = digest_line(with_throughput(read_sweeps(results), results))
+    assert (results / "RESULTS.md").read_text().endswith(line), "run `make report`, and commit it"
 
 
 def test_no_rows_is_one_line(tmp_path, capsys):
