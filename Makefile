@@ -72,7 +72,7 @@ bench-data: $(VENV)/setup.installed ## compare input pipelines on class folders 
 	@$(PIP) -e '.[bench]' | $(PROGRESS)
 	$(RUN) main.py --mode=bench_data --config configs/a0.py --config.data.source=folder --config.data.data_dir=$(DATA)
 
-report: $(VENV)/setup.installed ## write RESULTS.md and report.html on the sweeps' rows; on your own: ROWS=runs/results
+report: $(VENV)/setup.installed ## write RESULTS.md and report.html on experiments/results, or on ROWS=runs/results
 	$(RUN) -m experiments.report $(if $(ROWS),--results=$(ROWS))
 
 notebook: $(VENV)/dev.installed ## write runs/analysis.html on the branches of runs/quickstart, or ANALYSIS_WORKDIR
