@@ -2,14 +2,16 @@
 
 import sys
 
-from absl import flags, logging
+from absl import flags
 from ml_collections import config_flags
 
 from repvgg_jax.cli.arguments import help_text, mode_arguments, parse
 from repvgg_jax.cli.modes import MODES
 from repvgg_jax.errors import RunError, Stopped
 from repvgg_jax.runtime.devices import explaining_absent_devices
+from repvgg_jax.runtime.messages import print_error, show_messages
 from repvgg_jax.runtime.processes import join_processes, leaving_at_once, prepare_process
+from repvgg_jax.runtime.signals import leave_at_interrupt
 
 
 def define_flags(argv: list[str]) -> flags.FlagValues:
@@ -46,6 +48,7 @@ def main(argv: list[str]) -> int:
         parse(values, argv)
         mode = MODES[values.mode]
         arguments = mode_arguments(values.mode, values)
+        leave_at_interrupt(mode.when_interrupted)
         prepare_process(
             deterministic=values.config is not None and values.config.train.deterministic,
             keep_compiled=mode.keeps_programs,
@@ -56,15 +59,14 @@ def main(argv: list[str]) -> int:
     except Stopped as stop:
         print(stop, file=sys.stderr)
     except RunError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print_error(str(error))
         return error.exit_code
     except KeyboardInterrupt:
-        print(f"interrupted: rerun to resume from the {mode.resumes_from}", file=sys.stderr)
+        print(mode.when_interrupted, file=sys.stderr)
         return 130
     return 0
 
 
 if __name__ == "__main__":
-    logging.use_absl_handler()
-    logging.set_verbosity(logging.WARNING)
+    show_messages()
     sys.exit(main(sys.argv))

@@ -94,7 +94,7 @@ def get_config() -> ConfigDict:
     train.cutmix = 0.0  # alpha of the Beta distribution; 0 disables it
     train.deterministic = False  # bit-for-bit reproducible on GPUs too, but slower
     train.deadline = placeholder(float)  # seconds from the start within which to save and stop
-    train.eval_every = placeholder(int)  # steps between evaluations; one epoch
+    train.eval_every = placeholder(int)  # steps between evaluations; the epochs that make up 50
     train.checkpoint_every = 1000  # steps; evaluations also write checkpoints
     train.keep = 2  # latest checkpoints to keep, in addition to that with the best top-1
     train.log_every = 50  # steps

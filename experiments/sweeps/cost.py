@@ -25,8 +25,8 @@ from experiments.sweeps.expand import LENGTH, PROTOCOLS, Run
 from experiments.sweeps.rows import sweep_fields
 from repvgg_jax.bench.counting import count_macs
 from repvgg_jax.checkpoint import manager
-from repvgg_jax.config.build import total_steps
 from repvgg_jax.config.fields import run_fields
+from repvgg_jax.config.schedule import total_steps
 from repvgg_jax.data.sources.load import load_source
 from repvgg_jax.data.sources.tfds import load_prepared
 from repvgg_jax.nets import abstract, create

@@ -7,7 +7,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from repvgg_jax.bench import aot
-from repvgg_jax.config.build import model_name
+from repvgg_jax.config.describe import model_name
 from repvgg_jax.config.fields import to_json
 from repvgg_jax.config.resolve import resolve
 from repvgg_jax.config.workdir import check_workdir, make_workdir, named_write_errors

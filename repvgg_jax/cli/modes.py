@@ -29,7 +29,7 @@ class Mode:
       workdir: default of `--workdir`; `RUN_WORKDIR` is a folder named after the config.
       keeps_programs: False to disable the compilation cache, for commands that measure compile
         times or compile nothing.
-      resumes_from: point from which the command resumes after an interrupt.
+      resumes_from: point from which the command resumes after an interrupt; None for the start.
     """
 
     run: Callable[..., None]
@@ -39,7 +39,13 @@ class Mode:
     takes: tuple[str, ...] = ("workdir",)
     workdir: str | None = RUN_WORKDIR
     keeps_programs: bool = True
-    resumes_from: str = "last checkpoint"
+    resumes_from: str | None = None
+
+    @property
+    def when_interrupted(self) -> str:
+        """The message after an interrupt, which ended the command."""
+        resume = f"resume from the {self.resumes_from}" if self.resumes_from else "start again"
+        return f"interrupted; rerun to {resume}"
 
 
 MODES = {
@@ -47,6 +53,7 @@ MODES = {
         run_train,
         "train, evaluate, fuse, verify and report; resumes if interrupted",
         "--config configs/quickstart.py --workdir runs/quickstart",
+        resumes_from="last checkpoint",
     ),
     "eval": Mode(
         run_eval,

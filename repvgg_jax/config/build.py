@@ -15,6 +15,13 @@ from repvgg_jax.blocks.repvgg import BRANCHES
 from repvgg_jax.config.classes import check_classes, describe_classes
 from repvgg_jax.config.fields import check_values, to_json
 from repvgg_jax.config.resolve import resolve
+from repvgg_jax.config.schedule import (
+    check_schedule,
+    evaluation_interval,
+    total_steps,
+    warmup_steps,
+    warn_about_batches,
+)
 from repvgg_jax.data.augment.transforms import Transform
 from repvgg_jax.data.images import IMAGENET_MEAN, IMAGENET_STD
 from repvgg_jax.data.sources.base import Source
@@ -117,11 +124,12 @@ def build(
     """
     config = resolve(config, run, devices)
     check_values(config)
+    check_schedule(config)
     mesh = _make_mesh(config, devices)
     net = make_net(config)
     _check_repoptimizer(config, net)
     train_data, eval_data, train_size = None, None, 0
-    steps, warmup_steps = _STEPS_WITHOUT_DATA, int(config.optim.warmup_epochs > 0)
+    steps, warmup = _STEPS_WITHOUT_DATA, int(config.optim.warmup_epochs > 0)
     if open_data:
         train_data = _make_split(config, "train", config.train.batch_size, run)
         eval_data = make_eval_data(config, mesh, run)
@@ -130,11 +138,12 @@ def build(
             name = train_data.source.name
             raise UsageError(f"{name} is empty; choose another data.name or data.data_dir")
         steps = total_steps(config, train_size)
-        warmup_steps = _warmup_steps(config, train_size)
+        warmup = warmup_steps(config, train_size)
+        warn_about_batches(config, train_size)
     seeds = (config.data.seed, config.data.augmentation_seed)
     data_seed, augmentation_seed = (config.seed if seed is None else seed for seed in seeds)
     batch_size = config.train.batch_size
-    schedule = sgd.cosine_schedule(config.optim.learning_rate, batch_size, steps, warmup_steps)
+    schedule = sgd.cosine_schedule(config.optim.learning_rate, batch_size, steps, warmup)
     return Experiment(
         config=to_json(config),
         net=net,
@@ -149,7 +158,7 @@ def build(
         fsdp_min_size=config.mesh.min_size,
         train_data=train_data,
         eval_data=eval_data,
-        eval_every=config.train.eval_every or -(-train_size // batch_size),
+        eval_every=evaluation_interval(config, train_size),
         checkpoint_every=config.train.checkpoint_every,
         log_every=config.train.log_every,
         keep=config.train.keep,
@@ -186,12 +195,6 @@ def check_groups(config: ConfigDict) -> None:
 def make_net(config: ConfigDict) -> nn.Module:
     """Returns the net described by `config.model`."""
     return create(**config.model.to_dict())
-
-
-def model_name(config: ConfigDict) -> str:
-    """Returns the model's name, with its block if the config sets one: `repvgg_a0, block acb`."""
-    name, block = config.model.name, config.model.block
-    return f"{name}, block {block}" if block else name
 
 
 def make_source(config: ConfigDict, split: str, run: Path | None = None) -> Source:
@@ -250,35 +253,6 @@ def _make_split(config: ConfigDict, split: str, batch_size: int, run: Path | Non
         mean=tuple(config.data.mean),
         std=tuple(config.data.std),
     )
-
-
-def total_steps(config: ConfigDict, train_size: int) -> int:
-    """Returns the number of training steps, from `train.steps` or else `train.epochs`.
-
-    Raises:
-      UsageError: if there are no steps, or none after the warm-up.
-    """
-    if config.train.steps is not None:
-        steps = config.train.steps
-    else:
-        steps = round(config.train.epochs * train_size / config.train.batch_size)
-        if steps < 1:
-            raise UsageError(
-                f"train.epochs={config.train.epochs} with {train_size} images is less than one "
-                f"step of train.batch_size={config.train.batch_size}; use a smaller batch or more "
-                "epochs"
-            )
-    warmup_steps = _warmup_steps(config, train_size)
-    if warmup_steps >= steps:
-        raise UsageError(
-            f"optim.warmup_epochs={config.optim.warmup_epochs} takes {warmup_steps} of {steps} "
-            "steps; choose a shorter warm-up"
-        )
-    return steps
-
-
-def _warmup_steps(config: ConfigDict, train_size: int) -> int:
-    return round(config.optim.warmup_epochs * train_size / config.train.batch_size)
 
 
 def _step_options(config: ConfigDict) -> StepOptions:

@@ -15,6 +15,7 @@ from jax.experimental import multihost_utils
 from repvgg_jax.errors import RunError, UsageError, one_line
 from repvgg_jax.runtime.compilation import keep_programs
 from repvgg_jax.runtime.devices import devices_here, keep_freed_memory
+from repvgg_jax.runtime.messages import inform
 
 # The other processes detect within this time that a process has died, and then exit.
 HEARTBEAT_SECONDS = 20
@@ -155,6 +156,12 @@ def warn_once(message: str, *values: object) -> None:
     """Logs a warning in process 0 only. A program of one process needs no devices for it."""
     if not jax.distributed.is_initialized() or primary():
         logging.warning(message, *values)
+
+
+def inform_once(message: str) -> None:
+    """Logs information, which needs no action, in process 0 only; needs no devices either."""
+    if not jax.distributed.is_initialized() or primary():
+        inform(message)
 
 
 def all_processes(fine: bool) -> bool:

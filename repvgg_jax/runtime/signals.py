@@ -1,6 +1,8 @@
-"""Stopping all processes of a run after the same step, on a signal or at a deadline."""
+"""Stopping all processes of a run after the same step, and leaving one at Ctrl-C."""
 
+import os
 import signal
+import sys
 import threading
 import time
 from types import FrameType
@@ -16,13 +18,17 @@ from repvgg_jax.runtime.mesh import shard_batch
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _MAX_RESERVE = 60.0  # seconds reserved for writing the last checkpoint
 
+_active: list["Stopping"] = []  # the contexts entered, the innermost last
+_leaving = False  # True after `leave_at_interrupt`
+
 
 class Stopping:
     """A context manager that raises `Stopped` between steps after a signal or at a deadline.
 
     Inside the `with` statement, it handles SIGTERM, which schedulers send some seconds before they
-    kill a process, and SIGINT. A second SIGINT raises KeyboardInterrupt at once. Signals that were
-    ignored before, such as SIGINT in background jobs of a shell, stay ignored.
+    kill a process, and SIGINT. A second SIGINT raises KeyboardInterrupt, or ends the process after
+    `leave_at_interrupt`. Signals that were ignored before, such as SIGINT in background jobs of a
+    shell, stay ignored.
 
     Args:
       deadline: seconds from now until the run must have written all files; None for no limit. The
@@ -38,6 +44,7 @@ class Stopping:
         self._reason: str | None = None
         self._interrupted = False
         self._former: dict[int, Any] = {}
+        self._announced = False  # by the thread of `leave_at_interrupt`
         self._vote: Any = None  # result of the last call: nonzero if a process wants to stop
 
     def __enter__(self) -> Self:
@@ -45,18 +52,30 @@ class Stopping:
             for number in _SIGNALS:
                 if signal.getsignal(number) is not signal.SIG_IGN:
                     self._former[number] = signal.signal(number, self._on_signal)
+            _active.append(self)
         return self
 
     def __exit__(self, *exception: object) -> None:
+        if self in _active:
+            _active.remove(self)
         for number, handler in self._former.items():
             signal.signal(number, handler)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT:
-            if self._interrupted:
+            if self._interrupted and not _leaving:
                 raise KeyboardInterrupt
             self._interrupted = True
         self._reason = self._reason or signal.Signals(number).name
+
+    def announce(self) -> bool:
+        """Says that the run will stop; returns False if it was said before."""
+        if self._announced:
+            return False
+        self._announced = True
+        line = "stopping after the current step; Ctrl-C again leaves at once, without saving"
+        print(f"\n{line}", file=sys.stderr, flush=True)
+        return True
 
     def check(self, mesh: Mesh | None = None) -> None:
         """Raises Stopped if the run should stop; call it after each step or evaluation batch.
@@ -95,3 +114,34 @@ class Stopping:
 @jax.jit
 def _any(flags: jax.Array) -> jax.Array:
     return flags.max()
+
+
+def leave_at_interrupt(line: str) -> None:
+    """Makes Ctrl-C end this process at once, with one line and exit code 130.
+
+    A KeyboardInterrupt would wait for the end of a compilation, and threads and destructors that it
+    reaches would print its traceback. Inside a `Stopping`, the first Ctrl-C only requests a stop,
+    and the second ends the process. Interactive sessions, which would be lost, and processes that
+    ignore or handle SIGINT in another way are left as they are.
+
+    Args:
+      line: the last line on stderr.
+    """
+    global _leaving
+    if hasattr(sys, "ps1") or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        return
+    _leaving = True
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    # Python's own handlers run in the main thread, once it returns from a compilation.
+    signal.signal(signal.SIGINT, lambda *_: None)
+    signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+
+    def watch() -> None:
+        while number := os.read(reader, 1):
+            if number[0] != signal.SIGINT or (_active and _active[-1].announce()):
+                continue
+            print(f"\n{line}", file=sys.stderr, flush=True)
+            os._exit(130)
+
+    threading.Thread(target=watch, name="interrupts", daemon=True).start()

@@ -4,7 +4,7 @@ import pytest
 
 import repvgg_jax as rj
 from configs import default, quickstart
-from repvgg_jax.config.build import build, total_steps
+from repvgg_jax.config.build import build
 from repvgg_jax.config.fields import FIELDS, check_values, config_hash, flat, to_json
 
 
@@ -79,15 +79,6 @@ def test_an_unknown_name_is_one_line_with_the_known_ones(name):
     with pytest.raises(rj.UsageError, match="nonsense") as caught:
         build(changed(name, "nonsense"))
     assert "\n" not in str(caught.value)
-
-
-def test_less_than_a_step_names_the_images_and_the_batch():
-    config = changed("train.epochs", 1.0)
-    config.train.batch_size = 4096
-    with pytest.raises(
-        rj.UsageError, match=r"1\.0 with 37 images .* step of train.batch_size=4096;"
-    ):
-        total_steps(config, 37)
 
 
 def test_the_warm_up_of_an_average_identifies_only_runs_that_have_one():

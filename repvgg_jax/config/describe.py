@@ -1,0 +1,36 @@
+"""A model in words, from its config."""
+
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from repvgg_jax.config.fields import FIELDS, Field
+from repvgg_jax.nets import create
+
+_SHAPE = ("depths", "widths", "strides", "depth", "width")
+
+
+def model_name(config: ConfigDict) -> str:
+    """Returns the model's name, and what the config changes in it.
+
+    A model whose shape is changed is named by its architecture: `repvgg_a0`, `repvgg_a0 (block
+    acb)`, but `RepVGG (depths 1-2-3-1, widths 16-32-64-128)`.
+    """
+    own = create(config.model.name)
+    defaults = dict(own.block_options) | {"dtype": "float32"}
+    changed = {}
+    for field in dict.fromkeys((*_SHAPE, *config.model)):
+        value = config.model[field]
+        value = tuple(value) if isinstance(value, list) else value
+        known = field in ("name", "num_classes") or value is None
+        if known or not FIELDS.get(f"model.{field}", Field()).changes_result:
+            continue
+        if value != defaults.get(field, getattr(own, field, None)):
+            changed[field] = value
+    name = type(own).__name__ if changed.keys() & {*_SHAPE} else config.model.name
+    parts = ", ".join(f"{field} {_text(value)}" for field, value in changed.items())
+    return f"{name} ({parts})" if parts else name
+
+
+def _text(value: Any) -> str:
+    return "-".join(map(str, value)) if isinstance(value, tuple) else str(value)
