@@ -13,26 +13,31 @@ from ml_collections import ConfigDict
 from repvgg_jax.bench.counting import count_macs, count_parameters
 from repvgg_jax.checkpoint.manager import steps
 from repvgg_jax.cli.fuse import fuse_and_save
-from repvgg_jax.config.build import Experiment, build, model_name
+from repvgg_jax.cli.opening import opening
+from repvgg_jax.cli.report import is_finished, read_report, write_report
+from repvgg_jax.config.build import Experiment, build
+from repvgg_jax.config.describe import model_name
 from repvgg_jax.config.fields import config_hash
 from repvgg_jax.config.resolve import resolve
 from repvgg_jax.config.workdir import check_workdir, lock_run
-from repvgg_jax.errors import RunError, Stopped, UsageError, one_line, reraise
+from repvgg_jax.errors import Stopped
 from repvgg_jax.runtime.compilation import StartupTimer
-from repvgg_jax.runtime.files import read_json, write_json
 from repvgg_jax.runtime.lock import check_unlocked
 from repvgg_jax.runtime.mesh import local_copy
-from repvgg_jax.runtime.processes import primary, print_once, warn_once
+from repvgg_jax.runtime.processes import inform_once, primary, print_once
 from repvgg_jax.runtime.signals import Stopping
 from repvgg_jax.training.confusion import CONFUSION_PICTURE, confusion_fields, show_confusion
+from repvgg_jax.training.environment import environment
 from repvgg_jax.training.evaluation import Evaluation
-from repvgg_jax.training.history import environments
-from repvgg_jax.training.summary import summary
+from repvgg_jax.training.history import environments, read_history
+from repvgg_jax.training.summary import summary, training_loss_terms
 from repvgg_jax.training.train import TrainResult, train
 
 
 def run_train(config: ConfigDict, workdir: Path) -> None:
     """Trains or resumes a run, evaluates, fuses and verifies it, and writes `report.json`.
+
+    If the run is finished, prints its report and opens nothing else.
 
     Raises:
       UsageError: if the config cannot run, or the workdir belongs to another config.
@@ -43,15 +48,22 @@ def run_train(config: ConfigDict, workdir: Path) -> None:
     check_unlocked(workdir)
     config = resolve(config, workdir)
     check_workdir(config, workdir)
+    earlier = read_report(workdir)
+    if is_finished(earlier, config, workdir):
+        inform_once(f"{workdir} is finished; this is its report (--mode=eval evaluates again)")
+        print_once(summary(earlier))
+        return
+    inform_once(f"training {model_name(config)} in {workdir}")
     with Stopping(config.train.deadline) as stopping:
         startup = StartupTimer()
         # The classes matter only if there is a checkpoint to resume from.
         experiment = build(config, run=workdir if steps(workdir) else None)
+        inform_once(opening(experiment, environment(experiment)))
         with lock_run(workdir):
-            report = _train_and_fuse(config, experiment, workdir, stopping, startup)
+            report = _train_and_fuse(config, experiment, workdir, stopping, startup, earlier)
             if primary():
-                report |= _environments(workdir)
-                _write_report(workdir / "report.json", report)
+                report |= _starts(workdir)
+                write_report(workdir, report)
                 print(summary(report))
                 if "confusion" in report:
                     matrix = np.array(report["confusion"]["train_form"])
@@ -64,9 +76,9 @@ def _train_and_fuse(
     workdir: Path,
     stopping: Stopping,
     startup: StartupTimer,
+    earlier: dict[str, Any],
 ) -> dict[str, Any]:
     """Trains, evaluates, fuses and verifies; returns the report."""
-    started = time.monotonic()
     evaluation = Evaluation(experiment.eval_data, experiment.mesh)
     after_batch = partial(_check_after_training, stopping, experiment.mesh)
 
@@ -77,6 +89,7 @@ def _train_and_fuse(
     metrics = {"train_form": trained.metrics or evaluation(*pair, after_batch)}
     fusion = {}
     if experiment.net.fusable:
+        inform_once("fusing, verifying and evaluating the fused form ...")
         forms["fused"], verified = fuse_and_save(pair, step, workdir, evaluation, config.fuse)
         metrics["fused"] = evaluation(*forms["fused"], after_batch)
         names = ("max_relative_error", "top1_agreement", "logit_kl")
@@ -92,10 +105,13 @@ def _train_and_fuse(
         "device": f"{jax.devices()[0].device_kind} x{experiment.mesh.size}",
         "classes": list(experiment.train_data.source.class_names),
         "steps": step,
-        **_speed(trained, startup, workdir),
-        "top1": {form: values["top1"] for form, values in metrics.items()},
-        "top5": {form: values["top5"] for form, values in metrics.items()},
-        "loss": {form: values["loss"] for form, values in metrics.items()},
+        **_speed(trained, startup, earlier),
+        **{
+            name: {form: values[name] for form, values in metrics.items()}
+            for name in metrics["train_form"]
+            if name != "count"
+        },
+        "training_loss": training_loss_terms(experiment.step_options),
         "eval_count": metrics["train_form"]["count"],
         **confusion_fields(metrics),
         "skipped": {
@@ -105,34 +121,21 @@ def _train_and_fuse(
         **fusion,
         "params": {form: count_parameters(tree) for form, (_, tree) in forms.items()},
         "macs": {form: count_macs(net, tree, size) for form, (net, tree) in forms.items()},
-        "wall_seconds": trained.seconds_before + time.monotonic() - started,
+        "start_seconds": (seconds := time.monotonic() - startup.began),
+        "wall_seconds": trained.seconds_before + seconds,
     }
 
 
-def _environments(workdir: Path) -> dict[str, Any]:
+def _starts(workdir: Path) -> dict[str, Any]:
     *earlier, latest = environments(workdir)
-    return {"environment": latest, "earlier_environments": earlier}
+    count = len(read_history(workdir))
+    return {"starts": count, "environment": latest, "earlier_environments": earlier}
 
 
-def _write_report(path: Path, report: dict[str, Any]) -> None:
-    def failed(error: Exception) -> RunError:
-        return RunError(
-            f"{path} cannot be written ({one_line(error)}); rerun the same command to write it"
-        )
-
-    with reraise(OSError, failed):
-        write_json(path, report)
-
-
-def _speed(trained: TrainResult, startup: StartupTimer, workdir: Path) -> dict[str, float | None]:
+def _speed(
+    trained: TrainResult, startup: StartupTimer, earlier: dict[str, Any]
+) -> dict[str, float | None]:
     """Returns the report's speed fields, from an earlier report if no step was left to train."""
-    path = workdir / "report.json"
-    earlier = {}
-    if path.exists():
-        try:
-            earlier = read_json(path, "it is written again, without the speed of earlier steps")
-        except UsageError as error:
-            warn_once("%s", error)
     measured = {
         "examples_per_second": trained.examples_per_second,
         "waiting_for_data": trained.waiting,

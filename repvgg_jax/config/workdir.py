@@ -38,9 +38,14 @@ def check_workdir(config: Mapping[str, Any], workdir: Path) -> None:
     differing = [name for name in here | there if here.get(name) != there.get(name)]
     if differing:
         changes = ", ".join(f"{n}: {there.get(n)} there, {here.get(n)} here" for n in differing)
+        advice = "choose another --workdir, or remove that folder"
+        if {*differing} & {"train.epochs", "train.steps"}:
+            advice += (
+                f"; to train its weights further, use --config.init_from={workdir} with another "
+                "--workdir"
+            )
         raise UsageError(
-            f"--workdir={workdir} contains a run with a different config ({changes}); "
-            "choose another --workdir, or remove that folder"
+            f"--workdir={workdir} contains a run with a different config ({changes}); {advice}"
         )
 
 

@@ -125,6 +125,7 @@ class StartupTimer:
     """A timer that runs from its construction to the end of the first training step.
 
     Attributes:
+      began: `time.monotonic()` at the construction.
       seconds: wall-clock time; None before `stop`.
       compile_seconds: time spent compiling or reading cached programs; None before `stop`.
     """
@@ -132,12 +133,12 @@ class StartupTimer:
     def __init__(self) -> None:
         self.seconds: float | None = None
         self.compile_seconds: float | None = None
-        self._start = time.monotonic()
+        self.began = time.monotonic()
         self._compiled_before = _compile_seconds()[0]
 
     def stop(self) -> None:
         """Stops the timer and sets both attributes."""
-        self.seconds = time.monotonic() - self._start
+        self.seconds = time.monotonic() - self.began
         self.compile_seconds = _compile_seconds()[0] - self._compiled_before
 
 

@@ -32,8 +32,7 @@ def show_messages() -> None:
 
     Information is printed as it is, and a warning as `warning: ...`.
     """
-    if not any(isinstance(handler, _Lines) for handler in logging.root.handlers):
-        logging.root.addHandler(_Lines())
+    logging.basicConfig(format="%(message)s", handlers=[_Lines()], force=True)
     absl_logging.set_verbosity(absl_logging.WARNING)
     _LOGGER.setLevel(logging.INFO)
 
@@ -53,4 +52,4 @@ class _Lines(logging.Handler):
         if "tqdm" in sys.modules:
             sys.modules["tqdm"].tqdm.write(line, file=sys.stderr)
         else:
-            print(line, file=sys.stderr, flush=True)
+            sys.stderr.write(f"{line}\n")

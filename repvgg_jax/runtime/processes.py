@@ -148,20 +148,25 @@ def primary() -> bool:
 
 def print_once(text: str) -> None:
     """Prints `text` in process 0 only."""
-    if primary():
+    if _speaks():
         print(text)
 
 
+def inform_once(message: str) -> None:
+    """Logs information, which needs no action, in process 0 only."""
+    if _speaks():
+        inform(message)
+
+
 def warn_once(message: str, *values: object) -> None:
-    """Logs a warning in process 0 only. A program of one process needs no devices for it."""
-    if not jax.distributed.is_initialized() or primary():
+    """Logs a warning in process 0 only."""
+    if _speaks():
         logging.warning(message, *values)
 
 
-def inform_once(message: str) -> None:
-    """Logs information, which needs no action, in process 0 only; needs no devices either."""
-    if not jax.distributed.is_initialized() or primary():
-        inform(message)
+def _speaks() -> bool:
+    """Returns `primary()`, without starting the devices of a program of one process."""
+    return not jax.distributed.is_initialized() or primary()
 
 
 def all_processes(fine: bool) -> bool:

@@ -39,8 +39,8 @@ def eval_step(
 ) -> Metrics:
     """Returns `top1`, `top5`, `loss` and `count`, summed over the examples with `mask` 1.
 
-    `confusion` [classes, classes] counts examples by label and prediction, for a net of at most
-    `MOST_CLASSES` outputs.
+    Nets of at most five outputs have no `top5`, which would always be 1. `confusion` [classes,
+    classes] counts examples by label and prediction, for a net of at most `MOST_CLASSES` outputs.
     """
     logits = net.apply(variables, to_network_input(batch["image"], mean, std), train=False)
     label, mask = batch["label"], batch["mask"]
@@ -50,11 +50,13 @@ def eval_step(
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, label)
     sums = {
         "top1": (hits[:, 0] * mask).sum(),
-        "top5": (hits.any(-1) * mask).sum(),
         "loss": jnp.where(mask > 0, losses, 0.0).sum(),
         "count": mask.sum(),
     }
-    if (classes := logits.shape[-1]) <= MOST_CLASSES:
+    classes = logits.shape[-1]
+    if classes > 5:
+        sums["top5"] = (hits.any(-1) * mask).sum()
+    if classes <= MOST_CLASSES:
         # A product of one-hot rows, unlike a scatter, is summed over the devices like the others.
         labels = jax.nn.one_hot(label, classes) * mask[:, None]
         sums["confusion"] = labels.T @ jax.nn.one_hot(best[:, 0], classes)
@@ -89,9 +91,10 @@ def evaluate(
       after_batch: called after each batch; an exception from it ends the evaluation.
 
     Returns:
-      `top1` and `top5` (fractions), `loss` (nats per image), `count` (images). For a net of at most
-      `MOST_CLASSES` outputs, also `confusion`: int64 [classes, classes], whose entry [i, j] is the
-      number of images of class i that are taken for class j.
+      `top1` and `top5` (fractions; the latter for nets of more than five outputs), `loss` (nats per
+      image), `count` (images). For a net of at most `MOST_CLASSES` outputs, also `confusion`: int64
+      [classes, classes], whose entry [i, j] is the number of images of class i that are taken for
+      class j.
 
     Raises:
       UsageError: if raw parameters come with averaged statistics, or vice versa.
@@ -114,7 +117,7 @@ def evaluate(
     count = int(total.get("count", 0))
     if count == 0:
         raise RunError("nothing to evaluate: the evaluation split has no readable image")
-    result: Metrics = {name: float(total[name]) / count for name in ("top1", "top5", "loss")}
+    result: Metrics = {name: float(value) / count for name, value in scalars(total).items()}
     result["count"] = count
     if "confusion" in total:
         result["confusion"] = total["confusion"].astype(np.int64)
@@ -129,7 +132,7 @@ def _add(total: Metrics, sums: Metrics) -> None:
 
 def scalars(metrics: Metrics) -> dict[str, float]:
     """Returns the metrics of `evaluate` that are numbers, for curves and checkpoints."""
-    return {name: metrics[name] for name in _SCALARS}
+    return {name: metrics[name] for name in _SCALARS if name in metrics}
 
 
 @dataclass(frozen=True)

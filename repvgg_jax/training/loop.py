@@ -64,6 +64,8 @@ class Loop:
         try:
             if start and self._evaluation_due(start) and not evaluated:
                 result = self._evaluate(start, state)
+            if start < experiment.steps:
+                self.monitor.show("compiling the training step ...")
             for step in range(start + 1, experiment.steps + 1):
                 began = time.monotonic()
                 self.stopping.check(mesh)
@@ -76,6 +78,7 @@ class Loop:
                         f"first step after {self.startup.seconds:.1f} s, "
                         f"including {self.startup.compile_seconds:.1f} s of compilation"
                     )
+                self.monitor.advance(step)
                 self._guard.push(step, metrics)
                 if step > start + 1:
                     seconds += time.monotonic() - began
@@ -94,6 +97,7 @@ class Loop:
 
     def _evaluate(self, step: int, state: TrainState) -> Metrics:
         self._guard.flush()
+        self.monitor.announce("evaluating")
         result = self.evaluation(
             state.net,
             state.eval_variables,

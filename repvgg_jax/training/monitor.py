@@ -13,6 +13,7 @@ from absl import logging
 
 from repvgg_jax.errors import RunError, one_line
 from repvgg_jax.runtime.files import replace_text
+from repvgg_jax.runtime.messages import colored
 from repvgg_jax.training.curves import draw_curves
 from repvgg_jax.training.metrics import METRICS_FILE, read_metrics
 
@@ -32,13 +33,14 @@ class Monitor:
       start_step: the step that the run resumes from.
       stream: output for progress, a bar on terminals and lines elsewhere; `sys.stderr` by default.
       primary: False on all processes except the first; they write and show nothing.
+      began: `time.monotonic()` when this start of the run began; now by default.
 
     Raises:
       UsageError: if an existing `metrics.jsonl` is damaged before its last line.
       RunError: from `train` and `evaluate`, if a row cannot be written.
 
     Attributes:
-      seconds_before: duration of the run up to `start_step`; 0.0 if not `primary`.
+      seconds_before: duration of all earlier starts of the run; 0.0 if not `primary`.
       evaluated: True if `metrics.jsonl` has an evaluation of `start_step`; False if not `primary`.
     """
 
@@ -50,6 +52,7 @@ class Monitor:
         start_step: int = 0,
         stream: TextIO | None = None,
         primary: bool = True,
+        began: float | None = None,
     ) -> None:
         self._workdir = Path(workdir)
         self._total_steps = total_steps
@@ -57,13 +60,15 @@ class Monitor:
         self._open = primary
         self.seconds_before = 0.0
         self.evaluated = False
+        self._best = -math.inf  # top-1 of the evaluations
         self._bar = None
         if primary:
             self._open_files(start_step)
             if self._stream.isatty():
                 self._bar = _progress_bar(total_steps, start_step, self._stream)
-        self._started = time.monotonic()
-        self._pace = _Pace(start_step, batch_size, self._started)
+        now = time.monotonic()
+        self._started = now if began is None else began
+        self._pace = _Pace(start_step, batch_size, now)
 
     def _open_files(self, start_step: int) -> None:
         from tensorboardX import SummaryWriter
@@ -71,9 +76,13 @@ class Monitor:
         self._workdir.mkdir(parents=True, exist_ok=True)
         path = self._workdir / METRICS_FILE
         if path.exists():
-            rows = [row for row in read_metrics(path) if row["step"] <= start_step]
-            self.seconds_before = rows[-1]["seconds"] if rows else 0.0
-            self.evaluated = any(r["step"] == start_step and r["kind"] == "eval" for r in rows)
+            written = read_metrics(path)
+            # The time of steps that are repeated was spent as well.
+            self.seconds_before = written[-1]["seconds"] if written else 0.0
+            rows = [row for row in written if row["step"] <= start_step]
+            evaluations = [row for row in rows if row["kind"] == "eval"]
+            self.evaluated = any(row["step"] == start_step for row in evaluations)
+            self._best = max((row.get("top1") or 0.0 for row in evaluations), default=-math.inf)
             replace_text(path, "".join(json.dumps(row) + "\n" for row in rows))
         self._file = path.open("a", encoding="utf-8")
         # TensorBoard hides events of older files with steps >= purge_step.
@@ -102,6 +111,16 @@ class Monitor:
         else:
             self._bar.write(line, file=self._stream)
 
+    def advance(self, step: int) -> None:
+        """Moves the bar to a step, if there is one."""
+        if self._bar is not None:
+            self._bar.update(step - self._bar.n)
+
+    def announce(self, text: str) -> None:
+        """Shows beside the bar, if there is one, what the run does until the next step."""
+        if self._bar is not None:
+            self._bar.set_description_str(text)
+
     def train(self, step: int, metrics: Mapping[str, float]) -> None:
         """Records and shows the metrics of training step `step`, counted from 1."""
         recent = self._pace.advance(step, time.monotonic())
@@ -115,7 +134,7 @@ class Monitor:
             self.show("  ".join([self._position(step), *_formatted(metrics), *speed, left]))
         else:
             loss = _formatted({"loss": metrics["loss"]}) if "loss" in metrics else []
-            self._bar.n = step
+            self._bar.n = max(step, self._bar.n)
             self._bar.set_description_str("  ".join([*loss, *speed, left]), refresh=False)
             self._bar.refresh()
 
@@ -128,7 +147,12 @@ class Monitor:
         metrics = {name: float(value) for name, value in metrics.items()}
         if self._open:
             self._record(step, "eval", metrics)
-            self.show("  ".join([self._position(step), "evaluation", *_formatted(metrics)]))
+            shown = {name: value for name, value in metrics.items() if name != "count"}
+            line = "  ".join([self._position(step), "evaluation", *_formatted(shown)])
+            if (top1 := metrics.get("top1", -math.inf)) > self._best:
+                self._best = top1
+                line = colored(f"{line}  best so far", "green", self._stream)
+            self.show(line)
         self._pace.restart(step, time.monotonic())
 
     def close(self) -> None:
@@ -232,8 +256,9 @@ def _progress_bar(total_steps: int, start_step: int, stream: TextIO) -> Any:
 
 def _formatted(metrics: Mapping[str, float]) -> Iterable[str]:
     short = {"learning_rate": "lr"}
-    fixed = {"loss", "top1", "top5"}  # the same width on every line
-    for name, value in metrics.items():
+    fixed = ("loss", "top1", "top5")  # first, and of the same width on every line
+    first = [name for name in fixed if name in metrics]
+    for name, value in {**dict.fromkeys(first), **metrics}.items():
         if name in fixed:
             yield f"{name} {value:.3f}"
         else:

@@ -1,10 +1,21 @@
 """The summary table printed at the end of a run."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
+from repvgg_jax.config.build import StepOptions
 from repvgg_jax.training.environment import describe
 from repvgg_jax.training.monitor import clock
+
+
+def training_loss_terms(options: StepOptions) -> str:
+    """Returns what the training loss has and the evaluation loss does not; empty if nothing."""
+    terms = {
+        "label smoothing": options.label_smoothing,
+        "mixup": options.mixup,
+        "cutmix": options.cutmix,
+    }
+    return ", ".join(f"{name} {value:g}" for name, value in terms.items() if value)
 
 
 def summary(report: Mapping[str, Any]) -> str:
@@ -19,9 +30,12 @@ def summary(report: Mapping[str, Any]) -> str:
         ("params", "parameters", "{:,}".format),
         ("macs", "multiply-adds", _scaled),
     )
-    title = " on ".join(str(report[name]) for name in ("model", "device") if name in report)
+    names = ("model",) if "environment" in report else ("model", "device")
+    title = " on ".join(str(report[name]) for name in names if name in report)
+    lines = [title] if len(title) > 40 else []
+    title = "" if lines else title
     width = max(36, len(title) + 2)
-    lines = [f"{title:<{width}}{'train form':>15}{'fused':>13}"]
+    lines.append(f"{title:<{width}}{'train form':>15}{'fused':>13}")
     for name, label, text in table:
         if name in report:
             cells = [report[name].get(form) for form in ("train_form", "fused")]
@@ -33,33 +47,46 @@ def summary(report: Mapping[str, Any]) -> str:
             f"fusion: max relative error {fusion['max_relative_error']:.1e}, "
             f"top-1 agreement {fusion['top1_agreement']:.2%}, logit KL {fusion['logit_kl']:.1e}"
         )
-    ending = []
-    if "eval_count" in report:
-        ending.append(f"evaluated {report['eval_count']:,} images")
-    if any(report.get("skipped", {}).values()):
-        counts = ", ".join(f"{count:,} of {split}" for split, count in report["skipped"].items())
-        ending.append(f"skipped as corrupt: {counts}")
-    if "steps" in report:
-        rate = report.get("examples_per_second")
-        speed = f" at {rate:,.0f} images/s" if rate else ""
-        ending.append(f"{report['steps']:,} steps{speed}")
-    if (waiting := report.get("waiting_for_data")) is not None:
-        ending.append(f"{waiting:.1%} of the time waiting for data")
-    if (first := report.get("first_step_seconds")) is not None:
-        ending.append(f"first step after {first:.1f} s")
-    if "wall_seconds" in report:
-        wall = report["wall_seconds"]
-        duration = f"{wall:.1f} s" if wall < 120 else clock(wall)
-        ending.append(f"{duration} in all")
-    if "config_hash" in report:
-        ending.append(f"config {report['config_hash']}")
-    if ending:
-        lines.append("; ".join(ending))
+    if terms := report.get("training_loss"):
+        lines.append(f"the training loss includes {terms}; the loss above does not")
+    if ending := "; ".join([*_counts(report), *_times(report)]):
+        lines.append(ending)
     for environment in [*report.get("earlier_environments", []), report.get("environment")]:
         if environment is not None:
             since = f" from step {environment['from_step']}" if environment["from_step"] else ""
             lines.append(f"computed{since} on {describe(environment)}")
     return "\n".join(lines)
+
+
+def _counts(report: Mapping[str, Any]) -> Iterator[str]:
+    if "eval_count" in report:
+        yield f"evaluated {report['eval_count']:,} images"
+    if any(report.get("skipped", {}).values()):
+        counts = ", ".join(f"{count:,} of {split}" for split, count in report["skipped"].items())
+        yield f"skipped as corrupt: {counts}"
+    if "steps" in report:
+        rate = report.get("examples_per_second")
+        speed = f" at {rate:,.0f} images/s" if rate else ""
+        yield f"{report['steps']:,} steps{speed}"
+    if (waiting := report.get("waiting_for_data")) is not None:
+        yield f"{waiting:.1%} of the time waiting for data"
+
+
+def _times(report: Mapping[str, Any]) -> Iterator[str]:
+    """Yields the duration of the run, and of its last start if there are several."""
+    first = report.get("first_step_seconds")
+    to_first = "" if first is None else f" (first step after {_duration(first)})"
+    if report.get("starts", 1) > 1:
+        yield f"{_duration(report['start_seconds'])} in this start{to_first}"
+        yield f"{_duration(report['wall_seconds'])} in all {report['starts']} starts"
+    elif "wall_seconds" in report:
+        yield f"{_duration(report['wall_seconds'])} in all{to_first}"
+    if "config_hash" in report:
+        yield f"config {report['config_hash']}"
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.1f} s" if seconds < 120 else clock(seconds)
 
 
 def _scaled(count: float) -> str:

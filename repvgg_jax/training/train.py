@@ -84,7 +84,14 @@ def train(
         if primary():
             record_start(workdir, experiment.config, environment(experiment), start)
         batch_size = experiment.train_data.batch_size
-        with Monitor(workdir, experiment.steps, batch_size, start, primary=primary()) as monitor:
+        with Monitor(
+            workdir,
+            experiment.steps,
+            batch_size,
+            start,
+            primary=primary(),
+            began=startup.began,
+        ) as monitor:
             # All processes must agree, but only the first one reads the metrics.
             evaluated = all_processes(monitor.evaluated or not primary())
             if start:

@@ -17,7 +17,7 @@ from repvgg_jax.errors import UsageError
 from repvgg_jax.nets import Variables, init
 from repvgg_jax.nets.repvgg import AUXILIARY_HEAD
 from repvgg_jax.optim.repoptimizer import scale_gradients, to_plain, with_scales
-from repvgg_jax.runtime.processes import warn_once
+from repvgg_jax.runtime.processes import inform_once, warn_once
 from repvgg_jax.training.state import TrainState
 
 
@@ -51,9 +51,7 @@ def start_from_run(
             f"{describe_classes(names)}; set init_head=reset to train a new head for them, or "
             "init_head=keep if output k means the same in both"
         )
-    warn_once(
-        "initialized from %s; freshly initialized: %s", workdir, ", ".join(fresh) or "nothing"
-    )
+    inform_once(f"initialized from {workdir}; freshly initialized: {', '.join(fresh) or 'nothing'}")
     return state.starting_from(variables)
 
 
