@@ -12,6 +12,7 @@ from repvgg_jax.config.fields import to_json
 from repvgg_jax.config.resolve import resolve
 from repvgg_jax.config.workdir import check_workdir, make_workdir, named_write_errors
 from repvgg_jax.runtime.files import write_json
+from repvgg_jax.runtime.processes import inform_once
 
 
 def run_compile(config: ConfigDict, topology: str, workdir: Path | None) -> None:
@@ -26,6 +27,7 @@ def run_compile(config: ConfigDict, topology: str, workdir: Path | None) -> None
     config = resolve(config, workdir, devices)
     if workdir is not None:
         check_workdir(config, workdir)
+    inform_once(f"compiling a training step of {model_name(config)} for {topology} ...")
     started = time.monotonic()
     cost = aot.step_cost(aot.compile_step(config, devices))
     seconds = time.monotonic() - started

@@ -7,11 +7,12 @@ from ml_collections import ConfigDict
 from repvgg_jax.checkpoint.fused import fused_step, has_fused
 from repvgg_jax.checkpoint.load import load, load_trained
 from repvgg_jax.config.build import make_eval_data
+from repvgg_jax.config.describe import model_name
 from repvgg_jax.config.fields import check_values
 from repvgg_jax.config.resolve import resolve
 from repvgg_jax.config.workdir import read_config
 from repvgg_jax.runtime.mesh import make_mesh
-from repvgg_jax.runtime.processes import primary, print_once
+from repvgg_jax.runtime.processes import inform_once, primary, print_once
 from repvgg_jax.training.confusion import CONFUSION_PICTURE, show_confusion
 from repvgg_jax.training.evaluation import Evaluation
 
@@ -25,7 +26,9 @@ def run_eval(config: ConfigDict | None, workdir: Path) -> None:
     Raises:
       UsageError: if there is no run, or the config cannot be used.
     """
-    evaluation = open_evaluation(evaluation_config(config, workdir), workdir)
+    config = evaluation_config(config, workdir)
+    inform_once(f"evaluating {model_name(read_config(workdir))} in {workdir}")
+    evaluation = open_evaluation(config, workdir)
     net, variables, latest = load_trained(workdir)
     forms = {"train form": (net, variables)}
     if has_fused(workdir):
@@ -34,7 +37,7 @@ def run_eval(config: ConfigDict | None, workdir: Path) -> None:
         forms[name] = load(workdir, fused=True)
     results = {form: evaluation(*pair) for form, pair in forms.items()}
     for form, result in results.items():
-        top5 = f"top-5 {result['top5']:.2%}  " if net.num_classes > 5 else ""
+        top5 = f"top-5 {result['top5']:.2%}  " if "top5" in result else ""
         print_once(
             f"{form:<12} top-1 {result['top1']:.2%}  {top5}"
             f"loss {result['loss']:.4f}  {result['count']:,} images"

@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 from repvgg_jax.checkpoint.fused import save_fused
 from repvgg_jax.checkpoint.load import load_trained
 from repvgg_jax.cli.evaluate import evaluation_config, open_evaluation
+from repvgg_jax.config.describe import model_name
 from repvgg_jax.config.fields import config_hash
 from repvgg_jax.config.workdir import lock_run, read_config
 from repvgg_jax.errors import RunError
@@ -16,7 +17,7 @@ from repvgg_jax.fusion.certificate import certify
 from repvgg_jax.fusion.fuse import fuse
 from repvgg_jax.fusion.verify import FusionReport, verify
 from repvgg_jax.runtime.mesh import replicate
-from repvgg_jax.runtime.processes import print_once
+from repvgg_jax.runtime.processes import inform_once, print_once
 from repvgg_jax.training.evaluation import Evaluation
 
 
@@ -31,6 +32,7 @@ def run_fuse(config: ConfigDict | None, workdir: Path) -> None:
       RunError: if verification or writing fails.
     """
     config = evaluation_config(config, workdir)
+    inform_once(f"fusing {model_name(read_config(workdir))} in {workdir}, and verifying it")
     with lock_run(workdir):
         evaluation = open_evaluation(config, workdir)
         net, variables, step = load_trained(workdir)

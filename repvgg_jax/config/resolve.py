@@ -14,7 +14,7 @@ from repvgg_jax.config.workdir import has_checkpoints, read_config
 from repvgg_jax.data.images import IMAGENET_MEAN, IMAGENET_STD
 from repvgg_jax.data.sources.folder import FolderSummary, summarize_folder
 from repvgg_jax.errors import UsageError, shortened
-from repvgg_jax.runtime.processes import print_once, warn_once
+from repvgg_jax.runtime.processes import inform_once, warn_once
 
 # Fields that make a net whose weights fit those of another run, in addition to its name.
 _SHAPE = (
@@ -64,7 +64,7 @@ def resolve(
         if given[name] is None and values.get(name) is not None
     }
     listed = " ".join(f"{name}={_text(value)}" for name, value in filled.items())
-    print_once(f"from {origin}: {listed}")
+    inform_once(f"from {origin}: {listed}")
     resolved = copy.deepcopy(config)
     resolved.update_from_flattened_dict(filled)
     return resolved

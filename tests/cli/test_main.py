@@ -18,6 +18,7 @@ def in_this_process(monkeypatch):
     monkeypatch.chdir(Path(main.__file__).parent)
     monkeypatch.setattr(main, "prepare_process", lambda **settings: None)
     monkeypatch.setattr(main, "join_processes", lambda *given: None)
+    monkeypatch.setattr(main, "leave_at_interrupt", lambda line: None)
 
 
 def failing(capsys, *given):
@@ -119,7 +120,7 @@ def test_the_workdir(given, workdir, monkeypatch):
         (UsageError("wrong"), 2, "error: wrong\n"),
         (RunError("failed"), 3, "error: failed\n"),
         (Stopped("stopped by SIGTERM"), 0, "stopped by SIGTERM\n"),
-        (KeyboardInterrupt(), 130, "interrupted: rerun to resume from the last check"),
+        (KeyboardInterrupt(), 130, "interrupted; rerun to start again"),
     ],
     ids=str,
 )

@@ -7,13 +7,14 @@ import shutil
 import pytest
 
 import repvgg_jax as rj
+from repvgg_jax.cli import train as train_module
 from repvgg_jax.cli.train import run_train
 from repvgg_jax.errors import RunError
 from tests.support.runs import equal, tiny_config
 
 
 @pytest.mark.medium
-def test_a_torn_report_is_written_again(undisturbed, tmp_path, monkeypatch, caplog):
+def test_a_torn_report_is_written_again(undisturbed, tmp_path, monkeypatch, caplog, capsys):
     monkeypatch.setenv("HOME", str(tmp_path))
     shutil.copytree(undisturbed[1], tmp_path / "run")
     (tmp_path / "run/report.json").write_text('{"model": "rep')
@@ -38,6 +39,14 @@ def test_a_torn_report_is_written_again(undisturbed, tmp_path, monkeypatch, capl
     assert earlier == first["environment"] | {"from_step": 0}
     assert "convolutions a library of another machine before, " in caplog.text
     equal(rj.load("~/run")[1], undisturbed[0].eval_variables)
+
+    table = capsys.readouterr().out
+    written = (tmp_path / "run/report.json").stat().st_mtime_ns
+    with monkeypatch.context() as patch:  # the second time, nothing is opened or written
+        patch.setattr(train_module, "build", None)
+        run_train(config, tmp_path / "run")
+    assert capsys.readouterr().out == table
+    assert (tmp_path / "run/report.json").stat().st_mtime_ns == written
     (tmp_path / "run/report.json").unlink()
     (tmp_path / "run/report.json").mkdir()
     with pytest.raises(RunError, match=r"report\.json cannot be written .*; rerun the same"):

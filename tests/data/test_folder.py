@@ -28,7 +28,7 @@ def paths(source):
 
 @pytest.fixture
 def log(caplog):
-    caplog.set_level(logging.WARNING)
+    caplog.set_level(logging.INFO)
     return caplog
 
 

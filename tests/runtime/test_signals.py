@@ -7,6 +7,7 @@ import pytest
 
 from repvgg_jax.errors import Stopped
 from repvgg_jax.runtime.signals import Stopping
+from tests.support.commands import python
 
 
 @pytest.mark.usefixtures("interruptible")
@@ -51,3 +52,28 @@ def test_what_comes_before_the_first_step_is_not_kept_in_reserve(monkeypatch):
         stopping.check()
     with pytest.raises(Stopped, match="the deadline of 100 s"):
         stopping.check()
+
+
+INTERRUPTED = """
+import hashlib, os, signal, threading, time
+from repvgg_jax.runtime.signals import Stopping, leave_at_interrupt
+
+def interrupt():
+    for _ in range(2):
+        time.sleep(0.2)
+        os.kill(os.getpid(), signal.SIGINT)
+
+signal.signal(signal.SIGINT, signal.default_int_handler)
+leave_at_interrupt("interrupted; rerun")
+with Stopping():
+    threading.Thread(target=interrupt).start()
+    # As a compilation: minutes in which Python runs no handler.
+    hashlib.pbkdf2_hmac("sha256", b"", b"", 2**31 - 1)
+"""
+
+
+@pytest.mark.system
+def test_a_second_interrupt_ends_the_process_with_one_line_even_while_it_compiles():
+    lines = python("-c", INTERRUPTED, code=130).split("\n")
+    assert lines[1].startswith("stopping after the current step; Ctrl-C again leaves at once")
+    assert lines[3:] == ["interrupted; rerun", ""]

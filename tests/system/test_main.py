@@ -26,9 +26,10 @@ def test_a_wrong_command_line_is_one_line_and_exit_code_2(tmp_path):
 
 def test_a_missing_data_set_names_folder_and_command(tmp_path):
     arguments = ["--config", "configs/b1.py", f"--config.data.data_dir={tmp_path}/none"]
-    output = main(*arguments, "--workdir", tmp_path / "run", code=2)
+    opening, output = main(*arguments, "--workdir", tmp_path / "run", code=2).splitlines()
+    assert opening == f"training repvgg_b1 in {tmp_path / 'run'}"
+    assert output.startswith("error: ")
     assert f"{tmp_path}/none" in output
-    assert output.count("\n") == 1
     assert not (tmp_path / "run").exists()
     command = output.split("`")[1].replace("<", "").replace(">", "")
     python, script, *arguments = command.partition(" --config.data.manual_dir")[0].split()
@@ -77,6 +78,7 @@ def test_the_whole_way_then_eval_and_fuse(tmp_path):
 
     output = main(*QUICK, "--config.train.steps=31", "--workdir", workdir, code=2)
     assert "train.steps: 30 there, 31 here" in output
+    assert f"use --config.init_from={workdir} with another --workdir" in output
 
 
 def test_class_folders_of_real_photographs(tmp_path):

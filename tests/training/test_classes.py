@@ -1,6 +1,7 @@
 """A run keeps the names of its classes, and data of other classes are refused."""
 
 import json
+import logging
 import shutil
 
 import jax
@@ -100,12 +101,15 @@ def test_a_run_meets_data_of_its_own_classes_only(tmp_path, caplog, capsys):
     report = (workdir / "report.json").read_text()
     assert json.loads(report)["classes"] == ["cat", "dog"]
     evaluate.run_eval(None, workdir)
+    printed = capsys.readouterr().out
+    assert "top-1" in printed
+    assert "top-5" not in printed  # of two classes
 
     write_tree(data, classes=("ape",))
     for command in (
         lambda: evaluate.run_eval(None, workdir),
         lambda: fuse.run_fuse(None, workdir),
-        lambda: run_train(config, workdir),
+        lambda: build(config, run=workdir),
     ):
         with pytest.raises(rj.UsageError, match="output 0 is 'ape' in the data and 'cat'"):
             command()
@@ -123,6 +127,7 @@ def test_a_run_meets_data_of_its_own_classes_only(tmp_path, caplog, capsys):
         run_train(config, tmp_path / "next")
     assert not (tmp_path / "next/checkpoints").exists()
     config.init_head = "reset"
-    run_train(config, tmp_path / "next")
+    with caplog.at_level(logging.INFO):
+        run_train(config, tmp_path / "next")
     assert "freshly initialized: head" in caplog.text
     assert rj.class_names(tmp_path / "next") == ("dog", "zcat")

@@ -104,7 +104,7 @@ def test_resume_cuts_what_the_dead_run_wrote_later(tmp_path, stream, clock):
         (30, "train"),
     ]
     assert rows[-1]["loss"] == 7.0
-    assert rows[-1]["seconds"] == 7.0  # 2 up to step 20, and 5 since
+    assert rows[-1]["seconds"] == 8.0  # 3 until it died, and 5 since
     assert sorted(p.name for p in tmp_path.iterdir()) == [
         "curves.png",
         "metrics.jsonl",
@@ -146,27 +146,35 @@ def test_read_metrics_forgives_only_the_last_line(tmp_path):
 def test_lines_where_there_is_no_terminal(tmp_path, stream, clock):
     with Monitor(tmp_path, 1000, 64, stream=stream) as m:
         clock.now += 50
-        m.train(100, {"loss": 1.5, "top1": 0.5, "learning_rate": 0.125})
+        m.train(100, {"grad_norm": 2.0, "loss": 1.5, "top1": 0.5, "learning_rate": 0.125})
         clock.now += 10
         m.train(200, {"loss": 1.25, "top1": 0.5, "learning_rate": 0.125})
         m.evaluate(200, {"loss": 1.0, "top1": 0.75, "count": 360})
+        m.evaluate(300, {"loss": 0.5, "top1": 0.75, "count": 360})
     assert "\r" not in stream.getvalue()
     assert stream.getvalue().splitlines() == [
-        "step   100/1000  loss 1.500  top1 0.500  lr 0.125  128 images/s  07:30 left",
+        "step   100/1000  loss 1.500  top1 0.500  grad_norm 2  lr 0.125  128 images/s  07:30 left",
         "step   200/1000  loss 1.250  top1 0.500  lr 0.125  640 images/s  01:20 left",
-        "step   200/1000  evaluation  loss 1.000  top1 0.750  count 360",
+        "step   200/1000  evaluation  loss 1.000  top1 0.750  best so far",
+        "step   300/1000  evaluation  loss 0.500  top1 0.750",
     ]
 
 
-def test_a_bar_on_a_terminal(tmp_path, clock):
+def test_a_bar_on_a_terminal(tmp_path, clock, monkeypatch):
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.delenv("NO_COLOR", raising=False)
     stream = Terminal()
     with Monitor(tmp_path, 1000, 64, start_step=100, stream=stream) as m:
         clock.now += 10
         m.train(200, {"loss": 1.25, "top1": 0.5})
         m.evaluate(200, {"loss": 1.0})
+        m.announce("evaluating")
+        m.evaluate(200, {"top1": 0.5})
     shown = stream.getvalue()
     assert re.search(r"\r 20%\|.*\| 200/1000  loss 1\.250  640 images/s  01:20 left", shown)
     assert re.search(r"\rstep   200/1000  evaluation  loss 1\.000\n", shown)  # a line of its own
+    assert re.search(r"\r 20%\|.*\| 200/1000  evaluating", shown)
+    assert "\033[32mstep   200/1000  evaluation  top1 0.500  best so far\033[0m" in shown
 
 
 def test_images_per_second_leaves_out_compilation_and_evaluation(tmp_path, stream, clock):
@@ -293,6 +301,16 @@ def test_summary_has_both_columns():
         ["evaluated 360 images; 1,200 steps at 3,456 images/s; 45.2 s in all; config 0123abcd"],
     ]
     assert len({len(line) for line in lines[:6]}) == 1  # right-aligned columns
+
+
+def test_summary_of_a_resumed_run_of_few_classes():
+    times = {"first_step_seconds": 7.25, "start_seconds": 30.0, "wall_seconds": 7500.0, "starts": 3}
+    changes = {"model": "RepVGG (widths 4-8)", "training_loss": "label smoothing 0.1"}
+    few = {name: value for name, value in REPORT.items() if name != "top5"}
+    text = summary(few | changes | times)
+    assert "top-5" not in text
+    assert "30.0 s in this start (first step after 7.2 s); 2:05:00 in all 3 starts" in text
+    assert "the training loss includes label smoothing 0.1; the loss above does not" in text
 
 
 def test_summary_of_part_of_a_run():

@@ -11,7 +11,7 @@ from repvgg_jax.data.sources.holdout import held_out
 from repvgg_jax.data.sources.listing import is_dangling, is_linked_folder, kind, list_images, scan
 from repvgg_jax.errors import UsageError, shortened
 from repvgg_jax.runtime.files import local_path
-from repvgg_jax.runtime.processes import warn_once
+from repvgg_jax.runtime.processes import inform_once, warn_once
 
 _TRAIN_FOLDERS = ("train", "training")
 # "test" comes after the others, since with a "val" folder it often contains unlabeled images, as in
@@ -118,7 +118,7 @@ def load_folder(
         )
     if split == "test" and len(roots.tests) > 1 and holdout is None:
         evaluated, *others = roots.tests
-        warn_once("evaluation uses %s; %s is not used", evaluated, shortened(others))
+        inform_once(f"evaluation uses {evaluated}; {shortened(others)} is not used")
     if split == "train" or not roots.only_one:
         _say_what_is_unusual(files, left_out)
 
@@ -289,8 +289,8 @@ def _say_what_is_unusual(files: FolderSplit, left_out: Counter[str]) -> None:
     depth = os.path.join(files.root, "class", "file").count(os.sep)
     nested = sum(path.count(os.sep) > depth for path in files.paths)
     if nested:
-        counts = f"{nested} of {len(files.paths)}"
-        warn_once("%s: %s images are in subfolders of class folders", files.root, counts)
+        total = len(files.paths)
+        inform_once(f"{files.root}: {nested} of {total} images are in subfolders of class folders")
     if left_out:
         warn_once("%s: left out %s", files.root, _counts(left_out))
 
