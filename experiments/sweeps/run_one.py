@@ -16,7 +16,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import jax
-from absl import logging
 from ml_collections import ConfigDict
 
 from experiments.sweeps import workdirs
@@ -39,6 +38,7 @@ from repvgg_jax.errors import RunError, Stopped, UsageError, one_line
 from repvgg_jax.runtime.compilation import temporaries_bytes
 from repvgg_jax.runtime.devices import cpu_cores
 from repvgg_jax.runtime.files import append_row, write_json
+from repvgg_jax.runtime.messages import show_messages
 from repvgg_jax.runtime.processes import (
     all_processes,
     join_processes,
@@ -149,7 +149,6 @@ def parse(argv: Sequence[str]) -> tuple[Run, Path, Path]:
 
 def main(argv: Sequence[str]) -> int:
     """Executes the job and returns the exit code."""
-    logging.set_verbosity(logging.WARNING)
 
     def command() -> None:
         run, workdir, results = parse(argv)
@@ -172,6 +171,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
+    show_messages()
     code = main(sys.argv[1:])
     sys.stdout.flush()
     sys.exit(code)

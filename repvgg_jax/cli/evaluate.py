@@ -26,9 +26,9 @@ def run_eval(config: ConfigDict | None, workdir: Path) -> None:
     Raises:
       UsageError: if there is no run, or the config cannot be used.
     """
-    config = evaluation_config(config, workdir)
+    chosen = evaluation_config(config, workdir)
     inform_once(f"evaluating {model_name(read_config(workdir))} in {workdir}")
-    evaluation = open_evaluation(config, workdir)
+    evaluation = open_evaluation(chosen, workdir)
     net, variables, latest = load_trained(workdir)
     forms = {"train form": (net, variables)}
     if has_fused(workdir):

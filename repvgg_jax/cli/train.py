@@ -24,7 +24,7 @@ from repvgg_jax.errors import Stopped
 from repvgg_jax.runtime.compilation import StartupTimer
 from repvgg_jax.runtime.lock import check_unlocked
 from repvgg_jax.runtime.mesh import local_copy
-from repvgg_jax.runtime.processes import inform_once, primary, print_once
+from repvgg_jax.runtime.processes import inform_once, primary, print_once, speaks
 from repvgg_jax.runtime.signals import Stopping
 from repvgg_jax.training.confusion import CONFUSION_PICTURE, confusion_fields, show_confusion
 from repvgg_jax.training.environment import environment
@@ -51,23 +51,21 @@ def run_train(config: ConfigDict, workdir: Path) -> None:
     earlier = read_report(workdir)
     if is_finished(earlier, config, workdir):
         inform_once(f"{workdir} is finished; this is its report (--mode=eval evaluates again)")
-        print_once(summary(earlier))
+        if speaks():
+            _print_report(earlier, None)
         return
     inform_once(f"training {model_name(config)} in {workdir}")
     with Stopping(config.train.deadline) as stopping:
         startup = StartupTimer()
         # The classes matter only if there is a checkpoint to resume from.
         experiment = build(config, run=workdir if steps(workdir) else None)
-        inform_once(opening(experiment, environment(experiment)))
+        inform_once(f"{opening(experiment, environment(experiment))}\ncompiling ...")
         with lock_run(workdir):
             report = _train_and_fuse(config, experiment, workdir, stopping, startup, earlier)
             if primary():
                 report |= _starts(workdir)
                 write_report(workdir, report)
-                print(summary(report))
-                if "confusion" in report:
-                    matrix = np.array(report["confusion"]["train_form"])
-                    show_confusion(matrix, report["classes"], workdir / CONFUSION_PICTURE)
+                _print_report(report, workdir / CONFUSION_PICTURE)
 
 
 def _train_and_fuse(
@@ -130,6 +128,12 @@ def _starts(workdir: Path) -> dict[str, Any]:
     *earlier, latest = environments(workdir)
     count = len(read_history(workdir))
     return {"starts": count, "environment": latest, "earlier_environments": earlier}
+
+
+def _print_report(report: dict[str, Any], picture: Path | None) -> None:
+    print(summary(report))
+    if "confusion" in report:
+        show_confusion(np.array(report["confusion"]["train_form"]), report["classes"], picture)
 
 
 def _speed(

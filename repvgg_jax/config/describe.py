@@ -28,9 +28,10 @@ def model_name(config: ConfigDict) -> str:
         if value != defaults.get(field, getattr(own, field, None)):
             changed[field] = value
     name = type(own).__name__ if changed.keys() & {*_SHAPE} else config.model.name
-    parts = ", ".join(f"{field} {_text(value)}" for field, value in changed.items())
+    parts = ", ".join(_text(field, value) for field, value in changed.items())
     return f"{name} ({parts})" if parts else name
 
 
-def _text(value: Any) -> str:
-    return "-".join(map(str, value)) if isinstance(value, tuple) else str(value)
+def _text(field: str, value: Any) -> str:
+    text = "-".join(map(str, value)) if isinstance(value, tuple) else str(value)
+    return text if field == "dtype" else f"{field} {text}"

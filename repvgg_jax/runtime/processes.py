@@ -142,30 +142,30 @@ def _is_from_another_process(error: Exception) -> bool:
 
 
 def primary() -> bool:
-    """Returns True in process 0, which does all logging and writing."""
+    """Returns True in process 0, which does all logging and writing; starts the devices."""
     return jax.process_index() == 0
 
 
 def print_once(text: str) -> None:
     """Prints `text` in process 0 only."""
-    if _speaks():
+    if speaks():
         print(text)
 
 
 def inform_once(message: str) -> None:
     """Logs information, which needs no action, in process 0 only."""
-    if _speaks():
+    if speaks():
         inform(message)
 
 
 def warn_once(message: str, *values: object) -> None:
     """Logs a warning in process 0 only."""
-    if _speaks():
+    if speaks():
         logging.warning(message, *values)
 
 
-def _speaks() -> bool:
-    """Returns `primary()`, without starting the devices of a program of one process."""
+def speaks() -> bool:
+    """Returns True in the process that prints, without starting devices for a single process."""
     return not jax.distributed.is_initialized() or primary()
 
 

@@ -65,7 +65,7 @@ class Loop:
             if start and self._evaluation_due(start) and not evaluated:
                 result = self._evaluate(start, state)
             if start < experiment.steps:
-                self.monitor.show("compiling the training step ...")
+                self.monitor.announce("compiling")
             for step in range(start + 1, experiment.steps + 1):
                 began = time.monotonic()
                 self.stopping.check(mesh)
@@ -74,6 +74,7 @@ class Loop:
                 if step == start + 1:
                     jax.block_until_ready(metrics)
                     self.startup.stop()
+                    self.monitor.announce("")
                     self.monitor.show(
                         f"first step after {self.startup.seconds:.1f} s, "
                         f"including {self.startup.compile_seconds:.1f} s of compilation"

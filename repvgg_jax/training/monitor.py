@@ -152,6 +152,7 @@ class Monitor:
             if (top1 := metrics.get("top1", -math.inf)) > self._best:
                 self._best = top1
                 line = colored(f"{line}  best so far", "green", self._stream)
+            self.announce("")
             self.show(line)
         self._pace.restart(step, time.monotonic())
 

@@ -10,7 +10,7 @@ from repvgg_jax.config.describe import model_name
     ("fields", "expected"),
     [
         ({"num_classes": 10, "conv_algorithm": "xla", "depths": (1, 2, 4, 14, 1)}, "repvgg_a0"),
-        ({"block": "acb", "dtype": "bfloat16"}, "repvgg_a0 (block acb, dtype bfloat16)"),
+        ({"block": "acb", "dtype": "bfloat16"}, "repvgg_a0 (block acb, bfloat16)"),
         ({"block": "repvgg", "widths": (8,) * 5}, "RepVGG (widths 8-8-8-8-8)"),
         ({"name": "deep_plain", "depth": 50}, "DeepPlain (depth 50)"),
         ({"name": "mobileone_s1", "copies": 4}, "mobileone_s1 (copies 4)"),

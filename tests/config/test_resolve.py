@@ -118,12 +118,13 @@ def test_unusable_folders_are_one_line(tmp_path, caplog):
 
 
 @pytest.mark.medium
-def test_a_run_keeps_its_values_when_images_are_added(tmp_path, capsys):
+def test_a_run_keeps_its_values_when_images_are_added(tmp_path, caplog):
     data, workdir = write_tree(tmp_path / "data", splits=("",), count=8), tmp_path / "run"
     net = {"model.depths": (1,), "model.widths": (4,), "model.strides": (2,)}
     config = config_of(data, **net, **{"train.steps": 2})
-    run_train(config, workdir)
-    assert "data.image_size=10 " in capsys.readouterr().out
+    with caplog.at_level(logging.INFO):
+        run_train(config, workdir)
+    assert "data.image_size=10 " in caplog.text
     saved = json.loads((workdir / "config.json").read_text())
     assert all(value is not None for name, value in flat(saved) if name in REQUIRED)
     report = json.loads((workdir / "report.json").read_text())
