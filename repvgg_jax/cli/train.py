@@ -28,7 +28,7 @@ from repvgg_jax.runtime.processes import inform_once, primary, print_once, speak
 from repvgg_jax.runtime.signals import Stopping
 from repvgg_jax.training.confusion import CONFUSION_PICTURE, confusion_fields, show_confusion
 from repvgg_jax.training.environment import environment
-from repvgg_jax.training.evaluation import Evaluation
+from repvgg_jax.training.evaluation import Evaluation, scalars
 from repvgg_jax.training.history import environments, read_history
 from repvgg_jax.training.summary import summary, training_loss_terms
 from repvgg_jax.training.train import TrainResult, train
@@ -106,7 +106,7 @@ def _train_and_fuse(
         **_speed(trained, startup, earlier),
         **{
             name: {form: values[name] for form, values in metrics.items()}
-            for name in metrics["train_form"]
+            for name in scalars(metrics["train_form"])
             if name != "count"
         },
         "training_loss": training_loss_terms(experiment.step_options),
@@ -126,8 +126,9 @@ def _train_and_fuse(
 
 def _starts(workdir: Path) -> dict[str, Any]:
     *earlier, latest = environments(workdir)
-    count = len(read_history(workdir))
-    return {"starts": count, "environment": latest, "earlier_environments": earlier}
+    first = [row["step"] for row in read_history(workdir)]
+    starts = first[::-1].index(0) + 1 if 0 in first else len(first)  # not of former runs
+    return {"starts": starts, "environment": latest, "earlier_environments": earlier}
 
 
 def _print_report(report: dict[str, Any], picture: Path | None) -> None:

@@ -77,8 +77,8 @@ class Monitor:
         path = self._workdir / METRICS_FILE
         if path.exists():
             written = read_metrics(path)
-            # The time of steps that are repeated was spent as well.
-            self.seconds_before = written[-1]["seconds"] if written else 0.0
+            if written and start_step:  # with the time of steps that are repeated
+                self.seconds_before = written[-1]["seconds"]
             rows = [row for row in written if row["step"] <= start_step]
             evaluations = [row for row in rows if row["kind"] == "eval"]
             self.evaluated = any(row["step"] == start_step for row in evaluations)
