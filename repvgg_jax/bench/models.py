@@ -15,7 +15,8 @@ from ml_collections import ConfigDict
 from repvgg_jax.bench.counting import count_macs, count_parameters, count_winograd_multiplications
 from repvgg_jax.bench.table import form_table, header, legend, row_line, show_progress
 from repvgg_jax.bench.timing import peak_rate, ratio, time_interleaved
-from repvgg_jax.config.build import build, make_net, model_name
+from repvgg_jax.config.build import build, make_net
+from repvgg_jax.config.describe import model_name
 from repvgg_jax.config.fields import check_values
 from repvgg_jax.config.workdir import named_write_errors
 from repvgg_jax.errors import UsageError
