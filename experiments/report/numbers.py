@@ -1,5 +1,6 @@
 """Statistics of rows: means, paired differences, and comparison of orders with a paper's."""
 
+import hashlib
 import json
 import math
 import re
@@ -81,8 +82,14 @@ class Group:
 
     @property
     def name(self) -> str:
-        """The name used for figures and links: `branches-cifar10_full-train.epochs=60`."""
-        name = "-".join([self.sweep, self.protocol, *map("=".join, as_text(self.shared))])
+        """The name used for files and links: `branches-cifar10_full-train.epochs=60`.
+
+        A hash replaces the fields where they would be too long for the name of a file.
+        """
+        fields = "-".join(map("=".join, as_text(self.shared)))
+        if len(fields) > 100:
+            fields = hashlib.sha256(fields.encode()).hexdigest()[:12]
+        name = "-".join(filter(None, [self.sweep, self.protocol, fields]))
         return re.sub(r"[^A-Za-z0-9_.=-]+", "_", name)
 
     def top1(self, variant: str, form: str = "train_form") -> Sample:

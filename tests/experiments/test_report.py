@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 import zlib
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -196,6 +197,11 @@ def test_runs_with_other_fields_are_not_mixed_with_the_protocols_own():
     longer = row("none", 0, 90.0, overrides={"model.branches": ["kxk"], **epochs}, config_hash="1")
     plain, changed = group_rows([*all_rows(), longer])[0][:2]
     assert (plain.shared, changed.shared) == ({}, epochs)
+    assert changed.name == "branches-cifar10_short-train.epochs=60.0"
+    many = {f"model.field_{i}": i for i in range(40)}
+    names = {replace(changed, shared=many | {"seed": i}).name for i in range(2)}
+    assert len(names) == 2
+    assert max(map(len, names)) < 100  # figures are files of these names
     assert plain.top1("none").values[0] == pytest.approx(69.1)
     text = to_markdown(report_blocks([longer], {}), "figures")
     assert "`train.epochs=60.0`: cifar10, 60 epochs in batches of 128" in text
