@@ -94,23 +94,23 @@ def draw_confusion(matrix: np.ndarray, names: Sequence[str], path: str | os.Path
     figure = Figure(figsize=(side + 0.8, side), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
-    image = axes.imshow(share, cmap="Blues", vmin=0, vmax=100)
+    lines = {"edgecolors": "0.9", "linewidth": 0.5}
+    image = axes.pcolormesh(share, cmap="Blues", vmin=0, vmax=100, **lines)
     figure.colorbar(image, ax=axes, label="images of the class (%)", shrink=0.8)
-    axes.set_xticks(range(count), names, rotation=90 if max(map(len, names)) > 2 else 0)
-    axes.set_yticks(range(count), names)
+    centers = np.arange(count) + 0.5
+    axes.set_xticks(centers, names, rotation=90 if max(map(len, names)) > 2 else 0)
+    axes.set_yticks(centers, names)
     axes.set_xlabel("taken for")
     axes.set_ylabel("class")
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
-    axes.set_xticks(np.arange(1, count) - 0.5, minor=True)
-    axes.set_yticks(np.arange(1, count) - 0.5, minor=True)
-    axes.grid(which="minor", color="0.9", linewidth=0.8)
-    axes.tick_params(which="minor", length=0)
+    axes.set_aspect("equal")
+    axes.invert_yaxis()
     if count <= _MOST_COUNTS:
         for i, j in zip(*matrix.nonzero(), strict=True):
             color = "white" if share[i, j] > 50 else "black"
             text = f"{matrix[i, j]:,}"
-            axes.text(j, i, text, ha="center", va="center", color=color, fontsize=8)
+            axes.text(j + 0.5, i + 0.5, text, ha="center", va="center", color=color, fontsize=8)
     figure.savefig(path)
 
 
