@@ -39,7 +39,8 @@ def preprocess(
       run: workdir of a run, or a config.
 
     Raises:
-      UsageError: if an image cannot be read, or is not uint8 RGB, or there is no run.
+      UsageError: if an image cannot be read, or is not uint8 RGB; if there is no run, or the config
+        is incomplete.
 
     Example:
       >>> from configs import quickstart
@@ -48,6 +49,9 @@ def preprocess(
       (1, 8, 8, 3)
     """
     config = run if isinstance(run, ConfigDict) else read_config(run)
+    needed = ("augmentation", "image_size", "mean", "std")
+    if unset := [f"data.{name}" for name in needed if config.data[name] is None]:
+        raise UsageError(f"the config leaves {', '.join(unset)} unset; give the workdir of a run")
     transform = make_transform(config)
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         rows = list(pool.map(lambda item: eval_image(_open(*item), transform), _each(images)))

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import repvgg_jax as rj
+from configs import folder as folder_config
 from repvgg_jax.cli.predict import run_predict
 from repvgg_jax.config.workdir import make_workdir
 from repvgg_jax.data.sources.digits import load_digits
@@ -93,5 +94,7 @@ def test_images_that_are_not_rgb_bytes_are_refused():
     for image in (np.zeros((8, 8), np.uint8), np.zeros((2, 8, 8, 3)), [np.zeros((8, 8, 4), "u1")]):
         with pytest.raises(UsageError, match=r"images\[0\] is .* takes RGB pixels"):
             rj.preprocess(image, config)
+    with pytest.raises(UsageError, match=r"leaves data\.augmentation, .* give the workdir"):
+        rj.preprocess("a.png", folder_config.get_config())
     shapes = [rj.preprocess(np.zeros(s, np.uint8), config).shape for s in ((9, 9, 3), (0, 9, 9, 3))]
     assert shapes == [(1, 8, 8, 3), (0, 8, 8, 3)]
