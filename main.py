@@ -1,11 +1,20 @@
 """Trains, evaluates, fuses, converts and measures RepVGG models: `python main.py --help`."""
 
+import importlib.util
 import sys
+
+if absent := [name for name in ("absl", "flax", "jax") if importlib.util.find_spec(name) is None]:
+    print(
+        f"error: {sys.executable} has no {absent[0]}: activate the environment in this shell "
+        "(source .venv/bin/activate), or make it first (make setup)",
+        file=sys.stderr,
+    )
+    sys.exit(2)
 
 from absl import flags
 from ml_collections import config_flags
 
-from repvgg_jax.cli.arguments import help_text, mode_arguments, parse
+from repvgg_jax.cli.arguments import help_text, mode_arguments, naming_the_config, parse
 from repvgg_jax.cli.modes import MODES
 from repvgg_jax.errors import RunError, Stopped
 from repvgg_jax.runtime.devices import explaining_absent_devices
@@ -54,7 +63,7 @@ def main(argv: list[str]) -> int:
             keep_compiled=mode.keeps_programs,
         )
         join_processes(values.coordinator, values.num_processes, values.process_index)
-        with explaining_absent_devices(), leaving_at_once():
+        with explaining_absent_devices(), leaving_at_once(), naming_the_config(values):
             mode.run(**arguments)
     except Stopped as stop:
         print(stop, file=sys.stderr)

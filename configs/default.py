@@ -134,4 +134,4 @@ def get_config() -> ConfigDict:
     config.fuse = fuse = ConfigDict()
     fuse.verify_images = 256  # evaluation images on which the two forms are compared
     fuse.tolerance = 1e-3  # largest accepted relative error of a block or the logits
-    return config
+    return config.lock()  # a misspelled field in a config is an error

@@ -1,15 +1,27 @@
 """Parsing of main.py's command line, with one-line errors instead of absl's."""
 
-import os
+import difflib
 import re
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from absl import flags
 from ml_collections import config_flags
 
+from repvgg_jax.cli.config_file import find_config, load_config
 from repvgg_jax.cli.modes import MODES, RUN_WORKDIR, Mode
-from repvgg_jax.config.fields import unknown_field
+from repvgg_jax.config.fields import (
+    FIELDS,
+    PATHS,
+    fields_named,
+    flat,
+    nearest_fields,
+    to_json,
+    unknown_field,
+)
+from repvgg_jax.data.sources.tfds import NotPreparedError
 from repvgg_jax.errors import UsageError
 from repvgg_jax.runtime.files import local_path
 
@@ -30,6 +42,21 @@ configs/default.py lists all fields; override any of them: --config.train.epochs
   --helpfull               all flags"""
 
 
+# What some flags of other programs are for.
+_UNNEEDED = {
+    "resume": "the same command resumes a run",
+    "device": "JAX_PLATFORMS=cpu, cuda or tpu in the environment chooses the devices",
+}
+_UNNEEDED["gpu"] = _UNNEEDED["gpus"] = _UNNEEDED["device"]
+# Descriptions of the types of flags.
+_EXPECTED = {
+    "int": "an integer",
+    "float": "a number",
+    "bool": "True or False",
+    "tuple": "numbers, or strings in quotes, in parentheses",
+}
+
+
 def parse(values: flags.FlagValues, argv: list[str]) -> None:
     """Parses a command line into `values`, which include the flag `config`.
 
@@ -39,32 +66,31 @@ def parse(values: flags.FlagValues, argv: list[str]) -> None:
     fields = [match[1] for arg in argv if (match := re.match(r"--?config\.([^=]*)", arg))]
     if repeated := [field for field in fields if fields.count(field) > 1]:
         raise UsageError(f"--config.{repeated[0]} is given twice; give it once")
-    config = _given_config(argv)
-    if fields and config is None:
+    given = _given_config(argv)
+    if fields and given is None:
         raise UsageError("--config.field=value overrides a config field; give --config as well")
-    if config is not None:
-        expanded = os.fspath(local_path(config, "--config"))
-        if not Path(expanded.split(":")[0]).is_file():
-            raise UsageError(f"--config={config}: file not found; bundled configs are in configs/")
-        same = (config, f"--config={config}", f"-config={config}")
-        argv = [arg.removesuffix(config) + expanded if arg in same else arg for arg in argv]
-        config = expanded
+    config = None
+    if given is not None:
+        path = find_config(given)
+        config = load_config(path)
+        if problem := next(filter(None, (unknown_field(config, field) for field in fields)), None):
+            raise UsageError(problem)
+        same = (given, f"--config={given}", f"-config={given}")
+        argv = [arg.removesuffix(given) + path if arg in same else arg for arg in argv]
+    known = dict(flat(to_json(config))) if config else dict.fromkeys((*FIELDS, *PATHS))
     try:
         rest = values(argv)[1:]
-    except (AttributeError, KeyError) as error:  # the config does not have an overridden field
-        unchanged = _load_config(config)
-        problems = filter(None, (unknown_field(unchanged, field) for field in fields))
-        raise UsageError(next(problems, str(error))) from None
-    except (flags.Error, UsageError) as error:
-        message = str(error)
-        if "Traceback" in message:  # config_flags includes the config file's traceback
-            last = re.sub(r"^repvgg_jax\.errors\.\w+: ", "", message.strip().splitlines()[-1])
-            message = f"--config={config}: {last}"
+    except flags.UnrecognizedFlagError as error:
+        given = next(arg for arg in argv if arg.lstrip("-").partition("=")[0] == error.flagname)
+        raise UsageError(f"unknown flag {given}; {_hint(given, values, known)}") from None
+    except flags.IllegalFlagValueError as error:
+        raise UsageError(_wrong_value(str(error), values, known)) from None
+    except flags.Error as error:
+        missing = re.fullmatch(r"Missing value for flag (\S+)", str(error))
+        message = f"{missing[1]} needs a value: {missing[1]}=VALUE" if missing else str(error)
         raise UsageError(" ".join(message.split())) from None
     if rest:
-        raise UsageError(
-            f"unknown argument {rest[0]!r}; write --config FILE and --config.field=value"
-        )
+        raise UsageError(f"unknown argument {rest[0]!r}; {_hint(rest[0], values, known)}")
 
 
 def _given_config(argv: list[str]) -> str | None:
@@ -75,13 +101,35 @@ def _given_config(argv: list[str]) -> str | None:
     return None
 
 
-def _load_config(path: str) -> Any:
-    """Returns a config without overrides."""
-    values = flags.FlagValues()
-    argv = ["", f"--config={path}"]
-    config = config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)
-    values(argv)
-    return config.value
+def _hint(given: str, values: flags.FlagValues, known: Iterable[str]) -> str:
+    """Returns the flags or fields that an unknown argument may stand for, or how to write them."""
+    name, equals, value = given.lstrip("-").partition("=")
+    if name in _UNNEEDED:
+        return _UNNEEDED[name]
+    if name.endswith(".py"):
+        return f"write --config {name}"
+    own = [flag for flag in values if not flag.startswith("config.")]
+    near = [f"config.{field}" for field in fields_named(known, name)]
+    near = near or difflib.get_close_matches(name, own, n=1, cutoff=0.7)
+    near = near or [f"config.{field}" for field in nearest_fields(known, name)]
+    if near:
+        return f"did you mean {' or '.join(f'--{flag}{equals}{value}' for flag in near)}?"
+    return "write --config FILE and --config.field=value; main.py --help lists the flags"
+
+
+def _wrong_value(message: str, values: flags.FlagValues, known: Mapping[str, Any]) -> str:
+    """Returns absl's message on a value of the wrong type, with the type that the flag expects."""
+    match = re.fullmatch(r"flag (--([\w.]+)=.*?): (.*)", " ".join(message.split()))
+    if match is None:
+        return message
+    given, name, problem = match.groups()
+    if expected := _EXPECTED.get(values[name].parser.flag_type()):
+        default = known.get(name.removeprefix("config."))
+        if expected == _EXPECTED["tuple"]:
+            default = default or (1, 2)
+        example = "" if default is None or isinstance(default, bool) else f", such as {default}"
+        problem = f"must be {expected}{example.replace('[', '(').replace(']', ')')}"
+    return f"{given}: {problem}"
 
 
 def mode_arguments(name: str, values: flags.FlagValues) -> dict[str, Any]:
@@ -103,6 +151,17 @@ def mode_arguments(name: str, values: flags.FlagValues) -> dict[str, Any]:
             f"example: python main.py --mode={name} {mode.example}"
         )
     return given
+
+
+@contextmanager
+def naming_the_config(values: flags.FlagValues) -> Iterator[None]:
+    """Names the config of this command in errors that show how to prepare its data."""
+    try:
+        yield
+    except NotPreparedError as error:
+        if values["config"].value is None:
+            raise
+        raise error.with_config(config_flags.get_config_filename(values["config"])) from None
 
 
 def _workdir(mode: Mode, values: flags.FlagValues) -> Path | None:

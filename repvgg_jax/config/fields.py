@@ -27,6 +27,7 @@ class Field:
       above: exclusive lower bound.
       below: exclusive upper bound.
       length: required number of elements of a tuple.
+      whole: True if the elements of a tuple must be integers.
       note: explanation of the bounds, for the error message.
       changes_result: False for fields that do not affect what a run computes, such as paths,
         logging intervals and the mesh.
@@ -37,6 +38,7 @@ class Field:
     above: float | None = None
     below: float | None = None
     length: int | None = None
+    whole: bool = False
     note: str = ""
     changes_result: bool = True
 
@@ -45,7 +47,8 @@ class Field:
         """The bounds in words; empty if there are none."""
         bounds = {"at least": self.low, "above": self.above, "at most": self.high}
         bounds["below"] = self.below
-        return " and ".join(f"{word} {n:g}" for word, n in bounds.items() if n is not None)
+        limits = [f"{word} {n:g}" for word, n in bounds.items() if n is not None]
+        return " and ".join(["an integer", *limits] if self.whole else limits)
 
     def problem(self, value: Any) -> str | None:
         """Returns a message if the value is out of bounds, or else None."""
@@ -59,7 +62,7 @@ class Field:
 
     def _allows(self, number: Any) -> bool:
         """Returns True for a number within the bounds; NaN is never within them."""
-        if not isinstance(number, int | float) or math.isnan(number):
+        if not isinstance(number, int if self.whole else int | float) or math.isnan(number):
             return False
         return (
             (self.low is None or number >= self.low)
@@ -74,11 +77,11 @@ NEUTRAL = Field(changes_result=False)
 FIELDS = {
     "seed": Field(0),
     "model.num_classes": Field(1),
-    "model.depths": Field(1),
-    "model.widths": Field(1),
-    "model.strides": Field(1),
+    "model.depths": Field(1, whole=True),
+    "model.widths": Field(1, whole=True),
+    "model.strides": Field(1, whole=True),
     "model.groups": Field(1),
-    "model.grouped_layers": Field(0),
+    "model.grouped_layers": Field(0, whole=True),
     "model.copies": Field(1),
     "model.depth": Field(1),
     "model.width": Field(1),
@@ -129,7 +132,7 @@ FIELDS = {
     "optim.label_smoothing": Field(0, below=1),
     "optim.auxiliary_weight": Field(0),
     "optim.ema_decay": Field(0, below=1),
-    "bench.batch_sizes": Field(1, changes_result=False),
+    "bench.batch_sizes": Field(1, whole=True, changes_result=False),
     "bench.seconds": Field(above=0, changes_result=False),
     "fuse.verify_images": Field(1, changes_result=False),
     "fuse.tolerance": Field(0, changes_result=False),
@@ -253,7 +256,38 @@ def former_names(paths: Iterable[str]) -> list[str]:
     return sorted(part for part in parts if re.fullmatch(former, part))
 
 
-_ABBREVIATIONS = {"lr": "learning_rate", "wd": "weight_decay", "bs": "batch_size"}
+# Names that other programs use.
+_ALIASES = {
+    "arch": "model.name",
+    "bs": "train.batch_size",
+    "data": "data.data_dir",
+    "dataset": "data.name",
+    "ema": "optim.ema_decay",
+    "lr": "optim.learning_rate",
+    "model": "model.name",
+    "num_workers": "data.workers",
+    "pretrained": "init_from",
+    "wd": "optim.weight_decay",
+}
+
+
+def fields_named(known: Iterable[str], name: str) -> list[str]:
+    """Returns the fields with the last part of `name`, or with the name of which it is an alias."""
+    last = name.rpartition(".")[2]
+    if alias := _ALIASES.get(last):
+        return [field for field in known if field == alias]
+    same = [field for field in known if field.rpartition(".")[2] == last]
+    return [name] if name in same else same
+
+
+def nearest_fields(known: Iterable[str], name: str) -> list[str]:
+    """Returns up to three fields that `name` may stand for, the best first."""
+    if same := fields_named(known, name):
+        return difflib.get_close_matches(name, same, n=3, cutoff=0)
+    if "." in name:
+        return difflib.get_close_matches(name, known, n=3, cutoff=0.4)
+    last_parts = {field.rpartition(".")[2]: field for field in known}
+    return [last_parts[part] for part in difflib.get_close_matches(name, last_parts, n=3)]
 
 
 def unknown_field(config: ConfigDict, name: str) -> str | None:
@@ -261,8 +295,8 @@ def unknown_field(config: ConfigDict, name: str) -> str | None:
     known = dict(flat(to_json(config)))
     if name in known:
         return None
-    section, _, field = name.rpartition(".")
-    wanted = f"{section}.{_ABBREVIATIONS.get(field, field)}" if section else name
-    close = difflib.get_close_matches(wanted, known, n=3, cutoff=0.4)
+    if inside := [field for field in known if field.startswith(f"{name}.")]:
+        return f"--config.{name} is a section; set one of its fields, such as --config.{inside[0]}"
+    close = nearest_fields(known, name)
     hint = f"did you mean {' or '.join(close)}?" if close else "configs/default.py lists them"
     return f"--config.{name}: no such field; {hint}"

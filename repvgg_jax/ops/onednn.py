@@ -90,7 +90,7 @@ def has_build() -> bool:
 def available() -> bool:
     """Returns True if oneDNN can be used; otherwise warns once, unless nothing could be done."""
     if (reason := unavailable()) and has_build():
-        logging.warning("training takes nearly twice as long without oneDNN: %s", reason)
+        logging.warning("training takes up to twice as long without oneDNN: %s", reason)
     return not reason
 
 

@@ -40,7 +40,25 @@ def failing(capsys, *given):
         ),
         ([*QUICK, "--config.train.epochs.x=2"], "train.epochs.x: no such field; did you mean"),
         ([*QUICK, "--config.optim.lr=1.0"], "optim.lr: no such field; did you mean optim.learning"),
-        ([*QUICK, "--config.train.epochs=many"], "config.train.epochs=many"),
+        ([*QUICK, "--config.epochs=3"], "epochs: no such field; did you mean train.epochs?\n"),
+        ([*QUICK, "--config.model=x"], "model is a section; set one of its fields, such as --con"),
+        ([*QUICK, "--config.train.epochs=many"], "epochs=many: must be a number, such as 40.0\n"),
+        ([*QUICK, "--config.train.batch_size=2.5"], "must be an integer, such as 64\n"),
+        ([*QUICK, "--config.train.steps=x"], "--config.train.steps=x: must be an integer\n"),
+        ([*QUICK, "--config.data.flip=2"], "--config.data.flip=2: must be True or False\n"),
+        ([*QUICK, "--config.model.depths=(1,2"], "in parentheses, such as (1, 2, 3, 1)\n"),
+        ([*QUICK, "--config.model.depths=(1.5,)"], "depths=[1.5]: each must be an integer and at "),
+        ([*QUICK, "--epochs=3"], "--epochs=3; did you mean --config.train.epochs=3?\n"),
+        ([*QUICK, "--lr", "0.1"], "--lr; did you mean --config.optim.learning_rate?\n"),
+        (["--batch_size=8"], "did you mean --config.train.batch_size=8?\n"),
+        ([*QUICK, "epochs=3"], "'epochs=3'; did you mean --config.train.epochs=3?\n"),
+        ([*QUICK, "--work_dir=x"], "did you mean --workdir=x?\n"),
+        ([*QUICK, "--resume"], "the same command resumes a run\n"),
+        (["configs/b1.py"], "write --config configs/b1.py\n"),
+        (["--config", "cifar10.py"], "did you mean --config=configs/cifar10.py?\n"),
+        (["--config=cifar10:full"], "did you mean --config=configs/cifar10.py:full?\n"),
+        (["--config", "configs/quickstart.py:fast"], "no variants; give --config=configs/quick"),
+        (["--config", "Makefile"], "a config is a Python file, such as configs/quickstart.py\n"),
         ([*QUICK, "--config.seed=1", "--config.seed=2"], "--config.seed is given twice"),
         ([*QUICK, "--config.model.name=repvgg_c0"], "did you mean repvgg_"),
         ([*QUICK, "--config.model.block=repvg"], "did you mean repvgg"),
@@ -66,6 +84,24 @@ def test_a_wrong_command_line_is_one_line(given, expected, tmp_path, capsys):
     workdir = ["--workdir", tmp_path / "run"] if given else []
     assert expected in failing(capsys, *given, *workdir)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("lines", "expected"),
+    [
+        ("return 1 / 0", "line 4: ZeroDivisionError: division by zero"),
+        ("config.train.epoch = 3", "line 4: there is no field epoch here; did you mean epochs?"),
+        ("config.train.epochs = 'x'", "line 4: TypeError: Could not override field 'epochs'"),
+        ("config =", "line 4: invalid syntax"),
+        ("return {}", "get_config returns dict; it must return the ConfigDict of"),
+        ("config = type(config)(seed=1)", "has no model.num_classes, model.depths"),
+    ],
+)
+def test_an_error_in_a_config_file_is_one_line(lines, expected, tmp_path, capsys):
+    path = tmp_path / "mine.py"
+    start = "from configs import default\ndef get_config():\n    config = default.get_config()\n"
+    path.write_text(f"{start}    {lines}\n    return config\n")
+    assert f"--config={path}: {expected}" in failing(capsys, "--config", path)
 
 
 def test_a_wrong_workdir_is_reported_before_data_are_opened(tmp_path, capsys):

@@ -34,6 +34,7 @@ def test_a_missing_data_set_names_folder_and_command(tmp_path):
     command = output.split("`")[1].replace("<", "").replace(">", "")
     python, script, *arguments = command.partition(" --config.data.manual_dir")[0].split()
     assert (python, script) == ("python", "main.py")
+    assert arguments[:3] == ["--mode=prepare", "--config", "configs/b1.py"]
     output = main(*arguments, code=2)
     assert "ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar not found" in output
     assert output.count("\n") == 1

@@ -18,6 +18,29 @@ _FORMAT = "array_record"
 _SPLITS = {"train": ("train",), "test": ("validation", "test")}
 
 
+class NotPreparedError(UsageError):
+    """An error for a data set that must be prepared; the message has the command.
+
+    Args:
+      problem: start of the message, before the command.
+      name: data set.
+      root: `data.data_dir`.
+      rest: end of the message.
+      config: config file in the command.
+    """
+
+    def __init__(
+        self, problem: str, name: str, root: str, rest: str = "", config: str = "configs/default.py"
+    ):
+        command = f"python main.py --mode=prepare --config {config} --config.data.name={name}"
+        super().__init__(f"{problem} `{command} --config.data.data_dir={root}`{rest}")
+        self._parts = problem, name, root, rest
+
+    def with_config(self, config: str) -> "NotPreparedError":
+        """Returns the error with another config file in its command."""
+        return NotPreparedError(*self._parts, config)
+
+
 def load_prepared(
     name: str,
     data_dir: str | None,
@@ -116,9 +139,11 @@ def _find(name: str, root: str) -> str:
     if configs:
         choices = ", ".join(f"{dataset}/{config}" for config in configs)
         raise UsageError(f"{folder} has several configs; set data.name to one of {choices}")
-    raise UsageError(
-        f"{name} is not prepared under {root}; prepare it with `{_prepare_command(name, root)}`, "
-        "or use data.source=folder with data.data_dir for class folders"
+    raise NotPreparedError(
+        f"{name} is not prepared under {root}; prepare it with",
+        name,
+        root,
+        ", or use data.source=folder with data.data_dir for class folders",
     )
 
 
@@ -134,20 +159,15 @@ def _versions(folder: Path) -> list[str]:
     ]
 
 
-def _prepare_command(name: str, root: str) -> str:
-    return (
-        "python main.py --mode=prepare --config configs/default.py "
-        f"--config.data.name={name} --config.data.data_dir={root}"
-    )
-
-
 def _check_format(directory: str, name: str, root: str) -> None:
     info = read_json(Path(directory, _INFO), "prepare the data set again")
     formats = [info.get("fileFormat", "tfrecord"), *info.get("alternativeFileFormats", [])]
     if _FORMAT not in formats:
-        raise UsageError(
+        raise NotPreparedError(
             f"{directory} is prepared as {formats[0]}, which requires TensorFlow; move it away and "
-            f"prepare it as {_FORMAT}: `{_prepare_command(name, root)}`"
+            f"prepare it as {_FORMAT}:",
+            name,
+            root,
         )
 
 
