@@ -10,8 +10,9 @@ from repvgg_jax.bench import aot
 from repvgg_jax.config.describe import model_name
 from repvgg_jax.config.fields import to_json
 from repvgg_jax.config.resolve import resolve
-from repvgg_jax.config.workdir import check_workdir, make_workdir, named_write_errors
+from repvgg_jax.config.workdir import check_workdir, lock_run, make_workdir, named_write_errors
 from repvgg_jax.runtime.files import write_json
+from repvgg_jax.runtime.lock import check_unlocked
 from repvgg_jax.runtime.processes import inform_once
 
 
@@ -20,8 +21,11 @@ def run_compile(config: ConfigDict, topology: str, workdir: Path | None) -> None
 
     Raises:
       UsageError: if the config cannot run on these devices.
+      HeldError: if another process trains in the workdir.
       RunError: if the step does not fit in their memory.
     """
+    if workdir is not None:
+        check_unlocked(workdir)
     aot.prepare_compiler(topology)
     devices = aot.topology_devices(topology)
     config = resolve(config, workdir, devices)
@@ -40,7 +44,6 @@ def run_compile(config: ConfigDict, topology: str, workdir: Path | None) -> None
     print(f"compiled in {seconds:.0f} s")
     if workdir is None:
         return
-    make_workdir(to_json(config), workdir)
     report = {
         "model": model_name(config),
         "topology": topology,
@@ -50,5 +53,6 @@ def run_compile(config: ConfigDict, topology: str, workdir: Path | None) -> None
         "memory": cost.memory,
         **dataclasses.asdict(cost),
     }
-    with named_write_errors(workdir):
+    with lock_run(workdir), named_write_errors(workdir):
+        make_workdir(to_json(config), workdir)
         write_json(workdir / "compile.json", report)

@@ -12,7 +12,7 @@ from repvgg_jax.config.workdir import check_workdir, lock_run, make_workdir
 from repvgg_jax.errors import UsageError
 from repvgg_jax.interop.pytorch import from_torch, to_torch
 from repvgg_jax.interop.pytorch_files import read_torch, save_torch
-from repvgg_jax.runtime.processes import print_once
+from repvgg_jax.runtime.processes import primary, print_once
 from repvgg_jax.training.state import fresh_state
 
 
@@ -62,9 +62,12 @@ def _class_names(config: ConfigDict) -> tuple[str, ...] | None:
 def run_to_torch(workdir: Path, weights: str | Path, layout: str, fused: bool) -> None:
     """Writes the latest checkpoint, or the fused weights, to a file that PyTorch loads.
 
+    In a multi-process run, process 0 writes it.
+
     Raises:
       UsageError: if there is no run, or PyTorch's net would compute different outputs.
     """
     net, variables = load(workdir, fused=fused)
-    save_torch(weights, to_torch(net, variables, layout))
-    print(f"wrote the weights of {workdir} to {weights} with {layout} names")
+    if primary():
+        save_torch(weights, to_torch(net, variables, layout))
+    print_once(f"wrote the weights of {workdir} to {weights} with {layout} names")

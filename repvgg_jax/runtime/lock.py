@@ -8,6 +8,7 @@ import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
+from functools import cache
 from pathlib import Path
 
 from absl import logging
@@ -28,7 +29,7 @@ def locked(workdir: Path, take: bool = True, name: str = LOCK_FILE) -> Iterator[
     The lock is a POSIX record lock on `<workdir>/lock`. NFS, Lustre (mounted with `flock`) and
     other file systems with POSIX locks share it between hosts. A nested call in the same process
     does nothing, since closing the file a second time would release the lock. If the file system
-    does not support locks, logs a warning.
+    does not support locks, logs a warning, once for each workdir.
 
     Args:
       workdir: existing folder of a run.
@@ -104,13 +105,18 @@ def _try_lock(descriptor: int, kind: int, workdir: Path) -> bool:
     except OSError as error:
         if error.errno not in _NO_LOCKS:
             raise RunError(f"{workdir} cannot be locked ({error.strerror})") from None
-        logging.warning(
-            "%s cannot be locked (%s): its file system does not support locks; make sure that no "
-            "other process uses this workdir",
-            workdir,
-            error.strerror,
-        )
+        _warn_of_no_locks(workdir, error.strerror)
     return True
+
+
+@cache
+def _warn_of_no_locks(workdir: Path, reason: str) -> None:
+    logging.warning(
+        "%s cannot be locked (%s): its file system does not support locks; make sure that no other "
+        "process uses this workdir",
+        workdir,
+        reason,
+    )
 
 
 def _holder(text: bytes) -> str:

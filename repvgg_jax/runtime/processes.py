@@ -10,6 +10,7 @@ from contextvars import ContextVar
 import jax
 import numpy as np
 from absl import logging
+from jax._src.xla_bridge import backends_are_initialized  # no public module has it
 from jax.experimental import multihost_utils
 
 from repvgg_jax.errors import RunError, UsageError, one_line
@@ -41,10 +42,19 @@ def make_deterministic() -> None:
     """Makes XLA use deterministic kernels only, so that runs are bitwise reproducible.
 
     On GPUs, this disables atomics and autotuning, and costs speed. CPUs and TPUs are always
-    deterministic.
+    deterministic. If this process has used its GPUs before, it is too late, and a warning says so.
     """
     flags = os.environ.get("XLA_FLAGS", "").split()
-    os.environ["XLA_FLAGS"] = " ".join([*flags, *(f for f in _DETERMINISTIC if f not in flags)])
+    missing = [flag for flag in _DETERMINISTIC if flag not in flags]
+    if not missing:
+        return
+    if backends_are_initialized() and jax.devices()[0].platform == "gpu":
+        logging.warning(
+            "train.deterministic has no effect, since JAX has started its devices in this process; "
+            "restart it, as a notebook's kernel, and train before anything else runs"
+        )
+        return
+    os.environ["XLA_FLAGS"] = " ".join([*flags, *missing])
 
 
 def join_processes(

@@ -26,7 +26,7 @@ FIVE_STAGES = {"depths": (1,) * 5, "widths": (8,) * 5, "strides": (2,) * 5}
 
 
 @pytest.mark.medium
-def test_a_file_becomes_a_run_and_a_file_again(tmp_path):
+def test_a_file_becomes_a_run_and_a_file_again(tmp_path, monkeypatch):
     config = quickstart.get_config()
     config.model.update(FIVE_STAGES)
     net = rj.create(**config.model.to_dict())
@@ -41,6 +41,9 @@ def test_a_file_becomes_a_run_and_a_file_again(tmp_path):
         jax.tree.map(np.testing.assert_array_equal, got, variables)
     with pytest.raises(rj.UsageError, match="has a checkpoint of step 0"):
         pytorch.run_import(config, tmp_path / "run", str(tmp_path / "given.pth"))
+    monkeypatch.setattr(pytorch, "primary", lambda: False)  # as in the other processes of a run
+    pytorch.run_to_torch(tmp_path / "run", str(tmp_path / "other.pth"), "official", fused=False)
+    assert not (tmp_path / "other.pth").exists()
 
 
 @pytest.mark.medium

@@ -1,6 +1,9 @@
 """The lock on a workdir."""
 
+import errno
+import fcntl
 import json
+import os
 import re
 import resource
 import subprocess
@@ -57,6 +60,18 @@ def test_a_full_disk_does_not_keep_the_lock_from_being_taken(tmp_path):
             assert (tmp_path / "lock").read_text() == ""  # rather than the earlier holder
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_file_system_without_locks_is_named_once(tmp_path, monkeypatch, caplog):
+    def no_locks(descriptor, kind):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "lockf", no_locks)
+    for _ in range(2):
+        with locked(tmp_path):
+            pass
+    (warning,) = caplog.messages
+    assert f"{tmp_path} cannot be locked" in warning
 
 
 def test_no_folder_no_lock_and_an_unreadable_one(tmp_path):

@@ -1,6 +1,7 @@
 """Settings and connection of processes, without starting any."""
 
 import os
+from types import SimpleNamespace
 
 import jax
 import pytest
@@ -28,3 +29,12 @@ def test_deterministic_flags_are_added_once(monkeypatch):
     flags = os.environ["XLA_FLAGS"].split()
     assert flags[0] == "--xla_force_host_platform_device_count=4"
     assert flags.count("--xla_gpu_deterministic_ops=true") == 1
+
+
+def test_it_is_too_late_for_deterministic_kernels_once_the_gpus_have_started(monkeypatch, caplog):
+    jax.devices()
+    monkeypatch.setattr(jax, "devices", lambda: [SimpleNamespace(platform="gpu")])
+    monkeypatch.setenv("XLA_FLAGS", "")
+    make_deterministic()
+    assert os.environ["XLA_FLAGS"] == ""
+    assert "train.deterministic has no effect" in caplog.text

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 import numpy as np
 
 from repvgg_jax.data.decode import jpeg, pillow
-from repvgg_jax.errors import UsageError, one_line
+from repvgg_jax.errors import RunError, UsageError, one_line
 
 # (left, top, right, bottom) in pixels.
 Box = tuple[float, float, float, float]
@@ -51,6 +51,7 @@ class LazyImage:
 
         Raises:
           CorruptImageError: if the bytes are damaged or truncated.
+          RunError: if there is not enough memory.
         """
         with _named(self.where):
             return self.decode(self.size[1], 1)
@@ -119,11 +120,18 @@ def _decode_jpeg(data: bytes, rows: int, factor: int, where: str) -> np.ndarray:
 
 @contextmanager
 def _named(where: str) -> Iterator[None]:
-    """Raises CorruptImageError, naming the image, for any error in the block."""
+    """Raises CorruptImageError, naming the image, for any error in the block but MemoryError.
+
+    Sizes beyond Pillow's limit are damage. A smaller image for which there is no memory is not, and
+    data.skip_corrupt must not leave it out.
+    """
     try:
         yield
-    except MemoryError as error:  # a damaged header may ask for gigabytes
-        raise CorruptImageError(where, "there is not enough memory for its pixels") from error
+    except MemoryError as error:
+        raise RunError(
+            f"there is not enough memory to decode the image {where}; lower data.workers or "
+            "train.batch_size"
+        ) from error
     except Exception as error:
         # Pillow's plugins raise many exception types, and append " <_io.BytesIO object at ...>".
         raise CorruptImageError(where, one_line(error).split(" <_io.")[0]) from error
