@@ -94,7 +94,7 @@ def test_a_wrong_command_line_is_one_line(given, expected, tmp_path, capsys):
         ("config.train.epochs = 'x'", "line 4: TypeError: Could not override field 'epochs'"),
         ("config =", "line 4: invalid syntax"),
         ("return {}", "get_config returns dict; it must return the ConfigDict of"),
-        ("config = type(config)(seed=1)", "has no model.num_classes, model.depths"),
+        ("config = type(config)({'seed': 1})", "has no model.num_classes, model.depths"),
     ],
 )
 def test_an_error_in_a_config_file_is_one_line(lines, expected, tmp_path, capsys):

@@ -42,7 +42,7 @@ def test_every_number_of_the_default_config_has_bounds():
         ("data.std", (0.2, 0.0, 0.2), "each must be above 0"),
         ("data.std", (0.2, float("nan"), 0.2), "each must be above 0"),
         ("data.std", ("a", "b", "c"), "each must be above 0"),
-        ("model.widths", (8, 0, 8, 8, 8), "each must be at least 1"),
+        ("model.widths", (8, 0, 8, 8, 8), "each must be an integer and at least 1"),
         ("model.copies", 0, "must be at least 1"),
         ("model.bn_group_size", 0, "must be at least 1"),
         ("optim.momentum", 1.0, "must be at least 0 and below 1"),
@@ -56,7 +56,7 @@ def test_every_number_of_the_default_config_has_bounds():
         ("optim.warmup_epochs", float("inf"), "at most 1e+09"),
         ("train.epochs", 0.0, "above 0"),
         ("train.epochs", float("nan"), "above 0"),
-        ("bench.batch_sizes", (0,), "each must be at least 1"),
+        ("bench.batch_sizes", (0,), "each must be an integer and at least 1"),
     ],
 )
 def test_a_value_of_another_scale_is_one_line(name, value, message):
