@@ -28,7 +28,7 @@ def test_the_command_needs_no_data_and_leaves_a_workdir_that_trains(tmp_path):
         *("--config.data.image_size=32", "--config.model.dtype=float32", "--topology=cpu:8"),
         *("--workdir", tmp_path / "run"),
     )
-    assert "repvgg_a0 on 8 x cpu (cpu:8), 256 images per step, 32 per device" in output
+    assert "widths 8-8-8-8-8) on 8 x cpu (cpu:8), 256 images per step, 32 per device" in output
     found = json.loads((tmp_path / "run/compile.json").read_text())
     assert found["devices"] == 8
     assert found["collectives"]["all-reduce"][0] > 0
