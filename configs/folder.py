@@ -2,8 +2,13 @@
 
   python main.py --config configs/folder.py --config.data.data_dir=<folder of class folders>
 
-Fields that are unset below have values that suit the images, the classes and the device; the run
-prints them. To set one yourself: --config.train.epochs=50.
+Fields that are unset below get values that suit the images, the classes and the device; the run
+prints them (docs/guides/your_own_images.md).
+
+Expected on two CPU cores: 70.0% top-1 on the 600 test images of three classes of CIFAR-10 after
+training on 30 images of each for two minutes; 57.8% on the 2,000 test images of all ten after
+training on 200 of each for six. A hundred classes of 1,000 photographs take about six hours there.
+Not measured on a GPU.
 """
 
 from ml_collections import ConfigDict

@@ -63,8 +63,7 @@ def resolve(
         for name in (*REQUIRED, *OPTIONAL)
         if given[name] is None and values.get(name) is not None
     }
-    listed = " ".join(f"{name}={_text(value)}" for name, value in filled.items())
-    inform_once(f"from {origin}: {listed}")
+    inform_once(f"from {origin}: {_listed(filled)}")
     resolved = copy.deepcopy(config)
     resolved.update_from_flattened_dict(filled)
     return resolved
@@ -187,5 +186,11 @@ def _check_classes(found: FolderSummary) -> None:
         )
 
 
-def _text(value: Any) -> str:
-    return str(value).replace(" ", "") if isinstance(value, tuple) else str(value)
+def _listed(fields: Mapping[str, Any]) -> str:
+    """Returns fields as text by section: `model: name=repvgg_a0, ...; data: image_size=32, ...`."""
+    sections: dict[str, list[str]] = {}
+    for name, value in fields.items():
+        section, _, field = name.partition(".")
+        text = str(value).replace(" ", "")
+        sections.setdefault(section, []).append(f"{field}={text}")
+    return "; ".join(f"{section}: {', '.join(listed)}" for section, listed in sections.items())

@@ -124,7 +124,7 @@ def test_a_run_keeps_its_values_when_images_are_added(tmp_path, caplog):
     config = config_of(data, **net, **{"train.steps": 2})
     with caplog.at_level(logging.INFO):
         run_train(config, workdir)
-    assert "data.image_size=10 " in caplog.text
+    assert "; data: image_size=10, " in caplog.text
     saved = json.loads((workdir / "config.json").read_text())
     assert all(value is not None for name, value in flat(saved) if name in REQUIRED)
     report = json.loads((workdir / "report.json").read_text())
