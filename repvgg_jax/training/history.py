@@ -1,13 +1,18 @@
-"""The history of a run, `history.jsonl`: one row for each start, with what was changed since."""
+"""The history of a run, `history.jsonl`: one row for each start, and one for its end.
+
+A process that is killed writes no row for its end.
+"""
 
 import json
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from repvgg_jax.config.fields import flat
 from repvgg_jax.config.workdir import read_config
+from repvgg_jax.errors import RunError
 from repvgg_jax.runtime.files import append_row, parse_json
 from repvgg_jax.runtime.processes import warn_once
 from repvgg_jax.training.environment import differences
@@ -29,7 +34,7 @@ def record_start(
     earlier = read_history(workdir)
     first = dict(flat(read_config(workdir).to_dict()))
     row = {
-        "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "time": _now(),
         "step": step,
         "changed": {
             name: value
@@ -46,19 +51,35 @@ def record_start(
         )
 
 
+def record_end(workdir: Path, seconds: float) -> None:
+    """Appends a row with the duration of the run so far, over all starts, if it can be written."""
+    with suppress(RunError):  # which would hide why the run ends
+        append_row(workdir / HISTORY_FILE, {"ended": _now(), "seconds": round(seconds, 3)})
+
+
+def recorded_seconds(workdir: Path) -> float:
+    """Returns the duration of a run up to the last end of a start; 0.0 if there is none."""
+    seconds = [row["seconds"] for row in _rows(workdir) if "ended" in row]
+    return seconds[-1] if seconds else 0.0
+
+
 def read_history(workdir: Path) -> list[dict[str, Any]]:
-    """Returns the rows of a run's history, without lines left incomplete by a killed process."""
+    """Returns a row for each start, without lines left incomplete by a killed process."""
+    return [row for row in _rows(workdir) if {"step", "changed", "environment"} <= row.keys()]
+
+
+def _now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+
+
+def _rows(workdir: Path) -> list[dict[str, Any]]:
     path = workdir / HISTORY_FILE
     if not path.exists():
         return []
     rows = []
     for line in path.read_bytes().splitlines():
-        try:
-            row = parse_json(line)
-        except ValueError:
-            continue
-        if {"step", "changed", "environment"} <= row.keys():
-            rows.append(row)
+        with suppress(ValueError):
+            rows.append(parse_json(line))
     return rows
 
 

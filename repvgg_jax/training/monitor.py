@@ -34,13 +34,14 @@ class Monitor:
       stream: output for progress, a bar on terminals and lines elsewhere; `sys.stderr` by default.
       primary: False on all processes except the first; they write and show nothing.
       began: `time.monotonic()` when this start of the run began; now by default.
+      seconds_before: duration of earlier starts, unless rows are of a later time.
 
     Raises:
       UsageError: if an existing `metrics.jsonl` is damaged before its last line.
       RunError: from `train` and `evaluate`, if a row cannot be written.
 
     Attributes:
-      seconds_before: duration of all earlier starts of the run; 0.0 if not `primary`.
+      seconds_before: duration of all earlier starts of the run.
       evaluated: True if `metrics.jsonl` has an evaluation of `start_step`; False if not `primary`.
     """
 
@@ -53,12 +54,13 @@ class Monitor:
         stream: TextIO | None = None,
         primary: bool = True,
         began: float | None = None,
+        seconds_before: float = 0.0,
     ) -> None:
         self._workdir = Path(workdir)
         self._total_steps = total_steps
         self._stream = sys.stderr if stream is None else stream
         self._open = primary
-        self.seconds_before = 0.0
+        self.seconds_before = seconds_before
         self.evaluated = False
         self._best = -math.inf  # top-1 of the evaluations
         self._bar = None
@@ -78,7 +80,7 @@ class Monitor:
         if path.exists():
             written = read_metrics(path)
             if written and start_step:  # with the time of steps that are repeated
-                self.seconds_before = written[-1]["seconds"]
+                self.seconds_before = max(self.seconds_before, written[-1]["seconds"])
             rows = [row for row in written if row["step"] <= start_step]
             evaluations = [row for row in rows if row["kind"] == "eval"]
             self.evaluated = any(row["step"] == start_step for row in evaluations)
@@ -101,6 +103,11 @@ class Monitor:
         there is no other interval. The value is 0.0 before any interval ends.
         """
         return self._pace.overall()
+
+    @property
+    def seconds(self) -> float:
+        """Duration of the run in seconds, over all starts."""
+        return self.seconds_before + time.monotonic() - self._started
 
     def show(self, line: str) -> None:
         """Shows a line of text, above the bar if there is one."""
@@ -180,9 +187,8 @@ class Monitor:
         self.close()
 
     def _record(self, step: int, kind: str, metrics: Mapping[str, float]) -> None:
-        seconds = self.seconds_before + time.monotonic() - self._started
         finite = {name: v if math.isfinite(v) else None for name, v in metrics.items()}
-        row = {"step": step, "kind": kind, "seconds": round(seconds, 3), **finite}
+        row = {"step": step, "kind": kind, "seconds": round(self.seconds, 3), **finite}
         try:
             self._file.write(json.dumps(row, allow_nan=False) + "\n")
             self._file.flush()

@@ -13,7 +13,7 @@ from repvgg_jax.runtime.processes import all_processes, leaving_at_once, primary
 from repvgg_jax.runtime.signals import Stopping
 from repvgg_jax.training.environment import environment
 from repvgg_jax.training.evaluation import Evaluation, Metrics
-from repvgg_jax.training.history import record_start
+from repvgg_jax.training.history import record_end, record_start, recorded_seconds
 from repvgg_jax.training.loop import Loop
 from repvgg_jax.training.monitor import Monitor
 from repvgg_jax.training.state import TrainState, abstract_state, fresh_state
@@ -91,13 +91,18 @@ def train(
             start,
             primary=primary(),
             began=startup.began,
+            seconds_before=recorded_seconds(workdir) if start else 0.0,
         ) as monitor:
             # All processes must agree, but only the first one reads the metrics.
             evaluated = all_processes(monitor.evaluated or not primary())
             if start:
                 monitor.show(f"resuming from step {start}")
             loop = Loop(experiment, evaluation, monitor, manager, stopping, startup)
-            state, metrics = loop.run(state, evaluated)
+            try:
+                state, metrics = loop.run(state, evaluated)
+            finally:
+                if primary():
+                    record_end(workdir, monitor.seconds)
     return TrainResult(
         state=state,
         metrics=metrics,

@@ -10,6 +10,7 @@ import repvgg_jax as rj
 from repvgg_jax.cli import train as train_module
 from repvgg_jax.cli.train import run_train
 from repvgg_jax.errors import RunError
+from repvgg_jax.training.history import read_history
 from tests.support.runs import equal, tiny_config
 
 
@@ -20,10 +21,11 @@ def test_a_torn_report_is_written_again(undisturbed, tmp_path, monkeypatch, capl
     (tmp_path / "run/report.json").write_text('{"model": "rep')
     saved = (tmp_path / "run/config.json").read_text()
     history = tmp_path / "run/history.jsonl"
-    first = json.loads(history.read_text())
+    first, end = map(json.loads, history.read_text().splitlines())
+    assert end["seconds"] > 0
     assert (first["step"], first["changed"]) == (0, {})
     first["environment"]["convolutions"] = "a library of another machine"
-    history.write_text(json.dumps(first) + "\n")
+    history.write_text(f"{json.dumps(first)}\n{json.dumps(end | {'seconds': 1e6})}\n")
     config = tiny_config()
     config.data.workers = 1
     with caplog.at_level(logging.WARNING):
@@ -33,7 +35,9 @@ def test_a_torn_report_is_written_again(undisturbed, tmp_path, monkeypatch, capl
     assert report["examples_per_second"] is None
     assert "report.json cannot be read" in caplog.text
     assert (tmp_path / "run/config.json").read_text() == saved
-    assert json.loads(history.read_text().splitlines()[-1])["changed"] == {"data.workers": 1}
+    assert read_history(tmp_path / "run")[-1]["changed"] == {"data.workers": 1}
+    assert report["wall_seconds"] == 1e6 + report["start_seconds"]
+    assert report["starts"] == 2
     assert report["environment"]["convolutions"] != first["environment"]["convolutions"]
     [earlier] = report["earlier_environments"]
     assert earlier == first["environment"] | {"from_step": 0}
