@@ -14,10 +14,12 @@ from repvgg_jax.cli.evaluate import evaluation_config
 from repvgg_jax.cli.train import run_train
 from repvgg_jax.config.build import build
 from repvgg_jax.config.fields import config_hash, flat
-from repvgg_jax.config.resolve import OPTIONAL, REQUIRED, recipe, resolve
+from repvgg_jax.config.resolve import REQUIRED, recipe, resolve
 from repvgg_jax.data.sources.folder import FolderSummary
+from repvgg_jax.errors import Stopped
 from tests.support.image_files import encoded, noise, write, write_tree
 from tests.support.messages import one_line
+from tests.support.runs import train
 
 GIVEN = dict(flat(folder.get_config().to_dict()))
 
@@ -119,23 +121,21 @@ def test_unusable_folders_are_one_line(tmp_path, caplog):
 
 @pytest.mark.medium
 def test_a_run_keeps_its_values_when_images_are_added(tmp_path, caplog):
+    caplog.set_level(logging.INFO, "repvgg_jax")
     data, workdir = write_tree(tmp_path / "data", splits=("",), count=8), tmp_path / "run"
     net = {"model.depths": (1,), "model.widths": (4,), "model.strides": (2,)}
     config = config_of(data, **net, **{"train.steps": 2})
-    with caplog.at_level(logging.INFO):
-        run_train(config, workdir)
+    train(config, workdir)
     assert "; data: image_size=10, " in caplog.text
     saved = json.loads((workdir / "config.json").read_text())
     assert all(value is not None for name, value in flat(saved) if name in REQUIRED)
-    report = json.loads((workdir / "report.json").read_text())
-    assert report["config_hash"] == config_hash(saved)
-    assert report["eval_count"] == saved["fuse"]["verify_images"]
 
     for i in range(40):
         write(data / "ant" / f"new{i}.png", encoded(noise(i, 40, 40)))
     assert resolve(config).data.image_size == 40
-    again = resolve(config, workdir)
-    assert config_hash(again) == report["config_hash"]
+    config.train.deadline = 0.0
+    with pytest.raises(Stopped, match="after the last step"):
+        run_train(config, workdir)
+    assert config_hash(resolve(config, workdir)) == config_hash(saved)
     elsewhere = evaluation_config(config_of(tmp_path, **net), workdir)
     assert (elsewhere.data.holdout, elsewhere.data.image_size) == (None, 10)
-    assert set(OPTIONAL) <= dict(flat(saved)).keys()
