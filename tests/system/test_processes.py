@@ -239,6 +239,7 @@ def test_a_damaged_checkpoint_is_passed_over_by_both(two_by_two, tmp_path):
         (tmp_path / "run/checkpoints/4/variables").rglob("d/*"), key=lambda p: p.stat().st_size
     )
     largest.write_bytes(largest.read_bytes()[:-1])
+    (tmp_path / "run/report.json").unlink()  # a finished run reads no checkpoint
     arguments = [*TINY, "--config.train.steps=4", "--config.train.checkpoint_every=2"]
     with Pair(tmp_path, *arguments, "--workdir", tmp_path / "run") as pair:
         assert pair.wait() == [0, 0], pair.output(0) + pair.output(1)
