@@ -26,7 +26,6 @@ from repvgg_jax import create
 from repvgg_jax.errors import RunError, UsageError
 from repvgg_jax.fusion.fuse import fuse
 from repvgg_jax.nets import init
-from repvgg_jax.runtime.compilation import jit
 from repvgg_jax.runtime.devices import keep_freed_memory
 
 PATIENCE = "seconds to wait for a quiet machine, per batch size"
@@ -132,7 +131,7 @@ def compare(batch: int, options: argparse.Namespace) -> None:
     session = onnx_session(fused_net, fused_variables["params"], batch)
     nchw, nhwc = np.ascontiguousarray(images.transpose(0, 3, 1, 2)), jax.device_put(images)
     own_net, own = (net, variables) if options.train_form else (fused_net, fused_variables)
-    closed, opened = jit(partial(own_net.apply, own)), partial(jit(own_net.apply), own)
+    closed, opened = jax.jit(partial(own_net.apply, own)), partial(jax.jit(own_net.apply), own)
     ours = lambda: np.asarray((closed if options.constant else opened)(nhwc))  # noqa: E731
     theirs = lambda: session.run(None, {"images": nchw})[0]  # noqa: E731
     expected, got = theirs(), ours()

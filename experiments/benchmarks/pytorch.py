@@ -32,7 +32,7 @@ from repvgg_jax.blocks.registry import BLOCKS
 from repvgg_jax.blocks.repvgg import RepVGGBlock
 from repvgg_jax.nets import abstract
 from repvgg_jax.ops import onednn
-from repvgg_jax.runtime.compilation import jit, temporaries_bytes
+from repvgg_jax.runtime.compilation import temporaries_bytes
 
 ON_GPU = False  # set by main
 RATE = 0.01
@@ -108,7 +108,7 @@ def jax_step(net: Any) -> tuple[Callable[[], Any], int]:
         return {"params": params, "batch_stats": stats}
 
     state = rj.init(net, jax.random.key(0), size)
-    compiled = jit(step, donate_argnums=0).lower(state, images, labels).compile()
+    compiled = jax.jit(step, donate_argnums=0).lower(state, images, labels).compile()
 
     def run() -> Any:
         nonlocal state
@@ -153,7 +153,7 @@ def b1_temporaries(block: str) -> int:
     variables = abstract(net)
     images = jax.ShapeDtypeStruct((32, 224, 224, 3), jnp.float32)
     labels = jax.ShapeDtypeStruct((32,), jnp.int32)
-    compiled = jit(partial(gradients, net)).lower(variables, images, labels).compile()
+    compiled = jax.jit(partial(gradients, net)).lower(variables, images, labels).compile()
     return temporaries_bytes(compiled)
 
 
@@ -163,7 +163,7 @@ def fused_share_of_peak(rounds: int) -> float:
     net = make_net("repvgg")
     fused_net, fused_variables = rj.fuse(net, rj.init(net, jax.random.key(0), size))
     images = jax.random.normal(jax.random.key(1), (batch, size, size, 3), net.dtype)
-    forward = jit(fused_net.apply)
+    forward = jax.jit(fused_net.apply)
     seconds = statistics.median(
         time_interleaved({"": lambda: forward(fused_variables, images)}, rounds)[""]
     )

@@ -38,7 +38,7 @@ from repvgg_jax.bench.timing import time_interleaved
 from repvgg_jax.config.build import make_net
 from repvgg_jax.errors import UsageError
 from repvgg_jax.nets import abstract
-from repvgg_jax.runtime.compilation import jit, temporaries_bytes
+from repvgg_jax.runtime.compilation import temporaries_bytes
 from repvgg_jax.runtime.devices import cpu_cores
 from repvgg_jax.runtime.files import read_json, write_json
 from repvgg_jax.runtime.processes import prepare_process
@@ -114,7 +114,7 @@ def _deployed_forward(config: ConfigDict) -> _Lowered:
         logging.info("%s cannot be fused", config.model.block)
     variables = abstract(net)
     images = jax.ShapeDtypeStruct((config.train.batch_size, size, size, 3), net.dtype)
-    lowered = jit(partial(net.apply, train=False)).lower(variables, images)
+    lowered = jax.jit(partial(net.apply, train=False)).lower(variables, images)
     return lowered, lambda forward: partial(forward, *_zeros_of((variables, images)))
 
 

@@ -28,7 +28,6 @@ from repvgg_jax.data.pipeline import eval_batches
 from repvgg_jax.errors import UsageError
 from repvgg_jax.fusion.fuse import fuse
 from repvgg_jax.ops.batch_norm import BN_EPSILON
-from repvgg_jax.runtime.compilation import jit
 
 Variables = Mapping[str, Any]
 Row = dict[str, Any]
@@ -152,7 +151,7 @@ def receptive_fields(net: nn.Module, variables: Variables, images: Images) -> di
     """
     stages = [info.name for info in net.feature_info()]
 
-    @jit
+    @jax.jit
     def field(images: Array) -> list[Array]:
         maps, pull = jax.vjp(lambda x: net.features(variables, x)[0], images)
         fields = []
@@ -230,7 +229,7 @@ def removals(
 ) -> list[Row]:
     """Returns loss (nats) and top-1 with all branches, and with each single branch removed."""
 
-    @jit
+    @jax.jit
     def measure(variables: Variables) -> tuple[Array, Array]:
         logits = net.apply(variables, images, train=False)
         losses = -jnp.take_along_axis(jax.nn.log_softmax(logits), labels[:, None], 1)

@@ -28,7 +28,6 @@ from repvgg_jax.blocks.registry import BLOCKS
 from repvgg_jax.cli import train
 from repvgg_jax.nets import abstract
 from repvgg_jax.optim import sgd
-from repvgg_jax.runtime.compilation import jit
 from repvgg_jax.runtime.files import read_json, write_json
 from repvgg_jax.runtime.mesh import make_mesh, shard_batch
 from repvgg_jax.training.state import init_state
@@ -81,7 +80,7 @@ def stepper(name: str, batch: Any) -> Callable[[], float]:
     """Returns a function that takes a training step of a small net and returns its seconds."""
     net = rj.create("repvgg_b0", block=name, **SMALL)
     state = [init_state(net, sgd.sgd(lambda step: 0.01), make_mesh(), jax.random.key(0))]
-    step = jit(train_step, donate_argnums=0)
+    step = jax.jit(train_step, donate_argnums=0)
 
     def run() -> float:
         begin = time.perf_counter()

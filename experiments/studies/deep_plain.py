@@ -19,7 +19,6 @@ from experiments.sweeps.flags import Parser, path_type, run_command
 from repvgg_jax.config.build import build
 from repvgg_jax.errors import RunError
 from repvgg_jax.optim import sgd
-from repvgg_jax.runtime.compilation import jit
 from repvgg_jax.runtime.mesh import make_mesh
 from repvgg_jax.training.metrics import METRICS_FILE, read_metrics
 from repvgg_jax.training.state import init_state
@@ -56,7 +55,7 @@ def compile_seconds(depth: int) -> tuple[float, float]:
         "label": jax.ShapeDtypeStruct((64,), jnp.int32),
     }
     begin = time.perf_counter()
-    jit(train_step, donate_argnums=0).lower(state, batch, jax.random.key(0)).compile()
+    jax.jit(train_step, donate_argnums=0).lower(state, batch, jax.random.key(0)).compile()
     step = time.perf_counter() - begin
     begin = time.perf_counter()
     jax.jit(lambda key: rj.init(net, key, 8)).lower(jax.random.key(0)).compile()

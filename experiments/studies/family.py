@@ -21,7 +21,6 @@ from experiments.sweeps.flags import Parser, path_type, run_command
 from repvgg_jax.bench.counting import count_macs, count_parameters
 from repvgg_jax.errors import UsageError
 from repvgg_jax.interop.pytorch import from_torch, to_torch
-from repvgg_jax.runtime.compilation import jit
 
 
 def measure(name: str, image_size: int, classes: int, timm: Any) -> dict[str, Any]:
@@ -44,8 +43,8 @@ def measure(name: str, image_size: int, classes: int, timm: Any) -> dict[str, An
         "fusing": rj.verify(net, variables, x).max_relative_error,
     }
     with jax.default_matmul_precision("highest"):
-        ours = np.asarray(jit(net.apply)(variables, x))
-        ours_fused = np.asarray(jit(fused_net.apply)(fused_variables, x))
+        ours = np.asarray(jax.jit(net.apply)(variables, x))
+        ours_fused = np.asarray(jax.jit(fused_net.apply)(fused_variables, x))
     row["twin"] = difference(twin, x, ours)
     row["twin_fused"] = difference(twin.deploy(), x, ours_fused)
     del twin

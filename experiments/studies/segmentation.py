@@ -23,7 +23,6 @@ import repvgg_jax as rj
 from experiments.sweeps.flags import Parser, run_command
 from repvgg_jax.layers.conv import Conv
 from repvgg_jax.layers.norm import BatchNorm
-from repvgg_jax.runtime.compilation import jit
 
 CLASSES = ("background", "disc", "square")
 BINS = (1, 2, 3, 6)
@@ -115,7 +114,7 @@ def run(steps: int = 400, fast: bool = False, size: int = 48, batch: int = 16) -
     stats = {"backbone": backbone["batch_stats"], "head": top["batch_stats"]}
     opt_state = tx.init(params)
 
-    @jit
+    @jax.jit
     def step(params: Any, stats: Any, opt_state: Any, images: Array, masks: Array) -> Any:
         def loss_fn(params: Any) -> tuple[Array, Any]:
             variables = {"params": params["backbone"], "batch_stats": stats["backbone"]}

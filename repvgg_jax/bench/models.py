@@ -22,7 +22,7 @@ from repvgg_jax.config.workdir import named_write_errors
 from repvgg_jax.errors import UsageError
 from repvgg_jax.fusion.fuse import fuse
 from repvgg_jax.nets import Net, abstract, init
-from repvgg_jax.runtime.compilation import jit, temporaries_bytes
+from repvgg_jax.runtime.compilation import temporaries_bytes
 from repvgg_jax.runtime.files import append_row
 from repvgg_jax.runtime.mesh import shard_batch
 from repvgg_jax.training.state import fresh_state
@@ -187,7 +187,7 @@ def _forward(form: _Form, size: int, batch: int) -> _Program:
     """Compiles a form in evaluation mode."""
     net, variables = form.make()
     images = jnp.zeros((batch, size, size, 3), net.dtype)
-    return _compile(form, jit(partial(net.apply, train=False)), variables, images)
+    return _compile(form, jax.jit(partial(net.apply, train=False)), variables, images)
 
 
 def _step(form: _Form, size: int, batch: int) -> _Program:

@@ -11,7 +11,6 @@ import jax
 import jax.numpy as jnp
 
 from repvgg_jax.ops.convolution import convolve
-from repvgg_jax.runtime.compilation import jit
 
 Times = dict[str, list[float]]
 
@@ -83,7 +82,7 @@ def _convolution_rate(dtype: Any, algorithm: str, seconds: float) -> float:
     They have 256 channels and 28x28 pixels, and the batch doubles as long as that is faster. With
     Winograd's algorithm, the rate is that of the multiplications that it replaces.
     """
-    convolution = jit(partial(convolve, dtype=dtype, algorithm=algorithm))
+    convolution = jax.jit(partial(convolve, dtype=dtype, algorithm=algorithm))
     side, channels = 28, 256
     kernel = _random((3, 3, channels, channels), dtype)
 

@@ -27,7 +27,7 @@ from repvgg_jax.data.sources.base import EncodedSource, Record
 from repvgg_jax.data.sources.listing import list_images
 from repvgg_jax.errors import UsageError, one_line, reraise, shortened
 from repvgg_jax.runtime.mesh import make_mesh, replicate, shard_batch
-from repvgg_jax.training.prediction import batch_shape, compiled_probabilities
+from repvgg_jax.training.prediction import batch_probabilities, batch_shape
 
 
 class Row(NamedTuple):
@@ -158,14 +158,13 @@ def probabilities(
     mesh = make_mesh()
     most = -(-config.train.eval_batch_size // mesh.size) * mesh.size
     size = -(-batch_shape(len(source), most) // mesh.size) * mesh.size
-    compute = compiled_probabilities(mesh.devices.flat[0].platform)
     variables = replicate(variables, mesh)
     statistics = {"mean": tuple(config.data.mean), "std": tuple(config.data.std)}
     batches = eval_batches(source, make_transform(config), size, workers=config.data.workers)
     left = len(source)
     for batch in batches:
         images = shard_batch({"image": batch["image"]}, mesh)["image"]
-        rows = np.asarray(compute(net, variables, images, **statistics))
+        rows = np.asarray(batch_probabilities(net, variables, images, **statistics))
         for row, mask in zip(rows[:left], batch["mask"].tolist(), strict=False):
             yield row if mask else None
         left -= size

@@ -11,7 +11,6 @@ from repvgg_jax.errors import UsageError
 from repvgg_jax.nets import Net, Variables, check_names
 from repvgg_jax.ops.algorithms import Images
 from repvgg_jax.ops.batch_norm import BN_EPSILON, accumulation_dtype
-from repvgg_jax.runtime.compilation import jit
 
 
 def insert_bn(
@@ -52,7 +51,7 @@ def insert_bn(
     names = [spec.name for spec in net.plan()]
     wide = net.clone(dtype=accumulation_dtype(net.dtype))
 
-    @jit
+    @jax.jit
     def moments(images: Images) -> dict[str, tuple[Array, Array]]:
         _, state = wide.apply(
             variables,

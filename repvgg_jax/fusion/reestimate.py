@@ -10,7 +10,6 @@ from repvgg_jax.errors import UsageError
 from repvgg_jax.layers.norm import BN_MOMENTUM
 from repvgg_jax.nets import Averaged, Net, Variables
 from repvgg_jax.ops.algorithms import Images
-from repvgg_jax.runtime.compilation import jit
 
 
 def reestimate_batch_stats(
@@ -37,7 +36,7 @@ def reestimate_batch_stats(
     frozen = {name: stats[name] for name in net.frozen_blocks()}
     zeros = jax.tree.map(jnp.zeros_like, stats)
 
-    @jit
+    @jax.jit
     def moments(images: Images) -> Any:
         # An update of zeros gives (1 - momentum) times the statistics of the batch.
         _, state = net.apply(

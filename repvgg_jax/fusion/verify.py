@@ -11,7 +11,6 @@ from jaxtyping import Float
 from repvgg_jax.fusion.fuse import fuse
 from repvgg_jax.nets import Net, Variables
 from repvgg_jax.ops.batch_norm import accumulation_dtype
-from repvgg_jax.runtime.compilation import jit
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,7 +101,7 @@ def verify(
     """
     fused_net, fused_variables = fused or fuse(net, variables)
     wide = accumulation_dtype(net.dtype)
-    compare = jit(_compare, static_argnums=(0, 1))
+    compare = jax.jit(_compare, static_argnums=(0, 1))
     with jax.default_matmul_precision("highest"):
         blocks, exact = compare(
             net.clone(dtype=wide), fused_net.clone(dtype=wide), variables, fused_variables, images

@@ -15,10 +15,11 @@ or width is not a multiple of m, the input is padded and the output cropped.
 
 import jax.numpy as jnp
 import numpy as np
-from jax import Array, lax
+from jax import Array
 from jaxtyping import Float
 
 from repvgg_jax.ops.batch_norm import AnyArray, accumulation_dtype
+from repvgg_jax.runtime.compilation import barrier
 
 # B^T, G and A^T for each m. Some publications negate B^T's last row and A^T's last column.
 _DATA = {
@@ -65,7 +66,7 @@ def kernel_gradient(x: Images, dy: Outputs, tile: int, groups: int = 1) -> Kerne
     padded = jnp.pad(dy.astype(wide), padding)
     to_tile = np.transpose(_OUTPUT[tile]).tolist()
     rows = jnp.stack(_combine(to_tile, [padded[:, i::tile] for i in range(tile)]))
-    rows = lax.optimization_barrier(rows)
+    rows = barrier(rows)
     errors = _combine(to_tile, [rows[:, :, :, j::tile] for j in range(tile)])
     columns = [
         _products("sngi,sngo->sgio", v, _split(e, groups), groups)
@@ -94,7 +95,7 @@ def _correlate(x: AnyArray, kernel: AnyArray, tile: int, groups: int, contractio
     # On XLA:CPU, combining and cropping columns first is up to twice as fast as rows first.
     rows = jnp.stack(_combine(_OUTPUT[tile], columns), 4)
     rows = rows.reshape(*rows.shape[:3], -1, rows.shape[-1])[:, :, :, :width]
-    rows = _combine(_OUTPUT[tile], list(lax.optimization_barrier(rows)))
+    rows = _combine(_OUTPUT[tile], list(barrier(rows)))
     y = jnp.stack(rows, 2).reshape(batch, -1, width, rows[0].shape[-1])
     return y[:, :height].astype(x.dtype)
 
@@ -106,7 +107,7 @@ def _data_tiles(x: Array, tile: int, groups: int) -> list[Array]:
     padded = jnp.pad(x, [(0, 0), (1, down + 1 - height), (1, across + 1 - width), (0, 0)])
     rows = [padded[:, i : i + down : tile] for i in range(tile + 2)]
     # The barrier keeps XLA from recomputing each row for each of its columns.
-    rows = lax.optimization_barrier(jnp.stack(_combine(_DATA[tile], rows)))
+    rows = barrier(jnp.stack(_combine(_DATA[tile], rows)))
     columns = [rows[:, :, :, j : j + across : tile] for j in range(tile + 2)]
     return [_split(column, groups) for column in _combine(_DATA[tile], columns)]
 

@@ -3,14 +3,13 @@
 import os
 import tempfile
 import time
-from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import jax
 from absl import logging
 from jax import Array, lax
+from jax.experimental.xla_metadata import set_xla_metadata
 
 from repvgg_jax.errors import one_line
 from repvgg_jax.runtime.devices import target
@@ -80,6 +79,11 @@ def drop_oldest(folder: Path, limit: int) -> None:
         total -= size
 
 
+# XLA:CPU removes the optimization barriers by which `jax.checkpoint` separates recomputed values
+# from stored ones, and then merges them, so that rematerialization saves nothing.
+KEEP_RECOMPUTATION = {"xla_disable_hlo_passes": "cse_barrier_expander"}
+
+
 def barrier(x: Array) -> Array:
     """Returns `x`, behind an optimization barrier if the target is a CPU.
 
@@ -89,30 +93,18 @@ def barrier(x: Array) -> Array:
     step takes twice as long, and evaluating a net of 80 layers six times as long
     (docs/notes/speed.md). XLA's GPU and TPU backends need no barrier, since they weigh the cost of
     recomputation.
-
-    Functions that use it must be compiled by `jit` of this module: by default, XLA:CPU removes
-    barriers before fusion.
     """
-    return lax.optimization_barrier(x) if target().is_cpu else x
+    if not target().is_cpu:
+        return x
+    # XLA:CPU removes optimization barriers before it fuses, but never fuses across a call.
+    with set_xla_metadata(inlineable="false"):
+        return _barrier(x)
 
 
-def jit(
-    function: Callable[..., Any], devices: Sequence[jax.Device] | None = None, **jit_options: Any
-) -> jax.stages.Wrapped:
-    """Returns `jax.jit(function, **jit_options)`, compiled so that `barrier` has an effect.
-
-    Use it for every function that applies a net: training steps, evaluation, forward passes. If
-    `devices` are CPUs, it disables the XLA pass that removes barriers. By default, `devices` are
-    those of `runtime.devices.target`.
-    """
-    options = compiler_options(target().devices if devices is None else devices)
-    return jax.jit(function, compiler_options=options or None, **jit_options)
-
-
-def compiler_options(devices: Sequence[jax.Device]) -> dict[str, str]:
-    """Returns the compiler options of `jit` for these devices."""
-    on_cpu = devices[0].platform == "cpu"
-    return {"xla_disable_hlo_passes": "cse_barrier_expander"} if on_cpu else {}
+@jax.jit
+def _barrier(x: Array) -> Array:
+    # As this is not the identity, JAX's differentiation does not remove the call.
+    return lax.optimization_barrier(x)
 
 
 def temporaries_bytes(compiled: jax.stages.Compiled) -> int | None:

@@ -14,8 +14,8 @@ import jax.numpy as jnp
 from repvgg_jax.config.build import Experiment
 from repvgg_jax.data.split import Split
 from repvgg_jax.ops.convolution import engine
-from repvgg_jax.runtime.compilation import compiler_options
 from repvgg_jax.runtime.devices import compiling_for, cpu_cores
+from repvgg_jax.training.step import compiler_options
 from repvgg_jax.version import __version__, git_commit
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
@@ -64,7 +64,7 @@ def environment(experiment: Experiment) -> dict[str, Any]:
         "convolutions": convolutions,
         "dtype": jnp.dtype(net.dtype).name,
         "matmul_precision": jax.config.jax_default_matmul_precision or "default",
-        "compiler_options": compiler_options(devices),
+        "compiler_options": compiler_options(net, mesh),
         "xla_flags": os.environ.get("XLA_FLAGS", "").split(),
         "data": {
             name: _data(split)

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 import jax
@@ -19,7 +18,6 @@ from repvgg_jax.data.pipeline import Batch, eval_batches
 from repvgg_jax.data.split import Split
 from repvgg_jax.errors import RunError
 from repvgg_jax.nets import check_pair
-from repvgg_jax.runtime.compilation import jit
 from repvgg_jax.runtime.mesh import replicate, shard_batch
 
 Metrics = dict[str, Any]
@@ -63,10 +61,7 @@ def eval_step(
     return sums
 
 
-@cache
-def compiled_step(platform: str) -> Callable[..., Metrics]:
-    """Returns `eval_step`, compiled for the devices of a platform."""
-    return jit(eval_step, jax.devices(platform), static_argnames=("net", "mean", "std"))
+compiled_step = jax.jit(eval_step, static_argnames=("net", "mean", "std"))
 
 
 def evaluate(
@@ -103,12 +98,11 @@ def evaluate(
     check_pair(variables)
     if mesh:  # `load` puts variables on one device, and training may have split them
         variables = replicate(variables, mesh)
-    step = compiled_step(mesh.devices.flat[0].platform if mesh else jax.default_backend())
     total: Metrics = {}
     pending: Metrics = {}
     for batch in batches:
         batch = shard_batch(batch, mesh) if mesh else batch
-        sums = step(net, variables, batch, mean=mean, std=std)
+        sums = compiled_step(net, variables, batch, mean=mean, std=std)
         _add(total, pending)  # waits for the batch before, since more could fill the device
         pending = sums
         if after_batch:

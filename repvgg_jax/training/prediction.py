@@ -1,9 +1,9 @@
 """Class probabilities of images, and the preprocessing of the evaluation."""
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache
+from functools import partial
 from typing import Any
 
 import jax
@@ -21,7 +21,6 @@ from repvgg_jax.data.decode.image import LazyImage, from_array, open_image
 from repvgg_jax.data.images import normalize
 from repvgg_jax.errors import UsageError, one_line
 from repvgg_jax.nets import check_pair
-from repvgg_jax.runtime.compilation import jit
 from repvgg_jax.runtime.files import local_path
 
 
@@ -115,14 +114,13 @@ def predict(
     if batch_size < 1:
         raise UsageError(f"batch_size={batch_size}: must be positive")
     check_pair(variables)
-    probabilities = compiled_probabilities(jax.default_backend())
     size = batch_shape(len(images), batch_size)
     rows = [np.zeros((0, net.num_classes), np.float32)]
     for start in range(0, len(images), size):
         batch = np.asarray(images[start : start + size])
         count = len(batch)
         batch = np.pad(batch, [(0, size - count), *[(0, 0)] * (batch.ndim - 1)])
-        rows.append(np.asarray(probabilities(net, variables, batch))[:count])
+        rows.append(np.asarray(batch_probabilities(net, variables, batch))[:count])
     return np.concatenate(rows)
 
 
@@ -134,19 +132,15 @@ def batch_shape(count: int, most: int) -> int:
     return min(most, 1 << max(count - 1, 0).bit_length())
 
 
-@cache
-def compiled_probabilities(platform: str) -> Callable[..., Array]:
-    """Returns the function from `(net, variables, images)` to probabilities, for a platform."""
-
-    def probabilities(
-        net: nn.Module,
-        variables: Any,
-        images: Array,
-        mean: Sequence[float] | None = None,
-        std: Sequence[float] | None = None,
-    ) -> Array:
-        if mean is not None:
-            images = normalize(images, mean, std)
-        return jax.nn.softmax(net.apply(variables, images, train=False))
-
-    return jit(probabilities, jax.devices(platform), static_argnames=("net", "mean", "std"))
+@partial(jax.jit, static_argnames=("net", "mean", "std"))
+def batch_probabilities(
+    net: nn.Module,
+    variables: Any,
+    images: Array,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+) -> Array:
+    """Returns the probabilities of a batch, which is normalized first if `mean` is given."""
+    if mean is not None:
+        images = normalize(images, mean, std)
+    return jax.nn.softmax(net.apply(variables, images, train=False))

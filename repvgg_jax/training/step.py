@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from flax import linen as nn
 from jax import Array
 from jax.sharding import Mesh
 
@@ -15,7 +16,7 @@ from repvgg_jax.data.pipeline import Batch
 from repvgg_jax.nets.repvgg import AUXILIARY
 from repvgg_jax.optim import sgd
 from repvgg_jax.optim.ema import decay_at, update_average
-from repvgg_jax.runtime.compilation import jit
+from repvgg_jax.runtime.compilation import KEEP_RECOMPUTATION
 from repvgg_jax.runtime.mesh import replicated
 from repvgg_jax.training.evaluation import Metrics
 from repvgg_jax.training.mixing import mix
@@ -30,7 +31,18 @@ def jit_train_step(state: TrainState, mesh: Mesh, options: StepOptions) -> jax.s
     split = mesh.shape.get("fsdp", 1) > 1
     step = partial(train_step, options=options, mesh=mesh if split else None)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
-    return jit(step, mesh.devices.flat, donate_argnums=0, out_shardings=(shardings, None))
+    return jax.jit(
+        step,
+        donate_argnums=0,
+        out_shardings=(shardings, None),
+        compiler_options=compiler_options(state.net, mesh) or None,
+    )
+
+
+def compiler_options(net: nn.Module, mesh: Mesh) -> dict[str, str]:
+    """Returns the compiler options of the training step."""
+    on_cpu = mesh.devices.flat[0].platform == "cpu"
+    return KEEP_RECOMPUTATION if on_cpu and net.remat is not None else {}
 
 
 def train_step(
