@@ -11,8 +11,8 @@ def get_config() -> ConfigDict:
     config = ConfigDict()
     config.seed = 0  # initialization; also data.seed and data.augmentation_seed, if unset
     config.init_from = placeholder(str)  # workdir of a run to start from; fresh weights if unset
-    # init_from: "keep" or "reset" the head; if unset, keep it for the same classes, reset it for
-    # another number of classes, and refuse other classes of the same number.
+    # With init_from: "keep" or "reset" the head. If unset, it is kept for the same classes,
+    # and reset for another number of classes; other classes of the same number are an error.
     config.init_head = placeholder(str)
 
     config.model = model = ConfigDict()
@@ -53,8 +53,8 @@ def get_config() -> ConfigDict:
     data.source = "tfds"  # tfds (prepared as array_record), folder (class folders), digits
     data.name = "imagenet2012"  # TFDS data set: `name`, `name/config` or `name:version`
     data.data_dir = placeholder(str)  # folder of the data; ~/tensorflow_datasets
-    # folder without val/ or another folder to evaluate: share of each class that is evaluated and
-    # not trained on; without train/ either, both use all images if unset.
+    # Class folders without val/: share of each class that is held out for evaluation. If unset, and
+    # there is no train/ either, training and evaluation use the same images.
     data.holdout = placeholder(float)
     data.manual_dir = placeholder(str)  # --mode=prepare: folder of archives downloaded by hand
     data.image_size = 224  # side of the square image that the net sees, in pixels
@@ -94,7 +94,7 @@ def get_config() -> ConfigDict:
     train.cutmix = 0.0  # alpha of the Beta distribution; 0 disables it
     train.deterministic = False  # bit-for-bit reproducible on GPUs too, but slower
     train.deadline = placeholder(float)  # seconds from the start within which to save and stop
-    train.eval_every = placeholder(int)  # steps between evaluations; the epochs that make up 50
+    train.eval_every = placeholder(int)  # steps; whole epochs, of 50 steps or more
     train.checkpoint_every = 1000  # steps; evaluations also write checkpoints
     train.keep = 2  # latest checkpoints to keep, in addition to that with the best top-1
     train.log_every = 50  # steps

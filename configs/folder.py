@@ -1,9 +1,9 @@
-"""Your own images: class folders of any number and size, with values that the images determine.
+"""Your own images in class folders, of any number and size.
 
   python main.py --config configs/folder.py --config.data.data_dir=<folder of class folders>
 
-Fields that are unset below get values that suit the images, the classes and the device; the run
-prints them (docs/guides/your_own_images.md).
+The fields that are unset below get values that suit the images, the classes and the device. The run
+prints these values (docs/guides/your_own_images.md).
 
 Expected on two CPU cores: 70.0% top-1 on the 600 test images of three classes of CIFAR-10 after
 training on 30 images of each for two minutes; 57.8% on the 2,000 test images of all ten after

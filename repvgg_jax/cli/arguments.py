@@ -42,13 +42,13 @@ configs/default.py lists all fields; override any of them: --config.train.epochs
   --helpfull               all flags"""
 
 
-# What some flags of other programs are for.
+# Advice for flags that other programs have.
 _UNNEEDED = {
     "resume": "the same command resumes a run",
     "device": "JAX_PLATFORMS=cpu, cuda or tpu in the environment chooses the devices",
 }
 _UNNEEDED["gpu"] = _UNNEEDED["gpus"] = _UNNEEDED["device"]
-# Descriptions of the types of flags.
+# Descriptions of the values of flags, by type.
 _EXPECTED = {
     "int": "an integer",
     "float": "a number",

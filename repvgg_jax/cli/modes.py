@@ -75,7 +75,6 @@ MODES = {
         "--workdir runs/quickstart --images photographs --output classes.csv",
         needs=("workdir", "images"),
         takes=("top_k", "output"),
-        resumes_from="first image",
     ),
     "prepare": Mode(
         run_prepare,

@@ -11,7 +11,7 @@ from repvgg_jax.training.summary import training_loss_terms
 
 
 def opening(experiment: Experiment, environment: Mapping[str, Any]) -> str:
-    """Returns what a run is about to train, on which data and devices, as a few lines."""
+    """Returns a few lines on a run about to start: data, net, length, device and loss."""
     train, evaluation = experiment.train_data, experiment.eval_data
     images, size = len(train.source), train.transform.image_size
     pixels = f"{size}x{size} pixels"

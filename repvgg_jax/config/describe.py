@@ -1,4 +1,4 @@
-"""A model in words, from its config."""
+"""The name of a model, with what its config changes."""
 
 from typing import Any
 

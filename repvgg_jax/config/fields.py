@@ -213,7 +213,7 @@ def value_problems(config: ConfigDict) -> Iterator[str]:
             yield f"{name}={value}: {problem}"
     unset = [name for name in REQUIRED if values[name] is None]
     if unset and config.data.source != "folder":
-        yield f"{shortened(unset, 3)}: unset, which needs data.source=folder, or set them"
+        yield f"{shortened(unset, 3)}: unset; only with data.source=folder can they be unset"
     for name in PATHS:
         if values[name] is not None:
             try:
@@ -256,7 +256,7 @@ def former_names(paths: Iterable[str]) -> list[str]:
     return sorted(part for part in parts if re.fullmatch(former, part))
 
 
-# Names that other programs use.
+# Fields by the names that other programs have for them.
 _ALIASES = {
     "arch": "model.name",
     "bs": "train.batch_size",
@@ -272,7 +272,7 @@ _ALIASES = {
 
 
 def fields_named(known: Iterable[str], name: str) -> list[str]:
-    """Returns the fields with the last part of `name`, or with the name of which it is an alias."""
+    """Returns the field that the last part of `name` is an alias of, or all with this last part."""
     last = name.rpartition(".")[2]
     if alias := _ALIASES.get(last):
         return [field for field in known if field == alias]

@@ -16,7 +16,7 @@ from repvgg_jax.data.sources.folder import FolderSummary, summarize_folder
 from repvgg_jax.errors import UsageError, shortened
 from repvgg_jax.runtime.processes import inform_once, warn_once
 
-# Fields that make a net whose weights fit those of another run, in addition to its name.
+# Fields that, besides the name, must be those of another run for its weights to fit.
 _SHAPE = (
     *("model.block", "model.depths", "model.widths", "model.strides", "model.groups"),
     *("model.grouped_layers", "model.branches", "model.copies"),
@@ -75,7 +75,7 @@ def recipe(
     on_accelerator: bool,
     start: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Returns the given values with one for each unset field; configs/folder.py has measurements.
+    """Returns the given values, and one for each unset field; configs/folder.py has measurements.
 
     Args:
       given: the fields of a config by name. Those that are not None determine others: the number of

@@ -1,4 +1,4 @@
-"""The lengths that a config and the number of training images determine, in steps."""
+"""Lengths in steps, which depend on a config and the number of training images."""
 
 from ml_collections import ConfigDict
 
@@ -11,7 +11,7 @@ _FEW_STEPS = 4
 
 
 def check_schedule(config: ConfigDict) -> None:
-    """Raises UsageError if the warm-up is as long as the run, which needs no data to tell."""
+    """Raises UsageError if the warm-up is as long as the run; called before the data are opened."""
     warmup, epochs = config.optim.warmup_epochs, config.train.epochs
     if config.train.steps is None and warmup >= epochs:
         raise UsageError(
@@ -27,9 +27,9 @@ def total_steps(config: ConfigDict, train_size: int) -> int:
       UsageError: if there are no steps, or none after the warm-up.
     """
     if config.train.steps is not None:
-        steps, source = config.train.steps, "train.steps"
+        steps = config.train.steps
     else:
-        steps, source = round(config.train.epochs * steps_per_epoch(config, train_size)), "the run"
+        steps = round(config.train.epochs * steps_per_epoch(config, train_size))
         if steps < 1:
             raise UsageError(
                 f"train.epochs={config.train.epochs} with {train_size} images is less than one "
@@ -40,7 +40,7 @@ def total_steps(config: ConfigDict, train_size: int) -> int:
     if warmup >= steps:
         raise UsageError(
             f"optim.warmup_epochs={config.optim.warmup_epochs:g} takes {warmup} steps, but "
-            f"{source} has {steps}; set --config.optim.warmup_epochs=0, or train for more than "
+            f"the run has {steps}; set --config.optim.warmup_epochs=0, or train for more than "
             f"{warmup} steps"
         )
     return steps
@@ -52,7 +52,7 @@ def warmup_steps(config: ConfigDict, train_size: int) -> int:
 
 
 def steps_per_epoch(config: ConfigDict, train_size: int) -> float:
-    """Returns the number of steps in which as many images are seen as there are."""
+    """Returns the length of an epoch in steps, not rounded."""
     return train_size / config.train.batch_size
 
 

@@ -1,6 +1,6 @@
-"""Accuracy of each class and the matrix of confusions: in the report, as a table and as a picture.
+"""Accuracy of each class and the confusion matrix: in the report, as a table and as a picture.
 
-Entry [i, j] of a matrix is the number of images of class i that are taken for class j.
+Entry [i, j] of a matrix is the number of images of class i that are predicted as class j.
 """
 
 import os
@@ -17,7 +17,7 @@ CONFUSION_PICTURE = "confusion.png"
 
 _MOST_DRAWN = 50  # classes; the names of more would be illegible
 _MOST_COUNTS = 20  # classes up to which the numbers are written into the cells
-_ROWS = 5  # of the table, and confusions in the line below it
+_ROWS = 5  # of the table; also the number of confusions in the line below it
 _WIDTH = 24  # of a class name
 
 
@@ -36,7 +36,7 @@ def confusion_fields(metrics: Mapping[str, Metrics]) -> dict[str, Any]:
 
 
 def class_accuracy(matrix: np.ndarray) -> list[float | None]:
-    """Returns the share of each class's images that are taken for it; None without images."""
+    """Returns the share of each class's images that is predicted correctly; None if it has none."""
     pairs = zip(matrix.diagonal().tolist(), matrix.sum(1).tolist(), strict=True)
     return [right / images if images else None for right, images in pairs]
 
@@ -52,7 +52,7 @@ def show_confusion(matrix: np.ndarray, names: Sequence[str], picture: Path | Non
 
 
 def confusion_table(matrix: np.ndarray, names: Sequence[str]) -> str:
-    """Returns the classes of lowest accuracy with what they are taken for, and the top confusions.
+    """Returns a table of the classes of lowest accuracy, and the most frequent confusions.
 
     Outputs beyond `names` are named by their number.
     """
@@ -63,10 +63,10 @@ def confusion_table(matrix: np.ndarray, names: Sequence[str]) -> str:
         (share, k) for k, share in enumerate(accuracy) if share is not None and share < 1
     )
     if not wrong:
-        return f"every image of {sum(share is not None for share in accuracy)} classes is right"
+        return "every image is classified correctly"
     title = f"lowest of {len(accuracy) - accuracy.count(None)} classes"
     width = max(len(title), *(len(names[k]) for _, k in wrong[:_ROWS])) + 2
-    lines = [f"{title:<{width}}{'accuracy':>9}{'images':>9}   taken for"]
+    lines = [f"{title:<{width}}{'accuracy':>9}{'images':>9}   predicted as"]
     for share, k in wrong[:_ROWS]:
         others = [f"{names[j]} ({errors[k, j]:,})" for j in _largest(errors[k], 3)]
         images = matrix[k].sum()
@@ -77,7 +77,7 @@ def confusion_table(matrix: np.ndarray, names: Sequence[str]) -> str:
 
 
 def draw_confusion(matrix: np.ndarray, names: Sequence[str], path: str | os.PathLike[str]) -> None:
-    """Draws a matrix, each row in percent of its class; of more than 50 classes, does nothing.
+    """Draws a matrix, each row in percent of its class; does nothing for more than 50 classes.
 
     The suffix of `path` determines the image format.
     """
@@ -100,8 +100,8 @@ def draw_confusion(matrix: np.ndarray, names: Sequence[str], path: str | os.Path
     centers = np.arange(count) + 0.5
     axes.set_xticks(centers, names, rotation=90 if max(map(len, names)) > 2 else 0)
     axes.set_yticks(centers, names)
-    axes.set_xlabel("taken for")
-    axes.set_ylabel("class")
+    axes.set_xlabel("predicted class")
+    axes.set_ylabel("true class")
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
     axes.set_aspect("equal")

@@ -1,4 +1,4 @@
-"""Evaluation: accuracy, loss and confusions, with every example counted once on any devices."""
+"""Evaluation: accuracy, loss and confusion matrix; every example is counted exactly once."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ from repvgg_jax.runtime.mesh import replicate, shard_batch
 
 Metrics = dict[str, Any]
 
-# A matrix of confusions has the square of as many entries: more would fill a report.
+# The confusion matrix of more classes, with the square of as many entries, would fill a report.
 MOST_CLASSES = 100
 _SCALARS = ("top1", "top5", "loss", "count")
 
@@ -88,8 +88,8 @@ def evaluate(
     Returns:
       `top1` and `top5` (fractions; the latter for nets of more than five outputs), `loss` (nats per
       image), `count` (images). For a net of at most `MOST_CLASSES` outputs, also `confusion`: int64
-      [classes, classes], whose entry [i, j] is the number of images of class i that are taken for
-      class j.
+      [classes, classes], whose entry [i, j] is the number of images of class i that are predicted
+      as class j.
 
     Raises:
       UsageError: if raw parameters come with averaged statistics, or vice versa.

@@ -34,7 +34,7 @@ class Monitor:
       stream: output for progress, a bar on terminals and lines elsewhere; `sys.stderr` by default.
       primary: False on all processes except the first; they write and show nothing.
       began: `time.monotonic()` when this start of the run began; now by default.
-      seconds_before: duration of earlier starts, unless rows are of a later time.
+      seconds_before: duration of earlier starts; that of `metrics.jsonl` counts if it is longer.
 
     Raises:
       UsageError: if an existing `metrics.jsonl` is damaged before its last line.

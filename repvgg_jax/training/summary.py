@@ -9,7 +9,7 @@ from repvgg_jax.training.monitor import clock
 
 
 def training_loss_terms(options: StepOptions) -> str:
-    """Returns what the training loss has and the evaluation loss does not; empty if nothing."""
+    """Returns the terms that only the training loss includes; empty if there are none."""
     terms = {
         "label smoothing": options.label_smoothing,
         "mixup": options.mixup,

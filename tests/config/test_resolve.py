@@ -115,7 +115,7 @@ def test_unusable_folders_are_one_line(tmp_path, caplog):
     assert "from 1 (ant) to " in caplog.text
     config = folder.get_config()
     config.data.source = "digits"
-    with pytest.raises(rj.UsageError, match=r"model\.name, .* unset, .* data\.source=folder"):
+    with pytest.raises(rj.UsageError, match=r"model\.name, .* unset; .* data\.source=folder"):
         build(config)
 
 

@@ -1,4 +1,4 @@
-"""Lengths in steps, and what is said about those that do not fit together."""
+"""Lengths in steps, and messages about those that do not fit together."""
 
 import pytest
 
@@ -29,7 +29,7 @@ def config(**train):
         (
             {"steps": 20},
             1437,
-            r"=1 takes 22 steps, but train.steps has 20; set --config.optim.warmup_epochs=0, or",
+            r"=1 takes 22 steps, but the run has 20; set --config.optim.warmup_epochs=0, or",
         ),
     ],
 )

@@ -1,4 +1,4 @@
-"""Tests of the accuracy of each class and of the matrix of confusions."""
+"""Tests of the accuracy of each class and of the confusion matrix."""
 
 import numpy as np
 import pytest
@@ -28,7 +28,7 @@ def test_table_lists_the_lowest_classes_and_the_most_frequent_confusions():
         f"most frequent: {long} as c (3), a as {long} (2), {long} as a (1), {long} as 3 (1)"
     )
     right = confusion.confusion_table(np.diag([3, 0, 2]), names)
-    assert right == "every image of 2 classes is right"
+    assert right == "every image is classified correctly"
 
 
 @pytest.mark.parametrize("classes", [4, 51])

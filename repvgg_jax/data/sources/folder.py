@@ -206,8 +206,8 @@ def _list_split(
         labels += [label] * len(files)
     if not paths:
         raise UsageError(
-            f"every class folder in {root} has a single image, so none can be held out to "
-            "evaluate; add images"
+            f"every class folder in {root} has a single image, so none can be held out for "
+            "evaluation; add images"
         )
     return FolderSplit(root, class_names, paths, labels)
 

@@ -12,8 +12,8 @@ def held_out(paths: Iterable[str], root: str, share: float) -> set[str]:
     Each path relative to `root` has a fixed position in [0, 1), from a hash of its name, and is
     held out if the position is below `share`. So the choice is the same on every machine, and an
     image does not change sides when others are added or removed, which would put images that an
-    earlier run was trained on into the evaluation of a later one. The only exception keeps the
-    classes whole: of two images or more, at least one is on each side.
+    earlier run was trained on into the evaluation of a later one. The only exception: of a class
+    with two images or more, at least one is on each side.
 
     Args:
       paths: paths of the images of one class, below `root`.

@@ -19,7 +19,7 @@ _SPLITS = {"train": ("train",), "test": ("validation", "test")}
 
 
 class NotPreparedError(UsageError):
-    """An error for a data set that must be prepared; the message has the command.
+    """An error for a data set that must be prepared; the message contains the command.
 
     Args:
       problem: start of the message, before the command.
