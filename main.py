@@ -1,7 +1,12 @@
 """Trains, evaluates, fuses, converts and measures RepVGG models: `python main.py --help`."""
 
 import importlib.util
+import signal
 import sys
+
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    # Until `leave_at_interrupt`: an import may lose a KeyboardInterrupt, and the command would run.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 if absent := [name for name in ("absl", "flax", "jax") if importlib.util.find_spec(name) is None]:
     print(

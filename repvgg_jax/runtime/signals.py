@@ -128,7 +128,8 @@ def leave_at_interrupt(line: str) -> None:
       line: the last line on stderr.
     """
     global _leaving
-    if hasattr(sys, "ps1") or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+    default = signal.default_int_handler, signal.SIG_DFL
+    if hasattr(sys, "ps1") or signal.getsignal(signal.SIGINT) not in default:
         return
     _leaving = True
     reader, writer = os.pipe()

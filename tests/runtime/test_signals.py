@@ -63,7 +63,7 @@ def interrupt():
         time.sleep(0.2)
         os.kill(os.getpid(), signal.SIGINT)
 
-signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGINT, signal.SIG_DFL)  # as main.py does
 leave_at_interrupt("interrupted; rerun")
 with Stopping():
     threading.Thread(target=interrupt).start()
