@@ -24,9 +24,10 @@ from repvgg_jax.config.workdir import read_config
 from repvgg_jax.data.pipeline import eval_batches
 from repvgg_jax.data.prepare.progress import progress
 from repvgg_jax.data.sources.base import EncodedSource, Record
-from repvgg_jax.data.sources.listing import list_images
+from repvgg_jax.data.sources.listing import counted, list_images
 from repvgg_jax.errors import UsageError, one_line, reraise, shortened
 from repvgg_jax.runtime.mesh import make_mesh, replicate, shard_batch
+from repvgg_jax.runtime.processes import inform_once, warn_once
 from repvgg_jax.training.prediction import batch_probabilities, batch_shape
 
 
@@ -70,7 +71,7 @@ def run_predict(workdir: Path, images: Path, top_k: int, output: Path | None) ->
     paths = find_images(images)
     net, variables, form = newest_form(workdir)
     count = f"{len(paths):,} images" if len(paths) > 1 else "1 image"
-    print(f"{workdir}: {form}; {count}", file=sys.stderr)
+    inform_once(f"{workdir}: {form}; {count}")
 
     source = files_source(paths)
     found = probabilities(net, variables, source, config)
@@ -87,10 +88,9 @@ def run_predict(workdir: Path, images: Path, top_k: int, output: Path | None) ->
     if bad := sorted(source.skipped):
         if len(bad) == len(paths):
             raise UsageError(f"--images={images}: nothing in it can be read as an image")
-        left_out = f"left out {len(bad):,} of {len(paths):,} files: {shortened(bad)}"
-        print(left_out, file=sys.stderr)
+        warn_once("left out %d of %d files: %s", len(bad), len(paths), shortened(bad))
     if output is not None:
-        print(f"wrote {output}", file=sys.stderr)
+        inform_once(f"wrote {output}")
 
 
 def find_images(path: Path) -> list[str]:
@@ -105,12 +105,11 @@ def find_images(path: Path) -> list[str]:
         raise UsageError(f"--images={path}: no such file or folder")
     left_out: Counter[str] = Counter()
     paths = list_images(os.fspath(path), left_out)
-    others = shortened([f"{count} {kind}" for kind, count in left_out.most_common()])
     if not paths:
-        but = f", but {others}" if others else ""
+        but = f", but {counted(left_out)}" if left_out else ""
         raise UsageError(f"--images={path} has no images such as .jpg or .png{but}")
-    if others:
-        print(f"{path}: left out {others}", file=sys.stderr)
+    if left_out:
+        warn_once("%s: left out %s", path, counted(left_out))
     return paths
 
 
@@ -157,10 +156,12 @@ def probabilities(
     """
     mesh = make_mesh()
     most = -(-config.train.eval_batch_size // mesh.size) * mesh.size
-    size = -(-batch_shape(len(source), most) // mesh.size) * mesh.size
+    workers = config.data.workers
+    share = -(-len(source) // max(workers, 1))  # each worker decodes batches of its own
+    size = -(-batch_shape(share, most) // mesh.size) * mesh.size
     variables = replicate(variables, mesh)
     statistics = {"mean": tuple(config.data.mean), "std": tuple(config.data.std)}
-    batches = eval_batches(source, make_transform(config), size, workers=config.data.workers)
+    batches = eval_batches(source, make_transform(config), size, workers=workers)
     left = len(source)
     for batch in batches:
         images = shard_batch({"image": batch["image"]}, mesh)["image"]

@@ -28,9 +28,9 @@ def test_the_accuracy_is_that_of_the_evaluation(undisturbed, tmp_path, capsys, c
         write(folder / str(label) / f"{index:03}.png", encoded(image))
     write(folder / "damaged.jpg", b"not a picture")
     write(folder / "notes.txt", b"")
-    with caplog.at_level(logging.WARNING):
+    with caplog.at_level(logging.INFO, "repvgg_jax"):
         run_predict(workdir, folder, 1, tmp_path / "classes.csv")
-    out, err = capsys.readouterr()
+    out = capsys.readouterr().out
     rows = list(csv.DictReader((tmp_path / "classes.csv").open()))
     right = [os.path.basename(os.path.dirname(row["file"])) == row["class"] for row in rows]
     evaluated = [row for row in read_metrics(workdir / "metrics.jsonl") if row["kind"] == "eval"]
@@ -39,9 +39,9 @@ def test_the_accuracy_is_that_of_the_evaluation(undisturbed, tmp_path, capsys, c
         ["file", "class", "probability"],
         *([row["file"], row["class"], f"{float(row['probability']):.4f}"] for row in rows),
     ]
-    assert f"{workdir}: train form, step 4; 361 images" in err
-    assert f"{folder}: left out 1 .txt" in err
-    assert f"left out 1 of 361 files: {folder}/damaged.jpg" in err
+    assert f"{workdir}: train form, step 4; 361 images" in caplog.messages
+    assert f"{folder}: left out 1 .txt" in caplog.messages
+    assert f"left out 1 of 361 files: {folder}/damaged.jpg" in caplog.text
     assert "damaged.jpg (1 so far): cannot identify image file" in caplog.text
 
     images = rj.preprocess([row["file"] for row in rows[:5]], workdir)

@@ -8,7 +8,14 @@ from typing import NamedTuple
 from repvgg_jax.data.decode.pillow import image_size
 from repvgg_jax.data.sources.base import EncodedSource, Record
 from repvgg_jax.data.sources.holdout import held_out
-from repvgg_jax.data.sources.listing import is_dangling, is_linked_folder, kind, list_images, scan
+from repvgg_jax.data.sources.listing import (
+    counted,
+    is_dangling,
+    is_linked_folder,
+    kind,
+    list_images,
+    scan,
+)
 from repvgg_jax.errors import UsageError, shortened
 from repvgg_jax.runtime.files import local_path
 from repvgg_jax.runtime.processes import inform_once, warn_once
@@ -267,7 +274,7 @@ def _images(folder: str, left_out: Counter[str]) -> list[str]:
     others: Counter[str] = Counter()
     files = list_images(folder, others)
     if not files:
-        counts = f", but {_counts(others)}" if others else ""
+        counts = f", but {counted(others)}" if others else ""
         raise UsageError(f"the class folder {folder} has no images such as .jpg or .png{counts}")
     left_out.update(others)
     return files
@@ -292,10 +299,4 @@ def _say_what_is_unusual(files: FolderSplit, left_out: Counter[str]) -> None:
         total = len(files.paths)
         inform_once(f"{files.root}: {nested} of {total} images are in subfolders of class folders")
     if left_out:
-        warn_once("%s: left out %s", files.root, _counts(left_out))
-
-
-def _counts(files: Counter[str]) -> str:
-    """Returns counts by kind as text, the largest first."""
-    order = sorted(files, key=lambda name: (-files[name], name))
-    return shortened([f"{files[name]} {name}" for name in order])
+        warn_once("%s: left out %s", files.root, counted(left_out))

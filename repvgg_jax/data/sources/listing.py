@@ -5,7 +5,7 @@ from collections import Counter
 from contextlib import AbstractContextManager
 
 from repvgg_jax.data.decode.pillow import suffixes
-from repvgg_jax.errors import UsageError, one_line, reraise
+from repvgg_jax.errors import UsageError, one_line, reraise, shortened
 
 
 def list_images(folder: str, left_out: Counter[str]) -> list[str]:
@@ -74,6 +74,12 @@ def is_dangling(entry: os.DirEntry[str]) -> bool:
 def kind(entry: os.DirEntry[str]) -> str:
     """Returns the kind under which a file that is left out is counted."""
     return "dangling link" if is_dangling(entry) else suffix(entry.name) or "without a suffix"
+
+
+def counted(left_out: Counter[str]) -> str:
+    """Returns counts by kind as text, the largest first, such as "3 .txt, 1 dangling link"."""
+    order = sorted(left_out, key=lambda name: (-left_out[name], name))
+    return shortened([f"{left_out[name]} {name}" for name in order])
 
 
 def _named(folder: str) -> AbstractContextManager[None]:
