@@ -17,14 +17,25 @@ from repvgg_jax.cli.opening import opening
 from repvgg_jax.cli.report import is_finished, read_report, write_report
 from repvgg_jax.config.build import Experiment, build
 from repvgg_jax.config.describe import model_name
-from repvgg_jax.config.fields import config_hash
+from repvgg_jax.config.fields import config_hash, to_json
 from repvgg_jax.config.resolve import resolve
-from repvgg_jax.config.workdir import check_workdir, lock_run
+from repvgg_jax.config.workdir import (
+    changed_fields,
+    check_workdir,
+    has_checkpoints,
+    lock_run,
+)
 from repvgg_jax.errors import Stopped
 from repvgg_jax.runtime.compilation import StartupTimer
 from repvgg_jax.runtime.lock import check_unlocked
 from repvgg_jax.runtime.mesh import local_copy
-from repvgg_jax.runtime.processes import inform_once, primary, print_once, speaks
+from repvgg_jax.runtime.processes import (
+    all_processes,
+    inform_once,
+    primary,
+    print_once,
+    speaks,
+)
 from repvgg_jax.runtime.signals import Stopping
 from repvgg_jax.training.confusion import CONFUSION_PICTURE, confusion_fields, show_confusion
 from repvgg_jax.training.environment import environment
@@ -49,12 +60,15 @@ def run_train(config: ConfigDict, workdir: Path) -> None:
     config = resolve(config, workdir)
     check_workdir(config, workdir)
     earlier = read_report(workdir)
-    if is_finished(earlier, config, workdir):
+    if all_processes(is_finished(earlier, config, workdir)):
         inform_once(f"{workdir} is finished; this is its report (--mode=eval evaluates again)")
+        _say_what_changed(config, workdir)
         if speaks():
             _print_report(earlier, None)
         return
     inform_once(f"training {model_name(config)} in {workdir}")
+    if has_checkpoints(workdir):
+        _say_what_changed(config, workdir)
     with Stopping(config.train.deadline) as stopping:
         startup = StartupTimer()
         # The classes matter only if there is a checkpoint to resume from.
@@ -66,6 +80,13 @@ def run_train(config: ConfigDict, workdir: Path) -> None:
                 report |= _starts(workdir)
                 write_report(workdir, report)
                 _print_report(report, workdir / CONFUSION_PICTURE)
+
+
+def _say_what_changed(config: ConfigDict, workdir: Path) -> None:
+    """Logs the fields that differ from the first start of a run, none of which is in its hash."""
+    changed = changed_fields(to_json(config), workdir).items()
+    if text := ", ".join(f"{name}={new} instead of {old}" for name, (old, new) in changed):
+        inform_once(f"other values than in {workdir}/config.json: {text}")
 
 
 def _train_and_fuse(
@@ -125,9 +146,9 @@ def _train_and_fuse(
 
 
 def _starts(workdir: Path) -> dict[str, Any]:
+    """Returns the report's fields on the starts of the run, from its history."""
     *earlier, latest = environments(workdir)
-    first = [row["step"] for row in read_history(workdir)]
-    starts = first[::-1].index(0) + 1 if 0 in first else len(first)  # not of former runs
+    starts = len(read_history(workdir))
     return {"starts": starts, "environment": latest, "earlier_environments": earlier}
 
 

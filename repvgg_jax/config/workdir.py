@@ -100,6 +100,19 @@ def named_write_errors(workdir: Path) -> AbstractContextManager[None]:
     )
 
 
+def changed_fields(config: Mapping[str, Any], workdir: Path) -> dict[str, tuple[Any, Any]]:
+    """Returns name -> (value there, value here) of the fields that differ from a run's config.json.
+
+    Fields that the run's version did not have are left out.
+    """
+    there = dict(flat(read_config(workdir).to_dict()))
+    return {
+        name: (there[name], value)
+        for name, value in flat(config)
+        if name in there and there[name] != value
+    }
+
+
 def read_config(workdir: str | Path) -> ConfigDict:
     """Returns the config of the run in a workdir.
 

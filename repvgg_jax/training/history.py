@@ -1,17 +1,16 @@
 """The history of a run, `history.jsonl`: one row for each start, and one for its end.
 
-A process that is killed writes no row for its end.
+A process that is killed writes no row for its end. A start from step 0 begins a new run: the rows
+before it are of one whose checkpoints are gone.
 """
 
-import json
 import time
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from repvgg_jax.config.fields import flat
-from repvgg_jax.config.workdir import read_config
+from repvgg_jax.config.workdir import changed_fields
 from repvgg_jax.errors import RunError
 from repvgg_jax.runtime.files import append_row, parse_json
 from repvgg_jax.runtime.processes import warn_once
@@ -32,17 +31,8 @@ def record_start(
       RunError: if the row cannot be written.
     """
     earlier = read_history(workdir)
-    first = dict(flat(read_config(workdir).to_dict()))
-    row = {
-        "time": _now(),
-        "step": step,
-        "changed": {
-            name: value
-            for name, value in flat(config)
-            if json.dumps(first.get(name)) != json.dumps(value)
-        },
-        "environment": environment,
-    }
+    changed = {name: value for name, (_, value) in changed_fields(config, workdir).items()}
+    row = {"time": _now(), "step": step, "changed": changed, "environment": environment}
     append_row(workdir / HISTORY_FILE, row)
     if step and earlier and (found := differences(earlier[-1]["environment"], environment)):
         warn_once(
@@ -76,10 +66,11 @@ def _rows(workdir: Path) -> list[dict[str, Any]]:
     path = workdir / HISTORY_FILE
     if not path.exists():
         return []
-    rows = []
+    rows: list[dict[str, Any]] = []
     for line in path.read_bytes().splitlines():
         with suppress(ValueError):
-            rows.append(parse_json(line))
+            row = parse_json(line)
+            rows = [row] if row.get("step") == 0 else [*rows, row]
     return rows
 
 

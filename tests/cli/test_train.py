@@ -46,9 +46,10 @@ def test_a_torn_report_is_written_again(undisturbed, tmp_path, monkeypatch, capl
 
     table = capsys.readouterr().out
     written = (tmp_path / "run/report.json").stat().st_mtime_ns
-    with monkeypatch.context() as patch:  # the second time, nothing is opened or written
-        patch.setattr(train_module, "build", None)
+    with monkeypatch.context() as patch, caplog.at_level(logging.INFO, "repvgg_jax"):
+        patch.setattr(train_module, "build", None)  # nothing is opened or written
         run_train(config, tmp_path / "run")
+    assert caplog.messages[-1].endswith("run/config.json: data.workers=1 instead of 4")
     assert capsys.readouterr().out == table
     assert (tmp_path / "run/report.json").stat().st_mtime_ns == written
     (tmp_path / "run/report.json").unlink()

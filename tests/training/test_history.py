@@ -5,7 +5,7 @@ import json
 import pytest
 
 from repvgg_jax.training.environment import differences
-from repvgg_jax.training.history import environments, read_history
+from repvgg_jax.training.history import environments, read_history, recorded_seconds
 
 
 def write_history(folder, *starts, torn=""):
@@ -31,6 +31,13 @@ def test_only_environments_whose_steps_are_left_count(tmp_path, starts, expected
     write_history(tmp_path, *starts, torn='{"step": 90, "chan')
     found = [(each["from_step"], each["convolutions"]) for each in environments(tmp_path)]
     assert found == expected
+
+
+def test_the_time_of_a_former_run_does_not_count(tmp_path):
+    rows = ('{"ended": "", "seconds": 7.0}', '{"step": 0}', '{"ended": "", "seconds": 5.0}')
+    for count, seconds in enumerate((7.0, 0.0, 5.0), 1):
+        (tmp_path / "history.jsonl").write_text("\n".join(rows[:count]))
+        assert recorded_seconds(tmp_path) == seconds
 
 
 def test_a_run_without_a_history_has_none(tmp_path):
