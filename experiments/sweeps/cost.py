@@ -26,7 +26,7 @@ from experiments.sweeps.rows import sweep_fields
 from repvgg_jax.bench.counting import count_macs
 from repvgg_jax.checkpoint import manager
 from repvgg_jax.config.fields import run_fields
-from repvgg_jax.config.schedule import total_steps
+from repvgg_jax.config.schedule import evaluation_interval, total_steps
 from repvgg_jax.data.sources.load import load_source
 from repvgg_jax.data.sources.tfds import load_prepared
 from repvgg_jax.nets import abstract, create
@@ -69,7 +69,7 @@ def run_length(config: ConfigDict) -> Length:
     classes = config.model.num_classes
     sizes = _split_sizes(data.source, data.name, data.data_dir, classes, data.holdout)
     steps = total_steps(config, sizes["train"])
-    every = config.train.eval_every or -(-sizes["train"] // config.train.batch_size)
+    every = evaluation_interval(config, sizes["train"])
     evaluations = -(-steps // every) + 1  # the fused form is evaluated once
     return Length(steps, evaluations * sizes["test"])
 
