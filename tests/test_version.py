@@ -16,8 +16,11 @@ def test_the_version_is_that_of_the_project():
     assert f"\n## {rj.__version__}" in (ROOT / "CHANGELOG.md").read_text()
 
 
-def test_the_commit_is_none_outside_of_a_clone(tmp_path, monkeypatch):
+def test_the_commit_is_asked_once_and_none_without_git(monkeypatch):
+    def no_git(*command, **options):
+        raise FileNotFoundError("git")
+
     here = version.git_commit()
-    assert len(here["commit"] or 40 * "0") == 40
-    monkeypatch.setenv("PATH", str(tmp_path))
-    assert version.git_commit() is here  # asked once
+    monkeypatch.setattr(version.subprocess, "run", no_git)
+    assert version.git_commit() is here
+    assert version.git_commit.__wrapped__() == {"commit": None, "dirty": None}

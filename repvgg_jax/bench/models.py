@@ -65,9 +65,7 @@ def run_bench(config: ConfigDict, workdir: Path) -> None:
     with named_write_errors(workdir):
         workdir.mkdir(parents=True, exist_ok=True)
     size, kind = config.data.image_size, jax.devices()[0].device_kind
-    print(
-        f"{model_name(config)}, {size}x{size} pixels, {config.model.dtype}, on {kind}", flush=True
-    )
+    print(f"{model_name(config)}, {size}x{size} pixels, on {kind}", flush=True)
     net = make_net(config)
     forms = forms_of(config)
     show_progress("measuring the fastest matrix product and convolution ...")

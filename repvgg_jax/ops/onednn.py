@@ -45,6 +45,7 @@ from repvgg_jax.ops.algorithms import (
 )
 from repvgg_jax.ops.batch_norm import AnyArray
 from repvgg_jax.runtime.compilation import cache_folder
+from repvgg_jax.runtime.messages import inform
 
 _SOURCE = Path(__file__).with_suffix(".cc")
 _CALLS = ("convolution", "pack", "input_gradient", "kernel_gradient")
@@ -132,7 +133,7 @@ def _compiled(library: Path, headers: Path) -> Path:
         raise OSError(
             f"{folder} cannot be written ({error.strerror}); set XDG_CACHE_HOME to another folder"
         ) from error
-    logging.info("compiling %s", _SOURCE.name)
+    inform("compiling the calls of oneDNN, once on this machine (4 s) ...")
     with temporary:
         made = Path(temporary.name) / built.name
         command = [*compiler, "-O2", "-std=c++17", "-fPIC", "-shared", "-w", str(_SOURCE)]

@@ -46,10 +46,13 @@ class _Lines(logging.Handler):
     """Prints log records on stderr, above a progress bar if there is one."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        line = self.format(record)
-        if record.levelno >= logging.WARNING:
-            line = f"{colored('warning:', 'yellow', sys.stderr)} {line}"
-        if "tqdm" in sys.modules:
-            sys.modules["tqdm"].tqdm.write(line, file=sys.stderr)
-        else:
-            sys.stderr.write(f"{line}\n")
+        try:
+            line = self.format(record)
+            if record.levelno >= logging.WARNING:
+                line = f"{colored('warning:', 'yellow', sys.stderr)} {line}"
+            if "tqdm" in sys.modules:
+                sys.modules["tqdm"].tqdm.write(line, file=sys.stderr)
+            else:
+                sys.stderr.write(f"{line}\n")
+        except Exception:  # a message that cannot be shown must not end a run
+            self.handleError(record)
