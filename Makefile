@@ -6,42 +6,43 @@ PYTEST := $(RUN) -m pytest -n 2 --dist worksteal
 # Bytecode is compiled at the first import, and only for what is imported.
 PIP := $(RUN) -m pip install --no-compile
 
-# For the exit code of pip, whose output goes to PROGRESS.
+# A pipe fails if pip fails.
 SHELL := bash
 .SHELLFLAGS := -o pipefail -c
-# Shows the last line on a terminal, and nothing elsewhere; errors and warnings do not come here.
-PROGRESS := if [ -t 1 ]; then awk '{ printf "\r\033[K%.78s", $$0; fflush() } END { printf "\r\033[K" }'; else cat > /dev/null; fi
+# A filter for pip's output: on a terminal, each line replaces the one before; elsewhere, nothing is
+# printed. Errors and warnings are on stderr and do not pass through it.
+LAST_LINE := awk '{ printf "\r\033[K%.78s", $$0; fflush() } END { printf "\r\033[K" }'
+PROGRESS := if [ -t 1 ]; then $(LAST_LINE); else cat > /dev/null; fi
 
 # Both depend on torch and would replace the build that the `dev` extra pins, so they are installed
 # without their dependencies.
 TIMM := 'timm==1.0.31; python_version == "3.11"' 'torchvision==0.28.0; python_version == "3.11"'
 
-# Of an environment whose creation failed, so that the next call creates it again.
+# If creating the environment fails, make deletes its python, so that the next call tries again.
 .DELETE_ON_ERROR:
-.PHONY: help setup setup-dev quickstart test-fast test test-full lint bench bench-data report notebook docs docs-check clean
+.PHONY: help setup quickstart test-fast test test-full lint bench bench-data report notebook docs docs-check clean
 
 help: ## list the targets
 	@echo "make TARGET, or make PYTHON=python3.12 TARGET for another Python than $(PYTHON):"
 	@sed -En 's/^([a-z-]+):.*## (.*)/\1|\2/p' $(MAKEFILE_LIST) | awk -F '|' '{ printf "  %-11s %s\n", $$1, $$2 }'
 
-setup: $(VENV)/setup.installed ## install the package and what running needs into .venv
-	@echo "$(VENV) is ready; for python in this shell: source $(VENV)/bin/activate"
+setup: $(VENV)/setup.installed ## install the package and its requirements into .venv
+	@echo "$(VENV) is ready; to use its python in this shell: source $(VENV)/bin/activate"
 
 $(RUN):
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; v >= (3, 11) or sys.exit("Python %d.%d is too old: repvgg_jax needs 3.11 or later (make PYTHON=python3.12 ...)" % v)'
 	@echo "Creating $(VENV) with $(PYTHON)"
 	@$(PYTHON) -m venv $(VENV)
-	@# Earlier versions of pip take twice as long.
-	@$(PIP) --quiet --upgrade pip
+	@$(PIP) --quiet --upgrade pip  # older versions take twice as long
 
 $(VENV)/setup.installed: requirements.txt pyproject.toml | $(RUN)
-	@echo "Installing JAX, Flax and other requirements with pip: 300 MB, about half a minute"
+	@echo "Installing JAX, Flax and the other requirements with pip: 300 MB, about half a minute"
 	@$(PIP) -e . | $(PROGRESS)
 	@$(RUN) -c 'from repvgg_jax.ops import onednn; print("Convolutions by oneDNN:", onednn.unavailable() or "ready")'
 	@touch $@
 
 $(VENV)/dev.installed: requirements.txt pyproject.toml | $(RUN)
-	@echo "Installing the requirements of development with pip, among them PyTorch: about a minute"
+	@echo "Installing the requirements of development with pip, including PyTorch: about a minute"
 	@$(PIP) -e '.[dev]' | $(PROGRESS)
 	@$(PIP) --no-deps $(TIMM) | $(PROGRESS)
 	@touch $(VENV)/setup.installed $@
@@ -72,10 +73,10 @@ bench-data: $(VENV)/setup.installed ## compare input pipelines on class folders 
 	@$(PIP) -e '.[bench]' | $(PROGRESS)
 	$(RUN) main.py --mode=bench_data --config configs/a0.py --config.data.source=folder --config.data.data_dir=$(DATA)
 
-report: $(VENV)/setup.installed ## write RESULTS.md and report.html on experiments/results, or on ROWS=runs/results
+report: $(VENV)/setup.installed ## write RESULTS.md and report.html from the rows in experiments/results, or ROWS=FOLDER
 	$(RUN) -m experiments.report $(if $(ROWS),--results=$(ROWS))
 
-notebook: $(VENV)/dev.installed ## write runs/analysis.html on the branches of runs/quickstart, or ANALYSIS_WORKDIR
+notebook: $(VENV)/dev.installed ## write runs/analysis.html: the branches of runs/quickstart, or ANALYSIS_WORKDIR=FOLDER
 	$(RUN) -m jupytext --sync experiments/studies/analysis.ipynb
 	$(RUN) -m nbconvert --log-level=ERROR --execute --to html --output-dir runs experiments/studies/analysis.ipynb
 

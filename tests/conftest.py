@@ -51,7 +51,7 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(scope="session", autouse=True)
 def _processes_have_run():
-    """The library compiles its calls of oneDNN once, and asks git for the commit: not in a test."""
+    """Compiles oneDNN's calls and asks git for the commit, so that no test starts a process."""
     from repvgg_jax.ops import onednn
     from repvgg_jax.version import git_commit
 

@@ -2,10 +2,10 @@
 
 Reads all rows, `experiments/results/*.jsonl`, and writes `RESULTS.md`, its figures and the
 self-contained `report.html` to that folder. Both documents include the remarks in the files
-`SWEEP-PROTOCOL.md` and `all.md` of that folder. `make report ROWS=FOLDER` is on other rows.
+`SWEEP-PROTOCOL.md` and `all.md` of that folder. `make report ROWS=FOLDER` reports on other rows.
 
-The output depends neither on the order of the rows nor on the machine: figures are drawn again only
-if the rows or this code have changed, since other versions of matplotlib place text differently.
+The output depends neither on the order of the rows nor on the machine. Since versions of matplotlib
+place text differently, figures are drawn again only if the rows or the code of the report changed.
 """
 
 import hashlib
@@ -203,7 +203,7 @@ def write_report(results: Path, out: Path) -> list[Path]:
 
 
 def digest_line(rows: Sequence[Row]) -> str:
-    """Returns the last line of `RESULTS.md`, which identifies the rows and code of its figures."""
+    """Returns the last line of `RESULTS.md`: a hash of the rows and code that drew its figures."""
     digest = hashlib.sha256()
     for line in sorted(json.dumps(row, sort_keys=True) for row in rows):
         digest.update(line.encode())
@@ -213,7 +213,7 @@ def digest_line(rows: Sequence[Row]) -> str:
 
 
 def _as_drawn(block: Block, folder: Path) -> Block:
-    """Returns a figure as it was drawn before, if its file still exists."""
+    """Returns the block; a figure with the content of its file, if that exists."""
     if isinstance(block, Figure) and (path := folder / f"{block.name}.svg").exists():
         return replace(block, svg=path.read_text())
     return block
@@ -225,7 +225,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     def command() -> None:
         parser = Parser(__doc__)
         parser.add_argument(
-            "--results", type=path_type, default=RESULTS, help="folder of rows, of your own sweeps"
+            "--results", type=path_type, default=RESULTS, help="folder of rows, such as your own"
         )
         parser.add_argument(
             "--out", type=path_type, help="folder of the report; --results by default"

@@ -57,10 +57,10 @@ def draw(name: str, height: float, paint: Callable[[Any], None]) -> str:
 
 
 def normalized(svg: str, name: str) -> str:
-    """Returns an SVG that does not depend on the last bits of its numbers, which processors round.
+    """Returns an SVG without the last bits of its numbers, which differ between processors.
 
-    Coordinates have two decimals. Ids, which matplotlib derives from all bits, are numbered, and
-    start with the figure's name, so that one page can contain several figures.
+    Coordinates are rounded to two decimals. Matplotlib hashes all bits for its ids; they become
+    numbers after the figure's name, so that one page can contain several figures.
     """
     used = dict.fromkeys(re.findall(r'(?:"#|url\(#)([^")]+)', svg))
     numbers = {old: f"{name}-{i}" for i, old in enumerate(used)}

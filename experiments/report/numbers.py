@@ -84,7 +84,7 @@ class Group:
     def name(self) -> str:
         """The name used for files and links: `branches-cifar10_full-train.epochs=60`.
 
-        A hash replaces the fields where they would be too long for the name of a file.
+        If the fields are too long for a file name, a hash replaces them.
         """
         fields = "-".join(map("=".join, as_text(self.shared)))
         if len(fields) > 100:

@@ -11,9 +11,9 @@ from experiments.sweeps.expand import PROTOCOLS, Run, count
 from repvgg_jax.errors import UsageError
 
 NONE = "\N{EN DASH}"
-_UNRECORDED = "an engine not recorded"
+_UNRECORDED = "an unrecorded library"
 _MIXED = (
-    "**Different devices or engines computed these runs**, or some rows do not say which. "
+    "**Different devices or libraries computed these runs**, or some rows do not say which. "
     "Differences between such runs are not due to the variants alone."
 )
 _NOISE = {True: "yes", False: "no", None: "unknown: fewer than two seeds of both"}
@@ -60,14 +60,14 @@ def setup(group: Group) -> list[Paragraph]:
         span = f"{steps[0]:,}" if len(steps) == 1 else f"{steps[0]:,} to {steps[-1]:,}"
         parts.append(f"{span} steps per run")
     devices = [row.get("device") or "unknown device" for row in group.rows]
-    engines = [_engine(row) for row in group.rows]
+    libraries = [_library(row) for row in group.rows]
     sentences = [f"{', '.join(parts)}. On {_tally(devices)}."]
-    if set(engines) != {_UNRECORDED}:
-        sentences.append(f"Convolutions by {_tally(engines)}.")
+    if set(libraries) != {_UNRECORDED}:
+        sentences.append(f"Convolutions by {_tally(libraries)}.")
     sentences.append(f"Commit {_tally(map(_commit, group.rows))}.")
     lines = [" ".join(sentences)]
     kinds = [device.split(",")[0] for device in devices]  # without the number of cores
-    if len(set(zip(kinds, engines, strict=True))) > 1:
+    if len(set(zip(kinds, libraries, strict=True))) > 1:
         lines.append(_MIXED)
     if missing := [
         f"`{name}` ({len(runs)} of {group.seeds} seeds)"
@@ -82,8 +82,8 @@ def setup(group: Group) -> list[Paragraph]:
     return [Paragraph(line) for line in lines]
 
 
-def _engine(row: Row) -> str:
-    """Formats what computed a run, in the order of its starts: `oneDNN 2023.2.0 (JAX 0.10.2)`."""
+def _library(row: Row) -> str:
+    """Formats what computed a run's convolutions, by start: `XLA (JAX 0.10.2)`."""
     found = [*(row.get("earlier_environments") or []), row.get("environment")]
     names = [f"{e['convolutions']} (JAX {e['versions']['jax']})" for e in found if e]
     return " then ".join(dict.fromkeys(names)) or _UNRECORDED

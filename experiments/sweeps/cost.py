@@ -33,13 +33,13 @@ from repvgg_jax.nets import abstract, create
 
 _Row = Mapping[str, Any]
 
-# Guesses for rows that lack the figure: a forward pass is a third of a training step, and a run
-# starts Python, opens its data and compiles its step once before its clock starts.
+# Guesses for rows without these figures: a forward pass takes a third of a training step, and
+# starting Python, opening the data and compiling the step once, before a run's clock starts, 10 s.
 _SHARE = 1 / 3
-_START_SECONDS = 10.0
+_STARTUP_SECONDS = 10.0
 _EVAL_IMAGES = 10_000  # all rows without `eval_images` are of CIFAR-10
-BY_MACS = "step times by multiply-adds, from other variants"
-UNMEASURED = "start and evaluation, which older rows lack"
+BY_MACS = "step time, from other variants by multiply-adds"
+UNMEASURED = "startup and evaluation, which older rows lack"
 
 
 class Length(NamedTuple):
@@ -54,7 +54,7 @@ class RemainingCost(NamedTuple):
 
     seconds: float
     device: str  # named as in rows
-    guesses: tuple[str, ...] = ()  # parts that no row of the variant has measured
+    guesses: tuple[str, ...] = ()  # parts that rows of the variant do not have
 
     @property
     def device_hours(self) -> float:
@@ -113,7 +113,7 @@ def remaining_cost(
 
     Only rows of the run's protocol and of one device are used, each run once. The step time is that
     of rows of the same variant with other seeds, if there are any. Otherwise it is scaled from the
-    rows with the nearest number of multiply-adds. A run that resumes has the fixed time again.
+    rows with the nearest number of multiply-adds. A run that resumes takes the fixed time again.
 
     Args:
       run: the run.
@@ -144,7 +144,7 @@ def remaining_cost(
     seconds = statistics.median(map(_fixed_seconds, near))
     seconds += step_seconds * left * (length.steps + share * batches)
     guesses = () if same else (BY_MACS,)
-    if any(row.get("start_seconds") is None for row in near):
+    if any(row.get("startup_seconds") is None for row in near):
         guesses += (UNMEASURED,)
     return RemainingCost(seconds, device, guesses)
 
@@ -155,7 +155,7 @@ def _length(row: _Row) -> Length:
 
 
 def _share(row: _Row) -> float:
-    """Returns the time to evaluate an image, relative to that of a training step per image."""
+    """Returns the time to evaluate an image, relative to that to train on it."""
     if not (seconds := row.get("evaluation_seconds")):
         return _SHARE
     return (seconds / row["eval_images"]) / (row["step_seconds"] / _batch_size(row))
@@ -164,8 +164,8 @@ def _share(row: _Row) -> float:
 def _fixed_seconds(row: _Row) -> float:
     """Returns the part of a run's time that depends on neither steps nor evaluated images."""
     steps, images = _length(row)
-    start = row.get("start_seconds")
-    whole = row["wall_seconds"] + (_START_SECONDS if start is None else start)
+    startup = row.get("startup_seconds")
+    whole = row["wall_seconds"] + (_STARTUP_SECONDS if startup is None else startup)
     return max(0.0, whole - row["step_seconds"] * (steps + _share(row) * images / _batch_size(row)))
 
 

@@ -1,4 +1,4 @@
-"""Command-line parsing, and errors of commands as one line."""
+"""Parsing of command lines, and errors of commands as one line."""
 
 import argparse
 import sys
@@ -37,7 +37,7 @@ def path_type(text: str) -> Path:
 
 
 def writing(path: Path) -> AbstractContextManager[None]:
-    """Raises RunError, with the path, for errors of the operating system."""
+    """Returns a context that raises RunError, naming the path, for errors of the file system."""
     return reraise(OSError, lambda error: RunError(f"{path} cannot be written ({one_line(error)})"))
 
 

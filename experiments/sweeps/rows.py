@@ -23,7 +23,7 @@ VERSION = 1
 _REQUIRED = ("config_hash", "sweep", "name", "seed", "protocol", "top1")
 _START = b'{"version"'  # the start of every row
 REPORT_FILE = "report.json"  # written last by a run
-INFO_FILE = "run.json"  # known only to the training process: commit, cores, start, temporaries
+INFO_FILE = "run.json"  # known only to the training process: commit, cores, startup, temporaries
 
 
 def read_rows(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
@@ -106,7 +106,7 @@ def make_row(run: Run, workdir: Path) -> dict[str, Any]:
         "steps": report["steps"],
         "step_seconds": step_seconds,
         "examples_per_second": rate,
-        "start_seconds": info.get("start_seconds"),
+        "startup_seconds": info.get("startup_seconds"),
         "evaluation_seconds": _evaluation_seconds(metrics, step_seconds or 0.0),
         "eval_images": report["eval_count"],
         "wall_seconds": max([report["wall_seconds"], *(row["seconds"] for row in metrics)]),
@@ -125,7 +125,7 @@ def make_row(run: Run, workdir: Path) -> dict[str, Any]:
 
 
 def _evaluation_seconds(metrics: Sequence[Mapping[str, Any]], step_seconds: float) -> float | None:
-    """Returns the median time of an evaluation after the first, which includes compilation."""
+    """Returns the median time of the evaluations after the first, which includes compilation."""
     found = [
         row["seconds"] - before["seconds"] - step_seconds * (row["step"] - before["step"])
         for before, row in pairwise(metrics)

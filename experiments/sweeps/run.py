@@ -234,7 +234,7 @@ def run_sweep(argv: Sequence[str]) -> None:
     chosen.check([job_of(run, options) for run in runs], launcher_options)
     if options.dry_run:
         return
-    if options.launcher != "kubernetes":  # whose volume need not be mounted here
+    if options.launcher != "kubernetes":  # its volume need not be mounted here
         workdirs.remember_launch(options.workdirs, options.sweep, selecting_flags(options))
     for run, state in zip(runs, states, strict=True):
         if state == "done" and row_key(sweep_fields(run)) not in keys:

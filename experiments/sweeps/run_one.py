@@ -99,7 +99,7 @@ def record(run: Run, workdir: Path, results: Path) -> None:
 
 
 def write_info(config: ConfigDict, workdir: Path) -> None:
-    """Writes `run.json`: commits, cores, the compiled step's temporaries and the time until here.
+    """Writes `run.json`: commits, cores, the compiled step's temporaries and the startup time.
 
     It is written right before training, so that a killed run has it too.
     """
@@ -117,13 +117,13 @@ def write_info(config: ConfigDict, workdir: Path) -> None:
         "earlier_commits": [c for c in earlier if c not in (None, code["commit"])],
         "cores": cpu_cores(),
         "temporaries_bytes": temporaries,
-        "start_seconds": _process_seconds(),
+        "startup_seconds": _process_seconds(),
     }
     write_json(workdir / INFO_FILE, info)
 
 
 def _process_seconds() -> float | None:
-    """Returns the seconds since this process started; None if Linux does not say it."""
+    """Returns the seconds since this process started; None without Linux's /proc."""
     try:
         fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
     except OSError:

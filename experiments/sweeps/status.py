@@ -3,8 +3,8 @@
 Lists finished runs with their top-1, running ones with progress and time left, interrupted ones,
 and failed ones with the last line of their error. The runs are those of the sweep's last launch
 into --workdirs. With any of the flags --protocol, --seeds, --only, --results and --config.FIELD,
-they are those that `experiments.run` would start with the same flags. Without a sweep, there is a
-line for each.
+they are those that `experiments.run` would start with the same flags. Without SWEEP, prints a line
+for each sweep.
 """
 
 import argparse
@@ -32,7 +32,7 @@ from repvgg_jax.training.metrics import METRICS_FILE, read_metrics
 from repvgg_jax.training.monitor import clock
 
 _CLEAR = "\x1b[2J\x1b[H"
-# Flags that select runs, in place of the last launch.
+# Flags that select runs; with any of them, the last launch does not.
 _SELECTING = ("--protocol", "--seeds", "--only", "--results", "--config.")
 
 
@@ -88,7 +88,7 @@ def progress(workdir: Path, running: bool) -> str:
 
 
 def overview(root: Path) -> str:
-    """Returns a line for each sweep that has runs: those of its last launch into these workdirs."""
+    """Returns a line on the last launch of each sweep into these workdirs, and the other sweeps."""
     read = cache(read_sweeps)
     lines = []
     for sweep in SWEEPS:

@@ -29,7 +29,7 @@ def make(run: Run, root: Path) -> Path:
 
 
 def remember_launch(root: Path, sweep: str, flags: Sequence[str]) -> None:
-    """Stores the flags that select a sweep's runs, for `last_launch`."""
+    """Stores the flags that select a sweep's runs, which `last_launch` returns."""
     with writing(root):
         root.mkdir(parents=True, exist_ok=True)
         write_json(root / f"{sweep}.json", {"flags": list(flags)})

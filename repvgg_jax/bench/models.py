@@ -37,9 +37,9 @@ class _Form:
     """A form of the model, without arrays."""
 
     name: str  # "train form", "plain" (one convolution and BatchNorm per layer), or "fused"
-    config: ConfigDict | None  # of a run that trains it; None for the fused form of such a run
+    config: ConfigDict | None  # of a run that trains it; None for the fused form of another
     make: Callable[[], tuple[Net, Any]]  # returns the net and variables
-    counts: dict[str, int]  # parameters, and operations for one image
+    counts: dict[str, int]  # parameters, and operations per image
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ def _run_task(task: str, forms: list[_Form], config: ConfigDict, peak: float, pa
             print(row_line(row, reference), flush=True)
             append_row(path, row)
         if faster := [row["form"] for row in rows if row["share_of_peak"] is None]:
-            print(f"faster than the peak, which is too low for a share: {', '.join(faster)}")
+            print(f"no share of peak, since faster than what was measured: {', '.join(faster)}")
         if max(row["milliseconds"] for row in rows) > 1e3 * config.bench.seconds:
             print(f"skipped larger batches: bench.seconds={config.bench.seconds}")
             break
@@ -104,7 +104,7 @@ def _run_task(task: str, forms: list[_Form], config: ConfigDict, peak: float, pa
 def _measure(
     config: ConfigDict, task: str, forms: list[_Form], batch: int, peak: float
 ) -> list[dict[str, Any]]:
-    """Returns a row for each form; its `ratio` is that of its time to the last form's time."""
+    """Returns a row for each form; `ratio` is its time divided by that of the last form."""
     training = task == "step"
     compile_form = _step if training else _forward
     programs = []
@@ -142,9 +142,9 @@ def _measure(
 
 
 def forms_of(config: ConfigDict) -> list[_Form]:
-    """Returns the train form, the plain net if it is another, and the fused form if there is one.
+    """Returns the train form, the plain net if it differs, and the fused form if there is one.
 
-    A net that is fused already has this form only.
+    For a net that is fused already, returns this form only.
     """
     size = config.data.image_size
     own = config.copy_and_resolve_references()
@@ -176,7 +176,7 @@ def _initialized(net: Net) -> tuple[Net, Any]:
 def _counts(net: Net, shapes: Any, size: int) -> dict[str, int]:
     return {
         "parameters": count_parameters(shapes),
-        "macs": count_macs(net, shapes, size),  # for one image, like the next
+        "macs": count_macs(net, shapes, size),  # per image, like the next field
         "winograd_multiplications": count_winograd_multiplications(net, shapes, size),
     }
 

@@ -1,17 +1,18 @@
-"""The text of `--mode=bench`: its legend, tables and progress."""
+"""The output of `--mode=bench`: legend, tables and progress."""
 
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 _LEGEND = """\
-MACs       multiply-adds of convolutions and matrix products for one image, in evaluation
-Winograd   multiplications that remain if 3x3 convolutions of stride 1 use F(2x2, 3x3)
-compile s  time to compile the program
+MACs       multiply-adds of convolutions and matrix products per image, in evaluation
+Winograd   multiplications left if 3x3 convolutions of stride 1 use F(2x2, 3x3)
+compile s  seconds to compile the program
 temp MB    memory of the program besides its arguments and results
-ms         time of a batch, the median of interleaved rounds
-of peak    2 MACs an image (6 in a training step) per second, as a share of the rate above
-x fused    time relative to the fused form's; x plain: to the plain net's"""
+ms         milliseconds per batch, the median of interleaved rounds
+of peak    operations per second, as a share of the rate above; an image takes two operations
+           per MAC, and six in a training step
+x fused    time divided by that of the fused form (x plain: of the plain net)"""
 
 
 def legend(peak: float) -> str:
@@ -21,7 +22,7 @@ def legend(peak: float) -> str:
 
 
 def form_table(rows: Iterable[Mapping[str, Any]]) -> str:
-    """Returns a table of the forms, from any rows of them; without figures that do not apply."""
+    """Returns a table of the forms' sizes, from their rows; leaves out what does not apply."""
     lines = [("form", "parameters", "MACs", "Winograd")]
     for row in rows:
         macs, multiplications = row["macs"], row["winograd_multiplications"]
@@ -42,7 +43,7 @@ def header(task: str, reference: str | None) -> str:
 
 
 def row_line(row: Mapping[str, Any], reference: str | None) -> str:
-    """Returns a row below `header`; figures that are not known are dashes."""
+    """Returns a line of the table below `header`; unknown figures are dashes."""
     temporaries, share = row["temporaries"], row["share_of_peak"]
     words = [
         row["form"],
@@ -70,12 +71,12 @@ def _scaled(number: float) -> str:
 
 
 def _digits(number: float) -> str:
-    """Formats a number above 0 with three digits, or all that it has before the point."""
+    """Formats a positive number with three significant digits, or more if it is above 1,000."""
     return f"{number:,.0f}" if number >= 100 else f"{number:.3g}"
 
 
 def show_progress(text: str) -> None:
-    """Shows what runs at the moment, on stderr; on a terminal, in place of the text before.
+    """Shows on stderr what is being done; on a terminal, replaces the previous text.
 
     An empty text clears the line for the next row of the table.
     """

@@ -50,7 +50,7 @@ def ratio(times: Times, name: str, to: str) -> float:
 def peak_rate(dtype: Any, algorithm: str = "auto", seconds: float = 0.5) -> float:
     """Measures the operations per second of the fastest matrix product or 3x3 convolution.
 
-    A net may be faster than either alone: a library's convolution may exceed XLA's products.
+    Both are measured, since a library's convolutions may be faster than XLA's matrix products.
 
     Args:
       dtype: compute type.
@@ -64,7 +64,7 @@ def _matmul_rate(dtype: Any, seconds: float) -> float:
     """Measures the operations per second of the fastest square matrix product.
 
     A multiply-add is two operations. The size doubles as long as that is faster. Each size is
-    repeated for about `seconds`, and its fastest run counts.
+    repeated for about `seconds`, and the fastest run counts.
     """
     product = jax.jit(jnp.matmul)
 
@@ -79,8 +79,8 @@ def _matmul_rate(dtype: Any, seconds: float) -> float:
 def _convolution_rate(dtype: Any, algorithm: str, seconds: float) -> float:
     """Measures the operations per second of 3x3 convolutions, as `_matmul_rate` does of products.
 
-    They have 256 channels and 28x28 pixels, and the batch doubles as long as that is faster. With
-    Winograd's algorithm, the rate is that of the multiplications that it replaces.
+    They have 256 channels and 28x28 pixels; the batch doubles as long as that is faster. With
+    Winograd's algorithm, the multiply-adds of the direct convolution are counted.
     """
     convolution = jax.jit(partial(convolve, dtype=dtype, algorithm=algorithm))
     side, channels = 28, 256
@@ -95,14 +95,14 @@ def _convolution_rate(dtype: Any, algorithm: str, seconds: float) -> float:
 
 
 def _random(shape: tuple[int, ...], dtype: Any) -> jax.Array:
-    """Returns random elements: constant ones draw less power, with which a chip may be faster."""
+    """Returns random elements; with constant ones, chips draw less power and may run faster."""
     return jax.random.normal(jax.random.key(0), shape, dtype)
 
 
 def highest_rate(programs: Iterator[tuple[int, Callable[[], Any]]], seconds: float) -> float:
     """Returns the highest operations per second of (operations, program) pairs.
 
-    The pairs are of growing size; those after the first that is not 5% faster are not run.
+    The pairs are of increasing size. Stops after the first that is not at least 5% faster.
     """
     best = 0.0
     for operations, program in programs:

@@ -137,7 +137,7 @@ class Net(nn.Module):
 
     @nn.nowrap
     def apply(self, variables: Any, *args: Any, **options: Any) -> Any:
-        """Applies the net as `flax.linen.Module.apply`; frequent errors are one line each.
+        """Applies the net as `flax.linen.Module.apply` does; frequent errors are one line each.
 
         Raises:
           UsageError: for images without a batch axis, of another layout or another number of
@@ -152,7 +152,7 @@ class Net(nn.Module):
 
     @nn.nowrap
     def init_with_output(self, rngs: Any, *args: Any, **options: Any) -> Any:
-        """Initializes the net as `flax.linen.Module.init_with_output`, which `init` calls.
+        """Initializes the net as `flax.linen.Module.init_with_output` does, which `init` calls.
 
         Raises:
           UsageError: for images whose channels come first, or without a batch axis.

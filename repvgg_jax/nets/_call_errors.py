@@ -1,4 +1,4 @@
-"""Explanations of frequent errors in calls of a net, which Flax reports in terms of its own."""
+"""Explanations of frequent errors in calls of a net, which Flax reports in its own terms."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -29,7 +29,7 @@ def check_images(images: Any) -> None:
 
 
 def check_layout(images: Any) -> None:
-    """Raises UsageError for RGB images whose channels come first, for which Flax makes a net."""
+    """Raises UsageError for RGB images in NCHW, for which Flax would initialize another net."""
     shape = getattr(images, "shape", ())
     if len(shape) == 4 and shape[1] == 3 and shape[-1] not in _SMALL:
         raise UsageError(_channels_first(shape))

@@ -89,7 +89,7 @@ def has_build() -> bool:
 
 @cache
 def available() -> bool:
-    """Returns True if oneDNN can be used; otherwise warns once, unless nothing could be done."""
+    """Returns True if oneDNN can be used; if not, but its platform is supported, warns once."""
     if (reason := unavailable()) and has_build():
         logging.warning("training takes up to twice as long without oneDNN: %s", reason)
     return not reason
@@ -104,7 +104,7 @@ def _file(package: str, name: str) -> Path:
 def _loaded(library: Path, header: Path) -> ctypes.CDLL:
     """Returns the compiled FFI handlers; recompiles them if the cached file cannot be loaded."""
     built = _compiled(library, header.parents[2])
-    ctypes.CDLL(str(library))  # here, the handlers find it, though another environment made them
+    ctypes.CDLL(str(library))  # for handlers that another environment compiled
     try:
         return ctypes.CDLL(str(built))
     except OSError:
@@ -127,7 +127,7 @@ def _compiled(library: Path, headers: Path) -> Path:
         raise OSError(f"no C++ compiler ({names}) was found; install one, or set CXX to its path")
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)  # cached programs are trusted
-        # The file is moved from there, since several processes may compile at once.
+        # Compiled there and then moved, since several processes may compile at once.
         temporary = tempfile.TemporaryDirectory(dir=folder)
     except OSError as error:
         raise OSError(

@@ -80,7 +80,7 @@ def parse_json(text: bytes, kind: type = dict) -> Any:
 
 
 def write_json(path: str | os.PathLike[str], tree: Any) -> None:
-    """Writes a tree to a JSON file atomically, with each list of numbers on a line.
+    """Writes a tree to a JSON file atomically, with each list of numbers on one line.
 
     Raises:
       ValueError: if a number is not finite, which JSON cannot represent.

@@ -42,7 +42,7 @@ def make_deterministic() -> None:
     """Makes XLA use deterministic kernels only, so that runs are bitwise reproducible.
 
     On GPUs, this disables atomics and autotuning, and costs speed. CPUs and TPUs are always
-    deterministic. If this process has used its GPUs before, it is too late, and a warning says so.
+    deterministic. If the process has already used its GPUs, this has no effect, and logs a warning.
     """
     flags = os.environ.get("XLA_FLAGS", "").split()
     missing = [flag for flag in _DETERMINISTIC if flag not in flags]
@@ -51,7 +51,7 @@ def make_deterministic() -> None:
     if backends_are_initialized() and jax.devices()[0].platform == "gpu":
         logging.warning(
             "train.deterministic has no effect, since JAX has started its devices in this process; "
-            "restart it, as a notebook's kernel, and train before anything else runs"
+            "restart it (in a notebook, the kernel), and train before anything else runs"
         )
         return
     os.environ["XLA_FLAGS"] = " ".join([*flags, *missing])
@@ -152,7 +152,7 @@ def _is_from_another_process(error: Exception) -> bool:
 
 
 def primary() -> bool:
-    """Returns True in process 0, which does all logging and writing; starts the devices."""
+    """Returns True in process 0, which does all logging and writing. Initializes the devices."""
     return jax.process_index() == 0
 
 
@@ -175,7 +175,7 @@ def warn_once(message: str, *values: object) -> None:
 
 
 def speaks() -> bool:
-    """Returns True in the process that prints, without starting devices for a single process."""
+    """Returns True in the process that prints; does not initialize the devices of a single one."""
     return not jax.distributed.is_initialized() or primary()
 
 

@@ -1,4 +1,4 @@
-"""Stopping all processes of a run after the same step, and leaving one at Ctrl-C."""
+"""Stopping all processes of a run after the same step, and ending a process at Ctrl-C."""
 
 import os
 import signal
@@ -18,7 +18,7 @@ from repvgg_jax.runtime.mesh import shard_batch
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _MAX_RESERVE = 60.0  # seconds reserved for writing the last checkpoint
 
-_active: list["Stopping"] = []  # the contexts entered, the innermost last
+_active: list["Stopping"] = []  # entered contexts, the innermost last
 _leaving = False  # True after `leave_at_interrupt`
 
 

@@ -45,7 +45,7 @@ def row(name="both", step=2.0, device=CPU, **changes):
     where = dict(sweep="branches", name=name, seed=0, protocol="cifar10_short")
     [found] = expand("branches", seeds=[0], only=[name], overrides=FIELDS)
     overrides = json.loads(json.dumps(sweep_fields(found)["overrides"]))
-    times = {"wall_seconds": FIXED - 4 + 52 * step, "step_seconds": step, "start_seconds": 4.0}
+    times = {"wall_seconds": FIXED - 4 + 52 * step, "step_seconds": step, "startup_seconds": 4.0}
     evaluated = {"evaluation_seconds": step, "eval_images": 64, "curves": {"eval": {"step": [50]}}}
     measured = {"device": device, "steps": 50, **times, **evaluated, "overrides": overrides}
     measured["top1"] = dict.fromkeys(("train_form", "fused"), 0.5)
@@ -112,7 +112,7 @@ def test_a_short_run_is_forecast_from_long_ones_within_30_percent(
         "wall_seconds": fixed + 1172 * step + 4 * evaluation,
     }
     long |= {"curves": {"eval": {"step": [391, 782, 1172]}}, "overrides": {}}
-    measured = {"eval_images": 10_000, "evaluation_seconds": evaluation, "start_seconds": 8.0}
+    measured = {"eval_images": 10_000, "evaluation_seconds": evaluation, "startup_seconds": 8.0}
     unknown = dict.fromkeys(measured)
     short = Length(60, 20_000)
     for known, guesses in ((measured, ()), (unknown, (UNMEASURED,))):
@@ -124,8 +124,8 @@ def test_a_short_run_is_forecast_from_long_ones_within_30_percent(
 def test_length_counts_the_evaluations_of_both_forms(both):
     assert run_length(both.config()) == Length(8, 3 * 360)  # after 6 and 8 steps, and fused
     config = both.config().copy_and_resolve_references()
-    config.train.eval_every = None
-    assert run_length(config) == Length(8, 2 * 360)
+    config.train.update(eval_every=None, steps=60, batch_size=64)  # epochs of 23 steps
+    assert run_length(config) == Length(60, 2 * 360)
 
 
 def test_cost_of_other_variants_scales_with_multiply_adds(tmp_path, both):

@@ -165,8 +165,8 @@ def test_a_table_says_what_computed_its_runs_and_whether_that_differs():
         words(xla, xla, None),
         words(xla, xla, xla, devices=("cpu", "H100", "cpu")),
     ):
-        assert "Different devices or engines" in text
-    assert "Different devices or engines" not in same + old
+        assert "Different devices or libraries" in text
+    assert "Different devices or libraries" not in same + old
 
 
 @pytest.mark.medium

@@ -30,7 +30,7 @@ TIMES = {
     "wall_seconds",
     "step_seconds",
     "examples_per_second",
-    "start_seconds",
+    "startup_seconds",
     "evaluation_seconds",
     "environment",
     "commit",
@@ -160,7 +160,7 @@ def test_a_run_is_trained_once_for_all_sweeps_and_failures_wait(tmp_path, capsys
     assert row["top1"].keys() == {"train_form", "fused"}
     assert row["overrides"]["model.branches"] == ["kxk"]
     assert row["temporaries_bytes"] > 0
-    assert 0 < row["start_seconds"] < 3600
+    assert 0 < row["startup_seconds"] < 3600
     assert 0 <= row["evaluation_seconds"] < row["wall_seconds"]
     assert row["eval_images"] == 360
     assert row["environment"]["versions"]["jax"] == jax.__version__

@@ -175,14 +175,14 @@ def abstract_images(*shape, dtype=jnp.float32):
     ids=str,
 )
 @pytest.mark.parametrize("net", [SMALL, rj.create("deep_plain", depth=2, num_classes=3)])
-def test_images_that_do_not_fit__are_explained(net, images, expected):
+def test_images_that_do_not_fit_are_explained(net, images, expected):
     with pytest.raises(rj.UsageError) as caught:
         jax.eval_shape(net.apply, abstract(net), images)
     assert expected in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
-def test_other_mistakes_in_a_call__are_explained():
+def test_other_errors_of_a_call_are_explained():
     images, variables = abstract_images(2, 32, 32, 3), abstract(SMALL)
     fused = SMALL.clone(block="fused")
 
