@@ -77,7 +77,8 @@ def load_config(path: str) -> ConfigDict:
 def _cause(error: Exception, file: str) -> str:
     """Returns an exception as one line, with the line of the config file that it comes from."""
     if isinstance(error, SyntaxError):
-        return f"line {error.lineno}: {error.msg}"
+        imported = "" if error.filename == file else f"{error.filename}, "
+        return f"{imported}line {error.lineno}: {error.msg}"
     frames = traceback.extract_tb(error.__traceback__)
     lines = [frame.lineno for frame in frames if frame.filename == file]
     line = f"line {lines[-1]}: " if lines else ""

@@ -104,6 +104,15 @@ def test_an_error_in_a_config_file_is_one_line(lines, expected, tmp_path, capsys
     assert f"--config={path}: {expected}" in failing(capsys, "--config", path)
 
 
+def test_a_syntax_error_in_an_imported_file_names_that_file(tmp_path, monkeypatch, capsys):
+    (tmp_path / "half.py").write_text("x =")
+    (tmp_path / "mine.py").write_text("import half")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert f"mine.py: {tmp_path}/half.py, line 1: " in failing(
+        capsys, "--config", tmp_path / "mine.py"
+    )
+
+
 def test_a_wrong_workdir_is_reported_before_data_are_opened(tmp_path, capsys):
     (tmp_path / "notes.txt").touch()
     arguments = [*QUICK, "--config.data.source=digit", "--workdir", tmp_path]
