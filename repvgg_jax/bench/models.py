@@ -18,6 +18,7 @@ from repvgg_jax.bench.timing import peak_rate, ratio, time_interleaved
 from repvgg_jax.config.build import build, make_net
 from repvgg_jax.config.describe import model_name
 from repvgg_jax.config.fields import check_values
+from repvgg_jax.config.resolve import resolve
 from repvgg_jax.config.workdir import named_write_errors
 from repvgg_jax.errors import UsageError
 from repvgg_jax.fusion.fuse import fuse
@@ -58,6 +59,7 @@ def run_bench(config: ConfigDict, workdir: Path) -> None:
     Raises:
       UsageError: if the config cannot run.
     """
+    config = resolve(config)
     check_values(config)
     batches = config.bench.batch_sizes
     if not batches or not all(isinstance(batch, int) and batch > 0 for batch in batches):

@@ -11,6 +11,7 @@ import pytest
 import repvgg_jax as rj
 from configs import folder, quickstart
 from repvgg_jax.cli.evaluate import evaluation_config
+from repvgg_jax.cli.modes import MODES
 from repvgg_jax.cli.train import run_train
 from repvgg_jax.config.build import build
 from repvgg_jax.config.fields import config_hash, flat
@@ -117,6 +118,24 @@ def test_unusable_folders_are_one_line(tmp_path, caplog):
     config.data.source = "digits"
     with pytest.raises(rj.UsageError, match=r"model\.name, .* unset; .* data\.source=folder"):
         build(config)
+
+
+@pytest.mark.parametrize(
+    ("name", "fields", "message"),
+    [
+        *((name, {}, r"set --config\.data\.data_dir") for name in ("train", "import", "bench")),
+        ("bench_data", {}, r"set --config\.data\.data_dir"),
+        ("prepare", {"data.source": "tfds"}, r"unset; only with data\.source=folder"),
+    ],
+)
+def test_modes_refuse_a_config_with_unset_fields(name, fields, message, tmp_path):
+    mode = MODES[name]
+    values = {"workdir": tmp_path / "run", "weights": tmp_path / "weights.pth"}
+    flags = {flag: values[flag] for flag in (*mode.needs, *mode.takes) if flag in values}
+    config = folder.get_config()
+    config.update_from_flattened_dict(fields)
+    with pytest.raises(rj.UsageError, match=message):
+        mode.run(config, **flags)
 
 
 @pytest.mark.medium
