@@ -61,7 +61,10 @@ def run_train(config: ConfigDict, workdir: Path) -> None:
     check_workdir(config, workdir)
     earlier = read_report(workdir)
     if all_processes(is_finished(earlier, config, workdir)):
-        inform_once(f"{workdir} is finished; this is its report (--mode=eval evaluates again)")
+        inform_once(
+            f"{workdir} is finished; this is its report (--mode=eval evaluates again, and another "
+            "--workdir starts another run)"
+        )
         _say_what_changed(config, workdir)
         if speaks():
             _print_report(earlier, None)
@@ -86,7 +89,7 @@ def _say_what_changed(config: ConfigDict, workdir: Path) -> None:
     """Logs the fields that differ from the first start of a run, none of which is in its hash."""
     changed = changed_fields(to_json(config), workdir).items()
     if text := ", ".join(f"{name}={new} instead of {old}" for name, (old, new) in changed):
-        inform_once(f"other values than in {workdir}/config.json: {text}")
+        inform_once(f"this command has other values than {workdir}/config.json: {text}")
 
 
 def _train_and_fuse(

@@ -20,7 +20,7 @@ def check_images(images: Any) -> None:
         return
     if len(shape) != 4:
         hint = "; images[None] adds the batch axis" if len(shape) == 3 else ""
-        raise UsageError(f"{_of(shape)}; a net takes [batch, height, width, 3]{hint}")
+        raise UsageError(f"{_images_of(shape)}; a net takes [batch, height, width, 3]{hint}")
     if not jnp.issubdtype(dtype, jnp.floating):
         raise UsageError(
             f"images are {jnp.dtype(dtype).name}; a net takes normalized ones, "
@@ -72,15 +72,15 @@ def _wrong_channels(shape: tuple[int, ...]) -> str:
         remedy = f"jnp.repeat(images, 3, axis=-1) makes gray images RGB, and {remedy}"
     if found == 4:
         remedy = f"images[..., :3] drops the transparency of RGBA, and {remedy}"
-    return f"{_of(shape)}, and the net takes 3 channels; {remedy}"
+    return f"{_images_of(shape)}, and the net takes 3 channels; {remedy}"
 
 
 def _channels_first(shape: tuple[int, ...]) -> str:
     return (
-        f"{_of(shape)}, which looks like NCHW; this library takes NHWC: "
+        f"{_images_of(shape)}, which looks like NCHW; this library takes NHWC: "
         f"images.transpose(0, 2, 3, 1); {_GUIDE}"
     )
 
 
-def _of(shape: tuple[int, ...]) -> str:
+def _images_of(shape: tuple[int, ...]) -> str:
     return f"images have shape ({', '.join(map(str, shape))})"

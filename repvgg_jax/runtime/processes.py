@@ -181,7 +181,8 @@ def speaks() -> bool:
 
 def all_processes(fine: bool) -> bool:
     """Returns the logical AND of `fine` over all processes (a collective call)."""
-    if not jax.distributed.is_initialized() or jax.process_count() == 1:  # starts no devices
+    alone = not jax.distributed.is_initialized() and not backends_are_initialized()
+    if alone or jax.process_count() == 1:  # the latter starts devices
         return fine
     return bool(multihost_utils.process_allgather(np.array(fine)).all())
 
