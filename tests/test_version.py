@@ -1,4 +1,4 @@
-"""The version is the same everywhere, and the commit is asked once."""
+"""The version is the same everywhere, and git is asked for the commit once."""
 
 import tomllib
 

@@ -12,7 +12,7 @@ import shlex
 import sys
 import time
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from experiments.sweeps.flags import Parser, run_command
 from experiments.sweeps.rows import read_report, read_sweeps
 from experiments.sweeps.run import parse_sweep, sweep_parser
 from repvgg_jax.config.workdir import read_config
-from repvgg_jax.errors import UsageError
+from repvgg_jax.errors import UsageError, reraise
 from repvgg_jax.training.metrics import METRICS_FILE, read_metrics
 from repvgg_jax.training.monitor import clock
 
@@ -92,7 +92,9 @@ def overview(root: Path) -> str:
     read = cache(read_sweeps)
     lines = []
     for sweep in SWEEPS:
-        options, runs = parse_sweep(_parser(), [sweep, *(workdirs.last_launch(root, sweep) or [])])
+        last = workdirs.last_launch(root, sweep) or []
+        with _naming_the_launch(root, sweep):
+            options, runs = parse_sweep(_parser(), [sweep, *last])
         recorded = {row["config_hash"] for row in read(options.results)}
         states = [workdirs.state(run, root, recorded) for run in runs]
         if set(states) != {"new"}:
@@ -103,6 +105,17 @@ def overview(root: Path) -> str:
     if absent:
         texts.append(f"not started: {', '.join(absent)}")
     return "\n".join(texts)
+
+
+def _naming_the_launch(root: Path, sweep: str) -> AbstractContextManager[None]:
+    """Returns a context that names the file of the last launch in errors of its flags."""
+
+    def failed(error: Exception) -> UsageError:
+        return UsageError(
+            f"flags of the last launch in {root / sweep}.json: {error}; delete that file"
+        )
+
+    return reraise(UsageError, failed)
 
 
 def _counts(states: Sequence[str]) -> str:
@@ -137,11 +150,13 @@ def show_status(argv: Sequence[str]) -> None:
             raise UsageError(f"{flag} needs the name of a sweep: {', '.join(SWEEPS)}")
         print(overview(options.workdirs))
         return
-    head = ""
+    head, naming = "", nullcontext()
     if not selecting and (last := workdirs.last_launch(options.workdirs, options.sweep)):
         argv = [*argv, *last]
         head = f"last launch: {shlex.join(last)}\n"
-    options, runs = parse_sweep(parser, argv)
+        naming = _naming_the_launch(options.workdirs, options.sweep)
+    with naming:
+        options, runs = parse_sweep(parser, argv)
     while True:
         table = status(runs, options.workdirs, options.results)
         clear = _CLEAR if options.watch and sys.stdout.isatty() else ""

@@ -1,4 +1,4 @@
-"""Models in words."""
+"""Names of models, and of what a config changes in them."""
 
 import pytest
 

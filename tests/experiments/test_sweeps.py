@@ -15,7 +15,7 @@ import pytest
 
 from experiments.benchmarks import throughput
 from experiments.report import build
-from experiments.sweeps import run, run_one, status
+from experiments.sweeps import run, run_one, status, workdirs
 from experiments.sweeps.ablations import SWEEPS
 from experiments.sweeps.expand import expand, parse_overrides
 from experiments.sweeps.launchers import local
@@ -193,6 +193,14 @@ def test_a_wrong_flag_is_one_line(command, capsys):
     text = capsys.readouterr()
     assert text.out == ""
     assert re.fullmatch(r"error: .*; --help lists the flags\n", text.err)
+
+
+def test_flags_of_a_launch_that_no_longer_fit_are_named(tmp_path, capsys):
+    workdirs.remember_launch(tmp_path, "branches", ["--only=gone"])
+    for sweep in ([], ["branches"]):
+        assert status.main([*sweep, f"--workdirs={tmp_path}"]) == UsageError.exit_code
+        expected = f"last launch in {tmp_path}/branches.json: branches has no variant gone"
+        assert expected in capsys.readouterr().err
 
 
 def test_paths_are_expanded_and_urls_refused(monkeypatch, tmp_path):
