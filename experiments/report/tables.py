@@ -83,7 +83,7 @@ def setup(group: Group) -> list[Paragraph]:
 
 
 def _library(row: Row) -> str:
-    """Formats what computed a run's convolutions, by start: `XLA (JAX 0.10.2)`."""
+    """Formats the libraries of a run's convolutions, by start: `oneDNN 2023.2.0 (JAX 0.10.2)`."""
     found = [*(row.get("earlier_environments") or []), row.get("environment")]
     names = [f"{e['convolutions']} (JAX {e['versions']['jax']})" for e in found if e]
     return " then ".join(dict.fromkeys(names)) or _UNRECORDED

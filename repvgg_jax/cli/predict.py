@@ -130,7 +130,7 @@ def newest_form(workdir: Path) -> tuple[nn.Module, Any, str]:
 
 
 def files_source(paths: Sequence[str]) -> EncodedSource:
-    """Returns a data source of image files without labels, which skips those that are damaged."""
+    """Returns a data source of image files without labels; damaged files are skipped."""
 
     def read(indices: Sequence[int]) -> list[Record]:
         return [_record(paths[index]) for index in indices]
@@ -139,7 +139,7 @@ def files_source(paths: Sequence[str]) -> EncodedSource:
 
 
 def _record(path: str) -> Record:
-    """Reads a file; one that cannot be read becomes an empty record, which is a corrupt image."""
+    """Reads a file; returns an empty record, which counts as corrupt, if that fails."""
     try:
         return Record(Path(path).read_bytes(), 0, path)
     except OSError as error:
@@ -211,7 +211,7 @@ _WRITERS = {".csv": _write_csv, ".jsonl": _write_jsonl}
 
 @contextlib.contextmanager
 def _file(path: Path | None) -> Iterator[Writer]:
-    """Opens the file of rows; without a path, rows are not written."""
+    """Yields a function that writes a row to the file; without a path, it does nothing."""
     if path is None:
         yield lambda row: None
         return
@@ -224,7 +224,7 @@ def _file(path: Path | None) -> Iterator[Writer]:
 
 
 def _progress(total: int) -> contextlib.AbstractContextManager[Callable[[int], object]]:
-    """Returns progress on standard error, unless the table itself shows it on a terminal."""
+    """Returns a progress display on stderr; none if a terminal shows the table itself."""
     if sys.stdout.isatty():
         return contextlib.nullcontext(lambda count: None)
     return progress("predicted", total, "images")

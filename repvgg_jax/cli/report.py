@@ -16,7 +16,7 @@ _FILE = "report.json"
 
 
 def read_report(workdir: Path) -> dict[str, Any]:
-    """Returns the report of a workdir; empty if there is none, or, with a warning, if damaged."""
+    """Returns the report of a workdir; empty if there is none, or, with a warning, if it is damaged."""
     path = workdir / _FILE
     if not path.exists():
         return {}
@@ -28,7 +28,7 @@ def read_report(workdir: Path) -> dict[str, Any]:
 
 
 def is_finished(report: dict[str, Any], config: ConfigDict, workdir: Path) -> bool:
-    """Returns True if a report is that of this config and all that it reports is there."""
+    """Returns True if a report is of this config, and the weights that it describes exist."""
     return (
         report.get("config_hash") == config_hash(config)
         and report.get("steps") in steps(workdir)[-1:]

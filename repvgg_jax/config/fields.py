@@ -213,7 +213,7 @@ def value_problems(config: ConfigDict) -> Iterator[str]:
             yield f"{name}={value}: {problem}"
     unset = [name for name in REQUIRED if values[name] is None]
     if unset and config.data.source != "folder":
-        yield f"{shortened(unset, 3)}: unset; only with data.source=folder can they be unset"
+        yield f"{shortened(unset, 3)}: unset; set them, or use data.source=folder"
     for name in PATHS:
         if values[name] is not None:
             try:

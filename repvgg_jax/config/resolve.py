@@ -148,7 +148,7 @@ def _fill_schedule(
         epochs = values["train.steps"] * batch / images
     epochs = fill("train.epochs", round(epochs, 2))
     steps = round(epochs * images / batch)
-    if steps:  # less than a step is an error of the epochs
+    if steps:  # else `total_steps` raises an error that names the epochs
         steps = fill("train.steps", steps)
     fill("train.eval_every", max(-(-images // batch), steps // 20))
     # The field is for 256 images and scales with the batch; few images train best if it grows with
@@ -159,7 +159,7 @@ def _fill_schedule(
 
 
 def _power_of_2(number: float, low: int, high: int) -> int:
-    """Returns the largest power of 2 that is at most `number`, within bounds that are powers."""
+    """Returns the largest power of 2 up to `number`; both bounds are powers of 2."""
     return min(max(1 << int(max(number, 1)).bit_length() - 1, low), high)
 
 

@@ -103,7 +103,7 @@ def evaluate(
     for batch in batches:
         batch = shard_batch(batch, mesh) if mesh else batch
         sums = compiled_step(net, variables, batch, mean=mean, std=std)
-        _add(total, pending)  # waits for the batch before, since more could fill the device
+        _add(total, pending)  # waits, since more pending batches could fill the device
         pending = sums
         if after_batch:
             after_batch()
