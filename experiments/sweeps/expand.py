@@ -13,8 +13,9 @@ from ml_collections import ConfigDict
 from configs import cifar10_short
 from experiments.sweeps.ablations import SWEEPS
 from experiments.sweeps.jobs import LONGEST_NAME
-from repvgg_jax.config.build import check_groups, make_net, make_optimizer, make_transform
+from repvgg_jax.config.build import check_groups, make_net, make_transform
 from repvgg_jax.config.fields import config_hash, unknown_field, value_problems
+from repvgg_jax.config.optimizer import make_optimizer
 from repvgg_jax.config.workdir import read_config
 from repvgg_jax.errors import UsageError
 

@@ -11,9 +11,9 @@ from flax import linen as nn
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from repvgg_jax.blocks.repvgg import BRANCHES
 from repvgg_jax.config.classes import check_classes, describe_classes
 from repvgg_jax.config.fields import check_values, to_json
+from repvgg_jax.config.optimizer import check_repoptimizer, make_optimizer
 from repvgg_jax.config.resolve import resolve
 from repvgg_jax.config.schedule import (
     check_schedule,
@@ -127,7 +127,7 @@ def build(
     check_schedule(config)
     mesh = _make_mesh(config, devices)
     net = make_net(config)
-    _check_repoptimizer(config, net)
+    check_repoptimizer(config, net)
     train_data, eval_data, train_size = None, None, 0
     steps, warmup = _STEPS_WITHOUT_DATA, int(config.optim.warmup_epochs > 0)
     if open_data:
@@ -261,50 +261,3 @@ def _step_options(config: ConfigDict) -> StepOptions:
     values = {name: section[name] for section in sections for name in names & set(section)}
     values["custom_l2"] = config.optim.weight_decay if config.optim.custom_l2 else 0.0
     return StepOptions(**values | {name: tuple(config.data[name]) for name in ("mean", "std")})
-
-
-def make_optimizer(
-    config: ConfigDict, net: nn.Module, schedule: optax.Schedule
-) -> optax.GradientTransformation:
-    """Returns the optimizer described by `config.optim`, for the parameters of `net`."""
-    values = config.optim
-    branches = set(config.model.branches or BRANCHES)
-    if values.custom_l2 and not (net.block == "repvgg" and {"kxk", "1x1"} <= branches):
-        raise UsageError(
-            "optim.custom_l2 needs blocks with a kxk and a 1x1 branch, each with a BatchNorm: "
-            "model.block=repvgg, with both in model.branches"
-        )
-    frozen = sorted(net.frozen_blocks())
-    frozen_rules = [(f"{name}(_se)?/.*", 0.0) for name in frozen]
-    optimizer = sgd.sgd(
-        schedule,
-        momentum=values.momentum,
-        nesterov=values.nesterov,
-        weight_decay=values.weight_decay,
-        decay_rules=values.decay_rules,
-        rate_rules=(*frozen_rules, *values.rate_rules, (r".*/bias", values.bias_rate_factor)),
-        custom_l2=bool(values.custom_l2),
-    )
-    chain = [optimizer]
-    if values.clip_norm is not None:
-        chain.insert(0, optax.clip_by_global_norm(values.clip_norm))
-    if values.max_norm is not None:
-        chain.append(sgd.max_norm(values.max_norm, frozen))
-    return optax.chain(*chain) if len(chain) > 1 else optimizer
-
-
-def _check_repoptimizer(config: ConfigDict, net: nn.Module) -> None:
-    values = config.optim
-    if values.repoptimizer_from is None:
-        return
-    if net.block != "plain":
-        raise UsageError("optim.repoptimizer_from needs a plain net: set model.block=plain")
-    if values.clip_norm is not None or values.max_norm is not None:
-        raise UsageError(
-            "optim.repoptimizer_from does not work with optim.clip_norm and optim.max_norm; "
-            "unset them"
-        )
-    if net.initializer is not None:
-        raise UsageError(
-            "optim.repoptimizer_from determines the initial weights; unset model.initializer"
-        )

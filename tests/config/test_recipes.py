@@ -12,8 +12,9 @@ from ml_collections import config_flags
 
 import repvgg_jax as rj
 from configs import default, imagenet, imagenet_200, plus_l2pse, quickstart
-from repvgg_jax.config.build import build, make_net, make_optimizer, make_transform
+from repvgg_jax.config.build import build, make_net, make_transform
 from repvgg_jax.config.fields import check_values, config_hash, flat, to_json
+from repvgg_jax.config.optimizer import make_optimizer
 from repvgg_jax.config.resolve import recipe
 from repvgg_jax.config.schedule import total_steps
 from repvgg_jax.data.sources.folder import FolderSummary

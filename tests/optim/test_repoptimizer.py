@@ -9,7 +9,8 @@ import optax
 import pytest
 
 import repvgg_jax as rj
-from repvgg_jax.config.build import build, make_net, make_optimizer
+from repvgg_jax.config.build import build, make_net
+from repvgg_jax.config.optimizer import make_optimizer
 from repvgg_jax.nets import abstract
 from repvgg_jax.optim import sgd as sgd_module
 from repvgg_jax.optim.repoptimizer import multiplier, scale_gradients, to_plain, with_scales

@@ -8,7 +8,8 @@ import pytest
 
 import repvgg_jax as rj
 from configs import default
-from repvgg_jax.config.build import StepOptions, make_net, make_optimizer
+from repvgg_jax.config.build import StepOptions, make_net
+from repvgg_jax.config.optimizer import make_optimizer
 from repvgg_jax.optim import sgd
 from repvgg_jax.training.state import TrainState
 from repvgg_jax.training.step import train_step

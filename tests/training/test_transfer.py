@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 import repvgg_jax as rj
-from repvgg_jax.config.build import make_net, make_optimizer
+from repvgg_jax.config.build import make_net
+from repvgg_jax.config.optimizer import make_optimizer
 from repvgg_jax.fusion.verify import relative_error
 from repvgg_jax.nets import abstract
 from repvgg_jax.training.transfer import transfer
