@@ -16,7 +16,7 @@ _FILE = "report.json"
 
 
 def read_report(workdir: Path) -> dict[str, Any]:
-    """Returns the report of a workdir; empty if there is none, or, with a warning, if it is damaged."""
+    """Returns the report of a workdir; empty without one, or with a warning if it is damaged."""
     path = workdir / _FILE
     if not path.exists():
         return {}
