@@ -220,8 +220,8 @@ def make_source(config: ConfigDict, split: str, run: Path | None = None) -> Sour
     if source.num_classes < classes:
         warn_once(
             "%s has %d classes, but the net has %d outputs: class k, in the order of names, is "
-            "output k, and other outputs have no class; set model.num_classes=%d unless you want "
-            "that",
+            "output k, and other outputs have no class; set model.num_classes=%d unless this is "
+            "intended",
             source.name,
             source.num_classes,
             classes,

@@ -73,7 +73,7 @@ class Stopping:
         if self._announced:
             return False
         self._announced = True
-        line = "stopping after the current step; Ctrl-C again leaves at once, without saving"
+        line = "stopping after the current step; Ctrl-C again ends the run at once, without saving"
         print(f"\n{line}", file=sys.stderr, flush=True)
         return True
 

@@ -75,5 +75,5 @@ with Stopping():
 @pytest.mark.system
 def test_a_second_interrupt_ends_the_process_with_one_line_even_while_it_compiles():
     lines = python("-c", INTERRUPTED, code=130).split("\n")
-    assert lines[1].startswith("stopping after the current step; Ctrl-C again leaves at once")
+    assert lines[1].startswith("stopping after the current step; Ctrl-C again ends the run at once")
     assert lines[3:] == ["interrupted; rerun", ""]
