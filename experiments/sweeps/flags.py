@@ -1,7 +1,6 @@
 """Parsing of command lines, and errors of commands as one line."""
 
 import argparse
-import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import NoReturn
 from repvgg_jax.errors import RunError, UsageError, one_line, reraise
 from repvgg_jax.runtime.devices import explaining_absent_devices
 from repvgg_jax.runtime.files import local_path
+from repvgg_jax.runtime.messages import print_error
 
 
 class Parser(argparse.ArgumentParser):
@@ -47,6 +47,6 @@ def run_command(command: Callable[[], object]) -> int:
         with explaining_absent_devices():
             command()
     except RunError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print_error(str(error))
         return error.exit_code
     return 0
