@@ -72,7 +72,7 @@ def _wrong_channels(shape: tuple[int, ...]) -> str:
         remedy = f"jnp.repeat(images, 3, axis=-1) makes gray images RGB, and {remedy}"
     if found == 4:
         remedy = f"images[..., :3] drops the transparency of RGBA, and {remedy}"
-    return f"{_images_of(shape)}, and the net takes 3 channels; {remedy}"
+    return f"{_images_of(shape)}, but the variables are for other channels (3 for RGB); {remedy}"
 
 
 def _channels_first(shape: tuple[int, ...]) -> str:

@@ -37,7 +37,8 @@ def test_the_peak_is_that_of_the_fastest_of_several_sizes():
         for wait in milliseconds:
             yield 1000, partial(time.sleep, wait / 1e3)
 
-    assert highest_rate(programs(20, 5, 10, 1), 0.0) == pytest.approx(1000 / 5e-3, rel=0.3)
+    # Sleeping takes no less time than was asked for, and little more.
+    assert 1000 / 10e-3 < highest_rate(programs(20, 5, 10, 1), 0.0) <= 1000 / 5e-3
 
 
 def small_config():
