@@ -106,6 +106,8 @@ def _hint(given: str, values: flags.FlagValues, known: Iterable[str]) -> str:
     name, equals, value = given.lstrip("-").partition("=")
     if name in _UNNEEDED:
         return _UNNEEDED[name]
+    if name in MODES:
+        return f"did you mean --mode={name}?"
     if name.endswith(".py"):
         return f"write --config {name}"
     own = [flag for flag in values if not flag.startswith("config.")]

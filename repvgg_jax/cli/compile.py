@@ -7,6 +7,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from repvgg_jax.bench import aot
+from repvgg_jax.config.build import check_config
 from repvgg_jax.config.describe import model_name
 from repvgg_jax.config.fields import to_json
 from repvgg_jax.config.resolve import resolve
@@ -30,6 +31,7 @@ def run_compile(config: ConfigDict, topology: str, workdir: Path | None) -> None
     devices = aot.topology_devices(topology)
     config = resolve(config, workdir, devices)
     if workdir is not None:
+        check_config(config)
         check_workdir(config, workdir)
     inform_once(f"compiling a training step of {model_name(config)} for {topology} ...")
     started = time.monotonic()

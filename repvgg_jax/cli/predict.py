@@ -73,6 +73,7 @@ def run_predict(workdir: Path, images: Path, top_k: int, output: Path | None) ->
     count = f"{len(paths):,} images" if len(paths) > 1 else "1 image"
     inform_once(f"{workdir}: {form}; {count}")
 
+    replacing = ", in place of an earlier file" if output is not None and output.exists() else ""
     source = files_source(paths)
     found = probabilities(net, variables, source, config)
     with _file(output) as write, _progress(len(paths)) as advance:
@@ -90,7 +91,7 @@ def run_predict(workdir: Path, images: Path, top_k: int, output: Path | None) ->
             raise UsageError(f"--images={images}: nothing in it can be read as an image")
         warn_once("left out %d of %d files: %s", len(bad), len(paths), shortened(bad))
     if output is not None:
-        inform_once(f"wrote {output}")
+        inform_once(f"wrote {output}{replacing}")
 
 
 def find_images(path: Path) -> list[str]:
@@ -172,14 +173,20 @@ def probabilities(
 
 
 class _Table:
-    """The table on standard output; `is_open` is False once its reader has left, as `head` does."""
+    """The table on standard output; `is_open` is False once its reader has left, as `head` does.
+
+    The header is printed with the first row, below any warnings about the images before it.
+    """
 
     def __init__(self, file_width: int, class_width: int) -> None:
         self.is_open = True
         self._line = f"{{:<{file_width}}}  {{:<{class_width}}}  {{:>11}}".format
-        self._print("file", "class", "probability")
+        self._is_empty = True
 
     def add(self, row: Row) -> None:
+        if self._is_empty:
+            self._print("file", "class", "probability")
+            self._is_empty = False
         self._print(row.file, row.class_name, f"{row.probability:.4f}")
 
     def _print(self, *cells: str) -> None:

@@ -68,6 +68,7 @@ def run_to_torch(workdir: Path, weights: str | Path, layout: str, fused: bool) -
       UsageError: if there is no run, or PyTorch's net would compute different outputs.
     """
     net, variables = load(workdir, fused=fused)
+    replacing = ", in place of an earlier file" if Path(weights).exists() else ""
     if primary():
         save_torch(weights, to_torch(net, variables, layout))
-    print_once(f"wrote the weights of {workdir} to {weights} with {layout} names")
+    print_once(f"wrote the weights of {workdir} to {weights} with {layout} names{replacing}")

@@ -15,7 +15,7 @@ from repvgg_jax.checkpoint.manager import steps
 from repvgg_jax.cli.fuse import fuse_and_save
 from repvgg_jax.cli.opening import opening
 from repvgg_jax.cli.report import is_finished, read_report, write_report
-from repvgg_jax.config.build import Experiment, build
+from repvgg_jax.config.build import Experiment, build, check_config
 from repvgg_jax.config.describe import model_name
 from repvgg_jax.config.fields import config_hash, to_json
 from repvgg_jax.config.resolve import resolve
@@ -58,6 +58,7 @@ def run_train(config: ConfigDict, workdir: Path) -> None:
     """
     check_unlocked(workdir)
     config = resolve(config, workdir)
+    check_config(config)  # before a misspelled name counts as another config
     check_workdir(config, workdir)
     earlier = read_report(workdir)
     if all_processes(is_finished(earlier, config, workdir)):
@@ -69,7 +70,7 @@ def run_train(config: ConfigDict, workdir: Path) -> None:
         if speaks():
             _print_report(earlier, None)
         return
-    inform_once(f"training {model_name(config)} in {workdir}")
+    inform_once(f"training {model_name(config)} in {workdir}\nloading data ...")
     if has_checkpoints(workdir):
         _say_what_changed(config, workdir)
     with Stopping(config.train.deadline) as stopping:

@@ -25,7 +25,7 @@ from repvgg_jax.config.schedule import (
 from repvgg_jax.data.augment.transforms import Transform
 from repvgg_jax.data.images import IMAGENET_MEAN, IMAGENET_STD
 from repvgg_jax.data.sources.base import Source
-from repvgg_jax.data.sources.load import load_source
+from repvgg_jax.data.sources.load import check_source, load_source
 from repvgg_jax.data.split import Split
 from repvgg_jax.errors import UsageError
 from repvgg_jax.nets import create
@@ -123,8 +123,7 @@ def build(
       898
     """
     config = resolve(config, run, devices)
-    check_values(config)
-    check_schedule(config)
+    check_config(config)
     mesh = _make_mesh(config, devices)
     net = make_net(config)
     check_repoptimizer(config, net)
@@ -166,6 +165,15 @@ def build(
         init_head=config.init_head,
         repoptimizer_from=config.optim.repoptimizer_from,
     )
+
+
+def check_config(config: ConfigDict) -> None:
+    """Raises UsageError for values and names that cannot be used, whatever the data and devices."""
+    check_values(config)
+    check_schedule(config)
+    check_source(config.data.source)
+    make_transform(config)
+    make_net(config)
 
 
 def _make_mesh(config: ConfigDict, devices: Sequence[jax.Device] | None) -> Mesh:
@@ -217,7 +225,7 @@ def make_source(config: ConfigDict, split: str, run: Path | None = None) -> Sour
             f"{source.name} has {describe_classes(source.class_names)}, but the net has {classes} "
             f"outputs; set model.num_classes={source.num_classes}"
         )
-    if source.num_classes < classes:
+    if source.num_classes < classes and split == "train":  # both splits have the same classes
         warn_once(
             "%s has %d classes, but the net has %d outputs: class k, in the order of names, is "
             "output k, and other outputs have no class; set model.num_classes=%d unless this is "

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from repvgg_jax.errors import UsageError, shortened
-from repvgg_jax.runtime.files import local_path, read_json, write_json
+from repvgg_jax.runtime.files import local_path, near_folder, read_json, write_json
 
 CLASSES_FILE = "classes.json"
 
@@ -24,7 +24,8 @@ def class_names(workdir: str | Path) -> tuple[str, ...] | None:
     """
     path = local_path(workdir) / CLASSES_FILE
     if not path.parent.is_dir():
-        raise UsageError(f"no run in {workdir}: the folder does not exist")
+        near = near_folder(path.parent, "config.json")
+        raise UsageError(f"no run in {workdir}: the folder does not exist{near}")
     if not path.exists():
         return None
     remedy = "delete it, and the next training run will write it again"

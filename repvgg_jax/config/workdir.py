@@ -9,10 +9,12 @@ from ml_collections import ConfigDict
 
 from repvgg_jax.config.classes import write_class_names
 from repvgg_jax.config.fields import ADDED, FIELDS, flat, run_fields
-from repvgg_jax.errors import UsageError, one_line, reraise
-from repvgg_jax.runtime.files import local_path, read_json, write_json
+from repvgg_jax.errors import UsageError, one_line, reraise, shortened
+from repvgg_jax.runtime.files import local_path, near_folder, read_json, write_json
 from repvgg_jax.runtime.lock import LOCK_FILE, locked
 from repvgg_jax.runtime.processes import primary, sync_processes
+
+_MOST = 6  # differing fields that are listed
 
 
 def check_workdir(config: Mapping[str, Any], workdir: Path) -> None:
@@ -37,15 +39,22 @@ def check_workdir(config: Mapping[str, Any], workdir: Path) -> None:
     here = run_fields(config)
     differing = [name for name in here | there if here.get(name) != there.get(name)]
     if differing:
-        changes = ", ".join(f"{n}: {there.get(n)} there, {here.get(n)} here" for n in differing)
+        # Those that say what was trained come first.
+        differing.sort(key=lambda name: name not in ("model.name", "data.source", "data.name"))
+        changes = [f"{name}: {there.get(name)} there, {here.get(name)} here" for name in differing]
         advice = "choose another --workdir, or remove that folder"
-        if {*differing} & {"train.epochs", "train.steps"}:
+        kind = "with a different config"
+        if len(differing) > _MOST:
+            folders = there["data.source"] == "folder"
+            data = "class folders" if folders else there.get("data.name")
+            kind = f"of another config, {there['model.name']} on {data}"
+        elif {*differing} & {"train.epochs", "train.steps"}:
             advice += (
                 f"; to train its weights further, use --config.init_from={workdir} with another "
                 "--workdir"
             )
         raise UsageError(
-            f"--workdir={workdir} contains a run with a different config ({changes}); {advice}"
+            f"--workdir={workdir} contains a run {kind} ({shortened(changes, _MOST)}); {advice}"
         )
 
 
@@ -127,7 +136,8 @@ def read_config(workdir: str | Path) -> ConfigDict:
         if isinstance(error.__cause__, NotADirectoryError):
             raise UsageError(f"{workdir} is a file, not the workdir of a run") from None
         if isinstance(error.__cause__, FileNotFoundError):
-            raise UsageError(f"no run in {workdir}: {path} does not exist") from None
+            near = near_folder(workdir, "config.json")
+            raise UsageError(f"no run in {workdir}: {path} does not exist{near}") from None
         raise
     missing = {"model", "data", "mesh", "train", "optim", "fuse"} - set(tree)
     if missing:

@@ -9,7 +9,13 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from repvgg_jax.errors import UsageError
 from repvgg_jax.interop.pytorch_checkpoint import COUNTER, find_state_dict, without_wrappers
-from repvgg_jax.interop.pytorch_layout import NAMES, check_counterpart, check_strides, entries
+from repvgg_jax.interop.pytorch_layout import (
+    NAMES,
+    check_counterpart,
+    check_exportable,
+    check_stages,
+    entries,
+)
 from repvgg_jax.nets import Net, Variables, abstract, check_pair
 from repvgg_jax.nets.repvgg import RepVGGPlus
 
@@ -66,7 +72,7 @@ def to_torch(net: Net, variables: Variables, layout: str = "official") -> dict[s
       UsageError: if the variables are not the net's, or the net has no counterpart in PyTorch.
     """
     listed = entries(net, layout)
-    check_strides(net)
+    check_exportable(net)
     check_pair(variables)
     needed, given = _leaves(abstract(net)), _leaves(variables)
     missing = [path for path in needed if path not in given]
@@ -113,6 +119,11 @@ def _as_numpy(name: str, value: Any) -> np.ndarray:
 def _check_same_kind(net: Net, layout: str, source: Mapping[str, Any]) -> None:
     """Raises UsageError with advice if the weights are of another form or model than the net."""
     check_counterpart(net, "official")
+    check_stages(
+        net,
+        "import into the net of the weights: model.name, with model.depths, model.widths and "
+        "model.strides unset or theirs, as in configs/a0.py",
+    )
     plus = layout == "official" and any(".blocks." in name for name in source)
     if plus != isinstance(net, RepVGGPlus):
         source_name, net_name = ("RepVGGplus", "RepVGG") if plus else ("RepVGG", "RepVGGplus")

@@ -4,7 +4,7 @@
 Import and export both use this list, so that each is the inverse of the other.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -26,6 +26,9 @@ AS_IT_IS = Change(np.asarray, np.asarray)
 CONV = Change(lambda w: w.transpose(2, 3, 1, 0), lambda w: w.transpose(3, 2, 0, 1))  # OIHW, HWIO
 DENSE = Change(np.transpose, np.transpose)  # [out, in], [in, out]
 DENSE_AS_CONV = Change(lambda w: w[:, :, 0, 0].T, lambda w: w.T[:, :, None, None])  # [out,in,1,1]
+
+_STRIDES = "--config.model.strides=(2,2,2,2,2)"
+_OTHER_WAYS = "docs/guides/export.md has ways to deploy other nets"
 
 BATCH_NORM = {
     "weight": ("params", "scale"),
@@ -145,22 +148,41 @@ def check_counterpart(net: Net, layout: str) -> None:
         )
     if layout == "timm" and type(net) is RepVGGPlus:
         raise UsageError("timm has no RepVGGplus; export it with layout='official'")
+
+
+def check_stages(net: Net, remedy: str) -> None:
+    """Raises UsageError, with the remedy, unless a net has five stages, the first of one block."""
     if len(net.depths) != 5 or net.depths[0] != 1:
-        raise UsageError(f"depths={net.depths}: PyTorch's RepVGG has a 1-block stem and 4 stages")
-
-
-def check_strides(net: RepVGG) -> None:
-    """Raises UsageError unless every stage starts with stride 2 and no layer is dilated.
-
-    A state dict does not contain strides and dilations, so PyTorch's RepVGG would load the weights
-    of any other net but compute another function. Importing weights into such a net is allowed, for
-    example to initialize a dilated backbone.
-    """
-    plan = net.plan()
-    strides = tuple(spec.strides for spec in plan if spec.index == 0)
-    dilations = {spec.dilation for spec in plan}
-    if set(strides) != {2} or dilations != {1}:
         raise UsageError(
-            f"strides {strides} and dilations {sorted(dilations)}: PyTorch's RepVGG always has "
-            "stride 2 and dilation 1 and would compute a different function with these weights"
+            f"depths={_compact(net.depths)}: PyTorch's RepVGG has five stages, the first of one "
+            f"block; {remedy}"
         )
+
+
+def check_exportable(net: RepVGG) -> None:
+    """Raises UsageError unless PyTorch's RepVGG would compute what a net computes.
+
+    Its five stages start with stride 2, and no layer is dilated. A state dict does not contain
+    strides and dilations, so it would load the weights of any other net but compute another
+    function. Importing weights into such a net is allowed, for example to initialize a dilated
+    backbone.
+    """
+    stages = "--config.model.depths=(1,1,2,4,1) --config.model.widths=(32,48,96,192,384)"
+    check_stages(net, f"train with five, such as {stages} {_STRIDES}; {_OTHER_WAYS}")
+    if any(spec.dilation != 1 for spec in net.plan()):
+        raise UsageError(
+            f"output_stride={net.output_stride}: PyTorch's RepVGG has no dilation, and would "
+            f"compute a different function with these weights; train without it; {_OTHER_WAYS}"
+        )
+    strides = tuple(spec.strides for spec in net.plan() if spec.index == 0)
+    if set(strides) != {2}:
+        raise UsageError(
+            f"strides={_compact(strides)}: every stage of PyTorch's RepVGG has stride 2, and it "
+            f"would compute a different function with these weights; train with {_STRIDES}; "
+            f"{_OTHER_WAYS}"
+        )
+
+
+def _compact(numbers: Sequence[int]) -> str:
+    """Returns numbers as they are written in a flag: (1,2,3)."""
+    return str(tuple(numbers)).replace(" ", "")

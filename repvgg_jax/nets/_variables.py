@@ -89,6 +89,19 @@ def abstract(net: Net, sharding: Sharding | None = None) -> dict[str, Any]:
     return jax.tree.map(lambda leaf: leaf.update(sharding=sharding), shapes)
 
 
+def _check_key(key: Any) -> None:
+    """Raises UsageError unless `key` is a single key, of the new style or the old one."""
+    dtype, ndim = getattr(key, "dtype", None), getattr(key, "ndim", None)
+    if dtype is not None and (
+        (jnp.issubdtype(dtype, jax.dtypes.prng_key) and ndim == 0)
+        or (dtype == jnp.uint32 and ndim == 1)
+    ):
+        return
+    seed = key if isinstance(key, int) else 0
+    given = repr(key) if ndim is None else f"an array of shape {key.shape}"
+    raise UsageError(f"the key is {given}; pass jax.random.key({seed})")
+
+
 def randomize(variables: Variables, key: Array) -> dict[str, Any]:
     """Returns random variables that resemble those of a trained net.
 
@@ -106,6 +119,7 @@ def randomize(variables: Variables, key: Array) -> dict[str, Any]:
       >>> bool((variables["params"]["stage0_block0"]["bn_kxk"]["scale"] < 0).any())
       True
     """
+    _check_key(key)
 
     def draw(path: tuple[Any, ...], leaf: Any) -> Array:
         name = jax.tree_util.keystr(path)
@@ -141,6 +155,7 @@ def init(
       >>> variables["params"]["head"]["kernel"].shape
       (1280, 10)
     """
+    _check_key(key)
     height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
     images = jnp.zeros((1, height, width, channels))
 

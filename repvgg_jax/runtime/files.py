@@ -4,11 +4,13 @@ A run relies on a POSIX file system: it appends, renames, locks, and lists what 
 Hence a path must be one of a mounted file system, and `local_path` refuses URLs.
 """
 
+import difflib
 import fcntl
 import json
 import os
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -54,6 +56,22 @@ def local_path(path: str | os.PathLike[str], option: str = "") -> Path:
         raise UsageError(
             f"{given}: the home folder that ~ stands for is unknown; give the whole path"
         ) from None
+
+
+def near_folder(path: Path, holding: str = "") -> str:
+    """Returns "; did you mean ...?" with a folder of a similar name beside `path`, or "".
+
+    Args:
+      path: path of a folder that is missing.
+      holding: name of a file that the other folder must have.
+    """
+    path = path.absolute()
+    with suppress(OSError):
+        names = [other.name for other in path.parent.iterdir() if (other / holding).exists()]
+        names = [name for name in names if name != path.name and (path.parent / name).is_dir()]
+        for name in difflib.get_close_matches(path.name, names, n=1):
+            return f"; did you mean {os.path.relpath(path.parent / name)}?"
+    return ""
 
 
 def read_json(path: Path, remedy: str, kind: type = dict) -> Any:

@@ -17,6 +17,9 @@ from repvgg_jax.runtime.messages import colored
 from repvgg_jax.training.curves import draw_curves
 from repvgg_jax.training.metrics import METRICS_FILE, read_metrics
 
+# Longest silence between lines where there is no bar, if steps are shorter.
+QUIET_SECONDS = 10
+
 
 class Monitor:
     """A context manager that shows and records the metrics of one run.
@@ -69,6 +72,7 @@ class Monitor:
             if self._stream.isatty():
                 self._bar = _progress_bar(total_steps, start_step, self._stream)
         now = time.monotonic()
+        self._shown = now
         self._started = now if began is None else began
         self._pace = _Pace(start_step, batch_size, now)
 
@@ -113,6 +117,7 @@ class Monitor:
         """Shows a line of text, above the bar if there is one."""
         if not self._open:
             return
+        self._shown = time.monotonic()
         if self._bar is None:
             print(line, file=self._stream, flush=True)
         else:
@@ -122,6 +127,13 @@ class Monitor:
         """Moves the bar to a step, if there is one."""
         if self._bar is not None:
             self._bar.update(step - self._bar.n)
+
+    def between(self, step: int, loss: float) -> None:
+        """Shows a step that `train` does not record, if nothing was shown for `QUIET_SECONDS`."""
+        if self._bar is None and time.monotonic() - self._shown >= QUIET_SECONDS:
+            left = self._pace.seconds_for(self._total_steps - step)
+            time_left = [] if left is None else [f"{clock(left)} left"]
+            self.show("  ".join([self._position(step), *_formatted({"loss": loss}), *time_left]))
 
     def announce(self, text: str) -> None:
         """Shows beside the bar, if there is one, what the run does until the next step."""

@@ -41,6 +41,8 @@ class NanGuard:
         if step % self._experiment.log_every == 0 or step == self._experiment.steps:
             # Not a mean since the last row, which would differ in a resumed run.
             self._monitor.train(step, values | {"learning_rate": self._learning_rate(step)})
+        else:
+            self._monitor.between(step, values["loss"])
 
     def _learning_rate(self, step: int) -> float:
         return float(self._experiment.schedule(step - 1))
@@ -59,5 +61,6 @@ class NanGuard:
         where = f"{self._manager.directory}/{good}" if good is not None else "none was written yet"
         raise RunError(
             f"step {step}: {problem} at learning rate {self._learning_rate(step):.4g}; "
-            f"last good checkpoint: {where}"
+            f"last good checkpoint: {where}; the usual remedy is a lower optim.learning_rate, a "
+            "longer optim.warmup_epochs, or optim.clip_norm"
         )

@@ -23,6 +23,9 @@ from repvgg_jax.errors import UsageError, one_line
 from repvgg_jax.nets import check_pair
 from repvgg_jax.runtime.files import local_path
 
+# Normalized pixels are within a few standard deviations of 0, and raw ones reach 255.
+_LARGEST = 20
+
 
 def preprocess(
     images: Any, run: str | os.PathLike[str] | ConfigDict
@@ -114,6 +117,7 @@ def predict(
     if batch_size < 1:
         raise UsageError(f"batch_size={batch_size}: must be positive")
     check_pair(variables)
+    _check_preprocessed(images, batch_size)
     size = batch_shape(len(images), batch_size)
     rows = [np.zeros((0, net.num_classes), np.float32)]
     for start in range(0, len(images), size):
@@ -122,6 +126,22 @@ def predict(
         batch = np.pad(batch, [(0, size - count), *[(0, 0)] * (batch.ndim - 1)])
         rows.append(np.asarray(batch_probabilities(net, variables, batch))[:count])
     return np.concatenate(rows)
+
+
+def _check_preprocessed(images: Any, most: int) -> None:
+    """Raises UsageError for paths, and for pixels among the first `most` images."""
+    remedy = "preprocess first: rj.predict(net, variables, rj.preprocess(paths, workdir))"
+    several = [images] if isinstance(images, str | os.PathLike) else images
+    if any(isinstance(image, str | os.PathLike) for image in several[:1]):
+        raise UsageError(f"predict takes arrays, not paths; {remedy}")
+    first = np.asarray(images[:most])
+    if first.size and jnp.issubdtype(first.dtype, jnp.floating):
+        largest = max(first.max(), -first.min())
+        if largest > _LARGEST:
+            raise UsageError(
+                f"images have values up to {largest:g}, but normalized ones are within about 3; "
+                f"{remedy}"
+            )
 
 
 def batch_shape(count: int, most: int) -> int:

@@ -6,7 +6,10 @@ from pathlib import Path
 import pytest
 
 import main
+from configs import quickstart
 from repvgg_jax.cli import arguments, modes
+from repvgg_jax.config.fields import to_json
+from repvgg_jax.config.workdir import make_workdir
 from repvgg_jax.errors import RunError, Stopped, UsageError
 
 QUICK = ("--config", "configs/quickstart.py")
@@ -65,7 +68,7 @@ def failing(capsys, *given):
         ([*QUICK, "--config.data.source=digit"], "digits"),
         ([*QUICK, "--config.train.log_every=0"], "train.log_every=0: must be at least 1"),
         ([*QUICK, "--mode=tain"], "train|eval|fuse|predict|prepare|import|to_torch|compile|bench|"),
-        ([*QUICK, "train"], "unknown argument 'train'"),
+        ([*QUICK, "train"], "unknown argument 'train'; did you mean --mode=train?\n"),
         (["--config", "configs/b9.py"], "--config=configs/b9.py: file not found"),
         (["--config=gs://bucket/b9.py"], "--config=gs://bucket/b9.py is a URL"),
         ([*QUICK, "--mode=import", "--weights=https://host/a.pth"], "download it"),
@@ -113,9 +116,29 @@ def test_a_syntax_error_in_an_imported_file_names_that_file(tmp_path, monkeypatc
     )
 
 
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ([*QUICK, "--config.model.block=repvg"], "unknown block 'repvg': did you mean repvgg"),
+        ([*QUICK, "--config.data.source=digit"], "data.source='digit': choose from digits"),
+        ([*QUICK, "--config.data.augmentation=crop"], "data.augmentation='crop': choose from"),
+        ([*QUICK, "--config.seed=1"], "a run with a different config (seed: 0 there, 1 here); cho"),
+        (["--config", "configs/cifar10.py"], "a run of another config, repvgg_a0 on digits (data."),
+    ],
+    ids=str,
+)
+def test_in_a_used_workdir_a_misspelled_name_is_reported_first(given, expected, tmp_path, capsys):
+    make_workdir(to_json(quickstart.get_config()), tmp_path / "used")
+    (tmp_path / "used/checkpoints/4").mkdir(parents=True)
+    message = failing(capsys, *given, "--workdir", tmp_path / "used")
+    assert expected in message
+    assert message.count(" there, ") <= 6
+    assert "; did you mean " in failing(capsys, "--mode=eval", "--workdir", tmp_path / "use")
+
+
 def test_a_wrong_workdir_is_reported_before_data_are_opened(tmp_path, capsys):
     (tmp_path / "notes.txt").touch()
-    arguments = [*QUICK, "--config.data.source=digit", "--workdir", tmp_path]
+    arguments = [*QUICK, "--config.data.holdout=0.5", "--workdir", tmp_path]
     assert "is not empty and is not a repvgg_jax run" in failing(capsys, *arguments)
 
 

@@ -12,6 +12,7 @@ import pytest
 import repvgg_jax as rj
 from configs import folder as folder_config
 from repvgg_jax.cli.predict import run_predict
+from repvgg_jax.config.build import make_net
 from repvgg_jax.config.workdir import make_workdir
 from repvgg_jax.data.sources.digits import load_digits
 from repvgg_jax.errors import UsageError
@@ -59,6 +60,10 @@ def test_the_accuracy_is_that_of_the_evaluation(undisturbed, tmp_path, capsys, c
     assert [row["class"] for row in rows] == [str(k) for k in best]
     assert [row["probability"] for row in rows] == pytest.approx(probabilities[0, best], rel=1e-4)
     assert {row["file"] for row in rows} == {str(file)}
+    with caplog.at_level(logging.INFO, "repvgg_jax"):
+        run_predict(workdir, file, 1, tmp_path / "classes.jsonl")
+    assert caplog.messages[-1].endswith("classes.jsonl, in place of an earlier file")
+    capsys.readouterr()
     reader, writer = os.pipe()
     os.close(reader)  # as `head` does
     with open(writer, "w") as left, monkeypatch.context() as patch:
@@ -66,6 +71,7 @@ def test_the_accuracy_is_that_of_the_evaluation(undisturbed, tmp_path, capsys, c
         run_predict(workdir, file, 3, None)
     with pytest.raises(UsageError, match=r"damaged.jpg: nothing in it can be read as an image"):
         run_predict(workdir, folder / "damaged.jpg", 1, None)
+    assert not capsys.readouterr().out  # no table
 
 
 def test_wrong_arguments_are_one_line(tmp_path):
@@ -87,6 +93,18 @@ def test_wrong_arguments_are_one_line(tmp_path):
     assert "no such file or folder" in refused(images=tmp_path / "none")
     assert "no images such as .jpg or .png, but 1 .txt" in refused(images=tmp_path / "texts")
     assert "no checkpoint under" in refused()
+
+
+def test_paths_and_raw_pixels_are_not_predicted():
+    net = make_net(tiny_config())
+    pixels = np.full((3, 8, 8, 3), 255.0, np.float32)
+    for images, expected in [
+        (["a.jpg"], "takes arrays, not paths"),
+        ("a.jpg", "not paths"),
+        (pixels, "up to 255"),
+    ]:
+        with pytest.raises(UsageError, match=rf"{expected}.*; preprocess first: rj\.predict\("):
+            rj.predict(net, {"params": {}}, images)
 
 
 def test_images_that_are_not_rgb_bytes_are_refused():

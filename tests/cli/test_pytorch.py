@@ -8,7 +8,7 @@ import repvgg_jax as rj
 from configs import quickstart
 from repvgg_jax.checkpoint import manager
 from repvgg_jax.cli import pytorch
-from repvgg_jax.config.build import build
+from repvgg_jax.config.build import build, make_net
 from repvgg_jax.interop.pytorch import from_torch, to_torch
 from repvgg_jax.interop.pytorch_files import read_torch, save_torch
 from repvgg_jax.nets import abstract
@@ -26,7 +26,7 @@ FIVE_STAGES = {"depths": (1,) * 5, "widths": (8,) * 5, "strides": (2,) * 5}
 
 
 @pytest.mark.medium
-def test_a_file_becomes_a_run_and_a_file_again(tmp_path, monkeypatch):
+def test_a_file_becomes_a_run_and_a_file_again(tmp_path, monkeypatch, capsys):
     config = quickstart.get_config()
     config.model.update(FIVE_STAGES)
     net = rj.create(**config.model.to_dict())
@@ -35,8 +35,9 @@ def test_a_file_becomes_a_run_and_a_file_again(tmp_path, monkeypatch):
     pytorch.run_import(config, tmp_path / "run", str(tmp_path / "given.pth"))
     jax.tree.map(np.testing.assert_array_equal, rj.load(tmp_path / "run")[1], variables)
     for layout in ("official", "timm"):
-        path = tmp_path / f"{layout}.safetensors"
+        path = tmp_path / "written.safetensors"
         pytorch.run_to_torch(tmp_path / "run", str(path), layout, fused=False)
+        assert ("earlier file" in capsys.readouterr().out) == (layout == "timm")
         got = from_torch(net, read_torch(path))
         jax.tree.map(np.testing.assert_array_equal, got, variables)
     with pytest.raises(rj.UsageError, match="has a checkpoint of step 0"):
@@ -63,8 +64,15 @@ def test_an_imported_run_trains_on_from_its_weights(tmp_path):
     assert manager.steps(tmp_path / "run") == [0, 1]
 
 
-@pytest.mark.parametrize("overrides", [{"strides": (1, 2, 2, 2, 2)}, {"output_stride": 8}])
-def test_strides_that_pytorch_would_not_use_come_in_but_not_out(overrides):
+@pytest.mark.parametrize(
+    ("overrides", "remedy"),
+    [
+        ({"strides": (1, 2, 2, 2, 2)}, r"strides=\(1,2,2,2,2\): .*model\.strides=\(2,2,2,2,2\)"),
+        ({"output_stride": 8}, "output_stride=8: .*train without it"),
+    ],
+    ids=str,
+)
+def test_strides_that_pytorch_would_not_use_come_in_but_not_out(overrides, remedy):
     fields = {"depths": (1,) * 5, "widths": (8, 8, 8, 16, 24), "num_classes": 5}
     as_released, other = (
         rj.create("repvgg_a0", **fields),
@@ -73,8 +81,13 @@ def test_strides_that_pytorch_would_not_use_come_in_but_not_out(overrides):
     variables = noise_for(as_released)
     state_dict = to_torch(as_released, variables)
     jax.tree.map(np.testing.assert_array_equal, from_torch(other, state_dict), variables)
-    with pytest.raises(rj.UsageError, match="would compute a different function"):
+    with pytest.raises(rj.UsageError, match=f"{remedy}; docs/guides/export.md"):
         to_torch(other, variables)
+    few = make_net(quickstart.get_config())
+    with pytest.raises(rj.UsageError, match=r"depths=\(1,2,3,1\): .* train with five, such as"):
+        to_torch(few, noise_for(few))
+    with pytest.raises(rj.UsageError, match=r"depths=\(1,2,3,1\): .* as in configs/a0\.py"):
+        from_torch(few, state_dict)
 
 
 def test_importing_does_not_take_init_from(tmp_path):

@@ -61,6 +61,14 @@ def test_a_data_dir_one_level_too_high_is_refused(tmp_path):
     one_line(error, "data.data_dir", tmp_path / "flowers")
 
 
+def test_a_data_dir_one_level_too_low_or_misspelled_is_refused(tmp_path):
+    data = write_tree(tmp_path / "flowers", splits=("",))
+    with pytest.raises(UsageError, match=f"folder of a class, set data.data_dir={data}$"):
+        load(next(folder for folder in data.iterdir()))
+    with pytest.raises(UsageError, match=r"flower does not exist; did you mean .*flowers\?"):
+        load(tmp_path / "flower")
+
+
 @pytest.mark.parametrize("kind", ["TIFF", "GIF", "BMP", "PPM"])
 def test_images_of_every_suffix_are_read(tmp_path, log, kind):
     for i, name in enumerate(("ant", "bee")):

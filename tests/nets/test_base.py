@@ -196,6 +196,10 @@ def test_other_errors_of_a_call_are_explained():
     without = {"params": variables["params"]}
     assert "have no batch_stats; pass both" in refused(SMALL.apply, without, images)
     assert "whose block is 'repvgg'" in refused(SMALL.apply, abstract(fused), images)
+    for wrong in (0, None, jax.random.split(jax.random.key(0))):
+        for function in (partial(rj.init, SMALL), partial(rj.randomize, variables)):
+            with pytest.raises(rj.UsageError, match=r"pass jax\.random\.key\(0\)"):
+                function(wrong)
     key = jax.random.key(0)
     assert "looks like NCHW" in refused(SMALL.init, key, abstract_images(2, 3, 32, 32))
     gray = jax.eval_shape(partial(rj.init, SMALL, channels=1), key)

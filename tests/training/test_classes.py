@@ -11,7 +11,7 @@ import pytest
 import repvgg_jax as rj
 from repvgg_jax.cli import evaluate, fuse
 from repvgg_jax.cli.train import run_train
-from repvgg_jax.config.build import build
+from repvgg_jax.config.build import build, make_source
 from repvgg_jax.config.classes import check_classes, write_class_names
 from repvgg_jax.training.transfer import transfer
 from tests.support.image_files import write_tree
@@ -85,6 +85,14 @@ def test_more_classes_than_outputs_are_refused_before_training(tmp_path):
         match=r"has 2 classes \[ant, bee\], but the net has 1 outputs; set model\.num_classes=2",
     ):
         build(config)
+
+
+def test_more_outputs_than_classes_are_said_once(tmp_path, caplog):
+    config = tiny_config(data_source="folder", data_data_dir=str(write_tree(tmp_path)))
+    for split in ("train", "test"):
+        make_source(config, split)
+    [message] = caplog.messages
+    assert "train has 2 classes, but the net has 10 outputs" in message
 
 
 @pytest.mark.medium

@@ -151,12 +151,17 @@ def test_lines_where_there_is_no_terminal(tmp_path, stream, clock):
         m.train(200, {"loss": 1.25, "top1": 0.5, "learning_rate": 0.125})
         m.evaluate(200, {"loss": 1.0, "top1": 0.75, "count": 360})
         m.evaluate(300, {"loss": 0.5, "top1": 0.75, "count": 360})
+        for step in (301, 302, 303):
+            clock.now += 6
+            m.between(step, 0.25)
+        assert read_metrics(tmp_path / "metrics.jsonl")[-1]["step"] == 300
     assert "\r" not in stream.getvalue()
     assert stream.getvalue().splitlines() == [
         "step   100/1000  loss 1.500  top1 0.500  grad_norm 2  lr 0.125  128 images/s  07:30 left",
         "step   200/1000  loss 1.250  top1 0.500  lr 0.125  640 images/s  01:20 left",
         "step   200/1000  evaluation  loss 1.000  top1 0.750  best so far",
         "step   300/1000  evaluation  loss 0.500  top1 0.750",
+        "step   302/1000  loss 0.250  01:10 left",
     ]
 
 

@@ -20,7 +20,7 @@ def test_a_nan_in_a_batch_stops_before_it_is_saved(undisturbed, tmp_path, monkey
 
     with monkeypatch.context() as patch:
         at_batch(patch, 3, poisoned)
-        with pytest.raises(RunError, match=r"step 3: loss nan.*last good checkpoint"):
+        with pytest.raises(RunError, match=r"step 3: loss nan.*last good checkpoint.*; the usual"):
             train(tiny_config(train_checkpoint_every=1), tmp_path)
     good = manager.steps(tmp_path)
     assert good == [1]  # step 2 is deleted too: its parameters led to the NaN

@@ -3,9 +3,10 @@
 import os
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
 
-from repvgg_jax.data.decode.pillow import image_size
+from repvgg_jax.data.decode.pillow import image_size, suffixes
 from repvgg_jax.data.sources.base import EncodedSource, Record
 from repvgg_jax.data.sources.holdout import held_out
 from repvgg_jax.data.sources.listing import (
@@ -17,7 +18,7 @@ from repvgg_jax.data.sources.listing import (
     scan,
 )
 from repvgg_jax.errors import UsageError, shortened
-from repvgg_jax.runtime.files import local_path
+from repvgg_jax.runtime.files import local_path, near_folder
 from repvgg_jax.runtime.processes import inform_once, warn_once
 
 _TRAIN_FOLDERS = ("train", "training")
@@ -176,7 +177,8 @@ def _find_roots(data_dir: str | None) -> Roots:
         raise UsageError(f"set --config.data.data_dir=FOLDER, with {_LAYOUT}")
     root = os.fspath(local_path(data_dir, "data.data_dir"))
     if not os.path.isdir(root):
-        raise UsageError(f"data.data_dir={root} does not exist; expected {_LAYOUT}")
+        hint = near_folder(Path(root)) or f"; expected {_LAYOUT}"
+        raise UsageError(f"data.data_dir={root} does not exist{hint}")
     folders = sorted(entry.name for entry in scan(root) if _is_folder(entry))
     found = {name.lower(): os.path.join(root, name) for name in folders}
     train = [found[name] for name in _TRAIN_FOLDERS if name in found]
@@ -252,7 +254,11 @@ def _classes(root: str) -> tuple[tuple[str, ...], Counter[str]]:
         else:
             files[f"{kind(entry)} beside the class folders"] += 1
     if not names:
-        raise UsageError(f"{root} has no class folders; expected {_LAYOUT}")
+        hint = f"expected {_LAYOUT}"
+        if any(name.split()[0] in suffixes() for name in files):
+            above = os.path.normpath(os.path.join(root, os.pardir))
+            hint = f"it has images, so if it is the folder of a class, set data.data_dir={above}"
+        raise UsageError(f"{root} has no class folders; {hint}")
     return tuple(sorted(names)), files
 
 

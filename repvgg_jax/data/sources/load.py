@@ -61,8 +61,7 @@ def load_source(
       UsageError: if an argument is invalid, the data set is missing or unusable, a label is out of
         range, or an image of a data set that is loaded into memory is corrupt.
     """
-    if source not in SOURCES:
-        raise UsageError(f"data.source={source!r}: choose from {', '.join(SOURCES)}")
+    check_source(source)
     if split not in SPLITS:
         raise UsageError(f"split={split!r}: choose from {', '.join(SPLITS)}")
     if holdout is not None and source != "folder":
@@ -79,6 +78,12 @@ def load_source(
     encoded, image_bytes = load_prepared(name, data_dir, split, **options)
     is_small = image_bytes is not None and image_bytes * len(encoded) < IN_MEMORY_BYTES
     return load_into_memory(encoded) if is_small else encoded
+
+
+def check_source(source: str) -> None:
+    """Raises UsageError for an unknown `data.source`."""
+    if source not in SOURCES:
+        raise UsageError(f"data.source={source!r}: choose from {', '.join(SOURCES)}")
 
 
 def load_into_memory(source: EncodedSource) -> ArraySource:
