@@ -65,12 +65,11 @@ def near_folder(path: Path, holding: str = "") -> str:
       path: path of a folder that is missing.
       holding: name of a file that the other folder must have.
     """
-    path = path.absolute()
     with suppress(OSError):
         names = [other.name for other in path.parent.iterdir() if (other / holding).exists()]
         names = [name for name in names if name != path.name and (path.parent / name).is_dir()]
         for name in difflib.get_close_matches(path.name, names, n=1):
-            return f"; did you mean {os.path.relpath(path.parent / name)}?"
+            return f"; did you mean {path.parent / name}?"
     return ""
 
 
