@@ -10,7 +10,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from configs import cifar10_short
+from configs import cifar10_a0, cifar10_b0, cifar10_short
 from experiments.sweeps.ablations import SWEEPS
 from experiments.sweeps.jobs import LONGEST_NAME
 from repvgg_jax.config.build import check_groups, make_net, make_transform
@@ -22,6 +22,10 @@ from repvgg_jax.errors import UsageError
 PROTOCOLS: dict[str, Callable[[], ConfigDict]] = {
     "cifar10_short": cifar10_short.get_config,
     "cifar10_full": lambda: cifar10_short.get_config("full"),
+    "cifar10_b0": cifar10_b0.get_config,
+    "cifar10_b0_short": lambda: cifar10_b0.get_config("short"),
+    "cifar10_a0": cifar10_a0.get_config,
+    "cifar10_a0_short": lambda: cifar10_a0.get_config("short"),
 }
 SEEDS = (0, 1, 2)
 # Fields that change the length of a run but not what its steps compute.

@@ -6,15 +6,17 @@ from pathlib import Path
 
 import pytest
 
+import repvgg_jax as rj
 from experiments.sweeps.ablations import SWEEPS
 from experiments.sweeps.expand import PROTOCOLS, expand
 from experiments.sweeps.jobs import LONGEST_NAME
+from repvgg_jax.config.build import make_net
 
 FACTS = json.loads((Path(__file__).parents[1] / "data" / "facts.json").read_text())
 
 
 @pytest.mark.parametrize("name", SWEEPS)
-def test_every_sweep_can_be_built_in_both_protocols(name):
+def test_every_sweep_can_be_built_in_all_protocols(name):
     sweep = SWEEPS[name]
     for protocol in PROTOCOLS:
         runs = expand(name, protocol)
@@ -28,6 +30,13 @@ def test_every_sweep_can_be_built_in_both_protocols(name):
     references = {pair.reference for pair in sweep.own_papers.values()}
     assert references | sweep.own_papers.keys() <= sweep.variants.keys()
     assert bool(sweep.published) == bool(sweep.source)
+
+
+@pytest.mark.parametrize("name", ["cifar10_b0", "cifar10_a0"])
+def test_protocols_have_the_depths_of_the_papers_nets(name):
+    net = make_net(PROTOCOLS[name]())
+    paper = rj.create(f"repvgg_{name.removeprefix('cifar10_')}")
+    assert net.depths == paper.depths == make_net(PROTOCOLS[f"{name}_short"]()).depths
 
 
 def test_published_figures_are_the_papers():
