@@ -10,11 +10,13 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
 import hypothesis
 import pytest
+from absl import logging as absl_logging
 
 # Set before JAX starts, and inherited by the commands that tests run. Four devices; LLVM spends
 # little time on programs that run for milliseconds; and each program is compiled once.
@@ -34,6 +36,10 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "0")
 # A sum of arrays of different ranks is an error, since a wrong axis would go unnoticed.
 os.environ.setdefault("JAX_NUMPY_RANK_PROMOTION", "raise")
+
+# submitit configures logging, which closes all handlers, and absl's handler closes its stream,
+# here the file in which pytest captures the output, unless it is one of Python's own.
+absl_logging.get_absl_handler().python_handler.stream = sys.__stderr__
 
 # A run of the tests means the same on each machine; compiling makes some examples slow.
 hypothesis.settings.register_profile("repeatable", max_examples=10, derandomize=True, deadline=None)
