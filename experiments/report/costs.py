@@ -11,6 +11,7 @@ from experiments.sweeps.cost import most_common_device
 
 _THROUGHPUT, _MACS = "images/s as deployed", "MACs of the fused form (millions)"
 _STEP = "time of a training step, ms"
+_FEWEST_STEPS = 100  # of a run whose step time is reported
 _COMMAND = "`python -m experiments.throughput`"
 
 
@@ -64,7 +65,8 @@ def step_times(group: Group) -> tuple[dict[str, float], str]:
     """Returns the milliseconds of a training step of each variant, and how they were measured.
 
     Interleaved measurements are used if there are any. Otherwise the times are those of the fastest
-    seed's run on the most common device, since other load only adds time.
+    seed's run on the most common device, since other load only adds time. Runs of fewer than 100
+    steps are left out: a pause of the machine, or one interval, decides their times.
     """
     if how := throughput_setup(group, "training"):
         times = largest(group, "throughput", "training", "seconds")
@@ -73,9 +75,14 @@ def step_times(group: Group) -> tuple[dict[str, float], str]:
     times = {}
     for name, runs in group.runs.items():
         rows = [row for row in runs.values() if row.get("device") == device]
-        if values := present_values(rows, "step_seconds"):
+        long_enough = [row for row in rows if (row.get("steps") or 0) >= _FEWEST_STEPS]
+        if values := present_values(long_enough, "step_seconds"):
             times[name] = 1000 * min(values)
-    return times, f"fastest seed, {device or 'unknown device'}"
+    if not times:
+        return {}, f"left out below {_FEWEST_STEPS} steps"
+    alone = len({row["seed"] for row in group.rows}) == 1
+    which = "one seed, too few to compare" if alone else "fastest seed"
+    return times, f"{which}, {device or 'unknown device'}"
 
 
 def fused_costs(group: Group) -> tuple[dict[str, float], str]:

@@ -161,7 +161,7 @@ class Pair:
 class Ordering:
     """The order of our variants compared with a published one."""
 
-    tau: float | None  # Kendall's tau-b, from -1 (opposite) to 1 (the same); None if undefined
+    tau: float | None  # Kendall's tau-b, from -1 (opposite) to 1 (the same); None if of too few
     variants: list[str]  # variants that have runs and a published figure
     pairs: list[Pair]  # all pairs without a tie in either order
 
@@ -180,7 +180,8 @@ def compare_order(group: Group, published: Mapping[str, float]) -> Ordering:
     """Compares orders by Kendall's tau-b: (C - D) / sqrt((n0 - our ties)(n0 - their ties)).
 
     n0 is n(n-1)/2. Two variants are ordered by the mean difference over the seeds of both, or by
-    their means if they have no seed in common.
+    their means if they have no seed in common. Tau is left out for fewer than three variants or two
+    seeds.
     """
     variants = [name for name in group.runs if group.runs[name] and name in published]
     pairs = []
@@ -196,9 +197,11 @@ def compare_order(group: Group, published: Mapping[str, float]) -> Ordering:
         difference = group.difference(above, below)
         pairs.append(Pair(above, below, difference, published[above] - published[below]))
     n0 = len(variants) * (len(variants) - 1) // 2
+    seeds = {seed for name in variants for seed in group.runs[name]}
+    enough = len(variants) >= 3 and len(seeds) >= 2
     scale = math.sqrt((n0 - ties_ours) * (n0 - ties_theirs))
     agreement = sum(math.copysign(1, pair.paper) for pair in pairs)
-    return Ordering(agreement / scale if scale else None, variants, pairs)
+    return Ordering(agreement / scale if enough and scale else None, variants, pairs)
 
 
 def present_values(rows: Sequence[Row], *path: str) -> list[Any]:

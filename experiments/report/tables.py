@@ -8,6 +8,7 @@ from experiments.report.numbers import Group, Ordering, Pair, Row, Sample, as_te
 from experiments.report.page import Block, Paragraph, Table
 from experiments.sweeps.ablations import SWEEPS
 from experiments.sweeps.expand import PROTOCOLS, Run, count
+from repvgg_jax.config.describe import data_name
 from repvgg_jax.errors import UsageError
 
 NONE = "\N{EN DASH}"
@@ -109,8 +110,9 @@ def _protocol(group: Group) -> str:
     except UsageError:  # the runs have fields that this code no longer has
         return text
     train = config.train
-    length = "" if train.steps else f"{train.epochs:g} epochs "  # the rows have the steps
-    text += f": {config.data.name}, {length}in batches of {train.batch_size}"
+    epochs = f"{train.epochs:g} epoch{'' if train.epochs == 1 else 's'} "
+    length = "" if train.steps else epochs  # the rows have the steps
+    text += f": {data_name(config.data)}, {length}in batches of {train.batch_size}"
     varies = any("model.dtype" in overrides for overrides in variants.values())
     return text if varies else f"{text}, {config.model.dtype}"
 
@@ -201,7 +203,7 @@ def order_blocks(group: Group, order: Ordering) -> list[Block]:
     if not published:
         return [Paragraph("No published figures to compare the order with.")]
     if order.tau is None:
-        return [Paragraph(f"Too few variants yet to compare the order with {source}.")]
+        return [Paragraph(f"Too few variants or seeds yet to compare the order with {source}.")]
     text = (
         f"**Our order against the paper's** ({source}): Kendall's tau {signed(order.tau)} over "
         f"{len(order.variants)} of its {len(published)} variants. "

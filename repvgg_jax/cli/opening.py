@@ -5,6 +5,8 @@ from typing import Any
 
 from repvgg_jax.bench.counting import count_parameters
 from repvgg_jax.config.build import Experiment
+from repvgg_jax.config.describe import data_name
+from repvgg_jax.data.sources.base import ArraySource
 from repvgg_jax.nets import abstract
 from repvgg_jax.training.environment import describe
 from repvgg_jax.training.summary import training_loss_terms
@@ -17,16 +19,19 @@ def opening(experiment: Experiment, environment: Mapping[str, Any]) -> str:
     pixels = f"{size}x{size} pixels"
     if (other := evaluation.transform.eval_size) != size:
         pixels += f" ({other}x{other} in evaluation)"
-    data = experiment.config["data"]
-    epochs = experiment.steps * train.batch_size / images
+    if isinstance(train.source, ArraySource):
+        height, width = train.source.images.shape[1:3]
+        if (height, width) != (size, size):
+            pixels += f" resized from {height}x{width}"
+    epochs = f"{experiment.steps * train.batch_size / images:.3g}"
+    epochs += " epoch" if epochs == "1" else " epochs"
     every = experiment.eval_every
     when = f"every {every:,} steps" if every < experiment.steps else "at the end"
     training = (
-        f"{experiment.steps:,} steps of {train.batch_size:,} images ({epochs:.3g} epochs), "
-        f"evaluated {when}"
+        f"{experiment.steps:,} steps of {train.batch_size:,} images ({epochs}), evaluated {when}"
     )
     rows = {
-        "data": f"{data['data_dir'] if data['source'] == 'folder' else data['name']}: "
+        "data": f"{data_name(experiment.config['data'])}: "
         f"{images:,} training and {len(evaluation.source):,} evaluation images of {pixels}, "
         f"{train.source.num_classes:,} classes",
         "net": f"{count_parameters(abstract(experiment.net)):,} parameters, "

@@ -1,5 +1,6 @@
-"""The name of a model, with what its config changes."""
+"""Names of the model and of the data that a config describes."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -30,6 +31,13 @@ def model_name(config: ConfigDict) -> str:
     name = type(own).__name__ if changed.keys() & {*_SHAPE} else config.model.name
     parts = ", ".join(_text(field, value) for field, value in changed.items())
     return f"{name} ({parts})" if parts else name
+
+
+def data_name(data: Mapping[str, Any] | ConfigDict) -> str:
+    """Returns the name of the data that `config.data` selects; `data.name` is for TFDS only."""
+    if data["source"] == "folder":
+        return data["data_dir"] or "class folders"
+    return data["name"] if data["source"] == "tfds" else data["source"]
 
 
 def _text(field: str, value: Any) -> str:

@@ -3,7 +3,8 @@
 import pytest
 
 from configs import default, quickstart
-from repvgg_jax.config.describe import model_name
+from repvgg_jax.config.describe import data_name, model_name
+from repvgg_jax.data.sources.load import SOURCES
 
 
 @pytest.mark.parametrize(
@@ -26,3 +27,12 @@ def test_a_name_stands_for_the_models_own_fields(fields, expected):
 def test_quickstart_is_no_a0():
     expected = "RepVGG (depths 1-2-3-1, widths 16-32-64-128, strides 1-2-2-1)"
     assert model_name(quickstart.get_config()) == expected
+
+
+def test_data_are_named_by_what_is_read():
+    data = default.get_config().data
+    data.name, data.data_dir = "cifar10", "photos"
+    names = {}
+    for data.source in SOURCES:
+        names[data.source] = data_name(data)
+    assert names == {"digits": "digits", "tfds": "cifar10", "folder": "photos"}

@@ -15,7 +15,7 @@ from scipy import stats
 
 from experiments.benchmarks.throughput import with_throughput
 from experiments.report.build import digest_line, main, report_blocks, write_report
-from experiments.report.costs import common_scatter, sweep_scatter
+from experiments.report.costs import common_scatter, step_times, sweep_scatter
 from experiments.report.figures import draw_scatter, normalized, seed_curves
 from experiments.report.labels import Point
 from experiments.report.numbers import Sample, compare_order, group_rows
@@ -136,7 +136,22 @@ def test_order_is_compared_by_kendalls_tau():
     tied = {"none": 1.0, "identity": 1.0, "1x1": 2.0, "both": 0.5}
     expected = stats.kendalltau(means, list(tied.values())).statistic
     assert compare_order(group, tied).tau == pytest.approx(expected)
-    assert compare_order(group, {"none": 1.0}).tau is None
+    two = {name: published[name] for name in ("none", "both")}
+    assert compare_order(group, two).tau is None
+    (one_seed, *_), _ = group_rows([row(name, 0) for name in TOP1])
+    assert compare_order(one_seed, published).tau is None
+
+
+def test_step_times_of_few_steps_are_left_out_and_those_of_one_seed_marked():
+    def times(seeds, steps):
+        rows = [row("both", seed, steps=steps) for seed in range(seeds)]
+        (group,), _ = group_rows(rows)
+        return step_times(group)
+
+    assert times(2, 99) == ({}, "left out below 100 steps")
+    for seeds, how in ((1, "one seed, too few to compare"), (2, "fastest seed")):
+        found, label = times(seeds, 100)
+        assert (list(found), label) == (["both"], f"{how}, cpu x1")
 
 
 def tables(rows):
@@ -207,6 +222,9 @@ def test_runs_with_other_fields_are_not_mixed_with_the_protocols_own():
     assert "`train.epochs=60.0`: cifar10, 60 epochs in batches of 128" in text
     steps = row("none", 0, overrides={"model.branches": ["kxk"], "train.steps": 300})
     text = to_markdown(report_blocks([steps], {}), "figures")
+    fields = {"model.branches": ["kxk"], "train.epochs": 1.0, "data.source": "digits"}
+    digits = to_markdown(report_blocks([row("none", 0, overrides=fields)], {}), "figures")
+    assert "`train.epochs=1.0`: digits, 1 epoch in batches of 128" in digits
     assert "`train.steps=300`: cifar10, in batches of 128, float32, 300 steps per run" in text
 
 
