@@ -3,6 +3,7 @@
 import importlib.util
 import signal
 import sys
+from functools import partial
 
 if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
     # Until `leave_at_interrupt`: an import may lose a KeyboardInterrupt, and the command would run.
@@ -38,6 +39,7 @@ def define_flags(argv: list[str]) -> flags.FlagValues:
     flags.DEFINE_string("weights", None, "input file of import, output file of to_torch", **here)
     flags.DEFINE_enum("layout", "official", ["official", "timm"], "to_torch: naming", **here)
     flags.DEFINE_bool("fused", False, "to_torch: write the fused weights", **here)
+    flags.DEFINE_integer("step", None, "fuse: step of the checkpoint, else the latest", **here)
     flags.DEFINE_string("images", None, "predict: an image, or a folder of images", **here)
     flags.DEFINE_integer("top_k", 1, "predict: number of classes for each image", **here)
     flags.DEFINE_string("output", None, "predict: file to write, .csv or .jsonl", **here)
@@ -57,12 +59,13 @@ def main(argv: list[str]) -> int:
     if "--helpfull" in argv:
         print(values.get_help())
         return 0
-    mode = MODES["train"]
+    interrupted = MODES["train"].when_interrupted
     try:
         parse(values, argv)
         mode = MODES[values.mode]
         arguments = mode_arguments(values.mode, values)
-        leave_at_interrupt(mode.when_interrupted)
+        interrupted = partial(mode.when_interrupted, arguments.get("workdir"))
+        leave_at_interrupt(interrupted)
         prepare_process(
             deterministic=values.config is not None and values.config.train.deterministic,
             keep_compiled=mode.keeps_programs,
@@ -76,7 +79,7 @@ def main(argv: list[str]) -> int:
         print_error(str(error))
         return error.exit_code
     except KeyboardInterrupt:
-        print(mode.when_interrupted, file=sys.stderr)
+        print(interrupted(), file=sys.stderr)
         return 130
     return 0
 

@@ -34,6 +34,7 @@ configs/default.py lists all fields; override any of them: --config.train.epochs
                            imports one of several models in a checkpoint
   --layout official|timm   to_torch: naming of the weights
   --fused                  to_torch: write the fused weights
+  --step N                 fuse: step of the checkpoint; the latest one by default
   --images PATH            predict: an image, or a folder of images
   --top_k N --output FILE  predict: classes for each image; .csv or .jsonl to write
   --topology NAME          compile: target devices, such as v5e:4x4 or cpu:8

@@ -1,4 +1,4 @@
-"""`--mode=fuse`: fuses the latest checkpoint of a run and verifies the result."""
+"""`--mode=fuse`: fuses a checkpoint of a run and verifies the result."""
 
 from pathlib import Path
 from typing import Any
@@ -21,13 +21,14 @@ from repvgg_jax.runtime.processes import inform_once, print_once
 from repvgg_jax.training.evaluation import Evaluation
 
 
-def run_fuse(config: ConfigDict | None, workdir: Path) -> None:
-    """Fuses a run's latest checkpoint, verifies the fused pair, and writes it to the workdir.
+def run_fuse(config: ConfigDict | None, workdir: Path, step: int | None = None) -> None:
+    """Fuses a checkpoint of a run, verifies the fused pair, and writes it to the workdir.
 
-    Images and tolerance are those of `config`, which defaults to the run's own config.
+    The checkpoint is that of `step`, or else the latest readable one. Images and tolerance are
+    those of `config`, which defaults to the run's own config.
 
     Raises:
-      UsageError: if there is no run, or its block cannot be fused.
+      UsageError: if there is no run or no checkpoint of the step, or its block cannot be fused.
       HeldError: if another process trains in the workdir.
       RunError: if verification or writing fails.
     """
@@ -35,7 +36,7 @@ def run_fuse(config: ConfigDict | None, workdir: Path) -> None:
     inform_once(f"fusing {model_name(read_config(workdir))} in {workdir}, and verifying it")
     with lock_run(workdir):
         evaluation = open_evaluation(config, workdir)
-        net, variables, step = load_trained(workdir)
+        net, variables, step = load_trained(workdir, step)
         _, report = fuse_and_save((net, variables), step, workdir, evaluation, config.fuse)
     print_once(f"{report}\nrepvgg_jax.load({str(workdir)!r}, fused=True) opens the fused pair")
 

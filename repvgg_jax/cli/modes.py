@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 from repvgg_jax.bench.input import run_bench_data
 from repvgg_jax.bench.models import run_bench
@@ -12,6 +13,7 @@ from repvgg_jax.cli.predict import run_predict
 from repvgg_jax.cli.prepare import run_prepare
 from repvgg_jax.cli.pytorch import run_import, run_to_torch
 from repvgg_jax.cli.train import run_train
+from repvgg_jax.config.workdir import has_checkpoints
 
 RUN_WORKDIR = "runs/<config>"
 
@@ -41,11 +43,13 @@ class Mode:
     keeps_programs: bool = True
     resumes_from: str | None = None
 
-    @property
-    def when_interrupted(self) -> str:
-        """The message after an interrupt, which ended the command."""
-        resume = f"resume from the {self.resumes_from}" if self.resumes_from else "start again"
-        return f"interrupted; rerun to {resume}"
+    def when_interrupted(self, workdir: Path | None = None) -> str:
+        """Returns the message after an interrupt, which ended the command."""
+        if self.resumes_from is None:
+            return "interrupted; rerun to start again"
+        if workdir is not None and not has_checkpoints(workdir):
+            return "interrupted; nothing was saved yet; rerun to start again"
+        return f"interrupted; rerun to resume from the {self.resumes_from}"
 
 
 MODES = {
@@ -67,7 +71,7 @@ MODES = {
         "fuse the latest checkpoint of a run and verify the result",
         "--workdir runs/quickstart",
         needs=("workdir",),
-        takes=("config",),
+        takes=("config", "step"),
     ),
     "predict": Mode(
         run_predict,

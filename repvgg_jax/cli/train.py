@@ -16,6 +16,7 @@ from repvgg_jax.cli.fuse import fuse_and_save
 from repvgg_jax.cli.opening import opening
 from repvgg_jax.cli.report import is_finished, read_report, write_report
 from repvgg_jax.config.build import Experiment, build, check_config
+from repvgg_jax.config.classes import check_classes
 from repvgg_jax.config.describe import model_name
 from repvgg_jax.config.fields import config_hash, to_json
 from repvgg_jax.config.resolve import resolve
@@ -25,6 +26,7 @@ from repvgg_jax.config.workdir import (
     has_checkpoints,
     lock_run,
 )
+from repvgg_jax.data.sources.folder import class_folders
 from repvgg_jax.errors import Stopped
 from repvgg_jax.runtime.compilation import StartupTimer
 from repvgg_jax.runtime.lock import check_unlocked
@@ -40,7 +42,8 @@ from repvgg_jax.runtime.signals import Stopping
 from repvgg_jax.training.confusion import CONFUSION_PICTURE, confusion_fields, show_confusion
 from repvgg_jax.training.environment import environment
 from repvgg_jax.training.evaluation import Evaluation, scalars
-from repvgg_jax.training.history import environments, read_history
+from repvgg_jax.training.history import environments, read_history, record_end
+from repvgg_jax.training.metrics import METRICS_FILE, best_evaluation
 from repvgg_jax.training.summary import summary, training_loss_terms
 from repvgg_jax.training.train import TrainResult, train
 
@@ -48,7 +51,8 @@ from repvgg_jax.training.train import TrainResult, train
 def run_train(config: ConfigDict, workdir: Path) -> None:
     """Trains or resumes a run, evaluates, fuses and verifies it, and writes `report.json`.
 
-    If the run is finished, prints its report and opens nothing else.
+    If the run is finished, prints its report and opens no data; class folders that are there must
+    have its classes.
 
     Raises:
       UsageError: if the config cannot run, or the workdir belongs to another config.
@@ -62,6 +66,8 @@ def run_train(config: ConfigDict, workdir: Path) -> None:
     check_workdir(config, workdir)
     earlier = read_report(workdir)
     if all_processes(is_finished(earlier, config, workdir)):
+        if config.data.source == "folder" and (found := class_folders(config.data.data_dir)):
+            check_classes(workdir, found, config.data.data_dir, to_train=True)
         inform_once(
             f"{workdir} is finished; this is its report (--mode=eval evaluates again, and another "
             "--workdir starts another run)"
@@ -81,7 +87,9 @@ def run_train(config: ConfigDict, workdir: Path) -> None:
         with lock_run(workdir):
             report = _train_and_fuse(config, experiment, workdir, stopping, startup, earlier)
             if primary():
+                record_end(workdir, report["steps"], report["wall_seconds"])
                 report |= _starts(workdir)
+                report["best"] = best_evaluation(workdir / METRICS_FILE, steps(workdir))
                 write_report(workdir, report)
                 _print_report(report, workdir / CONFUSION_PICTURE)
 

@@ -219,7 +219,7 @@ def make_source(config: ConfigDict, split: str, run: Path | None = None) -> Sour
         data.source, data.name, data.data_dir, split, num_classes=classes, **options
     )
     if run is not None:
-        check_classes(run, source.class_names, source.name)
+        check_classes(run, source.class_names, source.name, to_train=split == "train")
     if source.num_classes > classes:
         raise UsageError(
             f"{source.name} has {describe_classes(source.class_names)}, but the net has {classes} "

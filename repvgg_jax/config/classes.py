@@ -37,24 +37,29 @@ def write_class_names(workdir: Path, names: Sequence[str]) -> None:
     write_json(workdir / CLASSES_FILE, list(names))
 
 
-def check_classes(workdir: Path, names: Sequence[str], where: str) -> None:
+def check_classes(workdir: Path, names: Sequence[str], where: str, to_train: bool = False) -> None:
     """Checks that data have the classes of a run, in the same order, unless those are unknown.
 
     Args:
       workdir: folder of the run.
       names: class names of the data.
       where: name of the data, for the message.
+      to_train: whether the data are to train on; the message then says how to start another run.
 
     Raises:
       UsageError: if the classes differ, with both lists.
     """
     known = class_names(workdir)
     if known is not None and known != tuple(names):
+        remedy = "use data with the classes of the run"
+        if to_train:
+            remedy += (
+                f", or choose another --workdir for a new run; --config.init_from={workdir} starts "
+                "it from this one's weights"
+            )
         raise UsageError(
             f"{where} has {describe_classes(names)}, but the run in {workdir} was trained on "
-            f"{describe_classes(known)}: {_difference(names, known)}; use the data of the run, or "
-            f"choose another --workdir for a new run; --config.init_from={workdir} starts it from "
-            "this one's weights"
+            f"{describe_classes(known)}: {_difference(names, known)}; {remedy}"
         )
 
 

@@ -13,7 +13,7 @@ from repvgg_jax.config.fields import REQUIRED, check_values, flat
 from repvgg_jax.config.workdir import has_checkpoints, read_config
 from repvgg_jax.data.images import IMAGENET_MEAN, IMAGENET_STD
 from repvgg_jax.data.sources.folder import FolderSummary, summarize_folder
-from repvgg_jax.errors import UsageError, shortened
+from repvgg_jax.errors import UsageError
 from repvgg_jax.runtime.processes import inform_once, warn_once
 
 # Fields that, besides the name, must be those of another run for its weights to fit.
@@ -170,9 +170,6 @@ def _check_classes(found: FolderSummary) -> None:
         raise UsageError(
             f"{found.root} has one class folder, {names[0]}; a classifier needs two or more"
         )
-    unseen = [name for name, size in zip(names, found.test_sizes, strict=True) if not size]
-    if unseen:
-        warn_once("%s: classes without an image to evaluate: %s", found.root, shortened(unseen))
     few, many = min(sizes), max(sizes)
     if many >= 10 * few:
         warn_once(

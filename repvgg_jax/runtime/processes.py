@@ -136,7 +136,7 @@ def leaving_at_once(on_error: Callable[[Exception], None] | None = None) -> Iter
             message = f"{type(error).__name__}: {one_line(error)}"
             if from_another:
                 message = f"another process exited, so this process cannot continue ({message})"
-            message += "; rerun the same command to resume from the last checkpoint"
+            message += "; rerun the same command to resume from the last checkpoint, if any"
         print(f"error: process {jax.process_index()}: {message}", file=sys.stderr, flush=True)
         if (on_error := _ON_ERROR.get()) and not from_another:
             on_error(error)

@@ -5,6 +5,7 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Callable
 from types import FrameType
 from typing import Any, Self
 
@@ -116,7 +117,7 @@ def _any(flags: jax.Array) -> jax.Array:
     return flags.max()
 
 
-def leave_at_interrupt(line: str) -> None:
+def leave_at_interrupt(line: Callable[[], str]) -> None:
     """Makes Ctrl-C end this process at once, with one line and exit code 130.
 
     A KeyboardInterrupt would wait for the end of a compilation, and threads and destructors that it
@@ -125,7 +126,7 @@ def leave_at_interrupt(line: str) -> None:
     ignore or handle SIGINT in another way are left as they are.
 
     Args:
-      line: the last line on stderr.
+      line: function that returns the last line on stderr, called at the interrupt.
     """
     global _leaving
     default = signal.default_int_handler, signal.SIG_DFL
@@ -142,7 +143,7 @@ def leave_at_interrupt(line: str) -> None:
         while number := os.read(reader, 1):
             if number[0] != signal.SIGINT or (_active and _active[-1].announce()):
                 continue
-            print(f"\n{line}", file=sys.stderr, flush=True)
+            print(f"\n{line()}", file=sys.stderr, flush=True)
             os._exit(130)
 
     threading.Thread(target=watch, name="interrupts", daemon=True).start()

@@ -12,7 +12,7 @@ from typing import Any
 
 from repvgg_jax.config.workdir import changed_fields
 from repvgg_jax.errors import RunError
-from repvgg_jax.runtime.files import append_row, parse_json
+from repvgg_jax.runtime.files import append_row, parse_json, replace_text
 from repvgg_jax.runtime.processes import warn_once
 from repvgg_jax.training.environment import differences
 
@@ -41,10 +41,23 @@ def record_start(
         )
 
 
-def record_end(workdir: Path, seconds: float) -> None:
-    """Appends a row with the duration of the run so far, over all starts, if it can be written."""
-    with suppress(RunError):  # which would hide why the run ends
-        append_row(workdir / HISTORY_FILE, {"ended": _now(), "seconds": round(seconds, 3)})
+def record_end(workdir: Path, step: int, seconds: float) -> None:
+    """Writes the row for the end of a start, if it can be written.
+
+    The row of a finished command replaces the one that the same start wrote after its training.
+
+    Args:
+      workdir: folder of the run.
+      step: the last step computed.
+      seconds: duration of the run so far, over all starts.
+    """
+    path = workdir / HISTORY_FILE
+    with suppress(RunError, OSError, ValueError):  # which would hide why the run ends
+        *before, last = path.read_bytes().splitlines(keepends=True)
+        if "ended" in parse_json(last):
+            replace_text(path, b"".join(before).decode())
+    with suppress(RunError):
+        append_row(path, {"ended": _now(), "step": step, "seconds": round(seconds, 3)})
 
 
 def recorded_seconds(workdir: Path) -> float:
@@ -70,7 +83,8 @@ def _rows(workdir: Path) -> list[dict[str, Any]]:
     for line in path.read_bytes().splitlines():
         with suppress(ValueError):
             row = parse_json(line)
-            rows = [row] if row.get("step") == 0 else [*rows, row]
+            begins = row.get("step") == 0 and "ended" not in row
+            rows = [row] if begins else [*rows, row]
     return rows
 
 

@@ -1,6 +1,7 @@
 """Reads the metrics of a run, `metrics.jsonl`."""
 
 import os
+from collections.abc import Collection
 from typing import Any
 
 from repvgg_jax.errors import UsageError
@@ -32,3 +33,18 @@ def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
             ) from error
         rows.append(row)
     return rows
+
+
+def best_evaluation(
+    path: str | os.PathLike[str], steps: Collection[int]
+) -> dict[str, float] | None:
+    """Returns the step and top-1 of the best evaluation at one of the steps; None without one.
+
+    Of equal ones it is the latest, as among the checkpoints that are kept.
+    """
+    rows = [row for row in read_metrics(path) if row["kind"] == "eval" and row["step"] in steps]
+    found = [(row["top1"], row["step"]) for row in rows if row.get("top1") is not None]
+    if not found:
+        return None
+    top1, step = max(found)
+    return {"step": step, "top1": top1}

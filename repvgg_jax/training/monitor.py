@@ -45,6 +45,7 @@ class Monitor:
 
     Attributes:
       seconds_before: duration of all earlier starts of the run.
+      step: the last step computed.
       evaluated: True if `metrics.jsonl` has an evaluation of `start_step`; False if not `primary`.
     """
 
@@ -64,6 +65,7 @@ class Monitor:
         self._stream = sys.stderr if stream is None else stream
         self._open = primary
         self.seconds_before = seconds_before
+        self.step = start_step
         self.evaluated = False
         self._best = -math.inf  # top-1 of the evaluations
         self._bar = None
@@ -124,7 +126,8 @@ class Monitor:
             self._bar.write(line, file=self._stream)
 
     def advance(self, step: int) -> None:
-        """Moves the bar to a step, if there is one."""
+        """Sets the last step computed, and moves the bar to it, if there is one."""
+        self.step = step
         if self._bar is not None:
             self._bar.update(step - self._bar.n)
 
@@ -207,7 +210,7 @@ class Monitor:
         except OSError as error:
             raise RunError(
                 f"{self._workdir / METRICS_FILE} cannot be written ({one_line(error)}); "
-                "rerun the same command to resume from the last checkpoint"
+                "rerun the same command to resume from the last checkpoint, if there is one"
             ) from error
         for name, value in metrics.items():
             self._scalars.add_scalar(f"{kind}/{name}", value, step)

@@ -47,6 +47,7 @@ def summary(report: Mapping[str, Any]) -> str:
             f"fusion: max relative error {fusion['max_relative_error']:.1e}, "
             f"top-1 agreement {fusion['top1_agreement']:.2%}, logit KL {fusion['logit_kl']:.1e}"
         )
+    lines += _best(report)
     if terms := report.get("training_loss"):
         lines.append(f"the training loss includes {terms}; the loss above does not")
     if ending := "; ".join([*_counts(report), *_times(report)]):
@@ -56,6 +57,17 @@ def summary(report: Mapping[str, Any]) -> str:
             since = f" from step {environment['from_step']}" if environment["from_step"] else ""
             lines.append(f"computed{since} on {describe(environment)}")
     return "\n".join(lines)
+
+
+def _best(report: Mapping[str, Any]) -> Iterator[str]:
+    """Yields a line on the best evaluation if the last one, of the table, is worse."""
+    best = report.get("best")
+    if best and best["top1"] > report["top1"]["train_form"]:
+        forms = "the report and the fused weights are" if "fusion" in report else "the report is"
+        yield (
+            f"best top-1 {best['top1']:.2%} at step {best['step']:,}; "
+            f"{forms} of the last step, {report['steps']:,}"
+        )
 
 
 def _counts(report: Mapping[str, Any]) -> Iterator[str]:

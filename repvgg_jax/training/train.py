@@ -72,7 +72,7 @@ def train(
     source = experiment.train_data.source
     names = source.class_names
     if steps(workdir):
-        check_classes(workdir, names, source.name)
+        check_classes(workdir, names, source.name, to_train=True)
     experiment, state = _initial_state(experiment, workdir)
     evaluation = Evaluation(experiment.eval_data, experiment.mesh)
     make_workdir(experiment.config, workdir, names)
@@ -102,7 +102,7 @@ def train(
                 state, metrics = loop.run(state, evaluated)
             finally:
                 if primary():
-                    record_end(workdir, monitor.seconds)
+                    record_end(workdir, monitor.step, monitor.seconds)
     return TrainResult(
         state=state,
         metrics=metrics,

@@ -201,6 +201,13 @@ def test_exit_codes(raised, code, expected, monkeypatch, capsys):
     assert capsys.readouterr().err.startswith(expected)
 
 
+def test_an_interrupt_says_what_was_saved(tmp_path):
+    train = modes.MODES["train"]
+    assert train.when_interrupted(tmp_path).endswith("nothing was saved yet; rerun to start again")
+    (tmp_path / "checkpoints/100").mkdir(parents=True)
+    assert train.when_interrupted(tmp_path).endswith("resume from the last checkpoint")
+
+
 def test_a_second_run_in_one_process(capsys):
     """As `%run main.py` twice in a notebook."""
     for _ in range(2):

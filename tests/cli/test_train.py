@@ -38,6 +38,9 @@ def test_a_torn_report_is_written_again(undisturbed, tmp_path, monkeypatch, capl
     assert (tmp_path / "run/config.json").read_text() == saved
     assert read_history(tmp_path / "run")[-1]["changed"] == {"data.workers": 1}
     assert report["wall_seconds"] == 1e6 + report["start_seconds"]
+    end = json.loads(history.read_text().splitlines()[-1])
+    assert (end["step"], end["seconds"]) == (4, round(report["wall_seconds"], 3))
+    assert report["best"] == {"step": 4, "top1": report["top1"]["train_form"]}
     assert report["starts"] == 2
     assert report["environment"]["convolutions"] != first["environment"]["convolutions"]
     [earlier] = report["earlier_environments"]

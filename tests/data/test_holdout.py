@@ -57,7 +57,9 @@ def test_accents_are_the_same_however_a_file_system_encodes_them():
 def test_one_folder_is_split_without_overlap(tmp_path, splits, caplog):
     write_tree(tmp_path, splits=splits, count=8)
     train, test = (load(tmp_path, split, holdout=0.25) for split in ("train", "test"))
-    assert not caplog.messages
+    (line,) = caplog.messages
+    assert line.startswith(f"{train.name}: classes with fewer than 5 images to evaluate: ")
+    assert f": ant {[test[i].label for i in range(len(test))].count(0)}, bee " in line
     assert not paths(train) & paths(test)
     assert paths(train) | paths(test) == paths(load(tmp_path, "train"))
     assert train.class_names == test.class_names == ("ant", "bee")

@@ -89,7 +89,9 @@ def test_fused_weights_of_an_earlier_step_are_called_that(run, capsys):
     assert form == "train form, step 2 (the fused weights are of step 1; --mode=fuse renews them)"
     with pytest.raises(rj.UsageError, match="cannot be used with step"):
         rj.load(run, fused=True, step=2)
-    fuse.run_fuse(None, run)
+    with pytest.raises(rj.UsageError, match=r"no checkpoint of step 1 .*; available: \[2\]"):
+        fuse.run_fuse(None, run, step=1)
+    fuse.run_fuse(None, run, step=2)
     net, _, form = predict.newest_form(run)
     assert net.is_fused
     assert form == "fused form, step 2"

@@ -64,7 +64,7 @@ def interrupt():
         os.kill(os.getpid(), signal.SIGINT)
 
 signal.signal(signal.SIGINT, signal.SIG_DFL)  # as main.py does
-leave_at_interrupt("interrupted; rerun")
+leave_at_interrupt(lambda: "interrupted; rerun")
 with Stopping():
     threading.Thread(target=interrupt).start()
     # As a compilation: minutes in which Python runs no handler.

@@ -39,7 +39,9 @@ def test_a_difference_is_refused_with_both_lists(here, difference, tmp_path):
     assert f"pets has {len(here)} classes [{', '.join(here)}]" in message
     assert "was trained on 2 classes [cat, dog]" in message
     assert difference in message
-    assert "--config.init_from=" in message
+    assert message.endswith("; use data with the classes of the run")
+    with pytest.raises(rj.UsageError, match=r"--config\.init_from="):
+        check_classes(tmp_path, here, "pets", to_train=True)
     assert "\n" not in message
 
 
@@ -118,6 +120,7 @@ def test_a_run_meets_data_of_its_own_classes_only(tmp_path, caplog, capsys):
         lambda: evaluate.run_eval(None, workdir),
         lambda: fuse.run_fuse(None, workdir),
         lambda: build(config, run=workdir),
+        lambda: run_train(config, workdir),  # finished
     ):
         with pytest.raises(rj.UsageError, match="output 0 is 'ape' in the data and 'cat'"):
             command()

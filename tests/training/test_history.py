@@ -5,7 +5,12 @@ import json
 import pytest
 
 from repvgg_jax.training.environment import differences
-from repvgg_jax.training.history import environments, read_history, recorded_seconds
+from repvgg_jax.training.history import (
+    environments,
+    read_history,
+    record_end,
+    recorded_seconds,
+)
 
 
 def write_history(folder, *starts, torn=""):
@@ -38,6 +43,16 @@ def test_the_time_of_a_former_run_does_not_count(tmp_path):
     for count, seconds in enumerate((7.0, 0.0, 5.0), 1):
         (tmp_path / "history.jsonl").write_text("\n".join(rows[:count]))
         assert recorded_seconds(tmp_path) == seconds
+
+
+def test_a_start_has_one_end_whose_step_begins_no_run(tmp_path):
+    write_history(tmp_path, (0, "XLA"))
+    record_end(tmp_path, 0, 5.0)
+    record_end(tmp_path, 4, 7.0)
+    start, end = map(json.loads, (tmp_path / "history.jsonl").read_text().splitlines())
+    assert (start["step"], end["step"], end["seconds"]) == (0, 4, 7.0)
+    record_end(tmp_path, 0, 8.0)
+    assert len(read_history(tmp_path)) == 1
 
 
 def test_a_run_without_a_history_has_none(tmp_path):

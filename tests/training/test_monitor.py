@@ -311,9 +311,11 @@ def test_summary_has_both_columns():
 def test_summary_of_a_resumed_run_of_few_classes():
     times = {"first_step_seconds": 7.25, "start_seconds": 30.0, "wall_seconds": 7500.0, "starts": 3}
     changes = {"model": "RepVGG (widths 4-8)", "training_loss": "label smoothing 0.1"}
+    changes["best"] = {"step": 1100, "top1": 0.9875}
     few = {name: value for name, value in REPORT.items() if name != "top5"}
     text = summary(few | changes | times)
     assert "top-5" not in text
+    assert "best top-1 98.75% at step 1,100; the report and the fused weights are of" in text
     assert "30.0 s in this start (first step after 7.2 s); 2:05:00 in all 3 starts" in text
     assert "the training loss includes label smoothing 0.1; the loss above does not" in text
 

@@ -27,6 +27,7 @@ _TRAIN_FOLDERS = ("train", "training")
 _TEST_FOLDERS = ("val", "valid", "validation", "dev", "test", "testing")
 _LAYOUT = "<data_dir>/<class>/*.jpg, or <data_dir>/train/<class>/*.jpg and <data_dir>/val/..."
 _SAMPLE = 200  # images whose size is read
+_FEWEST = 5  # images to evaluate of a class, without a warning
 
 
 class Roots(NamedTuple):
@@ -107,7 +108,8 @@ def load_folder(
     training split the others. If `holdout` is None too, class folders in `data_dir` itself serve
     both splits.
 
-    Warnings say which folder is evaluated if there is a choice, and which files were left out.
+    Warnings say which folder is evaluated if there is a choice, which classes have few images held
+    out, and which files were left out.
 
     Arguments are those of `load_source`.
 
@@ -127,6 +129,8 @@ def load_folder(
     if split == "test" and len(roots.tests) > 1 and holdout is None:
         evaluated, *others = roots.tests
         inform_once(f"evaluation uses {evaluated}; {shortened(others)} is not used")
+    if split == "test" and holdout is not None:
+        _warn_of_few(files)
     if split == "train" or not roots.only_one:
         _say_what_is_unusual(files, left_out)
 
@@ -142,6 +146,14 @@ def load_folder(
         label_range=min(num_classes or classes, classes),
         skip_corrupt=skip_corrupt,
     )
+
+
+def class_folders(data_dir: str | None) -> tuple[str, ...] | None:
+    """Returns the sorted names of the class folders to train on; None if they cannot be listed."""
+    try:
+        return _classes(_find_roots(data_dir).train)[0]
+    except UsageError:
+        return None
 
 
 def summarize_folder(data_dir: str | None, holdout: float) -> FolderSummary:
@@ -296,6 +308,18 @@ def _record(path: str, label: int) -> Record:
             target = os.readlink(path)
             return Record(b"", label, f"{path} (a link to {target}, which does not exist)")
         raise UsageError(f"cannot read the image {path}: {error.strerror}") from error
+
+
+def _warn_of_few(files: FolderSplit) -> None:
+    sizes = zip(files.class_names, files.class_sizes(), strict=True)
+    if few := [f"{name} {size}" for name, size in sizes if size < _FEWEST]:
+        warn_once(
+            "%s: classes with fewer than %d images to evaluate: %s; add images or a "
+            "val folder, since accuracy on so few is uncertain",
+            files.root,
+            _FEWEST,
+            shortened(few),
+        )
 
 
 def _say_what_is_unusual(files: FolderSplit, left_out: Counter[str]) -> None:
