@@ -27,8 +27,7 @@ from repvgg_jax.bench.counting import count_macs
 from repvgg_jax.checkpoint import manager
 from repvgg_jax.config.fields import run_fields
 from repvgg_jax.config.schedule import evaluation_interval, total_steps
-from repvgg_jax.data.sources.load import load_source
-from repvgg_jax.data.sources.tfds import load_prepared
+from repvgg_jax.data.sources.load import open_source
 from repvgg_jax.nets import abstract, create
 
 _Row = Mapping[str, Any]
@@ -79,16 +78,9 @@ def _split_sizes(
     source: str, name: str, data_dir: str | None, classes: int, holdout: float | None
 ) -> dict[str, int]:
     """Returns the number of images by split."""
-    sizes = {}
-    for split in ("test", "train"):
-        if source == "tfds":
-            images, _ = load_prepared(name, data_dir, split, num_classes=classes)
-        else:
-            images = load_source(
-                source, name, data_dir, split, num_classes=classes, holdout=holdout
-            )
-        sizes[split] = len(images)
-    return sizes
+    options = dict(num_classes=classes, holdout=holdout)
+    splits = ("test", "train")
+    return {split: len(open_source(source, name, data_dir, split, **options)) for split in splits}
 
 
 def saved_steps(workdir: Path) -> int:

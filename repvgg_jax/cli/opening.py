@@ -6,7 +6,6 @@ from typing import Any
 from repvgg_jax.bench.counting import count_parameters
 from repvgg_jax.config.build import Experiment
 from repvgg_jax.config.describe import data_name
-from repvgg_jax.data.sources.base import ArraySource
 from repvgg_jax.nets import abstract
 from repvgg_jax.training.environment import describe
 from repvgg_jax.training.summary import training_loss_terms
@@ -19,10 +18,9 @@ def opening(experiment: Experiment, environment: Mapping[str, Any]) -> str:
     pixels = f"{size}x{size} pixels"
     if (other := evaluation.transform.eval_size) != size:
         pixels += f" ({other}x{other} in evaluation)"
-    if isinstance(train.source, ArraySource):
-        height, width = train.source.images.shape[1:3]
-        if (height, width) != (size, size):
-            pixels += f" resized from {height}x{width}"
+    if (own := train.source.image_size) not in (None, (size, size)):
+        height, width = own
+        pixels += f" resized from {height}x{width}"
     epochs = f"{experiment.steps * train.batch_size / images:.3g}"
     epochs += " epoch" if epochs == "1" else " epochs"
     every = experiment.eval_every

@@ -76,14 +76,14 @@ def run_train(config: ConfigDict, workdir: Path) -> None:
         if speaks():
             _print_report(earlier, None)
         return
-    inform_once(f"training {model_name(config)} in {workdir}\nloading data ...")
+    inform_once(f"training {model_name(config)} in {workdir}")
     if has_checkpoints(workdir):
         _say_what_changed(config, workdir)
     with Stopping(config.train.deadline) as stopping:
         startup = StartupTimer()
         # The classes matter only if there is a checkpoint to resume from.
         experiment = build(config, run=workdir if steps(workdir) else None)
-        inform_once(f"{opening(experiment, environment(experiment))}\ncompiling ...")
+        inform_once(f"{opening(experiment, environment(experiment))}\nloading and compiling ...")
         with lock_run(workdir):
             report = _train_and_fuse(config, experiment, workdir, stopping, startup, earlier)
             if primary():

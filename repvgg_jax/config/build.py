@@ -25,7 +25,7 @@ from repvgg_jax.config.schedule import (
 from repvgg_jax.data.augment.transforms import Transform
 from repvgg_jax.data.images import IMAGENET_MEAN, IMAGENET_STD
 from repvgg_jax.data.sources.base import Source
-from repvgg_jax.data.sources.load import check_source, load_source
+from repvgg_jax.data.sources.load import check_source, in_memory_if_small, open_source
 from repvgg_jax.data.split import Split
 from repvgg_jax.errors import UsageError
 from repvgg_jax.nets import create
@@ -215,7 +215,7 @@ def make_source(config: ConfigDict, split: str, run: Path | None = None) -> Sour
     data = config.data
     classes = config.model.num_classes
     options = {"skip_corrupt": data.skip_corrupt, "holdout": data.holdout}
-    source = load_source(
+    source = open_source(
         data.source, data.name, data.data_dir, split, num_classes=classes, **options
     )
     if run is not None:
@@ -253,8 +253,11 @@ def make_eval_data(config: ConfigDict, mesh: Mesh, run: Path | None = None) -> S
 
 
 def _make_split(config: ConfigDict, split: str, batch_size: int, run: Path | None) -> Split:
+    source = make_source(config, split, run)
+    if config.data.skip_corrupt:  # the size of a data set in memory is known once it is decoded
+        source = in_memory_if_small(source)
     return Split(
-        source=make_source(config, split, run),
+        source=source,
         transform=make_transform(config),
         batch_size=batch_size,
         workers=config.data.workers,

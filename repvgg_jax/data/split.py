@@ -2,12 +2,14 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import jax
 
 from repvgg_jax.data.augment.transforms import Transform
 from repvgg_jax.data.pipeline import Batch, eval_batches, train_batches
 from repvgg_jax.data.sources.base import Source
+from repvgg_jax.data.sources.load import in_memory_if_small
 
 
 @dataclass(frozen=True)
@@ -21,10 +23,19 @@ class Split:
     mean: tuple[float, ...]
     std: tuple[float, ...]
 
+    @cached_property
+    def loaded(self) -> Source:
+        """The source, decoded into memory at the first access if it is small.
+
+        Raises:
+          UsageError: if an image that is decoded is corrupt or has a label out of range.
+        """
+        return in_memory_if_small(self.source)
+
     def eval_batches(self) -> Iterator[Batch]:
         """Returns this process's rows of evaluation batches, with every example once."""
         return eval_batches(
-            self.source,
+            self.loaded,
             self.transform,
             self.batch_size,
             process_index=jax.process_index(),
@@ -37,7 +48,7 @@ class Split:
     ) -> Iterator[Batch]:
         """Returns this process's rows of the infinite training batches from `start_step` on."""
         return train_batches(
-            self.source,
+            self.loaded,
             self.transform,
             self.batch_size,
             seed,

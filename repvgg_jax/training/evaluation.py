@@ -155,7 +155,7 @@ class Evaluation:
         rows: list[np.ndarray] = []
         data = self.data
         # `data.eval_batches()` would give each process only its share.
-        for batch in eval_batches(data.source, data.transform, data.batch_size, workers=0):
+        for batch in eval_batches(data.loaded, data.transform, data.batch_size, workers=0):
             rows.extend(batch["image"][batch["mask"] > 0])
             if len(rows) >= count:
                 break

@@ -1,5 +1,6 @@
 """Trains an experiment to its last step; resumes from checkpoints and stops on signals."""
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -73,7 +74,12 @@ def train(
     names = source.class_names
     if steps(workdir):
         check_classes(workdir, names, source.name, to_train=True)
-    experiment, state = _initial_state(experiment, workdir)
+    with ThreadPoolExecutor(2, "loading") as pool:  # while the initial state is compiled
+        splits = experiment.train_data, experiment.eval_data
+        loading = [pool.submit(lambda split=split: split.loaded) for split in splits]
+        experiment, state = _initial_state(experiment, workdir)
+        for split in loading:
+            split.result()
     evaluation = Evaluation(experiment.eval_data, experiment.mesh)
     make_workdir(experiment.config, workdir, names)
     with open_manager(workdir, experiment.keep) as manager, leaving_at_once():

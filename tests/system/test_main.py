@@ -26,9 +26,8 @@ def test_a_wrong_command_line_is_one_line_and_exit_code_2(tmp_path):
 
 def test_a_missing_data_set_names_folder_and_command(tmp_path):
     arguments = ["--config", "configs/b1.py", f"--config.data.data_dir={tmp_path}/none"]
-    opening, loading, output = main(*arguments, "--workdir", tmp_path / "run", code=2).splitlines()
+    opening, output = main(*arguments, "--workdir", tmp_path / "run", code=2).splitlines()
     assert opening == f"training repvgg_b1 (bfloat16) in {tmp_path / 'run'}"
-    assert loading == "loading data ..."
     assert output.startswith("error: ")
     assert f"{tmp_path}/none" in output
     assert not (tmp_path / "run").exists()

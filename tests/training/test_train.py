@@ -14,16 +14,36 @@ from jax.sharding import Mesh
 import repvgg_jax as rj
 from repvgg_jax.checkpoint import load
 from repvgg_jax.checkpoint import manager as manager_module
-from repvgg_jax.config.build import StepOptions
+from repvgg_jax.cli.opening import opening
+from repvgg_jax.config.build import StepOptions, build
 from repvgg_jax.data import images as images_module
-from repvgg_jax.errors import RunError
+from repvgg_jax.errors import RunError, UsageError
 from repvgg_jax.optim import sgd
 from repvgg_jax.runtime import mesh as mesh_module
 from repvgg_jax.training import evaluation, prefetch
 from repvgg_jax.training import state as state_module
 from repvgg_jax.training import step as step_module
+from repvgg_jax.training import train as train_module
+from repvgg_jax.training.environment import environment
 from repvgg_jax.training.metrics import read_metrics
+from tests.support.image_files import encoded, noise, write_prepared
 from tests.support.runs import MEAN, STD, batch_of, equal, tiny_config, train
+
+
+@pytest.mark.medium
+def test_images_are_decoded_after_the_opening_and_before_anything_is_written(tmp_path):
+    images = [encoded(noise(i, 8, 8)) for i in range(32)]
+    images[-1] = images[-1][:50]
+    labels = [index % 3 for index in range(32)]
+    write_prepared(tmp_path / "data", images, labels, splits=("train", "test"))
+    data = {"data_source": "tfds", "data_name": "tiny", "data_data_dir": str(tmp_path / "data")}
+    experiment = build(tiny_config(model_num_classes=3, **data))
+    assert "32 training and 32 evaluation images of 8x8 pixels, 3 classes" in opening(
+        experiment, environment(experiment)
+    )
+    with pytest.raises(UsageError, match="cannot decode"):
+        train_module.train(experiment, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def one_device():

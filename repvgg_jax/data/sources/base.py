@@ -51,6 +51,12 @@ class ArraySource:
         """Number of classes."""
         return len(self.class_names)
 
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """Height and width of the images, in pixels."""
+        _, height, width, _ = self.images.shape
+        return height, width
+
     def __len__(self) -> int:
         return len(self.labels)
 
@@ -74,8 +80,9 @@ class EncodedSource:
       read: thread-safe function from indices to records.
       label_range: exclusive upper bound of labels, the smaller number of classes of net and data.
       skip_corrupt: whether the pipeline may omit images that cannot be decoded.
-      skipped: names of corrupt records found so far.
       version: version of the data set; empty if it has none.
+      image_size: height and width of all images in pixels; None if unknown or different.
+      skipped: names of corrupt records found so far.
     """
 
     name: str
@@ -85,6 +92,7 @@ class EncodedSource:
     label_range: int
     skip_corrupt: bool = False
     version: str = ""
+    image_size: tuple[int, int] | None = None
     skipped: set[str] = dataclasses.field(default_factory=set)
 
     @property

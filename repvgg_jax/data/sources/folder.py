@@ -111,7 +111,7 @@ def load_folder(
     Warnings say which folder is evaluated if there is a choice, which classes have few images held
     out, and which files were left out.
 
-    Arguments are those of `load_source`.
+    Arguments are those of `open_source`.
 
     Raises:
       UsageError: if a folder is missing, empty or a dangling link, or the splits have different

@@ -31,12 +31,39 @@ def load_source(
     skip_corrupt: bool = False,
     holdout: float | None = None,
 ) -> Source:
-    """Returns a split of a data set, which must be available locally: nothing is downloaded.
+    """Returns a split of a data set as `open_source` does, decoded into memory if it is small.
 
     Example:
       >>> source = load_source("digits", "digits", None, "train")
       >>> len(source), source[0].image.shape
       (1437, (8, 8, 3))
+
+    Arguments are those of `open_source`.
+
+    Returns:
+      The source. Digits, and prepared data sets of one image size below 2 GiB, are in memory.
+
+    Raises:
+      UsageError: if `open_source` raises it, or an image of a data set that is loaded into memory
+        is corrupt or has a label out of range.
+    """
+    options = dict(num_classes=num_classes, skip_corrupt=skip_corrupt, holdout=holdout)
+    return in_memory_if_small(open_source(source, name, data_dir, split, **options))
+
+
+def open_source(
+    source: str,
+    name: str,
+    data_dir: str | None,
+    split: str,
+    *,
+    num_classes: int | None = None,
+    skip_corrupt: bool = False,
+    holdout: float | None = None,
+) -> Source:
+    """Opens a split of a data set, which must be available locally: nothing is downloaded.
+
+    No image is decoded, except that digits are always in memory.
 
     Args:
       source: "digits" (8x8 images from scikit-learn), "tfds" (a data set prepared as array_record)
@@ -48,18 +75,15 @@ def load_source(
       split: "train", or "test" for labeled images that are not used for training (the validation
         split, if a data set has both a validation and a test split).
       num_classes: number of classes of the net, the exclusive upper bound of labels. Labels of
-        streamed "tfds" sources are checked when they are read, all others immediately.
+        "tfds" sources are checked when they are read, all others immediately.
       skip_corrupt: whether to omit images that cannot be decoded, with a warning for each, instead
         of raising an error.
       holdout: for "folder" without a folder to evaluate, the share of the images that is the test
         split and not in the training split.
 
-    Returns:
-      The source. Digits, and prepared data sets of one image size below 2 GiB, are in memory.
-
     Raises:
-      UsageError: if an argument is invalid, the data set is missing or unusable, a label is out of
-        range, or an image of a data set that is loaded into memory is corrupt.
+      UsageError: if an argument is invalid, the data set is missing or unusable, or a known label
+        is out of range.
     """
     check_source(source)
     if split not in SPLITS:
@@ -75,15 +99,22 @@ def load_source(
     options = dict(num_classes=num_classes, skip_corrupt=skip_corrupt)
     if source == "folder":
         return load_folder(data_dir, split, holdout=holdout, **options)
-    encoded, image_bytes = load_prepared(name, data_dir, split, **options)
-    is_small = image_bytes is not None and image_bytes * len(encoded) < IN_MEMORY_BYTES
-    return load_into_memory(encoded) if is_small else encoded
+    return load_prepared(name, data_dir, split, **options)
 
 
 def check_source(source: str) -> None:
     """Raises UsageError for an unknown `data.source`."""
     if source not in SOURCES:
         raise UsageError(f"data.source={source!r}: choose from {', '.join(SOURCES)}")
+
+
+def in_memory_if_small(source: Source) -> Source:
+    """Returns the source decoded into memory if its images have one size and take below 2 GiB."""
+    if isinstance(source, ArraySource) or source.image_size is None:
+        return source
+    height, width = source.image_size
+    is_small = len(source) * height * width * 3 < IN_MEMORY_BYTES
+    return load_into_memory(source) if is_small else source
 
 
 def load_into_memory(source: EncodedSource) -> ArraySource:

@@ -48,13 +48,10 @@ def load_prepared(
     *,
     num_classes: int | None = None,
     skip_corrupt: bool = False,
-) -> tuple[EncodedSource, int | None]:
+) -> EncodedSource:
     """Opens `<data_dir>/<name>/<version>`, the newest version unless `name` ends in `:version`.
 
-    Arguments are those of `load_source`.
-
-    Returns:
-      The source, and the size of a decoded image in bytes (None if sizes differ).
+    Arguments are those of `open_source`.
 
     Raises:
       UsageError: if the data set is missing (the message has the command that prepares it), has
@@ -101,7 +98,8 @@ def load_prepared(
 
     with named():
         size = len(records)
-    source = EncodedSource(
+    height, width, _ = features["image"].shape
+    return EncodedSource(
         name=f"{name} {key} in {directory}",
         class_names=class_names,
         size=size,
@@ -109,9 +107,8 @@ def load_prepared(
         label_range=min(num_classes or len(class_names), len(class_names)),
         skip_corrupt=skip_corrupt,
         version=Path(directory).name,
+        image_size=(height, width) if height and width else None,
     )
-    height, width, _ = features["image"].shape
-    return source, height * width * 3 if height and width else None
 
 
 def data_root(data_dir: str | None) -> str:
