@@ -39,7 +39,7 @@ def define_flags(argv: list[str]) -> flags.FlagValues:
     flags.DEFINE_string("weights", None, "input file of import, output file of to_torch", **here)
     flags.DEFINE_enum("layout", "official", ["official", "timm"], "to_torch: naming", **here)
     flags.DEFINE_bool("fused", False, "to_torch: write the fused weights", **here)
-    flags.DEFINE_integer("step", None, "fuse: step of the checkpoint, else the latest", **here)
+    flags.DEFINE_integer("step", None, "fuse, eval, predict: step; default: latest", **here)
     flags.DEFINE_string("images", None, "predict: an image, or a folder of images", **here)
     flags.DEFINE_integer("top_k", 1, "predict: number of classes for each image", **here)
     flags.DEFINE_string("output", None, "predict: file to write, .csv or .jsonl", **here)

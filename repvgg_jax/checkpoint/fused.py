@@ -45,8 +45,10 @@ def has_fused(workdir: Path) -> bool:
     return (workdir / FUSED).exists()
 
 
-def fused_step(workdir: Path) -> int:
-    """Returns the checkpoint step from which the workdir's fused weights were made."""
+def fused_step(workdir: Path) -> int | None:
+    """Returns the checkpoint step of the workdir's fused weights; None if there are none."""
+    if not has_fused(workdir):
+        return None
     certificate = _read_certificate(workdir)
     if "step" not in certificate:
         raise UsageError(f"{workdir / FILE} lacks the step; run --mode=fuse to write it again")

@@ -34,7 +34,7 @@ configs/default.py lists all fields; override any of them: --config.train.epochs
                            imports one of several models in a checkpoint
   --layout official|timm   to_torch: naming of the weights
   --fused                  to_torch: write the fused weights
-  --step N                 fuse: step of the checkpoint; the latest one by default
+  --step N                 fuse, eval, predict: step of the checkpoint; the latest by default
   --images PATH            predict: an image, or a folder of images
   --top_k N --output FILE  predict: classes for each image; .csv or .jsonl to write
   --topology NAME          compile: target devices, such as v5e:4x4 or cpu:8
@@ -139,9 +139,13 @@ def mode_arguments(name: str, values: flags.FlagValues) -> dict[str, Any]:
     """Returns the arguments of a mode's `run`, from the flags.
 
     Raises:
-      UsageError: if a required flag is missing.
+      UsageError: if a required flag is missing, or one is given that only other modes have.
     """
     mode = MODES[name]
+    known = {flag for each in MODES.values() for flag in (*each.needs, *each.takes)}
+    for flag in sorted(known - {*mode.needs, *mode.takes, "config", "workdir"}):
+        if values[flag].present:
+            raise UsageError(f"--mode={name} has no option --{flag}; main.py --help lists them")
     given = {flag: values[flag].value for flag in (*mode.needs, *mode.takes)}
     if "workdir" in given:
         given["workdir"] = _workdir(mode, values)

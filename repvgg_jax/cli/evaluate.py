@@ -1,10 +1,10 @@
-"""`--mode=eval`: evaluates the latest checkpoint and the fused weights of a run."""
+"""`--mode=eval`: evaluates a checkpoint and the fused weights of a run."""
 
 from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from repvgg_jax.checkpoint.fused import fused_step, has_fused
+from repvgg_jax.checkpoint.fused import fused_step
 from repvgg_jax.checkpoint.load import load, load_trained
 from repvgg_jax.config.build import make_eval_data
 from repvgg_jax.config.describe import model_name
@@ -17,33 +17,35 @@ from repvgg_jax.training.confusion import CONFUSION_PICTURE, show_confusion
 from repvgg_jax.training.evaluation import Evaluation
 
 
-def run_eval(config: ConfigDict | None, workdir: Path) -> None:
-    """Evaluates a run's latest checkpoint, and its fused weights if there are any.
+def run_eval(config: ConfigDict | None, workdir: Path, step: int | None = None) -> None:
+    """Evaluates a checkpoint of a run, and its fused weights if there are any.
 
-    The evaluation data are those of `config`, which defaults to the run's own config. Only in that
-    case `confusion.png` is drawn, which belongs to the run's data.
+    The checkpoint is that of `step`, or else the latest readable one. The evaluation data are those
+    of `config`, which defaults to the run's own config. `confusion.png`, which belongs to the
+    report, is drawn only without `config` and `step`.
 
     Raises:
-      UsageError: if there is no run, or the config cannot be used.
+      UsageError: if there is no run or no checkpoint of the step, or the config cannot be used.
     """
     chosen = evaluation_config(config, workdir)
     inform_once(f"evaluating {model_name(read_config(workdir))} in {workdir}")
     evaluation = open_evaluation(chosen, workdir)
-    net, variables, latest = load_trained(workdir)
+    net, variables, loaded = load_trained(workdir, step)
     forms = {"train form": (net, variables)}
-    if has_fused(workdir):
-        step = fused_step(workdir)
-        name = "fused" if step == latest else f"fused at step {step}, not {latest}"
+    if (fused := fused_step(workdir)) is not None:
+        name = "fused" if fused == loaded else f"fused at step {fused}, not {loaded}"
         forms[name] = load(workdir, fused=True)
     results = {form: evaluation(*pair) for form, pair in forms.items()}
+    width = max(map(len, results))
     for form, result in results.items():
         top5 = f"top-5 {result['top5']:.2%}  " if "top5" in result else ""
         print_once(
-            f"{form:<12} top-1 {result['top1']:.2%}  {top5}"
+            f"{form:<{width}}   top-1 {result['top1']:.2%}  {top5}"
             f"loss {result['loss']:.4f}  {result['count']:,} images"
         )
     if primary() and (matrix := results["train form"].get("confusion")) is not None:
-        picture = None if config else workdir / CONFUSION_PICTURE
+        own = config is None and step is None
+        picture = workdir / CONFUSION_PICTURE if own else None
         show_confusion(matrix, evaluation.data.source.class_names, picture)
 
 

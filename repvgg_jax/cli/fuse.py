@@ -38,7 +38,10 @@ def run_fuse(config: ConfigDict | None, workdir: Path, step: int | None = None) 
         evaluation = open_evaluation(config, workdir)
         net, variables, step = load_trained(workdir, step)
         _, report = fuse_and_save((net, variables), step, workdir, evaluation, config.fuse)
-    print_once(f"{report}\nrepvgg_jax.load({str(workdir)!r}, fused=True) opens the fused pair")
+    print_once(str(report))
+    print_once(
+        f"repvgg_jax.load({str(workdir)!r}, fused=True) opens the fused pair, of step {step}"
+    )
 
 
 def fuse_and_save(

@@ -64,7 +64,7 @@ MODES = {
         "evaluate the latest checkpoint and the fused weights of a run",
         "--workdir runs/quickstart",
         needs=("workdir",),
-        takes=("config",),
+        takes=("config", "step"),
     ),
     "fuse": Mode(
         run_fuse,
@@ -78,7 +78,7 @@ MODES = {
         "print the classes of images, and write them as CSV or JSON lines",
         "--workdir runs/quickstart --images photographs --output classes.csv",
         needs=("workdir", "images"),
-        takes=("top_k", "output"),
+        takes=("top_k", "output", "step"),
     ),
     "prepare": Mode(
         run_prepare,

@@ -15,7 +15,7 @@ import numpy as np
 from flax import linen as nn
 from ml_collections import ConfigDict
 
-from repvgg_jax.checkpoint.fused import fused_step, has_fused
+from repvgg_jax.checkpoint.fused import fused_step
 from repvgg_jax.checkpoint.load import load, load_trained
 from repvgg_jax.checkpoint.manager import steps
 from repvgg_jax.config.build import make_transform
@@ -42,7 +42,9 @@ class Row(NamedTuple):
 Writer = Callable[[Row], object]
 
 
-def run_predict(workdir: Path, images: Path, top_k: int, output: Path | None) -> None:
+def run_predict(
+    workdir: Path, images: Path, top_k: int, output: Path | None, step: int | None = None
+) -> None:
     """Prints the most probable classes of images, and writes them to `output` if it is given.
 
     The images are preprocessed as in the run's evaluation. Files that cannot be read as images are
@@ -53,9 +55,10 @@ def run_predict(workdir: Path, images: Path, top_k: int, output: Path | None) ->
       images: an image, or a folder of images, which may be in subfolders.
       top_k: number of classes for each image.
       output: a file to write, .csv or .jsonl.
+      step: step of the weights; by default that of the latest checkpoint.
 
     Raises:
-      UsageError: if there is no run or no image, or an argument is invalid.
+      UsageError: if there is no run, image or checkpoint of the step, or an argument is invalid.
     """
     if jax.process_count() > 1:
         raise UsageError("--mode=predict runs in a single process, on all of its devices")
@@ -69,7 +72,7 @@ def run_predict(workdir: Path, images: Path, top_k: int, output: Path | None) ->
     names = [*(class_names(workdir) or ())]
     names += map(str, range(len(names), classes))
     paths = find_images(images)
-    net, variables, form = newest_form(workdir)
+    net, variables, form = load_form(workdir, step)
     count = f"{len(paths):,} images" if len(paths) > 1 else "1 image"
     inform_once(f"{workdir}: {form}; {count}")
 
@@ -114,20 +117,24 @@ def find_images(path: Path) -> list[str]:
     return paths
 
 
-def newest_form(workdir: Path) -> tuple[nn.Module, Any, str]:
-    """Returns a run's fused pair if it is of the latest checkpoint, else that checkpoint's pair.
+def load_form(workdir: Path, step: int | None = None) -> tuple[nn.Module, Any, str]:
+    """Returns a run's `(net, variables)` of a step, the latest by default, and which form it is.
 
-    The third result says which. A run without checkpoints may have a fused pair.
+    It is the fused form if the fused weights are of that step. A run without checkpoints may have a
+    fused pair.
     """
-    latest = steps(workdir)[-1:]
-    stale = ""
-    if has_fused(workdir):
-        step = fused_step(workdir)
-        if latest in ([], [step]):
-            return *load(workdir, fused=True), f"fused form, step {step}"
-        stale = f" (the fused weights are of step {step}; --mode=fuse renews them)"
-    net, variables, step = load_trained(workdir)
-    return net, variables, f"train form, step {step}{stale}"
+    wanted = steps(workdir)[-1:] if step is None else [step]
+    fused = fused_step(workdir)
+    if fused is not None and wanted in ([], [fused]):
+        return *load(workdir, fused=True), f"fused form, step {fused}"
+    net, variables, loaded = load_trained(workdir, step)
+    other = ""
+    if fused is not None and step is None:
+        other = (
+            f" (the fused weights are of step {fused}; --step={fused} uses them, "
+            "--mode=fuse renews them)"
+        )
+    return net, variables, f"train form, step {loaded}{other}"
 
 
 def files_source(paths: Sequence[str]) -> EncodedSource:

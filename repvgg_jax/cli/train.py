@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from repvgg_jax.bench.counting import count_macs, count_parameters
+from repvgg_jax.checkpoint.fused import fused_step
 from repvgg_jax.checkpoint.manager import steps
 from repvgg_jax.cli.fuse import fuse_and_save
 from repvgg_jax.cli.opening import opening
@@ -74,7 +75,7 @@ def run_train(config: ConfigDict, workdir: Path) -> None:
         )
         _say_what_changed(config, workdir)
         if speaks():
-            _print_report(earlier, None)
+            _print_report(earlier, None, fused_step(workdir))
         return
     inform_once(f"training {model_name(config)} in {workdir}")
     if has_checkpoints(workdir):
@@ -164,8 +165,10 @@ def _starts(workdir: Path) -> dict[str, Any]:
     return {"starts": starts, "environment": latest, "earlier_environments": earlier}
 
 
-def _print_report(report: dict[str, Any], picture: Path | None) -> None:
-    print(summary(report))
+def _print_report(
+    report: dict[str, Any], picture: Path | None, fused_step: int | None = None
+) -> None:
+    print(summary(report, fused_step))
     if "confusion" in report:
         show_confusion(np.array(report["confusion"]["train_form"]), report["classes"], picture)
 

@@ -18,10 +18,14 @@ def training_loss_terms(options: StepOptions) -> str:
     return ", ".join(f"{name} {value:g}" for name, value in terms.items() if value)
 
 
-def summary(report: Mapping[str, Any]) -> str:
+def summary(report: Mapping[str, Any], fused_step: int | None = None) -> str:
     """Returns the summary table of a run, from the content of `report.json`.
 
     Missing fields are omitted. Fractions in the report are shown in percent.
+
+    Args:
+      report: the content of `report.json`.
+      fused_step: step of the run's fused weights; that of the report by default.
     """
     table = (
         ("top1", "top-1", "{:.2%}".format),
@@ -47,7 +51,7 @@ def summary(report: Mapping[str, Any]) -> str:
             f"fusion: max relative error {fusion['max_relative_error']:.1e}, "
             f"top-1 agreement {fusion['top1_agreement']:.2%}, logit KL {fusion['logit_kl']:.1e}"
         )
-    lines += _best(report)
+    lines += _steps(report, fused_step)
     if terms := report.get("training_loss"):
         lines.append(f"the training loss includes {terms}; the loss above does not")
     if ending := "; ".join([*_counts(report), *_times(report)]):
@@ -59,15 +63,26 @@ def summary(report: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _best(report: Mapping[str, Any]) -> Iterator[str]:
-    """Yields a line on the best evaluation if the last one, of the table, is worse."""
-    best = report.get("best")
-    if best and best["top1"] > report["top1"]["train_form"]:
-        forms = "the report and the fused weights are" if "fusion" in report else "the report is"
-        yield (
-            f"best top-1 {best['top1']:.2%} at step {best['step']:,}; "
-            f"{forms} of the last step, {report['steps']:,}"
+def _steps(report: Mapping[str, Any], fused_step: int | None) -> Iterator[str]:
+    """Yields a line if the best evaluation or the fused weights are not of the report's step."""
+    last, best = report.get("steps"), report.get("best")
+    refused = fused_step not in (None, last)
+    better = best is not None and best["top1"] > report["top1"]["train_form"]
+    if not (better or refused):
+        return
+    line = f"best top-1 {best['top1']:.2%} at step {best['step']:,}; " if better else ""
+    if refused:
+        line += (
+            f"the report is of the last step, {last:,}, the fused weights of step {fused_step:,}"
         )
+    elif "fusion" in report:
+        line += (
+            f"the report and the fused weights are of the last step, {last:,} "
+            f"(--mode=fuse --step={best['step']} fuses the best)"
+        )
+    else:
+        line += f"the report is of the last step, {last:,}"
+    yield line
 
 
 def _counts(report: Mapping[str, Any]) -> Iterator[str]:

@@ -79,6 +79,7 @@ def failing(capsys, *given):
         (["--config", "configs/cifar10.py:fast"], "choose two_cores or full"),
         (["--config.train.steps=3"], "give --config as well"),
         ([*QUICK, "--mode=compile"], "--mode=compile needs --topology; example: "),
+        ([*QUICK, "--step=3"], "--mode=train has no option --step; main.py --help lists them\n"),
         (["--mode=compile", "--topology=cpu:4"], "--mode=compile needs --config; example: "),
         ([], "--mode=train needs --config; example: python main.py --mode=train --config"),
     ],

@@ -84,17 +84,20 @@ def test_fused_weights_of_an_earlier_step_are_called_that(run, capsys):
     save_fused(run, fused, certificate | {"step": 1})
     evaluate.run_eval(None, run)
     assert "fused at step 1, not 2" in capsys.readouterr().out
-    net, _, form = predict.newest_form(run)
+    train.run_train(tiny_config(train_steps=2), run)  # finished
+    assert "the fused weights of step 1\n" in capsys.readouterr().out
+    net, _, form = predict.load_form(run)
     assert not net.is_fused
-    assert form == "train form, step 2 (the fused weights are of step 1; --mode=fuse renews them)"
+    assert form.startswith("train form, step 2 (the fused weights are of step 1; --step=1 uses")
+    net, _, form = predict.load_form(run, step=1)
+    assert net.is_fused
+    assert form == "fused form, step 1"
     with pytest.raises(rj.UsageError, match="cannot be used with step"):
         rj.load(run, fused=True, step=2)
     with pytest.raises(rj.UsageError, match=r"no checkpoint of step 1 .*; available: \[2\]"):
         fuse.run_fuse(None, run, step=1)
     fuse.run_fuse(None, run, step=2)
-    net, _, form = predict.newest_form(run)
-    assert net.is_fused
-    assert form == "fused form, step 2"
+    assert predict.load_form(run)[2] == predict.load_form(run, step=2)[2] == "fused form, step 2"
 
 
 def test_a_config_of_another_version_is_named(run, tmp_path):

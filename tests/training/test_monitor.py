@@ -316,6 +316,9 @@ def test_summary_of_a_resumed_run_of_few_classes():
     text = summary(few | changes | times)
     assert "top-5" not in text
     assert "best top-1 98.75% at step 1,100; the report and the fused weights are of" in text
+    assert "(--mode=fuse --step=1100 fuses the best)" in text
+    refused = "1,100; the report is of the last step, 1,200, the fused weights of step 1,100\n"
+    assert refused in summary(few | changes, fused_step=1100)
     assert "30.0 s in this start (first step after 7.2 s); 2:05:00 in all 3 starts" in text
     assert "the training loss includes label smoothing 0.1; the loss above does not" in text
 
