@@ -110,9 +110,10 @@ def _protocol(group: Group) -> str:
     except UsageError:  # the runs have fields that this code no longer has
         return text
     train = config.train
-    epochs = f"{train.epochs:g} epoch{'' if train.epochs == 1 else 's'} "
-    length = "" if train.steps else epochs  # the rows have the steps
-    text += f": {data_name(config.data)}, {length}in batches of {train.batch_size}"
+    text += f": {data_name(config.data)}, "
+    if not train.steps:  # the rows have the steps
+        text += f"{train.epochs:g} epoch{'' if train.epochs == 1 else 's'} "
+    text += f"in batches of {train.batch_size}"
     varies = any("model.dtype" in overrides for overrides in variants.values())
     return text if varies else f"{text}, {config.model.dtype}"
 

@@ -163,10 +163,7 @@ def main(argv: Sequence[str]) -> int:
         print(stop, file=sys.stderr)
         return STOPPED
     except KeyboardInterrupt:
-        print(
-            "interrupted; rerun to resume from the last checkpoint, if any",
-            file=sys.stderr,
-        )
+        print("interrupted; rerun to resume from the last checkpoint, if any", file=sys.stderr)
         return STOPPED
     except Exception:
         traceback.print_exc()

@@ -44,7 +44,7 @@ def check_classes(workdir: Path, names: Sequence[str], where: str, to_train: boo
       workdir: folder of the run.
       names: class names of the data.
       where: name of the data, for the message.
-      to_train: whether the data are to train on; the message then says how to start another run.
+      to_train: True if the data are to train on; the message then says how to start another run.
 
     Raises:
       UsageError: if the classes differ, with both lists.

@@ -6,6 +6,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from types import FrameType
 from typing import Any, Self
 
@@ -75,7 +76,8 @@ class Stopping:
             return False
         self._announced = True
         line = "stopping after the current step; Ctrl-C again ends the run at once, without saving"
-        print(f"\n{line}", file=sys.stderr, flush=True)
+        with suppress(OSError):  # the reader of stderr may have left
+            print(f"\n{line}", file=sys.stderr, flush=True)
         return True
 
     def check(self, mesh: Mesh | None = None) -> None:
@@ -143,7 +145,9 @@ def leave_at_interrupt(line: Callable[[], str]) -> None:
         while number := os.read(reader, 1):
             if number[0] != signal.SIGINT or (_active and _active[-1].announce()):
                 continue
-            print(f"\n{line()}", file=sys.stderr, flush=True)
-            os._exit(130)
+            try:
+                print(f"\n{line()}", file=sys.stderr, flush=True)
+            finally:  # even if that failed
+                os._exit(130)
 
     threading.Thread(target=watch, name="interrupts", daemon=True).start()

@@ -1,7 +1,8 @@
 """The history of a run, `history.jsonl`: one row for each start, and one for its end.
 
-A process that is killed writes no row for its end. A start from step 0 begins a new run: the rows
-before it are of one whose checkpoints are gone.
+A process that is killed writes no row for its end; the next start counts its time up to its last
+row in `metrics.jsonl`. A start from step 0 begins a new run: the rows before it are of one whose
+checkpoints are gone.
 """
 
 import time
@@ -52,7 +53,7 @@ def record_end(workdir: Path, step: int, seconds: float) -> None:
       seconds: duration of the run so far, over all starts.
     """
     path = workdir / HISTORY_FILE
-    with suppress(RunError, OSError, ValueError):  # which would hide why the run ends
+    with suppress(OSError, ValueError):  # which would hide why the run ends
         *before, last = path.read_bytes().splitlines(keepends=True)
         if "ended" in parse_json(last):
             replace_text(path, b"".join(before).decode())

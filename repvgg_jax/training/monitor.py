@@ -210,7 +210,7 @@ class Monitor:
         except OSError as error:
             raise RunError(
                 f"{self._workdir / METRICS_FILE} cannot be written ({one_line(error)}); "
-                "rerun the same command to resume from the last checkpoint, if there is one"
+                "rerun the same command to resume from the last checkpoint, if any"
             ) from error
         for name, value in metrics.items():
             self._scalars.add_scalar(f"{kind}/{name}", value, step)

@@ -67,7 +67,9 @@ def _steps(report: Mapping[str, Any], fused_step: int | None) -> Iterator[str]:
     """Yields a line if the best evaluation or the fused weights are not of the report's step."""
     last, best = report.get("steps"), report.get("best")
     refused = fused_step not in (None, last)
-    better = best is not None and best["top1"] > report["top1"]["train_form"]
+    # The report's own step may have been evaluated again, by another library.
+    earlier = best is not None and best["step"] != last
+    better = earlier and best["top1"] > report["top1"]["train_form"]
     if not (better or refused):
         return
     line = f"best top-1 {best['top1']:.2%} at step {best['step']:,}; " if better else ""

@@ -319,6 +319,7 @@ def test_summary_of_a_resumed_run_of_few_classes():
     assert "(--mode=fuse --step=1100 fuses the best)" in text
     refused = "1,100; the report is of the last step, 1,200, the fused weights of step 1,100\n"
     assert refused in summary(few | changes, fused_step=1100)
+    assert "best" not in summary(few | {"best": {"step": 1200, "top1": 1.0}})
     assert "30.0 s in this start (first step after 7.2 s); 2:05:00 in all 3 starts" in text
     assert "the training loss includes label smoothing 0.1; the loss above does not" in text
 
