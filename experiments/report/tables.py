@@ -1,7 +1,11 @@
 """Tables and sentences of the report on a group of runs, and on rows outside of groups."""
 
+import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+from ml_collections import ConfigDict
 
 from experiments.report.costs import largest, step_times, throughput_setup
 from experiments.report.numbers import Group, Ordering, Pair, Row, Sample, as_text, present_values
@@ -110,12 +114,20 @@ def _protocol(group: Group) -> str:
     except UsageError:  # the runs have fields that this code no longer has
         return text
     train = config.train
-    text += f": {data_name(config.data)}, "
+    text += f": {_data(group, config)}, "
     if not train.steps:  # the rows have the steps
         text += f"{train.epochs:g} epoch{'' if train.epochs == 1 else 's'} "
     text += f"in batches of {train.batch_size}"
     varies = any("model.dtype" in overrides for overrides in variants.values())
     return text if varies else f"{text}, {config.model.dtype}"
+
+
+def _data(group: Group, config: ConfigDict) -> str:
+    """Returns the name of the data; for class folders, the end of the path that runs recorded."""
+    paths = present_values(group.rows, "environment", "data", "train", "name")
+    if config.data.source != "folder" or not paths:
+        return data_name(config.data)
+    return _tally(os.path.join(*Path(path).parts[-2:]) for path in paths)
 
 
 def _tally(texts: Iterable[str]) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from repvgg_jax.config.classes import write_class_names
+from repvgg_jax.config.describe import data_name
 from repvgg_jax.config.fields import ADDED, FIELDS, flat, run_fields
 from repvgg_jax.errors import UsageError, one_line, reraise, shortened
 from repvgg_jax.runtime.files import local_path, near_folder, read_json, write_json
@@ -35,7 +36,8 @@ def check_workdir(config: Mapping[str, Any], workdir: Path) -> None:
         return
     if not has_checkpoints(workdir):
         return
-    there = run_fields(read_config(workdir))
+    run = read_config(workdir)
+    there = run_fields(run)
     here = run_fields(config)
     differing = [name for name in here | there if here.get(name) != there.get(name)]
     if differing:
@@ -45,9 +47,7 @@ def check_workdir(config: Mapping[str, Any], workdir: Path) -> None:
         advice = "choose another --workdir, or remove that folder"
         kind = "with a different config"
         if len(differing) > _MOST:
-            folders = there["data.source"] == "folder"
-            data = "class folders" if folders else there.get("data.name")
-            kind = f"of another config, {there['model.name']} on {data}"
+            kind = f"of another config, {run.model.name} on {data_name(run.data)}"
         elif {*differing} & {"train.epochs", "train.steps"}:
             advice += (
                 f"; to train its weights further, use --config.init_from={workdir} with another "

@@ -218,14 +218,17 @@ def test_runs_with_other_fields_are_not_mixed_with_the_protocols_own():
     assert len(names) == 2
     assert max(map(len, names)) < 100  # figures are files of these names
     assert plain.top1("none").values[0] == pytest.approx(69.1)
-    text = to_markdown(report_blocks([longer], {}), "figures")
-    assert "`train.epochs=60.0`: cifar10, 60 epochs in batches of 128" in text
     steps = row("none", 0, overrides={"model.branches": ["kxk"], "train.steps": 300})
-    text = to_markdown(report_blocks([steps], {}), "figures")
-    fields = {"model.branches": ["kxk"], "train.epochs": 1.0, "data.source": "digits"}
-    digits = to_markdown(report_blocks([row("none", 0, overrides=fields)], {}), "figures")
-    assert "`train.epochs=1.0`: digits, 1 epoch in batches of 128" in digits
+    fields = {"model.branches": ["kxk"], "train.epochs": 1.0}
+    digits = row("none", 0, overrides=fields | {"data.source": "digits"})
+    data = {"data": {"train": {"name": "/home/me/photos/train"}}}
+    environment = {"convolutions": "XLA", "versions": {"jax": "0.10.2"}, **data}
+    photos = row("none", 0, overrides=fields | {"data.source": "folder"}, environment=environment)
+    text = to_markdown(report_blocks([longer, steps, digits, photos], {}), "figures")
+    assert "`train.epochs=60.0`: cifar10, 60 epochs in batches of 128" in text
     assert "`train.steps=300`: cifar10, in batches of 128, float32, 300 steps per run" in text
+    assert "`train.epochs=1.0`: digits, 1 epoch in batches of 128" in text
+    assert "`train.epochs=1.0`: photos/train, 1 epoch in batches of 128" in text
 
 
 @pytest.mark.medium
