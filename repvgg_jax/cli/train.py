@@ -27,7 +27,7 @@ from repvgg_jax.config.workdir import (
     has_checkpoints,
     lock_run,
 )
-from repvgg_jax.data.sources.folder import class_folders
+from repvgg_jax.data.sources.folder_layout import class_folders
 from repvgg_jax.errors import Stopped
 from repvgg_jax.runtime.compilation import StartupTimer
 from repvgg_jax.runtime.lock import check_unlocked

@@ -17,7 +17,7 @@ from repvgg_jax.config.fields import check_values, config_hash, flat, to_json
 from repvgg_jax.config.optimizer import make_optimizer
 from repvgg_jax.config.resolve import recipe
 from repvgg_jax.config.schedule import total_steps
-from repvgg_jax.data.sources.folder import FolderSummary
+from repvgg_jax.data.sources.folder_summary import FolderSummary
 from repvgg_jax.training.state import abstract_state
 
 NAMES = sorted(path.stem for path in Path(imagenet.__file__).parent.glob("[a-z]*.py"))

@@ -16,7 +16,7 @@ from repvgg_jax.cli.train import run_train
 from repvgg_jax.config.build import build
 from repvgg_jax.config.fields import config_hash, flat
 from repvgg_jax.config.resolve import REQUIRED, recipe, resolve
-from repvgg_jax.data.sources.folder import FolderSummary
+from repvgg_jax.data.sources.folder_summary import FolderSummary
 from repvgg_jax.errors import Stopped
 from tests.support.image_files import encoded, noise, write, write_tree
 from tests.support.messages import one_line

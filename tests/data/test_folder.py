@@ -1,4 +1,4 @@
-"""Class folders as people have them: other split names, subfolders, other files, links."""
+"""Class folders as people have them: subfolders, other files, links."""
 
 from __future__ import annotations
 
@@ -30,43 +30,6 @@ def paths(source):
 def log(caplog):
     caplog.set_level(logging.INFO)
     return caplog
-
-
-@pytest.mark.parametrize(
-    ("splits", "train", "evaluated"),
-    [
-        (("train", "valid", "test"), "train", "valid"),
-        (("train", "test", "dev"), "train", "dev"),
-        (("train", "validation", "valid", "val", "dev"), "train", "val"),
-        (("Training", "Testing"), "Training", "Testing"),
-        (("Train", "Test", "Val"), "Train", "Val"),
-    ],
-)
-def test_a_validation_folder_is_evaluated_before_test(tmp_path, log, splits, train, evaluated):
-    write_tree(tmp_path, splits=splits)
-    assert load(tmp_path).name == os.fspath(tmp_path / train)
-    assert not log.messages
-    assert load(tmp_path, "test").name == os.fspath(tmp_path / evaluated)
-    unused = [os.fspath(tmp_path / s) for s in splits if s not in (train, evaluated)]
-    assert len(log.messages) == bool(unused)
-    for line in log.messages:
-        assert f"evaluation uses {tmp_path / evaluated}" in line
-        assert all(folder in line for folder in unused)
-
-
-def test_a_data_dir_one_level_too_high_is_refused(tmp_path):
-    write_tree(tmp_path / "flowers")
-    with pytest.raises(UsageError) as error:
-        load(tmp_path)
-    one_line(error, "data.data_dir", tmp_path / "flowers")
-
-
-def test_a_data_dir_one_level_too_low_or_misspelled_is_refused(tmp_path):
-    data = write_tree(tmp_path / "flowers", splits=("",))
-    with pytest.raises(UsageError, match=f"folder of a class, set data.data_dir={data}$"):
-        load(next(folder for folder in data.iterdir()))
-    with pytest.raises(UsageError, match=r"flower does not exist; did you mean .*flowers\?"):
-        load(tmp_path / "flower")
 
 
 @pytest.mark.parametrize("kind", ["TIFF", "GIF", "BMP", "PPM"])
@@ -118,16 +81,6 @@ def test_links_to_folders_are_followed_but_not_in_circles(tmp_path, log):
     assert source.class_names == ("ant", "bee", "cow")
     assert len(source) == 3 + 4 + 1
     assert "left out 1 dangling link, 1 link to a folder above it" in log.messages[-1]
-
-
-@pytest.mark.parametrize("split", ["train", "test"])
-def test_a_dangling_link_to_a_class_folder_is_refused(tmp_path, split):
-    write_tree(tmp_path)
-    link = tmp_path / ("val" if split == "test" else "train") / "cow"
-    link.symlink_to(tmp_path / "unmounted")
-    with pytest.raises(UsageError) as error:
-        load(tmp_path, split)
-    one_line(error, link, tmp_path / "unmounted")
 
 
 def test_a_dangling_link_to_an_image_is_a_corrupt_image(tmp_path):

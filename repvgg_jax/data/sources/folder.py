@@ -3,49 +3,16 @@
 import os
 from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path
 from typing import NamedTuple
 
-from repvgg_jax.data.decode.pillow import image_size, suffixes
 from repvgg_jax.data.sources.base import EncodedSource, Record
+from repvgg_jax.data.sources.folder_layout import Roots, find_roots, list_classes, split_root
 from repvgg_jax.data.sources.holdout import held_out
-from repvgg_jax.data.sources.listing import (
-    counted,
-    is_dangling,
-    is_linked_folder,
-    kind,
-    list_images,
-    scan,
-)
+from repvgg_jax.data.sources.listing import counted, list_images
 from repvgg_jax.errors import UsageError, shortened
-from repvgg_jax.runtime.files import local_path, near_folder
 from repvgg_jax.runtime.processes import inform_once, warn_once
 
-_TRAIN_FOLDERS = ("train", "training")
-# "test" comes after the others, since with a "val" folder it often contains unlabeled images, as in
-# ImageNet.
-_TEST_FOLDERS = ("val", "valid", "validation", "dev", "test", "testing")
-_LAYOUT = "<data_dir>/<class>/*.jpg, or <data_dir>/train/<class>/*.jpg and <data_dir>/val/..."
-_SAMPLE = 200  # images whose size is read
 _FEWEST = 5  # images to evaluate of a class, without a warning
-
-
-class Roots(NamedTuple):
-    """The folders that contain the class folders.
-
-    Attributes:
-      train: folder of the training images.
-      tests: folders that could be evaluated, the first choice first; empty if there are none, and
-        `[train]` if the class folders are in `data_dir` itself.
-    """
-
-    train: str
-    tests: list[str]
-
-    @property
-    def only_one(self) -> bool:
-        """True if no images are kept apart from those to train on."""
-        return self.tests in ([], [self.train])
 
 
 class FolderSplit(NamedTuple):
@@ -67,26 +34,6 @@ class FolderSplit(NamedTuple):
         """Returns the number of images of each class."""
         counts = Counter(self.labels)
         return tuple(counts[label] for label in range(len(self.class_names)))
-
-
-class FolderSummary(NamedTuple):
-    """The properties of class folders that a recipe depends on.
-
-    Attributes:
-      root: folder that contains the class folders to train on.
-      class_names: the sorted names of the class folders.
-      train_sizes: number of images of each class to train on.
-      test_sizes: number of images of each class to evaluate.
-      side: median over a sample of training images of the shorter side, in pixels.
-      only_one: True if there is no separate folder to evaluate.
-    """
-
-    root: str
-    class_names: tuple[str, ...]
-    train_sizes: tuple[int, ...]
-    test_sizes: tuple[int, ...]
-    side: int
-    only_one: bool
 
 
 def load_folder(
@@ -117,9 +64,9 @@ def load_folder(
       UsageError: if a folder is missing, empty or a dangling link, or the splits have different
         classes.
     """
-    roots = _find_roots(data_dir)
+    roots = find_roots(data_dir)
     left_out: Counter[str] = Counter()
-    files = _list_split(roots, split, holdout, left_out)
+    files = list_split(roots, split, holdout, left_out)
     if split == "train" and roots.tests == [roots.train] and holdout is None:
         warn_once(
             "%s has no train folder; training and evaluation use the same images; set data.holdout "
@@ -148,73 +95,16 @@ def load_folder(
     )
 
 
-def class_folders(data_dir: str | None) -> tuple[str, ...] | None:
-    """Returns the sorted names of the class folders to train on; None if they cannot be listed."""
-    try:
-        return _classes(_find_roots(data_dir).train)[0]
-    except UsageError:
-        return None
-
-
-def summarize_folder(data_dir: str | None, holdout: float) -> FolderSummary:
-    """Returns the classes, numbers and sizes of the images that `load_folder` would load.
-
-    Args:
-      data_dir: the folder.
-      holdout: share of the images to evaluate if there is no folder to evaluate.
-
-    Raises:
-      UsageError: as `load_folder`, and if no image of a sample can be opened.
-    """
-    roots = _find_roots(data_dir)
-    share = holdout if roots.only_one else None
-    train, test = (_list_split(roots, split, share, Counter()) for split in ("train", "test"))
-    sample = train.paths[:: -(-len(train.paths) // _SAMPLE)]
-    sides = sorted(min(size) for path in sample if (size := image_size(path)))
-    if not sides:
-        raise UsageError(f"{train.root}: none of {len(sample)} images can be opened")
-    return FolderSummary(
-        root=train.root,
-        class_names=train.class_names,
-        train_sizes=train.class_sizes(),
-        test_sizes=test.class_sizes(),
-        side=sides[len(sides) // 2],
-        only_one=roots.only_one,
-    )
-
-
-def _find_roots(data_dir: str | None) -> Roots:
-    """Returns the folders of the splits of `data_dir`."""
-    if data_dir is None:
-        raise UsageError(f"set --config.data.data_dir=FOLDER, with {_LAYOUT}")
-    root = os.fspath(local_path(data_dir, "data.data_dir"))
-    if not os.path.isdir(root):
-        hint = near_folder(Path(root)) or f"; expected {_LAYOUT}"
-        raise UsageError(f"data.data_dir={root} does not exist{hint}")
-    folders = sorted(entry.name for entry in scan(root) if _is_folder(entry))
-    found = {name.lower(): os.path.join(root, name) for name in folders}
-    train = [found[name] for name in _TRAIN_FOLDERS if name in found]
-    tests = [found[name] for name in _TEST_FOLDERS if name in found]
-    if train:
-        return Roots(train[0], tests)
-    if tests:
-        raise UsageError(f"{root} has {tests[0]} but no train folder; expected {_LAYOUT}")
-    for folder in found.values():
-        if os.path.isdir(os.path.join(folder, "train")):
-            raise UsageError(
-                f"{root} has no train folder but {folder} has; set data.data_dir to it"
-            )
-    return Roots(root, [root])
-
-
-def _list_split(
+def list_split(
     roots: Roots, split: str, holdout: float | None, left_out: Counter[str]
 ) -> FolderSplit:
-    """Returns the images of a split, and counts other files in `left_out`."""
-    root = _split_root(roots, split, holdout)
-    if not roots.only_one:
-        _check_same_classes(roots.train, roots.tests[0])
-    class_names, beside = _classes(root)
+    """Returns the images of a split, and counts other files in `left_out`.
+
+    Raises:
+      UsageError: as `load_folder`.
+    """
+    root = split_root(roots, split, holdout)
+    class_names, beside = list_classes(root)
     left_out.update(beside)
     paths: list[str] = []
     labels: list[int] = []
@@ -231,61 +121,6 @@ def _list_split(
             "evaluation; add images"
         )
     return FolderSplit(root, class_names, paths, labels)
-
-
-def _split_root(roots: Roots, split: str, holdout: float | None) -> str:
-    """Returns the folder that contains the class folders of a split."""
-    if holdout is not None and not roots.only_one:
-        raise UsageError(
-            f"data.holdout={holdout:g} is for images without a folder to evaluate, but there is "
-            f"{roots.tests[0]}; unset it, or move that folder away"
-        )
-    if split == "train" or holdout is not None:
-        return roots.train
-    if not roots.tests:
-        raise UsageError(
-            f"{os.path.dirname(roots.train)} has a train folder but none of "
-            f"{', '.join(_TEST_FOLDERS)}; add one, or set data.holdout to the share of the images "
-            "to evaluate, such as 0.2"
-        )
-    return roots.tests[0]
-
-
-def _classes(root: str) -> tuple[tuple[str, ...], Counter[str]]:
-    """Returns the names of the class folders, and a count of the files beside them by kind."""
-    names: list[str] = []
-    files: Counter[str] = Counter()
-    for entry in scan(root):
-        if _is_folder(entry):
-            names.append(entry.name)
-        elif is_dangling(entry):  # leaving out a class would change the labels of others
-            raise UsageError(
-                f"{entry.path} is a link to {os.readlink(entry.path)}, which does not exist; "
-                "restore the folder or delete the link"
-            )
-        else:
-            files[f"{kind(entry)} beside the class folders"] += 1
-    if not names:
-        hint = f"expected {_LAYOUT}"
-        if any(name.split()[0] in suffixes() for name in files):
-            above = os.path.normpath(os.path.join(root, os.pardir))
-            hint = f"it has images, so if it is the folder of a class, set data.data_dir={above}"
-        raise UsageError(f"{root} has no class folders; {hint}")
-    return tuple(sorted(names)), files
-
-
-def _is_folder(entry: os.DirEntry[str]) -> bool:
-    return entry.is_dir(follow_symlinks=False) or is_linked_folder(entry)
-
-
-def _check_same_classes(train_root: str, test_root: str) -> None:
-    train, test = (set(_classes(root)[0]) for root in (train_root, test_root))
-    extra, missing = sorted(test - train), sorted(train - test)
-    if extra or missing:
-        raise UsageError(
-            f"{test_root} and {train_root} must have the same class folders; {test_root} has extra "
-            f"[{shortened(extra)}] and lacks [{shortened(missing)}]"
-        )
 
 
 def _images(folder: str, left_out: Counter[str]) -> list[str]:
