@@ -1,8 +1,8 @@
 """The history of a run, `history.jsonl`: one row for each start, and one for its end.
 
-A process that is killed writes no row for its end; the next start counts its time up to its last
-row in `metrics.jsonl`. A start from step 0 begins a new run: the rows before it are of one whose
-checkpoints are gone.
+A process that is killed writes no row for its end; the row of the next start counts its time up to
+its last row in `metrics.jsonl`. A start from step 0 begins a new run: the rows before it are of one
+whose checkpoints are gone.
 """
 
 import time
@@ -16,25 +16,37 @@ from repvgg_jax.errors import RunError
 from repvgg_jax.runtime.files import append_row, parse_json, replace_text
 from repvgg_jax.runtime.processes import warn_once
 from repvgg_jax.training.environment import differences
+from repvgg_jax.training.metrics import METRICS_FILE, read_metrics
 
 HISTORY_FILE = "history.jsonl"
 
 
 def record_start(
-    workdir: Path, config: Mapping[str, Any], environment: Mapping[str, Any], step: int
+    workdir: Path,
+    config: Mapping[str, Any],
+    environment: Mapping[str, Any],
+    step: int,
+    seconds: float,
 ) -> None:
     """Appends a row for a start from the given step; warns if the environment has changed.
 
     `changed` of the row holds the fields of `config` whose values differ from `config.json`, which
     keeps the values of the first start. Call it in process 0 only.
 
+    Args:
+      workdir: folder of the run.
+      config: the config of this start.
+      environment: the environment of this start.
+      step: the step of the checkpoint that it resumes from, or 0.
+      seconds: duration of the run before this start, from `recorded_seconds`.
+
     Raises:
       RunError: if the row cannot be written.
     """
     earlier = read_history(workdir)
     changed = {name: value for name, (_, value) in changed_fields(config, workdir).items()}
-    row = {"time": _now(), "step": step, "changed": changed, "environment": environment}
-    append_row(workdir / HISTORY_FILE, row)
+    row = {"time": _now(), "step": step, "seconds": round(seconds, 3), "changed": changed}
+    append_row(workdir / HISTORY_FILE, row | {"environment": environment})
     if step and earlier and (found := differences(earlier[-1]["environment"], environment)):
         warn_once(
             "resuming in another environment: %s; results may differ, and report.json lists both",
@@ -62,9 +74,16 @@ def record_end(workdir: Path, step: int, seconds: float) -> None:
 
 
 def recorded_seconds(workdir: Path) -> float:
-    """Returns the duration of a run up to the last end of a start; 0.0 if there is none."""
-    seconds = [row["seconds"] for row in _rows(workdir) if "ended" in row]
-    return seconds[-1] if seconds else 0.0
+    """Returns the duration of a run up to its last record, in the history or in `metrics.jsonl`.
+
+    Call it before the metrics of steps that are computed again are removed.
+
+    Raises:
+      UsageError: if `metrics.jsonl` is damaged before its last line.
+    """
+    metrics = workdir / METRICS_FILE
+    rows = [*_rows(workdir), *(read_metrics(metrics) if metrics.exists() else [])]
+    return max((row.get("seconds", 0.0) for row in rows), default=0.0)
 
 
 def read_history(workdir: Path) -> list[dict[str, Any]]:

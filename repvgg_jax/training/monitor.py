@@ -37,14 +37,13 @@ class Monitor:
       stream: output for progress, a bar on terminals and lines elsewhere; `sys.stderr` by default.
       primary: False on all processes except the first; they write and show nothing.
       began: `time.monotonic()` when this start of the run began; now by default.
-      seconds_before: duration of earlier starts; that of `metrics.jsonl` counts if it is longer.
+      seconds_before: duration of all earlier starts of the run.
 
     Raises:
       UsageError: if an existing `metrics.jsonl` is damaged before its last line.
       RunError: from `train` and `evaluate`, if a row cannot be written.
 
     Attributes:
-      seconds_before: duration of all earlier starts of the run.
       step: the last step computed.
       evaluated: True if `metrics.jsonl` has an evaluation of `start_step`; False if not `primary`.
     """
@@ -64,7 +63,7 @@ class Monitor:
         self._total_steps = total_steps
         self._stream = sys.stderr if stream is None else stream
         self._open = primary
-        self.seconds_before = seconds_before
+        self._seconds_before = seconds_before
         self.step = start_step
         self.evaluated = False
         self._best = -math.inf  # top-1 of the evaluations
@@ -85,8 +84,6 @@ class Monitor:
         path = self._workdir / METRICS_FILE
         if path.exists():
             written = read_metrics(path)
-            if written and start_step:  # with the time of steps that are repeated
-                self.seconds_before = max(self.seconds_before, written[-1]["seconds"])
             rows = [row for row in written if row["step"] <= start_step]
             evaluations = [row for row in rows if row["kind"] == "eval"]
             self.evaluated = any(row["step"] == start_step for row in evaluations)
@@ -113,7 +110,7 @@ class Monitor:
     @property
     def seconds(self) -> float:
         """Duration of the run in seconds, over all starts."""
-        return self.seconds_before + time.monotonic() - self._started
+        return self._seconds_before + time.monotonic() - self._started
 
     def show(self, line: str) -> None:
         """Shows a line of text, above the bar if there is one."""

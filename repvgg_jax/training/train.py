@@ -87,8 +87,9 @@ def train(
         if found is not None:
             state = state.restored(found.variables, found.optimizer)
         start = int(state.step)
+        seconds = recorded_seconds(workdir) if start else 0.0
         if primary():
-            record_start(workdir, experiment.config, environment(experiment), start)
+            record_start(workdir, experiment.config, environment(experiment), start, seconds)
         batch_size = experiment.train_data.batch_size
         with Monitor(
             workdir,
@@ -97,7 +98,7 @@ def train(
             start,
             primary=primary(),
             began=startup.began,
-            seconds_before=recorded_seconds(workdir) if start else 0.0,
+            seconds_before=seconds,
         ) as monitor:
             # All processes must agree, but only the first one reads the metrics.
             evaluated = all_processes(monitor.evaluated or not primary())
@@ -114,7 +115,7 @@ def train(
         metrics=metrics,
         examples_per_second=monitor.examples_per_second or None,
         waiting=loop.waiting,
-        seconds_before=monitor.seconds_before,
+        seconds_before=seconds,
     )
 
 

@@ -4,13 +4,16 @@ import json
 
 import pytest
 
+from repvgg_jax.config.workdir import make_workdir
 from repvgg_jax.training.environment import differences
 from repvgg_jax.training.history import (
     environments,
     read_history,
     record_end,
+    record_start,
     recorded_seconds,
 )
+from tests.support.runs import tiny_config
 
 
 def write_history(folder, *starts, torn=""):
@@ -43,6 +46,17 @@ def test_the_time_of_a_former_run_does_not_count(tmp_path):
     for count, seconds in enumerate((7.0, 0.0, 5.0), 1):
         (tmp_path / "history.jsonl").write_text("\n".join(rows[:count]))
         assert recorded_seconds(tmp_path) == seconds
+
+
+def test_the_time_of_a_killed_start_counts_even_if_the_next_one_is_killed_too(tmp_path):
+    make_workdir(tiny_config().to_dict(), tmp_path)
+    record_start(tmp_path, {}, {}, 0, 0.0)
+    metrics = tmp_path / "metrics.jsonl"
+    metrics.write_text('{"step": 9, "kind": "train", "seconds": 30.0}\n{"step": 1')
+    record_start(tmp_path, {}, {}, 5, recorded_seconds(tmp_path))
+    metrics.write_text("")  # by a monitor that starts from step 5
+    assert recorded_seconds(tmp_path) == 30.0
+    assert [row["seconds"] for row in read_history(tmp_path)] == [0.0, 30.0]
 
 
 def test_a_start_has_one_end_whose_step_begins_no_run(tmp_path):

@@ -92,7 +92,7 @@ def test_resume_cuts_what_the_dead_run_wrote_later(tmp_path, stream, clock):
     path = tmp_path / "metrics.jsonl"
     with path.open("a") as file:
         file.write('{"step": 40, "kind": "tra')
-    with Monitor(tmp_path, 100, 8, start_step=20, stream=stream) as m:
+    with Monitor(tmp_path, 100, 8, start_step=20, stream=stream, seconds_before=3.0) as m:
         clock.now += 5
         m.train(30, {"loss": 7.0})
     rows = read_metrics(path)
