@@ -89,6 +89,9 @@ def get_config() -> ConfigDict:
     train.steps = placeholder(int)  # overrides epochs
     train.batch_size = 256  # over all devices
     train.eval_batch_size = 256  # over all devices
+    # Steps that one call of the compiled program takes, for data that fit into device memory; if
+    # unset, as many as take a quarter second. This does not change results.
+    train.steps_per_call = placeholder(int)
     train.accumulate = 1  # microbatches that a batch is split into, to save memory
     train.mixup = 0.0  # alpha of the Beta distribution; 0 disables it
     train.cutmix = 0.0  # alpha of the Beta distribution; 0 disables it

@@ -90,6 +90,7 @@ class Experiment:
     eval_every: int
     checkpoint_every: int
     log_every: int
+    steps_per_call: int | None
     keep: int
     init_from: str | None
     init_head: str | None
@@ -160,6 +161,7 @@ def build(
         eval_every=evaluation_interval(config, train_size),
         checkpoint_every=config.train.checkpoint_every,
         log_every=config.train.log_every,
+        steps_per_call=config.train.steps_per_call,
         keep=config.train.keep,
         init_from=config.init_from,
         init_head=config.init_head,

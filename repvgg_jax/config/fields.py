@@ -113,6 +113,7 @@ FIELDS = {
     "train.steps": Field(1),
     "train.batch_size": Field(1),
     "train.eval_batch_size": Field(1, changes_result=False),
+    "train.steps_per_call": Field(1, changes_result=False),
     "train.accumulate": Field(1),
     "train.mixup": Field(0),
     "train.cutmix": Field(0),
@@ -139,7 +140,7 @@ FIELDS = {
 }
 
 # Fields that the config.json of earlier runs lacks; they are unset there.
-ADDED = ("init_head", "data.holdout")
+ADDED = ("init_head", "data.holdout", "train.steps_per_call")
 
 # Fields that may be unset only for class folders, whose images determine them (resolve.py).
 REQUIRED = (

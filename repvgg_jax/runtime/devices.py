@@ -67,6 +67,15 @@ def cpu_cores() -> int | None:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
+def memory_bytes(device: jax.Device) -> int:
+    """Returns the memory of a device that JAX may use; CPU devices share the host's equally."""
+    statistics = device.memory_stats()
+    if statistics and "bytes_limit" in statistics:
+        return statistics["bytes_limit"]
+    host = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return host // len(jax.local_devices(backend=device.platform))
+
+
 # TPU hosts have either of the two kinds of device files.
 _DEVICE_FILES = (
     ("cuda", "/dev", r"nvidia(\d+)"),

@@ -96,6 +96,15 @@ def shard_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, Any]:
     }
 
 
+def place_batches(batches: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, Any]:
+    """Returns stacked batches [batches, rows, ...] as `shard_batch` returns each of them."""
+    sharding = NamedSharding(mesh, PartitionSpec(None, mesh.axis_names))
+    return {
+        name: jax.make_array_from_process_local_data(sharding, rows)
+        for name, rows in batches.items()
+    }
+
+
 def place(leaf: Any, sharding: NamedSharding) -> Any:
     """Returns `leaf`, which is global or equal in all processes, with the given sharding."""
     if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:

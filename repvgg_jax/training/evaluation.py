@@ -1,7 +1,9 @@
 """Evaluation: accuracy, loss and confusion matrix; every example is counted exactly once."""
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property, partial
 from typing import Any
 
 import jax
@@ -15,10 +17,12 @@ from jaxtyping import Float
 
 from repvgg_jax.data.images import IMAGENET_MEAN, IMAGENET_STD, to_network_input
 from repvgg_jax.data.pipeline import Batch, eval_batches
+from repvgg_jax.data.resident import put_eval_batches
 from repvgg_jax.data.split import Split
 from repvgg_jax.errors import RunError
 from repvgg_jax.nets import check_pair
 from repvgg_jax.runtime.mesh import replicate, shard_batch
+from repvgg_jax.training.steps_per_call import MOST, StepsPerCall
 
 Metrics = dict[str, Any]
 
@@ -62,6 +66,33 @@ def eval_step(
 
 
 compiled_step = jax.jit(eval_step, static_argnames=("net", "mean", "std"))
+
+
+@partial(jax.jit, static_argnames=("net", "mean", "std", "most"))
+def eval_steps(
+    net: nn.Module,
+    variables: Any,
+    batches: Mapping[str, Array],
+    start: Array,
+    count: Array,
+    *,
+    most: int,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+) -> Metrics:
+    """Returns the sums of `eval_step` for each of `count` batches from `start` on, [most, ...]."""
+
+    def sums_of(index: Array) -> Metrics:
+        batch = jax.tree.map(lambda rows: rows[index], batches)
+        return eval_step(net, variables, batch, mean=mean, std=std)
+
+    def body(row: Array, sums: Metrics) -> Metrics:
+        write = lambda rows, value: rows.at[row].set(value)  # noqa: E731
+        return jax.tree.map(write, sums, sums_of(start + row))
+
+    shapes = jax.eval_shape(sums_of, start)
+    zeros = jax.tree.map(lambda leaf: jnp.zeros((most, *leaf.shape), leaf.dtype), shapes)
+    return jax.lax.fori_loop(0, count, body, zeros)
 
 
 def evaluate(
@@ -108,6 +139,10 @@ def evaluate(
         if after_batch:
             after_batch()
     _add(total, pending)
+    return _means(total)
+
+
+def _means(total: Metrics) -> Metrics:
     count = int(total.get("count", 0))
     if count == 0:
         raise RunError("nothing to evaluate: the evaluation split has no readable image")
@@ -131,24 +166,62 @@ def scalars(metrics: Metrics) -> dict[str, float]:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The evaluation split on a mesh: `evaluation(net, variables)` returns its metrics."""
+    """The evaluation split on a mesh: `evaluation(net, variables)` returns its metrics.
+
+    A split in memory is put onto the devices at the first call, and evaluated in few calls.
+    """
 
     data: Split
     mesh: Mesh
+    _length: StepsPerCall = field(default_factory=StepsPerCall, init=False, compare=False)
 
     def __call__(
         self, net: nn.Module, variables: Any, after_batch: Callable[[], None] | None = None
     ) -> Metrics:
-        """Returns the metrics over the whole split, of which each process reads its share."""
-        return evaluate(
-            net,
-            variables,
-            self.data.eval_batches(),
-            mesh=self.mesh,
-            mean=self.data.mean,
-            std=self.data.std,
-            after_batch=after_batch,
-        )
+        """Returns the metrics over the whole split, of which each process reads its share.
+
+        Arguments, results and errors are those of `evaluate`; `after_batch` may be called after
+        several batches.
+        """
+        if self._resident is None:
+            return evaluate(
+                net,
+                variables,
+                self.data.eval_batches(),
+                mesh=self.mesh,
+                mean=self.data.mean,
+                std=self.data.std,
+                after_batch=after_batch,
+            )
+        check_pair(variables)
+        variables = replicate(variables, self.mesh)
+        total: Metrics = {}
+        done, batches = 0, len(self._resident["label"])
+        most = min(batches, MOST)
+        while done < batches:
+            began = time.monotonic()
+            count = min(self._length.number, batches - done)
+            sums = eval_steps(
+                net,
+                variables,
+                self._resident,
+                np.int32(done),
+                np.int32(count),
+                most=most,
+                mean=self.data.mean,
+                std=self.data.std,
+            )
+            self._length.wait_and_time(began, count, sums)
+            for row in range(count):  # in this order, whatever the number in a call
+                _add(total, {name: values[row] for name, values in jax.device_get(sums).items()})
+            done += count
+            if after_batch:
+                after_batch()
+        return _means(total)
+
+    @cached_property
+    def _resident(self) -> dict[str, Array] | None:
+        return put_eval_batches(self.data, self.mesh)
 
     def images(self, count: int) -> Float[Array, "count height width channels"]:
         """Returns the first images of the split, normalized."""

@@ -16,9 +16,8 @@ from repvgg_jax.runtime.signals import Stopping
 from repvgg_jax.training.evaluation import Evaluation, Metrics, scalars
 from repvgg_jax.training.monitor import Monitor
 from repvgg_jax.training.nan_guard import NanGuard
-from repvgg_jax.training.prefetch import Prefetcher
 from repvgg_jax.training.state import TrainState
-from repvgg_jax.training.step import jit_train_step
+from repvgg_jax.training.steps import open_steps
 
 
 @dataclass
@@ -53,37 +52,31 @@ class Loop:
         """
         experiment = self.experiment
         mesh = experiment.mesh
-        start = int(state.step)
-        saved = start
+        step = saved = start = int(state.step)
         seconds = 0.0  # training time without the first step, evaluations and checkpoints
         result = None
-        key = jax.random.key(experiment.augmentation_seed)
-        seeds = (experiment.data_seed, experiment.augmentation_seed)
-        batches = Prefetcher(experiment.train_data.train_batches(*seeds, start), mesh)
-        train_step = jit_train_step(state, mesh, experiment.step_options)
+        steps = open_steps(experiment, state)
         try:
             if start and self._evaluation_due(start) and not evaluated:
                 result = self._evaluate(start, state)
             if start < experiment.steps:
                 self.monitor.announce("compiling")
-            for step in range(start + 1, experiment.steps + 1):
+            while step < experiment.steps:
                 began = time.monotonic()
                 self.stopping.check(mesh)
                 check_saved(self.manager)
-                state, metrics = train_step(state, next(batches), key)
-                if step == start + 1:
+                self._guard.flush_if_ready()
+                count = min(steps.per_call, self._end_of_call(step) - step)
+                state, metrics = steps.take(state, step, count)
+                if step == start:
                     jax.block_until_ready(metrics)
-                    self.startup.stop()
-                    self.monitor.announce("")
-                    self.monitor.show(
-                        f"first step after {self.startup.seconds:.1f} s, "
-                        f"including {self.startup.compile_seconds:.1f} s of compilation"
-                    )
-                self.monitor.advance(step)
-                self._guard.push(step, metrics)
-                if step > start + 1:
+                    self._started()
+                else:
                     seconds += time.monotonic() - began
-                    self.waiting = batches.waited / seconds
+                    self.waiting = steps.waited / seconds
+                step += count
+                self.monitor.advance(step)
+                self._guard.push(step, count, metrics)
                 result = self._evaluate(step, state) if self._evaluation_due(step) else None
                 if result or step % experiment.checkpoint_every == 0:
                     self._save(state, result)
@@ -92,6 +85,20 @@ class Loop:
             self._save_and_stop(state, saved, stop)
         check_saved(self.manager, wait=True)
         return state, result
+
+    def _started(self) -> None:
+        self.startup.stop()
+        self.monitor.announce("")
+        self.monitor.show(
+            f"first step after {self.startup.seconds:.1f} s, "
+            f"including {self.startup.compile_seconds:.1f} s of compilation"
+        )
+
+    def _end_of_call(self, step: int) -> int:
+        """Returns the next step after `step` that is recorded, evaluated or saved."""
+        experiment = self.experiment
+        every = (experiment.log_every, experiment.eval_every, experiment.checkpoint_every)
+        return min(experiment.steps, *(step // n * n + n for n in every))
 
     def _evaluation_due(self, step: int) -> bool:
         return step % self.experiment.eval_every == 0 or step == self.experiment.steps

@@ -4,6 +4,7 @@ import math
 from typing import NoReturn
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 
 from repvgg_jax.config.build import Experiment
@@ -13,7 +14,7 @@ from repvgg_jax.training.monitor import Monitor
 
 
 class NanGuard:
-    """A reader that checks each step's metrics for NaNs once the next step is dispatched.
+    """A reader that checks the metrics of each step for NaNs once the next call is dispatched.
 
     The monitor gets the metrics of every `log_every`-th step and of the last one.
     """
@@ -22,27 +23,47 @@ class NanGuard:
         self._experiment = experiment
         self._monitor = monitor
         self._manager = manager
-        self._pending: tuple[int, Metrics] | None = None
+        self._pending: tuple[int, int, Metrics] | None = None
 
-    def push(self, step: int, metrics: Metrics) -> None:
-        """Takes the metrics of a step just dispatched, and reads those of the step before."""
+    def push(self, step: int, count: int, metrics: Metrics) -> None:
+        """Takes the metrics of a call just dispatched, and reads those of the call before.
+
+        Args:
+          step: last step of the call.
+          count: number of steps that the call took.
+          metrics: the metrics of these steps: numbers, or arrays whose first `count` elements are
+            those of the steps.
+        """
         self.flush()
-        self._pending = step, metrics
+        self._pending = step, count, metrics
+
+    def flush_if_ready(self) -> None:
+        """Reads the metrics that were pushed last if that does not wait.
+
+        Where a call returns when it has finished, as on a CPU, their time is then before the next
+        call.
+        """
+        if self._pending and all(leaf.is_ready() for leaf in jax.tree.leaves(self._pending[2])):
+            self.flush()
 
     def flush(self) -> None:
         """Waits for the metrics that were pushed last, and reads them."""
         if self._pending is None:
             return
-        step, metrics = self._pending
+        last, count, metrics = self._pending
         self._pending = None
-        values = {name: float(value) for name, value in jax.device_get(metrics).items()}
-        if not (math.isfinite(values["loss"]) and math.isfinite(values["grad_norm"])):
-            self.stop(step, f"loss {values['loss']}, gradient norm {values['grad_norm']}")
-        if step % self._experiment.log_every == 0 or step == self._experiment.steps:
-            # Not a mean since the last row, which would differ in a resumed run.
-            self._monitor.train(step, values | {"learning_rate": self._learning_rate(step)})
+        arrays = {name: np.atleast_1d(leaf) for name, leaf in jax.device_get(metrics).items()}
+        for row in range(count):
+            values = {name: float(leaf[row]) for name, leaf in arrays.items()}
+            if not (math.isfinite(values["loss"]) and math.isfinite(values["grad_norm"])):
+                problem = f"loss {values['loss']}, gradient norm {values['grad_norm']}"
+                self.stop(last - count + 1 + row, problem)
+        # These are the values of the last step. A mean since the last row would differ in a resumed
+        # run.
+        if last % self._experiment.log_every == 0 or last == self._experiment.steps:
+            self._monitor.train(last, values | {"learning_rate": self._learning_rate(last)})
         else:
-            self._monitor.between(step, values["loss"])
+            self._monitor.between(last, values["loss"])
 
     def _learning_rate(self, step: int) -> float:
         return float(self._experiment.schedule(step - 1))

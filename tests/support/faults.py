@@ -1,7 +1,6 @@
 """Faults to inject into a run, and access to the files that it leaves."""
 
-from repvgg_jax.runtime import mesh as mesh_module
-from repvgg_jax.training import prefetch
+from repvgg_jax.training import loop
 from repvgg_jax.training.metrics import read_metrics
 
 
@@ -9,16 +8,29 @@ def steps_of(workdir, kind):
     return [row["step"] for row in read_metrics(workdir / "metrics.jsonl") if row["kind"] == kind]
 
 
-def at_batch(monkeypatch, number, action):
-    """Calls `action` with the batch of a number, counted from 1, before it goes to the devices."""
-    taken, original = 0, mesh_module.shard_batch
+def before_steps(monkeypatch, action):
+    """Calls `action(state, step)` before each call that takes steps, with its last step.
 
-    def shard_batch(batch, mesh):
-        nonlocal taken
-        taken += 1
-        return original(action(batch) or batch if taken == number else batch, mesh)
+    If it returns a state, the steps start from it.
+    """
+    original = loop.open_steps
 
-    monkeypatch.setattr(prefetch, "shard_batch", shard_batch)
+    def open_steps(experiment, state):
+        steps = original(experiment, state)
+        take = steps.take
+
+        def disturbed(state, step, count):
+            return take(action(state, step + count) or state, step, count)
+
+        monkeypatch.setattr(steps, "take", disturbed)
+        return steps
+
+    monkeypatch.setattr(loop, "open_steps", open_steps)
+
+
+def before_step(monkeypatch, number, action):
+    """Calls `action(state)` as `before_steps` does, but before one step, which ends a call."""
+    before_steps(monkeypatch, lambda state, step: action(state) if step == number else None)
 
 
 def truncate(path):

@@ -7,19 +7,20 @@ import pytest
 import repvgg_jax as rj
 from repvgg_jax.checkpoint import manager
 from repvgg_jax.errors import RunError
-from tests.support.faults import at_batch
+from tests.support.faults import before_step
 from tests.support.runs import equal, tiny_config, train
 
 
 @pytest.mark.medium
-def test_a_nan_in_a_batch_stops_before_it_is_saved(undisturbed, tmp_path, monkeypatch):
-    def poisoned(batch):
-        images = batch["image"].astype(np.float32)
-        images[5, 3, 3, 1] = np.nan
-        return batch | {"image": images}
+def test_a_nan_stops_the_run_before_it_is_saved(undisturbed, tmp_path, monkeypatch):
+    def poisoned(state):
+        kernel = state.params["head"]["kernel"]
+        return state.replace(
+            params=state.params | {"head": state.params["head"] | {"kernel": kernel * np.nan}}
+        )
 
     with monkeypatch.context() as patch:
-        at_batch(patch, 3, poisoned)
+        before_step(patch, 3, poisoned)
         with pytest.raises(RunError, match=r"step 3: loss nan.*last good checkpoint.*; the usual"):
             train(tiny_config(train_checkpoint_every=1), tmp_path)
     good = manager.steps(tmp_path)

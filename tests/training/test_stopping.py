@@ -11,11 +11,9 @@ import repvgg_jax as rj
 from repvgg_jax.checkpoint import manager
 from repvgg_jax.cli import train as train_module
 from repvgg_jax.errors import RunError, Stopped
-from repvgg_jax.runtime import mesh as mesh_module
 from repvgg_jax.runtime.signals import Stopping
-from repvgg_jax.training import prefetch
 from repvgg_jax.training.metrics import read_metrics
-from tests.support.faults import at_batch, steps_of
+from tests.support.faults import before_step, before_steps, steps_of
 from tests.support.runs import equal, tiny_config, train
 
 
@@ -23,7 +21,7 @@ from tests.support.runs import equal, tiny_config, train
 @pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_saves_at_the_next_step(number, undisturbed, tmp_path, monkeypatch):
-    at_batch(monkeypatch, 3, lambda batch: os.kill(os.getpid(), number))  # before the second step
+    before_step(monkeypatch, 2, lambda state: os.kill(os.getpid(), number))
     config = tiny_config(train_checkpoint_every=100)
     message = rf"{number.name} after step 2 of 4, which is saved"
     with Stopping() as stopping, pytest.raises(Stopped, match=message):
@@ -76,13 +74,7 @@ def test_a_signal_after_the_last_step_says_what_is_saved(tmp_path, monkeypatch):
 
 @pytest.mark.medium
 def test_a_deadline_leaves_time_to_save(tmp_path, monkeypatch):
-    original = mesh_module.shard_batch
-
-    def slowly(batch, mesh):
-        time.sleep(0.2)
-        return original(batch, mesh)
-
-    monkeypatch.setattr(prefetch, "shard_batch", slowly)
+    before_steps(monkeypatch, lambda state, step: time.sleep(0.2))
     config = tiny_config(train_steps=500, train_checkpoint_every=1000, train_deadline=12.0)
     started = time.monotonic()
     with pytest.raises(Stopped, match=r"the deadline of 12 s after step \d+ of 500"):
@@ -99,11 +91,11 @@ def test_a_clock_that_jumps_loses_nothing(jump, undisturbed, tmp_path, monkeypat
     clock, ahead = time.time, 0.0
     monkeypatch.setattr(time, "time", lambda: clock() + ahead)
 
-    def jumps(batch):
+    def jumps(state):
         nonlocal ahead
         ahead += jump
 
-    at_batch(monkeypatch, 3, jumps)
+    before_step(monkeypatch, 2, jumps)
     try:
         train_module.run_train(tiny_config(), tmp_path)
     except RunError as error:

@@ -20,12 +20,13 @@ from repvgg_jax.data import images as images_module
 from repvgg_jax.errors import RunError, UsageError
 from repvgg_jax.optim import sgd
 from repvgg_jax.runtime import mesh as mesh_module
-from repvgg_jax.training import evaluation, prefetch
+from repvgg_jax.training import evaluation
 from repvgg_jax.training import state as state_module
 from repvgg_jax.training import step as step_module
 from repvgg_jax.training import train as train_module
 from repvgg_jax.training.environment import environment
 from repvgg_jax.training.metrics import read_metrics
+from tests.support.faults import before_step
 from tests.support.image_files import encoded, noise, write_prepared
 from tests.support.runs import MEAN, STD, batch_of, equal, tiny_config, train
 
@@ -119,18 +120,11 @@ def test_two_steps_and_two_more_are_four_bit_for_bit(tmp_path):
     class KilledError(Exception):
         pass
 
-    taken = 0
-    original = mesh_module.shard_batch
-
-    def dies_after_three(batch, mesh):
-        nonlocal taken
-        taken += 1
-        if taken == 4:
-            raise KilledError
-        return original(batch, mesh)
+    def dies(state):
+        raise KilledError
 
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KilledError):
-        patch.setattr(prefetch, "shard_batch", dies_after_three)
+        before_step(patch, 4, dies)
         train(tiny_config(), tmp_path / "resumed")
     assert manager_module.steps(tmp_path / "resumed") == [2]
     resumed = train(tiny_config(), tmp_path / "resumed").state

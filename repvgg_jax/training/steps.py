@@ -1,0 +1,184 @@
+"""Steps of a run, on batches that the host sends or that are gathered on the devices."""
+
+import time
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.sharding import Mesh
+
+from repvgg_jax.config.build import Experiment, StepOptions
+from repvgg_jax.data.resident import (
+    Draws,
+    TrainingImages,
+    draw,
+    gather,
+    put_training_images,
+)
+from repvgg_jax.runtime.mesh import place_batches
+from repvgg_jax.runtime.processes import inform_once
+from repvgg_jax.training.evaluation import Metrics
+from repvgg_jax.training.prefetch import Prefetcher
+from repvgg_jax.training.state import TrainState
+from repvgg_jax.training.step import compiler_options, jit_train_step, train_step
+from repvgg_jax.training.steps_per_call import StepsPerCall
+
+
+class StreamedSteps:
+    """Takes one step a call, on batches that the host prepares and sends."""
+
+    per_call = 1
+
+    def __init__(self, experiment: Experiment, state: TrainState):
+        seeds = (experiment.data_seed, experiment.augmentation_seed)
+        batches = experiment.train_data.train_batches(*seeds, int(state.step))
+        self._batches = Prefetcher(batches, experiment.mesh)
+        self._step = jit_train_step(state, experiment.mesh, experiment.step_options)
+        self._key = jax.random.key(experiment.augmentation_seed)
+
+    @property
+    def waited(self) -> float:
+        """Seconds spent waiting for the host, excluding the first batches."""
+        return self._batches.waited
+
+    def take(self, state: TrainState, step: int, count: int) -> tuple[TrainState, Metrics]:
+        """Takes one step; returns the state, which replaces the given one, and its metrics."""
+        return self._step(state, next(self._batches), self._key)
+
+
+class ResidentSteps:
+    """Takes many steps a call, on images that are on the devices."""
+
+    waited = 0.0  # the draws of a call are made while the devices are busy with the call before
+
+    def __init__(self, experiment: Experiment, state: TrainState, data: TrainingImages):
+        self._experiment = experiment
+        self._data = data
+        self._length = StepsPerCall(_longest_call(experiment), experiment.steps_per_call)
+        self._steps = jit_train_steps(state, experiment.mesh, experiment.step_options)
+        self._key = jax.random.key(experiment.augmentation_seed)
+        # If the next call is waiting, XLA:CPU runs it before it reports the results of this one.
+        self._on_cpu = experiment.mesh.devices.flat[0].platform == "cpu"
+
+    @property
+    def per_call(self) -> int:
+        """Number of steps that the next call should take at most."""
+        return self._length.number
+
+    def take(self, state: TrainState, step: int, count: int) -> tuple[TrainState, Metrics]:
+        """Takes `count` steps after step `step`.
+
+        Returns:
+          The state, which replaces the given one, and the metrics, [per call] each, of which the
+          first `count` are valid.
+        """
+        began = time.monotonic()
+        draws = self._draw(step, count)
+        state, metrics = self._steps(state, self._data, draws, np.int32(count), self._key)
+        self._length.wait_and_time(began, count, metrics)
+        if self._on_cpu:
+            jax.block_until_ready(metrics)
+        return state, metrics
+
+    def _draw(self, step: int, count: int) -> Draws:
+        """Returns this process's share of the draws of some steps, on the mesh."""
+        experiment = self._experiment
+        split, mesh = experiment.train_data, experiment.mesh
+        local = split.batch_size // jax.process_count()
+        padded = np.zeros((len(Draws._fields), self._length.most, local), np.int32)
+        for row in range(count):
+            first = (step + row) * split.batch_size + jax.process_index() * local
+            padded[:, row] = draw(
+                len(split.loaded),
+                split.transform,
+                experiment.data_seed,
+                experiment.augmentation_seed,
+                first + np.arange(local),
+            )
+        return Draws(**place_batches(dict(zip(Draws._fields, padded, strict=True)), mesh))
+
+
+def _longest_call(experiment: Experiment) -> int:
+    """Returns the largest number of steps between two at which a call has to end."""
+    ends = {
+        "train.log_every": experiment.log_every,
+        "train.eval_every": experiment.eval_every,
+        "train.checkpoint_every": experiment.checkpoint_every,
+    }
+    name, most = min(ends.items(), key=lambda item: item[1])
+    if (experiment.steps_per_call or 1) > most:
+        inform_once(
+            f"train.steps_per_call={experiment.steps_per_call} is larger than {name}={most}, where "
+            f"calls end; they take up to {most} steps"
+        )
+    return min(most, experiment.steps)
+
+
+def open_steps(experiment: Experiment, state: TrainState) -> StreamedSteps | ResidentSteps:
+    """Returns the steps of a run: on the devices if the images fit there, else streamed."""
+    data = put_training_images(experiment.train_data, experiment.mesh)
+    if data is not None:
+        return ResidentSteps(experiment, state, data)
+    if (experiment.steps_per_call or 1) > 1:
+        inform_once(
+            f"train.steps_per_call={experiment.steps_per_call} has no effect: the host sends the "
+            "images of each step"
+        )
+    return StreamedSteps(experiment, state)
+
+
+def jit_train_steps(state: TrainState, mesh: Mesh, options: StepOptions) -> jax.stages.Wrapped:
+    """Returns `train_steps` under `jax.jit`, as `jit_train_step` does for a step."""
+    split = mesh.shape.get("fsdp", 1) > 1
+    steps = partial(train_steps, options=options, mesh=mesh if split else None)
+    return jax.jit(
+        steps,
+        donate_argnums=0,
+        out_shardings=(jax.tree.map(lambda leaf: leaf.sharding, state), None),
+        compiler_options=compiler_options(state.net, mesh) or None,
+    )
+
+
+def train_steps(
+    state: TrainState,
+    data: TrainingImages,
+    draws: Draws,
+    count: Array,
+    key: Array,
+    options: StepOptions = StepOptions(),  # noqa: B008 (frozen)
+    mesh: Mesh | None = None,
+) -> tuple[TrainState, Metrics]:
+    """Takes `count` steps in one program.
+
+    The program is a loop of a length that is only known when it runs, so that it is compiled once,
+    and its results do not depend on how many steps a call takes.
+
+    Args:
+      state: the state before the steps.
+      data: the training set.
+      draws: draws of each step, [most steps, batch] each.
+      count: number of steps to take, up to the first dimension of the draws.
+      key: as for `train_step`.
+      options: as for `train_step`.
+      mesh: as for `train_step`.
+
+    Returns:
+      The new state, and the metrics of each step, [most steps].
+    """
+    step = partial(train_step, key=key, options=options, mesh=mesh)
+
+    def body(index: Array, carry: tuple[TrainState, Metrics]) -> tuple[TrainState, Metrics]:
+        state, metrics = carry
+        batch = gather(data, jax.tree.map(lambda rows: rows[index], draws))
+        state, taken = step(state, batch)
+        write = lambda rows, value: rows.at[index].set(value)  # noqa: E731
+        return state, jax.tree.map(write, metrics, taken)
+
+    most = draws.index.shape[0]
+    first = jax.tree.map(lambda rows: rows[0], draws)
+    shapes: Any = jax.eval_shape(lambda: step(state, gather(data, first))[1])
+    metrics = jax.tree.map(lambda leaf: jnp.zeros((most, *leaf.shape), leaf.dtype), shapes)
+    return jax.lax.fori_loop(0, count, body, (state, metrics))

@@ -1,0 +1,100 @@
+"""Steps on images in device memory, many in a call."""
+
+from __future__ import annotations
+
+import logging
+import time
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from repvgg_jax.errors import RunError
+from repvgg_jax.training import steps as steps_module
+from repvgg_jax.training.metrics import read_metrics
+from repvgg_jax.training.steps_per_call import StepsPerCall
+from tests.support.faults import before_steps, steps_of
+from tests.support.runs import equal, tiny_config, train
+
+LONG = {"train_steps": 13, "train_log_every": 5, "train_checkpoint_every": 8}
+
+
+def calls_of(config, workdir, monkeypatch):
+    """Returns the last step of each call of a run, and its last state."""
+    ends = []
+    before_steps(monkeypatch, lambda state, step: ends.append(step))
+    return ends, train(config, workdir).state
+
+
+@pytest.mark.medium
+def test_many_steps_in_a_call_are_one_step_a_call_bit_for_bit(tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        ends, one = calls_of(tiny_config(**LONG, train_steps_per_call=1), tmp_path / "one", patch)
+    assert ends == list(range(1, 14))
+    with monkeypatch.context() as patch:
+        ends, many = calls_of(tiny_config(**LONG, train_steps_per_call=4), tmp_path / "many", patch)
+    assert ends == [1, 5, 8, 10, 13]  # calls end where something is recorded or saved
+    equal(many.eval_variables, one.eval_variables)
+    equal(many.optimizer_state, one.optimizer_state)
+    rows = [read_metrics(tmp_path / name / "metrics.jsonl") for name in ("one", "many")]
+    for row in (*rows[0], *rows[1]):
+        del row["seconds"]
+        row.pop("examples_per_second", None)
+    assert rows[0] == rows[1]
+    assert [row["step"] for row in rows[0] if row["kind"] == "train"] == [5, 10, 13]
+
+
+@pytest.mark.medium
+def test_a_run_killed_within_a_call_resumes_bit_for_bit(tmp_path, monkeypatch):
+    config = tiny_config(**LONG, train_steps_per_call=5)
+    whole = train(config, tmp_path / "whole").state
+
+    def dies(state, step):
+        if step == 13:
+            raise KeyError
+
+    with monkeypatch.context() as patch, pytest.raises(KeyError):
+        before_steps(patch, dies)
+        train(config, tmp_path / "run")
+    resumed = train(config, tmp_path / "run").state
+    equal(resumed.eval_variables, whole.eval_variables)
+    equal(resumed.optimizer_state, whole.optimizer_state)
+    assert steps_of(tmp_path / "run", "train") == [5, 10, 13]
+
+
+@pytest.mark.medium
+def test_the_first_step_that_is_not_finite_is_named(tmp_path, monkeypatch):
+    original = steps_module.train_step
+
+    def train_step(state, batch, **arguments):
+        state, metrics = original(state, batch, **arguments)
+        bad = jnp.where(state.step == 4, jnp.nan, 1.0)
+        return state, metrics | {"loss": metrics["loss"] * bad}
+
+    monkeypatch.setattr(steps_module, "train_step", train_step)
+    config = tiny_config(**LONG, train_steps_per_call=5)
+    with pytest.raises(RunError, match=r"step 4: loss nan"):
+        train(config, tmp_path)
+
+
+@pytest.mark.medium
+def test_fields_without_effect_are_named(tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    train(tiny_config(train_steps=2, train_log_every=2, train_steps_per_call=64), tmp_path / "a")
+    assert "train.steps_per_call=64 is larger than train.log_every=2" in caplog.text
+    streamed = tiny_config(train_steps=2, train_steps_per_call=64, data_erasing=0.5)
+    train(streamed, tmp_path / "b")
+    assert "train.steps_per_call=64 has no effect" in caplog.text
+
+
+def test_short_steps_share_a_call_and_long_ones_do_not():
+    def chosen(seconds, most=100):
+        length = StepsPerCall(most)
+        for _ in range(6):
+            length.wait_and_time(time.monotonic() - seconds * length.number, length.number, None)
+        return length.number
+
+    assert chosen(0.3) == 1
+    assert 20 <= chosen(0.01) <= 25
+    assert chosen(0.0001) == 100
+    assert np.unique([chosen(1.0), chosen(10.0)]) == [1]
