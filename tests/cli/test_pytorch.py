@@ -81,7 +81,7 @@ def test_strides_that_pytorch_would_not_use_come_in_but_not_out(overrides, remed
     variables = noise_for(as_released)
     state_dict = to_torch(as_released, variables)
     jax.tree.map(np.testing.assert_array_equal, from_torch(other, state_dict), variables)
-    with pytest.raises(rj.UsageError, match=f"{remedy}; docs/guides/export.md"):
+    with pytest.raises(rj.UsageError, match=f"{remedy}; docs/guides/pytorch_weights.md"):
         to_torch(other, variables)
     few = make_net(quickstart.get_config())
     with pytest.raises(rj.UsageError, match=r"depths=\(1,2,3,1\): .* train with five, such as"):
