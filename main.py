@@ -23,7 +23,7 @@ from ml_collections import config_flags
 from repvgg_jax.cli.arguments import help_text, mode_arguments, naming_the_config, parse
 from repvgg_jax.cli.modes import MODES
 from repvgg_jax.errors import RunError, Stopped
-from repvgg_jax.runtime.devices import explaining_absent_devices
+from repvgg_jax.runtime.devices import explaining_absent_devices, explaining_exhausted_memory
 from repvgg_jax.runtime.messages import print_error, show_messages
 from repvgg_jax.runtime.processes import join_processes, leaving_at_once, prepare_process
 from repvgg_jax.runtime.signals import leave_at_interrupt
@@ -71,7 +71,12 @@ def main(argv: list[str]) -> int:
             keep_compiled=mode.keeps_programs,
         )
         join_processes(values.coordinator, values.num_processes, values.process_index)
-        with explaining_absent_devices(), leaving_at_once(), naming_the_config(values):
+        with (
+            explaining_absent_devices(),
+            leaving_at_once(),
+            explaining_exhausted_memory(),
+            naming_the_config(values),
+        ):
             mode.run(**arguments)
     except Stopped as stop:
         print(stop, file=sys.stderr)

@@ -25,7 +25,9 @@ class Job:
       command: the argv that starts or resumes the run; `python` is replaced by the launcher's own
         interpreter. Its exit code is 0 if the run is finished, `STOPPED` after a SIGTERM, and
         `HELD` if another process has locked the run.
+      programs: name of what the run compiles; jobs of the same name share their compiled programs.
     """
 
     name: str
     command: tuple[str, ...]
+    programs: str | None = None

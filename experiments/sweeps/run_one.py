@@ -36,7 +36,7 @@ from repvgg_jax.cli.train import run_train
 from repvgg_jax.config.workdir import lock_run
 from repvgg_jax.errors import RunError, Stopped, UsageError, one_line
 from repvgg_jax.runtime.compilation import temporaries_bytes
-from repvgg_jax.runtime.devices import cpu_cores
+from repvgg_jax.runtime.devices import cpu_cores, explaining_exhausted_memory
 from repvgg_jax.runtime.files import append_row, write_json
 from repvgg_jax.runtime.messages import show_messages
 from repvgg_jax.runtime.processes import (
@@ -57,7 +57,7 @@ def execute(run: Run, workdir: Path, results: Path) -> None:
     if primary():
         workdirs.make(run, workdir.parent)
     sync_processes("workdir of the sweep made")
-    with lock_run(workdir), _recorded_errors(workdir):
+    with lock_run(workdir), _recorded_errors(workdir), explaining_exhausted_memory():
         if not all_processes(is_finished(run, workdir)):
             if primary():
                 with writing(workdir):

@@ -35,30 +35,42 @@ def keep_programs() -> None:
     kept below 4 GiB. `JAX_ENABLE_COMPILATION_CACHE=false` disables the cache, and JAX's other
     environment variables override its settings. If the folder is not writable, logs a warning.
     """
-    if not jax.config.jax_enable_compilation_cache:
+    folder = programs_folder()
+    if folder is None:
+        jax.config.update("jax_enable_compilation_cache", False)
         return
-    given = jax.config.jax_compilation_cache_dir
-    if not (given and "://" in given):  # JAX opens buckets itself
-        try:
-            folder = local_path(given) if given else cache_folder() / "xla"
-            folder.mkdir(parents=True, exist_ok=True, mode=0o700)  # cached programs are trusted
-            with tempfile.TemporaryFile(dir=folder):
-                pass
-            if not given:
-                drop_oldest(folder, _MAX_CACHE_BYTES)
-        except (OSError, RuntimeError) as error:  # RuntimeError: no home folder
-            jax.config.update("jax_enable_compilation_cache", False)
-            logging.warning(
-                "compiled programs are not cached: %s is not writable (%s); "
-                "set JAX_COMPILATION_CACHE_DIR to another folder",
-                given or "~/.cache/repvgg_jax/xla",
-                one_line(error),
-            )
-            return
-        jax.config.update("jax_compilation_cache_dir", str(folder))
+    if not jax.config.jax_compilation_cache_dir:
+        drop_oldest(Path(folder), _MAX_CACHE_BYTES)
+    jax.config.update("jax_compilation_cache_dir", folder)
     for name, value in _CACHE_SETTINGS.items():
         if name.upper() not in os.environ:
             jax.config.update(name, value)
+
+
+def programs_folder() -> str | None:
+    """Returns the folder or bucket in which `keep_programs` keeps programs.
+
+    Returns None if the cache is disabled, or if the folder is not writable, with a warning.
+    """
+    if not jax.config.jax_enable_compilation_cache:
+        return None
+    given = jax.config.jax_compilation_cache_dir
+    if given and "://" in given:  # JAX opens buckets itself
+        return given
+    try:
+        folder = local_path(given) if given else cache_folder() / "xla"
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)  # cached programs are trusted
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except (OSError, RuntimeError) as error:  # RuntimeError: no home folder
+        logging.warning(
+            "compiled programs are not cached: %s is not writable (%s); "
+            "set JAX_COMPILATION_CACHE_DIR to another folder",
+            given or "~/.cache/repvgg_jax/xla",
+            one_line(error),
+        )
+        return None
+    return str(folder)
 
 
 def drop_oldest(folder: Path, limit: int) -> None:
@@ -111,6 +123,10 @@ def temporaries_bytes(compiled: jax.stages.Compiled) -> int | None:
     """Returns the size of a program's temporary buffers in bytes; None if unknown."""
     memory = compiled.memory_analysis()
     return None if memory is None else memory.temp_size_in_bytes
+
+
+# Start of the line that a run prints when its first step is done, and its programs are compiled.
+FIRST_STEP = "first step after"
 
 
 class StartupTimer:

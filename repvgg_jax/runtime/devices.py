@@ -78,9 +78,9 @@ def memory_bytes(device: jax.Device) -> int:
 
 # TPU hosts have either of the two kinds of device files.
 _DEVICE_FILES = (
-    ("cuda", "/dev", r"nvidia(\d+)"),
-    ("tpu", "/dev", r"accel(\d+)"),
-    ("tpu", "/dev/vfio", r"(\d+)"),
+    ("cuda", "/dev", r"nvidia\d+"),
+    ("tpu", "/dev", r"accel\d+"),
+    ("tpu", "/dev/vfio", r"\d+"),
 )
 
 
@@ -98,9 +98,9 @@ def devices_here(environment: Mapping[str, str]) -> tuple[str, list[str]]:
         indices = [index for index in visible.split(",") if index not in ("", "-1")]
         return ("cuda", indices) if indices or wanted == "cuda" else ("cpu", [])
     for platform, folder, pattern in _DEVICE_FILES:
-        found = (re.fullmatch(pattern, path.name) for path in Path(folder).glob("*"))
-        if indices := sorted(int(match[1]) for match in found if match):
-            return platform, [str(index) for index in indices]
+        files = [path for path in Path(folder).glob("*") if re.fullmatch(pattern, path.name)]
+        if files:  # their numbers are those of the host, of which a container may have a part
+            return platform, [str(index) for index in range(len(files))]
     # WSL has one device file, whatever the number of GPUs.
     absent = wanted == "tpu" or (wanted == "cuda" and not Path("/dev/dxg").exists())
     return wanted if absent else "cpu", []
@@ -143,6 +143,8 @@ def explaining_absent_devices() -> Iterator[None]:
 
 def device_error(cause: Exception) -> RunError:
     """Returns the error for devices that JAX could not start, from JAX's own error."""
+    if _EXHAUSTED.search(str(cause)):
+        return exhausted(cause)
     variable, platforms = "JAX_PLATFORMS", jax.config.jax_platforms or ""
     if former := os.environ.get("JAX_PLATFORM_NAME"):
         variable, platforms = "JAX_PLATFORM_NAME", former
@@ -164,6 +166,32 @@ def device_error(cause: Exception) -> RunError:
     return kind(
         f"{variable}={platforms}: no such device can be used here ({reason}); it needs {needs}; "
         f"unset {variable} to use what this machine has"
+    )
+
+
+_EXHAUSTED = re.compile("RESOURCE_EXHAUSTED|out.of.memory|ALLOC_FAILED", re.IGNORECASE)
+
+
+@contextmanager
+def explaining_exhausted_memory() -> Iterator[None]:
+    """Explains JAX's error in one line, if the memory of the devices is exhausted.
+
+    Raises:
+      RunError: in place of that error.
+    """
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if not _EXHAUSTED.search(str(error)):
+            raise
+        raise exhausted(error) from error
+
+
+def exhausted(cause: Exception) -> RunError:
+    """Returns the error for exhausted memory of devices, from JAX's own error."""
+    return RunError(
+        f"the device's memory is exhausted ({one_line(cause)}); use a smaller batch, or let fewer "
+        "runs share the device (--processes of experiments.run)"
     )
 
 

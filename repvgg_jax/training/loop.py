@@ -11,7 +11,7 @@ import orbax.checkpoint as ocp
 from repvgg_jax.checkpoint.manager import check_saved, save
 from repvgg_jax.config.build import Experiment
 from repvgg_jax.errors import Stopped
-from repvgg_jax.runtime.compilation import StartupTimer
+from repvgg_jax.runtime.compilation import FIRST_STEP, StartupTimer
 from repvgg_jax.runtime.signals import Stopping
 from repvgg_jax.training.evaluation import Evaluation, Metrics, scalars
 from repvgg_jax.training.monitor import Monitor
@@ -90,7 +90,7 @@ class Loop:
         self.startup.stop()
         self.monitor.announce("")
         self.monitor.show(
-            f"first step after {self.startup.seconds:.1f} s, "
+            f"{FIRST_STEP} {self.startup.seconds:.1f} s, "
             f"including {self.startup.compile_seconds:.1f} s of compilation"
         )
 
