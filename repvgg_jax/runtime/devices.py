@@ -174,24 +174,26 @@ _EXHAUSTED = re.compile("RESOURCE_EXHAUSTED|out.of.memory|ALLOC_FAILED", re.IGNO
 
 @contextmanager
 def explaining_exhausted_memory() -> Iterator[None]:
-    """Explains JAX's error in one line, if the memory of the devices is exhausted.
+    """Explains the error in one line, if the memory of a device or of this machine is exhausted.
 
     Raises:
-      RunError: in place of that error.
+      RunError: in place of JAX's or NumPy's error.
     """
     try:
         yield
-    except jax.errors.JaxRuntimeError as error:
-        if not _EXHAUSTED.search(str(error)):
+    except (MemoryError, jax.errors.JaxRuntimeError) as error:
+        if not isinstance(error, MemoryError) and not _EXHAUSTED.search(str(error)):
             raise
         raise exhausted(error) from error
 
 
 def exhausted(cause: Exception) -> RunError:
-    """Returns the error for exhausted memory of devices, from JAX's own error."""
+    """Returns the error for exhausted memory, from JAX's or NumPy's own error."""
+    where = "this machine's" if isinstance(cause, MemoryError) else "the device's"
     return RunError(
-        f"the device's memory is exhausted ({one_line(cause)}); use a smaller batch, or let fewer "
-        "runs share the device (--processes of experiments.run)"
+        f"{where} memory is exhausted ({one_line(cause).rstrip('.')}); use a smaller batch, or "
+        "fewer --processes in experiments.run; the same command resumes from the last checkpoint, "
+        "if any"
     )
 
 

@@ -164,13 +164,20 @@ def test_a_run_is_trained_once_for_all_sweeps_and_failures_wait(tmp_path, capsys
     assert 0 <= row["evaluation_seconds"] < row["wall_seconds"]
     assert row["eval_images"] == 360
     assert row["environment"]["versions"]["jax"] == jax.__version__
+    # Its first evaluation needs more memory than there is.
+    full = {"optim__momentum": 0.8, "train__eval_batch_size": 10**12}
+    assert sweep("branches", "--only=none", **full)[1] == [3]
+    text, codes = sweep("branches", "--only=none", code=RunError.exit_code, **full)
+    assert codes == []
+    assert re.search(r"failed: this machine's memory is exhausted \(.*\(use --retry_failed", text)
+    full["train__eval_batch_size"] = 180
+    assert sweep("branches", "--only=none", "--retry_failed", **full)[1] == [0]
     # This learning rate makes the loss not finite.
     wild = {"optim__learning_rate": 1e20}
     assert sweep("branches", "--only=none", **wild)[1] == [3]
     text, codes = sweep("branches", "--only=none", code=RunError.exit_code, **wild)
     assert codes == []
     assert "failed: step" in text
-    assert sweep("branches", "--only=none", "--retry_failed", **wild)[1] == [3]
     capsys.readouterr()
     given = ["branches", "--only=none,both", "--seeds=0", *folders]
     assert status.main([*given, *flags()]) == 0

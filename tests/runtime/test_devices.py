@@ -1,10 +1,16 @@
 """Errors of devices that JAX cannot start."""
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from repvgg_jax.errors import RunError, UsageError
-from repvgg_jax.runtime.devices import device_error, explaining_absent_devices
+from repvgg_jax.runtime.devices import (
+    device_error,
+    explaining_absent_devices,
+    explaining_exhausted_memory,
+)
 
 STARTING = "Unable to initialize backend"
 
@@ -45,3 +51,30 @@ def test_other_errors_pass_where_devices_can_be_started(error):
     with pytest.raises(type(error)) as caught, explaining_absent_devices():
         raise error
     assert caught.value is error
+
+
+@pytest.mark.parametrize(
+    ("allocate", "says"),
+    [
+        (
+            lambda: jax.jit(lambda: jnp.zeros(2**46, np.uint8))(),
+            r"the device's .*\(RESOURCE_EXHAUS",
+        ),
+        (
+            lambda: np.zeros(2**46, np.uint8),
+            r"this machine's memory is exhausted \(Unable to alloc",
+        ),
+    ],
+)
+def test_exhausted_memory_is_one_line_with_the_remedy(allocate, says):
+    with (
+        pytest.raises(RunError, match=f"{says}.*--processes in experiments.run; the same"),
+        explaining_exhausted_memory(),
+    ):
+        jax.block_until_ready(allocate())
+
+
+def test_a_device_that_is_too_full_to_start_can_be_used_later():
+    cause = RuntimeError("INTERNAL: CUDA_ERROR_OUT_OF_MEMORY: no memory for the driver's context")
+    assert type(device_error(cause)) is RunError
+    assert "fewer --processes" in str(device_error(cause))
