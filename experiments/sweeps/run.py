@@ -139,7 +139,7 @@ def job_of(run: Run, options: argparse.Namespace) -> Job:
     }
     words = [f"--{name}={value}" for name, value in flags.items()]
     command = ("python", "-m", "experiments.sweeps.run_one", *words, *options.fields)
-    return Job(run.job_name, command, programs=run.name)  # the seed is no constant in them
+    return Job(run.job_name, command, programs=run.name)  # seeds are arguments of the programs
 
 
 def lengths_of_runs(runs: Sequence[Run], elsewhere: bool) -> dict[str, Length]:

@@ -26,8 +26,6 @@ from repvgg_jax.runtime.lock import lock_holder
 FLAGS = {"processes"}
 _POLL_SECONDS = 0.2
 _ENDS = ("finished", "failed", "skipped", "stopped")
-
-
 # JAX accepts one of them; the second is the former name.
 _MEMORY_FRACTION = ("XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION")
 _SHARED_MEMORY = 0.9  # the rest is for what each process keeps outside of JAX's memory pool
