@@ -64,9 +64,8 @@ lint: $(VENV)/dev.installed ## ruff and the type checker
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/pyrefly check --python-interpreter-path $(RUN)
 
-bench: $(VENV)/dev.installed ## compare training steps and fused nets with PyTorch and onnxruntime
-	$(RUN) -m experiments.benchmarks.pytorch
-	JAX_PLATFORMS=cpu $(RUN) -m experiments.benchmarks.onnxruntime --constant --keep_freed_memory --patience=20
+bench: $(VENV)/dev.installed ## compare training steps and fused nets with PyTorch, on a CPU also with onnxruntime
+	$(RUN) -m experiments.benchmarks
 
 bench-data: $(VENV)/setup.installed ## compare input pipelines on class folders of JPEGs: DATA=/data/imagenet
 	@test -n "$(DATA)" || { echo "make bench-data needs DATA=<class folders of JPEGs>"; exit 2; }

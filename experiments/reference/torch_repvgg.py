@@ -123,10 +123,11 @@ class TwinRepVGG(Net):
         self.stage0 = stages[0][0]
         for index, stage in enumerate(stages[1:], 1):
             self.add_module(f"stage{index}", nn.Sequential(*stage))
+        self.stages = len(stages)
 
     def forward(self, x):  # noqa: D102
-        for stage in (self.stage0, self.stage1, self.stage2, self.stage3, self.stage4):
-            x = stage(x)
+        for index in range(self.stages):
+            x = getattr(self, f"stage{index}")(x)
         return self.classify(x)
 
 

@@ -49,8 +49,8 @@ def row_line(row: Mapping[str, Any], reference: str | None) -> str:
         row["form"],
         str(row["batch"]),
         f"{row['compile_seconds']:.1f}",
-        "-" if temporaries is None else _digits(temporaries / 1e6),
-        _digits(row["milliseconds"]),
+        "-" if temporaries is None else digits(temporaries / 1e6),
+        digits(row["milliseconds"]),
         f"{row['images_per_second']:,.0f}",
         "-" if share is None else f"{share:.1%}",
     ]
@@ -66,11 +66,11 @@ def _scaled(number: float) -> str:
     """Formats a count with a unit: `943 k`, `1.51 G`."""
     for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
         if number >= size:
-            return f"{_digits(number / size)} {unit}"
+            return f"{digits(number / size)} {unit}"
     return f"{number:.0f}"
 
 
-def _digits(number: float) -> str:
+def digits(number: float) -> str:
     """Formats a positive number with three significant digits, or more if it is above 1,000."""
     return f"{number:,.0f}" if number >= 100 else f"{number:.3g}"
 

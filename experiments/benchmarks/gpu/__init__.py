@@ -1,0 +1,1 @@
+"""The benchmark of GPUs: this package beside PyTorch, and the training of small nets."""

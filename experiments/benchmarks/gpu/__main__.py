@@ -1,0 +1,114 @@
+"""Measures this package on a GPU beside PyTorch, in at most five minutes.
+
+  python -m experiments.benchmarks.gpu [--batch=128] [--config.FIELD=VALUE ...]
+
+Measures training steps and forward passes of RepVGG-B1, in PyTorch with and without torch.compile
+too, and the training of small nets on random images like CIFAR-10's, whose config fields can be
+set. Each part has the GPU to itself, in a process of its own. What fails costs a line and not the
+others, and what there is no time for is left out. Rows are appended to a file as they come; the
+tables at the end are Markdown, for docs/notes/speed_gpu.md. With small sizes, all of it runs on a
+CPU.
+"""
+
+import argparse
+import dataclasses
+import json
+import os
+import shlex
+import signal
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from experiments.benchmarks.gpu.part import PARTS
+from experiments.benchmarks.gpu.processes import rows_of
+from experiments.benchmarks.gpu.sizes import Sizes
+from experiments.benchmarks.gpu.table import line, tables
+from experiments.sweeps.expand import parse_overrides
+from experiments.sweeps.flags import Parser, path_type, run_command, writing
+from repvgg_jax.config.build import check_config
+from repvgg_jax.errors import RunError, UsageError
+from repvgg_jax.runtime.devices import devices_here
+from repvgg_jax.runtime.files import append_row
+from repvgg_jax.version import git_commit
+
+OUTPUT = Path("runs/bench/gpu.jsonl")
+_LEFT_OUT = "left out, since the time is over"
+
+
+def main() -> None:
+    """Runs the parts and prints the tables."""
+    options, fields = _parser().parse_known_args()
+    sizes = _sizes(options, parse_overrides(fields))
+    with writing(options.output.parent):
+        options.output.parent.mkdir(parents=True, exist_ok=True)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # which ends the part as well
+    rows = []
+    try:
+        for row in _rows(options, sizes):
+            append_row(options.output, row)
+            rows.append(row)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+    if not any("figure" in row and "error" not in row for row in rows):
+        raise RunError("nothing was measured")
+    print(f"\n{tables(rows, sizes)}\n\nrows: {options.output}")
+
+
+def _parser() -> Parser:
+    parser = Parser(__doc__)
+    for field in dataclasses.fields(Sizes):
+        if text := field.metadata.get("help"):
+            default = field.default
+            text = f"{text}; {default} by default".replace("%", "%%")
+            parser.add_argument(f"--{field.name}", type=type(default), default=default, help=text)
+    parser.add_argument("--minutes", type=float, default=5.0, help="time for all; 5 by default")
+    names = ",".join(PARTS)
+    parser.add_argument("--only", default=names, help=f"parts to measure, of {names}")
+    parser.add_argument("--output", type=path_type, default=OUTPUT, help=f"rows; {OUTPUT}")
+    return parser
+
+
+def _sizes(options: argparse.Namespace, fields: Mapping[str, Any]) -> Sizes:
+    """Returns the sizes, after checking all that can be checked before the first part starts."""
+    names = [field.name for field in dataclasses.fields(Sizes) if field.metadata.get("help")]
+    given = {name: getattr(options, name) for name in names}
+    for name, value in [*given.items(), ("minutes", options.minutes)]:
+        if not isinstance(value, str) and value <= 0:
+            raise UsageError(f"--{name}={value}: must be positive")
+    if unknown := [name for name in options.only.split(",") if name not in PARTS]:
+        raise UsageError(f"--only={options.only}: no part {unknown[0]}; {', '.join(PARTS)}")
+    sizes = Sizes(platform=devices_here(os.environ)[0], fields=fields, **given)
+    sizes.make_net()
+    check_config(sizes.make_config("cifar10_short"))
+    return sizes
+
+
+def _rows(options: argparse.Namespace, sizes: Sizes) -> Iterator[dict[str, Any]]:
+    """Yields the rows of all parts, and prints each."""
+    start = time.monotonic()
+    command = shlex.join(["python", "-m", "experiments.benchmarks.gpu", *sys.argv[1:]])
+    about = {"date": time.strftime("%Y-%m-%d"), "command": command, **git_commit()}
+    for name in options.only.split(","):
+        left = 60 * options.minutes - (time.monotonic() - start)
+        log = options.output.with_name(f"{options.output.stem}_{name}.log")
+        if left > 0:
+            print(f"[{time.monotonic() - start:3.0f} s] {name}: its log is {log}", flush=True)
+        found = _part(name, sizes, log, left) if left > 0 else [{"error": _LEFT_OUT}]
+        for row in found:
+            row = {**row, "part": name, **about}
+            print(f"[{time.monotonic() - start:3.0f} s] {line(row)}", flush=True)
+            yield row
+
+
+def _part(name: str, sizes: Sizes, log: Path, seconds: float) -> Iterator[dict[str, Any]]:
+    # In PyTorch's parts, JAX must not reserve memory of the GPU.
+    environment = {"JAX_PLATFORMS": "cpu"} if "torch" in name else {}
+    command = ["-m", "experiments.benchmarks.gpu.part", name, json.dumps(dataclasses.asdict(sizes))]
+    return rows_of(command, environment, log, seconds)
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))

@@ -1,0 +1,161 @@
+"""Training steps and forward passes of this package."""
+
+import statistics
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any, NamedTuple, TextIO
+
+import jax
+import jax.numpy as jnp
+
+import repvgg_jax as rj
+from experiments.benchmarks.gpu.rows import (
+    COPY,
+    FUSED,
+    MOMENTS,
+    PLAIN_STEP,
+    PREPARED,
+    PRODUCT,
+    STEP,
+    TRAIN_FORM,
+    Figure,
+    Guarded,
+    Rows,
+    described,
+    our_rows,
+)
+from experiments.benchmarks.gpu.sizes import Sizes
+from experiments.benchmarks.programs import (
+    Program,
+    initialized,
+    jax_forward,
+    jax_prepared_forward,
+    jax_program,
+    jax_step,
+)
+from repvgg_jax.bench.counting import count_macs
+from repvgg_jax.bench.timing import ratio, time_interleaved
+from repvgg_jax.nets import Net
+
+_PRODUCT = Figure(PRODUCT)
+_THREADS = 8  # programs that are compiled at the same time
+
+
+class _Task(NamedTuple):
+    """A function that compiles a program, with the operations and bytes of a run, if known."""
+
+    make: Callable[[], Program]
+    operations: int | None = None
+    bytes: int | None = None
+
+
+_Tasks = Mapping[Figure, _Task]
+_Programs = Mapping[Figure, Program]
+
+
+def measure(sizes: Sizes, file: TextIO) -> None:
+    """Measures groups of programs; those of a group are interleaved."""
+    rows = our_rows(sizes.platform, file)
+    steps, passes, passes_of_one = _tasks(sizes)
+    groups = [(_references(sizes), 2), (steps, 1), (passes, 2)]
+    # As in PyTorch, a pass of one image has the caches to itself.
+    groups += [({figure: task}, 5) for figure, task in passes_of_one.items()]
+    tasks = {figure: task for group, _ in groups for figure, task in group.items()}
+    programs = _compiled(tasks, rows)
+    for group, times in groups:
+        _measure_group(group, tasks, programs, times * sizes.rounds, rows)
+
+
+def _references(sizes: Sizes) -> _Tasks:
+    """Returns a matrix product and a copy, which show what the device can do."""
+    dtype, side = jnp.dtype(sizes.dtype), sizes.product
+
+    def product() -> Program:
+        matrix = jax.random.normal(jax.random.key(0), (side, side), dtype)
+        return jax_program(jnp.matmul, matrix, matrix)
+
+    def copy() -> Program:
+        # Without the addition, nothing would be computed.
+        return jax_program(lambda elements: elements + 1, jnp.ones(sizes.copy, dtype))
+
+    return {
+        _PRODUCT: _Task(product, operations=2 * side**3),
+        Figure(COPY): _Task(copy, bytes=2 * sizes.copy * dtype.itemsize),
+    }
+
+
+def _tasks(sizes: Sizes) -> tuple[_Tasks, _Tasks, _Tasks]:
+    """Returns training steps, forward passes, and forward passes of one image."""
+    batch, size = sizes.batch, sizes.image_size
+    net, plain = sizes.make_net(), sizes.make_net(block="plain")
+    variables = initialized(net)
+    fused_net = net.clone(block="fused")
+    fused = jax.jit(lambda given: rj.fuse(net, given)[1])(variables)
+    macs, fused_macs = count_macs(net, variables, size), count_macs(fused_net, fused, size)
+
+    def step(net: Net, variables: Any, macs: int) -> _Task:
+        # The backward pass has twice the operations of the forward pass.
+        return _Task(partial(jax_step, net, variables, batch, size), 6 * batch * macs)
+
+    def forward(compile_pass: Callable[..., Program], batch: int) -> _Task:
+        return _Task(partial(compile_pass, fused_net, fused, batch, size), 2 * batch * fused_macs)
+
+    steps = {
+        STEP: step(sizes.make_net(branch_statistics="batch"), variables, macs),
+        MOMENTS: step(sizes.make_net(branch_statistics="moments"), variables, macs),
+        PLAIN_STEP: step(plain, initialized(plain), fused_macs),
+    }
+    passes = {
+        TRAIN_FORM: _Task(partial(jax_forward, net, variables, batch, size), 2 * batch * macs),
+        FUSED: forward(jax_forward, batch),
+        PREPARED: forward(jax_prepared_forward, batch),
+    }
+    of_one = {FUSED: forward(jax_forward, 1), PREPARED: forward(jax_prepared_forward, 1)}
+    groups = ((steps, batch), (passes, batch), (of_one, 1))
+    steps, passes, of_one = (
+        {Figure(name, images): task for name, task in group.items()} for group, images in groups
+    )
+    return steps, passes, of_one
+
+
+def _compiled(tasks: _Tasks, rows: Rows) -> _Programs:
+    """Returns all programs that can be compiled.
+
+    None is measured meanwhile: XLA runs kernels on the device to choose among them.
+    """
+    with ThreadPoolExecutor(_THREADS) as pool:
+        futures = {figure: pool.submit(task.make) for figure, task in tasks.items()}
+    programs = {}
+    for figure, future in futures.items():
+        try:
+            programs[figure] = future.result()
+        except Exception as error:
+            rows.add_error(figure, described(error))
+    return programs
+
+
+def _measure_group(
+    figures: Iterable[Figure], tasks: _Tasks, programs: _Programs, rounds: int, rows: Rows
+) -> None:
+    """Measures programs together; several, beside the product that their speed is a share of."""
+    figures = [figure for figure in figures if figure in programs]
+    measured = {*figures, _PRODUCT} if len(figures) > 1 else set(figures)
+    runs = {str(f): Guarded(programs[f].run) for f in sorted(measured & programs.keys(), key=str)}
+    times = time_interleaved({name: run.run for name, run in runs.items()}, rounds)
+    product = runs.get(str(_PRODUCT))
+    for figure in figures:
+        name, task, program = str(figure), tasks[figure], programs[figure]
+        if error := runs[name].error:
+            rows.add_error(figure, error)
+            continue
+        values = {"temporaries": program.temporaries, "compile_seconds": program.compile_seconds}
+        seconds = statistics.median(times[name])
+        if task.bytes:
+            values["bytes_per_second"] = task.bytes / seconds
+        if task.operations:
+            values["operations_per_second"] = task.operations / seconds
+        if task.operations and product is not None and product.error is None:
+            of_product = ratio(times, str(_PRODUCT), to=name)
+            values["share_of_product"] = of_product * task.operations / tasks[_PRODUCT].operations
+        rows.add_times(figure, times[name], **values)

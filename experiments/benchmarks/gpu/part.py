@@ -1,0 +1,43 @@
+"""Runs a part of the benchmark of GPUs, in a process that has the device to itself.
+
+  python -m experiments.benchmarks.gpu.part NAME SIZES
+
+Writes its rows to stdout as they come, one JSON object per line; all else that this process or its
+libraries print goes to stderr. A figure that cannot be measured has a row with `error`, and so has
+a part that ends early.
+"""
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from functools import partial
+from typing import TextIO
+
+from experiments.benchmarks.gpu import jax_part, torch_part, training_part
+from experiments.benchmarks.gpu.rows import described
+from experiments.benchmarks.gpu.sizes import Sizes
+
+# In the order of the command, which leaves out the last ones if time is short.
+PARTS: dict[str, Callable[[Sizes, TextIO], None]] = {
+    "repvgg_jax": jax_part.measure,
+    "cifar10_short": partial(training_part.measure, "cifar10_short"),
+    "pytorch": torch_part.measure_eager,
+    "torch.compile": torch_part.measure_compiled,
+    "cifar10": partial(training_part.measure, "cifar10"),
+}
+
+
+def main() -> None:
+    """Runs the part that the arguments name."""
+    name, sizes = sys.argv[1:]
+    rows = os.fdopen(os.dup(sys.stdout.fileno()), "w")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    try:
+        PARTS[name](Sizes(**json.loads(sizes)), rows)
+    except Exception as error:
+        print(json.dumps({"error": described(error)}), file=rows, flush=True)
+
+
+if __name__ == "__main__":
+    main()
