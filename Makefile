@@ -64,7 +64,7 @@ lint: $(VENV)/dev.installed ## ruff and the type checker
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/pyrefly check --python-interpreter-path $(RUN)
 
-bench: $(VENV)/dev.installed ## compare training steps and fused nets with PyTorch, on a CPU also with onnxruntime
+bench: $(VENV)/dev.installed ## measure the figures of README.md for the device that is here
 	$(RUN) -m experiments.benchmarks
 
 bench-data: $(VENV)/setup.installed ## compare input pipelines on class folders of JPEGs: DATA=/data/imagenet

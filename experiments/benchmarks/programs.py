@@ -91,14 +91,17 @@ def jax_forward(net: Net, variables: Any, batch: int, size: int) -> Program:
 
 
 def jax_prepared_forward(net: Net, variables: Any, batch: int, size: int) -> Program:
-    """Returns the program of `jax_forward` with kernels that need no conversion at each run.
+    """Returns the program of `jax_forward` of a fused net, without conversions at each run.
 
-    Kernels get the net's dtype and the layout in memory that the compiler chooses for them.
+    Convolutions get weights of the net's dtype, in the layout in memory that the compiler chooses.
     """
     from jax.experimental.layout import Format, Layout  # here, since it is experimental
 
+    def converted(path: tuple[Any, ...], leaf: jax.Array) -> jax.Array:
+        return leaf.astype(net.dtype) if jax.tree_util.DictKey("conv") in path else leaf
+
     images = random_images(net, batch, size)
-    ready = jax.tree.map(lambda leaf: leaf.astype(net.dtype) if leaf.ndim == 4 else leaf, variables)
+    ready = jax.tree.map_with_path(converted, variables)
     forward = jax.jit(partial(net.apply, train=False), in_shardings=(Format(Layout.AUTO), None))
     shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), ready)
     compiled, seconds = _compiled(forward.lower(shapes, images))

@@ -102,20 +102,20 @@ def _tasks(sizes: Sizes) -> tuple[_Tasks, _Tasks, _Tasks]:
         return _Task(partial(compile_pass, fused_net, fused, batch, size), 2 * batch * fused_macs)
 
     steps = {
-        STEP: step(sizes.make_net(branch_statistics="batch"), variables, macs),
-        MOMENTS: step(sizes.make_net(branch_statistics="moments"), variables, macs),
-        PLAIN_STEP: step(plain, initialized(plain), fused_macs),
+        Figure(STEP, batch): step(sizes.make_net(branch_statistics="batch"), variables, macs),
+        Figure(MOMENTS, batch): step(sizes.make_net(branch_statistics="moments"), variables, macs),
+        Figure(PLAIN_STEP, batch): step(plain, initialized(plain), fused_macs),
     }
+    train_form = partial(jax_forward, net, variables, batch, size)
     passes = {
-        TRAIN_FORM: _Task(partial(jax_forward, net, variables, batch, size), 2 * batch * macs),
-        FUSED: forward(jax_forward, batch),
-        PREPARED: forward(jax_prepared_forward, batch),
+        Figure(TRAIN_FORM, batch): _Task(train_form, 2 * batch * macs),
+        Figure(FUSED, batch): forward(jax_forward, batch),
+        Figure(PREPARED, batch): forward(jax_prepared_forward, batch),
     }
-    of_one = {FUSED: forward(jax_forward, 1), PREPARED: forward(jax_prepared_forward, 1)}
-    groups = ((steps, batch), (passes, batch), (of_one, 1))
-    steps, passes, of_one = (
-        {Figure(name, images): task for name, task in group.items()} for group, images in groups
-    )
+    of_one = {
+        Figure(FUSED, 1): forward(jax_forward, 1),
+        Figure(PREPARED, 1): forward(jax_prepared_forward, 1),
+    }
     return steps, passes, of_one
 
 

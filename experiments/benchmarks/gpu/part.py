@@ -17,6 +17,7 @@ from typing import TextIO
 from experiments.benchmarks.gpu import jax_part, torch_part, training_part
 from experiments.benchmarks.gpu.rows import described
 from experiments.benchmarks.gpu.sizes import Sizes
+from repvgg_jax.runtime.processes import prepare_process
 
 # In the order of the command, which leaves out the last ones if time is short.
 PARTS: dict[str, Callable[[Sizes, TextIO], None]] = {
@@ -33,6 +34,8 @@ def main() -> None:
     name, sizes = sys.argv[1:]
     rows = os.fdopen(os.dup(sys.stdout.fileno()), "w")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    # As main.py does for training, and not where compile times are measured.
+    prepare_process(deterministic=False, keep_compiled=name.startswith("cifar10"))
     try:
         PARTS[name](Sizes(**json.loads(sizes)), rows)
     except Exception as error:

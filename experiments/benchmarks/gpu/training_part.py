@@ -15,14 +15,12 @@ from repvgg_jax.config.build import build, make_transform
 from repvgg_jax.data.sources.base import ArraySource
 from repvgg_jax.data.split import Split
 from repvgg_jax.runtime.compilation import StartupTimer
-from repvgg_jax.runtime.processes import prepare_process
 from repvgg_jax.training.train import train
 
 
 def measure(name: str, sizes: Sizes, file: TextIO) -> None:
     """Trains the net of `configs/<name>.py:full` on one device."""
     startup = StartupTimer()
-    prepare_process(deterministic=False)
     rows = our_rows(sizes.platform, file)
     config = sizes.make_config(name)
     experiment = replace(
