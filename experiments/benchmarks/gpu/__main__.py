@@ -91,6 +91,7 @@ def _rows(options: argparse.Namespace, sizes: Sizes) -> Iterator[dict[str, Any]]
     start = time.monotonic()
     command = shlex.join(["python", "-m", "experiments.benchmarks.gpu", *sys.argv[1:]])
     about = {"date": time.strftime("%Y-%m-%d"), "command": command, **git_commit()}
+    about["sizes"] = dataclasses.asdict(sizes)
     for name in options.only.split(","):
         left = 60 * options.minutes - (time.monotonic() - start)
         log = options.output.with_name(f"{options.output.stem}_{name}.log")

@@ -94,7 +94,7 @@ def our_rows(platform: str, file: TextIO) -> Rows:
 
 
 class Guarded:
-    """A function that may fail, for example by running out of memory, while others go on.
+    """A function that may fail, for example by running out of memory, without ending the others.
 
     After a failure, `run` does nothing.
 

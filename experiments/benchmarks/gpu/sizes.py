@@ -20,7 +20,7 @@ def _flag(default: Any, text: str) -> Any:
 
 @dataclass(frozen=True)
 class Sizes:
-    """What is measured, and where; the command has a flag for each field with a help text."""
+    """Holds what is measured and where; the command has a flag for each field with a help text."""
 
     platform: str = "cpu"  # as from `devices_here`
     model: str = _flag("repvgg_b1", "name of the net that is compared")
