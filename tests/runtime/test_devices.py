@@ -65,6 +65,7 @@ def test_other_errors_pass_where_devices_can_be_started(error):
             r"this machine's memory is exhausted \(Unable to alloc",
         ),
     ],
+    ids=["device", "machine"],
 )
 def test_exhausted_memory_is_one_line_with_the_remedy(allocate, says):
     with (
