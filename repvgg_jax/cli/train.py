@@ -153,6 +153,7 @@ def _train_and_fuse(
         **fusion,
         "params": {form: count_parameters(tree) for form, (_, tree) in forms.items()},
         "macs": {form: count_macs(net, tree, size) for form, (net, tree) in forms.items()},
+        "compiled": {name: round(s, 2) for name, s in startup.compiled().items() if s >= 0.1},
         "start_seconds": (seconds := time.monotonic() - startup.began),
         "wall_seconds": trained.seconds_before + seconds,
     }

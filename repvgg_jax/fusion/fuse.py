@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from repvgg_jax.nets import Net, Variables, check_names, check_pair
 from repvgg_jax.ops.batch_norm import accumulation_dtype
+from repvgg_jax.runtime.compilation import jit_once
 
 
 def fuse(net: Net, variables: Variables) -> tuple[Net, dict[str, Any]]:
@@ -44,6 +45,11 @@ def fuse(net: Net, variables: Variables) -> tuple[Net, dict[str, Any]]:
         )
     check_pair(variables)
     check_names(net, variables)
+    return net.clone(block="fused"), _fused_variables(net, dict(variables))
+
+
+@partial(jit_once, static_argnums=0)
+def _fused_variables(net: Net, variables: Variables) -> dict[str, Any]:
     params, stats = dict(variables["params"]), dict(variables.get("batch_stats", {}))
     widen = partial(jax.tree.map, lambda leaf: leaf.astype(accumulation_dtype(leaf.dtype)))
     with jax.default_matmul_precision("highest"):
@@ -56,4 +62,4 @@ def fuse(net: Net, variables: Variables) -> tuple[Net, dict[str, Any]]:
     for head in net.auxiliary_heads().values():
         params.pop(head, None)
         stats.pop(head, None)
-    return net.clone(block="fused"), {"params": params} | ({"batch_stats": stats} if stats else {})
+    return {"params": params} | ({"batch_stats": stats} if stats else {})

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable
+from functools import partial
 from typing import Any, Self
 from zlib import crc32
 
@@ -13,6 +14,7 @@ from jax.sharding import Sharding
 from repvgg_jax.blocks.base import Variables
 from repvgg_jax.errors import UsageError
 from repvgg_jax.nets._base import Net
+from repvgg_jax.runtime.compilation import jit_once
 
 
 @jax.tree_util.register_pytree_with_keys_class
@@ -157,11 +159,10 @@ def init(
     """
     _check_key(key)
     height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
-    images = jnp.zeros((1, height, width, channels))
+    return _fresh(net, key, (1, height, width, channels))
 
-    @jax.jit
-    def fresh(key: Array, images: Array) -> dict[str, Any]:
-        variables = net.init(key, images, train=False)
-        return net.reinitialized(variables, key)
 
-    return fresh(key, images)
+@partial(jit_once, static_argnums=(0, 2))
+def _fresh(net: Net, key: Array, shape: tuple[int, ...]) -> dict[str, Any]:
+    variables = net.init(key, jnp.zeros(shape), train=False)
+    return net.reinitialized(variables, key)

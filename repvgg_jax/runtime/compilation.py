@@ -3,12 +3,16 @@
 import os
 import tempfile
 import time
-from functools import cache
+from collections import Counter
+from collections.abc import Callable
+from functools import cache, wraps
 from pathlib import Path
+from typing import Any
 
 import jax
 from absl import logging
 from jax import Array, lax
+from jax._src.core import trace_state_clean  # no public module has it
 from jax.experimental.xla_metadata import set_xla_metadata
 
 from repvgg_jax.errors import one_line
@@ -119,6 +123,30 @@ def _barrier(x: Array) -> Array:
     return lax.optimization_barrier(x)
 
 
+# LLVM's optimizations take most of the time to compile a program for a CPU.
+FEW_OPTIMIZATIONS = {"xla_backend_optimization_level": 1}
+
+
+def jit_once(function: Callable[..., Any], **settings: Any) -> Callable[..., Any]:
+    """Returns `function` under `jax.jit`, for programs that run once or a few times.
+
+    On a CPU they are optimized less, and compile two to three times as fast: random initialization
+    would otherwise compile as long as the training step (docs/notes/speed.md). Settings are those
+    of `jax.jit`.
+    """
+    optimized = jax.jit(function, **settings)
+    once = jax.jit(function, compiler_options=FEW_OPTIMIZATIONS, **settings)
+
+    @wraps(function)
+    def call(*arguments: Any) -> Any:
+        # JAX allows options outside of other transformations only. A user's level takes precedence.
+        given = next(iter(FEW_OPTIMIZATIONS)) in os.environ.get("XLA_FLAGS", "")
+        fewer = target().is_cpu and trace_state_clean() and not given
+        return (once if fewer else optimized)(*arguments)
+
+    return call
+
+
 def temporaries_bytes(compiled: jax.stages.Compiled) -> int | None:
     """Returns the size of a program's temporary buffers in bytes; None if unknown."""
     memory = compiled.memory_analysis()
@@ -142,22 +170,28 @@ class StartupTimer:
         self.seconds: float | None = None
         self.compile_seconds: float | None = None
         self.began = time.monotonic()
-        self._compiled_before = _compile_seconds()[0]
+        self._before = Counter(_compile_seconds())
 
     def stop(self) -> None:
         """Stops the timer and sets both attributes."""
         self.seconds = time.monotonic() - self.began
-        self.compile_seconds = _compile_seconds()[0] - self._compiled_before
+        self.compile_seconds = sum(self.compiled().values())
+
+    def compiled(self) -> dict[str, float]:
+        """Returns the seconds spent on each compiled function since the construction."""
+        seconds = Counter(_compile_seconds())
+        seconds.subtract(self._before)
+        return {name: value for name, value in seconds.most_common() if value > 0}
 
 
 @cache
-def _compile_seconds() -> list[float]:
-    """Returns a one-element list with the seconds spent compiling since the first call."""
-    total = [0.0]
+def _compile_seconds() -> Counter[str]:
+    """Returns a counter of the seconds spent compiling since the first call, by function."""
+    total: Counter[str] = Counter()
 
-    def listen(event: str, seconds: float, **_: object) -> None:
+    def listen(event: str, seconds: float, fun_name: str = "", **_: object) -> None:
         if event == "/jax/core/compile/backend_compile_duration":
-            total[0] += seconds
+            total[fun_name.removeprefix("jit(").removesuffix(")")] += seconds
 
     jax.monitoring.register_event_duration_secs_listener(listen)
     return total

@@ -82,6 +82,7 @@ def eval_steps(
 ) -> Metrics:
     """Returns the sums of `eval_step` for each of `count` batches from `start` on, [most, ...]."""
 
+    @jax.jit  # so that it is traced once, not for its shapes too
     def sums_of(index: Array) -> Metrics:
         batch = jax.tree.map(lambda rows: rows[index], batches)
         return eval_step(net, variables, batch, mean=mean, std=std)

@@ -16,6 +16,7 @@ from repvgg_jax.runtime.files import replace_text
 from repvgg_jax.runtime.messages import colored
 from repvgg_jax.training.curves import draw_curves
 from repvgg_jax.training.metrics import METRICS_FILE, read_metrics
+from repvgg_jax.training.scalars import open_scalars
 
 # Longest silence between lines where there is no bar, if steps are shorter.
 QUIET_SECONDS = 10
@@ -78,8 +79,6 @@ class Monitor:
         self._pace = _Pace(start_step, batch_size, now)
 
     def _open_files(self, start_step: int) -> None:
-        from tensorboardX import SummaryWriter
-
         self._workdir.mkdir(parents=True, exist_ok=True)
         path = self._workdir / METRICS_FILE
         if path.exists():
@@ -90,13 +89,7 @@ class Monitor:
             self._best = max((row.get("top1") or 0.0 for row in evaluations), default=-math.inf)
             replace_text(path, "".join(json.dumps(row) + "\n" for row in rows))
         self._file = path.open("a", encoding="utf-8")
-        # TensorBoard hides events of older files with steps >= purge_step.
-        self._scalars = SummaryWriter(
-            str(self._workdir / "tensorboard"),
-            purge_step=start_step + 1,
-            # File names contain whole seconds; a quick restart must not overwrite the last file.
-            filename_suffix=f".{time.monotonic_ns()}",
-        )
+        self._scalars = open_scalars(self._workdir, start_step)
 
     @property
     def examples_per_second(self) -> float:

@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 
 from repvgg_jax.config.build import Experiment
 from repvgg_jax.nets import as_average, init
+from repvgg_jax.runtime.compilation import jit_once
 from repvgg_jax.runtime.mesh import FSDP_MIN_SIZE, parameter_shardings, place
 
 
@@ -80,7 +81,7 @@ def fresh_state(experiment: Experiment) -> TrainState:
 def abstract_state(experiment: Experiment) -> TrainState:
     """Returns the shapes, types and shardings of the initial state without computing it."""
     ema = experiment.step_options.ema_decay > 0
-    create = partial(_create, experiment.net, experiment.optimizer, ema)
+    create = _creation(experiment.net, experiment.optimizer, ema)
     return _abstract(create, experiment.mesh, experiment.fsdp_min_size)
 
 
@@ -97,12 +98,19 @@ def init_state(
     With `ema` it includes an average of the variables. Arrays of fewer than `min_size` elements are
     replicated rather than split over `fsdp`.
     """
-    create = partial(_create, net, tx, ema)
+    create = _creation(net, tx, ema)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, _abstract(create, mesh, min_size))
-    return jax.jit(create, out_shardings=shardings)(key)
+    return jit_once(create, out_shardings=shardings)(key)
 
 
-def _create(net: nn.Module, tx: optax.GradientTransformation, ema: bool, key: Array) -> TrainState:
+def _creation(net: nn.Module, tx: optax.GradientTransformation, ema: bool) -> Any:
+    """Returns a function from a key to a fresh state, which is traced once for several uses."""
+    return jax.jit(partial(_create_state, net, tx, ema))
+
+
+def _create_state(
+    net: nn.Module, tx: optax.GradientTransformation, ema: bool, key: Array
+) -> TrainState:
     variables = {"batch_stats": {}} | init(net, key)
     return TrainState(
         step=jnp.int32(0),

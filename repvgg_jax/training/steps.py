@@ -168,17 +168,18 @@ def train_steps(
     Returns:
       The new state, and the metrics of each step, [most steps].
     """
-    step = partial(train_step, key=key, options=options, mesh=mesh)
+    # Under `jit`, so that it is traced once, not for the shapes of its metrics too.
+    step = jax.jit(partial(train_step, options=options, mesh=mesh))
 
     def body(index: Array, carry: tuple[TrainState, Metrics]) -> tuple[TrainState, Metrics]:
         state, metrics = carry
         batch = gather(data, jax.tree.map(lambda rows: rows[index], draws))
-        state, taken = step(state, batch)
+        state, taken = step(state, batch, key)
         write = lambda rows, value: rows.at[index].set(value)  # noqa: E731
         return state, jax.tree.map(write, metrics, taken)
 
     most = draws.index.shape[0]
     first = jax.tree.map(lambda rows: rows[0], draws)
-    shapes: Any = jax.eval_shape(lambda: step(state, gather(data, first))[1])
+    shapes: Any = jax.eval_shape(lambda: step(state, gather(data, first), key)[1])
     metrics = jax.tree.map(lambda leaf: jnp.zeros((most, *leaf.shape), leaf.dtype), shapes)
     return jax.lax.fori_loop(0, count, body, (state, metrics))

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 import repvgg_jax as rj
-from repvgg_jax.nets import _chain, abstract
-from repvgg_jax.runtime.compilation import barrier, drop_oldest
+from repvgg_jax.nets import _chain, _variables, abstract
+from repvgg_jax.runtime.compilation import FEW_OPTIMIZATIONS, barrier, drop_oldest, jit_once
 from repvgg_jax.training.evaluation import compiled_step
 
 
@@ -112,3 +112,28 @@ def test_a_barrier_can_be_differentiated_twice_and_mapped():
     tangent = jax.jvp(barrier, (x,), (2 * x,))[1]
     np.testing.assert_array_equal(tangent, 2 * x)
     np.testing.assert_array_equal(jax.vmap(barrier)(x), x)
+
+
+def test_a_program_that_runs_once_can_be_transformed(monkeypatch):
+    monkeypatch.delenv("XLA_FLAGS")  # which has a level of optimization for tests
+    square = jit_once(lambda x: x**2)
+    assert square(3.0) == 9
+    assert jax.jit(lambda x: square(x) + square(2.0))(3.0) == 13
+    assert jax.grad(square)(3.0) == 6
+    np.testing.assert_array_equal(jax.vmap(square)(jnp.arange(3.0)), [0, 1, 4])
+    assert jax.eval_shape(square, 3.0).shape == ()
+
+
+@pytest.mark.medium
+def test_initial_weights_do_not_depend_on_optimizations():
+    """Runs of a seed start from the same weights, however these are compiled."""
+    net = rj.create("repvgg_a0", num_classes=4, depths=(1, 1), widths=(4, 8), strides=(1, 1))
+    key, shape = jax.random.key(0), (1, 224, 224, 3)
+    default = {"xla_backend_optimization_level": 3, "xla_llvm_disable_expensive_passes": False}
+    fewer, usual = (
+        jax.jit(_variables._fresh.__wrapped__, static_argnums=(0, 2), compiler_options=options)(
+            net, key, shape
+        )
+        for options in (default | FEW_OPTIMIZATIONS, default)
+    )
+    jax.tree.map(np.testing.assert_array_equal, fewer, usual)

@@ -55,6 +55,8 @@ def test_the_whole_way_then_eval_and_fuse(tmp_path):
     assert report["fusion"]["max_relative_error"] < 1e-5
     assert report["params"]["fused"] < report["params"]["train_form"]
     assert report["macs"]["fused"] < report["macs"]["train_form"]
+    programs = {"_create_state", "train_steps", "eval_steps", "_fused_variables", "_compare_forms"}
+    assert programs & set(report["compiled"])  # those in the cache may take less than 0.1 s
     for name in (
         "metrics.jsonl",
         "curves.png",

@@ -120,6 +120,16 @@ def test_importing_brings_nothing_heavy():
     assert {"jax", "flax"} <= set(names)
 
 
+def test_writing_scalars_does_not_import_pytorch(tmp_path):
+    code = (
+        "import sys, pathlib; from repvgg_jax.training.scalars import open_scalars; "
+        f"open_scalars(pathlib.Path({str(tmp_path)!r}), 0).add_scalar('loss', 1.0, 1); "
+        "assert 'torch' not in sys.modules  # not even as None"
+    )
+    start(code)
+    assert list((tmp_path / "tensorboard").iterdir())
+
+
 FREED = """
 import ctypes, json, resource, threading
 from repvgg_jax.runtime.devices import keep_freed_memory
