@@ -85,6 +85,7 @@ def test_training_of_a_small_net():
 
 
 @needs_torch
+@pytest.mark.system
 @pytest.mark.slow
 def test_compiled_pytorch_at_toy_size(tmp_path):
     output, rows = benchmark(tmp_path, only="cifar10_short,torch.compile,cifar10")

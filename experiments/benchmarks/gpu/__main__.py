@@ -45,16 +45,20 @@ def main() -> None:
     with writing(options.output.parent):
         options.output.parent.mkdir(parents=True, exist_ok=True)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # which ends the part as well
-    rows = []
+    rows, interrupted = [], False
     try:
         for row in _rows(options, sizes):
             append_row(options.output, row)
             rows.append(row)
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-    if not any("figure" in row and "error" not in row for row in rows):
+        interrupted = True
+    if any("figure" in row and "error" not in row for row in rows):
+        print(f"\n{tables(rows, sizes)}\n\nrows: {options.output}")
+    elif not interrupted:
         raise RunError("nothing was measured")
-    print(f"\n{tables(rows, sizes)}\n\nrows: {options.output}")
+    if interrupted:
+        print("interrupted; the other figures were not measured", file=sys.stderr)
+        sys.exit(130)
 
 
 def _parser() -> Parser:

@@ -69,9 +69,10 @@ def _setup(rows: Sequence[Row], sizes: Sizes) -> str:
     names = {"jax": "JAX", "flax": "Flax", "torch": "PyTorch"}
     found = [f"{text} {versions[name]}" for name, text in names.items() if name in versions]
     commit = (rows[0]["commit"] or "unknown")[:7] + (" and changes" if rows[0]["dirty"] else "")
+    model = sizes.model if sizes.net == "{}" else f"{sizes.model} with {sizes.net}"
     return (
         f"{' and '.join(devices) or 'no device'}, {', '.join([*found, rows[0]['date']])}, commit "
-        f"{commit}. {sizes.model} at {sizes.image_size} pixels, {sizes.dtype}; medians."
+        f"{commit}. {model} at {sizes.image_size} pixels, {sizes.dtype}; medians."
     )
 
 
