@@ -5,6 +5,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from functools import cache, wraps
 from pathlib import Path
 from typing import Any
@@ -78,21 +79,23 @@ def programs_folder() -> str | None:
 
 
 def drop_oldest(folder: Path, limit: int) -> None:
-    """Removes the least recently used files of a folder until its size is at most `limit` bytes."""
+    """Removes the least recently used files of a folder until its size is at most `limit` bytes.
+
+    Files that cannot be removed are left, such as another user's in a shared folder.
+    """
     found = []
     for path in folder.iterdir():
-        try:
+        with suppress(OSError):  # another run may have removed it
             status = path.stat()
-        except FileNotFoundError:  # removed by another run
-            continue
-        if path.is_file():
-            found.append((max(status.st_atime, status.st_mtime), status.st_size, path))
+            if path.is_file():
+                found.append((max(status.st_atime, status.st_mtime), status.st_size, path))
     total = sum(size for _, size, _ in found)
     for _, size, path in sorted(found):
         if total <= limit:
             return
-        path.unlink(missing_ok=True)
-        total -= size
+        with suppress(OSError):
+            path.unlink(missing_ok=True)
+            total -= size
 
 
 # XLA:CPU removes the optimization barriers by which `jax.checkpoint` separates recomputed values

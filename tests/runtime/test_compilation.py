@@ -3,6 +3,7 @@
 import os
 import re
 from functools import partial
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +22,22 @@ def test_the_longest_unused_programs_go_first(tmp_path):
         os.utime(tmp_path / name, (1e9 - age, 1e9 - age))
     drop_oldest(tmp_path, 250)
     assert {path.name for path in tmp_path.iterdir()} == {"a", "b"}
+
+
+def test_a_program_that_cannot_be_removed_is_left(tmp_path, monkeypatch):
+    unlink = Path.unlink
+
+    def refused(path, **options):
+        if path.name == "b":  # as for another user's file
+            raise PermissionError("Operation not permitted")
+        unlink(path, **options)
+
+    monkeypatch.setattr(Path, "unlink", refused)
+    for age, name in enumerate("abc"):
+        (tmp_path / name).write_bytes(bytes(100))
+        os.utime(tmp_path / name, (1e9 + age, 1e9 + age))
+    drop_oldest(tmp_path, 150)
+    assert {path.name for path in tmp_path.iterdir()} == {"b"}
 
 
 def deep_net(depth, **fields):
