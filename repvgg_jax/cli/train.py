@@ -28,7 +28,7 @@ from repvgg_jax.config.workdir import (
     lock_run,
 )
 from repvgg_jax.data.sources.folder_layout import class_folders
-from repvgg_jax.errors import Stopped
+from repvgg_jax.errors import Stopped, UsageError
 from repvgg_jax.runtime.compilation import StartupTimer
 from repvgg_jax.runtime.lock import check_unlocked
 from repvgg_jax.runtime.mesh import local_copy
@@ -38,6 +38,7 @@ from repvgg_jax.runtime.processes import (
     primary,
     print_once,
     speaks,
+    warn_once,
 )
 from repvgg_jax.runtime.signals import Stopping
 from repvgg_jax.training.confusion import CONFUSION_PICTURE, confusion_fields, show_confusion
@@ -75,7 +76,7 @@ def run_train(config: ConfigDict, workdir: Path) -> None:
         )
         _say_what_changed(config, workdir)
         if speaks():
-            _print_report(earlier, None, fused_step(workdir))
+            _print_report(earlier, None, _step_of_fused(workdir))
         return
     inform_once(f"training {model_name(config)} in {workdir}")
     if has_checkpoints(workdir):
@@ -93,6 +94,15 @@ def run_train(config: ConfigDict, workdir: Path) -> None:
                 report["best"] = best_evaluation(workdir / METRICS_FILE, steps(workdir))
                 write_report(workdir, report)
                 _print_report(report, workdir / CONFUSION_PICTURE)
+
+
+def _step_of_fused(workdir: Path) -> int | None:
+    """Returns `fused_step`; None, with a warning, if the file that contains it is damaged."""
+    try:
+        return fused_step(workdir)
+    except UsageError as error:
+        warn_once("%s", error)
+        return None
 
 
 def _say_what_changed(config: ConfigDict, workdir: Path) -> None:
@@ -167,9 +177,9 @@ def _starts(workdir: Path) -> dict[str, Any]:
 
 
 def _print_report(
-    report: dict[str, Any], picture: Path | None, fused_step: int | None = None
+    report: dict[str, Any], picture: Path | None, step_of_fused: int | None = None
 ) -> None:
-    print(summary(report, fused_step))
+    print(summary(report, step_of_fused))
     if "confusion" in report:
         show_confusion(np.array(report["confusion"]["train_form"]), report["classes"], picture)
 

@@ -65,15 +65,17 @@ def summary(report: Mapping[str, Any], fused_step: int | None = None) -> str:
 
 def _steps(report: Mapping[str, Any], fused_step: int | None) -> Iterator[str]:
     """Yields a line if the best evaluation or the fused weights are not of the report's step."""
-    last, best = report.get("steps"), report.get("best")
-    refused = fused_step not in (None, last)
+    if "steps" not in report:
+        return
+    last, best = report["steps"], report.get("best")
+    fused_again = fused_step not in (None, last)
     # The report's own step may have been evaluated again, by another library.
     earlier = best is not None and best["step"] != last
     better = earlier and best["top1"] > report["top1"]["train_form"]
-    if not (better or refused):
+    if not (better or fused_again):
         return
     line = f"best top-1 {best['top1']:.2%} at step {best['step']:,}; " if better else ""
-    if refused:
+    if fused_again:
         line += (
             f"the report is of the last step, {last:,}, the fused weights of step {fused_step:,}"
         )

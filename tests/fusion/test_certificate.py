@@ -58,7 +58,7 @@ def test_a_fusion_that_is_not_the_train_form_is_not_written(run, tmp_path, monke
     assert (run / "fusion.json").read_text() == before
 
 
-def test_a_changed_weight_names_its_block(run):
+def test_a_changed_weight_names_its_block(run, capsys, caplog):
     _, fused = rj.load(run, fused=True)
     certificate = json.loads((run / "fusion.json").read_text())
     changed = jax.tree.map(lambda leaf: leaf, fused)
@@ -71,6 +71,9 @@ def test_a_changed_weight_names_its_block(run):
         (run / "fusion.json").write_text(text)
         with pytest.raises(rj.UsageError, match=f"fusion.json {problem}.*--mode=fuse"):
             rj.load(run, fused=True)
+        train.run_train(tiny_config(train_steps=2), run)  # finished
+        assert "top-1" in capsys.readouterr().out
+        assert "fusion.json" in caplog.messages[-1]
     (run / "fused" / "_METADATA").write_text("{")
     with pytest.raises(rj.UsageError, match=r"fused cannot be read .*; run --mode=fuse"):
         rj.load(run, fused=True)
@@ -82,8 +85,10 @@ def test_fused_weights_of_an_earlier_step_are_called_that(run, capsys):
     certificate = json.loads((run / "fusion.json").read_text())
     fused = rj.load(run, fused=True)[1]
     save_fused(run, fused, certificate | {"step": 1})
-    evaluate.run_eval(None, run)
+    (run / "confusion.png").unlink()
+    evaluate.run_eval(None, run, step=2)
     assert "fused at step 1, not 2" in capsys.readouterr().out
+    assert not (run / "confusion.png").exists()  # the report's
     train.run_train(tiny_config(train_steps=2), run)  # finished
     assert "the fused weights of step 1\n" in capsys.readouterr().out
     net, _, form = predict.load_form(run)
@@ -94,8 +99,10 @@ def test_fused_weights_of_an_earlier_step_are_called_that(run, capsys):
     assert form == "fused form, step 1"
     with pytest.raises(rj.UsageError, match="cannot be used with step"):
         rj.load(run, fused=True, step=2)
-    with pytest.raises(rj.UsageError, match=r"no checkpoint of step 1 .*; available: \[2\]"):
-        fuse.run_fuse(None, run, step=1)
+    assert predict.load_form(run, step=2)[2] == "train form, step 2"
+    for command in (fuse.run_fuse, evaluate.run_eval):
+        with pytest.raises(rj.UsageError, match=r"no checkpoint of step 1 .*; available: \[2\]"):
+            command(None, run, step=1)
     fuse.run_fuse(None, run, step=2)
     assert predict.load_form(run)[2] == predict.load_form(run, step=2)[2] == "fused form, step 2"
 

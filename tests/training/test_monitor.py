@@ -317,15 +317,15 @@ def test_summary_of_a_resumed_run_of_few_classes():
     assert "top-5" not in text
     assert "best top-1 98.75% at step 1,100; the report and the fused weights are of" in text
     assert "(--mode=fuse --step=1100 fuses the best)" in text
-    refused = "1,100; the report is of the last step, 1,200, the fused weights of step 1,100\n"
-    assert refused in summary(few | changes, fused_step=1100)
+    fused_again = "1,100; the report is of the last step, 1,200, the fused weights of step 1,100\n"
+    assert fused_again in summary(few | changes, fused_step=1100)
     assert "best" not in summary(few | {"best": {"step": 1200, "top1": 1.0}})
     assert "30.0 s in this start (first step after 7.2 s); 2:05:00 in all 3 starts" in text
     assert "the training loss includes label smoothing 0.1; the loss above does not" in text
 
 
 def test_summary_of_part_of_a_run():
-    lines = summary({"model": "m", "top1": {"fused": 0.5}}).splitlines()
+    lines = summary({"model": "m", "top1": {"fused": 0.5}}, fused_step=1).splitlines()
     assert [line.split() for line in lines] == [
         ["m", "train", "form", "fused"],
         ["top-1", "-", "50.00%"],
