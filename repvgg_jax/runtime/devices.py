@@ -191,9 +191,9 @@ def exhausted(cause: Exception) -> RunError:
     """Returns the error for exhausted memory, from JAX's or NumPy's own error."""
     where = "this machine's" if isinstance(cause, MemoryError) else "the device's"
     return RunError(
-        f"{where} memory is exhausted ({one_line(cause).rstrip('.')}); use a smaller batch, or "
-        "fewer --processes in experiments.run; the same command resumes from the last checkpoint, "
-        "if any"
+        f"{where} memory is exhausted ({one_line(cause).rstrip('.')}); lower "
+        "train.eval_batch_size, or train.batch_size in another workdir, or run fewer --processes "
+        "in experiments.run; a rerun resumes from the last checkpoint, if any"
     )
 
 

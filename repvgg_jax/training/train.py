@@ -10,6 +10,7 @@ from repvgg_jax.config.classes import check_classes
 from repvgg_jax.config.workdir import check_workdir, make_workdir
 from repvgg_jax.optim.ema import initial_weight
 from repvgg_jax.runtime.compilation import StartupTimer
+from repvgg_jax.runtime.devices import explaining_exhausted_memory
 from repvgg_jax.runtime.processes import all_processes, leaving_at_once, primary, warn_once
 from repvgg_jax.runtime.signals import Stopping
 from repvgg_jax.training.environment import environment
@@ -82,7 +83,11 @@ def train(
             split.result()
     evaluation = Evaluation(experiment.eval_data, experiment.mesh)
     make_workdir(experiment.config, workdir, names)
-    with open_manager(workdir, experiment.keep) as manager, leaving_at_once():
+    with (
+        open_manager(workdir, experiment.keep) as manager,
+        leaving_at_once(),
+        explaining_exhausted_memory(),
+    ):
         found = restore_latest(manager, state.eval_variables, state.optimizer_state)
         if found is not None:
             state = state.restored(found.variables, found.optimizer)

@@ -188,7 +188,7 @@ def test_the_workdir(given, workdir, monkeypatch):
     [
         (UsageError("wrong"), 2, "error: wrong\n"),
         (RunError("failed"), 3, "error: failed\n"),
-        (MemoryError("too large"), 3, "error: this machine's memory is exhausted (too large); use"),
+        (MemoryError("too large"), 3, "error: this machine's memory is exhausted (too large); lo"),
         (Stopped("stopped by SIGTERM"), 0, "stopped by SIGTERM\n"),
         (KeyboardInterrupt(), 130, "interrupted; rerun to start again"),
     ],

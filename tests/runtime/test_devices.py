@@ -69,7 +69,7 @@ def test_other_errors_pass_where_devices_can_be_started(error):
 )
 def test_exhausted_memory_is_one_line_with_the_remedy(allocate, says):
     with (
-        pytest.raises(RunError, match=f"{says}.*--processes in experiments.run; the same"),
+        pytest.raises(RunError, match=f"{says}.*--processes in experiments.run; a rerun"),
         explaining_exhausted_memory(),
     ):
         jax.block_until_ready(allocate())
