@@ -45,8 +45,14 @@ def record_start(
     """
     earlier = read_history(workdir)
     changed = {name: value for name, (_, value) in changed_fields(config, workdir).items()}
-    row = {"time": _now(), "step": step, "seconds": round(seconds, 3), "changed": changed}
-    append_row(workdir / HISTORY_FILE, row | {"environment": environment})
+    row = {
+        "time": _now(),
+        "step": step,
+        "seconds": round(seconds, 3),
+        "changed": changed,
+        "environment": environment,
+    }
+    append_row(workdir / HISTORY_FILE, row)
     if step and earlier and (found := differences(earlier[-1]["environment"], environment)):
         warn_once(
             "resuming in another environment: %s; results may differ, and report.json lists both",

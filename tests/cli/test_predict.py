@@ -69,6 +69,8 @@ def test_the_accuracy_is_that_of_the_evaluation(undisturbed, tmp_path, capsys, c
     with open(writer, "w") as left, monkeypatch.context() as patch:
         patch.setattr(sys, "stdout", left)
         run_predict(workdir, file, 3, None)
+    with pytest.raises(UsageError, match="no checkpoint of step 3"):
+        run_predict(workdir, file, 1, None, step=3)
     with pytest.raises(UsageError, match=r"damaged.jpg: nothing in it can be read as an image"):
         run_predict(workdir, folder / "damaged.jpg", 1, None)
     assert not capsys.readouterr().out  # no table

@@ -104,7 +104,7 @@ def test_a_tpu_chip_has_one_process(monkeypatch):
 
 
 @pytest.mark.system
-def test_jobs_on_a_cpu_share_no_core(tmp_path):
+def test_jobs_on_a_cpu_share_no_core(tmp_path, capsys):
     mine = os.sched_getaffinity(0)
     assert cores(0, 1) == cores(0, len(mine) + 1) == mine
     if len(mine) == 1:
@@ -113,7 +113,9 @@ def test_jobs_on_a_cpu_share_no_core(tmp_path):
     assert shares[0] | shares[1] == mine
     assert not shares[0] & shares[1]
     code = "import os; print(sorted(os.sched_getaffinity(0)))"
-    launch([job(tmp_path, f"j{i}", code) for i in range(2)], LauncherOptions(processes=2))
+    jobs = [replace(job(tmp_path, f"j{i}", code), programs="same") for i in range(2)]
+    launch(jobs, LauncherOptions(processes=2))
+    assert "waits" not in capsys.readouterr().out  # they share no device
     text = {(tmp_path / f"j{i}" / "log.txt").read_text().strip() for i in range(2)}
     assert text == {str(sorted(share)) for share in shares}
     launch([job(tmp_path, "alone", code)], LauncherOptions(processes=2))
@@ -162,6 +164,8 @@ def test_runs_on_one_gpu_wait_for_programs_that_another_compiles(
         replace(job(tmp_path, name, code), programs=name.split("-")[0])
         for name, code in codes.items()
     ]
+    (tmp_path / "first-s0").mkdir()
+    (tmp_path / "first-s0/log.txt").write_text("first step after 2.0 s\n")  # of an earlier start
     jax.config.update("jax_enable_compilation_cache", cached)
     try:
         with pytest.raises(RunError, match=f"1 of 5 runs failed: full-s0: {full}$"):

@@ -72,8 +72,21 @@ with Stopping():
 """
 
 
+LEFT = """
+import os
+reader, writer = os.pipe()
+os.close(reader)
+os.dup2(writer, 2)
+"""
+
+
 @pytest.mark.system
 def test_a_second_interrupt_ends_the_process_with_one_line_even_while_it_compiles():
     lines = python("-c", INTERRUPTED, code=130).split("\n")
     assert lines[1].startswith("stopping after the current step; Ctrl-C again ends the run at once")
     assert lines[3:] == ["interrupted; rerun", ""]
+
+
+@pytest.mark.system
+def test_interrupts_end_the_process_even_if_the_reader_of_stderr_has_left():
+    assert python("-c", LEFT + INTERRUPTED, code=130, timeout=60) == ""

@@ -1,4 +1,4 @@
-"""Tests of the environments in which the steps of a run were computed."""
+"""Tests of the history of a run: the environments that computed its steps, and its duration."""
 
 import json
 
@@ -54,7 +54,8 @@ def test_the_time_of_a_killed_start_counts_even_if_the_next_one_is_killed_too(tm
     metrics = tmp_path / "metrics.jsonl"
     metrics.write_text('{"step": 9, "kind": "train", "seconds": 30.0}\n{"step": 1')
     record_start(tmp_path, {}, {}, 5, recorded_seconds(tmp_path))
-    metrics.write_text("")  # by a monitor that starts from step 5
+    # By a monitor that starts from step 5.
+    metrics.write_text('{"step": 5, "kind": "train", "seconds": 20.0}\n')
     assert recorded_seconds(tmp_path) == 30.0
     assert [row["seconds"] for row in read_history(tmp_path)] == [0.0, 30.0]
 

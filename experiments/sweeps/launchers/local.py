@@ -117,8 +117,8 @@ def device_environment(
 def cores(slot: int, slots: int) -> set[int]:
     """Returns the CPU cores of a child: its share, or all if there are fewer cores than children.
 
-    Thread pools have as many threads as a process has cores. Without shares, each child would start
-    threads for all cores, and two runs on a CPU would take longer than one after the other.
+    Thread pools have as many threads as a process has cores. Without shares, the threads of each
+    child would compete with those of the others for every core.
     """
     available = sorted(os.sched_getaffinity(0))
     return set(available[slot::slots] if slots <= len(available) else available)
@@ -153,8 +153,8 @@ def launch(jobs: Sequence[Job], options: LauncherOptions) -> None:
     """
     platform, indices = devices_here(os.environ)
     slots = min(options.processes or max(1, len(indices)), len(jobs))
-    own = len(indices) if platform != "cpu" else cpu_cores() or 1
-    queue = _Queue(jobs, waits=slots > own and programs_folder() is not None)
+    apart = len(indices) if platform != "cpu" else cpu_cores() or 1  # children that share nothing
+    queue = _Queue(jobs, waits=slots > apart and programs_folder() is not None)
     running: list[_Child] = []
     ends: dict[str, list[Job]] = {end: [] for end in _ENDS}
     with _caught_signals() as caught, _terminated_at_exit(running):
