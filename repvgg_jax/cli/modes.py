@@ -61,14 +61,14 @@ MODES = {
     ),
     "eval": Mode(
         run_eval,
-        "evaluate the latest checkpoint and the fused weights of a run",
+        "evaluate a checkpoint and the fused weights of a run",
         "--workdir runs/quickstart",
         needs=("workdir",),
         takes=("config", "step"),
     ),
     "fuse": Mode(
         run_fuse,
-        "fuse the latest checkpoint of a run and verify the result",
+        "fuse a checkpoint of a run and verify the result",
         "--workdir runs/quickstart",
         needs=("workdir",),
         takes=("config", "step"),

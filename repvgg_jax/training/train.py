@@ -75,12 +75,7 @@ def train(
     names = source.class_names
     if steps(workdir):
         check_classes(workdir, names, source.name, to_train=True)
-    with ThreadPoolExecutor(2, "loading") as pool:  # while the initial state is compiled
-        splits = experiment.train_data, experiment.eval_data
-        loading = [pool.submit(lambda split=split: split.loaded) for split in splits]
-        experiment, state = _initial_state(experiment, workdir)
-        for split in loading:
-            split.result()
+    experiment, state = _initial_state_and_data(experiment, workdir)
     evaluation = Evaluation(experiment.eval_data, experiment.mesh)
     make_workdir(experiment.config, workdir, names)
     with (
@@ -139,6 +134,17 @@ def warn_about_average(experiment: Experiment) -> None:
             experiment.steps,
             100 * weight,
         )
+
+
+def _initial_state_and_data(experiment: Experiment, workdir: Path) -> tuple[Experiment, TrainState]:
+    """Returns `_initial_state`, which compiles while the data are loaded."""
+    with ThreadPoolExecutor(2, "loading") as pool:
+        splits = experiment.train_data, experiment.eval_data
+        loading = [pool.submit(lambda split=split: split.loaded) for split in splits]
+        initial = _initial_state(experiment, workdir)
+        for split in loading:
+            split.result()
+    return initial
 
 
 def _initial_state(experiment: Experiment, workdir: Path) -> tuple[Experiment, TrainState]:
