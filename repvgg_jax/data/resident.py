@@ -4,6 +4,8 @@ The host only draws indices, crops and flips. The images are those of `data/pipe
 bit.
 """
 
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import jax
@@ -20,7 +22,7 @@ from repvgg_jax.data.decode.image import from_array
 from repvgg_jax.data.sampler import stream_indices
 from repvgg_jax.data.sources.base import ArraySource
 from repvgg_jax.data.split import Split
-from repvgg_jax.runtime.devices import memory_bytes
+from repvgg_jax.runtime.devices import cpu_cores, memory_bytes
 from repvgg_jax.runtime.mesh import place_batches, replicate
 from repvgg_jax.runtime.processes import all_processes, inform_once
 
@@ -74,11 +76,25 @@ def put_training_images(split: Split, mesh: Mesh) -> TrainingImages | None:
     side = transform.image_size + 2 * padding
     if not _fits(len(source) * side * side * 3, "training", mesh):
         return None
-    images = source.images
-    if images.shape[1:3] != (transform.image_size,) * 2:
-        images = np.stack([fit(from_array(image), transform.image_size) for image in images])
-    images = np.pad(images, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
+    images = _padded(source.images, transform.image_size, padding)
     return TrainingImages(*replicate((images, source.labels), mesh), padding)
+
+
+def _padded(images: np.ndarray, size: int, padding: int) -> np.ndarray:
+    """Returns images of the given size with zero padding on each side, in a single copy."""
+    side = size + 2 * padding
+    padded = np.zeros((len(images), side, side, 3), np.uint8)
+    inner = padded[:, padding : padding + size, padding : padding + size]
+    if images.shape[1:3] == (size, size):
+        inner[:] = images
+        return padded
+
+    def resize(row: int) -> None:
+        inner[row] = fit(from_array(images[row]), size)
+
+    with ThreadPoolExecutor(cpu_cores()) as pool:
+        deque(pool.map(resize, range(len(images))), maxlen=0)  # raises what a thread raises
+    return padded
 
 
 def draw(
@@ -97,7 +113,7 @@ def draw(
     if transform.augmentation == "pad_crop":
         crops = draw_crops(transform.padding, transform.flip, augmentation_seed, positions)
     else:
-        crops = (np.zeros(len(positions)),) * 3
+        crops = np.zeros((3, len(positions)))
     return Draws(*(np.asarray(choice, np.int32) for choice in (index, *crops)))
 
 

@@ -213,8 +213,9 @@ class Evaluation:
                 std=self.data.std,
             )
             self._length.wait_and_time(began, count, sums)
+            sums = jax.device_get(sums)
             for row in range(count):  # in this order, whatever the number in a call
-                _add(total, {name: values[row] for name, values in jax.device_get(sums).items()})
+                _add(total, {name: values[row] for name, values in sums.items()})
             done += count
             if after_batch:
                 after_batch()

@@ -55,11 +55,11 @@ class Loop:
         step = saved = start = int(state.step)
         seconds = 0.0  # training time without the first step, evaluations and checkpoints
         result = None
-        steps = open_steps(experiment, state)
         try:
             if start and self._evaluation_due(start) and not evaluated:
                 result = self._evaluate(start, state)
             if start < experiment.steps:
+                steps = open_steps(experiment, state)
                 self.monitor.announce("compiling")
             while step < experiment.steps:
                 began = time.monotonic()
@@ -68,15 +68,16 @@ class Loop:
                 self._guard.flush_if_ready()
                 count = min(steps.per_call, self._end_of_call(step) - step)
                 state, metrics = steps.take(state, step, count)
-                if step == start:
+                first = step == start
+                if first:
                     jax.block_until_ready(metrics)
                     self._started()
-                else:
-                    seconds += time.monotonic() - began
-                    self.waiting = steps.waited / seconds
                 step += count
                 self.monitor.advance(step)
-                self._guard.push(step, count, metrics)
+                self._guard.push(step, count, metrics)  # waits for the devices
+                if not first:
+                    seconds += time.monotonic() - began
+                    self.waiting = steps.waited / seconds
                 result = self._evaluate(step, state) if self._evaluation_due(step) else None
                 if result or step % experiment.checkpoint_every == 0:
                     self._save(state, result)

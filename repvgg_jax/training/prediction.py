@@ -21,6 +21,7 @@ from repvgg_jax.data.decode.image import LazyImage, from_array, open_image
 from repvgg_jax.data.images import normalize
 from repvgg_jax.errors import UsageError, one_line
 from repvgg_jax.nets import check_pair
+from repvgg_jax.runtime.devices import cpu_cores
 from repvgg_jax.runtime.files import local_path
 
 # Normalized pixels are within a few standard deviations of 0, and raw ones reach 255.
@@ -55,7 +56,7 @@ def preprocess(
     if unset := [f"data.{name}" for name in needed if config.data[name] is None]:
         raise UsageError(f"the config leaves {', '.join(unset)} unset; give the workdir of a run")
     transform = make_transform(config)
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(cpu_cores()) as pool:
         rows = list(pool.map(lambda item: eval_image(_open(*item), transform), _each(images)))
     size = transform.eval_size
     batch = np.stack(rows) if rows else np.zeros((0, size, size, 3), np.uint8)

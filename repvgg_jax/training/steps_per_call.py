@@ -1,5 +1,6 @@
 """The number of steps that one call of a compiled loop takes."""
 
+import math
 import time
 
 import jax
@@ -16,9 +17,9 @@ MOST = 128
 class StepsPerCall:
     """Chooses the number of steps in a call; more steps hide the time between calls.
 
-    The first call, which compiles, takes one step, and a few more are timed. From then on the
-    number is fixed: the steps of a quarter second, or 1 if a step takes longer. It is equal in all
-    processes. Results do not depend on it.
+    The first call, which compiles, takes one step, and a few more are timed; the fastest counts,
+    since others may have been disturbed. From then on the number is fixed: the steps of a quarter
+    second, or 1 if a step takes longer. It is equal in all processes. Results do not depend on it.
 
     Args:
       most: largest number that may be chosen.
@@ -33,6 +34,7 @@ class StepsPerCall:
         self.most = min(given or MOST, most)
         self._given = given is not None
         self._calls = 0
+        self._seconds = math.inf  # of a step
 
     def wait_and_time(self, began: float, steps: int, result: object) -> None:
         """Waits for the result of one of the first calls, and chooses the number for the next.
@@ -47,8 +49,8 @@ class StepsPerCall:
             self.number = self.most
         elif 1 < self._calls <= 1 + _TIMED_CALLS:
             jax.block_until_ready(result)
-            seconds = _longest((time.monotonic() - began) / steps)
-            fitting = int(_CALL_SECONDS / seconds)
+            self._seconds = min(self._seconds, _longest((time.monotonic() - began) / steps))
+            fitting = int(_CALL_SECONDS / self._seconds)
             self.number = max(1, min(fitting, self.number * _GROWTH, self.most))
 
 

@@ -12,6 +12,7 @@ import pytest
 
 import repvgg_jax as rj
 from repvgg_jax.nets import _chain, _variables, abstract
+from repvgg_jax.runtime import compilation
 from repvgg_jax.runtime.compilation import FEW_OPTIMIZATIONS, barrier, drop_oldest, jit_once
 from repvgg_jax.training.evaluation import compiled_step
 
@@ -139,6 +140,16 @@ def test_a_program_that_runs_once_can_be_transformed(monkeypatch):
     assert jax.grad(square)(3.0) == 6
     np.testing.assert_array_equal(jax.vmap(square)(jnp.arange(3.0)), [0, 1, 4])
     assert jax.eval_shape(square, 3.0).shape == ()
+
+
+def test_a_program_that_runs_once_is_optimized_less_unless_flags_say_how(monkeypatch):
+    monkeypatch.setattr(compilation, "FEW_OPTIMIZATIONS", {"xla_no_such_option": 1})
+    square = jit_once(lambda x: x**2)
+    with pytest.raises(jax.errors.JaxRuntimeError, match="xla_no_such_option"):
+        square(3.0)
+    assert jax.jit(square)(3.0) == 9
+    monkeypatch.setenv("XLA_FLAGS", "--xla_no_such_option=2")
+    assert square(3.0) == 9
 
 
 @pytest.mark.medium

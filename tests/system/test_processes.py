@@ -24,7 +24,8 @@ ROOT = Path(__file__).parents[2]
 TINY = ["--config", "configs/quickstart.py", "--config.model.depths=(1,2)"]
 TINY += ["--config.model.widths=(4,8)", "--config.model.strides=(2,1)"]
 TINY += ["--config.train.batch_size=32", "--config.optim.warmup_epochs=0.0"]
-TINY += ["--config.train.log_every=1", "--config.mesh.fsdp=2", "--config.mesh.min_size=64"]
+TINY += ["--config.mesh.fsdp=2", "--config.mesh.min_size=64"]
+ENDLESS = [*TINY, "--config.train.steps=100000", "--config.train.log_every=1"]
 
 
 def free_port():
@@ -135,7 +136,8 @@ def two_by_two(tmp_path_factory):
     """Returns the folder and the logs of a whole run on two processes with two devices each."""
     folder = tmp_path_factory.mktemp("two")
     arguments = [*TINY, "--config.train.steps=4", "--config.train.checkpoint_every=2"]
-    arguments += ["--config.train.eval_every=100", "--workdir", folder / "run"]
+    arguments += ["--config.train.eval_every=100", "--config.train.log_every=2"]
+    arguments += ["--workdir", folder / "run"]
     with Pair(folder, *arguments) as pair:
         assert pair.wait() == [0, 0], pair.output(0) + pair.output(1)
         output = [pair.output(0), pair.output(1)]
@@ -145,7 +147,7 @@ def two_by_two(tmp_path_factory):
 def test_two_by_two_is_one_device(two_by_two, tmp_path):
     """Sums in another order differ by 1e-7 of their size; an error would differ by 1e-2."""
     workdir, output = two_by_two
-    one = train(tiny_config(mesh_data=1), tmp_path / "one").state
+    one = train(tiny_config(mesh_data=1, train_log_every=2), tmp_path / "one").state
     curves = [
         [(row["step"], row["loss"]) for row in read_metrics(folder / "metrics.jsonl")]
         for folder in (workdir, tmp_path / "one")
@@ -203,7 +205,7 @@ def test_one_device_opens_what_two_by_two_saved(two_by_two):
 
 @pytest.mark.parametrize("dies", [0, 1])
 def test_if_one_dies_the_other_ends_with_an_error(dies, tmp_path):
-    arguments = [*TINY, "--config.train.steps=100000", "--config.train.checkpoint_every=5"]
+    arguments = [*ENDLESS, "--config.train.checkpoint_every=5"]
     with Pair(tmp_path, *arguments, "--workdir", tmp_path / "run") as pair:
         pair.wait_for(" 7/100000")
         started = time.monotonic()
@@ -223,7 +225,7 @@ def test_if_one_dies_the_other_ends_with_an_error(dies, tmp_path):
 
 
 def test_one_told_to_stop_stops_both_after_the_same_step(tmp_path):
-    arguments = [*TINY, "--config.train.steps=100000", "--config.train.checkpoint_every=100000"]
+    arguments = [*ENDLESS, "--config.train.checkpoint_every=100000"]
     with Pair(tmp_path, *arguments, "--workdir", tmp_path / "run") as pair:
         pair.wait_for(" 3/100000")
         pair.processes[1].send_signal(signal.SIGTERM)

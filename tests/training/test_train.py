@@ -17,6 +17,8 @@ from repvgg_jax.checkpoint import manager as manager_module
 from repvgg_jax.cli.opening import opening
 from repvgg_jax.config.build import StepOptions, build
 from repvgg_jax.data import images as images_module
+from repvgg_jax.data.sources.base import ArraySource
+from repvgg_jax.data.split import Split
 from repvgg_jax.errors import RunError, UsageError
 from repvgg_jax.optim import sgd
 from repvgg_jax.runtime import mesh as mesh_module
@@ -26,6 +28,7 @@ from repvgg_jax.training import step as step_module
 from repvgg_jax.training import train as train_module
 from repvgg_jax.training.environment import environment
 from repvgg_jax.training.metrics import read_metrics
+from tests.support.batches import PLAIN
 from tests.support.faults import before_step
 from tests.support.image_files import encoded, noise, write_prepared
 from tests.support.runs import MEAN, STD, batch_of, equal, tiny_config, train
@@ -96,9 +99,14 @@ def test_evaluation_counts_every_example_once(examples, batch_size):
         {k: v[start : start + batch_size] for k, v in padded.items()}
         for start in range(0, len(padded["label"]), batch_size)
     ]
-    got = evaluation.evaluate(
-        net, variables, batches, mesh=mesh_module.make_mesh(), mean=MEAN, std=STD
-    )
+    mesh = mesh_module.make_mesh()
+    got = evaluation.evaluate(net, variables, batches, mesh=mesh, mean=MEAN, std=STD)
+    source = ArraySource("noise", tuple("0123456789"), whole["image"], whole["label"])
+    on_devices = evaluation.Evaluation(Split(source, PLAIN, batch_size, 0, MEAN, STD), mesh)
+    for _ in range(2):  # in calls of one batch, then of several
+        jax.tree.map(
+            partial(np.testing.assert_allclose, rtol=1e-6), on_devices(net, variables), got
+        )
     images = images_module.to_network_input(jnp.asarray(whole["image"]), MEAN, STD)
     logits = net.apply(variables, images)
     order = np.argsort(-np.asarray(logits), axis=-1)

@@ -1,6 +1,5 @@
 """Opening of a data set by the config values `data.source` and `data.name`."""
 
-import os
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -10,6 +9,7 @@ from repvgg_jax.data.sources.digits import load_digits
 from repvgg_jax.data.sources.folder import load_folder
 from repvgg_jax.data.sources.tfds import load_prepared
 from repvgg_jax.errors import UsageError
+from repvgg_jax.runtime.devices import cpu_cores
 
 SOURCES = ("digits", "tfds", "folder")
 SPLITS = ("train", "test")
@@ -132,7 +132,7 @@ def load_into_memory(source: EncodedSource) -> ArraySource:
         decoded = [(record.where, source.decode(record)) for record in records]
         return [(where, example) for where, example in decoded if example is not None]
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(cpu_cores()) as pool:
         chunks = pool.map(decode, range(0, len(source), _CHUNK))
         examples = [pair for chunk in chunks for pair in chunk]
     if not examples:
