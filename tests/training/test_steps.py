@@ -6,14 +6,20 @@ import itertools
 import logging
 import time
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
+from repvgg_jax.config.build import build
+from repvgg_jax.data import resident
 from repvgg_jax.errors import RunError
 from repvgg_jax.training import steps as steps_module
 from repvgg_jax.training.metrics import read_metrics
 from repvgg_jax.training.nan_guard import NanGuard
+from repvgg_jax.training.state import abstract_state
 from repvgg_jax.training.steps_per_call import StepsPerCall
+from tests.support.batches import take
 from tests.support.faults import before_steps, steps_of
 from tests.support.runs import equal, tiny_config, train
 
@@ -76,6 +82,17 @@ def test_the_first_step_that_is_not_finite_is_named(tmp_path, monkeypatch):
     config = tiny_config(**LONG, train_steps_per_call=5)
     with pytest.raises(RunError, match=r"step 4: loss nan"):
         train(config, tmp_path)
+
+
+@pytest.mark.medium
+def test_a_call_takes_the_batches_of_its_steps_and_seeds():
+    experiment = build(tiny_config(data_seed=3, data_augmentation_seed=5, train_log_every=2))
+    steps = steps_module.open_steps(experiment, abstract_state(experiment))
+    draws = steps._draw(7, 2)
+    for row, expected in enumerate(take(experiment.train_data.train_batches(3, 5, 7), 2)):
+        got = resident.gather(steps._data, jax.tree.map(lambda rows, row=row: rows[row], draws))
+        for name in ("image", "label"):
+            np.testing.assert_array_equal(got[name], expected[name])
 
 
 @pytest.mark.medium
