@@ -72,6 +72,15 @@ def engine(algorithm: str, dtype: Any) -> str:
     return "XLA, by Winograd's algorithm" if algorithm == "winograd" else "XLA"
 
 
+def is_slow_in_loops(algorithm: str, dtype: Any) -> bool:
+    """Returns True if convolutions in a loop of `lax` take many times as long as outside of one.
+
+    Those of XLA:CPU do: in the body of a loop, the gradients are computed by naive code, in one
+    thread (docs/notes/speed.md).
+    """
+    return target().is_cpu and not uses_onednn(algorithm, np.zeros(1, dtype))
+
+
 def xla_only(*arrays: AnyArray) -> bool:
     """Returns True if `lax.conv_general_dilated` must compute the convolution of these arrays."""
     symbolic = not all(isinstance(side, int) for array in arrays for side in array.shape)

@@ -21,6 +21,7 @@ from repvgg_jax.data.resident import put_eval_batches
 from repvgg_jax.data.split import Split
 from repvgg_jax.errors import RunError
 from repvgg_jax.nets import check_pair
+from repvgg_jax.ops.convolution import is_slow_in_loops
 from repvgg_jax.runtime.mesh import replicate, shard_batch
 from repvgg_jax.training.steps_per_call import MOST, StepsPerCall
 
@@ -169,7 +170,8 @@ def scalars(metrics: Metrics) -> dict[str, float]:
 class Evaluation:
     """The evaluation split on a mesh: `evaluation(net, variables)` returns its metrics.
 
-    A split in memory is put onto the devices at the first call, and evaluated in few calls.
+    A split in memory is put onto the devices at the first call, and evaluated in few calls, unless
+    loops are slow (`is_slow_in_loops`).
     """
 
     data: Split
@@ -184,7 +186,7 @@ class Evaluation:
         Arguments, results and errors are those of `evaluate`; `after_batch` may be called after
         several batches.
         """
-        if self._resident is None:
+        if is_slow_in_loops(net.conv_algorithm, net.dtype) or self._resident is None:
             return evaluate(
                 net,
                 variables,

@@ -18,6 +18,7 @@ from repvgg_jax.data.resident import (
     gather,
     put_training_images,
 )
+from repvgg_jax.ops.convolution import is_slow_in_loops
 from repvgg_jax.runtime.mesh import place_batches
 from repvgg_jax.runtime.processes import inform_once
 from repvgg_jax.training.evaluation import Metrics
@@ -50,7 +51,10 @@ class StreamedSteps:
 
 
 class ResidentSteps:
-    """Takes many steps a call, on images that are on the devices."""
+    """Takes many steps a call, on images that are on the devices.
+
+    Where loops are slow (`is_slow_in_loops`), a call takes one step.
+    """
 
     # The draws of a step take a tenth of a millisecond on a CPU. Other devices are busy meanwhile
     # with the call before.
@@ -59,8 +63,16 @@ class ResidentSteps:
     def __init__(self, experiment: Experiment, state: TrainState, data: TrainingImages):
         self._experiment = experiment
         self._data = data
-        self._length = StepsPerCall(_longest_call(experiment), experiment.steps_per_call)
-        self._steps = jit_train_steps(state, experiment.mesh, experiment.step_options)
+        net = experiment.net
+        looped = not is_slow_in_loops(net.conv_algorithm, net.dtype)
+        most = _longest_call(experiment) if looped else 1
+        self._length = StepsPerCall(most, experiment.steps_per_call)
+        self._steps = jit_train_steps(state, experiment.mesh, experiment.step_options, looped)
+        if not looped and (experiment.steps_per_call or 1) > 1:
+            inform_once(
+                f"train.steps_per_call={experiment.steps_per_call} has no effect on a CPU without "
+                "oneDNN, since XLA:CPU computes convolutions in loops slowly"
+            )
         self._key = jax.random.key(experiment.augmentation_seed)
         # If the next call is waiting, XLA:CPU runs it before it reports the results of this one.
         self._on_cpu = experiment.mesh.devices.flat[0].platform == "cpu"
@@ -132,12 +144,17 @@ def open_steps(experiment: Experiment, state: TrainState) -> StreamedSteps | Res
     return StreamedSteps(experiment, state)
 
 
-def jit_train_steps(state: TrainState, mesh: Mesh, options: StepOptions) -> jax.stages.Wrapped:
-    """Returns `train_steps` under `jax.jit`, as `jit_train_step` does for a step."""
+def jit_train_steps(
+    state: TrainState, mesh: Mesh, options: StepOptions, looped: bool = True
+) -> jax.stages.Wrapped:
+    """Returns `train_steps` under `jax.jit`, as `jit_train_step` does for a step.
+
+    With `looped=False` it takes the first step only, in a program without a loop.
+    """
     split = mesh.shape.get("fsdp", 1) > 1
-    steps = partial(train_steps, options=options, mesh=mesh if split else None)
+    function = train_steps if looped else _train_first_step
     return jax.jit(
-        steps,
+        partial(function, options=options, mesh=mesh if split else None),
         donate_argnums=0,
         out_shardings=(jax.tree.map(lambda leaf: leaf.sharding, state), None),
         compiler_options=compiler_options(state.net, mesh) or None,
@@ -185,3 +202,18 @@ def train_steps(
     shapes: Any = jax.eval_shape(lambda: step(state, gather(data, first), key)[1])
     metrics = jax.tree.map(lambda leaf: jnp.zeros((most, *leaf.shape), leaf.dtype), shapes)
     return jax.lax.fori_loop(0, count, body, (state, metrics))
+
+
+def _train_first_step(
+    state: TrainState,
+    data: TrainingImages,
+    draws: Draws,
+    count: Array,
+    key: Array,
+    options: StepOptions,
+    mesh: Mesh | None,
+) -> tuple[TrainState, Metrics]:
+    """Takes one step; arguments and results are those of `train_steps`."""
+    batch = gather(data, jax.tree.map(lambda rows: rows[0], draws))
+    state, metrics = train_step(state, batch, key, options, mesh)
+    return state, jax.tree.map(lambda value: value[None], metrics)

@@ -14,6 +14,7 @@ import pytest
 from repvgg_jax.config.build import build
 from repvgg_jax.data import resident
 from repvgg_jax.errors import RunError
+from repvgg_jax.training import evaluation
 from repvgg_jax.training import steps as steps_module
 from repvgg_jax.training.metrics import read_metrics
 from repvgg_jax.training.nan_guard import NanGuard
@@ -26,6 +27,13 @@ from tests.support.runs import equal, tiny_config, train
 LONG = {"train_steps": 13, "train_log_every": 5, "train_checkpoint_every": 8}
 
 
+@pytest.fixture
+def fast_loops(monkeypatch):
+    """Loops as where they are fast; here are four devices, which oneDNN does not support."""
+    for module in (steps_module, evaluation):
+        monkeypatch.setattr(module, "is_slow_in_loops", lambda algorithm, dtype: False)
+
+
 def calls_of(config, workdir, monkeypatch):
     """Returns the last step of each call of a run, and its last state."""
     ends = []
@@ -34,6 +42,7 @@ def calls_of(config, workdir, monkeypatch):
 
 
 @pytest.mark.medium
+@pytest.mark.usefixtures("fast_loops")
 def test_many_steps_in_a_call_are_one_step_a_call_bit_for_bit(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         ends, one = calls_of(tiny_config(**LONG, train_steps_per_call=1), tmp_path / "one", patch)
@@ -52,6 +61,7 @@ def test_many_steps_in_a_call_are_one_step_a_call_bit_for_bit(tmp_path, monkeypa
 
 
 @pytest.mark.medium
+@pytest.mark.usefixtures("fast_loops")
 def test_a_run_killed_within_a_call_resumes_bit_for_bit(tmp_path, monkeypatch):
     config = tiny_config(**LONG, train_steps_per_call=5)
     whole = train(config, tmp_path / "whole").state
@@ -70,6 +80,7 @@ def test_a_run_killed_within_a_call_resumes_bit_for_bit(tmp_path, monkeypatch):
 
 
 @pytest.mark.medium
+@pytest.mark.usefixtures("fast_loops")
 def test_the_first_step_that_is_not_finite_is_named(tmp_path, monkeypatch):
     original = steps_module.train_step
 
@@ -85,6 +96,7 @@ def test_the_first_step_that_is_not_finite_is_named(tmp_path, monkeypatch):
 
 
 @pytest.mark.medium
+@pytest.mark.usefixtures("fast_loops")
 def test_a_call_takes_the_batches_of_its_steps_and_seeds():
     experiment = build(tiny_config(data_seed=3, data_augmentation_seed=5, train_log_every=2))
     steps = steps_module.open_steps(experiment, abstract_state(experiment))
@@ -96,6 +108,7 @@ def test_a_call_takes_the_batches_of_its_steps_and_seeds():
 
 
 @pytest.mark.medium
+@pytest.mark.usefixtures("fast_loops")
 def test_fields_without_effect_are_named(tmp_path, caplog, monkeypatch):
     """Also tests that the share of waiting counts the time of the devices."""
     caplog.set_level(logging.INFO)
@@ -112,6 +125,20 @@ def test_fields_without_effect_are_named(tmp_path, caplog, monkeypatch):
     monkeypatch.setattr(steps_module.StreamedSteps, "waited", 0.1)
     assert 0 < train(streamed, tmp_path / "b").waiting <= 0.5
     assert "train.steps_per_call=64 has no effect" in caplog.text
+
+
+@pytest.mark.medium
+def test_convolutions_that_are_slow_in_loops_are_in_none(tmp_path, caplog):
+    """The four devices here have XLA's convolutions."""
+    caplog.set_level(logging.INFO)
+    experiment = build(tiny_config(train_steps_per_call=4))
+    state = abstract_state(experiment)
+    steps = steps_module.open_steps(experiment, state)
+    assert "has no effect on a CPU without oneDNN" in caplog.text
+    assert steps.per_call == 1
+    program = steps._steps.lower(state, steps._data, steps._draw(0, 1), np.int32(1), steps._key)
+    assert "convolution" in program.as_text()
+    assert "stablehlo.while" not in program.as_text()
 
 
 def test_short_steps_share_a_call_and_long_ones_do_not():
