@@ -5,11 +5,12 @@ from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
+from absl import logging
 from flax import linen as nn
 from jax.sharding import SingleDeviceSharding
 from ml_collections import ConfigDict
 
-from repvgg_jax.checkpoint.fused import load_fused
+from repvgg_jax.checkpoint.fused import fused_step, load_fused
 from repvgg_jax.checkpoint.manager import checkpoint_folder, newest_readable, open_reader, steps
 from repvgg_jax.config.workdir import read_config
 from repvgg_jax.errors import UsageError
@@ -28,7 +29,8 @@ def load(
       workdir: folder of a run.
       fused: True to load the fused pair, which `--mode=train` and `--mode=fuse` write.
       step: step of the checkpoint; by default the latest readable one, with a warning that names
-        any damaged ones. Must be None if `fused` is True.
+        any damaged ones. If `fused` is True, the step that the fused pair must be of; by default
+        any, with a warning if it is not the latest.
 
     Raises:
       UsageError: if there is no run, or the checkpoint is missing or unreadable.
@@ -37,12 +39,31 @@ def load(
       >>> net, variables = load("runs/b1")  # doctest: +SKIP
     """
     workdir = local_path(workdir).absolute()
-    if fused and step is not None:
-        raise UsageError("fused=True cannot be used with step; fusion.json records the fused step")
     if fused:
-        return load_fused(workdir, _net(read_config(workdir)))
+        pair = load_fused(workdir, _net(read_config(workdir)))
+        _check_fused_step(workdir, step)
+        return pair
     net, variables, _ = load_trained(workdir, step)
     return net, variables
+
+
+def _check_fused_step(workdir: Path, step: int | None) -> None:
+    """Raises UsageError if the fused pair is not of `step`; warns if it is not of the latest."""
+    fused, found = fused_step(workdir), steps(workdir)
+    if step not in (None, fused):
+        raise UsageError(
+            f"the fused weights in {workdir} are of step {fused}, not {step}; --mode=fuse "
+            f"--step={step} replaces them, and fuse(*load(workdir, step={step})) does not"
+        )
+    if step is None and found and fused != found[-1]:
+        logging.warning(
+            "the fused weights in %s are of step %d, not of the latest checkpoint, %d; pass "
+            "step=%d to load either form of that step",
+            workdir,
+            fused,
+            found[-1],
+            fused,
+        )
 
 
 def load_trained(workdir: Path, step: int | None = None) -> tuple[nn.Module, dict[str, Any], int]:

@@ -34,7 +34,7 @@ def run_eval(config: ConfigDict | None, workdir: Path, step: int | None = None) 
     forms = {"train form": (net, variables)}
     if (fused := fused_step(workdir)) is not None:
         name = "fused" if fused == loaded else f"fused at step {fused}, not {loaded}"
-        forms[name] = load(workdir, fused=True)
+        forms[name] = load(workdir, fused=True, step=fused)
     results = {form: evaluation(*pair) for form, pair in forms.items()}
     width = max(map(len, results))
     for form, result in results.items():

@@ -126,7 +126,7 @@ def load_form(workdir: Path, step: int | None = None) -> tuple[nn.Module, Any, s
     wanted = steps(workdir)[-1:] if step is None else [step]
     fused = fused_step(workdir)
     if fused is not None and wanted in ([], [fused]):
-        return *load(workdir, fused=True), f"fused form, step {fused}"
+        return *load(workdir, fused=True, step=fused), f"fused form, step {fused}"
     net, variables, loaded = load_trained(workdir, step)
     other = ""
     if fused is not None and step is None:

@@ -26,6 +26,7 @@ from repvgg_jax.config.workdir import (
     check_workdir,
     has_checkpoints,
     lock_run,
+    read_config,
 )
 from repvgg_jax.data.sources.folder_layout import class_folders
 from repvgg_jax.errors import Stopped, UsageError
@@ -78,7 +79,10 @@ def run_train(config: ConfigDict, workdir: Path) -> None:
         if speaks():
             _print_report(earlier, None, _step_of_fused(workdir))
         return
-    inform_once(f"training {model_name(config)} in {workdir}")
+    verb = "resuming" if steps(workdir) else "training"
+    inform_once(f"{verb} {model_name(config)} in {workdir}")
+    if config.init_from is not None and not steps(workdir):
+        read_config(config.init_from)  # raises if there is no run
     if has_checkpoints(workdir):
         _say_what_changed(config, workdir)
     with Stopping(config.train.deadline) as stopping:

@@ -125,19 +125,25 @@ def randomize(variables: Variables, key: Array) -> dict[str, Any]:
 
     def draw(path: tuple[Any, ...], leaf: Any) -> Array:
         name = jax.tree_util.keystr(path)
-        noise = jax.random.normal(jax.random.fold_in(key, crc32(name.encode())), leaf.shape)
-        match path[-1].key:
-            case "var":
-                noise = jnp.exp(0.5 * noise)
-            case "scale":
-                noise = jnp.sign(noise) * (0.5 + jnp.abs(noise))
-            case "kernel":
-                noise = noise * (2 / math.prod(leaf.shape[:-1])) ** 0.5
-            case _:
-                noise = 0.3 * noise
-        return noise.astype(leaf.dtype)
+        own_key = jax.random.fold_in(key, crc32(name.encode()))
+        return _random_leaf(path[-1].key, tuple(leaf.shape), jnp.dtype(leaf.dtype), own_key)
 
     return jax.tree_util.tree_map_with_path(draw, dict(variables))
+
+
+@partial(jit_once, static_argnums=(0, 1, 2))
+def _random_leaf(name: str, shape: tuple[int, ...], dtype: Any, key: Array) -> Array:
+    noise = jax.random.normal(key, shape)
+    match name:
+        case "var":
+            noise = jnp.exp(0.5 * noise)
+        case "scale":
+            noise = jnp.sign(noise) * (0.5 + jnp.abs(noise))
+        case "kernel":
+            noise = noise * (2 / math.prod(shape[:-1])) ** 0.5
+        case _:
+            noise = 0.3 * noise
+    return noise.astype(dtype)
 
 
 def init(

@@ -71,7 +71,7 @@ class Loop:
                 first = step == start
                 if first:
                     jax.block_until_ready(metrics)
-                    self._started()
+                    self._started(step + count)
                 step += count
                 self.monitor.advance(step)
                 self._guard.push(step, count, metrics)  # waits for the devices
@@ -87,8 +87,9 @@ class Loop:
         check_saved(self.manager, wait=True)
         return state, result
 
-    def _started(self) -> None:
+    def _started(self, step: int) -> None:
         self.startup.stop()
+        self.monitor.restart(step)  # the time to compile says nothing about the steps to come
         self.monitor.announce("")
         self.monitor.show(
             f"{FIRST_STEP} {self.startup.seconds:.1f} s, "

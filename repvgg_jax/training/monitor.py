@@ -166,6 +166,10 @@ class Monitor:
                 line = colored(f"{line}  best so far", "green", self._stream)
             self.announce("")
             self.show(line)
+        self.restart(step)
+
+    def restart(self, step: int) -> None:
+        """Excludes the time until now, at which `step` steps are complete, from the speed."""
         self._pace.restart(step, time.monotonic())
 
     def close(self) -> None:

@@ -1,6 +1,7 @@
 """Steps of a run, on batches that the host sends or that are gathered on the devices."""
 
 import time
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
@@ -29,25 +30,39 @@ from repvgg_jax.training.steps_per_call import StepsPerCall
 
 
 class StreamedSteps:
-    """Takes one step a call, on batches that the host prepares and sends."""
+    """Takes one step a call, on batches that the host prepares and sends.
+
+    Attributes:
+      waited: seconds for which the devices waited for the host, from the second step on.
+    """
 
     per_call = 1
 
     def __init__(self, experiment: Experiment, state: TrainState):
         seeds = (experiment.data_seed, experiment.augmentation_seed)
         batches = experiment.train_data.train_batches(*seeds, int(state.step))
+        self.waited = 0.0
         self._batches = Prefetcher(batches, experiment.mesh)
         self._step = jit_train_step(state, experiment.mesh, experiment.step_options)
         self._key = jax.random.key(experiment.augmentation_seed)
-
-    @property
-    def waited(self) -> float:
-        """Seconds spent waiting for the host, excluding the first batches."""
-        return self._batches.waited
+        self._watch = ThreadPoolExecutor(1, "step")
+        self._finished: Future[float] | None = None
 
     def take(self, state: TrainState, step: int, count: int) -> tuple[TrainState, Metrics]:
         """Takes one step; returns the state, which replaces the given one, and its metrics."""
-        return self._step(state, next(self._batches), self._key)
+        began = time.monotonic()
+        batch = next(self._batches)
+        # While the devices are busy with the step before, nothing waits for the batch.
+        if self._finished is not None and self._finished.done():
+            self.waited += time.monotonic() - max(began, self._finished.result())
+        state, metrics = self._step(state, batch, self._key)
+        self._finished = self._watch.submit(_time_when_ready, metrics)
+        return state, metrics
+
+
+def _time_when_ready(arrays: Any) -> float:
+    jax.block_until_ready(arrays)
+    return time.monotonic()
 
 
 class ResidentSteps:

@@ -32,6 +32,11 @@ def test_digits():
     assert (train.images.dtype, train.labels.dtype) == (np.uint8, np.int32)
     assert (train.images.min(), train.images.max()) == (0, 255)
     assert set(test.labels) == set(range(10))
+    from sklearn import datasets
+
+    bunch = datasets.load_digits()
+    np.testing.assert_array_equal(test.labels, bunch.target[::5])
+    np.testing.assert_allclose(test.images[..., 0], bunch.images[::5] * 255 / 16, atol=0.5)
     batch = next(train_batches(train, Transform("pad_crop", 8, padding=1, flip=False), 16, 0))
     assert batch["image"].shape == (16, 8, 8, 3)
     larger = next(eval_batches(test, Transform("none", 12), 16))

@@ -81,7 +81,7 @@ def test_a_changed_weight_names_its_block(run, capsys, caplog):
     equal(rj.load(run, fused=True)[1], fused)
 
 
-def test_fused_weights_of_an_earlier_step_are_called_that(run, capsys):
+def test_fused_weights_of_an_earlier_step_are_called_that(run, capsys, caplog):
     certificate = json.loads((run / "fusion.json").read_text())
     fused = rj.load(run, fused=True)[1]
     save_fused(run, fused, certificate | {"step": 1})
@@ -97,7 +97,12 @@ def test_fused_weights_of_an_earlier_step_are_called_that(run, capsys):
     net, _, form = predict.load_form(run, step=1)
     assert net.is_fused
     assert form == "fused form, step 1"
-    with pytest.raises(rj.UsageError, match="cannot be used with step"):
+    assert not caplog.messages
+    equal(rj.load(run, fused=True, step=1)[1], fused)
+    assert not caplog.messages
+    equal(rj.load(run, fused=True)[1], fused)
+    assert "are of step 1, not of the latest checkpoint, 2" in caplog.text
+    with pytest.raises(rj.UsageError, match=r"of step 1, not 2; --mode=fuse --step=2 replaces"):
         rj.load(run, fused=True, step=2)
     assert predict.load_form(run, step=2)[2] == "train form, step 2"
     for command in (fuse.run_fuse, evaluate.run_eval):

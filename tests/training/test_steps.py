@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import threading
 import time
 
 import jax
@@ -14,10 +15,10 @@ import pytest
 from repvgg_jax.config.build import build
 from repvgg_jax.data import resident
 from repvgg_jax.errors import RunError
-from repvgg_jax.training import evaluation
+from repvgg_jax.runtime.mesh import shard_batch
+from repvgg_jax.training import evaluation, prefetch
 from repvgg_jax.training import steps as steps_module
 from repvgg_jax.training.metrics import read_metrics
-from repvgg_jax.training.nan_guard import NanGuard
 from repvgg_jax.training.state import abstract_state
 from repvgg_jax.training.steps_per_call import StepsPerCall
 from tests.support.batches import take
@@ -109,22 +110,28 @@ def test_a_call_takes_the_batches_of_its_steps_and_seeds():
 
 @pytest.mark.medium
 @pytest.mark.usefixtures("fast_loops")
-def test_fields_without_effect_are_named(tmp_path, caplog, monkeypatch):
-    """Also tests that the share of waiting counts the time of the devices."""
+def test_fields_without_effect_are_named(tmp_path, caplog):
     caplog.set_level(logging.INFO)
     train(tiny_config(train_steps=2, train_log_every=2, train_steps_per_call=64), tmp_path / "a")
     assert "train.steps_per_call=64 is larger than train.log_every=2" in caplog.text
-    streamed = tiny_config(train_steps=2, train_steps_per_call=64, data_erasing=0.5)
-    push = NanGuard.push
-
-    def busy(*arguments):
-        time.sleep(0.2)
-        push(*arguments)
-
-    monkeypatch.setattr(NanGuard, "push", busy)
-    monkeypatch.setattr(steps_module.StreamedSteps, "waited", 0.1)
-    assert 0 < train(streamed, tmp_path / "b").waiting <= 0.5
+    train(tiny_config(train_steps=1, train_steps_per_call=64, data_erasing=0.5), tmp_path / "b")
     assert "train.steps_per_call=64 has no effect" in caplog.text
+
+
+@pytest.mark.medium
+@pytest.mark.parametrize("busy", [False, True])
+def test_only_idle_devices_wait_for_data(busy, tmp_path, monkeypatch):
+    def slowly(batch, mesh):
+        time.sleep(0.1)
+        return shard_batch(batch, mesh)
+
+    monkeypatch.setattr(prefetch, "shard_batch", slowly)
+    finished = threading.Event()
+    if busy:
+        monkeypatch.setattr(steps_module, "_time_when_ready", lambda arrays: finished.wait())
+    waiting = train(tiny_config(train_steps=5, data_erasing=0.5), tmp_path).waiting
+    finished.set()
+    assert waiting == 0 if busy else 0.3 < waiting <= 1
 
 
 @pytest.mark.medium
