@@ -23,7 +23,7 @@ VERSION = 1
 _REQUIRED = ("config_hash", "sweep", "name", "seed", "protocol", "top1")
 _START = b'{"version"'  # the start of every row
 REPORT_FILE = "report.json"  # written last by a run
-INFO_FILE = "run.json"  # known only to the training process: commit, cores, startup, temporaries
+INFO_FILE = "run.json"  # known only to the training process: commit, cores, startup
 
 
 def read_rows(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
@@ -86,9 +86,8 @@ def make_row(run: Run, workdir: Path) -> dict[str, Any]:
     info = read_info(workdir)
     metrics = read_metrics(workdir / METRICS_FILE)
     rates = [row["examples_per_second"] for row in metrics if row.get("examples_per_second")]
-    # The median, since a mean would include pauses, such as a laptop's sleep. The first interval
-    # includes the compilation.
-    rate = statistics.median(rates[1:] or rates) if rates else report["examples_per_second"]
+    # The median, since a mean would include pauses, such as a laptop's sleep.
+    rate = statistics.median(rates) if rates else report["examples_per_second"]
     step_seconds = run.config().train.batch_size / rate if rate else None
     finished = time.gmtime((workdir / REPORT_FILE).stat().st_mtime)
     return {
@@ -110,7 +109,7 @@ def make_row(run: Run, workdir: Path) -> dict[str, Any]:
         "evaluation_seconds": _evaluation_seconds(metrics, step_seconds or 0.0),
         "eval_images": report["eval_count"],
         "wall_seconds": max([report["wall_seconds"], *(row["seconds"] for row in metrics)]),
-        "temporaries_bytes": info.get("temporaries_bytes"),
+        "temporaries_bytes": report.get("temporaries_bytes"),
         "params": report["params"],
         "macs": report["macs"],
         "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", finished),

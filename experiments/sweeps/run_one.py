@@ -16,7 +16,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import jax
-from ml_collections import ConfigDict
 
 from experiments.sweeps import workdirs
 from experiments.sweeps.expand import Run, expand, parse_overrides
@@ -31,11 +30,9 @@ from experiments.sweeps.rows import (
     row_key,
     sweep_fields,
 )
-from repvgg_jax.bench import aot
 from repvgg_jax.cli.train import run_train
 from repvgg_jax.config.workdir import lock_run
 from repvgg_jax.errors import RunError, Stopped, UsageError, one_line
-from repvgg_jax.runtime.compilation import temporaries_bytes
 from repvgg_jax.runtime.devices import cpu_cores, explaining_exhausted_memory
 from repvgg_jax.runtime.files import append_row, write_json
 from repvgg_jax.runtime.messages import show_messages
@@ -62,7 +59,7 @@ def execute(run: Run, workdir: Path, results: Path) -> None:
             if primary():
                 with writing(workdir):
                     workdirs.clear_error(workdir)
-                    write_info(run.config(), workdir)
+                    write_info(workdir)
             run_train(run.config(), workdir)
         if primary():
             record(run, workdir, results)
@@ -98,25 +95,19 @@ def record(run: Run, workdir: Path, results: Path) -> None:
         append_row(path, rows[0] | fields if rows else make_row(run, workdir))
 
 
-def write_info(config: ConfigDict, workdir: Path) -> None:
-    """Writes `run.json`: commits, cores, the compiled step's temporaries and the startup time.
+def write_info(workdir: Path) -> None:
+    """Writes `run.json`: commits, cores and the startup time.
 
     It is written right before training, so that a killed run has it too.
     """
     before = read_info(workdir)
     code = git_commit()
-    temporaries = before.get("temporaries_bytes")
-    # Compilation in a multi-process run may wait for the other processes.
-    alone = jax.process_count() == 1 and config.optim.repoptimizer_from is None
-    if temporaries is None and alone:
-        temporaries = temporaries_bytes(aot.compile_step(config, jax.devices()))
     earlier = dict.fromkeys([*before.get("earlier_commits", []), before.get("commit")])
     info = {
         "commit": code["commit"],
         "dirty": before.get("dirty") or code["dirty"],
         "earlier_commits": [c for c in earlier if c not in (None, code["commit"])],
         "cores": cpu_cores(),
-        "temporaries_bytes": temporaries,
         "startup_seconds": _process_seconds(),
     }
     write_json(workdir / INFO_FILE, info)

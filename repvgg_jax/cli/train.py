@@ -195,6 +195,7 @@ def _speed(
     measured = {
         "examples_per_second": trained.examples_per_second,
         "waiting_for_data": trained.waiting,
+        "temporaries_bytes": trained.temporaries_bytes,
         "first_step_seconds": startup.seconds,
         "compile_seconds": startup.compile_seconds,
     }

@@ -11,7 +11,7 @@ import orbax.checkpoint as ocp
 from repvgg_jax.checkpoint.manager import check_saved, save
 from repvgg_jax.config.build import Experiment
 from repvgg_jax.errors import Stopped
-from repvgg_jax.runtime.compilation import FIRST_STEP, StartupTimer
+from repvgg_jax.runtime.compilation import FIRST_STEP, StartupTimer, temporaries_bytes
 from repvgg_jax.runtime.signals import Stopping
 from repvgg_jax.training.evaluation import Evaluation, Metrics, scalars
 from repvgg_jax.training.monitor import Monitor
@@ -26,6 +26,7 @@ class Loop:
 
     Attributes:
       waiting: share of the training time spent waiting for data; None before the second step.
+      temporaries_bytes: temporary memory of the compiled step; None before the first, or unknown.
     """
 
     experiment: Experiment
@@ -35,6 +36,7 @@ class Loop:
     stopping: Stopping
     startup: StartupTimer
     waiting: float | None = field(default=None, init=False)
+    temporaries_bytes: int | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
         self._guard = NanGuard(self.experiment, self.monitor, self.manager)
@@ -72,6 +74,8 @@ class Loop:
                 if first:
                     jax.block_until_ready(metrics)
                     self._started(step + count)
+                    if steps.program is not None:
+                        self.temporaries_bytes = temporaries_bytes(steps.program)
                 step += count
                 self.monitor.advance(step)
                 self._guard.push(step, count, metrics)  # waits for the devices

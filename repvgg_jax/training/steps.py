@@ -33,10 +33,12 @@ class StreamedSteps:
     """Takes one step a call, on batches that the host prepares and sends.
 
     Attributes:
+      program: the compiled step; None before the first one.
       waited: seconds for which the devices waited for the host, from the second step on.
     """
 
     per_call = 1
+    program: jax.stages.Compiled | None = None
 
     def __init__(self, experiment: Experiment, state: TrainState):
         seeds = (experiment.data_seed, experiment.augmentation_seed)
@@ -55,7 +57,9 @@ class StreamedSteps:
         # While the devices are busy with the step before, nothing waits for the batch.
         if self._finished is not None and self._finished.done():
             self.waited += time.monotonic() - max(began, self._finished.result())
-        state, metrics = self._step(state, batch, self._key)
+        arguments = state, batch, self._key
+        self.program = self.program or self._step.lower(*arguments).compile()
+        state, metrics = self.program(*arguments)
         self._finished = self._watch.submit(_time_when_ready, metrics)
         return state, metrics
 
@@ -69,7 +73,12 @@ class ResidentSteps:
     """Takes many steps a call, on images that are on the devices.
 
     Where loops are slow (`is_slow_in_loops`), a call takes one step.
+
+    Attributes:
+      program: the compiled steps; None before the first call.
     """
+
+    program: jax.stages.Compiled | None = None
 
     # The draws of a step take a tenth of a millisecond on a CPU. Other devices are busy meanwhile
     # with the call before.
@@ -106,7 +115,9 @@ class ResidentSteps:
         """
         began = time.monotonic()
         draws = self._draw(step, count)
-        state, metrics = self._steps(state, self._data, draws, np.int32(count), self._key)
+        arguments = state, self._data, draws, np.int32(count), self._key
+        self.program = self.program or self._steps.lower(*arguments).compile()
+        state, metrics = self.program(*arguments)
         self._length.wait_and_time(began, count, metrics)
         if self._on_cpu:
             jax.block_until_ready(metrics)

@@ -30,6 +30,7 @@ class TrainResult(NamedTuple):
       metrics: the evaluation of that state; None if no step was left.
       examples_per_second: training speed; None if no step was left.
       waiting: share of the training time spent waiting for data; None if no step was left.
+      temporaries_bytes: temporary memory of the compiled step; None if no step was left.
       seconds_before: duration of the run before this process resumed it.
     """
 
@@ -37,6 +38,7 @@ class TrainResult(NamedTuple):
     metrics: Metrics | None
     examples_per_second: float | None
     waiting: float | None
+    temporaries_bytes: int | None
     seconds_before: float
 
 
@@ -115,6 +117,7 @@ def train(
         metrics=metrics,
         examples_per_second=monitor.examples_per_second or None,
         waiting=loop.waiting,
+        temporaries_bytes=loop.temporaries_bytes,
         seconds_before=seconds,
     )
 

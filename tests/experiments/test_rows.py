@@ -192,12 +192,12 @@ def test_a_run_that_was_another_protocols_has_a_row_in_its_own(tmp_path):
 
 def test_a_run_resumed_with_other_code_names_both_commits(tmp_path, monkeypatch):
     [run] = expand("branches", seeds=[0], only=["none"], overrides=FIELDS)
-    start = {"commit": "a" * 40, "dirty": True, "temporaries_bytes": 1}  # not measured again
+    start = {"commit": "a" * 40, "dirty": True}
     (tmp_path / INFO_FILE).write_text(json.dumps(start))
     for commit, dirty in (("b" * 40, False), (None, None), ("b" * 40, False)):
         code = {"commit": commit, "dirty": dirty}
         monkeypatch.setattr(run_one, "git_commit", lambda code=code: code)
-        run_one.write_info(run.config(), tmp_path)
+        run_one.write_info(tmp_path)
         about = read_info(tmp_path)
         assert about["commit"] == commit
         assert about["dirty"]  # it was dirty at the start
