@@ -2,7 +2,7 @@
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from repvgg_jax.bench.counting import count_macs, count_parameters, count_winograd_multiplications
 from repvgg_jax.bench.table import form_table, header, legend, row_line, show_progress
-from repvgg_jax.bench.timing import peak_rate, ratio, time_interleaved
+from repvgg_jax.bench.timing import peak_rate, quartiles, ratio, time_interleaved
 from repvgg_jax.config.build import build, make_net
 from repvgg_jax.config.describe import model_name
 from repvgg_jax.config.fields import check_values
@@ -28,6 +28,7 @@ from repvgg_jax.runtime.files import append_row
 from repvgg_jax.runtime.mesh import shard_batch
 from repvgg_jax.training.state import fresh_state
 from repvgg_jax.training.step import jit_train_step
+from repvgg_jax.version import __version__, git_commit
 
 BENCH_FILE = "bench.jsonl"
 ROUNDS = 5
@@ -96,11 +97,22 @@ def _run_task(task: str, forms: list[_Form], config: ConfigDict, peak: float, pa
         for row in rows:
             print(row_line(row, reference), flush=True)
             append_row(path, row)
+        if uneven := [row["form"] for row in rows if _is_uneven(row)]:
+            print(
+                f"uncertain, since rounds differ by more than a quarter: {', '.join(uneven)}; "
+                "measure again when nothing else runs"
+            )
         if faster := [row["form"] for row in rows if row["share_of_peak"] is None]:
             print(f"no share of peak, since faster than what was measured: {', '.join(faster)}")
         if max(row["milliseconds"] for row in rows) > 1e3 * config.bench.seconds:
             print(f"skipped larger batches: bench.seconds={config.bench.seconds}")
             break
+
+
+def _is_uneven(row: Mapping[str, Any]) -> bool:
+    """Returns True if the quartiles of the rounds differ by more than a quarter of the median."""
+    low, high = row["milliseconds_quartiles"]
+    return high - low > 0.25 * row["milliseconds"]
 
 
 def _measure(
@@ -116,6 +128,7 @@ def _measure(
     show_progress(f"{task}, batch {batch}: measuring {', '.join(form.name for form in forms)} ...")
     times = time_interleaved({program.form.name: program.run for program in programs}, ROUNDS)
     devices, passes = (jax.device_count(), 3) if training else (1, 1)
+    code = {"versions": {"repvgg_jax": __version__, "jax": jax.__version__}, **git_commit()}
     rows = []
     for program in programs:
         form = program.form
@@ -133,11 +146,14 @@ def _measure(
                 **form.counts,
                 "temporaries": program.temporaries,  # bytes besides arguments and results
                 "compile_seconds": program.compile_seconds,
-                "milliseconds": 1e3 * seconds,  # per batch
+                "milliseconds": 1e3 * seconds,  # per batch; the median of the rounds
+                "milliseconds_quartiles": [1e3 * each for each in quartiles(times[form.name])],
+                "rounds": ROUNDS,
                 "images_per_second": batch / seconds,
                 "operations_per_second": rate,  # of one device
                 "share_of_peak": rate / peak if rate <= peak else None,
                 "ratio": ratio(times, form.name, forms[-1].name),
+                **code,
             }
         )
     return rows

@@ -3,7 +3,7 @@
 import random
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -45,6 +45,12 @@ def time_interleaved(functions: Mapping[str, Callable[[], Any]], rounds: int) ->
 def ratio(times: Times, name: str, to: str) -> float:
     """Returns the median over rounds of one function's time divided by another's."""
     return statistics.median(a / b for a, b in zip(times[name], times[to], strict=True))
+
+
+def quartiles(seconds: Sequence[float]) -> tuple[float, float]:
+    """Returns the first and the third quartile of at least two times."""
+    low, _, high = statistics.quantiles(seconds, n=4, method="inclusive")
+    return low, high
 
 
 def peak_rate(dtype: Any, algorithm: str = "auto", seconds: float = 0.5) -> float:

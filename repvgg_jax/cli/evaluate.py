@@ -46,6 +46,8 @@ def run_eval(config: ConfigDict | None, workdir: Path, step: int | None = None) 
     if primary() and (matrix := results["train form"].get("confusion")) is not None:
         own = config is None and step is None
         picture = workdir / CONFUSION_PICTURE if own else None
+        if len(results) > 1:
+            print_once("classes, in the train form:")
         show_confusion(matrix, evaluation.data.source.class_names, picture)
 
 

@@ -241,4 +241,4 @@ def _progress(total: int) -> contextlib.AbstractContextManager[Callable[[int], o
     """Returns a progress display on stderr; none if a terminal shows the table itself."""
     if sys.stdout.isatty():
         return contextlib.nullcontext(lambda count: None)
-    return progress("predicted", total, "images")
+    return progress("read", total, "images")

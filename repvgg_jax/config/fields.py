@@ -286,7 +286,9 @@ def nearest_fields(known: Iterable[str], name: str) -> list[str]:
     if same := fields_named(known, name):
         return difflib.get_close_matches(name, same, n=3, cutoff=0)
     if "." in name:
-        return difflib.get_close_matches(name, known, n=3, cutoff=0.4)
+        similar = {k: difflib.SequenceMatcher(None, name, k).ratio() for k in known}
+        best = max(0.4, max(similar.values()) - 0.15)  # no others beside a nearly equal one
+        return difflib.get_close_matches(name, known, n=3, cutoff=best)
     last_parts = {field.rpartition(".")[2]: field for field in known}
     return [last_parts[part] for part in difflib.get_close_matches(name, last_parts, n=3)]
 

@@ -189,5 +189,7 @@ def _listed(fields: Mapping[str, Any]) -> str:
     for name, value in fields.items():
         section, _, field = name.partition(".")
         text = str(value).replace(" ", "")
+        if name == "optim.learning_rate":
+            text += " (for 256 images)"
         sections.setdefault(section, []).append(f"{field}={text}")
     return "; ".join(f"{section}: {', '.join(listed)}" for section, listed in sections.items())

@@ -7,9 +7,12 @@ from functools import cached_property
 import jax
 
 from repvgg_jax.data.augment.transforms import Transform
+from repvgg_jax.data.decode.image import open_image
 from repvgg_jax.data.pipeline import Batch, eval_batches, train_batches
-from repvgg_jax.data.sources.base import Source
+from repvgg_jax.data.sources.base import EncodedSource, Source
 from repvgg_jax.data.sources.load import in_memory_if_small
+
+_OPENED_FIRST = 2000  # images; the files of more would take too long to read
 
 
 @dataclass(frozen=True)
@@ -27,10 +30,18 @@ class Split:
     def loaded(self) -> Source:
         """The source, decoded into memory at the first access if it is small.
 
+        Of a source that stays encoded, up to 2,000 images are opened, so that a file that is no
+        image is found before training.
+
         Raises:
-          UsageError: if an image that is decoded is corrupt or has a label out of range.
+          UsageError: if an image is found to be corrupt or has a label out of range.
         """
-        return in_memory_if_small(self.source)
+        source = in_memory_if_small(self.source)
+        if isinstance(source, EncodedSource) and len(source) <= _OPENED_FIRST:
+            for index in range(0 if source.skip_corrupt else len(source)):
+                (record,) = source.read([index])
+                open_image(record.data, record.where)
+        return source
 
     def eval_batches(self) -> Iterator[Batch]:
         """Returns this process's rows of evaluation batches, with every example once."""

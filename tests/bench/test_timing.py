@@ -7,14 +7,15 @@ import re
 import time
 from functools import partial
 
+import jax
 import pytest
 
 import repvgg_jax as rj
 from configs import quickstart
 from repvgg_jax.bench.counting import count_macs, count_parameters
-from repvgg_jax.bench.models import BENCH_FILE, forms_of, run_bench
+from repvgg_jax.bench.models import BENCH_FILE, _is_uneven, forms_of, run_bench
 from repvgg_jax.bench.table import form_table, header, row_line
-from repvgg_jax.bench.timing import highest_rate, ratio, time_interleaved
+from repvgg_jax.bench.timing import highest_rate, quartiles, ratio, time_interleaved
 from tests.support.variables import random_variables
 
 
@@ -63,9 +64,13 @@ def test_bench_has_a_row_for_each_form_task_and_batch(tmp_path, capsys):
     assert rows[2]["parameters"] == count_parameters(folded)
     for row in rows:
         assert row["images_per_second"] == pytest.approx(1e3 * row["batch"] / row["milliseconds"])
+        low, high = row["milliseconds_quartiles"]
+        assert low <= row["milliseconds"] <= high
+        assert row["versions"]["jax"] == jax.__version__
         assert all(math.isfinite(x) and x > 0 for x in row.values() if isinstance(x, float))
     text = capsys.readouterr()
-    assert text.out.count("train form") == 5  # the first line is that of its size
+    starts = [line for line in text.out.splitlines() if line.startswith("train form")]
+    assert len(starts) == 5  # the first line is that of its size
     assert "compiling" not in text.out
     assert 1e-3 < float(re.search(r"here: (\S+) TFLOP/s", text.out)[1]) < 1e4
     assert all(0 < row["share_of_peak"] <= 1 for row in rows)
@@ -85,6 +90,12 @@ def test_bench_skips_batches_that_take_too_long_or_that_devices_do_not_divide(tm
     text = capsys.readouterr().out
     assert text.count("bench.seconds=1e-09") == 2
     assert "skipped batch 1: not a multiple of 4 devices" in text
+
+
+def test_a_median_of_rounds_that_differ_is_uncertain():
+    assert quartiles([1.0, 2.0, 3.0, 4.0, 50.0]) == (2.0, 4.0)
+    assert _is_uneven({"milliseconds": 10.0, "milliseconds_quartiles": [9.0, 12.0]})
+    assert not _is_uneven({"milliseconds": 10.0, "milliseconds_quartiles": [9.0, 11.0]})
 
 
 def test_forms_that_do_not_exist_are_left_out():
