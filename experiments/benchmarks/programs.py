@@ -14,7 +14,6 @@ import jax
 import jax.numpy as jnp
 import optax
 
-import repvgg_jax as rj
 from repvgg_jax.nets import Net, abstract
 from repvgg_jax.runtime.compilation import temporaries_bytes
 
@@ -33,11 +32,6 @@ class Program(NamedTuple):
     run: Callable[[], Any]
     temporaries: int | None
     compile_seconds: float
-
-
-def initialized(net: Net) -> Any:
-    """Returns fresh variables, made by one program: for each operation by itself, GPUs compile."""
-    return jax.jit(partial(rj.init, net))(jax.random.key(0))
 
 
 def random_images(net: Net, batch: int, size: int) -> jax.Array:

@@ -4,7 +4,7 @@
 
 A net of widths 16 to 256 on 32 x 32 images, batch 64, float32. Both take plain SGD steps on the
 same batch. Ratios are medians over interleaved rounds, so that other load on the machine affects
-all alike. `python -m experiments.benchmarks.accelerator` is for GPUs.
+all alike. `python -m experiments.benchmarks.gpu` is for GPUs.
 """
 
 import importlib.util
@@ -18,7 +18,6 @@ from flax import linen as nn
 import repvgg_jax as rj
 from experiments.benchmarks.programs import (
     TorchDevice,
-    initialized,
     jax_step,
     step_temporaries,
 )
@@ -86,7 +85,10 @@ def main() -> None:
         "one by one, XLA": make_net("repvgg", branch_statistics="batch", conv_algorithm="xla"),
         "plain, XLA": make_net("plain", conv_algorithm="xla"),
     }
-    steps = {name: jax_step(net, initialized(net), BATCH, SIZE) for name, net in nets.items()}
+    steps = {
+        name: jax_step(net, rj.init(net, jax.random.key(0)), BATCH, SIZE)
+        for name, net in nets.items()
+    }
     runs = {name: program.run for name, program in steps.items()}
     if importlib.util.find_spec("torch") is None:
         print("PyTorch is not installed: not measured (pip install torch)")

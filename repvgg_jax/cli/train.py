@@ -79,16 +79,16 @@ def run_train(config: ConfigDict, workdir: Path) -> None:
         if speaks():
             _print_report(earlier, None, _step_of_fused(workdir))
         return
-    verb = "resuming" if steps(workdir) else "training"
-    inform_once(f"{verb} {model_name(config)} in {workdir}")
-    if config.init_from is not None and not steps(workdir):
+    resumed = bool(steps(workdir))
+    inform_once(f"{'resuming' if resumed else 'training'} {model_name(config)} in {workdir}")
+    if config.init_from is not None and not resumed:
         read_config(config.init_from)  # raises if there is no run
     if has_checkpoints(workdir):
         _say_what_changed(config, workdir)
     with Stopping(config.train.deadline) as stopping:
         startup = StartupTimer()
         # The classes matter only if there is a checkpoint to resume from.
-        experiment = build(config, run=workdir if steps(workdir) else None)
+        experiment = build(config, run=workdir if resumed else None)
         inform_once(f"{opening(experiment, environment(experiment))}\nloading and compiling ...")
         with lock_run(workdir):
             report = _train_and_fuse(config, experiment, workdir, stopping, startup, earlier)

@@ -90,18 +90,18 @@ def parameter_shardings(tree: Any, mesh: Mesh, min_size: int = FSDP_MIN_SIZE) ->
 
 def shard_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, Any]:
     """Returns the global batch, sharded over all devices, given the rows of this process."""
-    sharding = batch_sharding(mesh)
-    return {
-        name: jax.make_array_from_process_local_data(sharding, rows) for name, rows in batch.items()
-    }
+    return _from_local_rows(batch, batch_sharding(mesh))
 
 
 def place_batches(batches: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, Any]:
     """Returns stacked batches [batches, rows, ...] as `shard_batch` returns each of them."""
-    sharding = NamedSharding(mesh, PartitionSpec(None, mesh.axis_names))
+    return _from_local_rows(batches, NamedSharding(mesh, PartitionSpec(None, mesh.axis_names)))
+
+
+def _from_local_rows(arrays: Mapping[str, np.ndarray], sharding: NamedSharding) -> dict[str, Any]:
     return {
         name: jax.make_array_from_process_local_data(sharding, rows)
-        for name, rows in batches.items()
+        for name, rows in arrays.items()
     }
 
 

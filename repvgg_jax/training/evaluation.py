@@ -22,6 +22,7 @@ from repvgg_jax.data.split import Split
 from repvgg_jax.errors import RunError
 from repvgg_jax.nets import check_pair
 from repvgg_jax.ops.convolution import is_slow_in_loops
+from repvgg_jax.runtime.loops import stacked_loop
 from repvgg_jax.runtime.mesh import replicate, shard_batch
 from repvgg_jax.training.steps_per_call import MOST, StepsPerCall
 
@@ -83,18 +84,11 @@ def eval_steps(
 ) -> Metrics:
     """Returns the sums of `eval_step` for each of `count` batches from `start` on, [most, ...]."""
 
-    @jax.jit  # so that it is traced once, not for its shapes too
-    def sums_of(index: Array) -> Metrics:
-        batch = jax.tree.map(lambda rows: rows[index], batches)
-        return eval_step(net, variables, batch, mean=mean, std=std)
+    def step(carry: None, index: Array) -> tuple[None, Metrics]:
+        batch = jax.tree.map(lambda rows: rows[start + index], batches)
+        return carry, eval_step(net, variables, batch, mean=mean, std=std)
 
-    def body(row: Array, sums: Metrics) -> Metrics:
-        write = lambda rows, value: rows.at[row].set(value)  # noqa: E731
-        return jax.tree.map(write, sums, sums_of(start + row))
-
-    shapes = jax.eval_shape(sums_of, start)
-    zeros = jax.tree.map(lambda leaf: jnp.zeros((most, *leaf.shape), leaf.dtype), shapes)
-    return jax.lax.fori_loop(0, count, body, zeros)
+    return stacked_loop(step, None, count, most)[1]
 
 
 def evaluate(

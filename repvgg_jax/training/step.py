@@ -1,5 +1,6 @@
 """The training step: a pure function of a state and a batch."""
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -23,13 +24,23 @@ from repvgg_jax.training.mixing import mix
 from repvgg_jax.training.state import TrainState
 
 
-def jit_train_step(state: TrainState, mesh: Mesh, options: StepOptions) -> jax.stages.Wrapped:
-    """Returns `train_step` under `jax.jit`, which donates the state and keeps its shardings.
+def jit_train_step(
+    state: TrainState,
+    mesh: Mesh,
+    options: StepOptions,
+    function: Callable[..., tuple[TrainState, Metrics]] | None = None,
+) -> jax.stages.Wrapped:
+    """Returns `function` under `jax.jit`, which donates the state and keeps its shardings.
 
-    The state may consist of `jax.ShapeDtypeStruct`s with shardings.
+    Args:
+      state: the state before the step; it may consist of `jax.ShapeDtypeStruct`s with shardings.
+      mesh: the mesh of the state.
+      options: constants of the step.
+      function: `train_step` by default, or another function that takes its first argument and its
+        options and mesh.
     """
     split = mesh.shape.get("fsdp", 1) > 1
-    step = partial(train_step, options=options, mesh=mesh if split else None)
+    step = partial(function or train_step, options=options, mesh=mesh if split else None)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
     return jax.jit(
         step,

@@ -2,11 +2,9 @@
 
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
-from functools import partial
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jax.sharding import Mesh
@@ -20,12 +18,13 @@ from repvgg_jax.data.resident import (
     put_training_images,
 )
 from repvgg_jax.ops.convolution import is_slow_in_loops
+from repvgg_jax.runtime.loops import stacked_loop
 from repvgg_jax.runtime.mesh import place_batches
 from repvgg_jax.runtime.processes import inform_once
 from repvgg_jax.training.evaluation import Metrics
 from repvgg_jax.training.prefetch import Prefetcher
 from repvgg_jax.training.state import TrainState
-from repvgg_jax.training.step import compiler_options, jit_train_step, train_step
+from repvgg_jax.training.step import jit_train_step, train_step
 from repvgg_jax.training.steps_per_call import StepsPerCall
 
 
@@ -91,7 +90,8 @@ class ResidentSteps:
         looped = not is_slow_in_loops(net.conv_algorithm, net.dtype)
         most = _longest_call(experiment) if looped else 1
         self._length = StepsPerCall(most, experiment.steps_per_call)
-        self._steps = jit_train_steps(state, experiment.mesh, experiment.step_options, looped)
+        function = train_steps if looped else _train_first_step
+        self._steps = jit_train_step(state, experiment.mesh, experiment.step_options, function)
         if not looped and (experiment.steps_per_call or 1) > 1:
             inform_once(
                 f"train.steps_per_call={experiment.steps_per_call} has no effect on a CPU without "
@@ -170,23 +170,6 @@ def open_steps(experiment: Experiment, state: TrainState) -> StreamedSteps | Res
     return StreamedSteps(experiment, state)
 
 
-def jit_train_steps(
-    state: TrainState, mesh: Mesh, options: StepOptions, looped: bool = True
-) -> jax.stages.Wrapped:
-    """Returns `train_steps` under `jax.jit`, as `jit_train_step` does for a step.
-
-    With `looped=False` it takes the first step only, in a program without a loop.
-    """
-    split = mesh.shape.get("fsdp", 1) > 1
-    function = train_steps if looped else _train_first_step
-    return jax.jit(
-        partial(function, options=options, mesh=mesh if split else None),
-        donate_argnums=0,
-        out_shardings=(jax.tree.map(lambda leaf: leaf.sharding, state), None),
-        compiler_options=compiler_options(state.net, mesh) or None,
-    )
-
-
 def train_steps(
     state: TrainState,
     data: TrainingImages,
@@ -213,21 +196,12 @@ def train_steps(
     Returns:
       The new state, and the metrics of each step, [most steps].
     """
-    # Under `jit`, so that it is traced once, not for the shapes of its metrics too.
-    step = jax.jit(partial(train_step, options=options, mesh=mesh))
 
-    def body(index: Array, carry: tuple[TrainState, Metrics]) -> tuple[TrainState, Metrics]:
-        state, metrics = carry
+    def step(state: TrainState, index: Array) -> tuple[TrainState, Metrics]:
         batch = gather(data, jax.tree.map(lambda rows: rows[index], draws))
-        state, taken = step(state, batch, key)
-        write = lambda rows, value: rows.at[index].set(value)  # noqa: E731
-        return state, jax.tree.map(write, metrics, taken)
+        return train_step(state, batch, key, options, mesh)
 
-    most = draws.index.shape[0]
-    first = jax.tree.map(lambda rows: rows[0], draws)
-    shapes: Any = jax.eval_shape(lambda: step(state, gather(data, first), key)[1])
-    metrics = jax.tree.map(lambda leaf: jnp.zeros((most, *leaf.shape), leaf.dtype), shapes)
-    return jax.lax.fori_loop(0, count, body, (state, metrics))
+    return stacked_loop(step, state, count, most=draws.index.shape[0])
 
 
 def _train_first_step(

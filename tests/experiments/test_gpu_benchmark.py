@@ -9,13 +9,14 @@ import jax
 import numpy as np
 import pytest
 
+import repvgg_jax as rj
 from experiments.benchmarks.gpu import training_part
 from experiments.benchmarks.gpu.processes import rows_of
 from experiments.benchmarks.gpu.rows import COMPILED, EAGER, FUSED, OURS, PREPARED, STEP, Guarded
 from experiments.benchmarks.gpu.sizes import Sizes
 from experiments.benchmarks.gpu.table import tables
 from experiments.benchmarks.gpu.torch_part import open_device
-from experiments.benchmarks.programs import initialized, jax_forward, jax_prepared_forward
+from experiments.benchmarks.programs import jax_forward, jax_prepared_forward
 from repvgg_jax.errors import RunError, UsageError
 from tests.support.commands import python
 
@@ -146,7 +147,7 @@ def test_pytorch_without_the_devices_here():
 
 def test_prepared_weights_give_the_same_logits():
     net = Sizes(model="repvgg_a0", net=json.dumps(NET)).make_net(block="fused")
-    arguments = net, initialized(net), 2, 8
+    arguments = net, rj.init(net, jax.random.key(0)), 2, 8
     plain, prepared = jax_forward(*arguments), jax_prepared_forward(*arguments)
     np.testing.assert_array_equal(*jax.device_get([plain.run(), prepared.run()]))
 

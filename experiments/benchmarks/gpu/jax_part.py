@@ -28,7 +28,6 @@ from experiments.benchmarks.gpu.rows import (
 from experiments.benchmarks.gpu.sizes import Sizes
 from experiments.benchmarks.programs import (
     Program,
-    initialized,
     jax_forward,
     jax_prepared_forward,
     jax_program,
@@ -89,9 +88,9 @@ def _tasks(sizes: Sizes) -> tuple[_Tasks, _Tasks, _Tasks]:
     """Returns training steps, forward passes, and forward passes of one image."""
     batch, size = sizes.batch, sizes.image_size
     net, plain = sizes.make_net(), sizes.make_net(block="plain")
-    variables = initialized(net)
-    fused_net = net.clone(block="fused")
-    fused = jax.jit(lambda given: rj.fuse(net, given)[1])(variables)
+    key = jax.random.key(0)
+    variables = rj.init(net, key)
+    fused_net, fused = rj.fuse(net, variables)
     macs, fused_macs = count_macs(net, variables, size), count_macs(fused_net, fused, size)
 
     def step(net: Net, variables: Any, macs: int) -> _Task:
@@ -104,7 +103,7 @@ def _tasks(sizes: Sizes) -> tuple[_Tasks, _Tasks, _Tasks]:
     steps = {
         Figure(STEP, batch): step(sizes.make_net(branch_statistics="batch"), variables, macs),
         Figure(MOMENTS, batch): step(sizes.make_net(branch_statistics="moments"), variables, macs),
-        Figure(PLAIN_STEP, batch): step(plain, initialized(plain), fused_macs),
+        Figure(PLAIN_STEP, batch): step(plain, rj.init(plain, key), fused_macs),
     }
     train_form = partial(jax_forward, net, variables, batch, size)
     passes = {
