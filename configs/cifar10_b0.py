@@ -22,6 +22,7 @@ def get_config(protocol: str = "full", depths: tuple[int, ...] = B0) -> ConfigDi
     config.model.depths = depths
     if protocol == "full":
         config.model.widths = (32, 32, 64, 128, 256)
+        config.train.batch_size = 256
         config.train.epochs = 20.0
         config.train.checkpoint_every = 400
         config.optim.warmup_epochs = 1.0

@@ -102,6 +102,13 @@ def drop_oldest(folder: Path, limit: int) -> None:
 # from stored ones, and then merges them, so that rematerialization saves nothing.
 KEEP_RECOMPUTATION = {"xla_disable_hlo_passes": "cse_barrier_expander"}
 
+# XLA's default, and convolutions: whole training steps then are CUDA graphs, which the GPU runs
+# without waiting for the host to start each kernel.
+CUDA_GRAPHS = {
+    "xla_gpu_enable_command_buffer": "FUSION,CUBLAS,CUBLASLT,CUSTOM_CALL,CUDNN,"
+    "DYNAMIC_SLICE_FUSION,CONVOLUTION,CONDITIONAL,WHILE"
+}
+
 
 def barrier(x: Array) -> Array:
     """Returns `x`, behind an optimization barrier if the target is a CPU.

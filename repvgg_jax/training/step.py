@@ -17,7 +17,7 @@ from repvgg_jax.data.pipeline import Batch
 from repvgg_jax.nets.repvgg import AUXILIARY
 from repvgg_jax.optim import sgd
 from repvgg_jax.optim.ema import decay_at, update_average
-from repvgg_jax.runtime.compilation import KEEP_RECOMPUTATION
+from repvgg_jax.runtime.compilation import CUDA_GRAPHS, KEEP_RECOMPUTATION
 from repvgg_jax.runtime.mesh import replicated
 from repvgg_jax.training.evaluation import Metrics
 from repvgg_jax.training.mixing import mix
@@ -52,8 +52,10 @@ def jit_train_step(
 
 def compiler_options(net: nn.Module, mesh: Mesh) -> dict[str, str]:
     """Returns the compiler options of the training step."""
-    on_cpu = mesh.devices.flat[0].platform == "cpu"
-    return KEEP_RECOMPUTATION if on_cpu and net.remat is not None else {}
+    platform = mesh.devices.flat[0].platform
+    if platform == "cpu" and net.remat is not None:
+        return KEEP_RECOMPUTATION
+    return CUDA_GRAPHS if platform == "gpu" else {}
 
 
 def train_step(
