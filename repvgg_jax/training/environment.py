@@ -15,7 +15,6 @@ from repvgg_jax.config.build import Experiment
 from repvgg_jax.data.split import Split
 from repvgg_jax.ops.convolution import engine
 from repvgg_jax.runtime.devices import compiling_for, cpu_cores
-from repvgg_jax.training.step import compiler_options
 from repvgg_jax.version import __version__, git_commit
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
@@ -35,11 +34,14 @@ _COMPARED = (
 )
 
 
-def environment(experiment: Experiment) -> dict[str, Any]:
+def environment(
+    experiment: Experiment, compiler_options: Mapping[str, str] | None = None
+) -> dict[str, Any]:
     """Returns the environment that computes an experiment, in JSON form.
 
     It holds versions, the commit of the code, the devices, the library that computes convolutions,
-    precisions, compiler options, and the name, version and size of the data.
+    precisions, the given compiler options of the training steps, and the name, version and size of
+    the data.
 
     Example:
       >>> environment(experiment)["convolutions"]  # doctest: +SKIP
@@ -64,7 +66,7 @@ def environment(experiment: Experiment) -> dict[str, Any]:
         "convolutions": convolutions,
         "dtype": jnp.dtype(net.dtype).name,
         "matmul_precision": jax.config.jax_default_matmul_precision or "default",
-        "compiler_options": compiler_options(net, mesh),
+        "compiler_options": dict(compiler_options or {}),
         "xla_flags": os.environ.get("XLA_FLAGS", "").split(),
         "data": {
             name: _data(split)

@@ -17,7 +17,7 @@ from repvgg_jax.training.evaluation import Evaluation, Metrics, scalars
 from repvgg_jax.training.monitor import Monitor
 from repvgg_jax.training.nan_guard import NanGuard
 from repvgg_jax.training.state import TrainState
-from repvgg_jax.training.steps import open_steps
+from repvgg_jax.training.steps import ResidentSteps, StreamedSteps
 
 
 @dataclass
@@ -25,11 +25,13 @@ class Loop:
     """The training loop of an experiment, up to its last step.
 
     Attributes:
+      steps: the remaining steps; None if there are none.
       waiting: share of the training time spent waiting for data; None before the second step.
       temporaries_bytes: temporary memory of the compiled step; None before the first, or unknown.
     """
 
     experiment: Experiment
+    steps: StreamedSteps | ResidentSteps | None
     evaluation: Evaluation
     monitor: Monitor
     manager: ocp.CheckpointManager
@@ -53,17 +55,16 @@ class Loop:
           RunError: if a loss or gradient is not finite, or a checkpoint cannot be written.
         """
         experiment = self.experiment
-        mesh = experiment.mesh
+        mesh, steps = experiment.mesh, self.steps
         step = saved = start = int(state.step)
         seconds = 0.0  # training time without the first step, evaluations and checkpoints
         result = None
         try:
             if start and self._evaluation_due(start) and not evaluated:
                 result = self._evaluate(start, state)
-            if start < experiment.steps:
-                steps = open_steps(experiment, state)
+            if steps is not None:
                 self.monitor.announce("compiling")
-            while step < experiment.steps:
+            while steps is not None and step < experiment.steps:
                 began = time.monotonic()
                 self.stopping.check(mesh)
                 check_saved(self.manager)

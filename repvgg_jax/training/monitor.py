@@ -5,7 +5,9 @@ import math
 import os
 import sys
 import time
+from collections import deque
 from collections.abc import Iterable, Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Any, Self, TextIO
 
@@ -20,6 +22,7 @@ from repvgg_jax.training.scalars import open_scalars
 
 # Longest silence between lines where there is no bar, if steps are shorter.
 QUIET_SECONDS = 10
+_RECENT_SECONDS = 1.0  # or more; reports of a fast device come in bursts
 
 
 class Monitor:
@@ -223,9 +226,10 @@ class _Pace:
         self._first: tuple[int, float] | None = None  # (steps, seconds), with compilation
         self._steps = 0  # in all later intervals
         self._seconds = 0.0
+        self._recent: deque[tuple[int, float]] = deque()  # (steps, seconds)
 
     def advance(self, step: int, now: float) -> float | None:
-        """Ends an interval of training; returns its images per second, or None without steps."""
+        """Ends an interval of training; returns recent images per second, or None without steps."""
         steps, seconds = step - self._step, now - self._now
         if steps <= 0 or seconds <= 0:
             return None
@@ -236,12 +240,17 @@ class _Pace:
             self._seconds += seconds
         self._step = step
         self._now = now
+        self._recent.append((steps, seconds))
+        while sum(seconds for _, seconds in islice(self._recent, 1, None)) >= _RECENT_SECONDS:
+            self._recent.popleft()
+        steps, seconds = map(sum, zip(*self._recent, strict=True))
         return steps * self._batch_size / seconds
 
     def restart(self, step: int, now: float) -> None:
         """Excludes the time since the last report, which was not only training."""
         if self._first is None and step > self._step:
             self._first = 0, 0.0  # the compilation is in the excluded time
+        self._recent.clear()
         self._step = max(step, self._step)
         self._now = now
 

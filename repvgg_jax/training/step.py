@@ -1,6 +1,6 @@
 """The training step: a pure function of a state and a batch."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -17,7 +17,7 @@ from repvgg_jax.data.pipeline import Batch
 from repvgg_jax.nets.repvgg import AUXILIARY
 from repvgg_jax.optim import sgd
 from repvgg_jax.optim.ema import decay_at, update_average
-from repvgg_jax.runtime.compilation import CUDA_GRAPHS, KEEP_RECOMPUTATION
+from repvgg_jax.runtime.compilation import KEEP_RECOMPUTATION
 from repvgg_jax.runtime.mesh import replicated
 from repvgg_jax.training.evaluation import Metrics
 from repvgg_jax.training.mixing import mix
@@ -29,6 +29,7 @@ def jit_train_step(
     mesh: Mesh,
     options: StepOptions,
     function: Callable[..., tuple[TrainState, Metrics]] | None = None,
+    compiler_options: Mapping[str, str] | None = None,
 ) -> jax.stages.Wrapped:
     """Returns `function` under `jax.jit`, which donates the state and keeps its shardings.
 
@@ -38,24 +39,25 @@ def jit_train_step(
       options: constants of the step.
       function: `train_step` by default, or another function that takes its first argument and its
         options and mesh.
+      compiler_options: `step_compiler_options` by default.
     """
     split = mesh.shape.get("fsdp", 1) > 1
+    if compiler_options is None:
+        compiler_options = step_compiler_options(state.net, mesh)
     step = partial(function or train_step, options=options, mesh=mesh if split else None)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
     return jax.jit(
         step,
         donate_argnums=0,
         out_shardings=(shardings, None),
-        compiler_options=compiler_options(state.net, mesh) or None,
+        compiler_options=dict(compiler_options) or None,
     )
 
 
-def compiler_options(net: nn.Module, mesh: Mesh) -> dict[str, str]:
+def step_compiler_options(net: nn.Module, mesh: Mesh) -> dict[str, str]:
     """Returns the compiler options of the training step."""
-    platform = mesh.devices.flat[0].platform
-    if platform == "cpu" and net.remat is not None:
-        return KEEP_RECOMPUTATION
-    return CUDA_GRAPHS if platform == "gpu" else {}
+    on_cpu = mesh.devices.flat[0].platform == "cpu"
+    return KEEP_RECOMPUTATION if on_cpu and net.remat is not None else {}
 
 
 def train_step(

@@ -18,13 +18,14 @@ from repvgg_jax.data.resident import (
     put_training_images,
 )
 from repvgg_jax.ops.convolution import is_slow_in_loops
+from repvgg_jax.runtime.compilation import cuda_graphs
 from repvgg_jax.runtime.loops import stacked_loop
 from repvgg_jax.runtime.mesh import place_batches
 from repvgg_jax.runtime.processes import inform_once
 from repvgg_jax.training.evaluation import Metrics
 from repvgg_jax.training.prefetch import Prefetcher
 from repvgg_jax.training.state import TrainState
-from repvgg_jax.training.step import jit_train_step, train_step
+from repvgg_jax.training.step import jit_train_step, step_compiler_options, train_step
 from repvgg_jax.training.steps_per_call import StepsPerCall
 
 
@@ -32,6 +33,7 @@ class StreamedSteps:
     """Takes one step a call, on batches that the host prepares and sends.
 
     Attributes:
+      compiler_options: those of the step.
       program: the compiled step; None before the first one.
       waited: seconds for which the devices waited for the host, from the second step on.
     """
@@ -40,11 +42,13 @@ class StreamedSteps:
     program: jax.stages.Compiled | None = None
 
     def __init__(self, experiment: Experiment, state: TrainState):
+        net, mesh = experiment.net, experiment.mesh
         seeds = (experiment.data_seed, experiment.augmentation_seed)
         batches = experiment.train_data.train_batches(*seeds, int(state.step))
         self.waited = 0.0
-        self._batches = Prefetcher(batches, experiment.mesh)
-        self._step = jit_train_step(state, experiment.mesh, experiment.step_options)
+        self._batches = Prefetcher(batches, mesh)
+        self.compiler_options = step_compiler_options(net, mesh)
+        self._step = jit_train_step(state, mesh, experiment.step_options)
         self._key = jax.random.key(experiment.augmentation_seed)
         self._watch = ThreadPoolExecutor(1, "step")
         self._finished: Future[float] | None = None
@@ -74,6 +78,7 @@ class ResidentSteps:
     Where loops are slow (`is_slow_in_loops`), a call takes one step.
 
     Attributes:
+      compiler_options: those of the steps.
       program: the compiled steps; None before the first call.
     """
 
@@ -86,12 +91,17 @@ class ResidentSteps:
     def __init__(self, experiment: Experiment, state: TrainState, data: TrainingImages):
         self._experiment = experiment
         self._data = data
-        net = experiment.net
+        net, mesh = experiment.net, experiment.mesh
         looped = not is_slow_in_loops(net.conv_algorithm, net.dtype)
         most = _longest_call(experiment) if looped else 1
         self._length = StepsPerCall(most, experiment.steps_per_call)
         function = train_steps if looped else _train_first_step
-        self._steps = jit_train_step(state, experiment.mesh, experiment.step_options, function)
+        self.compiler_options = step_compiler_options(net, mesh)
+        if looped:
+            self.compiler_options |= cuda_graphs(mesh.local_devices)
+        self._steps = jit_train_step(
+            state, mesh, experiment.step_options, function, self.compiler_options
+        )
         if not looped and (experiment.steps_per_call or 1) > 1:
             inform_once(
                 f"train.steps_per_call={experiment.steps_per_call} has no effect on a CPU without "
@@ -99,7 +109,7 @@ class ResidentSteps:
             )
         self._key = jax.random.key(experiment.augmentation_seed)
         # If the next call is waiting, XLA:CPU runs it before it reports the results of this one.
-        self._on_cpu = experiment.mesh.devices.flat[0].platform == "cpu"
+        self._on_cpu = mesh.devices.flat[0].platform == "cpu"
 
     @property
     def per_call(self) -> int:

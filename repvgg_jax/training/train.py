@@ -19,6 +19,7 @@ from repvgg_jax.training.history import record_end, record_start, recorded_secon
 from repvgg_jax.training.loop import Loop
 from repvgg_jax.training.monitor import Monitor
 from repvgg_jax.training.state import TrainState, abstract_state, fresh_state
+from repvgg_jax.training.steps import open_steps
 from repvgg_jax.training.transfer import start_from_run, warn_if_fused, with_repoptimizer
 
 
@@ -90,8 +91,10 @@ def train(
             state = state.restored(found.variables, found.optimizer)
         start = int(state.step)
         seconds = recorded_seconds(workdir) if start else 0.0
+        remaining = open_steps(experiment, state) if start < experiment.steps else None
         if primary():
-            record_start(workdir, experiment.config, environment(experiment), start, seconds)
+            computed_by = environment(experiment, remaining and remaining.compiler_options)
+            record_start(workdir, experiment.config, computed_by, start, seconds)
         batch_size = experiment.train_data.batch_size
         with Monitor(
             workdir,
@@ -106,7 +109,7 @@ def train(
             evaluated = all_processes(monitor.evaluated or not primary())
             if start:
                 monitor.show(f"resuming from step {start}")
-            loop = Loop(experiment, evaluation, monitor, manager, stopping, startup)
+            loop = Loop(experiment, remaining, evaluation, monitor, manager, stopping, startup)
             try:
                 state, metrics = loop.run(state, evaluated)
             finally:

@@ -4,6 +4,7 @@ import os
 import re
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +14,13 @@ import pytest
 import repvgg_jax as rj
 from repvgg_jax.nets import _chain, _variables, abstract
 from repvgg_jax.runtime import compilation
-from repvgg_jax.runtime.compilation import FEW_OPTIMIZATIONS, barrier, drop_oldest, jit_once
+from repvgg_jax.runtime.compilation import (
+    FEW_OPTIMIZATIONS,
+    barrier,
+    cuda_graphs,
+    drop_oldest,
+    jit_once,
+)
 from repvgg_jax.training.evaluation import compiled_step
 
 
@@ -130,6 +137,25 @@ def test_a_barrier_can_be_differentiated_twice_and_mapped():
     tangent = jax.jvp(barrier, (x,), (2 * x,))[1]
     np.testing.assert_array_equal(tangent, 2 * x)
     np.testing.assert_array_equal(jax.vmap(barrier)(x), x)
+
+
+def test_options_of_cuda_graphs_are_known_to_xla(monkeypatch):
+    started = []
+    monkeypatch.setattr(compilation, "_start_cudnn", started.append)
+    gpu = SimpleNamespace(platform="gpu")
+    monkeypatch.setenv("XLA_FLAGS", "")
+    options = cuda_graphs([gpu, gpu])
+    assert started == [gpu, gpu]
+    assert jax.jit(lambda x: x + 1, compiler_options=options)(1) == 2
+    monkeypatch.setenv("XLA_FLAGS", "--xla_gpu_enable_command_buffer=")
+    assert cuda_graphs([gpu]) == {}
+    assert cuda_graphs(jax.devices()) == {}
+
+
+def test_cudnn_is_started_by_a_convolution_on_the_given_device(caplog):
+    with jax.log_compiles():
+        compilation._start_cudnn(jax.devices()[1])
+    assert "conv_general_dilated" in caplog.text
 
 
 def test_a_program_that_runs_once_can_be_transformed(monkeypatch):

@@ -1,6 +1,6 @@
 """Faults to inject into a run, and access to the files that it leaves."""
 
-from repvgg_jax.training import loop
+from repvgg_jax.training import train
 from repvgg_jax.training.metrics import read_metrics
 
 
@@ -13,7 +13,7 @@ def before_steps(monkeypatch, action):
 
     If it returns a state, the steps start from it.
     """
-    original = loop.open_steps
+    original = train.open_steps
 
     def open_steps(experiment, state):
         steps = original(experiment, state)
@@ -25,7 +25,7 @@ def before_steps(monkeypatch, action):
         monkeypatch.setattr(steps, "take", disturbed)
         return steps
 
-    monkeypatch.setattr(loop, "open_steps", open_steps)
+    monkeypatch.setattr(train, "open_steps", open_steps)
 
 
 def before_step(monkeypatch, number, action):

@@ -199,6 +199,17 @@ def test_images_per_second_leaves_out_compilation_and_evaluation(tmp_path, strea
     assert m.examples_per_second == pytest.approx(30 * 10 / 4)
 
 
+def test_reports_in_bursts_show_the_speed_of_a_second_or_more(tmp_path, stream, clock):
+    with Monitor(tmp_path, 100, 10, stream=stream) as m:
+        for step, seconds in enumerate([0.8, 0.0, 0.001, 0.799, 0.001, 1.6], start=1):
+            clock.now += seconds
+            m.train(step, {})
+    rates = [row.get("examples_per_second") for row in read_metrics(tmp_path / "metrics.jsonl")]
+    # A report without a duration has no speed; its step counts with the next.
+    expected = [12.5, None, 30 / 0.801, 40 / 1.6, 50 / 1.601, 10 / 1.6]
+    assert rates == pytest.approx(expected)
+
+
 def test_an_evaluation_before_the_first_step_does_not_hide_compilation(tmp_path, stream, clock):
     m = Monitor(tmp_path, 100, 10, stream=stream, primary=False)
     m.evaluate(0, {})
