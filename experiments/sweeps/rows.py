@@ -97,8 +97,10 @@ def make_row(run: Run, workdir: Path) -> dict[str, Any]:
         "commit": info.get("commit"),
         "earlier_commits": info.get("earlier_commits", []),
         "dirty": info.get("dirty"),
-        "environment": report.get("environment"),  # of the last start
-        "earlier_environments": report.get("earlier_environments", []),
+        "environment": _without_folders(report.get("environment")),  # of the last start
+        "earlier_environments": [
+            _without_folders(earlier) for earlier in report.get("earlier_environments", [])
+        ],
         "device": device_name(report["device"], info.get("cores")),
         "top1": report["top1"],
         "fusion_error": report.get("fusion", {}).get("max_relative_error"),
@@ -121,6 +123,17 @@ def make_row(run: Run, workdir: Path) -> dict[str, Any]:
             for kind in ("train", "eval")
         },
     }
+
+
+def _without_folders(environment: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """Returns an environment without the folders of the data, since rows are published."""
+    if environment is None:
+        return None
+    data = {
+        split: about | {"name": Path(about["name"].partition(" in ")[0]).name}
+        for split, about in environment.get("data", {}).items()
+    }
+    return {**environment, "data": data}
 
 
 def _evaluation_seconds(metrics: Sequence[Mapping[str, Any]], step_seconds: float) -> float | None:

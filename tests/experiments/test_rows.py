@@ -18,6 +18,7 @@ from experiments.sweeps.rows import (
     REPORT_FILE,
     RESULTS,
     is_finished,
+    make_row,
     read_info,
     read_rows,
     read_sweeps,
@@ -27,6 +28,7 @@ from experiments.sweeps.run_one import record
 from experiments.sweeps.workdirs import ERROR_FILE
 from repvgg_jax.errors import RunError, UsageError
 from repvgg_jax.runtime.files import append_row
+from repvgg_jax.training.metrics import METRICS_FILE
 from tests.support.sweep_runs import FIELDS, dotted
 
 ROOT = Path(__file__).parents[2]
@@ -206,6 +208,22 @@ def test_a_run_resumed_with_other_code_names_both_commits(tmp_path, monkeypatch)
     [[group], _] = group_rows([trained])
     words = "Commit `bbbbbbbbbb` begun with `aaaaaaaaaa` with uncommitted changes."
     assert words in setup(group)[0].text
+
+
+def test_a_row_does_not_have_the_folders_of_the_data(tmp_path):
+    [run] = expand("branches", seeds=[0], only=["none"], overrides=FIELDS)
+    names = {"train": "cifar10 train in /home/me/cifar10/3.0.2", "test": "/home/me/flowers/val"}
+    data = {split: {"name": name, "images": 9} for split, name in names.items()}
+    found = {"data": data, "device": "cpu"}
+    report = dict(environment=found, earlier_environments=[found], device="cpu", steps=1)
+    report |= dict(top1={}, eval_count=9, wall_seconds=1.0, params=1, macs=1, examples_per_second=1)
+    (tmp_path / REPORT_FILE).write_text(json.dumps(report))
+    (tmp_path / METRICS_FILE).touch()
+    made = make_row(run, tmp_path)
+    assert "/home" not in json.dumps(made)
+    for environment in (made["environment"], *made["earlier_environments"]):
+        assert environment["data"]["train"] == {"name": "cifar10 train", "images": 9}
+        assert environment["data"]["test"]["name"] == "val"
 
 
 @pytest.mark.parametrize("text", ["", '{"config_hash": "', "[]"])
