@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import optax
 
 from repvgg_jax.nets import Net, abstract
-from repvgg_jax.runtime.compilation import temporaries_bytes
+from repvgg_jax.runtime.compilation import cuda_graphs, temporaries_bytes
 
 RATE = 0.01  # learning rate
 
@@ -88,6 +88,7 @@ def jax_prepared_forward(net: Net, variables: Any, batch: int, size: int) -> Pro
     """Returns the program of `jax_forward` of a fused net, without conversions at each run.
 
     Convolutions get weights of the net's dtype, in the layout in memory that the compiler chooses.
+    On a GPU, the program is a CUDA graph.
     """
     from jax.experimental.layout import Format, Layout  # here, since it is experimental
 
@@ -96,7 +97,11 @@ def jax_prepared_forward(net: Net, variables: Any, batch: int, size: int) -> Pro
 
     images = random_images(net, batch, size)
     ready = jax.tree.map_with_path(converted, variables)
-    forward = jax.jit(partial(net.apply, train=False), in_shardings=(Format(Layout.AUTO), None))
+    forward = jax.jit(
+        partial(net.apply, train=False),
+        in_shardings=(Format(Layout.AUTO), None),
+        compiler_options=cuda_graphs(jax.devices()[:1]) or None,
+    )
     shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), ready)
     compiled, seconds = _compiled(forward.lower(shapes, images))
     (formats, _), _ = compiled.input_formats

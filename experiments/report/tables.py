@@ -75,7 +75,7 @@ def setup(group: Group) -> list[Paragraph]:
     if len(set(zip(kinds, libraries, strict=True))) > 1:
         lines.append(_MIXED)
     if missing := [
-        f"`{name}` ({len(runs)} of {group.seeds} seeds)"
+        f"`{name}` ({group.seeds - len(runs)} of {group.seeds} seeds)"
         for name, runs in group.runs.items()
         if len(runs) < group.seeds
     ]:
