@@ -190,7 +190,7 @@ def test_incomplete_sweeps_say_so():
     rows = [r for r in rows if r["name"] != "1x1"]
     text = to_markdown(report_blocks(rows, {}), "figures")
     assert "8 of 12 runs" in text
-    assert "`identity` (2 of 3 seeds), `1x1` (0 of 3 seeds)" in text
+    assert "`identity` (1 of 3 seeds), `1x1` (3 of 3 seeds)" in text
     accuracy = next(t for t in tables(rows) if t.header[0] == "variant")
     assert [line[1] for line in accuracy.rows] == ["3", "2 of 3", "0 of 3", "3"]
     assert "70.00 (1 seed)" in text  # of groups
