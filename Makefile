@@ -10,8 +10,9 @@ PIP := $(RUN) -m pip install --no-compile
 SHELL := bash
 .SHELLFLAGS := -o pipefail -c
 # A filter for pip's output: on a terminal, each line replaces the one before; elsewhere, nothing is
-# printed. Errors and warnings are on stderr and do not pass through it.
-LAST_LINE := awk '{ printf "\r\033[K%.78s", $$0; fflush() } END { printf "\r\033[K" }'
+# printed. Errors and warnings are on stderr and do not pass through it. A loop of the shell, since
+# mawk, the awk of Debian, waits for a full buffer.
+LAST_LINE := { while IFS= read -r line; do printf '\r\033[K%.78s' "$$line"; done; printf '\r\033[K'; }
 PROGRESS := if [ -t 1 ]; then $(LAST_LINE); else cat > /dev/null; fi
 
 # Both depend on torch and would replace the build that the `dev` extra pins, so they are installed

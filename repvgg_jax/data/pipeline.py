@@ -199,14 +199,16 @@ def _collect(examples: Iterable[Example | None], count: int, size: int) -> Batch
 
 def _prefetched(batch_at: Callable[[int], Batch], steps: Iterable[int]) -> Iterator[Batch]:
     """Yields `batch_at(step)` for each step, computed ahead of the consumer by a thread."""
-    with ThreadPoolExecutor(1, "batches") as pool:
-        pending: deque[Future[Batch]] = deque()
-        for step in steps:
-            pending.append(pool.submit(batch_at, step))
-            if len(pending) > _PREFETCH:
-                yield pending.popleft().result()
-        while pending:
+    # No `with`: Python may close an endless generator as the interpreter exits, when joining a
+    # thread fails. The thread ends with its pool, which goes with this frame.
+    pool = ThreadPoolExecutor(1, "batches")
+    pending: deque[Future[Batch]] = deque()
+    for step in steps:
+        pending.append(pool.submit(batch_at, step))
+        if len(pending) > _PREFETCH:
             yield pending.popleft().result()
+    while pending:
+        yield pending.popleft().result()
 
 
 def _stream(

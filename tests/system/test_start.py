@@ -1,4 +1,4 @@
-"""Tests of the start of a process: its compilation cache, imports and allocator."""
+"""Tests of the start and end of a process: compilation cache, imports, allocator, threads."""
 
 import json
 import os
@@ -128,6 +128,17 @@ def test_writing_scalars_does_not_import_pytorch(tmp_path):
     )
     start(code)
     assert list((tmp_path / "tensorboard").iterdir())
+
+
+def test_batches_that_are_left_at_exit_print_nothing():
+    code = (
+        "from repvgg_jax.data.augment.transforms import Transform; "
+        "from repvgg_jax.data.pipeline import train_batches; "
+        "from repvgg_jax.data.sources.digits import load_digits; "
+        "batches = train_batches(load_digits('test'), Transform('none', 8), 4, seed=0); "
+        "next(batches)"
+    )
+    assert start(code) == ("", "")
 
 
 FREED = """
