@@ -39,7 +39,10 @@ def run_fuse(config: ConfigDict | None, workdir: Path, step: int | None = None) 
         net, variables, step = load_trained(workdir, step)
         _, report = fuse_and_save((net, variables), step, workdir, evaluation, config.fuse)
     print_once(str(report))
-    print_once(f"repvgg_jax.load({str(workdir)!r}, fused=True) opens the fused pair of step {step}")
+    print_once(
+        f"rj.load({str(workdir)!r}, step={step}, fused=True) opens the fused pair, without "
+        "fused=True the train form of the same step"
+    )
 
 
 def fuse_and_save(

@@ -1,11 +1,13 @@
 """`--mode=train`: trains, evaluates, fuses, verifies and reports."""
 
+import dataclasses
 import time
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
@@ -30,6 +32,9 @@ from repvgg_jax.config.workdir import (
 )
 from repvgg_jax.data.sources.folder_layout import class_folders
 from repvgg_jax.errors import Stopped, UsageError
+from repvgg_jax.fusion.verify import FusionReport
+from repvgg_jax.layers.conv import Dtype
+from repvgg_jax.ops.batch_norm import accumulation_dtype
 from repvgg_jax.runtime.compilation import StartupTimer
 from repvgg_jax.runtime.lock import check_unlocked
 from repvgg_jax.runtime.mesh import local_copy
@@ -138,8 +143,7 @@ def _train_and_fuse(
         inform_once("fusing, verifying and evaluating the fused form ...")
         forms["fused"], verified = fuse_and_save(pair, step, workdir, evaluation, config.fuse)
         metrics["fused"] = evaluation(*forms["fused"], after_batch)
-        names = ("max_relative_error", "top1_agreement", "logit_kl")
-        fusion = {"fusion": {name: getattr(verified, name) for name in names}}
+        fusion = {"fusion": _fusion_fields(verified, experiment.net.dtype)}
     else:
         block = experiment.net.block
         print_once(f"block={block!r} cannot be fused; deploy the train form")
@@ -170,6 +174,17 @@ def _train_and_fuse(
         "compiled": {name: round(s, 2) for name, s in startup.compiled().items() if s >= 0.1},
         "start_seconds": (seconds := time.monotonic() - startup.began),
         "wall_seconds": trained.seconds_before + seconds,
+    }
+
+
+def _fusion_fields(verified: FusionReport, dtype: Dtype) -> dict[str, Any]:
+    """Returns the report's fields on the fusion: at highest precision, and as deployed."""
+    return {
+        "dtype": jnp.dtype(accumulation_dtype(dtype)).name,
+        "max_relative_error": verified.max_relative_error,
+        "top1_agreement": verified.top1_agreement,
+        "logit_kl": verified.logit_kl,
+        "deployed": {"dtype": jnp.dtype(dtype).name, **dataclasses.asdict(verified.deployed)},
     }
 
 

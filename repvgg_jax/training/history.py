@@ -1,8 +1,8 @@
 """The history of a run, `history.jsonl`: one row for each start, and one for its end.
 
-A process that is killed writes no row for its end; the row of the next start counts its time up to
-its last row in `metrics.jsonl`. A start from step 0 begins a new run: the rows before it are of one
-whose checkpoints are gone.
+A start has a row once it has read its checkpoint, if there is one. A process that is killed writes
+no row for its end; the row of the next start counts its time up to its last row in `metrics.jsonl`.
+A start from step 0 begins a new run: the rows before it are of one whose checkpoints are gone.
 """
 
 import time

@@ -164,7 +164,8 @@ class Monitor:
             self._record(step, "eval", metrics)
             shown = {name: value for name, value in metrics.items() if name != "count"}
             line = "  ".join([self._position(step), "evaluation", *_formatted(shown)])
-            if (top1 := metrics.get("top1", -math.inf)) > self._best:
+            # Of equal evaluations the latest counts, as in the report.
+            if (top1 := metrics.get("top1", math.nan)) >= self._best:
                 self._best = top1
                 line = colored(f"{line}  best so far", "green", self._stream)
             self.announce("")

@@ -46,11 +46,7 @@ def summary(report: Mapping[str, Any], fused_step: int | None = None) -> str:
             left, right = ("-" if cell is None else text(cell) for cell in cells)
             lines.append(f"{'  ' + label:<{width}}{left:>15}{right:>13}")
     if "fusion" in report:
-        fusion = report["fusion"]
-        lines.append(
-            f"fusion: max relative error {fusion['max_relative_error']:.1e}, "
-            f"top-1 agreement {fusion['top1_agreement']:.2%}, logit KL {fusion['logit_kl']:.1e}"
-        )
+        lines += _fusion(report["fusion"])
     lines += _steps(report, fused_step)
     if terms := report.get("training_loss"):
         lines.append(f"the training loss includes {terms}; the loss above does not")
@@ -63,8 +59,30 @@ def summary(report: Mapping[str, Any], fused_step: int | None = None) -> str:
     return "\n".join(lines)
 
 
+def _fusion(fusion: Mapping[str, Any]) -> Iterator[str]:
+    """Yields a line on the fusion, and one on the rounding errors of deployment if there are any.
+
+    Reports of earlier versions lack the types and the figures of deployment.
+    """
+
+    def agreement(figures: Mapping[str, float]) -> str:
+        share, divergence = figures["top1_agreement"], figures["logit_kl"]
+        return f"top-1 agreement {share:.2%}, logit KL {divergence:.1e}"
+
+    error = fusion["max_relative_error"]
+    dtype = fusion.get("dtype", "float32")
+    yield f"fusion in {dtype}: max relative error {error:.1e}, {agreement(fusion)}"
+    deployed = fusion.get("deployed")
+    if deployed and any(deployed[name] != fusion[name] for name in ("top1_agreement", "logit_kl")):
+        error = deployed["relative_error"]
+        yield (
+            f"fusion as deployed ({deployed['dtype']}): relative error {error:.1e}, "
+            f"{agreement(deployed)}"
+        )
+
+
 def _steps(report: Mapping[str, Any], fused_step: int | None) -> Iterator[str]:
-    """Yields a line if the best evaluation or the fused weights are not of the report's step."""
+    """Yields lines if the best evaluation or the fused weights are not of the report's step."""
     if "steps" not in report:
         return
     last, best = report["steps"], report.get("best")
@@ -74,19 +92,23 @@ def _steps(report: Mapping[str, Any], fused_step: int | None) -> Iterator[str]:
     better = earlier and best["top1"] > report["top1"]["train_form"]
     if not (better or fused_again):
         return
-    line = f"best top-1 {best['top1']:.2%} at step {best['step']:,}; " if better else ""
+    line = ""
+    if better:
+        line = (
+            f"best top-1 {best['top1']:.2%} at step {best['step']:,}, chosen on the evaluation "
+            "images; "
+        )
+    forms = "opens the train form of that step, and with fused=True its fused form"
     if fused_again:
-        line += (
-            f"the report is of the last step, {last:,}, the fused weights of step {fused_step:,}"
-        )
+        weights = f"the fused weights of step {fused_step:,}"
+        yield f"{line}the report is of the last step, {last:,}, {weights}"
+        yield f"rj.load(workdir, step={fused_step}) {forms}"
     elif "fusion" in report:
-        line += (
-            f"the report and the fused weights are of the last step, {last:,} "
-            f"(--mode=fuse --step={best['step']} fuses the best)"
-        )
+        step = best["step"]
+        yield f"{line}the report and the fused weights are of the last step, {last:,}"
+        yield f"--mode=fuse --step={step} fuses the best; rj.load(workdir, step={step}) {forms}"
     else:
-        line += f"the report is of the last step, {last:,}"
-    yield line
+        yield f"{line}the report is of the last step, {last:,}"
 
 
 def _counts(report: Mapping[str, Any]) -> Iterator[str]:

@@ -53,6 +53,9 @@ def test_the_whole_way_then_eval_and_fuse(tmp_path):
     assert report["top1"]["train_form"] == report["top1"]["fused"] > 0.3
     assert report["fusion"]["top1_agreement"] == 1.0
     assert report["fusion"]["max_relative_error"] < 1e-5
+    deployed = report["fusion"]["deployed"]
+    assert report["fusion"]["dtype"] == deployed["dtype"] == "float32"
+    assert deployed["relative_error"] <= report["fusion"]["max_relative_error"]
     assert report["params"]["fused"] < report["params"]["train_form"]
     assert report["macs"]["fused"] < report["macs"]["train_form"]
     programs = {"_create_state", "train_steps", "eval_steps", "_fused_variables", "_compare_forms"}

@@ -151,6 +151,7 @@ def test_lines_where_there_is_no_terminal(tmp_path, stream, clock):
         m.train(200, {"loss": 1.25, "top1": 0.5, "learning_rate": 0.125})
         m.evaluate(200, {"loss": 1.0, "top1": 0.75, "count": 360})
         m.evaluate(300, {"loss": 0.5, "top1": 0.75, "count": 360})
+        m.evaluate(300, {"top1": 0.5})
         for step in (301, 302, 303):
             clock.now += 6
             m.between(step, 0.25)
@@ -160,7 +161,8 @@ def test_lines_where_there_is_no_terminal(tmp_path, stream, clock):
         "step   100/1000  loss 1.500  top1 0.500  grad_norm 2  lr 0.125  128 images/s  07:30 left",
         "step   200/1000  loss 1.250  top1 0.500  lr 0.125  640 images/s  01:20 left",
         "step   200/1000  evaluation  loss 1.000  top1 0.750  best so far",
-        "step   300/1000  evaluation  loss 0.500  top1 0.750",
+        "step   300/1000  evaluation  loss 0.500  top1 0.750  best so far",
+        "step   300/1000  evaluation  top1 0.500",
         "step   302/1000  loss 0.250  01:10 left",
     ]
 
@@ -313,7 +315,10 @@ def test_summary_has_both_columns():
         ["loss", "0.0712", "0.0713"],
         ["parameters", "9,108,968", "8,309,384"],
         ["multiply-adds", "1.513 G", "1.361 M"],
-        ["fusion: max relative error 3.1e-07, top-1 agreement 100.00%, logit KL 1.2e-13"],
+        [
+            "fusion in float32: max relative error 3.1e-07, top-1 agreement 100.00%, "
+            "logit KL 1.2e-13"
+        ],
         ["evaluated 360 images; 1,200 steps at 3,456 images/s; 45.2 s in all; config 0123abcd"],
     ]
     assert len({len(line) for line in lines[:6]}) == 1  # right-aligned columns
@@ -326,13 +331,25 @@ def test_summary_of_a_resumed_run_of_few_classes():
     few = {name: value for name, value in REPORT.items() if name != "top5"}
     text = summary(few | changes | times)
     assert "top-5" not in text
-    assert "best top-1 98.75% at step 1,100; the report and the fused weights are of" in text
-    assert "(--mode=fuse --step=1100 fuses the best)" in text
-    fused_again = "1,100; the report is of the last step, 1,200, the fused weights of step 1,100\n"
+    assert "at step 1,100, chosen on the evaluation images; the report and the fused" in text
+    opens = "rj.load(workdir, step=1100) opens the train form of that step"
+    assert f"last step, 1,200\n--mode=fuse --step=1100 fuses the best; {opens}" in text
+    fused_again = f"the report is of the last step, 1,200, the fused weights of step 1,100\n{opens}"
     assert fused_again in summary(few | changes, fused_step=1100)
     assert "best" not in summary(few | {"best": {"step": 1200, "top1": 1.0}})
     assert "30.0 s in this start (first step after 7.2 s); 2:05:00 in all 3 starts" in text
     assert "the training loss includes label smoothing 0.1; the loss above does not" in text
+
+
+def test_summary_shows_the_rounding_errors_of_deployment():
+    exact = REPORT["fusion"]
+    agreement = {name: exact[name] for name in ("top1_agreement", "logit_kl")}
+    same = {"dtype": "float32", "relative_error": 3.1e-7, **agreement}
+    assert summary(REPORT | {"fusion": exact | {"deployed": same}}) == summary(REPORT)
+    rounded = {"dtype": "bfloat16", "relative_error": 0.029, "top1_agreement": 0.9444}
+    lines = summary(REPORT | {"fusion": exact | {"deployed": rounded | {"logit_kl": 2.2}}})
+    figures = "relative error 2.9e-02, top-1 agreement 94.44%, logit KL 2.2e+00"
+    assert f"\nfusion as deployed (bfloat16): {figures}\n" in lines
 
 
 def test_summary_of_part_of_a_run():
