@@ -7,12 +7,14 @@ from functools import cached_property
 import jax
 
 from repvgg_jax.data.augment.transforms import Transform
-from repvgg_jax.data.decode.image import open_image
+from repvgg_jax.data.decode.image import CorruptImageError, open_image
 from repvgg_jax.data.pipeline import Batch, eval_batches, train_batches
 from repvgg_jax.data.sources.base import EncodedSource, Source
 from repvgg_jax.data.sources.load import in_memory_if_small
+from repvgg_jax.errors import UsageError, shortened
 
 _OPENED_FIRST = 2000  # images; the files of more would take too long to read
+_NAMED = 3  # corrupt images, in the error
 
 
 @dataclass(frozen=True)
@@ -30,17 +32,16 @@ class Split:
     def loaded(self) -> Source:
         """The source, decoded into memory at the first access if it is small.
 
-        Of a source that stays encoded, up to 2,000 images are opened, so that a file that is no
-        image is found before training.
+        Of a source that stays encoded, up to 2,000 images are opened, so that files that are no
+        images, and JPEGs without an end, are found before training.
 
         Raises:
-          UsageError: if an image is found to be corrupt or has a label out of range.
+          UsageError: if images are found to be corrupt or have labels out of range.
         """
         source = in_memory_if_small(self.source)
-        if isinstance(source, EncodedSource) and len(source) <= _OPENED_FIRST:
-            for index in range(0 if source.skip_corrupt else len(source)):
-                (record,) = source.read([index])
-                open_image(record.data, record.where)
+        encoded = isinstance(source, EncodedSource) and not source.skip_corrupt
+        if encoded and len(source) <= _OPENED_FIRST:
+            _open_all(source)
         return source
 
     def eval_batches(self) -> Iterator[Batch]:
@@ -68,4 +69,23 @@ class Split:
             process_count=jax.process_count(),
             workers=self.workers,
             augmentation_seed=augmentation_seed,
+        )
+
+
+def _open_all(source: EncodedSource) -> None:
+    """Raises an error that names the images that cannot be opened, if there are any."""
+    corrupt = []
+    for index in range(len(source)):
+        (record,) = source.read([index])
+        try:
+            open_image(record.data, record.where)
+        except CorruptImageError as error:
+            corrupt.append(error)
+    if len(corrupt) == 1:
+        raise corrupt[0]
+    if corrupt:
+        causes = [f"{error.where} ({error.cause})" for error in corrupt]
+        raise UsageError(
+            f"cannot decode {len(corrupt)} of {len(source)} images: {shortened(causes, _NAMED)}; "
+            "replace or delete them, or set data.skip_corrupt=True to skip such images"
         )

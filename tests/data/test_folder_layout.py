@@ -9,7 +9,7 @@ import pytest
 
 from repvgg_jax.data.sources.load import load_source
 from repvgg_jax.errors import UsageError
-from tests.support.image_files import write_tree
+from tests.support.image_files import write, write_tree
 from tests.support.messages import one_line
 
 
@@ -45,6 +45,24 @@ def test_a_data_dir_one_level_too_high_is_refused(tmp_path):
     with pytest.raises(UsageError) as error:
         load(tmp_path)
     one_line(error, "data.data_dir", tmp_path / "flowers")
+
+
+@pytest.mark.parametrize("within", ["", "Images"])
+def test_the_folder_around_an_archives_class_folders_is_refused(tmp_path, within):
+    inner = write_tree(tmp_path / "flowers" / within, splits=("",))
+    write(tmp_path / "flowers" / "README.txt", b"")
+    with pytest.raises(UsageError, match=rf"one class folder, flowers, .*data_dir={inner}$"):
+        load(tmp_path)
+    assert load(inner).class_names == ("ant", "bee")
+
+
+def test_classes_whose_images_are_all_in_subfolders_are_a_warning(tmp_path, caplog):
+    write_tree(tmp_path, splits=("day", "night"))
+    assert load(tmp_path).class_names == ("day", "night")
+    (record,) = [record for record in caplog.records if "subfolders" in record.message]
+    assert record.levelno == logging.WARNING
+    assert "the classes are its folders, day, night, but all 12 images" in record.message
+    assert f"set --config.data.data_dir={tmp_path / 'day'}, or gather" in record.message
 
 
 def test_a_data_dir_one_level_too_low_or_misspelled_is_refused(tmp_path):

@@ -30,7 +30,14 @@ from repvgg_jax.training.environment import environment
 from repvgg_jax.training.metrics import read_metrics
 from tests.support.batches import PLAIN
 from tests.support.faults import before_step
-from tests.support.image_files import encoded, noise, write, write_prepared, write_tree
+from tests.support.image_files import (
+    encoded,
+    noise,
+    truncated_jpeg,
+    write,
+    write_prepared,
+    write_tree,
+)
 from tests.support.runs import MEAN, STD, batch_of, equal, tiny_config, train
 
 
@@ -51,12 +58,16 @@ def test_images_are_decoded_after_the_opening_and_before_anything_is_written(tmp
 
 
 @pytest.mark.medium
-def test_a_file_that_is_no_image_is_found_before_training(tmp_path):
+def test_files_that_are_no_images_are_found_before_training(tmp_path):
     write_tree(tmp_path / "data", splits=("train", "val"))
     broken = write(tmp_path / "data/val/bee/z.jpg", b"text")
     data = {"data_source": "folder", "data_data_dir": str(tmp_path / "data")}
     config = tiny_config(model_num_classes=2, train_batch_size=4, train_eval_batch_size=4, **data)
-    with pytest.raises(UsageError, match=str(broken)):
+    with pytest.raises(UsageError, match=rf"cannot decode the image {broken}: cannot identify"):
+        train(config, tmp_path / "run")
+    truncated = write(tmp_path / "data/val/ant/x.jpg", truncated_jpeg())
+    message = rf"2 of 8 images: {truncated} \(.* truncated .*\), {broken} \(.*\); replace"
+    with pytest.raises(UsageError, match=message):
         train(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 

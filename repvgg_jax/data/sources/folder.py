@@ -159,9 +159,17 @@ def _warn_of_few(files: FolderSplit) -> None:
 
 def _say_what_is_unusual(files: FolderSplit, left_out: Counter[str]) -> None:
     depth = os.path.join(files.root, "class", "file").count(os.sep)
-    nested = sum(path.count(os.sep) > depth for path in files.paths)
-    if nested:
-        total = len(files.paths)
+    nested, total = sum(path.count(os.sep) > depth for path in files.paths), len(files.paths)
+    if nested == total:
+        warn_once(
+            "%s: the classes are its folders, %s, but all %d images are in subfolders of these; if "
+            "those are the classes, set --config.data.data_dir=%s, or gather them in one folder",
+            files.root,
+            shortened(files.class_names, 3),
+            total,
+            os.path.join(files.root, files.class_names[0]),
+        )
+    elif nested:
         inform_once(f"{files.root}: {nested} of {total} images are in subfolders of class folders")
     if left_out:
         warn_once("%s: left out %s", files.root, counted(left_out))

@@ -14,6 +14,7 @@ _TRAIN_FOLDERS = ("train", "training")
 # "test" comes after the others, since with a "val" folder it often contains unlabeled images, as in
 # ImageNet.
 _TEST_FOLDERS = ("val", "valid", "validation", "dev", "test", "testing")
+_ARCHIVE_DEPTH = 4  # folders around the class folders, as in some archives
 _LAYOUT = "<data_dir>/<class>/*.jpg, or <data_dir>/train/<class>/*.jpg and <data_dir>/val/..."
 
 
@@ -58,9 +59,24 @@ def find_roots(data_dir: str | None) -> Roots:
     for folder in found.values():
         if os.path.isdir(os.path.join(folder, "train")):
             raise UsageError(
-                f"{root} has no train folder but {folder} has; set data.data_dir to it"
+                f"{root} has no train folder but {folder} has; set --config.data.data_dir={folder}"
             )
+    if len(folders) == 1 and (inner := _folder_of_several(*found.values())):
+        raise UsageError(
+            f"{root} has one class folder, {folders[0]}, and a classifier needs two or more; if "
+            f"the classes are the folders in {inner}, set --config.data.data_dir={inner}"
+        )
     return Roots(root, [root])
+
+
+def _folder_of_several(folder: str) -> str | None:
+    """Returns the outermost folder, of `folder` and those in it, that has several folders."""
+    for _ in range(_ARCHIVE_DEPTH):
+        inner = [entry.path for entry in scan(folder) if _is_folder(entry)]
+        if len(inner) != 1:
+            return folder if inner else None
+        folder = inner[0]
+    return None
 
 
 def class_folders(data_dir: str | None) -> tuple[str, ...] | None:
