@@ -23,6 +23,11 @@
 #include "oneapi/dnnl/dnnl.hpp"
 #include "xla/ffi/api/ffi.h"
 
+extern "C" {  // from the OpenMP library that oneDNN is linked to
+int omp_get_max_threads();
+void omp_set_num_threads(int number);
+}
+
 namespace {
 
 namespace ffi = xla::ffi;
@@ -46,6 +51,32 @@ struct Problem {
     }
     return key;
   }
+
+  double multiply_adds() const {
+    double count = y[0] * y[1] * y[2];
+    for (int64_t size : kernel) count *= size;
+    return count;
+  }
+};
+
+// While it exists, oneDNN uses fewer threads for small problems.
+//
+// Each of them gets this many multiply-adds or more, which take a tenth of a millisecond or longer.
+// With fewer, starting threads and waiting for the last of them takes more time than they save,
+// above all if other processes use the cores.
+constexpr double kLeastWork = 8e6;
+
+class Threads {
+ public:
+  explicit Threads(const Problem& problem) : before_(omp_get_max_threads()) {
+    const double most = std::max(1.0, problem.multiply_adds() / kLeastWork);
+    if (most < before_) omp_set_num_threads(static_cast<int>(most));
+  }
+  ~Threads() { omp_set_num_threads(before_); }
+  Threads(const Threads&) = delete;
+
+ private:
+  const int before_;
 };
 
 struct Plan {
@@ -155,6 +186,7 @@ std::shared_ptr<const Plan> PlanFor(const Problem& problem) {
 ffi::Error Run(const Problem& problem, void* x, void* kernel, void* y, void* bias = nullptr,
                bool packed = false) {
   try {
+    const Threads threads(problem);
     const auto plan = PlanFor(problem);
     dnnl::stream stream(Engine());
     const bool ready = packed && plan->packs();
@@ -202,8 +234,10 @@ ffi::Error Pack(F32 kernel, ffi::Result<F32> result, int64_t strides, int64_t gr
                 int64_t dilation, int64_t top, int64_t left, bool biased, bool relu, Shape x,
                 Shape y) {
   try {
-    const auto plan = PlanFor({kForward, {x.begin(), x.end()}, Sizes(kernel), {y.begin(), y.end()},
-                               strides, groups, dilation, top, left, biased, relu});
+    const Problem problem{kForward, {x.begin(), x.end()}, Sizes(kernel), {y.begin(), y.end()},
+                          strides, groups, dilation, top, left, biased, relu};
+    const Threads threads(problem);
+    const auto plan = PlanFor(problem);
     if (!plan->packs()) {
       std::memcpy(result->untyped_data(), kernel.untyped_data(), plan->hwio.get_size());
       return ffi::Error::Success();

@@ -1,6 +1,10 @@
 """oneDNN's convolutions equal XLA's: values and gradients, with bias, ReLU and packed kernel."""
 
+import os
+import subprocess
+import sys
 from functools import partial
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -146,3 +150,28 @@ def test_a_fused_nets_relu_is_in_the_convolution_unless_squeeze_and_excite_is_be
     assert_close(*(jax.jit(jax.grad(partial(loss, net)))(fused) for net in (plain, by_xla)))
     # `verify` also accepts a fused net, which it compares with itself.
     assert rj.verify(plain, fused, images).max_relative_error == 0
+
+
+GRADIENT = """
+import jax
+from repvgg_jax.ops.convolution import convolve
+x = jax.random.normal(jax.random.key(0), (64, 8, 8, 8))
+kernel = jax.random.normal(jax.random.key(1), (3, 3, 8, 8))
+gradient = jax.jit(jax.grad(lambda kernel: (convolve(x, kernel) ** 2).sum()))(kernel)
+print(gradient.tobytes().hex())
+"""
+
+
+@pytest.mark.system
+def test_a_small_convolution_does_not_depend_on_the_number_of_threads():
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-c", GRADIENT],
+            env=os.environ | {"OMP_NUM_THREADS": threads, "XLA_FLAGS": ""},
+            stdout=subprocess.PIPE,
+            cwd=Path(__file__).parents[2],
+        )
+        for threads in ("1", "2")
+    ]
+    outputs = [process.communicate(timeout=120)[0] for process in started]
+    assert outputs[0] == outputs[1] != b""
