@@ -46,6 +46,11 @@ $(VENV)/dev.installed: requirements.txt pyproject.toml | $(RUN)
 	@echo "Installing the requirements of development with pip, including PyTorch: about a minute"
 	@$(PIP) -e '.[dev]' | $(PROGRESS)
 	@$(PIP) --no-deps $(TIMM) | $(PROGRESS)
+	@touch $(VENV)/setup.installed $(VENV)/notebook.installed $@
+
+$(VENV)/notebook.installed: requirements.txt pyproject.toml | $(RUN)
+	@echo "Installing the requirements of the notebook with pip"
+	@$(PIP) -e '.[notebook]' | $(PROGRESS)
 	@touch $(VENV)/setup.installed $@
 
 quickstart: $(VENV)/setup.installed ## train on bundled digits, fuse, verify, report: two minutes
@@ -76,9 +81,9 @@ bench-data: $(VENV)/setup.installed ## compare input pipelines on class folders 
 report: $(VENV)/setup.installed ## write RESULTS.md and report.html from the rows in experiments/results, or ROWS=FOLDER
 	$(RUN) -m experiments.report $(if $(ROWS),--results=$(ROWS))
 
-notebook: $(VENV)/dev.installed ## write runs/analysis.html: the branches of runs/quickstart, or ANALYSIS_WORKDIR=FOLDER
+notebook: $(VENV)/notebook.installed ## write runs/analysis.html: the branches of runs/quickstart, or ANALYSIS_WORKDIR=FOLDER
 	$(RUN) -m jupytext --sync experiments/studies/analysis.ipynb
-	$(RUN) -m nbconvert --log-level=ERROR --execute --to html --output-dir runs experiments/studies/analysis.ipynb
+	$(RUN) -m nbconvert --log-level=ERROR --KernelManager.transport_encryption=auto --execute --to html --output-dir runs experiments/studies/analysis.ipynb
 
 docs: $(VENV)/setup.installed ## build the pages of docs/ with the API reference: build/site/index.html
 	@$(PIP) -e '.[docs]' | $(PROGRESS)

@@ -68,7 +68,12 @@ def run_bench(config: ConfigDict, workdir: Path) -> None:
     with named_write_errors(workdir):
         workdir.mkdir(parents=True, exist_ok=True)
     size, kind = config.data.image_size, jax.devices()[0].device_kind
-    print(f"{model_name(config)}, {size}x{size} pixels, on {kind}", flush=True)
+    print(f"{model_name(config)}, {size}x{size} pixels, on {kind}")
+    print(
+        f"batches of {', '.join(map(str, sorted(batches)))} images: set by "
+        '--config.bench.batch_sizes="(8, 32)", not train.batch_size',
+        flush=True,
+    )
     net = make_net(config)
     forms = forms_of(config)
     show_progress("measuring the fastest matrix product and convolution ...")

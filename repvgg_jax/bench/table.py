@@ -5,14 +5,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 _LEGEND = """\
-MACs       multiply-adds of convolutions and matrix products per image, in evaluation
-Winograd   multiplications left if 3x3 convolutions of stride 1 use F(2x2, 3x3)
-compile s  seconds to compile the program
-temp MB    memory of the program besides its arguments and results
-ms         milliseconds per batch, the median of interleaved rounds
-of peak    operations per second, as a share of the rate above; an image takes two operations
-           per MAC, and six in a training step
-x fused    time divided by that of the fused form (x plain: of the plain net)"""
+MACs, Winograd      multiply-adds per image; multiplications left with F(2x2, 3x3)
+compile s, temp MB  seconds to compile; memory besides arguments and results
+ms, x FORM          milliseconds per batch, the median of interleaved rounds; divided by FORM's
+of peak             share of the rate above, with 2 operations per MAC, or 6 in a training step"""
 
 
 def legend(peak: float) -> str:
