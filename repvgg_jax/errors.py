@@ -15,6 +15,7 @@ import difflib
 import re
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 
 class RunError(Exception):
@@ -78,10 +79,28 @@ def shortened(names: Sequence[str], most: int = 10) -> str:
     return ", ".join(names[:most]) + more
 
 
+def described(value: Any) -> str:
+    """Returns a wrong argument as text: a short one itself, else its type, and an array's shape.
+
+    Example:
+      >>> described(3), described([3]), described(None)
+      ('3', 'a list', 'None')
+    """
+    if value is None or isinstance(value, str | int | float):
+        return repr(value)
+    if isinstance(value, tuple) and all(isinstance(each, int) for each in value):
+        return repr(value)
+    name, shape = type(value).__name__, getattr(value, "shape", None)
+    if re.search("[Aa]rray|Tracer", name):
+        name = "array"  # ArrayImpl, ndarray, PRNGKeyArray, DynamicJaxprTracer
+    of_shape = f" of shape {tuple(shape)}" if isinstance(shape, tuple) else ""
+    return f"{'an' if name[0] in 'AEIOUaeiou' else 'a'} {name}{of_shape}"
+
+
 def check_known(kind: str, name: str, known: Collection[str]) -> None:
     """Raises UsageError with the closest matches if `name` is not in `known`."""
-    if name in known:
+    if isinstance(name, str) and name in known:
         return
-    close = difflib.get_close_matches(name, known, n=3)
+    close = difflib.get_close_matches(str(name), known, n=3)
     hint = f"did you mean {' or '.join(close)}?" if close else f"choose from {', '.join(known)}"
-    raise UsageError(f"unknown {kind} {name!r}: {hint}")
+    raise UsageError(f"unknown {kind} {described(name)}: {hint}")

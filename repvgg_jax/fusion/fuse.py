@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from repvgg_jax.nets import Net, Variables, check_names, check_pair
+from repvgg_jax.nets import Net, Variables, check_arguments, check_names, check_pair
 from repvgg_jax.ops.batch_norm import accumulation_dtype
 from repvgg_jax.runtime.compilation import jit_once
 
@@ -29,8 +29,8 @@ def fuse(net: Net, variables: Variables) -> tuple[Net, dict[str, Any]]:
 
     Raises:
       ValueError: if the variables are not those of the net.
-      UsageError: if the block is not equivalent to a convolution, or if either the parameters or
-        the statistics are averaged, but not both.
+      UsageError: if the block is not equivalent to a convolution, if either the parameters or the
+        statistics are averaged, but not both, or if an argument is something else.
 
     Examples:
       >>> net = create("repvgg_a0", num_classes=10)
@@ -39,10 +39,7 @@ def fuse(net: Net, variables: Variables) -> tuple[Net, dict[str, Any]]:
       >>> fused_variables["params"]["stage1_block0"]["conv"]["kernel"].shape
       (3, 3, 48, 48)
     """
-    if "params" not in variables:
-        raise ValueError(
-            f'fuse takes {{"params", "batch_stats"}}, got a mapping with keys {list(variables)[:3]}'
-        )
+    check_arguments(net, variables, "rj.fuse(net, variables)")
     check_pair(variables)
     check_names(net, variables)
     return net.clone(block="fused"), _fused_variables(net, dict(variables))

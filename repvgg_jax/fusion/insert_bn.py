@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from repvgg_jax.errors import UsageError
-from repvgg_jax.nets import Net, Variables, check_names
+from repvgg_jax.nets import Net, Variables, check_arguments, check_names
 from repvgg_jax.ops.algorithms import Images
 from repvgg_jax.ops.batch_norm import BN_EPSILON, accumulation_dtype
 
@@ -43,6 +43,7 @@ def insert_bn(
       >>> tunable_net.block
       'plain'
     """
+    check_arguments(net, variables, "rj.insert_bn(net, variables, batches)")
     if not net.is_fused:
         raise UsageError(
             "insert_bn takes a fused net, but this net is in train form; fuse it first"

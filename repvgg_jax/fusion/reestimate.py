@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from repvgg_jax.errors import UsageError
 from repvgg_jax.layers.norm import BN_MOMENTUM
-from repvgg_jax.nets import Averaged, Net, Variables
+from repvgg_jax.nets import Averaged, Net, Variables, check_arguments
 from repvgg_jax.ops.algorithms import Images
 
 
@@ -29,6 +29,7 @@ def reestimate_batch_stats(
     Raises:
       UsageError: if there is no batch, or the net has no BatchNorm.
     """
+    check_arguments(net, variables, "rj.reestimate_batch_stats(net, variables, batches)")
     params = variables["params"]
     if not variables.get("batch_stats"):
         raise UsageError("reestimate_batch_stats needs variables with batch_stats (the train form)")

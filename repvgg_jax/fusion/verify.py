@@ -9,8 +9,9 @@ from flax import linen as nn
 from jax import Array
 from jaxtyping import Float
 
+from repvgg_jax.errors import UsageError, described
 from repvgg_jax.fusion.fuse import fuse
-from repvgg_jax.nets import Net, Variables
+from repvgg_jax.nets import Net, Variables, check_arguments, check_images
 from repvgg_jax.ops.batch_norm import accumulation_dtype
 from repvgg_jax.runtime.compilation import jit_once
 from repvgg_jax.runtime.devices import target
@@ -95,6 +96,9 @@ def verify(
       images: normalized images.
       fused: the fused net and its variables; by default, the result of `fuse`.
 
+    Raises:
+      UsageError: if an argument is something else, or as `fuse`.
+
     Examples:
       >>> net = create("repvgg_a0", num_classes=10, depths=(1, 1), widths=(8, 8), strides=(2, 2))
       >>> variables = randomize(abstract(net), jax.random.key(0))
@@ -102,7 +106,13 @@ def verify(
       >>> verify(net, variables, images).max_relative_error < 1e-5
       True
     """
+    call = "rj.verify(net, variables, images)"
+    check_arguments(net, variables, call)
+    check_images(images)
+    if not isinstance(fused, tuple | None):
+        raise UsageError(f"{call}: fused is {described(fused)}; pass the pair from rj.fuse")
     fused_net, fused_variables = fused or fuse(net, variables)
+    check_arguments(fused_net, fused_variables, f"{call}, in the pair fused")
     wide = accumulation_dtype(net.dtype)
     with jax.default_matmul_precision("highest"):
         blocks, exact = _compare_forms(

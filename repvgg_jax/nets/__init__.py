@@ -1,12 +1,14 @@
 """Architectures, one per file. Modules whose names start with an underscore are shared."""
 
 from repvgg_jax.nets._base import BlockSpec, FeatureInfo, Net
+from repvgg_jax.nets._call_errors import check_images
 from repvgg_jax.nets._registry import NETS, create, list_models
 from repvgg_jax.nets._variables import (
     Averaged,
     Variables,
     abstract,
     as_average,
+    check_arguments,
     check_names,
     check_pair,
     init,

@@ -13,7 +13,7 @@ from repvgg_jax.blocks.registry import block_class
 from repvgg_jax.errors import UsageError
 from repvgg_jax.layers.conv import Dtype
 from repvgg_jax.layers.squeeze_excite import SqueezeExcite
-from repvgg_jax.nets._call_errors import check_images, check_layout, explained
+from repvgg_jax.nets._call_errors import check_images, check_layout, check_variables, explained
 from repvgg_jax.ops import onednn
 from repvgg_jax.ops.convolution import check_algorithm
 
@@ -140,12 +140,13 @@ class Net(nn.Module):
         """Applies the net as `flax.linen.Module.apply` does; frequent errors are one line each.
 
         Raises:
-          UsageError: for images without a batch axis, of another layout or another number of
-            channels, or not normalized; for variables of another net or without statistics; and if
-            `train` is True but `batch_stats` is not mutable.
+          UsageError: for images that are not an array, or without a batch axis, of another layout
+            or another number of channels, or not normalized; for variables of another net or
+            without statistics; and if `train` is True but `batch_stats` is not mutable.
         """
         if options.get("method") is not None or not args:
             return super().apply(variables, *args, **options)
+        check_variables(variables, "net.apply(variables, images)")
         check_images(args[0])
         with explained(args[0], variables, self.block):
             return super().apply(variables, *args, **options)
@@ -237,11 +238,11 @@ class Net(nn.Module):
         names = [info.name for info in self.feature_info()]
         if not names:
             raise UsageError(f"{type(self).__name__} is not a backbone: it has no feature maps")
-        stats = variables.get("batch_stats", {})
         collections = ["intermediates", "batch_stats"]
         _, state = self.apply(variables, images, train=train, mutable=collections)
         maps = state["intermediates"]
-        return tuple(maps[name][0] for name in names), state.get("batch_stats", stats)
+        stats = state.get("batch_stats", variables.get("batch_stats", {}))
+        return tuple(maps[name][0] for name in names), stats
 
     def run_block(self, spec: BlockSpec, x: Array, train: bool, **options: bool) -> Array:
         """Applies a block as a submodule of this net, passing it the options."""

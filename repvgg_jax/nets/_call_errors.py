@@ -7,17 +7,30 @@ from typing import Any
 import jax.numpy as jnp
 from flax import errors
 
-from repvgg_jax.errors import UsageError
+from repvgg_jax.errors import UsageError, described
 
 _GUIDE = "see docs/guides/coming_from_pytorch.md"
 _SMALL = (1, 3, 4)  # channels of gray, RGB and RGBA images
 
 
+def check_variables(variables: Any, call: str) -> None:
+    """Raises UsageError for variables that are not a mapping; `call` is the call to be made."""
+    if not isinstance(variables, Mapping):
+        raise UsageError(
+            f"{call}: the variables are {described(variables)}; rj.init and rj.load return "
+            'variables, {"params": ..., "batch_stats": ...}'
+        )
+
+
 def check_images(images: Any) -> None:
-    """Raises UsageError for images without a batch axis, and for pixels that are not normalized."""
+    """Raises UsageError unless images are an array with a batch axis and look normalized."""
     shape, dtype = getattr(images, "shape", None), getattr(images, "dtype", None)
-    if shape is None or dtype is None:
-        return
+    if shape is None or not hasattr(dtype, "kind"):  # PyTorch's types have none
+        several = isinstance(images, list | tuple) or shape is not None
+        hint = "; jnp.asarray(images) makes one" if several else ""
+        raise UsageError(
+            f"images are {described(images)}; a net takes an array [batch, height, width, 3]{hint}"
+        )
     if len(shape) != 4:
         hint = "; images[None] adds the batch axis" if len(shape) == 3 else ""
         raise UsageError(f"{_images_of(shape)}; a net takes [batch, height, width, 3]{hint}")

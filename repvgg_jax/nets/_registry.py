@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from repvgg_jax.blocks.base import Block
 from repvgg_jax.blocks.registry import BLOCKS, block_class
-from repvgg_jax.errors import UsageError, check_known
+from repvgg_jax.errors import UsageError, check_known, described
 from repvgg_jax.nets import deep_plain, mobileone, repvgg, residual_reorg
 from repvgg_jax.nets._base import Net
 
@@ -52,8 +52,8 @@ def create(name: str, *, block: str | None = None, **overrides: Any) -> Net:
     check_known("model", name, NETS)
     if not isinstance(block, str | None):
         raise UsageError(
-            f"block={block!r}: must be a name in BLOCKS ({', '.join(BLOCKS)}); register a "
-            "new class there first"
+            f"block is {described(block)}; it must be a name in BLOCKS ({', '.join(BLOCKS)}); "
+            "register a new class there first"
         )
     net = NETS[name]()
     if block is not None:

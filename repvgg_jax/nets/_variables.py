@@ -1,7 +1,7 @@
 """Variables of a net: initialization, abstract shapes, randomization, averages and checks."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import Any, Self
 from zlib import crc32
@@ -12,8 +12,9 @@ from jax import Array
 from jax.sharding import Sharding
 
 from repvgg_jax.blocks.base import Variables
-from repvgg_jax.errors import UsageError
+from repvgg_jax.errors import UsageError, described
 from repvgg_jax.nets._base import Net
+from repvgg_jax.nets._call_errors import check_variables
 from repvgg_jax.runtime.compilation import jit_once
 
 
@@ -41,12 +42,29 @@ def as_average(variables: Variables) -> dict[str, Averaged]:
     return {name: Averaged(jax.tree.map(jnp.copy, tree)) for name, tree in variables.items()}
 
 
+def check_net(net: Any, call: str) -> None:
+    """Raises UsageError unless `net` is a net; `call` is the call to be made."""
+    if not isinstance(net, Net):
+        raise UsageError(f"{call}: the net is {described(net)}; rj.create and rj.load return nets")
+
+
+def check_arguments(net: Any, variables: Any, call: str) -> None:
+    """Raises UsageError unless the arguments of a function are a net and variables."""
+    check_net(net, call)
+    check_variables(variables, call)
+
+
 def check_pair(variables: Variables) -> None:
-    """Raises UsageError if either the parameters or the statistics are averaged, but not both.
+    """Raises UsageError without parameters, or if only they or only the statistics are averaged.
 
     The statistics of a mixed pair do not match the activations, so the outputs of the net and of
     its fused form would both be wrong.
     """
+    if "params" not in variables:
+        raise UsageError(
+            'the variables have no "params"; pass {"params": ..., "batch_stats": ...}, as rj.init '
+            "and rj.load return them"
+        )
     params, stats = variables["params"], variables.get("batch_stats", {})
     kinds = ["averaged" if isinstance(tree, Averaged) else "raw" for tree in (params, stats)]
     if stats and kinds[0] != kinds[1]:
@@ -100,8 +118,7 @@ def _check_key(key: Any) -> None:
     ):
         return
     seed = key if isinstance(key, int) else 0
-    given = repr(key) if ndim is None else f"an array of shape {key.shape}"
-    raise UsageError(f"the key is {given}; pass jax.random.key({seed})")
+    raise UsageError(f"the key is {described(key)}; pass jax.random.key({seed})")
 
 
 def randomize(variables: Variables, key: Array) -> dict[str, Any]:
@@ -121,6 +138,7 @@ def randomize(variables: Variables, key: Array) -> dict[str, Any]:
       >>> bool((variables["params"]["stage0_block0"]["bn_kxk"]["scale"] < 0).any())
       True
     """
+    check_variables(variables, "rj.randomize(variables, key)")
     _check_key(key)
 
     def draw(path: tuple[Any, ...], leaf: Any) -> Array:
@@ -163,9 +181,14 @@ def init(
       >>> variables["params"]["head"]["kernel"].shape
       (1280, 10)
     """
+    check_net(net, "rj.init(net, key)")
     _check_key(key)
-    height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
-    return _fresh(net, key, (1, height, width, channels))
+    sides = (image_size, image_size) if isinstance(image_size, int) else image_size
+    if not isinstance(sides, Sequence) or len(sides) != 2:
+        raise UsageError(
+            f"image_size is {described(image_size)}; give the side in pixels or (height, width)"
+        )
+    return _fresh(net, key, (1, *sides, channels))
 
 
 @partial(jit_once, static_argnums=(0, 2))

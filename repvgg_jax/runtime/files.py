@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from repvgg_jax.errors import RunError, UsageError, one_line
+from repvgg_jax.errors import RunError, UsageError, described, one_line
 
 _MOUNT = (
     "mount the bucket (gcsfuse, Mountpoint for S3, or the CSI driver of your cluster) and give the "
@@ -39,6 +39,8 @@ def local_path(path: str | os.PathLike[str], option: str = "") -> Path:
       >>> local_path("runs/b1")
       PosixPath('runs/b1')
     """
+    if not isinstance(path, str | os.PathLike):
+        raise UsageError(f"{option or 'the path'} is {described(path)}; pass a string or a Path")
     text = os.fspath(path)
     given = f"{option}={text}" if option else text
     if not text:

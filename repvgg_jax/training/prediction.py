@@ -20,7 +20,7 @@ from repvgg_jax.data.augment.transforms import eval_image
 from repvgg_jax.data.decode.image import LazyImage, from_array, open_image
 from repvgg_jax.data.images import normalize
 from repvgg_jax.errors import UsageError, one_line
-from repvgg_jax.nets import check_pair
+from repvgg_jax.nets import check_arguments, check_images, check_pair
 from repvgg_jax.runtime.devices import cpu_cores
 from repvgg_jax.runtime.files import local_path
 
@@ -117,6 +117,7 @@ def predict(
     """
     if batch_size < 1:
         raise UsageError(f"batch_size={batch_size}: must be positive")
+    check_arguments(net, variables, "rj.predict(net, variables, images)")
     check_pair(variables)
     _check_preprocessed(images, batch_size)
     size = batch_shape(len(images), batch_size)
@@ -133,6 +134,8 @@ def _check_preprocessed(images: Any, most: int) -> None:
     """Raises UsageError for paths, and for pixels among the first `most` images."""
     remedy = "preprocess first: rj.predict(net, variables, rj.preprocess(paths, workdir))"
     several = [images] if isinstance(images, str | os.PathLike) else images
+    if not isinstance(several, Sequence | np.ndarray):
+        check_images(several)
     if any(isinstance(image, str | os.PathLike) for image in several[:1]):
         raise UsageError(f"predict takes arrays, not paths; {remedy}")
     first = np.asarray(images[:most])

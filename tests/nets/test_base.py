@@ -1,5 +1,6 @@
 """The base classes suffice for blocks and architectures from outside the package."""
 
+import inspect
 from functools import partial
 
 import flax.linen as nn
@@ -202,6 +203,43 @@ def test_other_errors_of_a_call_are_explained():
                 function(wrong)
     key = jax.random.key(0)
     assert "looks like NCHW" in refused(SMALL.init, key, abstract_images(2, 3, 32, 32))
+    assert "images[None]" not in refused(SMALL.init, key, key)
     gray = jax.eval_shape(partial(rj.init, SMALL, channels=1), key)
     logits = jax.eval_shape(SMALL.apply, gray, abstract_images(2, 32, 32, 1))
     assert logits.shape == (2, 3)
+
+
+VARIABLES, KEY, IMAGES = abstract(SMALL), jax.random.key(0), np.zeros((2, 8, 8, 3), np.float32)
+
+
+@pytest.mark.parametrize(
+    ("function", "arguments", "expected"),
+    [
+        (rj.fuse, (VARIABLES, SMALL), "rj.fuse(net, variables): the net is a dict; rj.create and"),
+        (rj.fuse, (SMALL, None), "the variables are None; rj.init and rj.load return variables"),
+        (rj.fuse, (SMALL, VARIABLES["params"]), 'no "params"; pass {"params": ..., "batch_stats"'),
+        (rj.verify, (VARIABLES, SMALL, IMAGES), "rj.verify(net, variables, images): the net is a"),
+        (rj.verify, (SMALL, VARIABLES, IMAGES.tolist()), "jnp.asarray(images) makes one"),
+        (rj.verify, (SMALL, VARIABLES, IMAGES, VARIABLES), "fused is a dict; pass the pair from"),
+        (rj.predict, (SMALL, IMAGES, VARIABLES), "variables are an array of shape (2, 8, 8, 3);"),
+        (rj.predict, (SMALL, VARIABLES, {"image": IMAGES}), "images are a dict; a net takes an ar"),
+        (rj.init, (KEY, SMALL), "rj.init(net, key): the net is an array of shape ();"),
+        (rj.init, ("repvgg_a0", KEY), "rj.init(net, key): the net is 'repvgg_a0'; rj.create and"),
+        (rj.init, (SMALL, VARIABLES), "the key is a dict; pass jax.random.key(0)"),
+        (rj.init, (SMALL, KEY, IMAGES.shape), "image_size is (2, 8, 8, 3); give the side in pixe"),
+        (rj.randomize, (SMALL, KEY), "rj.randomize(variables, key): the variables are a RepVGG;"),
+        (rj.insert_bn, (VARIABLES, SMALL, []), "rj.insert_bn(net, variables, batches): the net"),
+        (rj.reestimate_batch_stats, (VARIABLES, SMALL, []), "variables, batches): the net is a d"),
+        (SMALL.apply, (IMAGES, VARIABLES), "net.apply(variables, images): the variables are an a"),
+        (SMALL.apply, (VARIABLES, [IMAGES]), "images are a list; a net takes an array"),
+        (rj.create, (SMALL,), "unknown model a RepVGG: choose from deep_plain, mobileone_s0"),
+        (rj.load, (SMALL,), "the path is a RepVGG; pass a string or a Path"),
+    ],
+)
+def test_exchanged_arguments_and_others_of_a_wrong_type_are_one_line(function, arguments, expected):
+    if not inspect.ismethod(function):
+        function = inspect.unwrap(function)  # without the checks of types that only tests have
+    with pytest.raises(rj.UsageError) as caught:
+        function(*arguments)
+    assert expected in str(caught.value)
+    assert "\n" not in str(caught.value)
