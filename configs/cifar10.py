@@ -9,6 +9,19 @@ the data.
 The first command is for two CPU cores: 8 epochs, with only the stem at full resolution. Measured:
 80.92% test top-1 in both forms, after 27 minutes on cores shared with other work. The second is for
 a GPU: two stages at full resolution, 200 epochs.
+
+Measured on an H100 with `:full` and batches of 256: 88.79% after 40 epochs, with 98.5% on training
+images. After 20 epochs, one seed each (seeds differ by 0.1 to 0.3 points):
+
+  as it is                                                      87.83%
+  --config.optim.label_smoothing=0.1                            87.83%
+  --config.model.widths="(64, 64, 128, 256, 256)"    2.9 M      88.04%
+  --config.model.depths="(1, 2, 4, 4, 1)"            2.2 M      87.73%
+  --config.model.strides="(1, 1, 1, 2, 2)"                      86.93%
+
+So none of these is better by more than noise; mixup, CutMix, random erasing, policies and an EMA
+have not been measured. The images had been re-encoded as JPEG of quality 75 with halved chroma, and
+the original pixels will give more.
 """
 
 from ml_collections import ConfigDict
