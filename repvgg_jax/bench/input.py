@@ -18,7 +18,7 @@ from repvgg_jax.bench.timing import ratio
 from repvgg_jax.config.build import make_source, make_transform
 from repvgg_jax.config.fields import check_values
 from repvgg_jax.config.resolve import resolve
-from repvgg_jax.config.workdir import named_write_errors
+from repvgg_jax.config.workdir import check_writable, named_write_errors
 from repvgg_jax.data.augment.rectangles import random_box
 from repvgg_jax.data.augment.transforms import Transform, train_image
 from repvgg_jax.data.decode.image import open_image
@@ -51,6 +51,8 @@ def run_bench_data(config: ConfigDict, workdir: Path | None) -> None:
             "--mode=bench_data needs data.source=folder and data.augmentation=resized_crop, since "
             "it compares JPEG decoders"
         )
+    if workdir is not None:
+        check_writable(workdir)
     source = make_source(config, "train")
     chosen = stream_indices(len(source), config.seed, 0, min(len(source), _FILES))
     source = source.select(chosen.tolist())

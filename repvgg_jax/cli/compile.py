@@ -11,7 +11,13 @@ from repvgg_jax.config.build import check_config
 from repvgg_jax.config.describe import model_name
 from repvgg_jax.config.fields import to_json
 from repvgg_jax.config.resolve import resolve
-from repvgg_jax.config.workdir import check_workdir, lock_run, make_workdir, named_write_errors
+from repvgg_jax.config.workdir import (
+    check_workdir,
+    check_writable,
+    lock_run,
+    make_workdir,
+    named_write_errors,
+)
 from repvgg_jax.runtime.files import write_json
 from repvgg_jax.runtime.lock import check_unlocked
 from repvgg_jax.runtime.processes import inform_once
@@ -33,6 +39,7 @@ def run_compile(config: ConfigDict, topology: str, workdir: Path | None) -> None
     if workdir is not None:
         check_config(config)
         check_workdir(config, workdir)
+        check_writable(workdir)
     inform_once(f"compiling a training step of {model_name(config)} for {topology} ...")
     started = time.monotonic()
     cost = aot.step_cost(aot.compile_step(config, devices))

@@ -8,7 +8,7 @@ from repvgg_jax.checkpoint.load import load
 from repvgg_jax.checkpoint.manager import check_saved, open_manager, save, steps
 from repvgg_jax.config.build import build, make_source
 from repvgg_jax.config.resolve import resolve
-from repvgg_jax.config.workdir import check_workdir, lock_run, make_workdir
+from repvgg_jax.config.workdir import check_workdir, check_writable, lock_run, make_workdir
 from repvgg_jax.errors import UsageError
 from repvgg_jax.interop.pytorch import from_torch, to_torch
 from repvgg_jax.interop.pytorch_files import read_torch, save_torch
@@ -31,6 +31,7 @@ def run_import(config: ConfigDict, workdir: Path, weights: str | Path) -> None:
     experiment = build(config, open_data=False)
     check_workdir(config, workdir)
     _check_no_checkpoint(workdir)
+    check_writable(workdir)
     variables = from_torch(experiment.net, read_torch(weights))
     state = fresh_state(experiment).starting_from(variables)
     with lock_run(workdir):

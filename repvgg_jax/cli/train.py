@@ -26,6 +26,7 @@ from repvgg_jax.config.resolve import resolve
 from repvgg_jax.config.workdir import (
     changed_fields,
     check_workdir,
+    check_writable,
     has_checkpoints,
     lock_run,
     read_config,
@@ -84,6 +85,7 @@ def run_train(config: ConfigDict, workdir: Path) -> None:
         if speaks():
             _print_report(earlier, None, _step_of_fused(workdir))
         return
+    check_writable(workdir)
     resumed = bool(steps(workdir))
     inform_once(f"{'resuming' if resumed else 'training'} {model_name(config)} in {workdir}")
     if config.init_from is not None and not resumed:

@@ -1,5 +1,6 @@
 """Creates, checks and reads the workdir of a run."""
 
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -96,6 +97,18 @@ def make_workdir(
             if class_names is not None:
                 write_class_names(workdir, class_names)
     sync_processes("workdir made")
+
+
+def check_writable(workdir: Path) -> None:
+    """Checks that a workdir can be created or written to, and leaves nothing behind.
+
+    Raises:
+      UsageError: if it cannot; raised by process 0 only.
+    """
+    if primary():
+        with named_write_errors(workdir):
+            existing = next(p for p in (workdir, *workdir.absolute().parents) if p.exists())
+            tempfile.TemporaryFile(dir=existing).close()
 
 
 def named_write_errors(workdir: Path) -> AbstractContextManager[None]:

@@ -141,6 +141,9 @@ def test_a_wrong_workdir_is_reported_before_data_are_opened(tmp_path, capsys):
     (tmp_path / "notes.txt").touch()
     arguments = [*QUICK, "--config.data.holdout=0.5", "--workdir", tmp_path]
     assert "is not empty and is not a repvgg_jax run" in failing(capsys, *arguments)
+    inside = tmp_path / "notes.txt" / "run"
+    message = failing(capsys, *QUICK, "--config.data.holdout=0.5", "--workdir", inside)
+    assert f"--workdir={inside} cannot be written to (Not a directory)" in message
 
 
 @pytest.mark.parametrize("name", modes.MODES)
