@@ -8,18 +8,20 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import cache, wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
 from absl import logging
-from jax import Array, lax
+from jax import lax
 from jax._src.core import trace_state_clean  # no public module has it
 from jax.experimental.xla_metadata import set_xla_metadata
 
 from repvgg_jax.errors import one_line
 from repvgg_jax.runtime.devices import target
 from repvgg_jax.runtime.files import local_path
+
+T = TypeVar("T")
 
 _MAX_CACHE_BYTES = 4 * 2**30
 _CACHE_SETTINGS = {
@@ -134,8 +136,8 @@ def _start_cudnn(device: jax.Device) -> None:
     jax.block_until_ready(lax.conv(images, kernel, (1, 1), "SAME"))
 
 
-def barrier(x: Array) -> Array:
-    """Returns `x`, behind an optimization barrier if the target is a CPU.
+def barrier(x: T) -> T:
+    """Returns a tree of arrays, behind an optimization barrier if the target is a CPU.
 
     XLA fuses elementwise operations into their users, and the identity branches of a stage form one
     long elementwise path. Without a barrier between blocks, each fusion on a CPU recomputes the
@@ -152,7 +154,7 @@ def barrier(x: Array) -> Array:
 
 
 @jax.jit
-def _barrier(x: Array) -> Array:
+def _barrier(x: T) -> T:
     # As this is not the identity, JAX's differentiation does not remove the call.
     return lax.optimization_barrier(x)
 

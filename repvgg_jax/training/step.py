@@ -15,9 +15,10 @@ from repvgg_jax.config.build import StepOptions
 from repvgg_jax.data.images import to_network_input
 from repvgg_jax.data.pipeline import Batch
 from repvgg_jax.nets.repvgg import AUXILIARY
+from repvgg_jax.ops.convolution import is_slow_in_loops
 from repvgg_jax.optim import sgd
 from repvgg_jax.optim.ema import decay_at, update_average
-from repvgg_jax.runtime.compilation import KEEP_RECOMPUTATION
+from repvgg_jax.runtime.compilation import KEEP_RECOMPUTATION, barrier
 from repvgg_jax.runtime.mesh import replicated
 from repvgg_jax.training.evaluation import Metrics
 from repvgg_jax.training.mixing import mix
@@ -120,7 +121,8 @@ def train_step(
         group = options.bn_group_size or 1
         parts = [_microbatches(rows, count, group) for rows in examples]
         keys = jax.random.split(net_key, count)
-        grads, metrics = _mean_over(partial(gradient, state.params), (*parts, keys))
+        looped = not is_slow_in_loops(state.net.conv_algorithm, state.net.dtype)
+        grads, metrics = _mean_over(partial(gradient, state.params), (*parts, keys), looped)
     updates, opt_state = state.tx.update(grads, state.opt_state, state.params)
     state = state.replace(
         step=state.step + 1,
@@ -145,8 +147,11 @@ def _microbatches(rows: Array, count: int, group: int) -> Array:
     return groups.reshape(count, -1, *rows.shape[1:])
 
 
-def _mean_over(function: Any, parts: Any) -> Any:
-    """Returns the mean of `function` over the leading axis of `parts`, computed sequentially."""
+def _mean_over(function: Any, parts: Any, looped: bool) -> Any:
+    """Returns the mean of `function` over the leading axis of `parts`, computed sequentially.
+
+    If `looped`, in a loop; otherwise, by a program that repeats the function.
+    """
     count = jax.tree.leaves(parts)[0].shape[0]
     first = jax.tree.map(lambda part: part[0], parts)
     zeros = jax.tree.map(jnp.zeros_like, jax.eval_shape(function, first))
@@ -154,5 +159,13 @@ def _mean_over(function: Any, parts: Any) -> Any:
     def add(total: Any, part: Any) -> tuple[Any, None]:
         return jax.tree.map(jnp.add, total, function(part)), None
 
-    total, _ = jax.lax.scan(add, zeros, parts)
+    if looped:
+        total, _ = jax.lax.scan(add, zeros, parts)
+    else:
+        total = zeros
+        for index in range(count):
+            # The barrier keeps XLA from computing several parts at once, which would need more
+            # memory.
+            part = jax.tree.map(lambda part, index=index: part[index], parts)
+            total, _ = add(*barrier((total, part)))
     return jax.tree.map(lambda leaf: leaf / count, total)
