@@ -8,6 +8,7 @@ A start from step 0 begins a new run: the rows before it are of one whose checkp
 import time
 from collections.abc import Mapping
 from contextlib import suppress
+from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,8 @@ def record_start(
     """Appends a row for a start from the given step; warns if the environment has changed.
 
     `changed` of the row holds the fields of `config` whose values differ from `config.json`, which
-    keeps the values of the first start. Call it in process 0 only.
+    keeps the values of the first start; `packages` lists all installed packages in pip's format.
+    Call it in process 0 only.
 
     Args:
       workdir: folder of the run.
@@ -51,6 +53,7 @@ def record_start(
         "seconds": round(seconds, 3),
         "changed": changed,
         "environment": environment,
+        "packages": _packages(),
     }
     append_row(workdir / HISTORY_FILE, row)
     if step and earlier and (found := differences(earlier[-1]["environment"], environment)):
@@ -95,6 +98,11 @@ def recorded_seconds(workdir: Path) -> float:
 def read_history(workdir: Path) -> list[dict[str, Any]]:
     """Returns a row for each start, without lines left incomplete by a killed process."""
     return [row for row in _rows(workdir) if {"step", "changed", "environment"} <= row.keys()]
+
+
+def _packages() -> list[str]:
+    found = {f"{package.name}=={package.version}" for package in distributions()}
+    return sorted(found, key=str.lower)
 
 
 def _now() -> str:

@@ -2,6 +2,7 @@
 
 import json
 
+import jax
 import pytest
 
 from repvgg_jax.config.workdir import make_workdir
@@ -57,7 +58,9 @@ def test_the_time_of_a_killed_start_counts_even_if_the_next_one_is_killed_too(tm
     # By a monitor that starts from step 5.
     metrics.write_text('{"step": 5, "kind": "train", "seconds": 20.0}\n')
     assert recorded_seconds(tmp_path) == 30.0
-    assert [row["seconds"] for row in read_history(tmp_path)] == [0.0, 30.0]
+    starts = read_history(tmp_path)
+    assert [row["seconds"] for row in starts] == [0.0, 30.0]
+    assert all(f"jax=={jax.__version__}" in row["packages"] for row in starts)
 
 
 def test_a_start_has_one_end_whose_step_begins_no_run(tmp_path):
