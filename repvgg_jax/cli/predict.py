@@ -24,8 +24,8 @@ from repvgg_jax.config.workdir import read_config
 from repvgg_jax.data.pipeline import eval_batches
 from repvgg_jax.data.prepare.progress import progress
 from repvgg_jax.data.sources.base import EncodedSource, Record
-from repvgg_jax.data.sources.listing import counted, list_images
-from repvgg_jax.errors import UsageError, one_line, reraise, shortened
+from repvgg_jax.data.sources.listing import counted, list_images, missing_target
+from repvgg_jax.errors import UsageError, one_line, reraise
 from repvgg_jax.runtime.mesh import make_mesh, replicate, shard_batch
 from repvgg_jax.runtime.processes import inform_once, warn_once
 from repvgg_jax.training.prediction import batch_probabilities, batch_shape
@@ -89,10 +89,10 @@ def run_predict(
             advance(1)
             if output is None and not table.is_open:
                 return
-    if bad := sorted(source.skipped):
-        if len(bad) == len(paths):
+    if bad := len(source.skipped):
+        if bad == len(paths):
             raise UsageError(f"--images={images}: nothing in it can be read as an image")
-        warn_once("left out %d of %d files: %s", len(bad), len(paths), shortened(bad))
+        warn_once("left out %d of %d files, which are named above", bad, len(paths))
     if output is not None:
         inform_once(f"wrote {output}{replacing}")
 
@@ -106,7 +106,7 @@ def find_images(path: Path) -> list[str]:
     if path.is_file():
         return [os.fspath(path)]
     if not path.is_dir():
-        raise UsageError(f"--images={path}: no such file or folder")
+        raise UsageError(f"--images={path}: {missing_target(path) or 'no such file or folder'}")
     left_out: Counter[str] = Counter()
     paths = list_images(os.fspath(path), left_out)
     if not paths:
@@ -147,11 +147,11 @@ def files_source(paths: Sequence[str]) -> EncodedSource:
 
 
 def _record(path: str) -> Record:
-    """Reads a file; returns an empty record, which counts as corrupt, if that fails."""
+    """Reads a file; returns an unreadable record, which counts as corrupt, if that fails."""
     try:
         return Record(Path(path).read_bytes(), 0, path)
     except OSError as error:
-        return Record(b"", 0, f"{path} ({one_line(error)})")
+        return Record(b"", 0, path, missing_target(path) or one_line(error))
 
 
 def probabilities(

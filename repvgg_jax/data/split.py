@@ -7,7 +7,7 @@ from functools import cached_property
 import jax
 
 from repvgg_jax.data.augment.transforms import Transform
-from repvgg_jax.data.decode.image import CorruptImageError, open_image
+from repvgg_jax.data.decode.image import CorruptImageError
 from repvgg_jax.data.pipeline import Batch, eval_batches, train_batches
 from repvgg_jax.data.sources.base import EncodedSource, Source
 from repvgg_jax.data.sources.load import in_memory_if_small
@@ -78,7 +78,7 @@ def _open_all(source: EncodedSource) -> None:
     for index in range(len(source)):
         (record,) = source.read([index])
         try:
-            open_image(record.data, record.where)
+            record.open()
         except CorruptImageError as error:
             corrupt.append(error)
     if len(corrupt) == 1:

@@ -19,6 +19,7 @@ from repvgg_jax.config.workdir import read_config
 from repvgg_jax.data.augment.transforms import eval_image
 from repvgg_jax.data.decode.image import LazyImage, from_array, open_image
 from repvgg_jax.data.images import normalize
+from repvgg_jax.data.sources.listing import missing_target
 from repvgg_jax.errors import UsageError, one_line
 from repvgg_jax.nets import check_arguments, check_images, check_pair
 from repvgg_jax.runtime.devices import cpu_cores
@@ -77,7 +78,8 @@ def _open(image: Any, name: str) -> LazyImage:
         try:
             return open_image(path.read_bytes(), os.fspath(path))
         except OSError as error:
-            raise UsageError(f"cannot read the image {path}: {one_line(error)}") from error
+            cause = missing_target(path) or one_line(error)
+            raise UsageError(f"cannot read the image {path}: {cause}") from error
     pixels = np.asarray(image)
     if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[-1] != 3:
         raise UsageError(

@@ -28,6 +28,7 @@ def test_the_accuracy_is_that_of_the_evaluation(undisturbed, tmp_path, capsys, c
     for index, (image, label) in enumerate(zip(digits.images, digits.labels, strict=True)):
         write(folder / str(label) / f"{index:03}.png", encoded(image))
     write(folder / "damaged.jpg", b"not a picture")
+    (folder / "dangling.jpg").symlink_to("lost.jpg")
     write(folder / "notes.txt", b"")
     with caplog.at_level(logging.INFO, "repvgg_jax"):
         run_predict(workdir, folder, 1, tmp_path / "classes.csv")
@@ -40,10 +41,12 @@ def test_the_accuracy_is_that_of_the_evaluation(undisturbed, tmp_path, capsys, c
         ["file", "class", "probability"],
         *([row["file"], row["class"], f"{float(row['probability']):.4f}"] for row in rows),
     ]
-    assert f"{workdir}: train form, step 4; 361 images" in caplog.messages
+    assert f"{workdir}: train form, step 4; 362 images" in caplog.messages
     assert f"{folder}: left out 1 .txt" in caplog.messages
-    assert f"left out 1 of 361 files: {folder}/damaged.jpg" in caplog.text
+    assert "left out 2 of 362 files, which are named above" in caplog.messages
     assert "damaged.jpg (1 so far): cannot identify image file" in caplog.text
+    assert "dangling.jpg (2 so far): a link to lost.jpg, which does not exist" in caplog.text
+    assert caplog.text.count("damaged.jpg") == caplog.text.count("dangling.jpg") == 1
 
     images = rj.preprocess([row["file"] for row in rows[:5]], workdir)
     probabilities = rj.predict(*rj.load(workdir), images)
@@ -82,6 +85,7 @@ def test_wrong_arguments_are_one_line(tmp_path):
     (tmp_path / "texts").mkdir()
     (tmp_path / "texts/a.txt").touch()
     (tmp_path / "a.png").touch()
+    (tmp_path / "lost.png").symlink_to("b.png")
 
     def refused(workdir=run, images=tmp_path / "a.png", top_k=1, output=None):
         with pytest.raises(UsageError) as caught:
@@ -93,6 +97,7 @@ def test_wrong_arguments_are_one_line(tmp_path):
     assert "the net has 10 classes; give 1 to 10" in refused(top_k=11)
     assert "its suffix must be .csv or .jsonl" in refused(output=tmp_path / "a.txt")
     assert "no such file or folder" in refused(images=tmp_path / "none")
+    assert "a link to b.png, which does not exist" in refused(images=tmp_path / "lost.png")
     assert "no images such as .jpg or .png, but 1 .txt" in refused(images=tmp_path / "texts")
     assert "no checkpoint under" in refused()
 

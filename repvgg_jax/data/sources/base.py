@@ -19,11 +19,26 @@ class Example(NamedTuple):
 
 
 class Record(NamedTuple):
-    """An encoded image, its label, and the name of its file or record for messages."""
+    """An encoded image, its label, and the name of its file or record for messages.
+
+    Attributes:
+      unreadable: the reason why the file could not be read; empty if it was.
+    """
 
     data: bytes
     label: int
     where: str
+    unreadable: str = ""
+
+    def open(self) -> LazyImage:
+        """Returns the image, of which only the header has been read.
+
+        Raises:
+          CorruptImageError: if it cannot be read or opened.
+        """
+        if self.unreadable:
+            raise CorruptImageError(self.where, self.unreadable)
+        return open_image(self.data, self.where)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,13 +153,13 @@ class EncodedSource:
                 self.skipped.add(error.where)
                 count = len(self.skipped)
                 logging.warning(
-                    "skipped the corrupt image %s (%d so far): %s", error.where, count, error.cause
+                    "skipped the image %s (%d so far): %s", error.where, count, error.cause
                 )
             return None
 
     def _decode(self, record: Record, transform: Callable[[LazyImage], np.ndarray]) -> Example:
         check_label(record.label, self.label_range, record.where)
-        return Example(transform(open_image(record.data, record.where)), record.label)
+        return Example(transform(record.open()), record.label)
 
 
 Source = ArraySource | EncodedSource

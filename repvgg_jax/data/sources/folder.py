@@ -8,7 +8,7 @@ from typing import NamedTuple
 from repvgg_jax.data.sources.base import EncodedSource, Record
 from repvgg_jax.data.sources.folder_layout import Roots, find_roots, list_classes, split_root
 from repvgg_jax.data.sources.holdout import held_out
-from repvgg_jax.data.sources.listing import counted, list_images
+from repvgg_jax.data.sources.listing import counted, list_images, missing_target
 from repvgg_jax.errors import UsageError, shortened
 from repvgg_jax.runtime.processes import inform_once, warn_once
 
@@ -134,14 +134,13 @@ def _images(folder: str, left_out: Counter[str]) -> list[str]:
 
 
 def _record(path: str, label: int) -> Record:
-    """Reads a file. A dangling link becomes an empty record, which is a corrupt image."""
+    """Reads a file. A dangling link becomes an unreadable record, which is a corrupt image."""
     try:
         with open(path, "rb") as file:
             return Record(file.read(), label, path)
     except OSError as error:
-        if isinstance(error, FileNotFoundError) and os.path.islink(path):
-            target = os.readlink(path)
-            return Record(b"", label, f"{path} (a link to {target}, which does not exist)")
+        if dangling := missing_target(path):
+            return Record(b"", label, path, dangling)
         raise UsageError(f"cannot read the image {path}: {error.strerror}") from error
 
 

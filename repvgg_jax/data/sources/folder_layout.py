@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from repvgg_jax.data.decode.pillow import suffixes
-from repvgg_jax.data.sources.listing import is_dangling, is_linked_folder, kind, scan
+from repvgg_jax.data.sources.listing import is_linked_folder, kind, missing_target, scan
 from repvgg_jax.errors import UsageError, shortened
 from repvgg_jax.runtime.files import local_path, near_folder
 
@@ -128,11 +128,10 @@ def list_classes(root: str) -> tuple[tuple[str, ...], Counter[str]]:
     for entry in scan(root):
         if _is_folder(entry):
             names.append(entry.name)
-        elif is_dangling(entry):  # leaving out a class would change the labels of others
-            raise UsageError(
-                f"{entry.path} is a link to {os.readlink(entry.path)}, which does not exist; "
-                "restore the folder or delete the link"
-            )
+        elif dangling := missing_target(
+            entry.path
+        ):  # leaving out a class would change the labels of others
+            raise UsageError(f"{entry.path} is {dangling}; restore the folder or delete the link")
         else:
             files[f"{kind(entry)} beside the class folders"] += 1
     if not names:

@@ -66,14 +66,18 @@ def is_linked_folder(entry: os.DirEntry[str]) -> bool:
     return entry.is_symlink() and os.path.isdir(entry.path)
 
 
-def is_dangling(entry: os.DirEntry[str]) -> bool:
-    """Returns True for a link to something that does not exist."""
-    return entry.is_symlink() and not os.path.exists(entry.path)
+def missing_target(path: str | os.PathLike[str]) -> str | None:
+    """Returns what a dangling link is, for messages, or None if the path is not one."""
+    if os.path.islink(path) and not os.path.exists(path):
+        return f"a link to {os.readlink(path)}, which does not exist"
+    return None
 
 
 def kind(entry: os.DirEntry[str]) -> str:
     """Returns the kind under which a file that is left out is counted."""
-    return "dangling link" if is_dangling(entry) else suffix(entry.name) or "without a suffix"
+    if missing_target(entry.path):
+        return "dangling link"
+    return suffix(entry.name) or "without a suffix"
 
 
 def counted(left_out: Counter[str]) -> str:
