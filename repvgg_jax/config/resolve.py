@@ -63,7 +63,8 @@ def resolve(
         for name in (*REQUIRED, *OPTIONAL)
         if given[name] is None and values.get(name) is not None
     }
-    inform_once(f"from {origin}: {_listed(filled)}")
+    if values["data.source"] == config.data.source:  # training refuses the workdir otherwise
+        inform_once(f"from {origin}: {_listed(filled)}")
     resolved = copy.deepcopy(config)
     resolved.update_from_flattened_dict(filled)
     return resolved

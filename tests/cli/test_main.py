@@ -1,5 +1,6 @@
 """Tests of the command line in process: messages, exit codes, and arguments of modes."""
 
+import logging
 import runpy
 from pathlib import Path
 
@@ -125,15 +126,20 @@ def test_a_syntax_error_in_an_imported_file_names_that_file(tmp_path, monkeypatc
         ([*QUICK, "--config.data.augmentation=crop"], "data.augmentation='crop': choose from"),
         ([*QUICK, "--config.seed=1"], "a run with a different config (seed: 0 there, 1 here); cho"),
         (["--config", "configs/cifar10.py"], "a run of another config, repvgg_a0 on digits (data."),
+        (["--config", "configs/folder.py"], "(data.source: digits there, folder here, data.name"),
     ],
     ids=str,
 )
-def test_in_a_used_workdir_a_misspelled_name_is_reported_first(given, expected, tmp_path, capsys):
+def test_in_a_used_workdir_a_misspelled_name_is_reported_first(
+    given, expected, tmp_path, capsys, caplog
+):
+    caplog.set_level(logging.INFO, "repvgg_jax")
     make_workdir(to_json(quickstart.get_config()), tmp_path / "used")
     (tmp_path / "used/checkpoints/4").mkdir(parents=True)
     message = failing(capsys, *given, "--workdir", tmp_path / "used")
     assert expected in message
     assert message.count(" there, ") <= 6
+    assert not caplog.messages  # beside the error
     assert "; did you mean " in failing(capsys, "--mode=eval", "--workdir", tmp_path / "use")
 
 
