@@ -91,7 +91,9 @@ def report_blocks(rows: Sequence[Row], remarks: Mapping[str, str]) -> list[Block
     if others:
         text = "Rows without a result, or of sweeps or variants that this code does not have."
         blocks += [Heading(2, "Other rows", "other"), Paragraph(text), other_table(others)]
-    if absent := [name for name in SWEEPS if name not in ran]:
+    # The command is for the protocols' own data, which a report on other data is not about.
+    own = any(not group.shared for group in groups)
+    if own and (absent := [name for name in SWEEPS if name not in ran]):
         names = ", ".join(f"`{name}`" for name in absent)
         text = f"{names}. To run one: `{_RUN.format(absent[0])}`"
         blocks += [Heading(2, "Not run yet", "not-run"), Paragraph(text)]
@@ -177,7 +179,7 @@ def write_report(results: Path, out: Path) -> list[Path]:
     """Writes the documents on all rows in `results` to `out`, and returns their paths."""
     rows = read_sweeps(results)
     if not rows:
-        command = _RUN.format("branches")
+        command = f"{_RUN.format('branches')} --results={results}"
         raise UsageError(f"no rows in {results}/*.jsonl; run a sweep first: {command}")
     remarks = {path.stem: path.read_text() for path in sorted(results.glob("*.md"))}
     rows = with_throughput(rows, results)

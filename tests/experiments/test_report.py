@@ -196,6 +196,7 @@ def test_incomplete_sweeps_say_so():
     assert "70.00 (1 seed)" in text  # of groups
     alone = to_markdown(report_blocks([row("none", 0)], {}), "figures")
     assert "baseline `both` has not been run" in alone
+    assert "## Not run yet" in alone
 
 
 def test_variants_that_cannot_be_fused_have_one_form():
@@ -229,6 +230,7 @@ def test_runs_with_other_fields_are_not_mixed_with_the_protocols_own():
     assert "`train.steps=300`: cifar10, in batches of 128, float32, 300 steps per run" in text
     assert "`train.epochs=1.0`: digits, 1 epoch in batches of 128" in text
     assert "`train.epochs=1.0`: photos/train, 1 epoch in batches of 128" in text
+    assert "Not run yet" not in text  # the others are of the protocols' own data
 
 
 @pytest.mark.medium
