@@ -76,7 +76,7 @@ MODES = {
     "predict": Mode(
         run_predict,
         "print the classes of images, and write them as CSV or JSON lines",
-        "--workdir runs/quickstart --images photographs --output classes.csv",
+        "--workdir runs/quickstart --images photos --output runs/classes.csv",
         needs=("workdir", "images"),
         takes=("top_k", "output", "step"),
     ),
@@ -97,7 +97,7 @@ MODES = {
     "to_torch": Mode(
         run_to_torch,
         "write the weights of a run for PyTorch (.pth, .pt or .safetensors)",
-        "--workdir runs/a0 --weights a0.pth --layout timm",
+        "--workdir runs/a0 --weights runs/a0.pth --layout timm",
         needs=("workdir", "weights"),
         takes=("layout", "fused"),
     ),
