@@ -77,7 +77,9 @@ def test_the_whole_way_then_eval_and_fuse(tmp_path):
     expected = net.apply(variables, images)
     np.testing.assert_allclose(plain.apply(fused, images), expected, rtol=1e-3, atol=1e-4)
 
-    assert "stage3_block0" in main("--mode=fuse", "--workdir", workdir)
+    fused = main("--mode=fuse", "--workdir", workdir)
+    assert "stage3_block0" in fused
+    assert f"rj.load('{workdir}', step=30, fused=True) opens the fused pair" in fused
     output = main("--mode=eval", "--workdir", workdir)
     assert output.count(f"top-1 {report['top1']['fused']:.2%}") == 2
     assert output.split("lowest of 10 classes")[1] == table.split("lowest of 10 classes")[1]
