@@ -1,8 +1,9 @@
 """The history of a run, `history.jsonl`: one row for each start, and one for its end.
 
-A start has a row once it has read its checkpoint, if there is one. A process that is killed writes
-no row for its end; the row of the next start counts its time up to its last row in `metrics.jsonl`.
-A start from step 0 begins a new run: the rows before it are of one whose checkpoints are gone.
+The row of a start is written when the checkpoint to resume from, if any, has been read. A process
+that is killed writes no row for its end; the row of the next start counts its time up to its last
+row in `metrics.jsonl`. A start from step 0 begins a new run: the rows before it are of one whose
+checkpoints are gone.
 """
 
 import time
@@ -32,8 +33,8 @@ def record_start(
     """Appends a row for a start from the given step; warns if the environment has changed.
 
     `changed` of the row holds the fields of `config` whose values differ from `config.json`, which
-    keeps the values of the first start; `packages` lists all installed packages in pip's format.
-    Call it in process 0 only.
+    keeps the values of the first start; `packages` lists the installed packages other than this
+    one in pip's format. Call it in process 0 only.
 
     Args:
       workdir: folder of the run.
@@ -100,9 +101,17 @@ def read_history(workdir: Path) -> list[dict[str, Any]]:
     return [row for row in _rows(workdir) if {"step", "changed", "environment"} <= row.keys()]
 
 
+def recorded_options(workdir: Path) -> dict[str, str]:
+    """Returns the compiler options of the last recorded start; none if there is no record."""
+    starts = read_history(workdir)
+    return starts[-1]["environment"].get("compiler_options", {}) if starts else {}
+
+
 def _packages() -> list[str]:
-    found = {f"{package.name}=={package.version}" for package in distributions()}
-    return sorted(found, key=str.lower)
+    # A package without a name is what an interrupted installation leaves. pip cannot install this
+    # package by its version; the environment has its commit.
+    others = (p for p in distributions() if p.name not in (None, "repvgg_jax", "repvgg-jax"))
+    return sorted({f"{package.name}=={package.version}" for package in others}, key=str.lower)
 
 
 def _now() -> str:

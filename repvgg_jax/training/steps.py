@@ -48,7 +48,9 @@ class StreamedSteps:
         self.waited = 0.0
         self._batches = Prefetcher(batches, mesh)
         self.compiler_options = step_compiler_options(net, mesh)
-        self._step = jit_train_step(state, mesh, experiment.step_options)
+        self._step = jit_train_step(
+            state, mesh, experiment.step_options, compiler_options=self.compiler_options
+        )
         self._key = jax.random.key(experiment.augmentation_seed)
         self._watch = ThreadPoolExecutor(1, "step")
         self._finished: Future[float] | None = None
@@ -96,9 +98,7 @@ class ResidentSteps:
         most = _longest_call(experiment) if looped else 1
         self._length = StepsPerCall(most, experiment.steps_per_call)
         function = train_steps if looped else _train_first_step
-        self.compiler_options = step_compiler_options(net, mesh)
-        if looped:
-            self.compiler_options |= cuda_graphs(mesh.local_devices)
+        self.compiler_options = step_compiler_options(net, mesh) | cuda_graphs(mesh.local_devices)
         self._steps = jit_train_step(
             state, mesh, experiment.step_options, function, self.compiler_options
         )

@@ -15,7 +15,12 @@ from repvgg_jax.runtime.processes import all_processes, leaving_at_once, primary
 from repvgg_jax.runtime.signals import Stopping
 from repvgg_jax.training.environment import environment
 from repvgg_jax.training.evaluation import Evaluation, Metrics
-from repvgg_jax.training.history import record_end, record_start, recorded_seconds
+from repvgg_jax.training.history import (
+    record_end,
+    record_start,
+    recorded_options,
+    recorded_seconds,
+)
 from repvgg_jax.training.loop import Loop
 from repvgg_jax.training.monitor import Monitor
 from repvgg_jax.training.state import TrainState, abstract_state, fresh_state
@@ -93,7 +98,9 @@ def train(
         seconds = recorded_seconds(workdir) if start else 0.0
         remaining = open_steps(experiment, state) if start < experiment.steps else None
         if primary():
-            computed_by = environment(experiment, remaining and remaining.compiler_options)
+            # Without remaining steps, the options are those that the last start compiled with.
+            options = remaining.compiler_options if remaining else recorded_options(workdir)
+            computed_by = environment(experiment, options)
             record_start(workdir, experiment.config, computed_by, start, seconds)
         batch_size = experiment.train_data.batch_size
         with Monitor(

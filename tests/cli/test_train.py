@@ -26,6 +26,7 @@ def test_a_torn_report_is_written_again(undisturbed, tmp_path, monkeypatch, capl
     assert end["seconds"] > 0
     assert (first["step"], first["changed"]) == (0, {})
     first["environment"]["convolutions"] = "a library of another machine"
+    first["environment"]["compiler_options"] = {"an_option": "of the steps"}
     history.write_text(f"{json.dumps(first)}\n{json.dumps(end | {'seconds': 1e6})}\n")
     config = tiny_config()
     config.data.workers = 1
@@ -46,6 +47,8 @@ def test_a_torn_report_is_written_again(undisturbed, tmp_path, monkeypatch, capl
     [earlier] = report["earlier_environments"]
     assert earlier == first["environment"] | {"from_step": 0}
     assert "convolutions a library of another machine before, " in caplog.text
+    # This start compiled no steps.
+    assert report["environment"]["compiler_options"] == {"an_option": "of the steps"}
     equal(rj.load("~/run")[1], undisturbed[0].eval_variables)
 
     table = capsys.readouterr().out

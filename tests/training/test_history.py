@@ -61,6 +61,7 @@ def test_the_time_of_a_killed_start_counts_even_if_the_next_one_is_killed_too(tm
     starts = read_history(tmp_path)
     assert [row["seconds"] for row in starts] == [0.0, 30.0]
     assert all(f"jax=={jax.__version__}" in row["packages"] for row in starts)
+    assert "repvgg" not in str(starts[0]["packages"])  # which pip could not install
 
 
 def test_a_start_has_one_end_whose_step_begins_no_run(tmp_path):
