@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import statistics
 import time
 from collections.abc import Mapping, Sequence
@@ -14,6 +15,7 @@ from absl import logging
 from experiments.sweeps.ablations import SWEEPS
 from experiments.sweeps.expand import PROTOCOLS, Run
 from repvgg_jax.config.fields import run_fields
+from repvgg_jax.data.sources.folder_layout import TEST_FOLDERS, TRAIN_FOLDERS
 from repvgg_jax.errors import UsageError
 from repvgg_jax.runtime.files import read_json
 from repvgg_jax.training.metrics import METRICS_FILE, read_metrics
@@ -126,14 +128,30 @@ def make_row(run: Run, workdir: Path) -> dict[str, Any]:
 
 
 def _without_folders(environment: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    """Returns an environment without the folders of the data, since rows are published."""
+    """Returns an environment without the folders above the data, since rows are published."""
     if environment is None:
         return None
     data = {
-        split: about | {"name": Path(about["name"].partition(" in ")[0]).name}
+        split: about | {"name": _without_folder(about["name"])}
         for split, about in environment.get("data", {}).items()
     }
     return {**environment, "data": data}
+
+
+def _without_folder(name: str) -> str:
+    """Returns the name of a source without the folders above the data.
+
+    Example:
+      >>> _without_folder("cifar10 train in /data/cifar10/3.0.2")
+      'cifar10 train'
+      >>> _without_folder("/home/me/dogs in snow/train")
+      'dogs in snow/train'
+    """
+    if prepared := re.match(r"(\w\S* \w+) in ", name):
+        return prepared[1]
+    path = Path(name)
+    is_split = path.name.lower() in (*TRAIN_FOLDERS, *TEST_FOLDERS)
+    return "/".join(path.parts[-2:] if is_split else path.parts[-1:])
 
 
 def _evaluation_seconds(metrics: Sequence[Mapping[str, Any]], step_seconds: float) -> float | None:

@@ -212,7 +212,7 @@ def test_a_run_resumed_with_other_code_names_both_commits(tmp_path, monkeypatch)
 
 def test_a_row_does_not_have_the_folders_of_the_data(tmp_path):
     [run] = expand("branches", seeds=[0], only=["none"], overrides=FIELDS)
-    names = {"train": "cifar10 train in /home/me/cifar10/3.0.2", "test": "/home/me/flowers/val"}
+    names = {"train": "cifar10 train in /home/me/cifar10/3.0.2", "test": "/home/me/cat in hat/val"}
     data = {split: {"name": name, "images": 9} for split, name in names.items()}
     found = {"data": data, "device": "cpu"}
     report = dict(environment=found, earlier_environments=[found], device="cpu", steps=1)
@@ -223,7 +223,7 @@ def test_a_row_does_not_have_the_folders_of_the_data(tmp_path):
     assert "/home" not in json.dumps(made)
     for environment in (made["environment"], *made["earlier_environments"]):
         assert environment["data"]["train"] == {"name": "cifar10 train", "images": 9}
-        assert environment["data"]["test"]["name"] == "val"
+        assert environment["data"]["test"]["name"] == "cat in hat/val"
 
 
 @pytest.mark.parametrize("text", ["", '{"config_hash": "', "[]"])

@@ -10,10 +10,10 @@ from repvgg_jax.data.sources.listing import is_linked_folder, kind, missing_targ
 from repvgg_jax.errors import UsageError, shortened
 from repvgg_jax.runtime.files import local_path, near_folder
 
-_TRAIN_FOLDERS = ("train", "training")
+TRAIN_FOLDERS = ("train", "training")
 # "test" comes after the others, since with a "val" folder it often contains unlabeled images, as in
 # ImageNet.
-_TEST_FOLDERS = ("val", "valid", "validation", "dev", "test", "testing")
+TEST_FOLDERS = ("val", "valid", "validation", "dev", "test", "testing")
 _ARCHIVE_DEPTH = 4  # folders around the class folders, as in some archives
 _LAYOUT = "<data_dir>/<class>/*.jpg, or <data_dir>/train/<class>/*.jpg and <data_dir>/val/..."
 
@@ -50,8 +50,8 @@ def find_roots(data_dir: str | None) -> Roots:
         raise UsageError(f"data.data_dir={root} does not exist{hint}")
     folders = sorted(entry.name for entry in scan(root) if _is_folder(entry))
     found = {name.lower(): os.path.join(root, name) for name in folders}
-    train = [found[name] for name in _TRAIN_FOLDERS if name in found]
-    tests = [found[name] for name in _TEST_FOLDERS if name in found]
+    train = [found[name] for name in TRAIN_FOLDERS if name in found]
+    tests = [found[name] for name in TEST_FOLDERS if name in found]
     if train:
         return Roots(train[0], tests)
     if tests:
@@ -111,7 +111,7 @@ def split_root(roots: Roots, split: str, holdout: float | None) -> str:
     if not roots.tests:
         raise UsageError(
             f"{os.path.dirname(roots.train)} has a train folder but none of "
-            f"{', '.join(_TEST_FOLDERS)}; add one, or set data.holdout to the share of the images "
+            f"{', '.join(TEST_FOLDERS)}; add one, or set data.holdout to the share of the images "
             "to evaluate, such as 0.2"
         )
     return roots.tests[0]
@@ -128,9 +128,8 @@ def list_classes(root: str) -> tuple[tuple[str, ...], Counter[str]]:
     for entry in scan(root):
         if _is_folder(entry):
             names.append(entry.name)
-        elif dangling := missing_target(
-            entry.path
-        ):  # leaving out a class would change the labels of others
+        elif dangling := missing_target(entry.path):
+            # Leaving out a class would change the labels of others.
             raise UsageError(f"{entry.path} is {dangling}; restore the folder or delete the link")
         else:
             files[f"{kind(entry)} beside the class folders"] += 1
