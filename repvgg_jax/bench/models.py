@@ -70,8 +70,8 @@ def run_bench(config: ConfigDict, workdir: Path) -> None:
     size, kind = config.data.image_size, jax.devices()[0].device_kind
     print(f"{model_name(config)}, {size}x{size} pixels, on {kind}")
     print(
-        f"batches of {', '.join(map(str, sorted(batches)))} images: set by "
-        '--config.bench.batch_sizes="(8, 32)", not train.batch_size',
+        f"batches of {', '.join(map(str, sorted(batches)))} images (bench.batch_sizes, not "
+        'train.batch_size); for others: --config.bench.batch_sizes="(8, 32)"',
         flush=True,
     )
     net = make_net(config)

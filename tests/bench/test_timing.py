@@ -72,7 +72,7 @@ def test_bench_has_a_row_for_each_form_task_and_batch(tmp_path, capsys):
     starts = [line for line in text.out.splitlines() if line.startswith("train form")]
     assert len(starts) == 5  # the first line is that of its size
     assert "compiling" not in text.out
-    assert 'batches of 4, 8 images: set by --config.bench.batch_sizes="(8, 32)"' in text.out
+    assert "batches of 4, 8 images (bench.batch_sizes, not train.batch_size)" in text.out
     assert 1e-3 < float(re.search(r"here: (\S+) TFLOP/s", text.out)[1]) < 1e4
     assert all(0 < row["share_of_peak"] <= 1 for row in rows)
     assert "step, batch 8: compiling plain ...\n" in text.err
