@@ -80,7 +80,9 @@ def shortened(names: Sequence[str], most: int = 10) -> str:
 
 
 def described(value: Any) -> str:
-    """Returns a wrong argument as text: a short one itself, else its type, and an array's shape.
+    """Returns text on a wrong argument: a string, number or shape itself, or the type of others.
+
+    The text on an array also has its shape.
 
     Example:
       >>> described(3), described([3]), described(None)

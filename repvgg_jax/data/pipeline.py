@@ -199,8 +199,8 @@ def _collect(examples: Iterable[Example | None], count: int, size: int) -> Batch
 
 def _prefetched(batch_at: Callable[[int], Batch], steps: Iterable[int]) -> Iterator[Batch]:
     """Yields `batch_at(step)` for each step, computed ahead of the consumer by a thread."""
-    # No `with`: Python may close an endless generator as the interpreter exits, when joining a
-    # thread fails. The thread ends with its pool, which goes with this frame.
+    # Without `with`, which would join the thread: Python may close an endless generator while the
+    # interpreter exits, when that fails. The thread ends when the pool is freed with this frame.
     pool = ThreadPoolExecutor(1, "batches")
     pending: deque[Future[Batch]] = deque()
     for step in steps:

@@ -59,13 +59,13 @@ struct Problem {
   }
 };
 
-// While it exists, oneDNN uses fewer threads for small problems.
-//
-// Each of them gets this many multiply-adds or more, which take a tenth of a millisecond or longer.
-// With fewer, starting threads and waiting for the last of them takes more time than they save,
-// above all if other processes use the cores.
+// Multiply-adds for each thread, at least: about a tenth of a millisecond. With fewer, starting
+// threads and waiting for the last of them takes more time than they save, above all if other
+// processes use the cores.
 constexpr double kLeastWork = 8e6;
 
+// Limits the OpenMP threads that this thread starts to those that a problem is worth, while it
+// exists. A plan is created and run under the same limit. Other threads have their own.
 class Threads {
  public:
   explicit Threads(const Problem& problem) : before_(omp_get_max_threads()) {

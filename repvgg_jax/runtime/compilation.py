@@ -106,7 +106,7 @@ def drop_oldest(folder: Path, limit: int) -> None:
 KEEP_RECOMPUTATION = {"xla_disable_hlo_passes": "cse_barrier_expander"}
 
 _CUDA_GRAPHS = "xla_gpu_enable_command_buffer"
-# XLA's default, convolutions and loops.
+# XLA's default, and convolutions and loops.
 _IN_GRAPHS = "FUSION,CUBLAS,CUBLASLT,CUSTOM_CALL,CUDNN,DYNAMIC_SLICE_FUSION,"
 _IN_GRAPHS += "CONVOLUTION,CONDITIONAL,WHILE"
 
@@ -115,8 +115,8 @@ def cuda_graphs(devices: Sequence[jax.Device]) -> dict[str, str]:
     """Returns compiler options that make a whole loop one CUDA graph; none for other devices.
 
     The GPU then starts kernels without the host: the training steps of small nets take 0.69 of the
-    time (docs/notes/speed_gpu.md). As XLA's default, graphs have neither convolutions nor loops,
-    and a step is hundreds of small ones. The user's XLA_FLAGS take precedence.
+    time (docs/notes/speed_gpu.md). By default, XLA's graphs contain neither convolutions nor loops,
+    and a step is hundreds of small graphs. The user's XLA_FLAGS take precedence.
     """
     if devices[0].platform != "gpu" or _CUDA_GRAPHS in os.environ.get("XLA_FLAGS", ""):
         return {}
@@ -128,8 +128,8 @@ def cuda_graphs(devices: Sequence[jax.Device]) -> dict[str, str]:
 def _start_cudnn(device: jax.Device) -> None:
     """Runs a convolution, for which XLA starts cuDNN.
 
-    While XLA records a graph, cuDNN cannot start ("No DNN support for stream"). When it compiles a
-    convolution, it starts cuDNN as well, but not when it reads a program from JAX's cache.
+    cuDNN cannot start while XLA records a graph ("No DNN support for stream"). XLA also starts it
+    to compile a convolution, but not if it reads the program from JAX's cache.
     """
     shapes = (1, 4, 8, 8), (4, 4, 3, 3)
     images, kernel = (jax.device_put(np.ones(shape, np.float32), device) for shape in shapes)
@@ -137,7 +137,7 @@ def _start_cudnn(device: jax.Device) -> None:
 
 
 def barrier(x: T) -> T:
-    """Returns a tree of arrays, behind an optimization barrier if the target is a CPU.
+    """Returns `x`, a tree of arrays, behind an optimization barrier if the target is a CPU.
 
     XLA fuses elementwise operations into their users, and the identity branches of a stage form one
     long elementwise path. Without a barrier between blocks, each fusion on a CPU recomputes the

@@ -67,7 +67,7 @@ def is_linked_folder(entry: os.DirEntry[str]) -> bool:
 
 
 def missing_target(path: str | os.PathLike[str]) -> str | None:
-    """Returns what a dangling link is, for messages, or None if the path is not one."""
+    """Returns a description of a dangling link for messages; None for other paths."""
     if os.path.islink(path) and not os.path.exists(path):
         return f"a link to {os.readlink(path)}, which does not exist"
     return None
