@@ -34,6 +34,11 @@ def get_config() -> ConfigDict:
     model.depth = placeholder(int)  # deep_plain: number of layers; 1000
     model.width = placeholder(int)  # deep_plain: channels; 32
     model.activation = placeholder(str)  # deep_plain: tanh (if unset), relu, leaky_relu
+    # ResNets: side and stride of the first convolution, and stride of the max pooling after it:
+    # (7, 2, 2) if unset, (3, 1, 1) for images of 32x32.
+    model.stem = placeholder(tuple)
+    model.hidden = placeholder(tuple)  # vgg: outputs of the hidden dense layers; (4096, 4096)
+    model.dropout = placeholder(float)  # vgg: probability of dropout after each of them; 0.5
     # Number of consecutive images over which BatchNorm computes its statistics in training; the
     # whole batch on all devices if unset. The paper uses 32, the images of one GPU.
     model.bn_group_size = placeholder(int)

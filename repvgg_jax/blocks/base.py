@@ -72,14 +72,17 @@ class Block(nn.Module):
         """
         raise NotImplementedError
 
-    def conv(self, x: Images, branch: str, size: int | tuple[int, int]) -> Outputs:
-        """Applies `conv_<branch>` with the block's strides, groups and dilation, without a bias."""
+    def conv(
+        self, x: Images, branch: str, size: int | tuple[int, int], use_bias: bool = False
+    ) -> Outputs:
+        """Applies `conv_<branch>` with the block's strides, groups and dilation."""
         return Conv(
             self.features,
             size,
             strides=self.strides,
             groups=self.groups,
             dilation=self.dilation,
+            use_bias=use_bias,
             dtype=self.dtype,
             algorithm=self.conv_algorithm,
             name=f"conv_{branch}",
@@ -184,8 +187,8 @@ def fold_norm(
 
 
 def conv_kernel(params: Variables, branch: str) -> Affine:
-    """Returns `conv_<branch>` as an affine map without a bias."""
-    return Affine(params[f"conv_{branch}"]["kernel"])
+    """Returns `conv_<branch>` as an affine map."""
+    return Affine(**params[f"conv_{branch}"])
 
 
 def _norm_name(branch: str) -> str:

@@ -8,11 +8,19 @@ from repvgg_jax.ops.algorithms import Images, Outputs
 
 
 class PlainBlock(Block):
-    """The block BN(conv_kxk(x))."""
+    """The block BN(conv_kxk(x)).
+
+    Attributes in addition to those of `Block`:
+      use_bias: True if the convolution has a bias, as in torchvision's VGG. The mean that BatchNorm
+        subtracts cancels it in training.
+    """
+
+    use_bias: bool = False
 
     @nn.compact
     def __call__(self, x: Images, train: bool = False) -> Outputs:
-        return self.conv_bn(x, "kxk", self.kernel_size, train)
+        x = self.conv(x, "kxk", self.kernel_size, self.use_bias)
+        return self.norm(x, "kxk", train)
 
     def fuse(self, params: Variables, batch_stats: Variables) -> Affine:
         """Returns the convolution with the BatchNorm folded into it."""

@@ -7,6 +7,7 @@ from repvgg_jax.blocks.ablations import (
 )
 from repvgg_jax.blocks.acb import ACBlock
 from repvgg_jax.blocks.base import Block
+from repvgg_jax.blocks.conv import ConvBlock
 from repvgg_jax.blocks.csla import CSLABlock
 from repvgg_jax.blocks.dbb import DiverseBranchBlock
 from repvgg_jax.blocks.dirac import DiracBlock, TrivialBlock
@@ -24,6 +25,7 @@ from repvgg_jax.errors import check_known
 BLOCKS: dict[str, type[Block]] = {
     "repvgg": RepVGGBlock,
     "plain": PlainBlock,
+    "conv": ConvBlock,
     "acb": ACBlock,
     "dbb": DiverseBranchBlock,
     "orepa": OREPABlock,

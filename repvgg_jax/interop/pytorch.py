@@ -16,6 +16,7 @@ from repvgg_jax.interop.pytorch_layout import (
     check_stages,
     entries,
 )
+from repvgg_jax.interop.torchvision_layout import FAMILIES, torchvision_entries
 from repvgg_jax.nets import Net, Variables, abstract, check_pair
 from repvgg_jax.nets.repvgg import RepVGGPlus
 
@@ -39,16 +40,21 @@ def from_torch(net: Net, state_dict: Mapping[str, Any]) -> dict[str, Any]:
         models, or if the net has no counterpart in PyTorch.
     """
     source = without_wrappers(find_state_dict(state_dict))
-    is_timm = any(name.startswith(("stem.", "head.fc.")) for name in source)
-    layout = "timm" if is_timm else "official"
-    _check_same_kind(net, layout, source)
+    if type(net) in FAMILIES:
+        layout, listed = "torchvision", torchvision_entries(net)
+    else:
+        is_timm = any(name.startswith(("stem.", "head.fc.")) for name in source)
+        layout = "timm" if is_timm else "official"
+        _check_same_kind(net, layout, source)
+        listed = entries(net, layout)
     given = {name: _as_numpy(name, value) for name, value in source.items()}
-    listed, shapes = entries(net, layout), _leaves(abstract(net))
+    shapes = _leaves(abstract(net))
     needed = {
         name: change.to_torch(np.broadcast_to(np.float32(0), shapes[path].shape)).shape
         for name, path, change in listed
     }
-    _check_names_and_shapes(layout, given, needed)
+    head = next(name for name, path, _ in listed if path == "params/head/kernel")
+    _check_names_and_shapes(layout, head, given, needed)
     _check_finite(given)
     # Copied, since a view would change when the PyTorch model is updated.
     leaves = {
@@ -146,13 +152,15 @@ def _check_same_kind(net: Net, layout: str, source: Mapping[str, Any]) -> None:
 
 
 def _check_names_and_shapes(
-    layout: str, given: Mapping[str, np.ndarray], needed: Mapping[str, tuple[int, ...]]
+    layout: str,
+    head: str,
+    given: Mapping[str, np.ndarray],
+    needed: Mapping[str, tuple[int, ...]],
 ) -> None:
     """Raises UsageError unless both have the same names and shapes."""
     missing = [name for name in needed if name not in given]
     unexpected = [name for name in given if name not in needed]
     wrong = [name for name in needed if name in given and given[name].shape != needed[name]]
-    head = f"{NAMES[layout].head}.weight"
     same_body = all(
         name.startswith(head.removesuffix("weight")) or "_aux.3." in name for name in wrong
     )

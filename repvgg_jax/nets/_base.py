@@ -171,9 +171,18 @@ class Net(nn.Module):
         """
         return {spec.name: self.make_block(spec) for spec in self.plan()}
 
+    def block_of(self, spec: BlockSpec) -> str:
+        """Returns the name of a spec's class in `BLOCKS`: `block`, unless a subclass restricts it.
+
+        The options of `block` apply to blocks of that class only.
+        """
+        return self.block
+
     def make_block(self, spec: BlockSpec) -> Block:
         """Returns the unbound block described by a spec."""
-        return block_class(self.block)(
+        name = self.block_of(spec)
+        options = dict(self.block_options) if name == self.block else {}
+        return block_class(name)(
             features=spec.features,
             strides=spec.strides,
             groups=spec.groups,
@@ -183,7 +192,7 @@ class Net(nn.Module):
             bn_group_size=self.bn_group_size,
             conv_algorithm=self.conv_algorithm,
             parent=None,
-            **dict(self.block_options),
+            **options,
         )
 
     def frozen_blocks(self) -> frozenset[str]:

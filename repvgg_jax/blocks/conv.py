@@ -1,0 +1,19 @@
+"""A convolution with a bias and without a BatchNorm, as in VGG (arXiv 1409.1556)."""
+
+from flax import linen as nn
+
+from repvgg_jax.affine import Affine
+from repvgg_jax.blocks.base import Block, Variables, conv_kernel
+from repvgg_jax.ops.algorithms import Images, Outputs
+
+
+class ConvBlock(Block):
+    """The block conv_kxk(x) with a bias."""
+
+    @nn.compact
+    def __call__(self, x: Images, train: bool = False) -> Outputs:
+        return self.conv(x, "kxk", self.kernel_size, use_bias=True)
+
+    def fuse(self, params: Variables, batch_stats: Variables) -> Affine:
+        """Returns the convolution itself."""
+        return conv_kernel(params, "kxk")

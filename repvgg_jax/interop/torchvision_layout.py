@@ -1,0 +1,84 @@
+"""The names of the weights of comparison nets in torchvision."""
+
+from collections.abc import Callable, Iterator
+
+from repvgg_jax.errors import UsageError
+from repvgg_jax.interop.pytorch_layout import (
+    AS_IT_IS,
+    BATCH_NORM,
+    CONV,
+    DENSE,
+    Change,
+    Entry,
+)
+from repvgg_jax.nets import Net
+from repvgg_jax.nets.resnet import BottleneckResNet, ResNet
+from repvgg_jax.nets.vgg import VGG
+
+_MAP = 7  # side of the map that VGG's classifier reads
+# A dense kernel on a flattened map: [out, channels * 7 * 7] in PyTorch, [7 * 7 * channels, out].
+DENSE_ON_MAP = Change(
+    lambda w: w.reshape(len(w), -1, _MAP, _MAP).transpose(2, 3, 1, 0).reshape(-1, len(w)),
+    lambda w: w.reshape(_MAP, _MAP, -1, w.shape[1]).transpose(3, 2, 0, 1).reshape(w.shape[1], -1),
+)
+
+
+def torchvision_entries(net: Net) -> list[Entry]:
+    """Returns an entry for every array of a net, named as in torchvision.
+
+    Raises:
+      UsageError: if torchvision does not have the net.
+    """
+    blocks = ("conv", "plain") if isinstance(net, VGG) else ("plain",)
+    if net.block not in blocks:
+        raise UsageError(
+            f"block={net.block!r} has no counterpart in torchvision; use the default block of "
+            f"{type(net).__name__}, {' or '.join(blocks)}"
+        )
+    return list(FAMILIES[type(net)](net))
+
+
+def _affine(name: str, path: str, change: Change) -> Iterator[Entry]:
+    yield Entry(f"{name}.weight", f"params/{path}/kernel", change)
+    yield Entry(f"{name}.bias", f"params/{path}/bias", AS_IT_IS)
+
+
+def _batch_norm(name: str, path: str) -> Iterator[Entry]:
+    for key, (collection, leaf) in BATCH_NORM.items():
+        yield Entry(f"{name}.{key}", f"{collection}/{path}/{leaf}", AS_IT_IS)
+
+
+def _resnet(net: ResNet) -> Iterator[Entry]:
+    for spec in net.plan():
+        unit = f"layer{spec.stage + 1}.{spec.index}."
+        if spec.role == "shortcut":
+            conv, norm = f"{unit}downsample.0", f"{unit}downsample.1"
+        else:
+            number = int(spec.role.removeprefix("conv")) + 1 if spec.role else 1
+            unit = unit if spec.role else ""  # the stem
+            conv, norm = f"{unit}conv{number}", f"{unit}bn{number}"
+        yield Entry(f"{conv}.weight", f"params/{spec.name}/conv_kxk/kernel", CONV)
+        yield from _batch_norm(norm, f"{spec.name}/bn_kxk")
+    yield from _affine("fc", "head", DENSE)
+
+
+def _vgg(net: VGG) -> Iterator[Entry]:
+    layer, stage = 0, 0
+    for spec in net.plan():
+        layer += spec.stage - stage  # the pooling between stages
+        stage = spec.stage
+        yield from _affine(f"features.{layer}", f"{spec.name}/conv_kxk", CONV)
+        if net.block == "plain":
+            yield from _batch_norm(f"features.{layer + 1}", f"{spec.name}/bn_kxk")
+        layer += 3 if net.block == "plain" else 2  # with the ReLU
+    for index in range(len(net.hidden)):
+        change = DENSE if index else DENSE_ON_MAP
+        yield from _affine(f"classifier.{3 * index}", f"hidden{index}", change)
+    yield from _affine(f"classifier.{3 * len(net.hidden)}", "head", DENSE)
+
+
+FAMILIES: dict[type[Net], Callable[..., Iterator[Entry]]] = {
+    ResNet: _resnet,
+    BottleneckResNet: _resnet,
+    VGG: _vgg,
+}

@@ -1,0 +1,63 @@
+"""Comparison nets compute what torchvision's do from the same weights."""
+
+import jax
+import numpy as np
+import pytest
+
+import repvgg_jax as rj
+from repvgg_jax.interop.pytorch import from_torch
+
+torch = pytest.importorskip("torch", reason="torch is not installed: the other side is missing")
+
+# (name, side of the images); the nets of a family share their code.
+NETS = [
+    ("resnet18", 64),
+    ("vgg11_bn", 32),
+    pytest.param("vgg16", 224, marks=pytest.mark.slow),
+    *(
+        pytest.param(name, 64, marks=pytest.mark.slow)
+        for name in rj.list_models("*res*") + rj.list_models("vgg*")
+        if name not in ("resnet18", "residual_reorg_b0", "resnext101_32x4d")
+        and not name.endswith("_v1")
+    ),
+]
+HIDDEN = 16  # outputs of VGG's hidden layers, which would be most of its time
+
+
+def theirs(torchvision, name):
+    """Returns a random net of torchvision with ten classes, and our overrides for it."""
+    module = getattr(torchvision.models, name)(num_classes=10)
+    if not name.startswith("vgg"):
+        return randomize(module), {}
+    layers = list(module.classifier)
+    for index, (inputs, outputs) in enumerate(((512 * 49, HIDDEN), (HIDDEN, HIDDEN), (HIDDEN, 10))):
+        layers[3 * index] = torch.nn.Linear(inputs, outputs)
+    module.classifier = torch.nn.Sequential(*layers)
+    return randomize(module), {"hidden": (HIDDEN, HIDDEN)}
+
+
+def randomize(module, seed=0):
+    """Draws all weights and statistics of a module; BatchNorm scales have both signs."""
+    generator = torch.Generator().manual_seed(seed)
+    for name, value in module.state_dict().items():
+        if name.endswith("running_var"):
+            value.uniform_(0.5, 2, generator=generator)
+        elif value.ndim == 1 and value.is_floating_point():
+            value.normal_(0, 0.5, generator=generator)
+    return module.eval()
+
+
+@pytest.mark.medium
+@pytest.mark.parametrize(("name", "size"), NETS)
+def test_logits_equal_torchvisions_in_both_forms(name, size, torchvision):
+    module, overrides = theirs(torchvision, name)
+    net = rj.create(name, num_classes=10, **overrides)
+    variables = from_torch(net, module.state_dict())
+    images = np.random.default_rng(0).normal(size=(2, size, size, 3)).astype(np.float32)
+    with torch.no_grad():
+        expected = module(torch.from_numpy(images).permute(0, 3, 1, 2)).numpy()
+    fused = rj.fuse(net, variables)
+    for form in ((net, variables), fused):
+        logits = jax.jit(form[0].apply, static_argnames="train")(form[1], images, train=False)
+        error = np.abs(logits - expected).max() / np.abs(expected).max()
+        assert error < 1e-5

@@ -1,0 +1,102 @@
+"""The nets that RepVGG is compared with: counts, fusion, blocks in their places, errors."""
+
+import jax
+import pytest
+
+import repvgg_jax as rj
+from repvgg_jax.bench.counting import count_macs, count_parameters
+from repvgg_jax.blocks.plain import PlainBlock
+from repvgg_jax.nets import abstract
+from tests.support.variables import random_images, random_variables
+
+# Parameters of the train form and with folded BatchNorms, multiply-adds at 224 pixels.
+COUNTS = {
+    "resnet18": (11689512, 11684712, 1814073344),
+    "resnet34": (21797672, 21789160, 3663761408),
+    "resnet50": (25557032, 25530472, 4089184256),
+    "resnet101": (44549160, 44496488, 7801405440),
+    "resnet152": (60192808, 60117096, 11513626624),
+    "resnext50_32x4d": (25028904, 24994792, 4230479872),
+    "resnext101_32x4d": (44177704, 44108776, 7969996800),
+    "resnext101_32x8d": (88791336, 88689896, 16414015488),
+    "resnext101_64x4d": (83455272, 83353832, 15460270080),
+    "vgg16": (138357544, 138357544, 15470264320),
+    "vgg19": (143667240, 143667240, 19632062464),
+    "vgg16_bn": (138365992, 138357544, 15470264320),
+    "vgg19_bn": (143678248, 143667240, 19632062464),
+}
+QUICK = ("resnet18", "resnext50_32x4d", "vgg16_bn")
+NARROW = {"depths": (1, 2), "widths": (8, 16), "stem": (3, 1, 1)}
+# Small members of all families, and blocks in the places of 3x3 convolutions.
+SMALL = {
+    "resnet": ("resnet18", NARROW),
+    "resnext": ("resnext50_32x4d", NARROW | {"groups": 2, "group_width": 16, "stem": (7, 2, 2)}),
+    "vgg": ("vgg11", {"depths": (1, 2), "widths": (8, 16), "strides": (2, 2), "hidden": (4,)}),
+    "vgg_bn": ("vgg11_bn", {"depths": (1, 1), "widths": (8, 8), "strides": (2, 2), "hidden": ()}),
+    "acb in resnet": ("resnet50_v1", NARROW | {"block": "acb"}),
+}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.medium if name in QUICK else pytest.mark.slow)
+        for name in COUNTS
+    ],
+)
+def test_counts_are_exact(name):
+    net = rj.create(name)
+    shapes = abstract(net)
+    fused_net = net.clone(block="fused")
+    fused = jax.eval_shape(lambda v: rj.fuse(net, v)[1], shapes)
+    found = count_parameters(shapes), count_parameters(fused), count_macs(fused_net, fused)
+    assert found == COUNTS[name]
+
+
+@pytest.mark.medium
+@pytest.mark.parametrize(("name", "overrides"), SMALL.values(), ids=SMALL)
+def test_nets_fuse_and_have_gradients(name, overrides):
+    net = rj.create(name, num_classes=5, **overrides)
+    variables = random_variables(net, 3)
+    x = random_images(2, 16, 16, 3)
+    report = rj.verify(net, variables, x)
+    assert set(report.blocks) == set(net.blocks())
+    assert report.max_relative_error < 1e-5
+    maps, _ = net.features(variables, x)
+    for array, info in zip(maps, net.feature_info(), strict=True):
+        assert array.shape == (2, 16 // info.stride, 16 // info.stride, info.channels)
+
+    def loss(params):
+        given = variables | {"params": params}
+        rngs = {"dropout": jax.random.key(0)}
+        return net.apply(given, x, train=True, mutable=["batch_stats"], rngs=rngs)[0].var()
+
+    gradients = jax.eval_shape(jax.grad(loss), variables["params"])
+    assert jax.tree.map(lambda leaf: leaf.shape, gradients) == jax.tree.map(
+        lambda leaf: leaf.shape, variables["params"]
+    )
+
+
+def test_blocks_take_the_places_of_3x3_convolutions():
+    net = rj.create("resnet50", block="repvgg")
+    for name, block in net.blocks().items():
+        assert (type(block) is PlainBlock) == (not name.endswith("conv1"))
+    branches = abstract(net)["params"]["stage1_block1_conv1"]
+    assert {"bn_kxk", "bn_1x1", "bn_identity"} < set(branches)
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides", "says"),
+    [
+        ("resnet51", {}, "did you mean resnet50"),
+        ("resnet18", {"widths": (8, 8)}, "one entry per stage"),
+        ("resnet18", {"stem": (7, 2)}, r"stem=\(7, 2\): must be the side and stride"),
+        ("resnet50", {"strided": 2}, "0 .v1. or 1 .v1.5."),
+        ("resnext50_32x4d", {"widths": (8,), "depths": (1,)}, "width 8 .* group_width=4"),
+        ("vgg16", {"dropout": 1.0}, "less than 1"),
+        ("vgg16", {"strides": (2, 2, 2, 1, 1)}, "halves the map"),
+    ],
+)
+def test_wrong_fields_are_named(name, overrides, says):
+    with pytest.raises(rj.UsageError, match=says):
+        rj.create(name, **overrides)
