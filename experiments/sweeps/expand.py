@@ -115,7 +115,8 @@ def parse_overrides(arguments: Iterable[str]) -> dict[str, Any]:
         name, text = match.groups()
         if name in fields:
             errors.append(f"--config.{name} is given twice; give it once")
-        fields[name] = text if _is_string(default, name) else _literal(text)
+        as_text = _is_string(default, name) and text != "None"  # which unsets the field
+        fields[name] = text if as_text else _literal(text)
     if errors:
         raise UsageError(join_errors(errors))
     return fields

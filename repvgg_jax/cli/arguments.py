@@ -4,6 +4,8 @@ import difflib
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import reduce
+from operator import getitem
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +30,8 @@ from repvgg_jax.runtime.files import local_path
 _HELP_ON_FLAGS = """
 
 --mode defaults to train, and --workdir to runs/ followed by the name of the config.
-configs/default.py lists all fields; override any of them: --config.train.epochs=3
+configs/default.py lists all fields; override any of them: --config.train.epochs=3, or unset it:
+--config.model.strides=None
 
   --weights FILE           PyTorch weights: input of import, output of to_torch; FILE:ENTRY
                            imports one of several models in a checkpoint
@@ -61,6 +64,8 @@ _EXPECTED = {
 def parse(values: flags.FlagValues, argv: list[str]) -> None:
     """Parses a command line into `values`, which include the flag `config`.
 
+    `--config.FIELD=None` unsets a field of any type.
+
     Raises:
       UsageError: if the command line or the config file is invalid.
     """
@@ -78,6 +83,8 @@ def parse(values: flags.FlagValues, argv: list[str]) -> None:
             raise UsageError(problem)
         same = (given, f"--config={given}", f"-config={given}")
         argv = [arg.removesuffix(given) + path if arg in same else arg for arg in argv]
+    unset = [arg for arg in argv if re.fullmatch(r"--?config\.[^=]*=None", arg)]
+    argv = [arg for arg in argv if arg not in unset]
     known = dict(flat(to_json(config))) if config else dict.fromkeys((*FIELDS, *PATHS))
     try:
         rest = values(argv)[1:]
@@ -90,6 +97,9 @@ def parse(values: flags.FlagValues, argv: list[str]) -> None:
         missing = re.fullmatch(r"Missing value for flag (\S+)", str(error))
         message = f"{missing[1]} needs a value: {missing[1]}=VALUE" if missing else str(error)
         raise UsageError(" ".join(message.split())) from None
+    for arg in unset:
+        *groups, last = arg.partition(".")[2].removesuffix("=None").split(".")
+        reduce(getitem, groups, values["config"].value)[last] = None
     if rest:
         raise UsageError(f"unknown argument {rest[0]!r}; {_hint(rest[0], values, known)}")
 

@@ -160,6 +160,16 @@ def test_a_missing_flag_is_named_with_an_example(name, capsys):
     assert message.endswith(f"example: python main.py --mode={name} {mode.example}\n")
 
 
+def test_none_unsets_a_field_of_any_type():
+    fields = ("model.depths", "model.block", "train.steps", "data.holdout")
+    argv = ["main.py", *QUICK, "--config.seed=3", *(f"--config.{field}=None" for field in fields)]
+    values = main.define_flags(argv)
+    arguments.parse(values, argv)
+    config = values["config"].value
+    assert [config[group][name] for group, name in (f.split(".") for f in fields)] == [None] * 4
+    assert config.seed == 3
+
+
 @pytest.mark.parametrize("name", modes.MODES)
 def test_every_example_has_what_its_mode_needs(name):
     argv = ["main.py", f"--mode={name}", *modes.MODES[name].example.split()]
