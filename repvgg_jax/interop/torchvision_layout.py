@@ -12,6 +12,7 @@ from repvgg_jax.interop.pytorch_layout import (
     Entry,
 )
 from repvgg_jax.nets import Net
+from repvgg_jax.nets.mobilenet import MobileNetV2
 from repvgg_jax.nets.resnet import BottleneckResNet, ResNet
 from repvgg_jax.nets.vgg import VGG
 
@@ -77,8 +78,25 @@ def _vgg(net: VGG) -> Iterator[Entry]:
     yield from _affine(f"classifier.{3 * len(net.hidden)}", "head", DENSE)
 
 
+def _mobilenet_v2(net: MobileNetV2) -> Iterator[Entry]:
+    unit, layers = 0, 0
+    for spec in net.plan():
+        if spec.role in ("", "expand") or (spec.role == "depthwise" and not spec.stage):
+            layers = 0
+            unit += spec.name != "stem"
+        name = f"features.{unit}.conv" if spec.role else f"features.{unit}"
+        activated = spec.role != "project"
+        conv = f"{name}.{layers}.0" if activated and spec.role else f"{name}.{layers}"
+        norm = f"{name}.{layers}.1" if activated and spec.role else f"{name}.{layers + 1}"
+        yield Entry(f"{conv}.weight", f"params/{spec.name}/conv_kxk/kernel", CONV)
+        yield from _batch_norm(norm, f"{spec.name}/bn_kxk")
+        layers += 1
+    yield from _affine("classifier.1", "head", DENSE)
+
+
 FAMILIES: dict[type[Net], Callable[..., Iterator[Entry]]] = {
     ResNet: _resnet,
     BottleneckResNet: _resnet,
     VGG: _vgg,
+    MobileNetV2: _mobilenet_v2,
 }

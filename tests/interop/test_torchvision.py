@@ -13,6 +13,7 @@ torch = pytest.importorskip("torch", reason="torch is not installed: the other s
 NETS = [
     ("resnet18", 64),
     ("vgg11_bn", 32),
+    ("mobilenetv2_100", 32),
     pytest.param("vgg16", 224, marks=pytest.mark.slow),
     *(
         pytest.param(name, 64, marks=pytest.mark.slow)
@@ -26,6 +27,7 @@ HIDDEN = 16  # outputs of VGG's hidden layers, which would be most of its time
 
 def theirs(torchvision, name):
     """Returns a random net of torchvision with ten classes, and our overrides for it."""
+    name = {"mobilenetv2_100": "mobilenet_v2"}.get(name, name)
     module = getattr(torchvision.models, name)(num_classes=10)
     if not name.startswith("vgg"):
         return randomize(module), {}

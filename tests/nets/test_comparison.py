@@ -11,6 +11,8 @@ from tests.support.variables import random_images, random_variables
 
 # Parameters of the train form and with folded BatchNorms, multiply-adds at 224 pixels.
 COUNTS = {
+    "mobilenetv1_100": (4231976, 4221032, 568740352),
+    "mobilenetv2_100": (3504872, 3487816, 300774272),
     "resnet18": (11689512, 11684712, 1814073344),
     "resnet34": (21797672, 21789160, 3663761408),
     "resnet50": (25557032, 25530472, 4089184256),
@@ -25,10 +27,12 @@ COUNTS = {
     "vgg16_bn": (138365992, 138357544, 15470264320),
     "vgg19_bn": (143678248, 143667240, 19632062464),
 }
-QUICK = ("resnet18", "resnext50_32x4d", "vgg16_bn")
+QUICK = ("mobilenetv2_100", "resnet18", "resnext50_32x4d", "vgg16_bn")
 NARROW = {"depths": (1, 2), "widths": (8, 16), "stem": (3, 1, 1)}
 # Small members of all families, and blocks in the places of 3x3 convolutions.
 SMALL = {
+    "mobilenet": ("mobilenetv1_025", {"stages": ((16, 1, 1), (32, 2, 2))}),
+    "mobilenet v2": ("mobilenetv2_050", {"stages": ((16, 1, 1), (24, 2, 2))}),
     "resnet": ("resnet18", NARROW),
     "resnext": ("resnext50_32x4d", NARROW | {"groups": 2, "group_width": 16, "stem": (7, 2, 2)}),
     "vgg": ("vgg11", {"depths": (1, 2), "widths": (8, 16), "strides": (2, 2), "hidden": (4,)}),
@@ -93,6 +97,7 @@ def test_blocks_take_the_places_of_3x3_convolutions():
         ("resnet18", {"stem": (7, 2)}, r"stem=\(7, 2\): must be the side and stride"),
         ("resnet50", {"strided": 2}, "0 .v1. or 1 .v1.5."),
         ("resnext50_32x4d", {"widths": (8,), "depths": (1,)}, "width 8 .* group_width=4"),
+        ("mobilenetv1_100", {"multiplier": 0.0}, "must be positive"),
         ("vgg16", {"dropout": 1.0}, "less than 1"),
         ("vgg16", {"strides": (2, 2, 2, 1, 1)}, "halves the map"),
     ],

@@ -1,0 +1,159 @@
+"""MobileNetV1 (arXiv 1704.04861, Table 1) and MobileNetV2 (arXiv 1801.04381, Table 2)."""
+
+from functools import partial
+from itertools import groupby
+
+from flax import linen as nn
+from jax import Array
+
+from repvgg_jax.errors import UsageError
+from repvgg_jax.layers.dense import dense
+from repvgg_jax.nets._base import BlockSpec, FeatureInfo, Net, block_name
+from repvgg_jax.ops.batch_norm import accumulation_dtype
+from repvgg_jax.runtime.compilation import barrier
+
+# (channels, units, stride of the first one) of each stage after the stem.
+STAGES_V1 = ((64, 1, 1), (128, 2, 2), (256, 2, 2), (512, 6, 2), (1024, 2, 2))
+STAGES_V2 = ((16, 1, 1), (24, 2, 2), (32, 3, 2), (64, 4, 2), (96, 3, 1), (160, 3, 2), (320, 1, 1))
+
+
+class MobileNetV1(Net):
+    """A chain of depthwise 3x3 and 1x1 convolutions, each with a BatchNorm and a ReLU6.
+
+    Every convolution is a block of class `block`. The paper's resolution multiplier is the size of
+    the images.
+
+    Attributes in addition to those of `Net`:
+      multiplier: the paper's width multiplier, by which all channels are multiplied.
+      stages: channels, number of units and stride of the first unit of each stage.
+    """
+
+    block: str = "plain"
+    multiplier: float = 1.0
+    stages: tuple[tuple[int, int, int], ...] = STAGES_V1
+
+    def plan(self) -> tuple[BlockSpec, ...]:
+        """Returns the specs of the stem and of the units' convolutions."""
+        self.check_fields()
+        width = self.channels(32)
+        plan = [BlockSpec("stem", 0, 0, 3, width, 2)]
+        for stage, (channels, units, stride) in enumerate(self.stages):
+            features = self.channels(channels)
+            for index in range(units):
+                name = block_name(stage, index)
+                strides = stride if index == 0 else 1
+                plan += self.unit(BlockSpec(name, stage, index, width, features, strides))
+                width = features
+        return tuple(plan)
+
+    def unit(self, spec: BlockSpec) -> list[BlockSpec]:
+        """Returns the specs of a unit's convolutions."""
+        return [
+            spec.part("depthwise", features=spec.inputs, groups=spec.inputs),
+            spec.part("pointwise", kernel_size=1, strides=1),
+        ]
+
+    def channels(self, width: int) -> int:
+        """Returns the channels of a layer that has `width` of them without a multiplier.
+
+        They are rounded to a multiple of 8, but not by more than a tenth down, as by the authors.
+        """
+        wanted = width * self.multiplier
+        rounded = max(8, int(wanted + 4) // 8 * 8)
+        return rounded + 8 if rounded < 0.9 * wanted else rounded
+
+    def feature_info(self) -> tuple[FeatureInfo, ...]:
+        """Returns a description of the output of each stage."""
+        reached, infos = 2, []
+        for stage, (channels, _, stride) in enumerate(self.stages):
+            reached *= stride
+            infos.append(FeatureInfo(f"stage{stage}", self.channels(channels), reached))
+        return tuple(infos)
+
+    def check_fields(self) -> None:
+        """Raises UsageError if a field of this class is invalid."""
+        if not self.multiplier > 0:
+            raise UsageError(f"multiplier={self.multiplier}: must be positive")
+        super().check_fields()
+
+    @nn.compact
+    def __call__(self, images: Array, train: bool = False) -> Array:
+        stem, *rest = self.plan()
+        x = nn.relu6(self.run_block(stem, images, train))
+        for (stage, index), unit in groupby(rest, key=lambda spec: (spec.stage, spec.index)):
+            x = barrier(self.run_unit(list(unit), x, train))
+            if stage < len(self.stages) and index == self.stages[stage][1] - 1:
+                self.sow("intermediates", f"stage{stage}", x)
+        return self.classify(x, train)
+
+    def run_unit(self, unit: list[BlockSpec], x: Array, train: bool) -> Array:
+        """Applies the convolutions of a unit."""
+        for spec in unit:
+            x = nn.relu6(self.run_block(spec, x, train))
+        return x
+
+    def classify(self, x: Array, train: bool) -> Array:
+        """Returns the logits of the last map."""
+        wide = accumulation_dtype(self.dtype)
+        x = x.mean((1, 2), dtype=wide)
+        return dense(self.num_classes, x.shape[-1], name="head", dtype=wide)(x)
+
+
+class MobileNetV2(MobileNetV1):
+    """Inverted residuals: 1x1 expansion, depthwise 3x3 and 1x1 projection, with a shortcut.
+
+    Each convolution has a BatchNorm, and each but the projection a ReLU6. The shortcut is there
+    where stride and channels allow it.
+
+    Attributes in addition to those of `MobileNetV1`:
+      expansion: channels of the depthwise convolution for each input of a unit; 1 in the first.
+      dropout: probability that an input of the head is dropped in training.
+    """
+
+    stages: tuple[tuple[int, int, int], ...] = STAGES_V2
+    expansion: int = 6
+    dropout: float = 0.2
+
+    def plan(self) -> tuple[BlockSpec, ...]:
+        """Returns the specs of the stem, of the units' convolutions, and of the last one."""
+        plan = super().plan()
+        features = max(1280, self.channels(1280))
+        last = BlockSpec("last", len(self.stages), 0, plan[-1].features, features, kernel_size=1)
+        return (*plan, last)
+
+    def unit(self, spec: BlockSpec) -> list[BlockSpec]:
+        """Returns the specs of a unit's convolutions."""
+        inner = spec.inputs * (self.expansion if spec.stage else 1)
+        parts = [
+            spec.part("expand", features=inner, kernel_size=1, strides=1),
+            spec.part("depthwise", inputs=inner, features=inner, groups=inner),
+            spec.part("project", inputs=inner, kernel_size=1, strides=1),
+        ]
+        return parts if spec.stage else parts[1:]
+
+    def run_unit(self, unit: list[BlockSpec], x: Array, train: bool) -> Array:
+        """Applies the convolutions of a unit, and adds its input where it has a shortcut."""
+        *activated, last = unit
+        if not activated:  # the last convolution of the net
+            return nn.relu6(self.run_block(last, x, train))
+        y = super().run_unit(activated, x, train)
+        y = self.run_block(last, y, train)
+        strided = any(spec.strides != 1 for spec in unit)
+        return y if strided or x.shape[-1] != y.shape[-1] else x + y
+
+    def classify(self, x: Array, train: bool) -> Array:
+        """Returns the logits of the last map."""
+        wide = accumulation_dtype(self.dtype)
+        x = x.mean((1, 2), dtype=wide)
+        x = nn.Dropout(self.dropout, deterministic=not train)(x)
+        return dense(self.num_classes, x.shape[-1], name="head", dtype=wide)(x)
+
+
+VARIANTS = {
+    f"mobilenet{version}_{round(100 * multiplier):03}": partial(net, multiplier=multiplier)
+    for version, net, multipliers in (
+        ("v1", MobileNetV1, (1.0, 0.75, 0.5, 0.25)),
+        ("v2", MobileNetV2, (1.4, 1.0, 0.75, 0.5)),
+    )
+    for multiplier in multipliers
+}
