@@ -12,6 +12,7 @@ from repvgg_jax.interop.pytorch_layout import (
     Entry,
 )
 from repvgg_jax.nets import Net
+from repvgg_jax.nets.densenet import DenseNet
 from repvgg_jax.nets.mobilenet import MobileNetV2
 from repvgg_jax.nets.resnet import BottleneckResNet, ResNet
 from repvgg_jax.nets.vgg import VGG
@@ -94,9 +95,28 @@ def _mobilenet_v2(net: MobileNetV2) -> Iterator[Entry]:
     yield from _affine("classifier.1", "head", DENSE)
 
 
+def _densenet(net: DenseNet) -> Iterator[Entry]:
+    stem, *layers = net.plan()
+    yield Entry("features.conv0.weight", f"params/{stem.name}/conv_kxk/kernel", CONV)
+    yield from _batch_norm("features.norm0", f"{stem.name}/bn_kxk")
+    for spec in layers:
+        name = f"features.denseblock{spec.stage + 1}.denselayer{spec.index + 1}"
+        yield from _batch_norm(f"{name}.norm1", f"{spec.name}_bn")
+        yield Entry(f"{name}.conv1.weight", f"params/{spec.name}/conv_kxk/kernel", CONV)
+        yield from _batch_norm(f"{name}.norm2", f"{spec.name}/bn_kxk")
+        yield Entry(f"{name}.conv2.weight", f"params/{spec.name}_conv/kernel", CONV)
+    for stage in range(len(net.depths) - 1):
+        name, path = f"features.transition{stage + 1}", f"stage{stage}_transition"
+        yield from _batch_norm(f"{name}.norm", f"{path}_bn")
+        yield Entry(f"{name}.conv.weight", f"params/{path}_conv/kernel", CONV)
+    yield from _batch_norm(f"features.norm{len(net.depths) + 1}", "last_bn")
+    yield from _affine("classifier", "head", DENSE)
+
+
 FAMILIES: dict[type[Net], Callable[..., Iterator[Entry]]] = {
     ResNet: _resnet,
     BottleneckResNet: _resnet,
     VGG: _vgg,
+    DenseNet: _densenet,
     MobileNetV2: _mobilenet_v2,
 }

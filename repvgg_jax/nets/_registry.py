@@ -11,12 +11,21 @@ import jax.numpy as jnp
 from repvgg_jax.blocks.base import Block
 from repvgg_jax.blocks.registry import BLOCKS, block_class
 from repvgg_jax.errors import UsageError, check_known, described
-from repvgg_jax.nets import deep_plain, mobilenet, mobileone, repvgg, residual_reorg, resnet, vgg
+from repvgg_jax.nets import (
+    deep_plain,
+    densenet,
+    mobilenet,
+    mobileone,
+    repvgg,
+    residual_reorg,
+    resnet,
+    vgg,
+)
 from repvgg_jax.nets._base import Net
 
-_VARIANTS = repvgg.VARIANTS | mobileone.VARIANTS | residual_reorg.VARIANTS | deep_plain.VARIANTS
-_VARIANTS |= mobilenet.VARIANTS | resnet.VARIANTS | vgg.VARIANTS
-NETS: dict[str, partial[Net] | type[Net]] = dict(sorted(_VARIANTS.items()))
+_FAMILIES = deep_plain, densenet, mobilenet, mobileone, repvgg, residual_reorg, resnet, vgg
+_VARIANTS = [item for family in _FAMILIES for item in family.VARIANTS.items()]
+NETS: dict[str, partial[Net] | type[Net]] = dict(sorted(_VARIANTS))
 
 _BLOCK_FIELDS = {field.name for field in dataclasses.fields(Block)}  # set by the net's plan
 

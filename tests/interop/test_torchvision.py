@@ -14,6 +14,8 @@ NETS = [
     ("resnet18", 64),
     ("vgg11_bn", 32),
     ("mobilenetv2_100", 32),
+    pytest.param("densenet121", 64, marks=pytest.mark.slow),
+    pytest.param("densenet161", 64, marks=pytest.mark.slow),
     pytest.param("vgg16", 224, marks=pytest.mark.slow),
     *(
         pytest.param(name, 64, marks=pytest.mark.slow)

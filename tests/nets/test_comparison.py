@@ -9,8 +9,12 @@ from repvgg_jax.blocks.plain import PlainBlock
 from repvgg_jax.nets import abstract
 from tests.support.variables import random_images, random_variables
 
-# Parameters of the train form and with folded BatchNorms, multiply-adds at 224 pixels.
+# Parameters of the train form and of the fused form, multiply-adds at 224 pixels.
 COUNTS = {
+    "densenet121": (7978856, 7971368, 2834161664),
+    "densenet169": (14149480, 14138920, 3359843328),
+    "densenet201": (20013928, 20001320, 4291365888),
+    "densenet161": (28681000, 28665928, 7727907072),
     "mobilenetv1_100": (4231976, 4221032, 568740352),
     "mobilenetv2_100": (3504872, 3487816, 300774272),
     "resnet18": (11689512, 11684712, 1814073344),
@@ -31,6 +35,7 @@ QUICK = ("mobilenetv2_100", "resnet18", "resnext50_32x4d", "vgg16_bn")
 NARROW = {"depths": (1, 2), "widths": (8, 16), "stem": (3, 1, 1)}
 # Small members of all families, and blocks in the places of 3x3 convolutions.
 SMALL = {
+    "densenet": ("densenet121", {"depths": (1, 2), "growth": 4, "width": 8}),
     "mobilenet": ("mobilenetv1_025", {"stages": ((16, 1, 1), (32, 2, 2))}),
     "mobilenet v2": ("mobilenetv2_050", {"stages": ((16, 1, 1), (24, 2, 2))}),
     "resnet": ("resnet18", NARROW),
@@ -81,6 +86,13 @@ def test_nets_fuse_and_have_gradients(name, overrides):
     )
 
 
+def test_densenet_keeps_the_norms_that_follow_a_concatenation():
+    shapes = abstract(rj.create("densenet121"))
+    fused = jax.eval_shape(lambda v: rj.fuse(rj.create("densenet121"), v)[1], shapes)
+    # One before each layer and transition, and the last one.
+    assert len(fused["batch_stats"]) == sum((6, 12, 24, 16)) + 3 + 1
+
+
 def test_blocks_take_the_places_of_3x3_convolutions():
     net = rj.create("resnet50", block="repvgg")
     for name, block in net.blocks().items():
@@ -97,6 +109,7 @@ def test_blocks_take_the_places_of_3x3_convolutions():
         ("resnet18", {"stem": (7, 2)}, r"stem=\(7, 2\): must be the side and stride"),
         ("resnet50", {"strided": 2}, "0 .v1. or 1 .v1.5."),
         ("resnext50_32x4d", {"widths": (8,), "depths": (1,)}, "width 8 .* group_width=4"),
+        ("densenet121", {"growth": 0}, "growth=0: must be a positive integer"),
         ("mobilenetv1_100", {"multiplier": 0.0}, "must be positive"),
         ("vgg16", {"dropout": 1.0}, "less than 1"),
         ("vgg16", {"strides": (2, 2, 2, 1, 1)}, "halves the map"),
