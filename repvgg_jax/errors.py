@@ -18,6 +18,9 @@ from contextlib import contextmanager
 from typing import Any
 
 
+_LISTED = 24  # names in a message
+
+
 class RunError(Exception):
     """An error that ends a run. Its one-line message says what happened and what is intact."""
 
@@ -104,5 +107,8 @@ def check_known(kind: str, name: str, known: Collection[str]) -> None:
     if isinstance(name, str) and name in known:
         return
     close = difflib.get_close_matches(str(name), known, n=3)
-    hint = f"did you mean {' or '.join(close)}?" if close else f"choose from {', '.join(known)}"
+    listed = ", ".join(list(known)[:_LISTED])
+    if len(known) > _LISTED:
+        listed += f", ... ({len(known)} in all)"
+    hint = f"did you mean {' or '.join(close)}?" if close else f"choose from {listed}"
     raise UsageError(f"unknown {kind} {described(name)}: {hint}")

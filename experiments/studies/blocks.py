@@ -33,7 +33,8 @@ from repvgg_jax.runtime.mesh import make_mesh, shard_batch
 from repvgg_jax.training.state import init_state
 from repvgg_jax.training.step import train_step
 
-NAMES = [name for name in BLOCKS if name != "fused"]
+# Those that fusion changes.
+NAMES = [name for name in BLOCKS if name not in ("conv", "fused")]
 PAPERS = {
     "repvgg": "RepVGG, 2101.03697",
     "plain": "convolution and BatchNorm only",
