@@ -8,12 +8,14 @@ from repvgg_jax.interop.pytorch_layout import (
     BATCH_NORM,
     CONV,
     DENSE,
+    DENSE_AS_CONV,
     Change,
     Entry,
 )
 from repvgg_jax.nets import Net
 from repvgg_jax.nets.densenet import DenseNet
 from repvgg_jax.nets.mobilenet import MobileNetV2
+from repvgg_jax.nets.regnet import RegNet
 from repvgg_jax.nets.resnet import BottleneckResNet, ResNet
 from repvgg_jax.nets.vgg import VGG
 
@@ -61,6 +63,20 @@ def _resnet(net: ResNet) -> Iterator[Entry]:
             conv, norm = f"{unit}conv{number}", f"{unit}bn{number}"
         yield Entry(f"{conv}.weight", f"params/{spec.name}/conv_kxk/kernel", CONV)
         yield from _batch_norm(norm, f"{spec.name}/bn_kxk")
+    yield from _affine("fc", "head", DENSE)
+
+
+def _regnet(net: RegNet) -> Iterator[Entry]:
+    for spec in net.plan():
+        stage = f"block{spec.stage + 1}"
+        unit = f"trunk_output.{stage}.{stage}-{spec.index}"
+        part = {"shortcut": "proj", "conv0": "f.a", "conv1": "f.b", "conv2": "f.c"}.get(spec.role)
+        name = f"{unit}.{part}" if part else "stem"
+        yield Entry(f"{name}.0.weight", f"params/{spec.name}/conv_kxk/kernel", CONV)
+        yield from _batch_norm(f"{name}.1", f"{spec.name}/bn_kxk")
+        if spec.se_hidden:
+            yield from _affine(f"{unit}.f.se.fc1", f"{spec.name}_se/squeeze", DENSE_AS_CONV)
+            yield from _affine(f"{unit}.f.se.fc2", f"{spec.name}_se/excite", DENSE_AS_CONV)
     yield from _affine("fc", "head", DENSE)
 
 
@@ -116,6 +132,7 @@ def _densenet(net: DenseNet) -> Iterator[Entry]:
 FAMILIES: dict[type[Net], Callable[..., Iterator[Entry]]] = {
     ResNet: _resnet,
     BottleneckResNet: _resnet,
+    RegNet: _regnet,
     VGG: _vgg,
     DenseNet: _densenet,
     MobileNetV2: _mobilenet_v2,

@@ -16,6 +16,7 @@ from repvgg_jax.nets import (
     densenet,
     mobilenet,
     mobileone,
+    regnet,
     repvgg,
     residual_reorg,
     resnet,
@@ -23,7 +24,8 @@ from repvgg_jax.nets import (
 )
 from repvgg_jax.nets._base import Net
 
-_FAMILIES = deep_plain, densenet, mobilenet, mobileone, repvgg, residual_reorg, resnet, vgg
+_FAMILIES = deep_plain, densenet, mobilenet, mobileone
+_FAMILIES += regnet, repvgg, residual_reorg, resnet, vgg
 _VARIANTS = [item for family in _FAMILIES for item in family.VARIANTS.items()]
 NETS: dict[str, partial[Net] | type[Net]] = dict(sorted(_VARIANTS))
 

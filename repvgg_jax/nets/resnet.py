@@ -44,16 +44,25 @@ class ResNet(Net):
         """Channels of a unit's output for each of its width."""
         return 1
 
+    @property
+    def stem_width(self) -> int:
+        """Outputs of the first convolution."""
+        return self.widths[0]
+
+    def stage_stride(self, stage: int) -> int:
+        """Returns the stride of a stage's first unit."""
+        return 2 if stage else 1
+
     def plan(self) -> tuple[BlockSpec, ...]:
         """Returns the specs of the stem, and of the units' parts: shortcuts and convolutions."""
         self.check_fields()
         size, strides, _ = self.stem
-        plan = [BlockSpec("stem", 0, 0, 3, self.widths[0], strides, kernel_size=size)]
-        inputs = self.widths[0]
+        plan = [BlockSpec("stem", 0, 0, 3, self.stem_width, strides, kernel_size=size)]
+        inputs = self.stem_width
         for stage, (depth, width) in enumerate(zip(self.depths, self.widths, strict=True)):
             outputs = width * self.expansion
             for index in range(depth):
-                strides = 2 if stage and not index else 1
+                strides = 1 if index else self.stage_stride(stage)
                 name = block_name(stage, index)
                 unit = BlockSpec(name, stage, index, inputs, outputs, strides)
                 if strides != 1 or inputs != outputs:
@@ -74,10 +83,11 @@ class ResNet(Net):
     def feature_info(self) -> tuple[FeatureInfo, ...]:
         """Returns a description of the output of each stage."""
         _, strides, pool = self.stem
-        return tuple(
-            FeatureInfo(f"stage{stage}", width * self.expansion, strides * pool * 2**stage)
-            for stage, width in enumerate(self.widths)
-        )
+        reached, infos = strides * pool, []
+        for stage, width in enumerate(self.widths):
+            reached *= self.stage_stride(stage)
+            infos.append(FeatureInfo(f"stage{stage}", width * self.expansion, reached))
+        return tuple(infos)
 
     def check_fields(self) -> None:
         """Raises UsageError if a field of this class is invalid."""
@@ -105,7 +115,7 @@ class ResNet(Net):
             *first, last = parts.values()
             y = x
             for spec in first:
-                y = self.run_block_and_relu(spec, y, train)
+                y = self.squeeze_excite(self.run_block_and_relu(spec, y, train), spec)
             y = self.run_block(last, y, train)
             x = nn.relu((self.run_block(shortcut, x, train) if shortcut else x) + y)
             x = barrier(x)  # otherwise, XLA:CPU computes the sums of all units again in each

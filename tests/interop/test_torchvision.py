@@ -14,6 +14,8 @@ NETS = [
     ("resnet18", 64),
     ("vgg11_bn", 32),
     ("mobilenetv2_100", 32),
+    pytest.param("regnetx_400mf", 64, marks=pytest.mark.slow),
+    pytest.param("regnety_400mf", 64, marks=pytest.mark.slow),
     pytest.param("densenet121", 64, marks=pytest.mark.slow),
     pytest.param("densenet161", 64, marks=pytest.mark.slow),
     pytest.param("vgg16", 224, marks=pytest.mark.slow),
@@ -29,7 +31,7 @@ HIDDEN = 16  # outputs of VGG's hidden layers, which would be most of its time
 
 def theirs(torchvision, name):
     """Returns a random net of torchvision with ten classes, and our overrides for it."""
-    name = {"mobilenetv2_100": "mobilenet_v2"}.get(name, name)
+    name = {"mobilenetv2_100": "mobilenet_v2"}.get(name, name.replace("regnet", "regnet_"))
     module = getattr(torchvision.models, name)(num_classes=10)
     if not name.startswith("vgg"):
         return randomize(module), {}
