@@ -24,7 +24,7 @@ def get_config() -> ConfigDict:
     model.depths = placeholder(tuple)  # blocks in each stage, the stem included; the model's own
     model.widths = placeholder(tuple)  # channels of each stage; the model's own
     model.strides = placeholder(tuple)  # stride of each stage's first block; 2 everywhere
-    model.groups = placeholder(int)  # groups of every second layer; the model's own
+    model.groups = placeholder(int)  # groups of every second layer (ResNeXt: of all 3x3)
     model.grouped_layers = placeholder(tuple)  # layers to group instead; the stem is layer 0
     model.branches = placeholder(tuple)  # some of ("kxk", "1x1", "identity"); all
     model.copies = placeholder(int)  # block mobileone: number of kxk branches; 4
@@ -32,13 +32,14 @@ def get_config() -> ConfigDict:
     # deep_plain: delta_orthogonal (if unset), he or default.
     model.initializer = placeholder(str)
     model.depth = placeholder(int)  # deep_plain: number of layers; 1000
-    model.width = placeholder(int)  # deep_plain: channels; 32
+    model.width = placeholder(int)  # deep_plain: channels; 32. DenseNet: outputs of the stem; 64
     model.activation = placeholder(str)  # deep_plain: tanh (if unset), relu, leaky_relu
-    # ResNets: side and stride of the first convolution, and stride of the max pooling after it:
-    # (7, 2, 2) if unset, (3, 1, 1) for images of 32x32.
+    # ResNets, DenseNets: side and stride of the first convolution, and stride of the max pooling
+    # after it: (7, 2, 2) if unset, (3, 1, 1) for images of 32x32.
     model.stem = placeholder(tuple)
     model.hidden = placeholder(tuple)  # vgg: outputs of the hidden dense layers; (4096, 4096)
-    model.dropout = placeholder(float)  # vgg: probability of dropout after each of them; 0.5
+    model.dropout = placeholder(float)  # probability: vgg, after each of them (0.5); mobilenetv2
+    model.group_width = placeholder(int)  # ResNeXt, RegNet: channels of a group
     # Number of consecutive images over which BatchNorm computes its statistics in training; the
     # whole batch on all devices if unset. The paper uses 32, the images of one GPU.
     model.bn_group_size = placeholder(int)

@@ -73,7 +73,12 @@ class Block(nn.Module):
         raise NotImplementedError
 
     def conv(
-        self, x: Images, branch: str, size: int | tuple[int, int], use_bias: bool = False
+        self,
+        x: Images,
+        branch: str,
+        size: int | tuple[int, int],
+        use_bias: bool = False,
+        init: Initializer = kernel_init,
     ) -> Outputs:
         """Applies `conv_<branch>` with the block's strides, groups and dilation."""
         return Conv(
@@ -85,6 +90,7 @@ class Block(nn.Module):
             use_bias=use_bias,
             dtype=self.dtype,
             algorithm=self.conv_algorithm,
+            init=init,
             name=f"conv_{branch}",
         )(x)
 

@@ -8,11 +8,17 @@ from repvgg_jax.ops.algorithms import Images, Outputs
 
 
 class ConvBlock(Block):
-    """The block conv_kxk(x) with a bias."""
+    """The block conv_kxk(x) with a bias.
+
+    The kernel's initial variance is that of He et al. (arXiv 1502.01852), which keeps the scale of
+    the features without a BatchNorm.
+    """
 
     @nn.compact
     def __call__(self, x: Images, train: bool = False) -> Outputs:
-        return self.conv(x, "kxk", self.kernel_size, use_bias=True)
+        return self.conv(
+            x, "kxk", self.kernel_size, use_bias=True, init=nn.initializers.he_normal()
+        )
 
     def fuse(self, params: Variables, batch_stats: Variables) -> Affine:
         """Returns the convolution itself."""

@@ -88,6 +88,7 @@ FIELDS = {
     "model.stem": Field(1, length=3, whole=True),
     "model.hidden": Field(1, whole=True),
     "model.dropout": Field(0, below=1),
+    "model.group_width": Field(1),
     "model.bn_group_size": Field(1),
     "model.remat": NEUTRAL,
     "model.branch_statistics": NEUTRAL,
@@ -143,7 +144,10 @@ FIELDS = {
 }
 
 # Fields that the config.json of earlier runs lacks; they are unset there.
-ADDED = ("init_head", "data.holdout", "train.steps_per_call")
+ADDED = (
+    *("init_head", "data.holdout", "train.steps_per_call"),
+    *("model.stem", "model.hidden", "model.dropout", "model.group_width"),
+)
 
 # Fields that may be unset only for class folders, whose images determine them (resolve.py).
 REQUIRED = (

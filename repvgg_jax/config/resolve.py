@@ -21,6 +21,7 @@ _SHAPE = (
     *("model.block", "model.depths", "model.widths", "model.strides", "model.groups"),
     *("model.grouped_layers", "model.branches", "model.copies"),
     *("model.depth", "model.width", "model.activation"),
+    *("model.stem", "model.hidden", "model.group_width"),
 )
 OPTIONAL = (*_SHAPE, "data.holdout", "train.steps", "train.eval_every")
 

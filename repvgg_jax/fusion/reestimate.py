@@ -34,7 +34,7 @@ def reestimate_batch_stats(
     if not variables.get("batch_stats"):
         raise UsageError("reestimate_batch_stats needs variables with batch_stats (the train form)")
     stats = dict(variables["batch_stats"])
-    frozen = {name: stats[name] for name in net.frozen_blocks()}
+    frozen = {name: stats[name] for name in net.frozen_blocks() if name in stats}
     zeros = jax.tree.map(jnp.zeros_like, stats)
 
     @jax.jit
@@ -45,6 +45,7 @@ def reestimate_batch_stats(
             images,
             train=True,
             mutable=["batch_stats"],
+            rngs={"dropout": jax.random.key(0)},  # it follows the last BatchNorm
         )
         batch = jax.tree.map(lambda leaf: leaf / (1 - BN_MOMENTUM), state["batch_stats"])
         return _over_norms(lambda s: s | {"var": s["var"] + s["mean"] ** 2}, batch)

@@ -1,4 +1,4 @@
-"""Strict import and export of PyTorch weights, in the official layout or timm's, in both forms."""
+"""Strict import and export of PyTorch weights: RepVGG's in both forms, torchvision's nets."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -25,10 +25,11 @@ def from_torch(net: Net, state_dict: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the weights of a PyTorch model as `{"params", "batch_stats"}` or `{"params"}`.
 
     Convolution kernels are converted from OIHW to HWIO, dense kernels from [out, in] to [in, out],
-    and squeeze-and-excite's 1x1 convolutions to dense layers. The layout (official or timm) is
-    detected. BatchNorms' step counters are ignored, and prefixes that all names share are removed,
-    such as `module.` or `_orig_mod.`. The weights may be an entry of a checkpoint; a warning says
-    which one was taken if there are also averaged weights.
+    and squeeze-and-excite's 1x1 convolutions to dense layers. The layout of RepVGG's weights
+    (official or timm) is detected; comparison nets take torchvision's. BatchNorms' step counters
+    are ignored, and prefixes that all names share are removed, such as `module.` or `_orig_mod.`.
+    The weights may be an entry of a checkpoint; a warning says which one was taken if there are
+    also averaged weights.
 
     Args:
       net: the train form from `create`, or the fused form `net.clone(block="fused")`.

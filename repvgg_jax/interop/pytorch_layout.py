@@ -137,7 +137,9 @@ def check_counterpart(net: Net, layout: str) -> None:
     if layout not in NAMES:
         raise UsageError(f"layout={layout!r}: choose from {', '.join(NAMES)}")
     if type(net) not in (RepVGG, RepVGGPlus):
-        raise UsageError(f"{type(net).__name__} has no PyTorch layout; only RepVGG's nets have one")
+        raise UsageError(
+            f"{type(net).__name__} cannot be converted to a PyTorch layout; only RepVGG's nets can"
+        )
     options = dict(net.block_options)
     same_block = net.block == "repvgg" and tuple(options.get("branches", BRANCHES)) == BRANCHES
     if not (net.is_fused or same_block) or net.kernel_size != 3:

@@ -17,13 +17,12 @@ from repvgg_jax.nets.densenet import DenseNet
 from repvgg_jax.nets.mobilenet import MobileNetV2
 from repvgg_jax.nets.regnet import RegNet
 from repvgg_jax.nets.resnet import BottleneckResNet, ResNet
-from repvgg_jax.nets.vgg import VGG
+from repvgg_jax.nets.vgg import MAP, VGG
 
-_MAP = 7  # side of the map that VGG's classifier reads
 # A dense kernel on a flattened map: [out, channels * 7 * 7] in PyTorch, [7 * 7 * channels, out].
 DENSE_ON_MAP = Change(
-    lambda w: w.reshape(len(w), -1, _MAP, _MAP).transpose(2, 3, 1, 0).reshape(-1, len(w)),
-    lambda w: w.reshape(_MAP, _MAP, -1, w.shape[1]).transpose(3, 2, 0, 1).reshape(w.shape[1], -1),
+    lambda w: w.reshape(len(w), -1, MAP, MAP).transpose(2, 3, 1, 0).reshape(-1, len(w)),
+    lambda w: w.reshape(MAP, MAP, -1, w.shape[1]).transpose(3, 2, 0, 1).reshape(w.shape[1], -1),
 )
 
 
@@ -38,6 +37,17 @@ def torchvision_entries(net: Net) -> list[Entry]:
         raise UsageError(
             f"block={net.block!r} has no counterpart in torchvision; use the default block of "
             f"{type(net).__name__}, {' or '.join(blocks)}"
+        )
+    biased = dict(net.block_options).get("use_bias", False)
+    if net.block == "plain" and biased != isinstance(net, VGG):
+        raise UsageError(
+            f"use_bias={biased}: torchvision's convolutions before a BatchNorm have "
+            f"{'no ' if biased else 'a '}bias; use the model's own block options"
+        )
+    if isinstance(net, BottleneckResNet) and net.strided != 1:
+        raise UsageError(
+            "torchvision's ResNets have their stride in the 3x3 convolution (v1.5): import the "
+            "weights into the model without _v1"
         )
     return list(FAMILIES[type(net)](net))
 

@@ -24,6 +24,7 @@ class Conv(nn.Module):
       features: number of output channels.
       size: side of the kernel, or (height, width).
       use_bias: True to add a bias to each output channel.
+      init: initializer of the kernel.
     """
 
     features: int
@@ -35,12 +36,13 @@ class Conv(nn.Module):
     apply_relu: bool = False
     dtype: Dtype = jnp.float32
     algorithm: str = "auto"
+    init: Initializer = kernel_init
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         size = (self.size, self.size) if isinstance(self.size, int) else tuple(self.size)
         shape = (*size, x.shape[-1] // self.groups, self.features)
-        kernel = self.param("kernel", kernel_init, shape, jnp.float32)
+        kernel = self.param("kernel", self.init, shape, jnp.float32)
         bias = None
         if self.use_bias:
             bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)

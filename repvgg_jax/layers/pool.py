@@ -1,9 +1,14 @@
 """Pooling with symmetric padding, as in PyTorch."""
 
+from collections.abc import Callable
+
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 from jax import Array
+
+from repvgg_jax.errors import UsageError
+from repvgg_jax.ops.batch_norm import accumulation_dtype
 
 
 def max_pool(x: Array, size: int, strides: int) -> Array:
@@ -16,14 +21,31 @@ def max_pool(x: Array, size: int, strides: int) -> Array:
     return nn.max_pool(x, (size, size), (strides, strides), [(padding, padding)] * 2)
 
 
+def halved(x: Array, pool: Callable[..., Array]) -> Array:
+    """Returns `pool` (`nn.max_pool`, `nn.avg_pool`) of 2x2 windows; an odd last row is dropped.
+
+    Raises:
+      UsageError: if the map has a single row or column.
+    """
+    height, width = x.shape[1:3]
+    if min(height, width) < 2:
+        raise UsageError(
+            f"a map of {height}x{width} pixels cannot be halved: the images are too small for this "
+            "net; use larger ones, or fewer stages"
+        )
+    return pool(x, (2, 2), (2, 2))
+
+
 def adaptive_mean_pool(x: Array, size: int) -> Array:
     """Returns means over `size` x `size` regions of images [batch, height, width, channels].
 
     Region i of n of an axis of length m has elements floor(i m / n) to ceil((i + 1) m / n) - 1, as
     in PyTorch's `AdaptiveAvgPool2d`, so regions overlap or repeat elements if n does not divide m.
     """
-    rows, columns = (_regions(side, size).astype(x.dtype) for side in x.shape[1:3])
-    return jnp.einsum("bhwc,ih,jw->bijc", x, rows, columns)
+    wide = accumulation_dtype(x.dtype)
+    rows, columns = (_regions(side, size).astype(wide) for side in x.shape[1:3])
+    means = jnp.einsum("bhwc,ih,jw->bijc", x.astype(wide), rows, columns, precision="highest")
+    return means.astype(x.dtype)
 
 
 def _regions(length: int, count: int) -> np.ndarray:

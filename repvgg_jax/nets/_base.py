@@ -12,9 +12,11 @@ from repvgg_jax.blocks.base import Block
 from repvgg_jax.blocks.registry import block_class
 from repvgg_jax.errors import UsageError
 from repvgg_jax.layers.conv import Dtype
+from repvgg_jax.layers.dense import dense
 from repvgg_jax.layers.squeeze_excite import SqueezeExcite
 from repvgg_jax.nets._call_errors import check_images, check_layout, check_variables, explained
 from repvgg_jax.ops import onednn
+from repvgg_jax.ops.batch_norm import accumulation_dtype
 from repvgg_jax.ops.convolution import check_algorithm
 
 
@@ -237,9 +239,9 @@ class Net(nn.Module):
     ) -> tuple[tuple[Array, ...], Any]:
         """Returns the feature maps described by `feature_info`, and the updated `batch_stats`.
 
-        Images [batch, height, width, 3] -> maps [batch, ceil(height / stride), ..., channels] in
-        the net's compute type. If `train` is False, the statistics are returned unchanged (empty
-        for a fused net).
+        Images [batch, height, width, 3] -> maps [batch, height / stride, ..., channels] in the
+        net's compute type, with sides rounded up (VGG and DenseNet: down). If `train` is False, the
+        statistics are returned unchanged (empty for a fused net).
 
         Raises:
           UsageError: if the net is not a backbone.
@@ -248,7 +250,8 @@ class Net(nn.Module):
         if not names:
             raise UsageError(f"{type(self).__name__} is not a backbone: it has no feature maps")
         collections = ["intermediates", "batch_stats"]
-        _, state = self.apply(variables, images, train=train, mutable=collections)
+        rngs = {"dropout": jax.random.key(0)}  # it follows the last map
+        _, state = self.apply(variables, images, train=train, mutable=collections, rngs=rngs)
         maps = state["intermediates"]
         stats = state.get("batch_stats", variables.get("batch_stats", {}))
         return tuple(maps[name][0] for name in names), stats
@@ -268,6 +271,14 @@ class Net(nn.Module):
             return self.run_block(spec, x, train, apply_relu=True)
         return nn.relu(self.run_block(spec, x, train))
 
+    def mean_and_head(self, x: Array, train: bool = False, dropout: float = 0.0) -> Array:
+        """Returns the logits of the last map [batch, height, width, channels]: mean and `head`."""
+        wide = accumulation_dtype(self.dtype)
+        x = x.mean((1, 2), dtype=wide)
+        if dropout:
+            x = nn.Dropout(dropout, deterministic=not train)(x)
+        return dense(self.num_classes, x.shape[-1], name="head", dtype=wide)(x)
+
     def squeeze_excite(self, x: Array, spec: BlockSpec) -> Array:
         """Applies the layer `<name>_se` if the spec has one, else returns `x`."""
         if not spec.se_hidden:
@@ -279,6 +290,34 @@ def check_positive(field: str, value: Any) -> None:
     """Raises UsageError unless the value is None or a positive integer."""
     if value is not None and (not isinstance(value, int) or value < 1):
         raise UsageError(f"{field}={value!r}: must be a positive integer")
+
+
+def check_stages(**fields: Any) -> None:
+    """Raises UsageError unless the fields are tuples of positive integers of the same length."""
+    for field, value in fields.items():
+        if not isinstance(value, tuple | list) or not value:
+            raise UsageError(f"{field}={value!r}: must be a tuple with one entry per stage")
+        if not all(isinstance(number, int) and number > 0 for number in value):
+            raise UsageError(f"{field}={value!r}: must be positive integers")
+    if len({len(value) for value in fields.values()}) > 1:
+        found = " and ".join(f"{field} {value}" for field, value in fields.items())
+        raise UsageError(f"{found} must each have one entry per stage")
+
+
+def check_stem(stem: Any) -> None:
+    """Raises UsageError unless the stem is the size and stride of a convolution, and of a pool."""
+    whole = isinstance(stem, tuple | list) and all(isinstance(n, int) and n > 0 for n in stem)
+    if not whole or len(stem) != 3:
+        raise UsageError(
+            f"stem={stem!r}: must be the side and stride of its convolution, and the stride of its "
+            "max pooling, such as (7, 2, 2), or (3, 1, 1) for images of 32x32"
+        )
+
+
+def check_dropout(dropout: Any) -> None:
+    """Raises UsageError unless the probability is at least 0 and less than 1."""
+    if not isinstance(dropout, int | float) or not 0 <= dropout < 1:
+        raise UsageError(f"dropout={dropout!r}: must be at least 0 and less than 1")
 
 
 def block_name(stage: int, index: int) -> str:

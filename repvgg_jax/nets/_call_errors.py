@@ -63,6 +63,11 @@ def explained(images: Any, variables: Mapping[str, Any], block: str) -> Iterator
             "train=True updates the BatchNorm statistics, and apply must return them: logits, "
             f'updated = net.apply(..., train=True, mutable=["batch_stats"]); {_GUIDE}'
         ) from None
+    except errors.InvalidRngError:
+        raise UsageError(
+            "train=True drops outputs of this net at random: net.apply(..., train=True, "
+            'rngs={"dropout": key})'
+        ) from None
     except errors.ScopeCollectionNotFound:
         missing = [name for name in ("params", "batch_stats") if not variables.get(name)]
         raise UsageError(

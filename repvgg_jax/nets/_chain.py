@@ -7,10 +7,8 @@ from flax import linen as nn
 from jax import Array
 
 from repvgg_jax.errors import UsageError
-from repvgg_jax.layers.dense import dense
 from repvgg_jax.nets._base import BlockSpec, FeatureInfo, Net, block_name
 from repvgg_jax.nets._initializers import INITIALIZERS, redraw
-from repvgg_jax.ops.batch_norm import accumulation_dtype
 from repvgg_jax.runtime.compilation import barrier
 
 # Blocks whose initializer can be chosen; the others use the initialization of their papers.
@@ -67,10 +65,7 @@ class Chain(Net):
 
     @nn.compact
     def __call__(self, images: Array, train: bool = False) -> Array:
-        x = self.walk(images, train)
-        wide = accumulation_dtype(self.dtype)
-        x = x.mean((1, 2), dtype=wide)
-        return dense(self.num_classes, x.shape[-1], name="head", dtype=wide)(x)
+        return self.mean_and_head(self.walk(images, train))
 
     def walk(self, x: Array, train: bool) -> Array:
         """Returns the output of the last block, and sows the output of each stage as `stage<i>`."""

@@ -8,11 +8,17 @@ from jax import Array
 
 from repvgg_jax.errors import UsageError
 from repvgg_jax.layers.conv import Conv
-from repvgg_jax.layers.dense import dense
 from repvgg_jax.layers.norm import BatchNorm
-from repvgg_jax.layers.pool import max_pool
-from repvgg_jax.nets._base import BlockSpec, FeatureInfo, Net, block_name, check_positive
-from repvgg_jax.ops.batch_norm import accumulation_dtype
+from repvgg_jax.layers.pool import halved, max_pool
+from repvgg_jax.nets._base import (
+    BlockSpec,
+    FeatureInfo,
+    Net,
+    block_name,
+    check_positive,
+    check_stages,
+    check_stem,
+)
 from repvgg_jax.runtime.compilation import barrier
 
 
@@ -63,17 +69,17 @@ class DenseNet(Net):
 
     def check_fields(self) -> None:
         """Raises UsageError if a field of this class is invalid."""
-        if not self.depths:
-            raise UsageError("depths=(): there must be at least one stage")
-        for depth in self.depths:
-            check_positive("depths", depth)
+        check_stages(depths=self.depths)
         check_positive("growth", self.growth)
         check_positive("width", self.width)
-        if len(self.stem) != 3:
+        check_stem(self.stem)
+        if self.block not in ("plain", "fused"):
             raise UsageError(
-                f"stem={self.stem}: must be the side and stride of its convolution, and the stride "
-                "of its max pooling, such as (7, 2, 2), or (3, 1, 1) for images of 32x32"
+                f"block={self.block!r}: no BatchNorm follows DenseNet's 3x3 convolutions, so that "
+                "no block can take their place; leave model.block unset"
             )
+        if self.frozen:
+            raise UsageError(f"frozen={self.frozen}: a DenseNet cannot be frozen in part")
         super().check_fields()
 
     @nn.compact
@@ -94,10 +100,8 @@ class DenseNet(Net):
                 name = f"stage{spec.stage}_transition"
                 x = self._norm_and_relu(x, f"{name}_bn", train)
                 x = self._conv(x, x.shape[-1] // 2, 1, f"{name}_conv")
-                x = nn.avg_pool(x, (2, 2), (2, 2))
-        wide = accumulation_dtype(self.dtype)
-        x = self._norm_and_relu(x, "last_bn", train).mean((1, 2), dtype=wide)
-        return dense(self.num_classes, x.shape[-1], name="head", dtype=wide)(x)
+                x = halved(x, nn.avg_pool)
+        return self.mean_and_head(self._norm_and_relu(x, "last_bn", train))
 
     def _norm_and_relu(self, x: Array, name: str, train: bool) -> Array:
         return nn.relu(BatchNorm(train, self.bn_group_size, self.dtype, name=name)(x))

@@ -7,9 +7,15 @@ from flax import linen as nn
 from jax import Array
 
 from repvgg_jax.errors import UsageError
-from repvgg_jax.layers.dense import dense
-from repvgg_jax.nets._base import BlockSpec, FeatureInfo, Net, block_name
-from repvgg_jax.ops.batch_norm import accumulation_dtype
+from repvgg_jax.nets._base import (
+    BlockSpec,
+    FeatureInfo,
+    Net,
+    block_name,
+    check_dropout,
+    check_positive,
+    check_stages,
+)
 from repvgg_jax.runtime.compilation import barrier
 
 # (channels, units, stride of the first one) of each stage after the stem.
@@ -56,7 +62,7 @@ class MobileNetV1(Net):
     def channels(self, width: int) -> int:
         """Returns the channels of a layer that has `width` of them without a multiplier.
 
-        They are rounded to a multiple of 8, but not by more than a tenth down, as by the authors.
+        They are rounded to a multiple of 8, but not by more than a tenth down, as by V2's authors.
         """
         wanted = width * self.multiplier
         rounded = max(8, int(wanted + 4) // 8 * 8)
@@ -74,29 +80,32 @@ class MobileNetV1(Net):
         """Raises UsageError if a field of this class is invalid."""
         if not self.multiplier > 0:
             raise UsageError(f"multiplier={self.multiplier}: must be positive")
+        check_stages(stages=[number for stage in self.stages for number in stage])
+        if any(len(stage) != 3 for stage in self.stages):
+            raise UsageError(
+                f"stages={self.stages}: each must be channels, number of units and stride"
+            )
         super().check_fields()
 
     @nn.compact
     def __call__(self, images: Array, train: bool = False) -> Array:
+        return self.mean_and_head(self.walk(images, train))
+
+    def walk(self, images: Array, train: bool) -> Array:
+        """Returns the output of the last convolution."""
         stem, *rest = self.plan()
         x = nn.relu6(self.run_block(stem, images, train))
         for (stage, index), unit in groupby(rest, key=lambda spec: (spec.stage, spec.index)):
             x = barrier(self.run_unit(list(unit), x, train))
             if stage < len(self.stages) and index == self.stages[stage][1] - 1:
                 self.sow("intermediates", f"stage{stage}", x)
-        return self.classify(x, train)
+        return x
 
     def run_unit(self, unit: list[BlockSpec], x: Array, train: bool) -> Array:
         """Applies the convolutions of a unit."""
         for spec in unit:
             x = nn.relu6(self.run_block(spec, x, train))
         return x
-
-    def classify(self, x: Array, train: bool) -> Array:
-        """Returns the logits of the last map."""
-        wide = accumulation_dtype(self.dtype)
-        x = x.mean((1, 2), dtype=wide)
-        return dense(self.num_classes, x.shape[-1], name="head", dtype=wide)(x)
 
 
 class MobileNetV2(MobileNetV1):
@@ -141,12 +150,15 @@ class MobileNetV2(MobileNetV1):
         strided = any(spec.strides != 1 for spec in unit)
         return y if strided or x.shape[-1] != y.shape[-1] else x + y
 
-    def classify(self, x: Array, train: bool) -> Array:
-        """Returns the logits of the last map."""
-        wide = accumulation_dtype(self.dtype)
-        x = x.mean((1, 2), dtype=wide)
-        x = nn.Dropout(self.dropout, deterministic=not train)(x)
-        return dense(self.num_classes, x.shape[-1], name="head", dtype=wide)(x)
+    def check_fields(self) -> None:
+        """Raises UsageError if a field of this class is invalid."""
+        check_positive("expansion", self.expansion)
+        check_dropout(self.dropout)
+        super().check_fields()
+
+    @nn.compact
+    def __call__(self, images: Array, train: bool = False) -> Array:
+        return self.mean_and_head(self.walk(images, train), train, self.dropout)
 
 
 VARIANTS = {

@@ -12,10 +12,16 @@ from flax import linen as nn
 from jax import Array
 
 from repvgg_jax.errors import UsageError
-from repvgg_jax.layers.dense import dense
 from repvgg_jax.layers.pool import max_pool
-from repvgg_jax.nets._base import BlockSpec, FeatureInfo, Net, block_name, check_positive
-from repvgg_jax.ops.batch_norm import accumulation_dtype
+from repvgg_jax.nets._base import (
+    BlockSpec,
+    FeatureInfo,
+    Net,
+    block_name,
+    check_positive,
+    check_stages,
+    check_stem,
+)
 from repvgg_jax.runtime.compilation import barrier
 
 WIDTHS = (64, 128, 256, 512)
@@ -91,16 +97,8 @@ class ResNet(Net):
 
     def check_fields(self) -> None:
         """Raises UsageError if a field of this class is invalid."""
-        stages = f"depths {self.depths} and widths {self.widths}"
-        if not self.depths or len(self.depths) != len(self.widths):
-            raise UsageError(f"{stages}: there must be one entry per stage in each")
-        for count in (*self.depths, *self.widths):
-            check_positive(stages, count)
-        if len(self.stem) != 3:
-            raise UsageError(
-                f"stem={self.stem}: must be the side and stride of its convolution, and the stride "
-                "of its max pooling, such as (7, 2, 2), or (3, 1, 1) for images of 32x32"
-            )
+        check_stages(depths=self.depths, widths=self.widths)
+        check_stem(self.stem)
         super().check_fields()
 
     @nn.compact
@@ -121,9 +119,7 @@ class ResNet(Net):
             x = barrier(x)  # otherwise, XLA:CPU computes the sums of all units again in each
             if index == self.depths[stage] - 1:
                 self.sow("intermediates", f"stage{stage}", x)
-        wide = accumulation_dtype(self.dtype)
-        x = x.mean((1, 2), dtype=wide)
-        return dense(self.num_classes, x.shape[-1], name="head", dtype=wide)(x)
+        return self.mean_and_head(x)
 
 
 class BottleneckResNet(ResNet):

@@ -7,13 +7,13 @@ from jax import Array
 
 from repvgg_jax.errors import UsageError
 from repvgg_jax.layers.dense import dense
-from repvgg_jax.layers.pool import adaptive_mean_pool
-from repvgg_jax.nets._base import BlockSpec
+from repvgg_jax.layers.pool import adaptive_mean_pool, halved
+from repvgg_jax.nets._base import BlockSpec, check_dropout, check_stages
 from repvgg_jax.nets._chain import Chain
 from repvgg_jax.ops.batch_norm import accumulation_dtype
 from repvgg_jax.runtime.compilation import barrier
 
-_MAP = 7  # side of the map that the classifier reads
+MAP = 7  # side of the map that the classifier reads
 
 
 class VGG(Chain):
@@ -48,30 +48,30 @@ class VGG(Chain):
             if train or not self.is_fused:
                 x = barrier(x)
             if last[spec.stage] is spec:
-                x = nn.max_pool(x, (2, 2), (2, 2))
+                x = halved(x, nn.max_pool)
                 self.sow("intermediates", f"stage{spec.stage}", x)
         return self.classify(x, train)
 
     def classify(self, x: Array, train: bool) -> Array:
         """Returns the logits of the last stage's map."""
-        wide = accumulation_dtype(self.dtype)
         if not self.hidden:
-            x = x.mean((1, 2), dtype=wide)
-        else:
-            if x.shape[1:3] != (_MAP, _MAP):
-                x = adaptive_mean_pool(x, _MAP)
-            x = x.reshape(len(x), -1)
+            return self.mean_and_head(x)
+        if x.shape[1:3] != (MAP, MAP):
+            x = adaptive_mean_pool(x, MAP)
+        x = x.reshape(len(x), -1)
         for index, features in enumerate(self.hidden):
             name = f"hidden{index}"
             x = nn.relu(dense(features, x.shape[-1], name=name, dtype=self.dtype)(x))
             x = nn.Dropout(self.dropout, deterministic=not train)(x)
+        wide = accumulation_dtype(self.dtype)
         return dense(self.num_classes, x.shape[-1], name="head", dtype=wide)(x)
 
     def check_fields(self) -> None:
         """Raises UsageError if a field of this class is invalid."""
         super().check_fields()
-        if not 0 <= self.dropout < 1:
-            raise UsageError(f"dropout={self.dropout}: must be at least 0 and less than 1")
+        check_dropout(self.dropout)
+        if self.hidden:
+            check_stages(hidden=self.hidden)
         if set(self.strides) != {2}:
             raise UsageError(f"strides={self.strides}: VGG halves the map after each stage")
 

@@ -53,6 +53,20 @@ def randomize(module, seed=0):
     return module.eval()
 
 
+@pytest.mark.parametrize(
+    ("name", "overrides", "says"),
+    [
+        ("resnet50_v1", {}, "without _v1"),
+        ("resnet18", {"block": "acb"}, "has no counterpart in torchvision"),
+        ("resnet18", {"use_bias": True}, "use the model's own block options"),
+        ("vgg11", {"block": "plain"}, "use the model's own block options"),
+    ],
+)
+def test_nets_that_torchvision_does_not_have_are_refused(name, overrides, says):
+    with pytest.raises(rj.UsageError, match=says):
+        from_torch(rj.create(name, **overrides), {"fc.weight": np.zeros((1, 1), np.float32)})
+
+
 @pytest.mark.medium
 @pytest.mark.parametrize(("name", "size"), NETS)
 def test_logits_equal_torchvisions_in_both_forms(name, size, torchvision):

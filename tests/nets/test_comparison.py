@@ -46,12 +46,14 @@ SMALL = {
     "mobilenet": ("mobilenetv1_025", {"stages": ((16, 1, 1), (32, 2, 2))}),
     "mobilenet v2": ("mobilenetv2_050", {"stages": ((16, 1, 1), (24, 2, 2))}),
     "resnet": ("resnet18", NARROW),
-    "regnet": ("regnety_400mf", {"depths": (1, 2), "widths": (8, 16)}),
+    "regnet": ("regnety_400mf", {"depths": (1, 2), "widths": (32, 64)}),
     "resnext": ("resnext50_32x4d", NARROW | {"groups": 2, "group_width": 16, "stem": (7, 2, 2)}),
     "vgg": ("vgg11", {"depths": (1, 2), "widths": (8, 16), "strides": (2, 2), "hidden": (4,)}),
     "vgg_bn": ("vgg11_bn", {"depths": (1, 1), "widths": (8, 8), "strides": (2, 2), "hidden": ()}),
     "acb in resnet": ("resnet50_v1", NARROW | {"block": "acb"}),
 }
+
+SLOW = ("mobilenet", "resnext")  # the code of another
 
 
 @pytest.mark.parametrize(
@@ -70,28 +72,57 @@ def test_counts_are_exact(name):
     assert found == COUNTS[name]
 
 
-@pytest.mark.medium
-@pytest.mark.parametrize(("name", "overrides"), SMALL.values(), ids=SMALL)
+@pytest.mark.parametrize(
+    ("name", "overrides"),
+    [
+        pytest.param(*case, id=kind, marks=pytest.mark.slow if kind in SLOW else pytest.mark.medium)
+        for kind, case in SMALL.items()
+    ],
+)
 def test_nets_fuse_and_have_gradients(name, overrides):
     net = rj.create(name, num_classes=5, **overrides)
     variables = random_variables(net, 3)
-    x = random_images(2, 16, 16, 3)
+    x = random_images(2, 18, 18, 3)
     report = rj.verify(net, variables, x)
     assert set(report.blocks) == set(net.blocks())
     assert report.max_relative_error < 1e-5
     maps, _ = net.features(variables, x)
     for array, info in zip(maps, net.feature_info(), strict=True):
-        assert array.shape == (2, 16 // info.stride, 16 // info.stride, info.channels)
+        assert array.shape[-1] == info.channels
+        assert array.shape[1] in (18 // info.stride, -(-18 // info.stride))
 
     def loss(params):
         given = variables | {"params": params}
         rngs = {"dropout": jax.random.key(0)}
         return net.apply(given, x, train=True, mutable=["batch_stats"], rngs=rngs)[0].var()
 
-    gradients = jax.eval_shape(jax.grad(loss), variables["params"])
-    assert jax.tree.map(lambda leaf: leaf.shape, gradients) == jax.tree.map(
-        lambda leaf: leaf.shape, variables["params"]
-    )
+    gradients = jax.jit(jax.grad(loss))(variables["params"])
+    for path, leaf in jax.tree.leaves_with_path(gradients):
+        assert jax.numpy.isfinite(leaf).all()
+        assert path[-1].key != "kernel" or leaf.any(), path
+
+
+def test_vgg_without_batch_norm_keeps_the_scale_of_its_features():
+    net = rj.create("vgg16", widths=(8, 16, 32, 32, 32), hidden=())
+    variables = rj.init(net, jax.random.key(0), image_size=32)
+    maps, _ = net.features(variables, random_images(4, 32, 32, 3))
+    assert all(array.std() > 0.05 for array in maps)
+
+
+def test_images_that_are_too_small_are_named():
+    for name, overrides in (("vgg11", {"hidden": ()}), ("densenet121", {})):
+        net = rj.create(name, **overrides)
+        with pytest.raises(rj.UsageError, match="the images are too small for this net"):
+            jax.eval_shape(lambda net=net: rj.init(net, jax.random.key(0), image_size=16))
+
+
+def test_dropout_without_a_key_is_explained():
+    net = rj.create("mobilenetv2_050", stages=((8, 1, 1),), num_classes=2)
+    variables = random_variables(net, 0)
+    x = random_images(2, 8, 8, 3)
+    with pytest.raises(rj.UsageError, match=r'rngs=\{"dropout": key\}'):
+        net.apply(variables, x, train=True, mutable=["batch_stats"])
+    rj.reestimate_batch_stats(net, variables, [x])  # which needs none
 
 
 def test_densenet_keeps_the_norms_that_follow_a_concatenation():
@@ -115,6 +146,12 @@ def test_blocks_take_the_places_of_3x3_convolutions():
         ("regnetx_400mf", {"widths": (24,), "depths": (1,)}, "multiple of group_width=16"),
         ("resnet51", {}, "did you mean resnet50"),
         ("resnet18", {"widths": (8, 8)}, "one entry per stage"),
+        ("resnet18", {"depths": 2}, "depths=2: must be a tuple"),
+        ("resnet18", {"stem": (7, 0, 2)}, r"stem=\(7, 0, 2\)"),
+        ("densenet121", {"block": "repvgg"}, "leave model.block unset"),
+        ("densenet121", {"frozen": ("stem",)}, "cannot be frozen in part"),
+        ("mobilenetv2_100", {"dropout": 1.5}, "dropout=1.5"),
+        ("mobilenetv2_100", {"stages": ((16, 1),)}, "channels, number of units and stride"),
         ("resnet18", {"stem": (7, 2)}, r"stem=\(7, 2\): must be the side and stride"),
         ("resnet50", {"strided": 2}, "0 .v1. or 1 .v1.5."),
         ("resnext50_32x4d", {"widths": (8,), "depths": (1,)}, "width 8 .* group_width=4"),
