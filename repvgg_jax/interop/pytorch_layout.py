@@ -68,6 +68,22 @@ class Entry(NamedTuple):
     change: Change
 
 
+def affine_entries(name: str, path: str, change: Change) -> list[Entry]:
+    """Returns the entries of the kernel and bias of a layer."""
+    return [
+        Entry(f"{name}.weight", f"params/{path}/kernel", change),
+        Entry(f"{name}.bias", f"params/{path}/bias", AS_IT_IS),
+    ]
+
+
+def batch_norm_entries(name: str, path: str) -> list[Entry]:
+    """Returns the entries of the parameters and statistics of a BatchNorm."""
+    return [
+        Entry(f"{name}.{key}", f"{collection}/{path}/{leaf}", AS_IT_IS)
+        for key, (collection, leaf) in BATCH_NORM.items()
+    ]
+
+
 def entries(net: Net, layout: str) -> list[Entry]:
     """Returns an entry for every array of a net in a layout, in the order of the net's plan.
 
@@ -84,12 +100,10 @@ def entries(net: Net, layout: str) -> list[Entry]:
         listed.append(Entry(name, "/".join(path), change))
 
     def affine(name: str, change: Change, *path: str) -> None:
-        add(f"{name}.weight", change, "params", *path, "kernel")
-        add(f"{name}.bias", AS_IT_IS, "params", *path, "bias")
+        listed.extend(affine_entries(name, "/".join(path), change))
 
     def batch_norm(name: str, *path: str) -> None:
-        for key, (collection, leaf) in BATCH_NORM.items():
-            add(f"{name}.{key}", AS_IT_IS, collection, *path, leaf)
+        listed.extend(batch_norm_entries(name, "/".join(path)))
 
     heads = net.auxiliary_heads()
     for spec in net.plan():

@@ -4,13 +4,13 @@ from collections.abc import Callable, Iterator
 
 from repvgg_jax.errors import UsageError
 from repvgg_jax.interop.pytorch_layout import (
-    AS_IT_IS,
-    BATCH_NORM,
     CONV,
     DENSE,
     DENSE_AS_CONV,
     Change,
     Entry,
+    affine_entries,
+    batch_norm_entries,
 )
 from repvgg_jax.nets import Net
 from repvgg_jax.nets.densenet import DenseNet
@@ -52,14 +52,9 @@ def torchvision_entries(net: Net) -> list[Entry]:
     return list(FAMILIES[type(net)](net))
 
 
-def _affine(name: str, path: str, change: Change) -> Iterator[Entry]:
-    yield Entry(f"{name}.weight", f"params/{path}/kernel", change)
-    yield Entry(f"{name}.bias", f"params/{path}/bias", AS_IT_IS)
-
-
-def _batch_norm(name: str, path: str) -> Iterator[Entry]:
-    for key, (collection, leaf) in BATCH_NORM.items():
-        yield Entry(f"{name}.{key}", f"{collection}/{path}/{leaf}", AS_IT_IS)
+def _conv_bn(conv: str, norm: str, block: str) -> Iterator[Entry]:
+    yield Entry(f"{conv}.weight", f"params/{block}/conv_kxk/kernel", CONV)
+    yield from batch_norm_entries(norm, f"{block}/bn_kxk")
 
 
 def _resnet(net: ResNet) -> Iterator[Entry]:
@@ -71,9 +66,8 @@ def _resnet(net: ResNet) -> Iterator[Entry]:
             number = int(spec.role.removeprefix("conv")) + 1 if spec.role else 1
             unit = unit if spec.role else ""  # the stem
             conv, norm = f"{unit}conv{number}", f"{unit}bn{number}"
-        yield Entry(f"{conv}.weight", f"params/{spec.name}/conv_kxk/kernel", CONV)
-        yield from _batch_norm(norm, f"{spec.name}/bn_kxk")
-    yield from _affine("fc", "head", DENSE)
+        yield from _conv_bn(conv, norm, spec.name)
+    yield from affine_entries("fc", "head", DENSE)
 
 
 def _regnet(net: RegNet) -> Iterator[Entry]:
@@ -82,12 +76,11 @@ def _regnet(net: RegNet) -> Iterator[Entry]:
         unit = f"trunk_output.{stage}.{stage}-{spec.index}"
         part = {"shortcut": "proj", "conv0": "f.a", "conv1": "f.b", "conv2": "f.c"}.get(spec.role)
         name = f"{unit}.{part}" if part else "stem"
-        yield Entry(f"{name}.0.weight", f"params/{spec.name}/conv_kxk/kernel", CONV)
-        yield from _batch_norm(f"{name}.1", f"{spec.name}/bn_kxk")
+        yield from _conv_bn(f"{name}.0", f"{name}.1", spec.name)
         if spec.se_hidden:
-            yield from _affine(f"{unit}.f.se.fc1", f"{spec.name}_se/squeeze", DENSE_AS_CONV)
-            yield from _affine(f"{unit}.f.se.fc2", f"{spec.name}_se/excite", DENSE_AS_CONV)
-    yield from _affine("fc", "head", DENSE)
+            yield from affine_entries(f"{unit}.f.se.fc1", f"{spec.name}_se/squeeze", DENSE_AS_CONV)
+            yield from affine_entries(f"{unit}.f.se.fc2", f"{spec.name}_se/excite", DENSE_AS_CONV)
+    yield from affine_entries("fc", "head", DENSE)
 
 
 def _vgg(net: VGG) -> Iterator[Entry]:
@@ -95,14 +88,14 @@ def _vgg(net: VGG) -> Iterator[Entry]:
     for spec in net.plan():
         layer += spec.stage - stage  # the pooling between stages
         stage = spec.stage
-        yield from _affine(f"features.{layer}", f"{spec.name}/conv_kxk", CONV)
+        yield from affine_entries(f"features.{layer}", f"{spec.name}/conv_kxk", CONV)
         if net.block == "plain":
-            yield from _batch_norm(f"features.{layer + 1}", f"{spec.name}/bn_kxk")
+            yield from batch_norm_entries(f"features.{layer + 1}", f"{spec.name}/bn_kxk")
         layer += 3 if net.block == "plain" else 2  # with the ReLU
     for index in range(len(net.hidden)):
         change = DENSE if index else DENSE_ON_MAP
-        yield from _affine(f"classifier.{3 * index}", f"hidden{index}", change)
-    yield from _affine(f"classifier.{3 * len(net.hidden)}", "head", DENSE)
+        yield from affine_entries(f"classifier.{3 * index}", f"hidden{index}", change)
+    yield from affine_entries(f"classifier.{3 * len(net.hidden)}", "head", DENSE)
 
 
 def _mobilenet_v2(net: MobileNetV2) -> Iterator[Entry]:
@@ -115,28 +108,25 @@ def _mobilenet_v2(net: MobileNetV2) -> Iterator[Entry]:
         activated = spec.role != "project"
         conv = f"{name}.{layers}.0" if activated and spec.role else f"{name}.{layers}"
         norm = f"{name}.{layers}.1" if activated and spec.role else f"{name}.{layers + 1}"
-        yield Entry(f"{conv}.weight", f"params/{spec.name}/conv_kxk/kernel", CONV)
-        yield from _batch_norm(norm, f"{spec.name}/bn_kxk")
+        yield from _conv_bn(conv, norm, spec.name)
         layers += 1
-    yield from _affine("classifier.1", "head", DENSE)
+    yield from affine_entries("classifier.1", "head", DENSE)
 
 
 def _densenet(net: DenseNet) -> Iterator[Entry]:
     stem, *layers = net.plan()
-    yield Entry("features.conv0.weight", f"params/{stem.name}/conv_kxk/kernel", CONV)
-    yield from _batch_norm("features.norm0", f"{stem.name}/bn_kxk")
+    yield from _conv_bn("features.conv0", "features.norm0", stem.name)
     for spec in layers:
         name = f"features.denseblock{spec.stage + 1}.denselayer{spec.index + 1}"
-        yield from _batch_norm(f"{name}.norm1", f"{spec.name}_bn")
-        yield Entry(f"{name}.conv1.weight", f"params/{spec.name}/conv_kxk/kernel", CONV)
-        yield from _batch_norm(f"{name}.norm2", f"{spec.name}/bn_kxk")
+        yield from batch_norm_entries(f"{name}.norm1", f"{spec.name}_bn")
+        yield from _conv_bn(f"{name}.conv1", f"{name}.norm2", spec.name)
         yield Entry(f"{name}.conv2.weight", f"params/{spec.name}_conv/kernel", CONV)
     for stage in range(len(net.depths) - 1):
         name, path = f"features.transition{stage + 1}", f"stage{stage}_transition"
-        yield from _batch_norm(f"{name}.norm", f"{path}_bn")
+        yield from batch_norm_entries(f"{name}.norm", f"{path}_bn")
         yield Entry(f"{name}.conv.weight", f"params/{path}_conv/kernel", CONV)
-    yield from _batch_norm(f"features.norm{len(net.depths) + 1}", "last_bn")
-    yield from _affine("classifier", "head", DENSE)
+    yield from batch_norm_entries(f"features.norm{len(net.depths) + 1}", "last_bn")
+    yield from affine_entries("classifier", "head", DENSE)
 
 
 FAMILIES: dict[type[Net], Callable[..., Iterator[Entry]]] = {

@@ -76,6 +76,7 @@ class Chain(Net):
             if train or not self.is_fused:  # the fused form does not need the barrier
                 x = barrier(x)
             if last[spec.stage] is spec:
+                x = self.end_stage(x)
                 self.sow("intermediates", f"stage{spec.stage}", x)
             self.after_block(x, spec, train)
         return x
@@ -85,6 +86,10 @@ class Chain(Net):
         if spec.se_hidden:
             return nn.relu(self.squeeze_excite(self.run_block(spec, x, train), spec))
         return self.run_block_and_relu(spec, x, train)
+
+    def end_stage(self, x: Array) -> Array:
+        """Returns the output of a stage, given that of its last block; the same by default."""
+        return x
 
     def after_block(self, x: Array, spec: BlockSpec, train: bool) -> None:
         """Applies train-only layers to the output `x` of a block; does nothing by default."""

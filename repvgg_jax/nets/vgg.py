@@ -11,7 +11,6 @@ from repvgg_jax.layers.pool import adaptive_mean_pool, halved
 from repvgg_jax.nets._base import BlockSpec, check_dropout, check_stages
 from repvgg_jax.nets._chain import Chain
 from repvgg_jax.ops.batch_norm import accumulation_dtype
-from repvgg_jax.runtime.compilation import barrier
 
 MAP = 7  # side of the map that the classifier reads
 
@@ -40,17 +39,11 @@ class VGG(Chain):
 
     @nn.compact
     def __call__(self, images: Array, train: bool = False) -> Array:
-        x = images
-        plan = self.plan()
-        last = {spec.stage: spec for spec in plan}
-        for spec in plan:
-            x = self.run_block_and_relu(spec, x, train)
-            if train or not self.is_fused:
-                x = barrier(x)
-            if last[spec.stage] is spec:
-                x = halved(x, nn.max_pool)
-                self.sow("intermediates", f"stage{spec.stage}", x)
-        return self.classify(x, train)
+        return self.classify(self.walk(images, train), train)
+
+    def end_stage(self, x: Array) -> Array:
+        """Returns the output of a stage, given that of its last block: its max pooling."""
+        return halved(x, nn.max_pool)
 
     def classify(self, x: Array, train: bool) -> Array:
         """Returns the logits of the last stage's map."""
