@@ -7,7 +7,7 @@ from flax import linen as nn
 from jax import Array
 
 from repvgg_jax.errors import UsageError
-from repvgg_jax.nets._base import BlockSpec
+from repvgg_jax.nets._base import BlockSpec, block_name
 from repvgg_jax.nets._chain import Chain
 from repvgg_jax.nets.repvgg import B_DEPTHS, widths
 from repvgg_jax.runtime.compilation import barrier
@@ -21,7 +21,8 @@ class ResidualReorg(Chain):
     residual net. The default block is a convolution with a BatchNorm.
 
     Attributes in addition to those of `Chain`:
-      depths: number of pairs in each stage, or of single blocks in the first and last stage.
+      depths: number of blocks in each stage, shortcuts excepted; even, except in the first and the
+        last stage.
     """
 
     block: str = "plain"
@@ -33,6 +34,10 @@ class ResidualReorg(Chain):
             if spec.stage in (0, len(self.depths) - 1):
                 plan.append(spec)
                 continue
+            if spec.index % 2:  # the second block of a pair
+                continue
+            pair = spec.index // 2
+            spec = spec._replace(name=block_name(spec.stage, pair), index=pair)
             plan.append(spec.part("conv0"))
             if spec.strides != 1 or spec.inputs != spec.features:
                 plan.append(spec.part("shortcut", kernel_size=1))
@@ -44,6 +49,11 @@ class ResidualReorg(Chain):
         super().check_fields()
         if len(self.depths) < 3:
             raise UsageError(f"depths {self.depths}: must have at least three stages")
+        if any(depth % 2 for depth in self.depths[1:-1]):
+            raise UsageError(
+                f"depths {self.depths}: must be even except in the first and last stage, since "
+                "blocks come in pairs"
+            )
 
     def walk(self, x: Array, train: bool) -> Array:
         """Returns the output of the last block, and sows the output of each stage as `stage<i>`."""
@@ -65,10 +75,5 @@ class ResidualReorg(Chain):
 
 
 VARIANTS = {
-    # A stage of 4, 6 or 16 layers has 2, 3 or 8 pairs.
-    "residual_reorg_b0": partial(
-        ResidualReorg,
-        depths=tuple(depth // 2 if depth > 1 else 1 for depth in B_DEPTHS),
-        widths=widths(1, 2.5),
-    )
+    "residual_reorg_b0": partial(ResidualReorg, depths=B_DEPTHS, widths=widths(1, 2.5)),
 }

@@ -39,6 +39,14 @@ def test_protocols_have_the_depths_of_the_papers_nets(name):
     assert net.depths == paper.depths == make_net(PROTOCOLS[f"{name}_short"]()).depths
 
 
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_variants_have_the_protocols_number_of_layers(protocol):
+    for run in expand("variants", protocol, seeds=[0]):
+        plan = make_net(run.config()).plan()
+        depth = sum(spec.role != "shortcut" for spec in plan)
+        assert depth == sum(PROTOCOLS[protocol]().model.depths)
+
+
 def test_published_figures_are_the_papers():
     table4 = FACTS["repvgg_table4"]
     published = SWEEPS["groups"].published

@@ -37,7 +37,7 @@ def test_mobileone_has_its_papers_counts(name):
         ("mobileone_s1", {"depths": (1, 1), "widths": (8, 16), "strides": (2, 1), "block": "dbb"}),
         (
             "residual_reorg_b0",
-            {"depths": (1, 1, 2, 1), "widths": (8, 8, 16, 24), "strides": (1, 2, 2, 2)},
+            {"depths": (1, 2, 4, 1), "widths": (8, 8, 16, 24), "strides": (1, 2, 2, 2)},
         ),
     ],
 )
@@ -59,6 +59,11 @@ def test_residual_reorganisation_keeps_its_shortcuts():
     roles = [spec.role for spec in net.plan()]
     assert roles.count("shortcut") == 3  # where a stage halves the map
     assert len(roles) - roles.count("shortcut") == 1 + 4 + 6 + 16 + 1
+
+
+def test_residual_reorganisation_needs_pairs():
+    with pytest.raises(rj.UsageError, match="must be even except in the first and last stage"):
+        rj.create("residual_reorg_b0", depths=(1, 4, 3, 16, 1))
 
 
 def test_squeeze_excite_of_mobileone_stands_in_the_last_stages_alone():

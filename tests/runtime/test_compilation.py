@@ -103,7 +103,7 @@ def test_an_evaluations_fusion_does_not_grow_with_the_depth_either():
 def test_a_residual_nets_fusion_does_not_grow_when_it_is_fused():
     sizes = []
     for pairs in (3, 6):
-        fields = dict(depths=(1, pairs, 1), widths=(4, 4, 8), strides=(1, 1, 1), num_classes=4)
+        fields = dict(depths=(1, 2 * pairs, 1), widths=(4, 4, 8), strides=(1, 1, 1), num_classes=4)
         net = rj.create("residual_reorg_b0", **fields)
         plain, fused = rj.fuse(net, rj.init(net, jax.random.key(0), 8))
         forward = jax.jit(partial(plain.apply, train=False))
