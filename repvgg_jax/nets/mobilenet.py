@@ -7,6 +7,7 @@ from flax import linen as nn
 from jax import Array
 
 from repvgg_jax.errors import UsageError
+from repvgg_jax.layers.pool import max_pool
 from repvgg_jax.nets._base import (
     BlockSpec,
     FeatureInfo,
@@ -15,12 +16,9 @@ from repvgg_jax.nets._base import (
     check_dropout,
     check_positive,
     check_stages,
+    check_stem,
 )
 from repvgg_jax.runtime.compilation import barrier
-
-# (channels, units, stride of the first one) of each stage after the stem.
-STAGES_V1 = ((64, 1, 1), (128, 2, 2), (256, 2, 2), (512, 6, 2), (1024, 2, 2))
-STAGES_V2 = ((16, 1, 1), (24, 2, 2), (32, 3, 2), (64, 4, 2), (96, 3, 1), (160, 3, 2), (320, 1, 1))
 
 
 class MobileNetV1(Net):
@@ -31,25 +29,32 @@ class MobileNetV1(Net):
 
     Attributes in addition to those of `Net`:
       multiplier: the paper's width multiplier, by which all channels are multiplied.
-      stages: channels, number of units and stride of the first unit of each stage.
+      depths: number of units in each stage.
+      widths: channels of each stage, before the multiplier.
+      strides: stride of each stage's first unit.
+      stem: side and stride of the first convolution, and stride of a max pooling after it.
     """
 
     block: str = "plain"
     multiplier: float = 1.0
-    stages: tuple[tuple[int, int, int], ...] = STAGES_V1
+    depths: tuple[int, ...] = (1, 2, 2, 6, 2)
+    widths: tuple[int, ...] = (64, 128, 256, 512, 1024)
+    strides: tuple[int, ...] = (1, 2, 2, 2, 2)
+    stem: tuple[int, int, int] = (3, 2, 1)
 
     def plan(self) -> tuple[BlockSpec, ...]:
         """Returns the specs of the stem and of the units' convolutions."""
         self.check_fields()
-        width = self.channels(32)
-        plan = [BlockSpec("stem", 0, 0, 3, width, 2)]
-        for stage, (channels, units, stride) in enumerate(self.stages):
-            features = self.channels(channels)
-            for index in range(units):
-                name = block_name(stage, index)
-                strides = stride if index == 0 else 1
-                plan += self.unit(BlockSpec(name, stage, index, width, features, strides))
-                width = features
+        size, strides, _ = self.stem
+        inputs = self.channels(32)
+        plan = [BlockSpec("stem", 0, 0, 3, inputs, strides, kernel_size=size)]
+        stages = zip(self.depths, self.widths, self.strides, strict=True)
+        for stage, (depth, width, stride) in enumerate(stages):
+            features = self.channels(width)
+            for index in range(depth):
+                name, strides = block_name(stage, index), 1 if index else stride
+                plan += self.unit(BlockSpec(name, stage, index, inputs, features, strides))
+                inputs = features
         return tuple(plan)
 
     def unit(self, spec: BlockSpec) -> list[BlockSpec]:
@@ -70,21 +75,19 @@ class MobileNetV1(Net):
 
     def feature_info(self) -> tuple[FeatureInfo, ...]:
         """Returns a description of the output of each stage."""
-        reached, infos = 2, []
-        for stage, (channels, _, stride) in enumerate(self.stages):
+        _, strides, pool = self.stem
+        reached, infos = strides * pool, []
+        for stage, (width, stride) in enumerate(zip(self.widths, self.strides, strict=True)):
             reached *= stride
-            infos.append(FeatureInfo(f"stage{stage}", self.channels(channels), reached))
+            infos.append(FeatureInfo(f"stage{stage}", self.channels(width), reached))
         return tuple(infos)
 
     def check_fields(self) -> None:
         """Raises UsageError if a field of this class is invalid."""
         if not self.multiplier > 0:
             raise UsageError(f"multiplier={self.multiplier}: must be positive")
-        check_stages(stages=[number for stage in self.stages for number in stage])
-        if any(len(stage) != 3 for stage in self.stages):
-            raise UsageError(
-                f"stages={self.stages}: each must be channels, number of units and stride"
-            )
+        check_stages(depths=self.depths, widths=self.widths, strides=self.strides)
+        check_stem(self.stem)
         super().check_fields()
 
     @nn.compact
@@ -95,9 +98,11 @@ class MobileNetV1(Net):
         """Returns the output of the last convolution."""
         stem, *rest = self.plan()
         x = nn.relu6(self.run_block(stem, images, train))
+        if self.stem[2] > 1:
+            x = max_pool(x, 3, self.stem[2])
         for (stage, index), unit in groupby(rest, key=lambda spec: (spec.stage, spec.index)):
             x = barrier(self.run_unit(list(unit), x, train))
-            if stage < len(self.stages) and index == self.stages[stage][1] - 1:
+            if stage < len(self.depths) and index == self.depths[stage] - 1:
                 self.sow("intermediates", f"stage{stage}", x)
         return x
 
@@ -119,7 +124,9 @@ class MobileNetV2(MobileNetV1):
       dropout: probability that an input of the head is dropped in training.
     """
 
-    stages: tuple[tuple[int, int, int], ...] = STAGES_V2
+    depths: tuple[int, ...] = (1, 2, 3, 4, 3, 3, 1)
+    widths: tuple[int, ...] = (16, 24, 32, 64, 96, 160, 320)
+    strides: tuple[int, ...] = (1, 2, 2, 2, 1, 2, 1)
     expansion: int = 6
     dropout: float = 0.2
 
@@ -127,7 +134,7 @@ class MobileNetV2(MobileNetV1):
         """Returns the specs of the stem, of the units' convolutions, and of the last one."""
         plan = super().plan()
         features = max(1280, self.channels(1280))
-        last = BlockSpec("last", len(self.stages), 0, plan[-1].features, features, kernel_size=1)
+        last = BlockSpec("last", len(self.depths), 0, plan[-1].features, features, kernel_size=1)
         return (*plan, last)
 
     def unit(self, spec: BlockSpec) -> list[BlockSpec]:

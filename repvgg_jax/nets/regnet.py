@@ -20,6 +20,7 @@ class RegNet(ResNet):
       se_ratio: hidden units of squeeze-and-excite for each input of a unit; 0 for RegNetX.
     """
 
+    strides: tuple[int, ...] = (2, 2, 2, 2)
     stem: tuple[int, int, int] = (3, 2, 1)
     group_width: int = 16
     se_ratio: float = 0.0
@@ -28,10 +29,6 @@ class RegNet(ResNet):
     def stem_width(self) -> int:
         """Outputs of the first convolution."""
         return 32
-
-    def stage_stride(self, stage: int) -> int:
-        """Returns the stride of a stage's first unit."""
-        return 2
 
     def residual(self, unit: BlockSpec, width: int) -> Iterator[BlockSpec]:
         """Yields the specs of the convolutions of F."""

@@ -37,12 +37,14 @@ class ResNet(Net):
     Attributes in addition to those of `Net`:
       depths: number of units in each stage.
       widths: channels of the 3x3 convolutions in each stage.
+      strides: stride of each stage's first unit.
       stem: side and stride of the first convolution, and stride of the max pooling after it.
     """
 
     block: str = "plain"
     depths: tuple[int, ...] = (2, 2, 2, 2)
     widths: tuple[int, ...] = WIDTHS
+    strides: tuple[int, ...] = (1, 2, 2, 2)
     stem: tuple[int, int, int] = (7, 2, 2)
 
     @property
@@ -55,21 +57,17 @@ class ResNet(Net):
         """Outputs of the first convolution."""
         return self.widths[0]
 
-    def stage_stride(self, stage: int) -> int:
-        """Returns the stride of a stage's first unit."""
-        return 2 if stage else 1
-
     def plan(self) -> tuple[BlockSpec, ...]:
         """Returns the specs of the stem, and of the units' parts: shortcuts and convolutions."""
         self.check_fields()
         size, strides, _ = self.stem
         plan = [BlockSpec("stem", 0, 0, 3, self.stem_width, strides, kernel_size=size)]
         inputs = self.stem_width
-        for stage, (depth, width) in enumerate(zip(self.depths, self.widths, strict=True)):
+        stages = zip(self.depths, self.widths, self.strides, strict=True)
+        for stage, (depth, width, stride) in enumerate(stages):
             outputs = width * self.expansion
             for index in range(depth):
-                strides = 1 if index else self.stage_stride(stage)
-                name = block_name(stage, index)
+                name, strides = block_name(stage, index), 1 if index else stride
                 unit = BlockSpec(name, stage, index, inputs, outputs, strides)
                 if strides != 1 or inputs != outputs:
                     plan.append(unit.part("shortcut", kernel_size=1))
@@ -90,14 +88,14 @@ class ResNet(Net):
         """Returns a description of the output of each stage."""
         _, strides, pool = self.stem
         reached, infos = strides * pool, []
-        for stage, width in enumerate(self.widths):
-            reached *= self.stage_stride(stage)
+        for stage, (width, stride) in enumerate(zip(self.widths, self.strides, strict=True)):
+            reached *= stride
             infos.append(FeatureInfo(f"stage{stage}", width * self.expansion, reached))
         return tuple(infos)
 
     def check_fields(self) -> None:
         """Raises UsageError if a field of this class is invalid."""
-        check_stages(depths=self.depths, widths=self.widths)
+        check_stages(depths=self.depths, widths=self.widths, strides=self.strides)
         check_stem(self.stem)
         super().check_fields()
 

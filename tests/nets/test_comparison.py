@@ -39,14 +39,15 @@ COUNTS = {
     "vgg19_bn": (143678248, 143667240, 19632062464),
 }
 QUICK = ("mobilenetv2_100", "resnet18", "resnext50_32x4d", "vgg16_bn")
-NARROW = {"depths": (1, 2), "widths": (8, 16), "stem": (3, 1, 1)}
+STAGES = {"depths": (1, 2), "widths": (16, 32), "strides": (1, 2)}
+NARROW = STAGES | {"widths": (8, 16), "stem": (3, 1, 1)}
 # Small members of all families, and blocks in the places of 3x3 convolutions.
 SMALL = {
     "densenet": ("densenet121", {"depths": (1, 2), "growth": 4, "width": 8}),
-    "mobilenet": ("mobilenetv1_025", {"stages": ((16, 1, 1), (32, 2, 2))}),
-    "mobilenet v2": ("mobilenetv2_050", {"stages": ((16, 1, 1), (24, 2, 2))}),
+    "mobilenet": ("mobilenetv1_025", STAGES),
+    "mobilenet v2": ("mobilenetv2_050", STAGES),
     "resnet": ("resnet18", NARROW),
-    "regnet": ("regnety_400mf", {"depths": (1, 2), "widths": (32, 64)}),
+    "regnet": ("regnety_400mf", STAGES | {"strides": (2, 2)}),
     "resnext": ("resnext50_32x4d", NARROW | {"groups": 2, "group_width": 16, "stem": (7, 2, 2)}),
     "vgg": ("vgg11", {"depths": (1, 2), "widths": (8, 16), "strides": (2, 2), "hidden": (4,)}),
     "vgg_bn": ("vgg11_bn", {"depths": (1, 1), "widths": (8, 8), "strides": (2, 2), "hidden": ()}),
@@ -117,7 +118,7 @@ def test_images_that_are_too_small_are_named():
 
 
 def test_dropout_without_a_key_is_explained():
-    net = rj.create("mobilenetv2_050", stages=((8, 1, 1),), num_classes=2)
+    net = rj.create("mobilenetv2_050", depths=(1,), widths=(8,), strides=(1,), num_classes=2)
     variables = random_variables(net, 0)
     x = random_images(2, 8, 8, 3)
     with pytest.raises(rj.UsageError, match=r'rngs=\{"dropout": key\}'):
@@ -143,7 +144,7 @@ def test_blocks_take_the_places_of_3x3_convolutions():
 @pytest.mark.parametrize(
     ("name", "overrides", "says"),
     [
-        ("regnetx_400mf", {"widths": (24,), "depths": (1,)}, "multiple of group_width=16"),
+        ("regnetx_400mf", {"widths": (24, 24, 24, 24)}, "24 of .* multiple of group_width=16"),
         ("resnet51", {}, "did you mean resnet50"),
         ("resnet18", {"widths": (8, 8)}, "one entry per stage"),
         ("resnet18", {"depths": 2}, "depths=2: must be a tuple"),
@@ -151,10 +152,10 @@ def test_blocks_take_the_places_of_3x3_convolutions():
         ("densenet121", {"block": "repvgg"}, "leave model.block unset"),
         ("densenet121", {"frozen": ("stem",)}, "cannot be frozen in part"),
         ("mobilenetv2_100", {"dropout": 1.5}, "dropout=1.5"),
-        ("mobilenetv2_100", {"stages": ((16, 1),)}, "channels, number of units and stride"),
+        ("mobilenetv2_100", {"strides": (1, 2)}, "strides .1, 2. must each have one entry"),
         ("resnet18", {"stem": (7, 2)}, r"stem=\(7, 2\): must be the side and stride"),
         ("resnet50", {"strided": 2}, "0 .v1. or 1 .v1.5."),
-        ("resnext50_32x4d", {"widths": (8,), "depths": (1,)}, "width 8 .* group_width=4"),
+        ("resnext50_32x4d", {"widths": (8,) * 4}, "width 8 .* group_width=4"),
         ("densenet121", {"growth": 0}, "growth=0: must be a positive integer"),
         ("mobilenetv1_100", {"multiplier": 0.0}, "must be positive"),
         ("vgg16", {"dropout": 1.0}, "less than 1"),
