@@ -23,6 +23,7 @@ from ml_collections import config_flags
 from repvgg_jax.cli.arguments import help_text, mode_arguments, naming_the_config, parse
 from repvgg_jax.cli.modes import MODES
 from repvgg_jax.errors import RunError, Stopped
+from repvgg_jax.interop.layouts import LAYOUTS
 from repvgg_jax.runtime.devices import explaining_absent_devices, explaining_exhausted_memory
 from repvgg_jax.runtime.messages import print_error, show_messages
 from repvgg_jax.runtime.processes import join_processes, leaving_at_once, prepare_process
@@ -37,7 +38,7 @@ def define_flags(argv: list[str]) -> flags.FlagValues:
     flags.DEFINE_enum("mode", "train", list(MODES), "command to run", **here)
     flags.DEFINE_string("workdir", None, "folder of the run; runs/<config> by default", **here)
     flags.DEFINE_string("weights", None, "input file of import, output file of to_torch", **here)
-    flags.DEFINE_enum("layout", "official", ["official", "timm"], "to_torch: naming", **here)
+    flags.DEFINE_enum("layout", None, list(LAYOUTS), "to_torch: naming", **here)
     flags.DEFINE_bool("fused", False, "to_torch: write the fused weights", **here)
     flags.DEFINE_integer("step", None, "fuse, eval, predict: step; default: latest", **here)
     flags.DEFINE_string("images", None, "predict: an image, or a folder of images", **here)

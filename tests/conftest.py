@@ -100,6 +100,11 @@ def torchvision():
 
 
 @pytest.fixture(scope="session")
+def timm(torchvision):
+    return pytest.importorskip("timm", reason="timm is not installed")
+
+
+@pytest.fixture(scope="session")
 def undisturbed(tmp_path_factory):
     """A run of `tiny_config()`: its last state and its folder."""
     from tests.support.runs import tiny_config, train

@@ -35,7 +35,8 @@ configs/default.py lists all fields; override any of them: --config.train.epochs
 
   --weights FILE           PyTorch weights: input of import, output of to_torch; FILE:ENTRY
                            imports one of several models in a checkpoint
-  --layout official|timm   to_torch: naming of the weights
+  --layout timm            to_torch: naming of the weights; by default, official for a RepVGG and
+                           torchvision for a comparison net
   --fused                  to_torch: write the fused weights
   --step N                 fuse, eval, predict: step of the checkpoint; the latest by default
   --images PATH            predict: an image, or a folder of images

@@ -10,6 +10,7 @@ from repvgg_jax.config.build import build, make_source
 from repvgg_jax.config.resolve import resolve
 from repvgg_jax.config.workdir import check_workdir, check_writable, lock_run, make_workdir
 from repvgg_jax.errors import UsageError
+from repvgg_jax.interop.layouts import layouts_of
 from repvgg_jax.interop.pytorch import from_torch, to_torch
 from repvgg_jax.interop.pytorch_files import read_torch, save_torch
 from repvgg_jax.runtime.processes import primary, print_once
@@ -60,7 +61,7 @@ def _class_names(config: ConfigDict) -> tuple[str, ...] | None:
     return names if len(names) == config.model.num_classes else None
 
 
-def run_to_torch(workdir: Path, weights: str | Path, layout: str, fused: bool) -> None:
+def run_to_torch(workdir: Path, weights: str | Path, layout: str | None, fused: bool) -> None:
     """Writes the latest checkpoint, or the fused weights, to a file that PyTorch loads.
 
     In a multi-process run, process 0 writes it.
@@ -69,6 +70,7 @@ def run_to_torch(workdir: Path, weights: str | Path, layout: str, fused: bool) -
       UsageError: if there is no run, or PyTorch's net would compute different outputs.
     """
     net, variables = load(workdir, fused=fused)
+    layout = layout or layouts_of(net)[0]
     replacing = ", in place of an earlier file" if Path(weights).exists() else ""
     if primary():
         save_torch(weights, to_torch(net, variables, layout))

@@ -1,4 +1,4 @@
-"""Strict import and export of PyTorch weights: RepVGG's in both forms, torchvision's nets."""
+"""Strict import and export of PyTorch weights: RepVGG's in both forms, comparison nets' in one."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -8,26 +8,32 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from repvgg_jax.errors import UsageError
+from repvgg_jax.interop.layouts import (
+    check_layout,
+    check_registered,
+    entries_in,
+    layouts_of,
+    recognized,
+)
 from repvgg_jax.interop.pytorch_checkpoint import COUNTER, find_state_dict, without_wrappers
 from repvgg_jax.interop.pytorch_layout import (
     NAMES,
     check_counterpart,
     check_exportable,
     check_stages,
-    entries,
 )
-from repvgg_jax.interop.torchvision_layout import FAMILIES, torchvision_entries
 from repvgg_jax.nets import Net, Variables, abstract, check_pair
-from repvgg_jax.nets.repvgg import RepVGGPlus
+from repvgg_jax.nets.repvgg import RepVGG, RepVGGPlus
 
 
 def from_torch(net: Net, state_dict: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the weights of a PyTorch model as `{"params", "batch_stats"}` or `{"params"}`.
 
     Convolution kernels are converted from OIHW to HWIO, dense kernels from [out, in] to [in, out],
-    and squeeze-and-excite's 1x1 convolutions to dense layers. The layout of RepVGG's weights
-    (official or timm) is detected; comparison nets take torchvision's. BatchNorms' step counters
-    are ignored, and prefixes that all names share are removed, such as `module.` or `_orig_mod.`.
+    and squeeze-and-excite's 1x1 convolutions to dense layers. The layout is recognized from
+    the names: the official one or timm's of a RepVGG, torchvision's or timm's of a comparison net.
+    BatchNorms' step counters are ignored, and prefixes that all names share are removed, such as
+    `module.` or `_orig_mod.`.
     The weights may be an entry of a checkpoint; a warning says which one was taken if there are
     also averaged weights.
 
@@ -41,20 +47,16 @@ def from_torch(net: Net, state_dict: Mapping[str, Any]) -> dict[str, Any]:
         models, or if the net has no counterpart in PyTorch.
     """
     source = without_wrappers(find_state_dict(state_dict))
-    if type(net) in FAMILIES:
-        layout, listed = "torchvision", torchvision_entries(net)
-    else:
-        is_timm = any(name.startswith(("stem.", "head.fc.")) for name in source)
-        layout = "timm" if is_timm else "official"
-        _check_same_kind(net, layout, source)
-        listed = entries(net, layout)
-    given = {name: _as_numpy(name, value) for name, value in source.items()}
+    if isinstance(net, RepVGG):
+        _check_same_kind(net, source)
     shapes = _leaves(abstract(net))
+    layout, listed = recognized(net, source, shapes)
+    given = {name: _as_numpy(name, value) for name, value in source.items()}
     needed = {
         name: change.to_torch(np.broadcast_to(np.float32(0), shapes[path].shape)).shape
         for name, path, change in listed
     }
-    head = next(name for name, path, _ in listed if path == "params/head/kernel")
+    head = next((name for name, path, _ in listed if path == "params/head/kernel"), "")
     _check_names_and_shapes(layout, head, given, needed)
     _check_finite(given)
     # Copied, since a view would change when the PyTorch model is updated.
@@ -65,7 +67,7 @@ def from_torch(net: Net, state_dict: Mapping[str, Any]) -> dict[str, Any]:
     return unflatten_dict(leaves, sep="/")
 
 
-def to_torch(net: Net, variables: Variables, layout: str = "official") -> dict[str, np.ndarray]:
+def to_torch(net: Net, variables: Variables, layout: str | None = None) -> dict[str, np.ndarray]:
     """Returns the variables with PyTorch's names and shapes, for `load_state_dict`.
 
     This is the inverse of `from_torch`. BatchNorm's `num_batches_tracked` is set to 0.
@@ -73,15 +75,19 @@ def to_torch(net: Net, variables: Variables, layout: str = "official") -> dict[s
     Args:
       net: the train form or the fused form.
       variables: variables of that net.
-      layout: "official" or "timm".
+      layout: "official" or "timm" for a RepVGG, "torchvision" or "timm" for a comparison net; None
+        for the first of them that has the net.
 
     Raises:
       UsageError: if the variables are not the net's, or the net has no counterpart in PyTorch.
     """
-    listed = entries(net, layout)
-    check_exportable(net)
+    layout = layout or layouts_of(net)[0]
+    check_layout(net, layout)
+    needed = _leaves(abstract(net))
+    listed = entries_in(net, layout, needed)
+    check_exportable(net) if isinstance(net, RepVGG) else check_registered(net)
     check_pair(variables)
-    needed, given = _leaves(abstract(net)), _leaves(variables)
+    given = _leaves(variables)
     missing = [path for path in needed if path not in given]
     extra = [path for path in given if path not in needed]
     wrong = [
@@ -123,22 +129,25 @@ def _as_numpy(name: str, value: Any) -> np.ndarray:
     raise UsageError(f"{name}: expected a dense floating-point tensor, got {kind}")
 
 
-def _check_same_kind(net: Net, layout: str, source: Mapping[str, Any]) -> None:
+def _check_same_kind(net: RepVGG, source: Mapping[str, Any]) -> None:
     """Raises UsageError with advice if the weights are of another form or model than the net."""
-    check_counterpart(net, "official")
+    check_counterpart(net)
     check_stages(
         net,
         "import into the net of the weights: model.name, with model.depths, model.widths and "
         "model.strides unset or theirs, as in configs/a0.py",
     )
-    plus = layout == "official" and any(".blocks." in name for name in source)
+    trained = any(f".{names.conv_kxk}." in name for names in NAMES.values() for name in source)
+    fused = any(f".{names.fused}." in name for names in NAMES.values() for name in source)
+    if not trained and not fused:
+        return  # weights of another family, which the names of all will tell
+    plus = any(".blocks." in name for name in source)
     if plus != isinstance(net, RepVGGPlus):
         source_name, net_name = ("RepVGGplus", "RepVGG") if plus else ("RepVGG", "RepVGGplus")
         raise UsageError(
             f"the weights are for {source_name}, but the net is a {net_name}; create the net with "
             "the model name of the weights"
         )
-    fused = any(f".{NAMES[layout].fused}." in name for name in source)
     if fused and not net.is_fused:
         raise UsageError(
             "the weights are in fused form, but the net is in train form, and fusion cannot "

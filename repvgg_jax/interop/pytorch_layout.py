@@ -11,7 +11,7 @@ import numpy as np
 
 from repvgg_jax.blocks.repvgg import BRANCHES
 from repvgg_jax.errors import UsageError
-from repvgg_jax.nets import BlockSpec, Net
+from repvgg_jax.nets import BlockSpec
 from repvgg_jax.nets.repvgg import RepVGG, RepVGGPlus
 
 
@@ -84,13 +84,19 @@ def batch_norm_entries(name: str, path: str) -> list[Entry]:
     ]
 
 
-def entries(net: Net, layout: str) -> list[Entry]:
-    """Returns an entry for every array of a net in a layout, in the order of the net's plan.
+def conv_bn_entries(conv: str, norm: str, block: str) -> list[Entry]:
+    """Returns the entries of a convolution and its BatchNorm, a block of class "plain"."""
+    kernel = Entry(f"{conv}.weight", f"params/{block}/conv_kxk/kernel", CONV)
+    return [kernel, *batch_norm_entries(norm, f"{block}/bn_kxk")]
+
+
+def entries(net: RepVGG, layout: str) -> list[Entry]:
+    """Returns an entry for every array of a RepVGG in a layout, in the order of the net's plan.
 
     Raises:
-      UsageError: if the net, block or layout has no counterpart in PyTorch.
+      UsageError: if the block has no counterpart in PyTorch.
     """
-    check_counterpart(net, layout)
+    check_counterpart(net)
     names = NAMES[layout]
     if isinstance(net, RepVGGPlus):
         names = names._replace(squeeze="post_se.down", excite="post_se.up")
@@ -146,14 +152,8 @@ def _stage_and_block_name(net: RepVGG, layout: str, spec: BlockSpec) -> tuple[st
     return "stage3_second", f"stage3_second.blocks.{index - half}"
 
 
-def check_counterpart(net: Net, layout: str) -> None:
-    """Raises UsageError if the layout is unknown or cannot represent the net or its block."""
-    if layout not in NAMES:
-        raise UsageError(f"layout={layout!r}: choose from {', '.join(NAMES)}")
-    if type(net) not in (RepVGG, RepVGGPlus):
-        raise UsageError(
-            f"{type(net).__name__} cannot be converted to a PyTorch layout; only RepVGG's nets can"
-        )
+def check_counterpart(net: RepVGG) -> None:
+    """Raises UsageError if PyTorch's RepVGG has no counterpart of a net's block."""
     options = dict(net.block_options)
     same_block = net.block == "repvgg" and tuple(options.get("branches", BRANCHES)) == BRANCHES
     if not (net.is_fused or same_block) or net.kernel_size != 3:
@@ -162,11 +162,9 @@ def check_counterpart(net: Net, layout: str) -> None:
             "has no counterpart in PyTorch's RepVGG; use block='repvgg' with three branches and "
             "kernel_size=3, or its fused form"
         )
-    if layout == "timm" and type(net) is RepVGGPlus:
-        raise UsageError("timm has no RepVGGplus; export it with layout='official'")
 
 
-def check_stages(net: Net, remedy: str) -> None:
+def check_stages(net: RepVGG, remedy: str) -> None:
     """Raises UsageError, with the remedy, unless a net has five stages, the first of one block."""
     if len(net.depths) != 5 or net.depths[0] != 1:
         raise UsageError(

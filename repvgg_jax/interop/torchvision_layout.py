@@ -11,6 +11,7 @@ from repvgg_jax.interop.pytorch_layout import (
     Entry,
     affine_entries,
     batch_norm_entries,
+    conv_bn_entries,
 )
 from repvgg_jax.nets import Net
 from repvgg_jax.nets.densenet import DenseNet
@@ -26,38 +27,12 @@ DENSE_ON_MAP = Change(
 )
 
 
-def torchvision_entries(net: Net) -> list[Entry]:
-    """Returns an entry for every array of a net, named as in torchvision.
-
-    Raises:
-      UsageError: if torchvision does not have the net.
-    """
-    blocks = ("conv", "plain") if isinstance(net, VGG) else ("plain",)
-    if net.block not in blocks:
-        raise UsageError(
-            f"block={net.block!r} has no counterpart in torchvision; use the default block of "
-            f"{type(net).__name__}, {' or '.join(blocks)}"
-        )
-    biased = dict(net.block_options).get("use_bias", False)
-    if net.block == "plain" and biased != isinstance(net, VGG):
-        raise UsageError(
-            f"use_bias={biased}: torchvision's convolutions before a BatchNorm have "
-            f"{'no ' if biased else 'a '}bias; use the model's own block options"
-        )
+def _resnet(net: ResNet) -> Iterator[Entry]:
     if isinstance(net, BottleneckResNet) and net.strided != 1:
         raise UsageError(
-            "torchvision's ResNets have their stride in the 3x3 convolution (v1.5): import the "
-            "weights into the model without _v1"
+            "PyTorch's ResNets have their stride in the 3x3 convolution (v1.5): import the weights "
+            "into the model without _v1"
         )
-    return list(FAMILIES[type(net)](net))
-
-
-def _conv_bn(conv: str, norm: str, block: str) -> Iterator[Entry]:
-    yield Entry(f"{conv}.weight", f"params/{block}/conv_kxk/kernel", CONV)
-    yield from batch_norm_entries(norm, f"{block}/bn_kxk")
-
-
-def _resnet(net: ResNet) -> Iterator[Entry]:
     for spec in net.plan():
         unit = f"layer{spec.stage + 1}.{spec.index}."
         if spec.role == "shortcut":
@@ -66,7 +41,7 @@ def _resnet(net: ResNet) -> Iterator[Entry]:
             number = int(spec.role.removeprefix("conv")) + 1 if spec.role else 1
             unit = unit if spec.role else ""  # the stem
             conv, norm = f"{unit}conv{number}", f"{unit}bn{number}"
-        yield from _conv_bn(conv, norm, spec.name)
+        yield from conv_bn_entries(conv, norm, spec.name)
     yield from affine_entries("fc", "head", DENSE)
 
 
@@ -76,14 +51,15 @@ def _regnet(net: RegNet) -> Iterator[Entry]:
         unit = f"trunk_output.{stage}.{stage}-{spec.index}"
         part = {"shortcut": "proj", "conv0": "f.a", "conv1": "f.b", "conv2": "f.c"}.get(spec.role)
         name = f"{unit}.{part}" if part else "stem"
-        yield from _conv_bn(f"{name}.0", f"{name}.1", spec.name)
+        yield from conv_bn_entries(f"{name}.0", f"{name}.1", spec.name)
         if spec.se_hidden:
             yield from affine_entries(f"{unit}.f.se.fc1", f"{spec.name}_se/squeeze", DENSE_AS_CONV)
             yield from affine_entries(f"{unit}.f.se.fc2", f"{spec.name}_se/excite", DENSE_AS_CONV)
     yield from affine_entries("fc", "head", DENSE)
 
 
-def _vgg(net: VGG) -> Iterator[Entry]:
+def vgg_convolutions(net: VGG) -> Iterator[Entry]:
+    """Yields the entries of VGG's convolutions, which are the same in timm."""
     layer, stage = 0, 0
     for spec in net.plan():
         layer += spec.stage - stage  # the pooling between stages
@@ -92,6 +68,10 @@ def _vgg(net: VGG) -> Iterator[Entry]:
         if net.block == "plain":
             yield from batch_norm_entries(f"features.{layer + 1}", f"{spec.name}/bn_kxk")
         layer += 3 if net.block == "plain" else 2  # with the ReLU
+
+
+def _vgg(net: VGG) -> Iterator[Entry]:
+    yield from vgg_convolutions(net)
     for index in range(len(net.hidden)):
         change = DENSE if index else DENSE_ON_MAP
         yield from affine_entries(f"classifier.{3 * index}", f"hidden{index}", change)
@@ -108,18 +88,18 @@ def _mobilenet_v2(net: MobileNetV2) -> Iterator[Entry]:
         activated = spec.role != "project"
         conv = f"{name}.{layers}.0" if activated and spec.role else f"{name}.{layers}"
         norm = f"{name}.{layers}.1" if activated and spec.role else f"{name}.{layers + 1}"
-        yield from _conv_bn(conv, norm, spec.name)
+        yield from conv_bn_entries(conv, norm, spec.name)
         layers += 1
     yield from affine_entries("classifier.1", "head", DENSE)
 
 
 def _densenet(net: DenseNet) -> Iterator[Entry]:
     stem, *layers = net.plan()
-    yield from _conv_bn("features.conv0", "features.norm0", stem.name)
+    yield from conv_bn_entries("features.conv0", "features.norm0", stem.name)
     for spec in layers:
         name = f"features.denseblock{spec.stage + 1}.denselayer{spec.index + 1}"
         yield from batch_norm_entries(f"{name}.norm1", f"{spec.name}_bn")
-        yield from _conv_bn(f"{name}.conv1", f"{name}.norm2", spec.name)
+        yield from conv_bn_entries(f"{name}.conv1", f"{name}.norm2", spec.name)
         yield Entry(f"{name}.conv2.weight", f"params/{spec.name}_conv/kernel", CONV)
     for stage in range(len(net.depths) - 1):
         name, path = f"features.transition{stage + 1}", f"stage{stage}_transition"

@@ -44,11 +44,6 @@ def relative(expected, got):
     return np.abs(got - expected).max() / np.abs(expected).max()
 
 
-@pytest.fixture(scope="module")
-def timm(torchvision):
-    return pytest.importorskip("timm", reason="timm is not installed")
-
-
 FEW = dict(depths=(1, 1, 2, 3, 1), widths=(32, 32, 48, 64, 96))
 # (model, image size, overrides); full width and depth without overrides.
 CASES = [

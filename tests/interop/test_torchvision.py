@@ -8,6 +8,7 @@ import repvgg_jax as rj
 from repvgg_jax.interop.pytorch import from_torch
 
 torch = pytest.importorskip("torch", reason="torch is not installed: the other side is missing")
+from tests.support.torch_weights import randomize  # noqa: E402
 
 # (name, side of the images); the nets of a family share their code.
 NETS = [
@@ -42,24 +43,13 @@ def theirs(torchvision, name):
     return randomize(module), {"hidden": (HIDDEN, HIDDEN)}
 
 
-def randomize(module, seed=0):
-    """Draws all weights and statistics of a module; BatchNorm scales have both signs."""
-    generator = torch.Generator().manual_seed(seed)
-    for name, value in module.state_dict().items():
-        if name.endswith("running_var"):
-            value.uniform_(0.5, 2, generator=generator)
-        elif value.ndim == 1 and value.is_floating_point():
-            value.normal_(0, 0.5, generator=generator)
-    return module.eval()
-
-
 @pytest.mark.parametrize(
     ("name", "overrides", "says"),
     [
         ("resnet50_v1", {}, "without _v1"),
         ("resnet18", {"block": "acb"}, "has no counterpart in torchvision"),
-        ("resnet18", {"use_bias": True}, "use the model's own block options"),
-        ("vgg11", {"block": "plain"}, "use the model's own block options"),
+        ("resnet18", {"use_bias": True}, "use the model's own block and block options"),
+        ("vgg11", {"block": "plain"}, "use the model's own block and block options"),
     ],
 )
 def test_nets_that_torchvision_does_not_have_are_refused(name, overrides, says):

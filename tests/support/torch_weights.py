@@ -37,3 +37,14 @@ def refusal(call, *arguments, **keywords):
         call(*arguments, **keywords)
     assert "\n" not in str(caught.value)
     return str(caught.value)
+
+
+def randomize(module, seed=0):
+    """Draws all weights and statistics of a module; BatchNorm scales have both signs."""
+    generator = torch.Generator().manual_seed(seed)
+    for name, value in module.state_dict().items():
+        if name.endswith("running_var"):
+            value.uniform_(0.5, 2, generator=generator)
+        elif value.ndim == 1 and value.is_floating_point():
+            value.normal_(0, 0.5, generator=generator)
+    return module.eval()
