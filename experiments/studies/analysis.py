@@ -17,7 +17,6 @@ from jax import Array
 from jaxtyping import Float, Int
 
 from repvgg_jax.affine import Affine, identity, pad_to
-from repvgg_jax.blocks.base import fold_branch, fold_norm
 from repvgg_jax.blocks.plain import PlainBlock
 from repvgg_jax.blocks.repvgg import RepVGGBlock
 from repvgg_jax.config.build import make_source, make_transform
@@ -69,14 +68,15 @@ def folded_branches(net: nn.Module, variables: Variables) -> dict[str, dict[str,
     folded, blocks = {}, net.blocks()
     for name, branches in branches_of(net, variables).items():
         params, stats = variables["params"][name], variables["batch_stats"][name]
-        k = blocks[name].kernel_size
-        own = identity(blocks[name].identity_shape()) if "identity" in branches else None
+        block = blocks[name]
+        k = block.kernel_size
+        own = identity(block.identity_shape()) if "identity" in branches else None
         folded[name] = {
             branch: pad_to(
                 (k, k),
-                fold_norm(own, params, stats, branch)
+                block.fold_norm(own, params, stats, branch)
                 if branch == "identity"
-                else fold_branch(params, stats, branch),
+                else block.fold_branch(params, stats, branch),
             )
             for branch in branches
         }

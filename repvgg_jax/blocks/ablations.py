@@ -5,7 +5,7 @@ from typing import ClassVar, NoReturn
 from flax import linen as nn
 
 from repvgg_jax.affine import Affine, add
-from repvgg_jax.blocks.base import Block, Variables, conv_kernel, fold_norm
+from repvgg_jax.blocks.base import Block, Variables, conv_kernel
 from repvgg_jax.errors import UsageError
 from repvgg_jax.ops.algorithms import Images, Outputs
 
@@ -39,7 +39,7 @@ class PostAdditionBNBlock(Block):
         """Returns the sum of the branches with the BatchNorm folded into it."""
         branches = [conv_kernel(params, "kxk"), conv_kernel(params, "1x1")]
         total = add(*branches, *self.bare_identity(params))
-        return fold_norm(total, params, batch_stats)
+        return self.fold_norm(total, params, batch_stats)
 
 
 class ReLUInBranchBlock(Block):

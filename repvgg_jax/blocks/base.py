@@ -15,8 +15,10 @@ from repvgg_jax.errors import UsageError
 from repvgg_jax.layers.conv import Conv, Dtype, Kernel, kernel_init
 from repvgg_jax.layers.norm import BatchNorm
 from repvgg_jax.ops.algorithms import Images, Outputs
+from repvgg_jax.ops.batch_norm import BN_EPSILON
 from repvgg_jax.ops.convolution import convolve
 
+KernelSize = int | tuple[int, int]  # the side, or height and width
 Variables = Mapping[str, Any]  # the variables of a block or a net, by name
 KernelArray = Float[Array, "kh kw cin_per_group cout"]
 FeatureMap = Float[Array, "batch height width channels"]
@@ -34,31 +36,44 @@ class Block(nn.Module):
       features: number of output channels.
       strides: stride of the fused convolution.
       groups: number of channel groups of the fused convolution.
-      kernel_size: side of the fused kernel, an odd number.
+      kernel_size: side of the fused kernel, an odd number; or its height and width, if `single`.
       dilation: dilation of the fused kernel.
+      padding: "symmetric"; or "SAME" or "VALID", as in `ops.convolution.convolve`, if `single`.
       dtype: compute type; parameters and statistics are float32.
       bn_group_size: number of images per BatchNorm group in training; None for the whole batch.
+      bn_epsilon: constant that BatchNorms add to the variance.
       conv_algorithm: algorithm of the convolutions, one of `ops.convolution.ALGORITHMS`.
       fusable: class attribute; False if the block is not equivalent to a convolution.
+      single: class attribute; True if the train form has one convolution, without other branches,
+        which would have to read the same pixels.
 
     Raises:
-      UsageError: if the kernel size is even.
+      UsageError: if the kernel size is even, or it or the padding needs a block that is `single`.
     """
 
     fusable: ClassVar[bool] = True
+    single: ClassVar[bool] = False
 
     features: int
     strides: int = 1
     groups: int = 1
-    kernel_size: int = 3
+    kernel_size: KernelSize = 3
     dilation: int = 1
+    padding: str = "symmetric"
     dtype: Dtype = jnp.float32
     bn_group_size: int | None = None
+    bn_epsilon: float = BN_EPSILON
     conv_algorithm: str = "auto"
 
     def __post_init__(self) -> None:
-        if not isinstance(self.kernel_size, int) or self.kernel_size % 2 != 1:
+        sides = self.kernel_size if isinstance(self.kernel_size, tuple) else (self.kernel_size,)
+        if not all(isinstance(side, int) and side % 2 == 1 for side in sides):
             raise UsageError(f"kernel_size={self.kernel_size!r}: must be an odd integer")
+        if not self.single and (len(sides) > 1 or self.padding != "symmetric"):
+            raise UsageError(
+                f"a layer with kernel_size={self.kernel_size} and padding={self.padding!r} cannot "
+                f"be a {type(self).__name__}, which takes a square kernel and symmetric padding"
+            )
         super().__post_init__()
 
     def fuse(self, params: Variables, batch_stats: Variables) -> Affine:
@@ -87,6 +102,7 @@ class Block(nn.Module):
             strides=self.strides,
             groups=self.groups,
             dilation=self.dilation,
+            padding=self.padding,
             use_bias=use_bias,
             dtype=self.dtype,
             algorithm=self.conv_algorithm,
@@ -96,7 +112,8 @@ class Block(nn.Module):
 
     def norm(self, x: FeatureMap, branch: str, train: bool) -> FeatureMap:
         """Applies the BatchNorm `bn_<branch>`, or `bn` for the empty branch name."""
-        return BatchNorm(train, self.bn_group_size, self.dtype, name=_norm_name(branch))(x)
+        fields = (self.bn_group_size, self.dtype, self.bn_epsilon)
+        return BatchNorm(train, *fields, name=_norm_name(branch))(x)
 
     def conv_bn(self, x: Images, branch: str, size: int | tuple[int, int], train: bool) -> Outputs:
         """Applies `conv_<branch>`, then `bn_<branch>`."""
@@ -108,15 +125,15 @@ class Block(nn.Module):
         """Creates the kernel of `conv_<branch>` and returns `{"kernel": kernel}`."""
         return {"kernel": Kernel(shape, init, name=f"conv_{branch}")()}
 
-    def convolve(self, x: Images, kernel: KernelArray, padded: bool = True) -> Outputs:
-        """Applies the block's convolution with the given kernel."""
+    def convolve(self, x: Images, kernel: KernelArray, padding: str = "symmetric") -> Outputs:
+        """Applies the block's convolution with the given kernel and padding."""
         return convolve(
             x,
             kernel,
             strides=self.strides,
             groups=self.groups,
             dilation=self.dilation,
-            padded=padded,
+            padding=padding,
             dtype=self.dtype,
             algorithm=self.conv_algorithm,
         )
@@ -130,10 +147,21 @@ class Block(nn.Module):
         for name in names:
             if name == "identity" and "bn_identity" in params:
                 own = identity(self.identity_shape())
-                branches.append(fold_norm(own, params, batch_stats, name))
+                branches.append(self.fold_norm(own, params, batch_stats, name))
             elif f"conv_{name}" in params:
-                branches.append(fold_branch(params, batch_stats, name))
+                branches.append(self.fold_branch(params, batch_stats, name))
         return add(*branches)
+
+    def fold_branch(self, params: Variables, batch_stats: Variables, branch: str) -> Affine:
+        """Returns the affine map of `conv_bn` in evaluation mode."""
+        return self.fold_norm(conv_kernel(params, branch), params, batch_stats, branch)
+
+    def fold_norm(
+        self, before: Affine, params: Variables, batch_stats: Variables, branch: str = ""
+    ) -> Affine:
+        """Returns `before` followed by `norm` in evaluation mode."""
+        name = _norm_name(branch)
+        return fold_bn(before, params[name], batch_stats[name], self.bn_epsilon)
 
     def kernel_shape(self, cin: int) -> tuple[int, int, int, int]:
         """Returns the HWIO shape of the fused kernel for `cin` input channels."""
@@ -176,20 +204,7 @@ class KernelBlock(Block):
 
     def fuse(self, params: Variables, batch_stats: Variables) -> Affine:
         """Returns the kernel with the BatchNorm folded into it."""
-        return fold_norm(Affine(self.kernel(params)), params, batch_stats)
-
-
-def fold_branch(params: Variables, batch_stats: Variables, branch: str) -> Affine:
-    """Returns the affine map of `Block.conv_bn` in evaluation mode."""
-    return fold_norm(conv_kernel(params, branch), params, batch_stats, branch)
-
-
-def fold_norm(
-    before: Affine, params: Variables, batch_stats: Variables, branch: str = ""
-) -> Affine:
-    """Returns `before` followed by `Block.norm` in evaluation mode."""
-    name = _norm_name(branch)
-    return fold_bn(before, params[name], batch_stats[name])
+        return self.fold_norm(Affine(self.kernel(params)), params, batch_stats)
 
 
 def conv_kernel(params: Variables, branch: str) -> Affine:

@@ -1,5 +1,7 @@
 """A convolution with a bias and without a BatchNorm, as in VGG (arXiv 1409.1556)."""
 
+from typing import ClassVar
+
 from flax import linen as nn
 
 from repvgg_jax.affine import Affine
@@ -13,6 +15,8 @@ class ConvBlock(Block):
     The kernel's initial variance is that of He et al. (arXiv 1502.01852), which keeps the scale of
     the features without a BatchNorm.
     """
+
+    single: ClassVar[bool] = True
 
     @nn.compact
     def __call__(self, x: Images, train: bool = False) -> Outputs:

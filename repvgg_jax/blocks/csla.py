@@ -4,7 +4,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from repvgg_jax.affine import Affine, add, identity
-from repvgg_jax.blocks.base import Block, FeatureMap, KernelArray, Variables, fold_norm
+from repvgg_jax.blocks.base import Block, FeatureMap, KernelArray, Variables
 from repvgg_jax.ops.algorithms import Images, Outputs
 from repvgg_jax.ops.batch_norm import per_channel
 
@@ -42,4 +42,4 @@ class CSLABlock(Block):
 
     def fuse(self, params: Variables, batch_stats: Variables) -> Affine:
         """Returns the sum of the scaled branches with the BatchNorm folded into it."""
-        return fold_norm(Affine(self.kernel(params)), params, batch_stats)
+        return self.fold_norm(Affine(self.kernel(params)), params, batch_stats)

@@ -6,7 +6,7 @@ from jax import lax
 from jax.nn.initializers import Initializer
 
 from repvgg_jax.affine import Affine, add, average, chain, fold_bn, identity
-from repvgg_jax.blocks.base import Block, Variables, conv_kernel, fold_branch, fold_norm
+from repvgg_jax.blocks.base import Block, Variables, conv_kernel
 from repvgg_jax.layers.conv import kernel_init
 from repvgg_jax.ops.algorithms import Images, Outputs
 from repvgg_jax.ops.convolution import convolve
@@ -48,7 +48,7 @@ class DiverseBranchBlock(Block):
             y = x.astype(self.dtype) + pointwise("chain_1x1", cin, nn.initializers.zeros)
         wide = self._bordered(y, "chain_1x1", train)
         shape = (k, k, wide.shape[-1] // self.groups, self.features)
-        y = self.convolve(wide, self.declare_kernel("chain_kxk", shape)["kernel"], padded=False)
+        y = self.convolve(wide, self.declare_kernel("chain_kxk", shape)["kernel"], padding="VALID")
         outputs.append(self.norm(y, "chain_kxk", train))
         return sum(outputs[1:], outputs[0])
 
@@ -57,7 +57,9 @@ class DiverseBranchBlock(Block):
         y = self.norm(y, branch, train)
         margin = self.dilation * (self.kernel_size // 2)
         params, stats = (self.variables[c][f"bn_{branch}"] for c in ("params", "batch_stats"))
-        outside = lax.stop_gradient(fold_bn(Affine(jnp.zeros(())), params, stats).bias)
+        outside = lax.stop_gradient(
+            fold_bn(Affine(jnp.zeros(())), params, stats, self.bn_epsilon).bias
+        )
         batch, height, width, channels = y.shape
         shape = (batch, height + 2 * margin, width + 2 * margin, channels)
         wide = jnp.broadcast_to(outside.astype(y.dtype), shape)
@@ -74,9 +76,9 @@ class DiverseBranchBlock(Block):
         """Returns the sum of the branches, with each two-layer branch chained to one layer."""
 
         def fold(branch: str) -> Affine:
-            return fold_branch(params, batch_stats, branch)
+            return self.fold_branch(params, batch_stats, branch)
 
-        averaged = fold_norm(average(self.identity_shape()), params, batch_stats, "average")
+        averaged = self.fold_norm(average(self.identity_shape()), params, batch_stats, "average")
         branches = [fold("kxk")]
         depthwise = "conv_1x1" not in params
         if not depthwise:
@@ -86,6 +88,6 @@ class DiverseBranchBlock(Block):
         before = conv_kernel(params, "chain_1x1")
         if not depthwise:
             before = add(before, identity(before.kernel))
-        before = fold_norm(before, params, batch_stats, "chain_1x1")
+        before = self.fold_norm(before, params, batch_stats, "chain_1x1")
         branches.append(chain(before, fold("chain_kxk"), self.groups))
         return add(*branches)

@@ -1,5 +1,7 @@
 """The deploy form of every block: one convolution with a bias."""
 
+from typing import ClassVar
+
 from flax import linen as nn
 
 from repvgg_jax.affine import Affine
@@ -11,6 +13,8 @@ from repvgg_jax.ops.algorithms import Images, Outputs
 class FusedConv(Block):
     """The block conv(x, kernel) + bias; `apply_relu` also applies the ReLU that follows it."""
 
+    single: ClassVar[bool] = True
+
     @nn.compact
     def __call__(self, x: Images, train: bool = False, *, apply_relu: bool = False) -> Outputs:
         return Conv(
@@ -19,6 +23,7 @@ class FusedConv(Block):
             strides=self.strides,
             groups=self.groups,
             dilation=self.dilation,
+            padding=self.padding,
             use_bias=True,
             apply_relu=apply_relu,
             dtype=self.dtype,

@@ -1,9 +1,11 @@
 """A convolution with a BatchNorm, the baseline that is trained without branches."""
 
+from typing import ClassVar
+
 from flax import linen as nn
 
 from repvgg_jax.affine import Affine
-from repvgg_jax.blocks.base import Block, Variables, fold_branch
+from repvgg_jax.blocks.base import Block, Variables
 from repvgg_jax.ops.algorithms import Images, Outputs
 
 
@@ -15,6 +17,8 @@ class PlainBlock(Block):
         subtracts cancels it in training.
     """
 
+    single: ClassVar[bool] = True
+
     use_bias: bool = False
 
     @nn.compact
@@ -24,4 +28,4 @@ class PlainBlock(Block):
 
     def fuse(self, params: Variables, batch_stats: Variables) -> Affine:
         """Returns the convolution with the BatchNorm folded into it."""
-        return fold_branch(params, batch_stats, "kxk")
+        return self.fold_branch(params, batch_stats, "kxk")

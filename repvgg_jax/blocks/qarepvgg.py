@@ -3,7 +3,7 @@
 from flax import linen as nn
 
 from repvgg_jax.affine import Affine, add
-from repvgg_jax.blocks.base import Block, Variables, conv_kernel, fold_branch, fold_norm
+from repvgg_jax.blocks.base import Block, Variables, conv_kernel
 from repvgg_jax.ops.algorithms import Images, Outputs
 
 
@@ -23,6 +23,6 @@ class QARepVGGBlock(Block):
 
     def fuse(self, params: Variables, batch_stats: Variables) -> Affine:
         """Returns the sum of the branches with the last BatchNorm folded into it."""
-        branches = [fold_branch(params, batch_stats, "kxk"), conv_kernel(params, "1x1")]
+        branches = [self.fold_branch(params, batch_stats, "kxk"), conv_kernel(params, "1x1")]
         total = add(*branches, *self.bare_identity(params))
-        return fold_norm(total, params, batch_stats)
+        return self.fold_norm(total, params, batch_stats)

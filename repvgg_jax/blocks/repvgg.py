@@ -100,7 +100,7 @@ class RepVGGBlock(Block):
             kernel,
             {name: norm.gamma for name, norm in norms.items()},
             {name: norm.beta for name, norm in norms.items()},
-            Geometry(self.groups, self.dtype, self.conv_algorithm),
+            Geometry(self.groups, self.dtype, self.conv_algorithm, self.bn_epsilon),
         )
         for name, norm in norms.items():
             norm.move(*statistics[name])

@@ -10,7 +10,7 @@ from jax import Array
 from repvgg_jax.errors import UsageError
 from repvgg_jax.nets import Net, Variables, check_arguments, check_names
 from repvgg_jax.ops.algorithms import Images
-from repvgg_jax.ops.batch_norm import BN_EPSILON, accumulation_dtype
+from repvgg_jax.ops.batch_norm import accumulation_dtype
 
 
 def insert_bn(
@@ -74,7 +74,7 @@ def insert_bn(
         var = jnp.maximum(square - mu**2, 0.0)
         params[name] = {
             "conv_kxk": {"kernel": convolution["kernel"]},
-            "bn_kxk": {"scale": jnp.sqrt(var + BN_EPSILON), "bias": mu},
+            "bn_kxk": {"scale": jnp.sqrt(var + net.bn_epsilon), "bias": mu},
         }
         stats[name] = {"bn_kxk": {"mean": mu - convolution["bias"], "var": var}}
     plain_net = net.clone(block="plain").without_auxiliary_heads()

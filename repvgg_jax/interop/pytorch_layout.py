@@ -13,6 +13,7 @@ from repvgg_jax.blocks.repvgg import BRANCHES
 from repvgg_jax.errors import UsageError
 from repvgg_jax.nets import BlockSpec
 from repvgg_jax.nets.repvgg import RepVGG, RepVGGPlus
+from repvgg_jax.ops.batch_norm import BN_EPSILON
 
 
 class Change(NamedTuple):
@@ -176,10 +177,10 @@ def check_stages(net: RepVGG, remedy: str) -> None:
 def check_exportable(net: RepVGG) -> None:
     """Raises UsageError unless PyTorch's RepVGG would compute what a net computes.
 
-    Its five stages start with stride 2, and no layer is dilated. A state dict does not contain
-    strides and dilations, so it would load the weights of any other net but compute another
-    function. Importing weights into such a net is allowed, for example to initialize a dilated
-    backbone.
+    Its five stages start with stride 2, no layer is dilated, and the epsilon of BatchNorms is 1e-5.
+    A state dict does not contain these, so it would load the weights of any other net but compute
+    another function. Importing weights into such a net is allowed, for example to initialize a
+    dilated backbone.
     """
     stages = "--config.model.depths=(1,1,2,4,1) --config.model.widths=(32,48,96,192,384)"
     check_stages(net, f"train with five, such as {stages} {_STRIDES}; {_OTHER_WAYS}")
@@ -187,6 +188,11 @@ def check_exportable(net: RepVGG) -> None:
         raise UsageError(
             f"output_stride={net.output_stride}: PyTorch's RepVGG has no dilation, and would "
             f"compute a different function with these weights; train without it; {_OTHER_WAYS}"
+        )
+    if net.bn_epsilon != BN_EPSILON and not net.is_fused:
+        raise UsageError(
+            f"bn_epsilon={net.bn_epsilon}: it is {BN_EPSILON} in PyTorch's RepVGG, and it would "
+            "compute a different function with these weights; export the fused form"
         )
     strides = tuple(spec.strides for spec in net.plan() if spec.index == 0)
     if set(strides) != {2}:

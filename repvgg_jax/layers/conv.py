@@ -18,7 +18,7 @@ kernel_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 class Conv(nn.Module):
     """A convolution layer with `kernel` [kh, kw, cin / groups, features] and optional `bias`.
 
-    Padding and all other attributes are as in `ops.convolution.convolve`.
+    All other attributes are as in `ops.convolution.convolve`.
 
     Attributes:
       features: number of output channels.
@@ -32,6 +32,7 @@ class Conv(nn.Module):
     strides: int = 1
     groups: int = 1
     dilation: int = 1
+    padding: str = "symmetric"
     use_bias: bool = False
     apply_relu: bool = False
     dtype: Dtype = jnp.float32
@@ -53,6 +54,7 @@ class Conv(nn.Module):
             strides=self.strides,
             groups=self.groups,
             dilation=self.dilation,
+            padding=self.padding,
             apply_relu=self.apply_relu,
             dtype=self.dtype,
             algorithm=self.algorithm,

@@ -7,7 +7,13 @@ from flax import linen as nn
 from jax import Array, lax
 
 from repvgg_jax.layers.conv import Dtype
-from repvgg_jax.ops.batch_norm import BN_EPSILON, batch_norm, per_channel, split_into_groups
+from repvgg_jax.ops.batch_norm import (
+    BN_EPSILON,
+    accumulation_dtype,
+    batch_norm,
+    per_channel,
+    split_into_groups,
+)
 
 BN_MOMENTUM = 0.9  # weight of the old statistics; PyTorch's momentum is 1 minus this
 
@@ -48,6 +54,25 @@ def norm_variables(module: nn.Module, channels: int) -> Norm:
     )
 
 
+def local_response_norm(x: Array, size: int = 5, alpha: float = 1e-4, beta: float = 0.75) -> Array:
+    """Returns x / (1 + alpha / size * s)^beta, where s is the sum of squares of nearby channels.
+
+    These are the `size` channels around each channel of x [..., channels] (Krizhevsky et al. 2012,
+    section 3.3, with the constants of Caffe and PyTorch).
+    """
+    square = jnp.square(x.astype(accumulation_dtype(x.dtype)))
+    window, margins = (1,) * (x.ndim - 1), [(0, 0)] * (x.ndim - 1)
+    sums = lax.reduce_window(
+        square,
+        0.0,
+        lax.add,
+        (*window, size),
+        (1,) * x.ndim,
+        [*margins, (size // 2, (size - 1) // 2)],
+    )
+    return (x / (1 + alpha / size * sums) ** beta).astype(x.dtype)
+
+
 class BatchNorm(nn.Module):
     """A BatchNorm gamma (x - mean) / sqrt(var + epsilon) + beta with statistics per image group.
 
@@ -61,6 +86,7 @@ class BatchNorm(nn.Module):
       train: True to normalize by batch statistics and update the running statistics.
       group_size: number of images in a group; None for the whole batch.
       dtype: type of the output.
+      epsilon: constant added to the variance inside the square root.
 
     Raises:
       UsageError: if `group_size` does not divide the batch.
@@ -69,17 +95,18 @@ class BatchNorm(nn.Module):
     train: bool
     group_size: int | None = None
     dtype: Dtype = jnp.float32
+    epsilon: float = BN_EPSILON
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         norm = norm_variables(self, x.shape[-1])
         if not self.train:
-            scale = lax.rsqrt(norm.var.value + BN_EPSILON) * norm.gamma
+            scale = lax.rsqrt(norm.var.value + self.epsilon) * norm.gamma
             centered = x - per_channel(norm.mean.value, x)
             y = centered * per_channel(scale, x) + per_channel(norm.beta, x)
             return y.astype(self.dtype)
         images = split_into_groups(x, self.group_size)
-        y, mean, var = batch_norm(images, norm.gamma, norm.beta, self.dtype)
+        y, mean, var = batch_norm(images, norm.gamma, norm.beta, self.dtype, self.epsilon)
         if not self.is_initializing():
             norm.move(mean, var)
         return y.reshape(x.shape)

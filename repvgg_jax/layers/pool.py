@@ -11,14 +11,20 @@ from repvgg_jax.errors import UsageError
 from repvgg_jax.ops.batch_norm import accumulation_dtype
 
 
-def max_pool(x: Array, size: int, strides: int) -> Array:
+def max_pool(x: Array, size: int, strides: int, padding: str = "symmetric") -> Array:
     """Returns the maxima of `size` x `size` windows of images [batch, height, width, channels].
 
-    The images are padded on each side by (size - 1) // 2 pixels that are never the maximum, so that
-    a window of odd size and stride 2 halves height and width, rounded up.
+    Padding is never the maximum. "symmetric" pads each side by (size - 1) // 2 pixels, so that a
+    window of odd size and stride 2 halves height and width, rounded up. "last" pads the last rows
+    and columns until each pixel is in a window, which is `ceil_mode` in PyTorch. "SAME" and "VALID"
+    are those of JAX.
     """
-    padding = (size - 1) // 2
-    return nn.max_pool(x, (size, size), (strides, strides), [(padding, padding)] * 2)
+    margins: str | list[tuple[int, int]] = padding
+    if padding == "symmetric":
+        margins = [((size - 1) // 2,) * 2] * 2
+    elif padding == "last":
+        margins = [(0, (size - side) % strides) for side in x.shape[1:3]]
+    return nn.max_pool(x, (size, size), (strides, strides), margins)
 
 
 def halved(x: Array, pool: Callable[..., Array]) -> Array:

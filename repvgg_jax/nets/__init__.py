@@ -1,5 +1,6 @@
 """Architectures, one per file. Modules whose names start with an underscore are shared."""
 
+from repvgg_jax.nets._auxiliary import AUXILIARY, AUXILIARY_HEAD
 from repvgg_jax.nets._base import BlockSpec, FeatureInfo, Net
 from repvgg_jax.nets._call_errors import check_images
 from repvgg_jax.nets._registry import NETS, create, list_models

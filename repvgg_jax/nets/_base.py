@@ -8,15 +8,16 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array
 
-from repvgg_jax.blocks.base import Block
+from repvgg_jax.blocks.base import Block, KernelSize
 from repvgg_jax.blocks.registry import block_class
 from repvgg_jax.errors import UsageError
 from repvgg_jax.layers.conv import Dtype
 from repvgg_jax.layers.dense import dense
+from repvgg_jax.layers.norm import BatchNorm
 from repvgg_jax.layers.squeeze_excite import SqueezeExcite
 from repvgg_jax.nets._call_errors import check_images, check_layout, check_variables, explained
 from repvgg_jax.ops import onednn
-from repvgg_jax.ops.batch_norm import accumulation_dtype
+from repvgg_jax.ops.batch_norm import BN_EPSILON, accumulation_dtype
 from repvgg_jax.ops.convolution import check_algorithm
 
 
@@ -48,8 +49,9 @@ class BlockSpec(NamedTuple):
     features: int
     strides: int = 1
     groups: int = 1
-    kernel_size: int = 3
+    kernel_size: KernelSize = 3
     dilation: int = 1
+    padding: str = "symmetric"
     role: str = ""
     se_hidden: int = 0
 
@@ -83,6 +85,7 @@ class Net(nn.Module):
       dtype: compute type; parameters, statistics, the final mean and the head stay float32.
       bn_group_size: number of images that share BatchNorm statistics in training, whatever the
         number of devices; None for the whole batch. The paper uses 32: 256 images on 8 GPUs.
+      bn_epsilon: constant that BatchNorms add to the variance; 1e-3 in nets from TensorFlow.
       remat: rematerialization policy, one of `REMAT`; None saves all values for the gradient.
       conv_algorithm: algorithm of the convolutions, one of `ops.convolution.ALGORITHMS`.
     """
@@ -93,6 +96,7 @@ class Net(nn.Module):
     frozen: tuple[str, ...] = ()
     dtype: Dtype = jnp.float32
     bn_group_size: int | None = None
+    bn_epsilon: float = BN_EPSILON
     remat: str | None = None
     conv_algorithm: str = "auto"
 
@@ -109,7 +113,7 @@ class Net(nn.Module):
         return ()
 
     def auxiliary_heads(self) -> dict[str, str]:
-        """Returns block name -> name of the train-only classifier after that block."""
+        """Returns name of a block or unit -> name of the train-only classifier after it."""
         return {}
 
     def without_auxiliary_heads(self) -> Self:
@@ -190,8 +194,10 @@ class Net(nn.Module):
             groups=spec.groups,
             kernel_size=spec.kernel_size,
             dilation=spec.dilation,
+            padding=spec.padding,
             dtype=self.dtype,
             bn_group_size=self.bn_group_size,
+            bn_epsilon=self.bn_epsilon,
             conv_algorithm=self.conv_algorithm,
             parent=None,
             **options,
@@ -221,6 +227,8 @@ class Net(nn.Module):
         """Raises UsageError if a field of this class is invalid; `plan` calls this first."""
         check_positive("num_classes", self.num_classes)
         check_positive("bn_group_size", self.bn_group_size)
+        if not isinstance(self.bn_epsilon, int | float) or self.bn_epsilon <= 0:
+            raise UsageError(f"bn_epsilon={self.bn_epsilon!r}: must be positive, such as 1e-5")
         check_algorithm(self.conv_algorithm)
         if self.remat is not None and self.remat not in REMAT:
             raise UsageError(f"remat={self.remat!r}: choose from {', '.join(REMAT)}")
@@ -273,11 +281,21 @@ class Net(nn.Module):
 
     def mean_and_head(self, x: Array, train: bool = False, dropout: float = 0.0) -> Array:
         """Returns the logits of the last map [batch, height, width, channels]: mean and `head`."""
+        if 0 in (sides := x.shape[1:3]):
+            raise UsageError(
+                f"the last map has {sides[0]}x{sides[1]} pixels: the images are too small for this "
+                "net; use larger ones"
+            )
         wide = accumulation_dtype(self.dtype)
         x = x.mean((1, 2), dtype=wide)
         if dropout:
             x = nn.Dropout(dropout, deterministic=not train)(x)
         return dense(self.num_classes, x.shape[-1], name="head", dtype=wide)(x)
+
+    def norm(self, x: Array, name: str, train: bool) -> Array:
+        """Applies a BatchNorm that is a layer of its own, not of a block."""
+        fields = (self.bn_group_size, self.dtype, self.bn_epsilon)
+        return BatchNorm(train, *fields, name=name)(x)
 
     def squeeze_excite(self, x: Array, spec: BlockSpec) -> Array:
         """Applies the layer `<name>_se` if the spec has one, else returns `x`."""

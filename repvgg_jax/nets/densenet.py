@@ -8,7 +8,6 @@ from jax import Array
 
 from repvgg_jax.errors import UsageError
 from repvgg_jax.layers.conv import Conv
-from repvgg_jax.layers.norm import BatchNorm
 from repvgg_jax.layers.pool import halved, max_pool
 from repvgg_jax.nets._base import (
     BlockSpec,
@@ -104,7 +103,7 @@ class DenseNet(Net):
         return self.mean_and_head(self._norm_and_relu(x, "last_bn", train))
 
     def _norm_and_relu(self, x: Array, name: str, train: bool) -> Array:
-        return nn.relu(BatchNorm(train, self.bn_group_size, self.dtype, name=name)(x))
+        return nn.relu(self.norm(x, name, train))
 
     def _conv(self, x: Array, features: int, size: int, name: str) -> Array:
         conv = Conv(features, size, dtype=self.dtype, algorithm=self.conv_algorithm, name=name)

@@ -11,12 +11,10 @@ from repvgg_jax.errors import UsageError
 from repvgg_jax.layers.conv import Conv, Dtype
 from repvgg_jax.layers.dense import dense
 from repvgg_jax.layers.norm import BatchNorm
+from repvgg_jax.nets._auxiliary import AUXILIARY_HEAD, run_auxiliary_head
 from repvgg_jax.nets._base import BlockSpec, block_name, check_positive
 from repvgg_jax.nets._chain import Chain
-from repvgg_jax.ops.batch_norm import accumulation_dtype
-
-AUXILIARY_HEAD = "aux_"  # prefix of the names of auxiliary heads
-AUXILIARY = "auxiliary"  # Flax collection of the auxiliary heads' logits in training
+from repvgg_jax.ops.batch_norm import BN_EPSILON, accumulation_dtype
 
 
 class AuxiliaryHead(nn.Module):
@@ -25,12 +23,14 @@ class AuxiliaryHead(nn.Module):
     num_classes: int
     dtype: Dtype = jnp.float32
     bn_group_size: int | None = None
+    bn_epsilon: float = BN_EPSILON
 
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
         channels, wide = x.shape[-1], accumulation_dtype(self.dtype)
         x = Conv(channels, 3, strides=2, dtype=self.dtype, name="conv")(x)
-        x = nn.relu(BatchNorm(train, self.bn_group_size, self.dtype, name="bn")(x))
+        norm = BatchNorm(train, self.bn_group_size, self.dtype, self.bn_epsilon, name="bn")
+        x = nn.relu(norm(x))
         x = x.mean((1, 2), dtype=wide)
         return dense(self.num_classes, channels, dtype=wide, name="fc")(x)
 
@@ -151,11 +151,10 @@ class RepVGGPlus(RepVGG):
     def after_block(self, x: Array, spec: BlockSpec, train: bool) -> None:
         """Sows the logits of the block's auxiliary head in training, if the block has one."""
         head = self.auxiliary_heads().get(spec.name)
-        if head and (train or self.is_initializing()):
-            layer = AuxiliaryHead(self.num_classes, self.dtype, self.bn_group_size, name=head)
-            logits = layer(x, train)
-            if train:
-                self.sow(AUXILIARY, f"{head}_logits", logits)
+        if head:
+            fields = (self.dtype, self.bn_group_size, self.bn_epsilon)
+            layer = AuxiliaryHead(self.num_classes, *fields, name=head)
+            run_auxiliary_head(self, layer, x, train)
 
     def without_auxiliary_heads(self) -> Self:
         """Returns the net without auxiliary heads."""

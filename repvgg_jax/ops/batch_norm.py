@@ -59,9 +59,13 @@ def per_channel(vector: AnyArray, like: Any) -> Array:
     return vector.reshape(*vector.shape[:-1], *(1,) * (like.ndim - vector.ndim), -1)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(3,))
+@partial(jax.custom_vjp, nondiff_argnums=(3, 4))
 def batch_norm(
-    x: GroupedImages, gamma: ChannelVector, beta: ChannelVector, dtype: Any
+    x: GroupedImages,
+    gamma: ChannelVector,
+    beta: ChannelVector,
+    dtype: Any,
+    epsilon: float = BN_EPSILON,
 ) -> tuple[GroupedImages, GroupStatistic, GroupStatistic]:
     """Normalizes each group by its own mean and variance (Ioffe & Szegedy, arXiv 1502.03167).
 
@@ -77,19 +81,23 @@ def batch_norm(
     Returns:
       y in `dtype`, and the mean and variance [groups, channels], which are not differentiated.
     """
-    return _forward_rule(x, gamma, beta, dtype)[0]
+    return _forward_rule(x, gamma, beta, dtype, epsilon)[0]
 
 
-def _forward_rule(x: AnyArray, gamma: Array, beta: Array, dtype: Any) -> tuple[Any, Any]:
+def _forward_rule(
+    x: AnyArray, gamma: Array, beta: Array, dtype: Any, epsilon: float
+) -> tuple[Any, Any]:
     mean, var = mean_and_variance(x)
-    scale = per_channel(per_channel(gamma, var) * lax.rsqrt(var + BN_EPSILON), x)
+    scale = per_channel(per_channel(gamma, var) * lax.rsqrt(var + epsilon), x)
     y = (x - per_channel(mean, x)) * scale + per_channel(beta, x)
     return (y.astype(dtype), mean, var), (x, gamma, mean, var)
 
 
-def _backward_rule(dtype: Any, saved: Any, cotangents: Any) -> tuple[Array, Array, Array]:
+def _backward_rule(
+    dtype: Any, epsilon: float, saved: Any, cotangents: Any
+) -> tuple[Array, Array, Array]:
     x, gamma, mean, var = saved
-    dx, dgamma, dbeta = batch_norm_gradient(x, cotangents[0], gamma, mean, var)
+    dx, dgamma, dbeta = batch_norm_gradient(x, cotangents[0], gamma, mean, var, epsilon)
     return dx, dgamma.sum(0).astype(gamma.dtype), dbeta.sum(0).astype(gamma.dtype)
 
 
@@ -97,11 +105,16 @@ batch_norm.defvjp(_forward_rule, _backward_rule)
 
 
 def batch_norm_gradient(
-    x: AnyArray, dy: AnyArray, gamma: ChannelVector, mean: GroupStatistic, var: GroupStatistic
+    x: AnyArray,
+    dy: AnyArray,
+    gamma: ChannelVector,
+    mean: GroupStatistic,
+    var: GroupStatistic,
+    epsilon: float = BN_EPSILON,
 ) -> tuple[Array, GroupStatistic, GroupStatistic]:
     """Returns the gradients of x, gamma and beta in `batch_norm`, the last two for each group."""
     axes, count = tuple(range(1, x.ndim - 1)), x[0].size // x.shape[-1]
-    rsigma = lax.rsqrt(var + BN_EPSILON)
+    rsigma = lax.rsqrt(var + epsilon)
     d = dy.astype(accumulation_dtype(x.dtype))
     dbeta = d.sum(axes)
     dgamma = ((d * x).sum(axes) - mean * dbeta) * rsigma

@@ -45,6 +45,7 @@ class Geometry(NamedTuple):
     groups: int
     dtype: Any
     algorithm: str
+    epsilon: float = BN_EPSILON
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(5,))
@@ -92,7 +93,7 @@ def _forward(
     }
     if y is not None:
         statistics["kxk"] = mean_and_variance(y)
-    scales = _scales(gammas, statistics)
+    scales = _scales(gammas, statistics, geometry)
     # Rounded as in the product, so that the bias cancels the mean of the product exactly.
     m = _collapsed(w, scales, geometry).astype(x.dtype)
     center = jnp.einsum("ngi,nigo->ngo", mean, m.astype(mean.dtype))
@@ -108,7 +109,8 @@ def _forward(
 def _backward(geometry: Geometry, saved: Any, cotangents: Any) -> tuple[Any, ...]:
     x, y, kernel, gammas, statistics, mean, cov = saved
     dz, count = cotangents[0], x[0].size // x.shape[-1]
-    w, scales = _grouped(kernel[0, 0], geometry), _scales(gammas, statistics)
+    w = _grouped(kernel[0, 0], geometry)
+    scales = _scales(gammas, statistics, geometry)
     dbeta = dz.astype(accumulation_dtype(dz.dtype)).sum((1, 2, 3))
     # The gradient of M with respect to centered inputs.
     dm = _gram(x, dz, geometry) - jnp.einsum("ngi,ngo->nigo", mean, _grouped(dbeta, geometry))
@@ -119,7 +121,7 @@ def _backward(geometry: Geometry, saved: Any, cotangents: Any) -> tuple[Any, ...
     dvar = {}
     for name, along in dgamma.items():
         variance = statistics[name][1]
-        rsigma, along = lax.rsqrt(variance + BN_EPSILON), along.reshape(variance.shape)
+        rsigma, along = lax.rsqrt(variance + geometry.epsilon), along.reshape(variance.shape)
         dgamma[name] = along * rsigma
         slope = jnp.where(variance > 0, -0.5 * scales[name] * rsigma**2 * along, 0.0)
         dvar[name] = _grouped(slope, geometry)
@@ -137,7 +139,8 @@ def _backward(geometry: Geometry, saved: Any, cotangents: Any) -> tuple[Any, ...
 
     dy = None
     if y is not None:
-        dy, dgamma["kxk"], _ = batch_norm_gradient(y, dz, gammas["kxk"], *statistics["kxk"])
+        moments = statistics["kxk"]
+        dy, dgamma["kxk"], _ = batch_norm_gradient(y, dz, gammas["kxk"], *moments, geometry.epsilon)
     return (
         dx.astype(x.dtype),
         dy,
@@ -150,10 +153,10 @@ def _backward(geometry: Geometry, saved: Any, cotangents: Any) -> tuple[Any, ...
 sum_normalized_branches.defvjp(_forward, _backward)
 
 
-def _scales(gammas: Any, statistics: Any) -> dict[str, GroupStatistic]:
+def _scales(gammas: Any, statistics: Any, geometry: Geometry) -> dict[str, GroupStatistic]:
     """Returns gamma / sigma of each branch, [n, channels]."""
     return {
-        name: per_channel(gammas[name], var) * lax.rsqrt(var + BN_EPSILON)
+        name: per_channel(gammas[name], var) * lax.rsqrt(var + geometry.epsilon)
         for name, (_, var) in statistics.items()
     }
 

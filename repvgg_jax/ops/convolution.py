@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import Array
+from jax import Array, lax
 from jaxtyping import Float
 
 from repvgg_jax.errors import UsageError
@@ -95,16 +95,16 @@ def convolve(
     strides: int = 1,
     groups: int = 1,
     dilation: int = 1,
-    padded: bool = True,
+    padding: str = "symmetric",
     apply_relu: bool = False,
     dtype: Any = jnp.float32,
     algorithm: str = "auto",
 ) -> Outputs:
-    """Returns the cross-correlation of symmetrically padded images with a kernel.
+    """Returns the cross-correlation of images padded by zeros with a kernel.
 
-    Each side is padded by `dilation * (size // 2)`. This differs from "SAME": at stride 2, "SAME"
-    pads even inputs on one side only. The center of a 3x3 kernel would then be on another pixel
-    than the parallel 1x1 branch reads, and the two could not be fused.
+    "symmetric" pads each side by `dilation * (size // 2)`. This differs from "SAME": at stride 2,
+    "SAME" pads even inputs on one side only. The center of a 3x3 kernel is then on another pixel
+    than a parallel 1x1 branch reads, and the two cannot be fused.
 
     Example:
       >>> x, kernel = jnp.ones((1, 8, 8, 3)), jnp.ones((3, 3, 3, 16))
@@ -118,7 +118,7 @@ def convolve(
       strides: stride of both axes.
       groups: number of groups that the channels are split into.
       dilation: dilation of both axes of the kernel.
-      padded: whether to pad; False if `x` is already padded.
+      padding: "symmetric", or "SAME" or "VALID" as in `jax.lax.conv`.
       apply_relu: whether to apply ReLU to the result; oneDNN fuses it into the convolution.
       dtype: compute type.
       algorithm: one of `ALGORITHMS`. oneDNN's convolutions support first-order gradients, but
@@ -131,14 +131,18 @@ def convolve(
     """
     x, kernel = _as_type(x, dtype), _as_type(kernel, dtype)
     bias = None if bias is None else _as_type(bias, dtype)
-    padding = symmetric_padding(kernel.shape[:2], dilation) if padded else ((0, 0),) * 2
-    window = Window(strides, groups, dilation, padding)
+    if padding == "symmetric":
+        margins = symmetric_padding(kernel.shape[:2], dilation)
+    else:
+        extent = [dilation * (side - 1) + 1 for side in kernel.shape[:2]]
+        margins = tuple(lax.padtype_to_pads(x.shape[1:3], extent, (strides,) * 2, padding))
+    window = Window(strides, groups, dilation, margins)
     if uses_onednn(algorithm, x, kernel):
         # This raises XLA's errors for mismatched shapes. oneDNN does not support empty results.
         y = jax.eval_shape(partial(xla_convolution, window=window), x, kernel)
         if y.size:
             return onednn.convolve(x, kernel, bias, window, y.shape, apply_relu)
-    if algorithm == "winograd" and padded and dilation == 1 and not xla_only(x):
+    if algorithm == "winograd" and padding == "symmetric" and dilation == 1 and not xla_only(x):
         y = convolve_with(x, kernel, fastest_algorithms(x.shape, kernel.shape, strides), strides)
     else:
         y = xla_convolution(x, kernel, window)

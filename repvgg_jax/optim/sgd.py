@@ -91,7 +91,9 @@ def sgd(
     )
 
 
-def custom_l2(params: Mapping[str, Any], batch_stats: Mapping[str, Any]) -> Array:
+def custom_l2(
+    params: Mapping[str, Any], batch_stats: Mapping[str, Any], epsilon: float = BN_EPSILON
+) -> Array:
     """Returns the custom L2 of RepVGG's blocks; the loss adds it times weight_decay / 2.
 
       sum over blocks of |R|^2 + sum |t_k C + t_1 W_1|^2 / (t_k^2 + t_1^2),
@@ -103,7 +105,7 @@ def custom_l2(params: Mapping[str, Any], batch_stats: Mapping[str, Any]) -> Arra
     total = jnp.zeros(())
     for block in _two_branched(params):
         layers, stats = params[block], batch_stats[block]
-        tk, t1 = (_bn_scale(layers[norm], stats[norm]) for norm in ("bn_kxk", "bn_1x1"))
+        tk, t1 = (_bn_scale(layers[norm], stats[norm], epsilon) for norm in ("bn_kxk", "bn_1x1"))
         kernel = layers["conv_kxk"]["kernel"]
         middle = kernel.shape[0] // 2
         center = kernel[middle, middle]
@@ -113,8 +115,8 @@ def custom_l2(params: Mapping[str, Any], batch_stats: Mapping[str, Any]) -> Arra
     return total
 
 
-def _bn_scale(params: Mapping[str, Array], stats: Mapping[str, Array]) -> Array:
-    return jax.lax.stop_gradient(params["scale"] * jax.lax.rsqrt(stats["var"] + BN_EPSILON))
+def _bn_scale(params: Mapping[str, Array], stats: Mapping[str, Array], epsilon: float) -> Array:
+    return jax.lax.stop_gradient(params["scale"] * jax.lax.rsqrt(stats["var"] + epsilon))
 
 
 def _two_branched(params: Mapping[str, Any]) -> list[str]:

@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from repvgg_jax.config.build import StepOptions
 from repvgg_jax.data.images import to_network_input
 from repvgg_jax.data.pipeline import Batch
-from repvgg_jax.nets.repvgg import AUXILIARY
+from repvgg_jax.nets import AUXILIARY
 from repvgg_jax.ops.convolution import is_slow_in_loops
 from repvgg_jax.optim import sgd
 from repvgg_jax.optim.ema import decay_at, update_average
@@ -108,7 +108,9 @@ def train_step(
         batch_stats = updated.get("batch_stats", {})
         minimized = loss
         if options.custom_l2:
-            minimized += options.custom_l2 / 2 * sgd.custom_l2(params, batch_stats)
+            minimized += (
+                options.custom_l2 / 2 * sgd.custom_l2(params, batch_stats, state.net.bn_epsilon)
+            )
         top1 = (logits.argmax(-1) == label).mean()
         return minimized, {"loss": loss, "top1": top1, "batch_stats": batch_stats}
 

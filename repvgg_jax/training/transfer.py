@@ -14,8 +14,7 @@ from repvgg_jax.checkpoint.load import load
 from repvgg_jax.config.build import Experiment
 from repvgg_jax.config.classes import class_names, describe_classes
 from repvgg_jax.errors import UsageError
-from repvgg_jax.nets import Variables, init
-from repvgg_jax.nets.repvgg import AUXILIARY_HEAD
+from repvgg_jax.nets import AUXILIARY_HEAD, Variables, init
 from repvgg_jax.optim.repoptimizer import scale_gradients, to_plain, with_scales
 from repvgg_jax.runtime.processes import inform_once, warn_once
 from repvgg_jax.training.state import TrainState

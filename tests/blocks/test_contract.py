@@ -33,6 +33,19 @@ def test_a_block_is_affine_and_is_its_fused_convolution(name, case):
     check_block(name, case)
 
 
+@pytest.mark.medium
+@pytest.mark.parametrize("size", [(1, 7), (5, 3)], ids=str)
+@pytest.mark.parametrize(("name", "padding"), [("plain", "SAME"), ("conv", "VALID")])
+def test_a_single_convolution_has_any_kernel_and_padding(name, padding, size):
+    check_block(name, (8, 8, 2, 1, size, 1, (9, 8), "float32", padding))
+
+
+@pytest.mark.parametrize("fields", [{"kernel_size": (1, 7)}, {"padding": "VALID"}], ids=str)
+def test_branches_need_a_square_kernel_and_symmetric_padding(fields):
+    with pytest.raises(rj.UsageError, match="cannot be a ACBlock, which takes a square kernel"):
+        BLOCKS["acb"](8, **fields)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", BLOCKS)
 def test_a_block_is_its_fused_convolution_over_all_of_the_space(name):

@@ -21,9 +21,10 @@ fuse = import_module("repvgg_jax.fusion.fuse")
 train_form_conv = branch_file.Conv
 
 
-def faulty_fold(scale=None, mean=1.0, beta=1.0, epsilon=1e-5, root=jnp.sqrt):
-    def fold_bn(branch, params, stats):
-        t = (scale or (lambda gamma: gamma))(params["scale"]) / root(stats["var"] + epsilon)
+def faulty_fold(scale=None, mean=1.0, beta=1.0, epsilon=None, root=jnp.sqrt):
+    def fold_bn(branch, params, stats, given):
+        added = given if epsilon is None else epsilon
+        t = (scale or (lambda gamma: gamma))(params["scale"]) / root(stats["var"] + added)
         return Affine(
             branch.kernel * t[None, None, None],
             beta * params["bias"] + (branch.bias - mean * stats["mean"]) * t,

@@ -261,3 +261,5 @@ def test_export_is_strict():
     assert "unexpected" in message
     wider = rj.create("repvgg_a0", **{**TINY, "num_classes": 6})
     assert "params/head/bias (5,), not (6,)" in refusal(to_torch, wider, variables)
+    other = net.clone(bn_epsilon=1e-3)
+    assert "export the fused form" in refusal(to_torch, other, variables)

@@ -11,7 +11,7 @@ import pytest
 
 import repvgg_jax as rj
 from repvgg_jax.affine import add
-from repvgg_jax.blocks.base import Block, KernelBlock, fold_branch
+from repvgg_jax.blocks.base import Block, KernelBlock
 from repvgg_jax.blocks.registry import BLOCKS
 from repvgg_jax.layers.dense import dense
 from repvgg_jax.layers.norm import BatchNorm
@@ -30,11 +30,11 @@ class TwiceBlock(Block):
         return y + self.scale * self.conv_bn(x, "1x1", 1, train)
 
     def fuse(self, params, batch_stats):
-        kernel, bias = fold_branch(params, batch_stats, "1x1")
-        scaled = type(fold_branch(params, batch_stats, "kxk"))(
+        kernel, bias = self.fold_branch(params, batch_stats, "1x1")
+        scaled = type(self.fold_branch(params, batch_stats, "kxk"))(
             self.scale * kernel, self.scale * bias
         )
-        return add(fold_branch(params, batch_stats, "kxk"), scaled)
+        return add(self.fold_branch(params, batch_stats, "kxk"), scaled)
 
 
 class SquareBlock(KernelBlock):

@@ -62,6 +62,7 @@ def both_forms(shape, branches, group_size, dtype="float64", seed=2, **fields):
         dilation,
         dtype=jnp.dtype(dtype),
         bn_group_size=group_size,
+        bn_epsilon=1e-2,
         branches=branches,
     )
     forms = [

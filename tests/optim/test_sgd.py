@@ -83,7 +83,7 @@ def two_branched(groups=1):
 def taps_of(layers, stats):
     """Returns t_3, t_1 and the tap to which the center and the 1x1 fuse, in NumPy."""
     scales = [
-        np.asarray(layers[bn]["scale"]) / np.sqrt(np.asarray(stats[bn]["var"]) + 1e-5)
+        np.asarray(layers[bn]["scale"]) / np.sqrt(np.asarray(stats[bn]["var"]) + 1e-2)
         for bn in ("bn_kxk", "bn_1x1")
     ]
     center = np.asarray(layers["conv_kxk"]["kernel"])[1, 1]
@@ -96,7 +96,7 @@ def taps_of(layers, stats):
 def test_custom_l2_decays_the_tap_that_two_branches_fuse_to(groups):
     _, variables = two_branched(groups=groups)
     params, stats = variables["params"], variables["batch_stats"]
-    grads = jax.grad(lambda p: sgd.custom_l2(p, stats) / 2)(params)
+    grads = jax.grad(lambda p: sgd.custom_l2(p, stats, 1e-2) / 2)(params)
     for block in (name for name in params if name.startswith("stage")):
         t3, t1, tap = taps_of(params[block], stats[block])
         expected = np.array(params[block]["conv_kxk"]["kernel"])
