@@ -34,12 +34,15 @@ def get_config() -> ConfigDict:
     model.depth = placeholder(int)  # deep_plain: number of layers; 1000
     model.width = placeholder(int)  # deep_plain: channels; 32. DenseNet: outputs of the stem; 64
     model.activation = placeholder(str)  # deep_plain: tanh (if unset), relu, leaky_relu
-    # ResNets, DenseNets: side and stride of the first convolution, and stride of the max pooling
-    # after it: (7, 2, 2) if unset, (3, 1, 1) for images of 32x32.
+    # Nets of other families: side and stride of the first convolution, and stride of the max
+    # pooling after it; (3, 1, 1) for images of 32x32 (docs/concepts/nets.md).
     model.stem = placeholder(tuple)
     model.hidden = placeholder(tuple)  # vgg: outputs of the hidden dense layers; (4096, 4096)
     model.dropout = placeholder(float)  # probability: vgg, after each of them (0.5); mobilenetv2
     model.group_width = placeholder(int)  # ResNeXt, RegNet: channels of a group
+    model.multiplier = placeholder(float)  # MobileNets: factor on all widths; that of the name
+    model.expansion = placeholder(int)  # mobilenetv2: expansion of a unit's inputs; 6
+    model.growth = placeholder(int)  # DenseNets: outputs of each layer; 32 (densenet161: 48)
     # Number of consecutive images over which BatchNorm computes its statistics in training; the
     # whole batch on all devices if unset. The paper uses 32, the images of one GPU.
     model.bn_group_size = placeholder(int)

@@ -51,15 +51,16 @@ def _groups(groups: int, layers: range | None = None) -> Overrides:
     return {"model.groups": groups, **where}
 
 
+def _net(name: str, **fields: Any) -> Overrides:
+    """Returns the fields of a net, without the depths, widths and strides of the protocol's."""
+    fields = dict.fromkeys(("depths", "widths", "strides")) | fields
+    return {f"model.{field}": value for field, value in ({"name": name} | fields).items()}
+
+
 def _deep(activation: str, initializer: str, **fields: Any) -> Overrides:
     """Returns fields of a plain net of 100 layers without BatchNorm."""
     return {
-        "model.name": "deep_plain",
-        **{f"model.{name}": None for name in ("depths", "widths", "strides")},
-        "model.depth": 100,
-        "model.width": 32,
-        "model.activation": activation,
-        "model.initializer": initializer,
+        **_net("deep_plain", depth=100, width=32, activation=activation, initializer=initializer),
         "optim.weight_decay": 0.0,
         "optim.clip_norm": 10.0,
         "optim.learning_rate": 0.1,
@@ -68,6 +69,7 @@ def _deep(activation: str, initializer: str, **fields: Any) -> Overrides:
     }
 
 
+_STEM = (3, 1, 1)  # keeps the size of the images
 _MAX_NORM = {
     "optim.max_norm": 1.36,
     "optim.clip_norm": 1.0,
@@ -256,5 +258,47 @@ SWEEPS: dict[str, Sweep] = {
             "qarepvgg_bfloat16": {"model.dtype": "bfloat16", "model.block": "qarepvgg"},
         },
         note="The dtype in training and of both forms. int8, QARepVGG's purpose, is untested.",
+    ),
+    "comparison": Sweep(
+        title="RepVGG and other networks of the same cost",
+        baseline="repvgg",
+        variants={
+            "repvgg": _net(
+                "repvgg_a0",
+                depths=(1, 2, 4, 12, 1),
+                widths=(16, 16, 32, 64, 128),
+                strides=(1, 1, 2, 2, 2),
+            ),
+            "vgg": _net(
+                "vgg16_bn",
+                depths=(2, 2, 3, 3),
+                widths=(24, 48, 96, 192),
+                strides=(2, 2, 2, 2),
+                hidden=(),
+            ),
+            "resnet": _net(  # ResNet-20 of its paper, section 4.2, with 1x1 shortcuts
+                "resnet18", depths=(3, 3, 3), widths=(16, 32, 64), strides=(1, 2, 2), stem=_STEM
+            ),
+            "regnetx": _net(  # by its paper's rule, with 32, 22, 2, 9 and groups of 16 channels
+                "regnetx_400mf",
+                depths=(1, 2, 4, 2),
+                widths=(32, 64, 128, 256),
+                strides=(1, 2, 2, 2),
+                stem=_STEM,
+            ),
+            "densenet": _net(  # its paper's 40 layers, with a growth of 9 instead of 12
+                "densenet121", depths=(6, 6, 6), growth=9, width=18, stem=_STEM
+            ),
+            "mobilenetv2": _net(
+                "mobilenetv2_100",
+                multiplier=0.6,
+                strides=(1, 1, 2, 2, 1, 2, 1),
+                stem=_STEM,
+                dropout=0.0,
+            ),
+        },
+        note="The variants set all fields of the nets, so that a protocol is only a recipe, the "
+        "same for all of them, and tuned for none. Fused, each net has 41 million multiply-adds, "
+        "to 5%; parameters differ.",
     ),
 }

@@ -14,7 +14,8 @@ from configs import cifar10_a0, cifar10_b0, cifar10_short
 from experiments.sweeps.ablations import SWEEPS
 from experiments.sweeps.jobs import LONGEST_NAME
 from repvgg_jax.config.build import check_groups, make_net, make_transform
-from repvgg_jax.config.fields import config_hash, unknown_field, value_problems
+from repvgg_jax.config.fields import config_hash, value_problems
+from repvgg_jax.config.names import unknown_field
 from repvgg_jax.config.optimizer import make_optimizer
 from repvgg_jax.config.workdir import read_config
 from repvgg_jax.errors import UsageError

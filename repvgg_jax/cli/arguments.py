@@ -14,15 +14,8 @@ from ml_collections import config_flags
 
 from repvgg_jax.cli.config_file import find_config, load_config
 from repvgg_jax.cli.modes import MODES, RUN_WORKDIR, Mode
-from repvgg_jax.config.fields import (
-    FIELDS,
-    PATHS,
-    fields_named,
-    flat,
-    nearest_fields,
-    to_json,
-    unknown_field,
-)
+from repvgg_jax.config.fields import FIELDS, PATHS, flat, to_json
+from repvgg_jax.config.names import fields_named, nearest_fields, unknown_field
 from repvgg_jax.data.sources.tfds import NotPreparedError
 from repvgg_jax.errors import UsageError
 from repvgg_jax.runtime.files import local_path

@@ -14,8 +14,8 @@ _SHAPE = ("depths", "widths", "strides", "depth", "width")
 def model_name(config: ConfigDict) -> str:
     """Returns the model's name, and what the config changes in it.
 
-    A model whose shape is changed is named by its architecture: `repvgg_a0`, `repvgg_a0 (block
-    acb)`, but `RepVGG (depths 1-2-3-1, widths 16-32-64-128)`.
+    A model whose depth or width is changed is named by its architecture: `repvgg_a0`, `repvgg_a0
+    (block acb)`, but `RepVGG (depths 1-2-3-1, widths 16-32-64-128)`.
     """
     own = create(config.model.name)
     defaults = dict(own.block_options) | {"dtype": "float32"}
@@ -28,7 +28,8 @@ def model_name(config: ConfigDict) -> str:
             continue
         if value != defaults.get(field, getattr(own, field, None)):
             changed[field] = value
-    name = type(own).__name__ if changed.keys() & {*_SHAPE} else config.model.name
+    resized = changed.keys() & {*_SHAPE} - {"strides"}
+    name = type(own).__name__ if resized else config.model.name
     parts = ", ".join(_text(field, value) for field, value in changed.items())
     return f"{name} ({parts})" if parts else name
 
@@ -41,5 +42,5 @@ def data_name(data: Mapping[str, Any] | ConfigDict) -> str:
 
 
 def _text(field: str, value: Any) -> str:
-    text = "-".join(map(str, value)) if isinstance(value, tuple) else str(value)
+    text = ("-".join(map(str, value)) or "none") if isinstance(value, tuple) else str(value)
     return text if field == "dtype" else f"{field} {text}"

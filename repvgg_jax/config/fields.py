@@ -1,6 +1,5 @@
 """Bounds of config fields, and the hash that identifies a run by its config."""
 
-import difflib
 import hashlib
 import json
 import math
@@ -89,6 +88,9 @@ FIELDS = {
     "model.hidden": Field(1, whole=True),
     "model.dropout": Field(0, below=1),
     "model.group_width": Field(1),
+    "model.multiplier": Field(above=0),
+    "model.growth": Field(1),
+    "model.expansion": Field(1),
     "model.bn_group_size": Field(1),
     "model.remat": NEUTRAL,
     "model.branch_statistics": NEUTRAL,
@@ -143,12 +145,6 @@ FIELDS = {
     "fuse.tolerance": Field(0, changes_result=False),
 }
 
-# Fields that the config.json of earlier runs lacks; they are unset there.
-ADDED = (
-    *("init_head", "data.holdout", "train.steps_per_call"),
-    *("model.stem", "model.hidden", "model.dropout", "model.group_width"),
-)
-
 # Fields that may be unset only for class folders, whose images determine them (resolve.py).
 REQUIRED = (
     *("model.name", "model.num_classes", "model.dtype"),
@@ -156,6 +152,12 @@ REQUIRED = (
     *("data.mean", "data.std"),
     *("train.epochs", "train.batch_size", "train.eval_batch_size"),
     *("optim.learning_rate", "optim.warmup_epochs", "fuse.verify_images"),
+)
+
+# Fields that the config.json of earlier runs may lack; they are unset there.
+ADDED = (
+    *("init_head", "data.holdout", "train.steps_per_call"),
+    *(name for name in FIELDS if name.startswith("model.") and name not in REQUIRED),
 )
 
 # Paths, which the functions that take them expand: a config with `~` works on several hosts.
@@ -262,51 +264,3 @@ def former_names(paths: Iterable[str]) -> list[str]:
     former = r"(conv|bn)(\d|_pointwise|_before_\w+)"
     parts = {part for path in paths for part in path.split("/")}
     return sorted(part for part in parts if re.fullmatch(former, part))
-
-
-# Fields by the names that other programs have for them.
-_ALIASES = {
-    "arch": "model.name",
-    "bs": "train.batch_size",
-    "data": "data.data_dir",
-    "dataset": "data.name",
-    "ema": "optim.ema_decay",
-    "lr": "optim.learning_rate",
-    "model": "model.name",
-    "num_workers": "data.workers",
-    "pretrained": "init_from",
-    "wd": "optim.weight_decay",
-}
-
-
-def fields_named(known: Iterable[str], name: str) -> list[str]:
-    """Returns the field that the last part of `name` is an alias of, or all with this last part."""
-    last = name.rpartition(".")[2]
-    if alias := _ALIASES.get(last):
-        return [field for field in known if field == alias]
-    same = [field for field in known if field.rpartition(".")[2] == last]
-    return [name] if name in same else same
-
-
-def nearest_fields(known: Iterable[str], name: str) -> list[str]:
-    """Returns up to three fields that `name` may stand for, the best first."""
-    if same := fields_named(known, name):
-        return difflib.get_close_matches(name, same, n=3, cutoff=0)
-    if "." in name:
-        similar = {k: difflib.SequenceMatcher(None, name, k).ratio() for k in known}
-        best = max(0.4, max(similar.values()) - 0.15)  # no others beside a nearly equal one
-        return difflib.get_close_matches(name, known, n=3, cutoff=best)
-    last_parts = {field.rpartition(".")[2]: field for field in known}
-    return [last_parts[part] for part in difflib.get_close_matches(name, last_parts, n=3)]
-
-
-def unknown_field(config: ConfigDict, name: str) -> str | None:
-    """Returns a message with the nearest field names, or None if the config has this field."""
-    known = dict(flat(to_json(config)))
-    if name in known:
-        return None
-    if inside := [field for field in known if field.startswith(f"{name}.")]:
-        return f"--config.{name} is a section; set one of its fields, such as --config.{inside[0]}"
-    close = nearest_fields(known, name)
-    hint = f"did you mean {' or '.join(close)}?" if close else "configs/default.py lists them"
-    return f"--config.{name}: no such field; {hint}"

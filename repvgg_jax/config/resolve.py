@@ -21,7 +21,8 @@ _SHAPE = (
     *("model.block", "model.depths", "model.widths", "model.strides", "model.groups"),
     *("model.grouped_layers", "model.branches", "model.copies"),
     *("model.depth", "model.width", "model.activation"),
-    *("model.stem", "model.hidden", "model.group_width"),
+    *("model.stem", "model.hidden", "model.group_width", "model.multiplier"),
+    *("model.growth", "model.expansion"),
 )
 OPTIONAL = (*_SHAPE, "data.holdout", "train.steps", "train.eval_every")
 

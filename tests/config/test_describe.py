@@ -14,6 +14,7 @@ from repvgg_jax.data.sources.load import SOURCES
         ({"block": "acb", "dtype": "bfloat16"}, "repvgg_a0 (block acb, bfloat16)"),
         ({"block": "repvgg", "widths": (8,) * 5}, "RepVGG (widths 8-8-8-8-8)"),
         ({"name": "deep_plain", "depth": 50}, "DeepPlain (depth 50)"),
+        ({"name": "vgg11", "strides": (2, 2), "hidden": ()}, "vgg11 (strides 2-2, hidden none)"),
         ({"name": "mobileone_s1", "copies": 4}, "mobileone_s1 (copies 4)"),
         ({"name": "mobileone_s1", "copies": 1}, "mobileone_s1"),
     ],

@@ -22,6 +22,7 @@ from repvgg_jax.training.state import abstract_state
 
 NAMES = sorted(path.stem for path in Path(imagenet.__file__).parent.glob("[a-z]*.py"))
 VARIANTS = [("cifar10", "full"), ("deep_plain", "leaky_relu"), ("mobileone", "s4")]
+VARIANTS += [("cifar10_nets", "mobilenetv2_050")]
 IMAGENET = 1_281_167  # images
 
 

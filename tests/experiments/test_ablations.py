@@ -10,7 +10,9 @@ import repvgg_jax as rj
 from experiments.sweeps.ablations import SWEEPS
 from experiments.sweeps.expand import PROTOCOLS, expand
 from experiments.sweeps.jobs import LONGEST_NAME
+from repvgg_jax.bench.counting import count_macs
 from repvgg_jax.config.build import make_net
+from repvgg_jax.nets import abstract
 
 FACTS = json.loads((Path(__file__).parents[1] / "data" / "facts.json").read_text())
 
@@ -45,6 +47,13 @@ def test_variants_have_the_protocols_number_of_layers(protocol):
         plan = make_net(run.config()).plan()
         depth = sum(spec.role != "shortcut" for spec in plan)
         assert depth == sum(PROTOCOLS[protocol]().model.depths)
+
+
+@pytest.mark.medium
+def test_nets_of_the_comparison_have_equal_cost():
+    for run in expand("comparison", seeds=[0]):
+        net = make_net(run.config()).clone(block="fused")
+        assert count_macs(net, abstract(net), 32) == pytest.approx(41e6, rel=0.05), run.name
 
 
 def test_published_figures_are_the_papers():
