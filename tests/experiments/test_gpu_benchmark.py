@@ -11,11 +11,12 @@ import pytest
 
 import repvgg_jax as rj
 from experiments.benchmarks.gpu import training_part
-from experiments.benchmarks.gpu.processes import rows_of
-from experiments.benchmarks.gpu.rows import COMPILED, EAGER, FUSED, OURS, PREPARED, STEP, Guarded
+from experiments.benchmarks.gpu.rows import COMPILED, EAGER, FUSED, OURS, PREPARED, STEP
 from experiments.benchmarks.gpu.sizes import Sizes
 from experiments.benchmarks.gpu.table import tables
 from experiments.benchmarks.gpu.torch_part import open_device
+from experiments.benchmarks.measuring import Guarded
+from experiments.benchmarks.processes import rows_of
 from experiments.benchmarks.programs import jax_forward, jax_prepared_forward
 from repvgg_jax.errors import RunError, UsageError
 from tests.support.commands import python

@@ -23,9 +23,9 @@ from pathlib import Path
 from typing import Any
 
 from experiments.benchmarks.gpu.part import PARTS
-from experiments.benchmarks.gpu.processes import rows_of
 from experiments.benchmarks.gpu.sizes import Sizes
 from experiments.benchmarks.gpu.table import line, tables
+from experiments.benchmarks.parts import Part, run_parts
 from experiments.sweeps.expand import parse_overrides
 from experiments.sweeps.flags import Parser, path_type, run_command, writing
 from repvgg_jax.config.build import check_config
@@ -35,7 +35,6 @@ from repvgg_jax.runtime.files import append_row
 from repvgg_jax.version import git_commit
 
 OUTPUT = Path("runs/bench/gpu.jsonl")
-_LEFT_OUT = "left out, since the time is over"
 
 
 def main() -> None:
@@ -92,27 +91,19 @@ def _sizes(options: argparse.Namespace, fields: Mapping[str, Any]) -> Sizes:
 
 def _rows(options: argparse.Namespace, sizes: Sizes) -> Iterator[dict[str, Any]]:
     """Yields the rows of all parts, and prints each."""
-    start = time.monotonic()
     command = shlex.join(["python", "-m", "experiments.benchmarks.gpu", *sys.argv[1:]])
     about = {"date": time.strftime("%Y-%m-%d"), "command": command, **git_commit()}
     about["sizes"] = dataclasses.asdict(sizes)
-    for name in options.only.split(","):
-        left = 60 * options.minutes - (time.monotonic() - start)
-        log = options.output.with_name(f"{options.output.stem}_{name}.log")
-        if left > 0:
-            print(f"[{time.monotonic() - start:3.0f} s] {name}: its log is {log}", flush=True)
-        found = _part(name, sizes, log, left) if left > 0 else [{"error": _LEFT_OUT}]
-        for row in found:
-            row = {**row, "part": name, **about}
-            print(f"[{time.monotonic() - start:3.0f} s] {line(row)}", flush=True)
-            yield row
+    parts = [_part(name, sizes) for name in options.only.split(",")]
+    for row in run_parts(parts, options.minutes, options.output, line):
+        yield row | about
 
 
-def _part(name: str, sizes: Sizes, log: Path, seconds: float) -> Iterator[dict[str, Any]]:
+def _part(name: str, sizes: Sizes) -> Part:
     # In PyTorch's parts, JAX must not reserve memory of the GPU.
     environment = {"JAX_PLATFORMS": "cpu"} if "torch" in name else {}
     command = ["-m", "experiments.benchmarks.gpu.part", name, json.dumps(dataclasses.asdict(sizes))]
-    return rows_of(command, environment, log, seconds)
+    return Part(name, command, environment)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,6 @@
 
 import statistics
 from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, NamedTuple, TextIO
 
@@ -20,12 +19,11 @@ from experiments.benchmarks.gpu.rows import (
     STEP,
     TRAIN_FORM,
     Figure,
-    Guarded,
     Rows,
-    described,
     our_rows,
 )
 from experiments.benchmarks.gpu.sizes import Sizes
+from experiments.benchmarks.measuring import compile_all, time_together
 from experiments.benchmarks.programs import (
     Program,
     jax_forward,
@@ -34,7 +32,7 @@ from experiments.benchmarks.programs import (
     jax_step,
 )
 from repvgg_jax.bench.counting import count_macs
-from repvgg_jax.bench.timing import ratio, time_interleaved
+from repvgg_jax.bench.timing import ratio
 from repvgg_jax.nets import Net
 
 _PRODUCT = Figure(PRODUCT)
@@ -61,7 +59,9 @@ def measure(sizes: Sizes, file: TextIO) -> None:
     # As in PyTorch, a pass of one image has the caches to itself.
     groups += [({figure: task}, 5) for figure, task in passes_of_one.items()]
     tasks = {figure: task for group, _ in groups for figure, task in group.items()}
-    programs = _compiled(tasks, rows)
+    programs, errors = compile_all({f: task.make for f, task in tasks.items()}, _THREADS)
+    for figure, error in errors.items():
+        rows.add_error(figure, error)
     for group, times in groups:
         _measure_group(group, tasks, programs, times * sizes.rounds, rows)
 
@@ -118,35 +118,18 @@ def _tasks(sizes: Sizes) -> tuple[_Tasks, _Tasks, _Tasks]:
     return steps, passes, of_one
 
 
-def _compiled(tasks: _Tasks, rows: Rows) -> _Programs:
-    """Returns all programs that can be compiled.
-
-    None is measured meanwhile: XLA runs kernels on the device to choose among them.
-    """
-    with ThreadPoolExecutor(_THREADS) as pool:
-        futures = {figure: pool.submit(task.make) for figure, task in tasks.items()}
-    programs = {}
-    for figure, future in futures.items():
-        try:
-            programs[figure] = future.result()
-        except Exception as error:
-            rows.add_error(figure, described(error))
-    return programs
-
-
 def _measure_group(
     figures: Iterable[Figure], tasks: _Tasks, programs: _Programs, rounds: int, rows: Rows
 ) -> None:
     """Measures programs together; several, beside the product that their speed is a share of."""
     figures = [figure for figure in figures if figure in programs]
     measured = {*figures, _PRODUCT} if len(figures) > 1 else set(figures)
-    runs = {str(f): Guarded(programs[f].run) for f in sorted(measured & programs.keys(), key=str)}
-    times = time_interleaved({name: run.run for name, run in runs.items()}, rounds)
-    product = runs.get(str(_PRODUCT))
+    runs = {str(f): programs[f].run for f in sorted(measured & programs.keys(), key=str)}
+    times, errors = time_together(runs, rounds)
     for figure in figures:
         name, task, program = str(figure), tasks[figure], programs[figure]
-        if error := runs[name].error:
-            rows.add_error(figure, error)
+        if name in errors:
+            rows.add_error(figure, errors[name])
             continue
         values = {"temporaries": program.temporaries, "compile_seconds": program.compile_seconds}
         seconds = statistics.median(times[name])
@@ -154,7 +137,7 @@ def _measure_group(
             values["bytes_per_second"] = task.bytes / seconds
         if task.operations:
             values["operations_per_second"] = task.operations / seconds
-        if task.operations and product is not None and product.error is None:
+        if task.operations and str(_PRODUCT) in times:
             of_product = ratio(times, str(_PRODUCT), to=name)
             values["share_of_product"] = of_product * task.operations / tasks[_PRODUCT].operations
         rows.add_times(figure, times[name], **values)

@@ -2,21 +2,18 @@
 
   python -m experiments.benchmarks.gpu.part NAME SIZES
 
-Writes its rows to stdout as they come, one JSON object per line; all else that this process or its
-libraries print goes to stderr. A figure that cannot be measured has a row with `error`, and so has
-a part that ends early.
+A figure that cannot be measured has a row with `error`, and so has a part that ends early.
 """
 
 import json
-import os
 import sys
 from collections.abc import Callable
 from functools import partial
 from typing import TextIO
 
 from experiments.benchmarks.gpu import jax_part, torch_part, training_part
-from experiments.benchmarks.gpu.rows import described
 from experiments.benchmarks.gpu.sizes import Sizes
+from experiments.benchmarks.parts import write_rows
 from repvgg_jax.runtime.processes import prepare_process
 
 # In the order of the command, which leaves out the last ones if time is short.
@@ -32,14 +29,9 @@ PARTS: dict[str, Callable[[Sizes, TextIO], None]] = {
 def main() -> None:
     """Runs the part that the arguments name."""
     name, sizes = sys.argv[1:]
-    rows = os.fdopen(os.dup(sys.stdout.fileno()), "w")
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     # As main.py does for training, and not where compile times are measured.
     prepare_process(deterministic=False, keep_compiled=name.startswith("cifar10"))
-    try:
-        PARTS[name](Sizes(**json.loads(sizes)), rows)
-    except Exception as error:
-        print(json.dumps({"error": described(error)}), file=rows, flush=True)
+    write_rows(partial(PARTS[name], Sizes(**json.loads(sizes))))
 
 
 if __name__ == "__main__":

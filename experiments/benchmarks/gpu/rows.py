@@ -3,15 +3,11 @@
 import importlib.metadata
 import json
 import statistics
-import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TextIO
 
-import jax
-
-from repvgg_jax.errors import RunError, one_line
-from repvgg_jax.runtime.devices import explaining_absent_devices
+from experiments.benchmarks.measuring import start_device
 
 # Programs that are compared: the columns of the table.
 OURS, EAGER, COMPILED = "repvgg_jax", "PyTorch, eager", "PyTorch, `torch.compile`"
@@ -78,49 +74,5 @@ class Rows:
 
 
 def our_rows(platform: str, file: TextIO) -> Rows:
-    """Returns the rows of this package, after starting JAX's devices.
-
-    Raises:
-      RunError: if JAX has started the CPU instead of the platform.
-    """
-    with explaining_absent_devices():
-        device = jax.devices()[0]
-    if device.platform == "cpu" != platform:
-        raise RunError(
-            f"JAX cannot use this machine's {platform} device: it needs a driver, and a plugin "
-            'such as that of pip install -U "jax[cuda13]"'
-        )
-    return Rows(file, OURS, device.device_kind, ("jax", "jaxlib", "flax"))
-
-
-class Guarded:
-    """A function that may fail, for example by running out of memory, without ending the others.
-
-    After a failure, `run` does nothing.
-
-    Attributes:
-      error: the exception as one line; None before a failure.
-    """
-
-    def __init__(self, run: Callable[[], Any]):
-        self._run: Callable[[], Any] | None = run
-        self.error: str | None = None
-
-    def run(self) -> Any:
-        """Calls the function, and returns its result once it is computed."""
-        if self._run is None:
-            return None
-        try:
-            return jax.block_until_ready(self._run())
-        except Exception as error:
-            self._run = None  # frees its memory
-            self.error = described(error)
-            return None
-
-
-def described(error: Exception) -> str:
-    """Returns an exception as one line; prints the traceback of one that is not expected."""
-    if isinstance(error, RunError):
-        return str(error)
-    traceback.print_exception(error)
-    return f"{type(error).__name__}: {one_line(error)}"
+    """Returns the rows of this package, after starting JAX's devices; raises as `start_device`."""
+    return Rows(file, OURS, start_device(platform).device_kind, ("jax", "jaxlib", "flax"))

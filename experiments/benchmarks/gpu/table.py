@@ -19,6 +19,7 @@ from experiments.benchmarks.gpu.rows import (
     Figure,
 )
 from experiments.benchmarks.gpu.sizes import Sizes
+from experiments.benchmarks.markdown import markdown
 from repvgg_jax.bench.table import digits
 
 Row = Mapping[str, Any]
@@ -100,7 +101,7 @@ def _comparison(measured: _Measured, batch: int) -> str:
         cells += ["-" if None in (ours, time) else f"{ours / time:.2f}" for time in theirs]
         lines.append([str(figure), *cells])
     header = ["milliseconds", OURS, EAGER, COMPILED, "ours / eager", "ours / compiled"]
-    return _markdown(header, lines)
+    return markdown(header, lines)
 
 
 def _own(measured: _Measured, sizes: Sizes) -> str:
@@ -121,7 +122,7 @@ def _own(measured: _Measured, sizes: Sizes) -> str:
                 ]
             )
     columns = ("ms", "fastest", "images/s", "of the product", "temporaries GB", "compile s")
-    return _markdown([OURS, *columns], lines)
+    return markdown([OURS, *columns], lines)
 
 
 def _peaks(measured: _Measured, sizes: Sizes) -> str:
@@ -152,24 +153,9 @@ def _training(measured: _Measured) -> str:
         if figure.name.startswith(TRAINING + ",")
     ]
     columns = ("batch", "images/s", "waiting for data", "first step s", "of it compiling s")
-    return _markdown([TRAINING, *columns], lines)
+    return markdown([TRAINING, *columns], lines)
 
 
 def _missing(rows: Iterable[Row]) -> str:
     errors = [line(row).replace(_ABSENT, "") for row in rows if "error" in row]
     return "\n".join(["Not measured:", *(f"- {error}" for error in errors)]) if errors else ""
-
-
-def _markdown(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    """Returns a table whose columns are aligned as text too; empty if it has no lines."""
-    if not lines:
-        return ""
-    widths = [max(map(len, column)) for column in zip(header, *lines, strict=True)]
-    rule = ["-" * widths[0], *(f"{'-' * (width - 1)}:" for width in widths[1:])]
-
-    def joined(cells: Sequence[str]) -> str:
-        first, *others = zip(cells, widths, strict=True)
-        padded = [first[0].ljust(first[1]), *(cell.rjust(width) for cell, width in others)]
-        return f"| {' | '.join(padded)} |"
-
-    return "\n".join(map(joined, [header, rule, *lines]))

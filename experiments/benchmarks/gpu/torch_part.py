@@ -15,9 +15,9 @@ from experiments.benchmarks.gpu.rows import (
     STEP,
     Figure,
     Rows,
-    described,
 )
 from experiments.benchmarks.gpu.sizes import Sizes
+from experiments.benchmarks.measuring import described
 from experiments.benchmarks.programs import TorchDevice
 from repvgg_jax.bench.timing import time_interleaved
 from repvgg_jax.errors import RunError
