@@ -9,7 +9,7 @@ __version__ = "0.1.0"
 
 _ROOT = Path(__file__).parents[1]
 # Results are committed too, and a new row is not a change of the code.
-_CODE = (".", ":!experiments/results")
+_CODE = (".", ":!experiments/results", ":!docs/results")
 
 
 @cache

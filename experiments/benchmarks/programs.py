@@ -3,6 +3,7 @@
 Both libraries take plain SGD steps on a batch that stays on the device.
 """
 
+import math
 import os
 import sys
 import time
@@ -12,6 +13,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from repvgg_jax.nets import Net, abstract
@@ -39,14 +41,32 @@ def random_images(net: Net, batch: int, size: int) -> jax.Array:
     return jax.random.normal(jax.random.key(1), (batch, size, size, 3), net.dtype)
 
 
+def noise_like(shapes: Any) -> Any:
+    """Returns random variables of the given shapes, made on the host.
+
+    Nothing is compiled, as it is to initialize a net. Elements of kernels have the variance 2 /
+    inputs, so that neither outputs nor gradients vanish, and those of running variances are 1.
+    """
+    noise = np.random.default_rng(0).standard_normal(2**20, np.float32)
+
+    def fill(path: tuple[Any, ...], leaf: jax.ShapeDtypeStruct) -> np.ndarray:
+        if path[-1].key in ("var", "scale"):
+            return np.ones(leaf.shape, leaf.dtype)
+        deviation = math.sqrt(2 / math.prod(leaf.shape[:-1])) if leaf.ndim > 1 else 0.01
+        return np.resize(noise * np.float32(deviation), leaf.shape).astype(leaf.dtype)
+
+    return jax.tree.map_with_path(fill, shapes)
+
+
 def gradients(net: Net, variables: Any, images: jax.Array, labels: jax.Array) -> tuple[Any, Any]:
     """Returns the gradients of the parameters, and the updated statistics."""
 
     def loss(params: Any) -> tuple[jax.Array, Any]:
-        given = {"params": params, "batch_stats": variables["batch_stats"]}
-        logits, updated = net.apply(given, images, train=True, mutable=["batch_stats"])
+        given = {"params": params, "batch_stats": variables.get("batch_stats", {})}
+        rngs = {"dropout": jax.random.key(0)}  # the same at each step, which costs as much
+        logits, updated = net.apply(given, images, train=True, mutable=["batch_stats"], rngs=rngs)
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-        return losses.mean(), updated["batch_stats"]
+        return losses.mean(), updated.get("batch_stats", {})
 
     return jax.grad(loss, has_aux=True)(variables["params"])
 
@@ -58,7 +78,7 @@ def jax_step(net: Net, variables: Any, batch: int, size: int) -> Program:
     def step(variables: Any, images: jax.Array, labels: jax.Array) -> Any:
         grads, stats = gradients(net, variables, images, labels)
         params = jax.tree.map(lambda p, g: p - RATE * g, variables["params"], grads)
-        return {"params": params, "batch_stats": stats}
+        return {"params": params} | ({"batch_stats": stats} if stats else {})
 
     # A copy, since a step donates its state. One program: GPUs would compile one for each shape.
     state = jax.jit(partial(jax.tree.map, jnp.copy))(variables)
@@ -87,13 +107,16 @@ def jax_forward(net: Net, variables: Any, batch: int, size: int) -> Program:
 def jax_prepared_forward(net: Net, variables: Any, batch: int, size: int) -> Program:
     """Returns the program of `jax_forward` of a fused net, without conversions at each run.
 
-    Convolutions get weights of the net's dtype, in the layout in memory that the compiler chooses.
+    Layers get weights of the net's dtype, in the layout in memory that the compiler chooses.
     On a GPU, the program is a CUDA graph.
     """
     from jax.experimental.layout import Format, Layout  # here, since it is experimental
 
-    def converted(path: tuple[Any, ...], leaf: jax.Array) -> jax.Array:
-        return leaf.astype(net.dtype) if jax.tree_util.DictKey("conv") in path else leaf
+    def converted(path: tuple[Any, ...], leaf: Any) -> Any:
+        names = [key.key for key in path]
+        # Layers cast their kernels, except for the head, which computes in float32.
+        cast = "conv" in names or (names[-1] == "kernel" and "head" not in names)
+        return leaf.astype(net.dtype) if cast else leaf
 
     images = random_images(net, batch, size)
     ready = jax.tree.map_with_path(converted, variables)

@@ -1,0 +1,135 @@
+"""Compares nets with RepVGG on the device that is here: costs, speed and published accuracy.
+
+  python -m experiments.comparison [--nets=resnet50,repvgg_a0] [--only=nets,steps] [--batch=128]
+
+Measures the nets of Tables 4 and 5 of the RepVGG paper in these parts, in this order: `nets`
+(forward passes of the fused form), `kernels` (the paper's Table 1), `guidelines` (the four of
+ShuffleNetV2), `steps` (training steps) and `counts` (parameters and operations, without a device).
+Each part has the device to itself, in a process of its own. What fails costs a line and not the
+others. After --minutes, the rest is left out. What has a row is not measured again, so that the
+next call measures the rest. Rows, a page with all of them and figures are in --out.
+"""
+
+import argparse
+import dataclasses
+import json
+import os
+import shlex
+import signal
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from experiments.benchmarks.parts import Part, run_parts
+from experiments.studies.comparison.nets import COUNTS
+from experiments.studies.comparison.page import FILE, sections, write_page
+from experiments.studies.comparison.part import PARTS
+from experiments.studies.comparison.sizes import Sizes, read_rows
+from experiments.studies.comparison.tables import line, setups
+from experiments.studies.pages import DOCS
+from experiments.sweeps.flags import Parser, path_type, run_command, writing
+from repvgg_jax.errors import RunError, UsageError, check_known, one_line
+from repvgg_jax.nets import NETS
+from repvgg_jax.runtime.devices import devices_here
+from repvgg_jax.runtime.files import append_row
+from repvgg_jax.version import git_commit
+
+LOGS = Path("runs/bench")  # folder of the parts' messages
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Runs the comparison and returns the exit code, see `repvgg_jax.errors`."""
+    return run_command(lambda: _compare(arguments))
+
+
+def _compare(arguments: Sequence[str]) -> None:
+    options = _parser().parse_args(arguments)
+    output = options.out / f"{FILE}.jsonl"
+    sizes = _sizes(options, str(output))
+    for folder in (options.out, LOGS):
+        with writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # which ends the part as well
+    new, errors, interrupted = [], [], False
+    try:
+        for row in _rows(options, sizes, arguments):
+            if "error" in row:
+                errors.append(line(row))
+            else:
+                append_row(output, row)
+                new.append(row)
+    except KeyboardInterrupt:
+        interrupted = True
+    rows = read_rows(output)
+    if not rows and not interrupted:
+        raise RunError("nothing was measured")
+    for setup in setups(new or rows):
+        print("\n\n".join(["", str(setup), *sections(rows, setup)]))
+    print("".join(f"\n{text}" for text in errors))
+    with writing(options.out):
+        print("\n".join(map(str, [output, *write_page(rows, options.out)])))
+    if interrupted:
+        print("interrupted; the next call measures the rest", file=sys.stderr)
+        sys.exit(130)
+
+
+def _parser() -> Parser:
+    parser = Parser(__doc__)
+    for field in dataclasses.fields(Sizes):
+        if text := field.metadata.get("help"):
+            shown = "those of the tables" if field.name == "nets" else field.default
+            text = f"{text}; {shown} by default"
+            parser.add_argument(
+                f"--{field.name}", type=type(field.default), default=field.default, help=text
+            )
+    parser.add_argument("--minutes", type=float, default=5.0, help="time for all; 5 by default")
+    names = ",".join(PARTS)
+    parser.add_argument("--only", default=names, help=f"parts to measure, of {names}")
+    parser.add_argument("--out", type=path_type, default=DOCS, help="folder; docs/results")
+    return parser
+
+
+def _sizes(options: argparse.Namespace, output: str) -> Sizes:
+    """Returns the sizes, after checking all that can be checked before the first part starts."""
+    names = [field.name for field in dataclasses.fields(Sizes) if field.metadata.get("help")]
+    given = {name: getattr(options, name) for name in names}
+    if options.minutes < 0:
+        raise UsageError(f"--minutes={options.minutes}: must be at least 0, which measures nothing")
+    if unknown := [name for name in options.only.split(",") if name not in PARTS]:
+        raise UsageError(f"--only={options.only}: no part {unknown[0]}; {', '.join(PARTS)}")
+    sizes = Sizes(platform=devices_here(os.environ)[0], output=output, **given)
+    sizes.check()
+    check_known("net", sizes.reference, NETS)
+    known = [name for name in sizes.names() if _is_known(name)]
+    return dataclasses.replace(sizes, nets=",".join(known))
+
+
+def _is_known(net: str) -> bool:
+    """Returns True for a name of a net; prints a line for another."""
+    try:
+        check_known("net", net, NETS)
+    except UsageError as error:
+        print(f"left out: {one_line(error, 120)}", file=sys.stderr)
+        return False
+    return True
+
+
+def _rows(
+    options: argparse.Namespace, sizes: Sizes, arguments: Sequence[str]
+) -> Iterator[dict[str, Any]]:
+    """Yields the rows of all parts, and prints each."""
+    flags = [text for text in arguments if not text.startswith("--out=")]
+    command = shlex.join(["python", "-m", "experiments.comparison", *flags])
+    about = {"date": time.strftime("%Y-%m-%d"), "command": command, **git_commit()}
+    names = options.only.split(",") if options.minutes else []
+    parts = [_part(name, sizes) for name in names]
+    for row in run_parts(parts, options.minutes, LOGS / FILE, line):
+        yield row | about
+
+
+def _part(name: str, sizes: Sizes) -> Part:
+    environment = {"JAX_PLATFORMS": "cpu"} if name == COUNTS else {}
+    module = "experiments.studies.comparison.part"
+    return Part(name, ["-m", module, name, json.dumps(dataclasses.asdict(sizes))], environment)
