@@ -41,6 +41,7 @@ def get_config() -> ConfigDict:
     model.dropout = placeholder(float)  # probability: vgg, after each of them (0.5); mobilenetv2
     model.group_width = placeholder(int)  # ResNeXt, RegNet: channels of a group
     model.multiplier = placeholder(float)  # MobileNets: factor on all widths; that of the name
+    model.auxiliary = placeholder(bool)  # googlenet: auxiliary heads in training; False
     model.expansion = placeholder(int)  # mobilenetv2: expansion of a unit's inputs; 6
     model.growth = placeholder(int)  # DenseNets: outputs of each layer; 32 (densenet161: 48)
     # Number of consecutive images over which BatchNorm computes its statistics in training; the
@@ -137,7 +138,7 @@ def get_config() -> ConfigDict:
     optim.max_norm = placeholder(float)  # limit on every filter's norm after each step; none
     optim.repoptimizer_from = placeholder(str)  # workdir of a csla run, for RepOptimizer's scales
     optim.label_smoothing = 0.0
-    optim.auxiliary_weight = 0.1  # weight of each auxiliary head's loss (repvgg_plus_l2pse)
+    optim.auxiliary_weight = 0.1  # of each auxiliary head's loss (repvgg_plus_l2pse, googlenet)
 
     config.bench = bench = ConfigDict()  # --mode=bench
     bench.batch_sizes = (1, 8, 32, 128, 256)

@@ -22,7 +22,8 @@ def insert_bn(
     variance of y over the batches. The BatchNorm has gamma = sqrt(var + epsilon), beta = mu + b and
     running statistics mu and var, so gamma (y - mu) / sqrt(var + epsilon) + beta = y + b in
     evaluation. In training, the statistics of a batch are close to mu and var. The resulting net
-    has block "plain" and no auxiliary heads, and can be fused again. Statistics are computed in
+    has block "plain" and no auxiliary heads, and can be fused again. Its convolutions of class
+    "conv", the last ones of Inception-ResNet's units, get no BatchNorm. Statistics are computed in
     float32 or wider, whatever the net's compute type.
 
     Args:
@@ -49,7 +50,8 @@ def insert_bn(
             "insert_bn takes a fused net, but this net is in train form; fuse it first"
         )
     check_names(net, variables)
-    names = [spec.name for spec in net.plan()]
+    plain_net = net.clone(block="plain").without_auxiliary_heads()
+    names = [spec.name for spec in net.plan() if plain_net.block_of(spec) == "plain"]
     wide = net.clone(dtype=accumulation_dtype(net.dtype))
 
     @jax.jit
@@ -68,8 +70,11 @@ def insert_bn(
         raise UsageError("insert_bn: no calibration batches were given")
     means = jax.tree.map(lambda *leaves: sum(leaves) / len(leaves), *measured)
     params, stats = dict(variables["params"]), {}
-    for name in names:
+    for name in (spec.name for spec in net.plan()):
         convolution = variables["params"][name]["conv"]
+        if name not in names:
+            params[name] = {"conv_kxk": convolution}
+            continue
         mu, square = means[name]
         var = jnp.maximum(square - mu**2, 0.0)
         params[name] = {
@@ -77,5 +82,4 @@ def insert_bn(
             "bn_kxk": {"scale": jnp.sqrt(var + net.bn_epsilon), "bias": mu},
         }
         stats[name] = {"bn_kxk": {"mean": mu - convolution["bias"], "var": var}}
-    plain_net = net.clone(block="plain").without_auxiliary_heads()
     return plain_net, {"params": params, "batch_stats": stats}

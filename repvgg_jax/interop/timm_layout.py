@@ -3,11 +3,13 @@
 Its ResNets and DenseNets have torchvision's names.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from itertools import groupby
 
 from repvgg_jax.interop import torchvision_layout
 from repvgg_jax.interop.pytorch_layout import (
+    CONV,
     DENSE,
     DENSE_AS_CONV,
     Change,
@@ -16,13 +18,15 @@ from repvgg_jax.interop.pytorch_layout import (
     conv_bn_entries,
     entries,
 )
-from repvgg_jax.nets import Net
+from repvgg_jax.nets import BlockSpec, Net
 from repvgg_jax.nets.densenet import DenseNet
+from repvgg_jax.nets.inception_resnet import POOLED, UP, InceptionResNetV2
 from repvgg_jax.nets.mobilenet import MobileNetV1, MobileNetV2
 from repvgg_jax.nets.regnet import RegNet
 from repvgg_jax.nets.repvgg import RepVGG
 from repvgg_jax.nets.resnet import BottleneckResNet, ResNet
 from repvgg_jax.nets.vgg import MAP, VGG
+from repvgg_jax.nets.xception import Xception
 
 # A dense kernel on a flattened map: a convolution in timm, [7 * 7 * channels, out] here.
 DENSE_AS_CONV_ON_MAP = Change(
@@ -68,6 +72,66 @@ def _mobilenet(net: MobileNetV1) -> Iterator[Entry]:
     yield from affine_entries("classifier", "head", DENSE)
 
 
+def _inception_resnet(net: InceptionResNetV2) -> Iterator[Entry]:
+    first = {"stem0": "1a", "stem1": "2a", "stem2": "2b", "stem3": "3b", "stem4": "4a"}
+    first["last"] = "7b"
+    plan = net.plan()
+    layers = Counter((spec.stage, spec.index, _branch_of(spec)) for spec in plan)
+    for spec in plan:
+        unit, branch = _inception_unit(net, spec), _branch_of(spec)
+        if spec.role == UP:
+            yield from affine_entries(f"{unit}.conv2d", f"{spec.name}/conv_kxk", CONV)
+            continue
+        if not spec.role:
+            name = f"conv2d_{first[spec.name]}"
+        elif spec.role == POOLED:
+            name = f"{unit}.branch3.1"  # after the pooling
+        elif layers[spec.stage, spec.index, branch] == 1:
+            name = f"{unit}.{branch}"
+        else:
+            name = f"{unit}.{branch}.{spec.role.removeprefix(f'{branch}_conv')}"
+        yield from conv_bn_entries(f"{name}.conv", f"{name}.bn", spec.name)
+    yield from affine_entries("classif", "head", DENSE)
+
+
+def _branch_of(spec: BlockSpec) -> str:
+    return spec.role.split("_")[0]
+
+
+def _inception_unit(net: InceptionResNetV2, spec: BlockSpec) -> str:
+    """Returns the name of the module or residual unit of a convolution."""
+    if spec.index == 0:
+        return {0: "mixed_5b", 1: "mixed_6a", 2: "mixed_7a"}.get(spec.stage, "")
+    if spec.stage == 2 and spec.index == net.depths[2]:
+        return "block8"
+    return f"{('repeat', 'repeat_1', 'repeat_2')[spec.stage]}.{spec.index - 1}"
+
+
+def _xception(net: Xception) -> Iterator[Entry]:
+    stem0, stem1, *rest = net.plan()
+    yield from conv_bn_entries("conv1", "bn1", stem0.name)
+    yield from conv_bn_entries("conv2", "bn2", stem1.name)
+    units = groupby(rest, key=lambda spec: (spec.stage, spec.index))
+    for number, ((_, index), unit) in enumerate(units, 1):
+        specs = list(unit)
+        if not specs[0].role:  # after the last unit
+            yield from _separable_entries(f"conv{index + 3}", f"bn{index + 3}", specs[0].name)
+            continue
+        if specs[0].role == "shortcut":
+            name = f"block{number}.skip"
+            yield from conv_bn_entries(name, f"{name}bn", specs.pop(0).name)
+        # Each convolution is preceded by a ReLU, except the first one.
+        for layer, spec in enumerate(specs):
+            at, name = 3 * layer + (number > 1), f"block{number}.rep."
+            yield from _separable_entries(f"{name}{at}", f"{name}{at + 1}", spec.name)
+    yield from affine_entries("fc", "head", DENSE)
+
+
+def _separable_entries(conv: str, norm: str, block: str) -> Iterator[Entry]:
+    yield Entry(f"{conv}.conv1.weight", f"params/{block}_depthwise/kernel", CONV)
+    yield from conv_bn_entries(f"{conv}.pointwise", norm, block)
+
+
 def _repvgg(net: RepVGG) -> list[Entry]:
     return entries(net, "timm")
 
@@ -75,10 +139,12 @@ def _repvgg(net: RepVGG) -> list[Entry]:
 FAMILIES: dict[type[Net], Callable[..., Iterator[Entry] | list[Entry]]] = {
     BottleneckResNet: torchvision_layout.FAMILIES[BottleneckResNet],
     DenseNet: torchvision_layout.FAMILIES[DenseNet],
+    InceptionResNetV2: _inception_resnet,
     MobileNetV1: _mobilenet,
     MobileNetV2: _mobilenet,
     RegNet: _regnet,
     RepVGG: _repvgg,
     ResNet: torchvision_layout.FAMILIES[ResNet],
     VGG: _vgg,
+    Xception: _xception,
 }

@@ -15,16 +15,23 @@ from repvgg_jax.interop.pytorch_layout import (
 )
 from repvgg_jax.nets import Net
 from repvgg_jax.nets.densenet import DenseNet
+from repvgg_jax.nets.googlenet import MAP as AUXILIARY_MAP
+from repvgg_jax.nets.googlenet import GoogLeNet
 from repvgg_jax.nets.mobilenet import MobileNetV2
 from repvgg_jax.nets.regnet import RegNet
 from repvgg_jax.nets.resnet import BottleneckResNet, ResNet
 from repvgg_jax.nets.vgg import MAP, VGG
 
-# A dense kernel on a flattened map: [out, channels * 7 * 7] in PyTorch, [7 * 7 * channels, out].
-DENSE_ON_MAP = Change(
-    lambda w: w.reshape(len(w), -1, MAP, MAP).transpose(2, 3, 1, 0).reshape(-1, len(w)),
-    lambda w: w.reshape(MAP, MAP, -1, w.shape[1]).transpose(3, 2, 0, 1).reshape(w.shape[1], -1),
-)
+
+def dense_on_map(n: int) -> Change:
+    """Returns the conversion of a dense kernel that reads a flattened map of n x n pixels.
+
+    It is [out, channels * n * n] in PyTorch, and [n * n * channels, out] here.
+    """
+    return Change(
+        lambda w: w.reshape(len(w), -1, n, n).transpose(2, 3, 1, 0).reshape(-1, len(w)),
+        lambda w: w.reshape(n, n, -1, w.shape[1]).transpose(3, 2, 0, 1).reshape(w.shape[1], -1),
+    )
 
 
 def _resnet(net: ResNet) -> Iterator[Entry]:
@@ -73,7 +80,7 @@ def vgg_convolutions(net: VGG) -> Iterator[Entry]:
 def _vgg(net: VGG) -> Iterator[Entry]:
     yield from vgg_convolutions(net)
     for index in range(len(net.hidden)):
-        change = DENSE if index else DENSE_ON_MAP
+        change = DENSE if index else dense_on_map(MAP)
         yield from affine_entries(f"classifier.{3 * index}", f"hidden{index}", change)
     yield from affine_entries(f"classifier.{3 * len(net.hidden)}", "head", DENSE)
 
@@ -109,11 +116,28 @@ def _densenet(net: DenseNet) -> Iterator[Entry]:
     yield from affine_entries("classifier", "head", DENSE)
 
 
+def _googlenet(net: GoogLeNet) -> Iterator[Entry]:
+    branches = {"1x1": "1", "3x3_reduce": "2.0", "3x3": "2.1"}
+    branches |= {"5x5_reduce": "3.0", "5x5": "3.1", "pool_proj": "4.1"}
+    first = {"stem": "conv1", "second_reduce": "conv2", "second": "conv3"}
+    for spec in net.plan():
+        module = f"inception{spec.stage + 3}{'abcde'[spec.index]}"
+        name = f"{module}.branch{branches[spec.role]}" if spec.role else first[spec.name]
+        yield from conv_bn_entries(f"{name}.conv", f"{name}.bn", spec.name)
+    for number, head in enumerate(net.auxiliary_heads().values(), start=1):
+        name = f"aux{number}"
+        yield from conv_bn_entries(f"{name}.conv.conv", f"{name}.conv.bn", f"{head}/conv")
+        yield from affine_entries(f"{name}.fc1", f"{head}/hidden", dense_on_map(AUXILIARY_MAP))
+        yield from affine_entries(f"{name}.fc2", f"{head}/fc", DENSE)
+    yield from affine_entries("fc", "head", DENSE)
+
+
 FAMILIES: dict[type[Net], Callable[..., Iterator[Entry]]] = {
     ResNet: _resnet,
     BottleneckResNet: _resnet,
     RegNet: _regnet,
     VGG: _vgg,
     DenseNet: _densenet,
+    GoogLeNet: _googlenet,
     MobileNetV2: _mobilenet_v2,
 }

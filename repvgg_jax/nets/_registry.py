@@ -14,6 +14,8 @@ from repvgg_jax.errors import UsageError, check_known, described
 from repvgg_jax.nets import (
     deep_plain,
     densenet,
+    googlenet,
+    inception_resnet,
     mobilenet,
     mobileone,
     regnet,
@@ -21,11 +23,12 @@ from repvgg_jax.nets import (
     residual_reorg,
     resnet,
     vgg,
+    xception,
 )
 from repvgg_jax.nets._base import Net
 
-_FAMILIES = deep_plain, densenet, mobilenet, mobileone
-_FAMILIES += regnet, repvgg, residual_reorg, resnet, vgg
+_FAMILIES = deep_plain, densenet, googlenet, inception_resnet, mobilenet, mobileone
+_FAMILIES += regnet, repvgg, residual_reorg, resnet, vgg, xception
 _VARIANTS = [item for family in _FAMILIES for item in family.VARIANTS.items()]
 NETS: dict[str, partial[Net] | type[Net]] = dict(sorted(_VARIANTS))
 
