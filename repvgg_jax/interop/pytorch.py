@@ -52,17 +52,20 @@ def from_torch(net: Net, state_dict: Mapping[str, Any]) -> dict[str, Any]:
     shapes = _leaves(abstract(net))
     layout, listed = recognized(net, source, shapes)
     given = {name: _as_numpy(name, value) for name, value in source.items()}
-    needed = {
-        name: change.to_torch(np.broadcast_to(np.float32(0), shapes[path].shape)).shape
-        for name, path, change in listed
-    }
+    needed: dict[str, tuple[int, ...]] = {}
+    parts = []  # of each entry along the first axis
+    for name, path, change in listed:
+        begin = needed[name][0] if name in needed else 0
+        shape = change.to_torch(np.broadcast_to(np.float32(0), shapes[path].shape)).shape
+        needed[name] = (begin + shape[0], *shape[1:])
+        parts.append(slice(begin, begin + shape[0]))
     head = next((name for name, path, _ in listed if path == "params/head/kernel"), "")
     _check_names_and_shapes(layout, head, given, needed)
     _check_finite(given)
     # Copied, since a view would change when the PyTorch model is updated.
     leaves = {
-        path: jnp.array(change.to_ours(given[name]), shapes[path].dtype, copy=True)
-        for name, path, change in listed
+        path: jnp.array(change.to_ours(given[name][part]), shapes[path].dtype, copy=True)
+        for (name, path, change), part in zip(listed, parts, strict=True)
     }
     return unflatten_dict(leaves, sep="/")
 
@@ -104,7 +107,9 @@ def to_torch(net: Net, variables: Variables, layout: str | None = None) -> dict[
         leaf = np.asarray(given[path])
         if leaf.dtype not in (np.float16, np.float32, np.float64):
             leaf = leaf.astype(np.float32)  # PyTorch does not support NumPy's bfloat16
-        state_dict[name] = np.array(change.to_torch(leaf), order="C")
+        array = np.array(change.to_torch(leaf), order="C")
+        before = [state_dict[name]] if name in state_dict else []
+        state_dict[name] = np.concatenate([*before, array])
         if name.endswith(".running_var"):
             state_dict[name.replace("running_var", COUNTER)] = np.zeros((), np.int64)
     return state_dict

@@ -62,7 +62,10 @@ NAMES = {
 
 
 class Entry(NamedTuple):
-    """One array: its PyTorch name, its path in the variables, and the conversion between them."""
+    """One array: its PyTorch name, its path in the variables, and the conversion between them.
+
+    Entries with the same name are consecutive parts of an array in PyTorch, along its first axis.
+    """
 
     name: str
     path: str  # such as "params/stage0_block0/conv_kxk/kernel"
