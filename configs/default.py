@@ -38,7 +38,7 @@ def get_config() -> ConfigDict:
     # pooling after it; (3, 1, 1) for images of 32x32 (docs/concepts/nets.md).
     model.stem = placeholder(tuple)
     model.hidden = placeholder(tuple)  # vgg: outputs of the hidden dense layers; (4096, 4096)
-    model.dropout = placeholder(float)  # probability: vgg, after each of them (0.5); mobilenetv2
+    model.dropout = placeholder(float)  # probability: VGG, NASNet (0.5), mobilenetv2 (0.2)
     model.group_width = placeholder(int)  # ResNeXt, RegNet: channels of a group
     model.multiplier = placeholder(float)  # MobileNets: factor on all widths; that of the name
     model.auxiliary = placeholder(bool)  # googlenet: auxiliary heads in training; False

@@ -5,8 +5,9 @@ Its ResNets and DenseNets have torchvision's names.
 
 from collections import Counter
 from collections.abc import Callable, Iterator
-from itertools import groupby
+from itertools import count, groupby
 
+from repvgg_jax.errors import UsageError
 from repvgg_jax.interop import torchvision_layout
 from repvgg_jax.interop.pytorch_layout import (
     CONV,
@@ -19,9 +20,11 @@ from repvgg_jax.interop.pytorch_layout import (
     entries,
 )
 from repvgg_jax.nets import BlockSpec, Net
+from repvgg_jax.nets._cells import Cell
 from repvgg_jax.nets.densenet import DenseNet
 from repvgg_jax.nets.inception_resnet import POOLED, UP, InceptionResNetV2
 from repvgg_jax.nets.mobilenet import MobileNetV1, MobileNetV2
+from repvgg_jax.nets.nasnet import NASNet
 from repvgg_jax.nets.regnet import RegNet
 from repvgg_jax.nets.repvgg import RepVGG
 from repvgg_jax.nets.resnet import BottleneckResNet, ResNet
@@ -132,6 +135,49 @@ def _separable_entries(conv: str, norm: str, block: str) -> Iterator[Entry]:
     yield from conv_bn_entries(f"{conv}.pointwise", norm, block)
 
 
+def _nasnet(net: NASNet) -> Iterator[Entry]:
+    if net.cells == "amoebanet_a":
+        raise UsageError("timm has no AmoebaNet, so that no weights can be imported or exported")
+    pnasnet = net.cells == "pnasnet_5"
+    conv = "conv_0" if pnasnet else "conv0"
+    yield from conv_bn_entries(f"{conv}.conv", f"{conv}.bn", "stem")
+    numbers, reductions = count(), count()
+    for cell in net.layout():
+        if cell.spec.stage < 2:
+            name = f"cell_stem_{cell.spec.stage}"
+        elif cell.spec.strides == 2 and not pnasnet:
+            name = f"reduction_cell_{next(reductions)}"
+        else:
+            name = f"cell_{next(numbers)}"
+        yield from _cell(cell, name, "conv_prev_1x1." if pnasnet else "")
+    yield from affine_entries("last_linear", "head", DENSE)
+
+
+def _cell(cell: Cell, name: str, halves: str) -> Iterator[Entry]:
+    """Yields the entries of a cell; those of two 1x1 convolutions of its source have a prefix."""
+    for state, path in enumerate(("conv_1x1", "conv_prev_1x1")):
+        specs = cell.inputs(state)
+        if len(specs) == 1:
+            yield from conv_bn_entries(f"{name}.{path}.conv", f"{name}.{path}.bn", specs[0].name)
+            continue
+        for number, spec in enumerate(specs, 1):  # they share a BatchNorm in timm
+            conv, norm = f"{name}.{halves}path_{number}.conv", f"{name}.{halves}final_path_bn"
+            yield from conv_bn_entries(conv, norm, spec.name)
+    for role, operand in (operand for pair in cell.pairs() for operand in pair):
+        path = f"{name}.{role.replace('pair', 'comb_iter_')}"
+        specs = cell.convolutions(role, operand)
+        if operand[0] != "separable":
+            for spec in specs:
+                yield from conv_bn_entries(f"{path}.conv", f"{path}.bn", spec.name)
+            continue
+        for number, spec in enumerate(specs, 1):
+            conv = f"{path}.separable_{number}"
+            depthwise = f"params/{spec.name}_depthwise/kernel"
+            yield Entry(f"{conv}.depthwise_conv2d.weight", depthwise, CONV)
+            norm = f"{path}.bn_sep_{number}"
+            yield from conv_bn_entries(f"{conv}.pointwise_conv2d", norm, spec.name)
+
+
 def _repvgg(net: RepVGG) -> list[Entry]:
     return entries(net, "timm")
 
@@ -142,6 +188,7 @@ FAMILIES: dict[type[Net], Callable[..., Iterator[Entry] | list[Entry]]] = {
     InceptionResNetV2: _inception_resnet,
     MobileNetV1: _mobilenet,
     MobileNetV2: _mobilenet,
+    NASNet: _nasnet,
     RegNet: _regnet,
     RepVGG: _repvgg,
     ResNet: torchvision_layout.FAMILIES[ResNet],

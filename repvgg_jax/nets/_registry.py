@@ -14,10 +14,12 @@ from repvgg_jax.errors import UsageError, check_known, described
 from repvgg_jax.nets import (
     deep_plain,
     densenet,
+    diracnet,
     googlenet,
     inception_resnet,
     mobilenet,
     mobileone,
+    nasnet,
     regnet,
     repvgg,
     residual_reorg,
@@ -27,8 +29,8 @@ from repvgg_jax.nets import (
 )
 from repvgg_jax.nets._base import Net
 
-_FAMILIES = deep_plain, densenet, googlenet, inception_resnet, mobilenet, mobileone
-_FAMILIES += regnet, repvgg, residual_reorg, resnet, vgg, xception
+_FAMILIES = deep_plain, densenet, diracnet, googlenet, inception_resnet, mobilenet, mobileone
+_FAMILIES += nasnet, regnet, repvgg, residual_reorg, resnet, vgg, xception
 _VARIANTS = [item for family in _FAMILIES for item in family.VARIANTS.items()]
 NETS: dict[str, partial[Net] | type[Net]] = dict(sorted(_VARIANTS))
 

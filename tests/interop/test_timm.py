@@ -6,6 +6,7 @@ import pytest
 
 import repvgg_jax as rj
 from repvgg_jax.interop.pytorch import from_torch, to_torch
+from repvgg_jax.runtime.compilation import jit_once
 
 torch = pytest.importorskip("torch", reason="torch is not installed: the other side is missing")
 from tests.support.torch_weights import noise_for, randomize, refusal  # noqa: E402
@@ -19,6 +20,8 @@ NETS_OF_TIMM = [
         pytest.param(*case, marks=pytest.mark.slow)
         for case in (
             ("densenet121", "densenet121", 64),
+            ("nasnetalarge", "nasnetalarge", 64),
+            ("pnasnet5large", "pnasnet5large", 64),
             ("mobilenetv2_100", "mobilenetv2_100", 32),
             ("regnetx_400mf", "regnetx_004_tv", 64),
             ("regnety_400mf", "regnety_004", 64),
@@ -57,11 +60,30 @@ def test_the_fused_form_computes_what_timms_net_does(name, in_timm, size, timm):
     assert np.abs(logits - expected).max() / np.abs(expected).max() < 1e-5
 
 
+@pytest.mark.medium
+@pytest.mark.parametrize(
+    "name", ["nasnetalarge", pytest.param("pnasnet5large", marks=pytest.mark.slow)]
+)
+def test_cells_compute_what_timms_do(name, timm):
+    from tests.support.torch_cells import SMALL
+
+    make, fields = SMALL[name]
+    module = randomize(make())
+    net = rj.create(name, num_classes=10, **fields)
+    variables = from_torch(net, module.state_dict())
+    images = np.random.default_rng(0).normal(size=(2, 33, 28, 3)).astype(np.float32)
+    with torch.no_grad():
+        expected = module(torch.from_numpy(images).permute(0, 3, 1, 2)).numpy()
+    for form, weights in ((net, variables), rj.fuse(net, variables)):
+        logits = jit_once(form.apply)(weights, images)
+        assert np.abs(logits - expected).max() / np.abs(expected).max() < 1e-5
+
+
 def test_layouts_are_chosen_by_the_net():
     net = rj.create("mobilenetv1_025", num_classes=3)
     variables = noise_for(net)
     assert "conv_stem.weight" in to_torch(net, variables)  # torchvision has none
-    other = net.clone(stages=((64, 1, 2), *net.stages[1:]))
+    other = net.clone(strides=(2, *net.strides[1:]))
     assert "could compute another function" in refusal(to_torch, other, variables)
     assert "choose from official, torchvision, timm" in refusal(to_torch, net, variables, "keras")
     assert "use layout='timm'" in refusal(to_torch, net, variables, "torchvision")
@@ -72,7 +94,7 @@ def test_layouts_are_chosen_by_the_net():
     ("name", "fields", "missing"),
     [
         ("repvgg_a0", {"depths": (1,) * 5, "widths": (8,) * 5}, "stage0.rbr_dense.conv.weight"),
-        ("resnet18", {"depths": (1,), "widths": (8,)}, "conv1.weight"),
+        ("resnet18", {"depths": (1,), "widths": (8,), "strides": (1,)}, "conv1.weight"),
         ("vgg11", {"depths": (1,), "widths": (8,), "strides": (2,)}, "features.0.weight"),
     ],
 )

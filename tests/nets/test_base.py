@@ -232,7 +232,7 @@ VARIABLES, KEY, IMAGES = abstract(SMALL), jax.random.key(0), np.zeros((2, 8, 8, 
         (rj.reestimate_batch_stats, (VARIABLES, SMALL, []), "variables, batches): the net is a d"),
         (SMALL.apply, (IMAGES, VARIABLES), "net.apply(variables, images): the variables are an a"),
         (SMALL.apply, (VARIABLES, [IMAGES]), "images are a list; a net takes an array"),
-        (rj.create, (SMALL,), "unknown model a RepVGG: choose from deep_plain, densenet121"),
+        (rj.create, (SMALL,), "unknown model a RepVGG: choose from amoebaneta_f190, "),
         (rj.load, (SMALL,), "the path is a RepVGG; pass a string or a Path"),
     ],
 )

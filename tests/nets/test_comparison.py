@@ -17,11 +17,17 @@ COUNTS = {
     "densenet169": (14149480, 14138920, 3359843328),
     "densenet201": (20013928, 20001320, 4291365888),
     "densenet161": (28681000, 28665928, 7727907072),
+    "diracnet18": (11523368, 11511784, 1794805760),
+    "diracnet34": (21638952, 21616232, 3644493824),
     "googlenet": (6998552, 6998552, 1582671872),
     "googlenet_bn": (6624904, 6617624, 1498376192),
     "inception_resnet_v2": (55843464, 55813192, 13155794016),
     "mobilenetv1_100": (4231976, 4221032, 568740352),
     "mobilenetv2_100": (3504872, 3487816, 300774272),
+    "nasnetamobile": (5289978, 5271609, 563638816),
+    "nasnetalarge": (88753150, 88654816, 23783414658),
+    "pnasnet5large": (86057668, 85969174, 24937395792),
+    "pnasnet5mobile": (5064487, 5047655, 587293200),
     "regnetx_400mf": (5495976, 5477048, 413812608),
     "regnetx_3_2gf": (15296552, 15265272, 3176621952),
     "regnetx_12gf": (46106056, 46057864, 12086678016),
@@ -44,19 +50,24 @@ COUNTS = {
     "vgg19_bn": (143678248, 143667240, 19632062464),
     "xception": (22855952, 22828688, 8357403496),
 }
-SIZES = {"inception_resnet_v2": 299, "xception": 299}
+SIZES = {"inception_resnet_v2": 299, "xception": 299, "nasnetalarge": 331, "pnasnet5large": 331}
 QUICK = ("mobilenetv2_100", "resnet18", "resnext50_32x4d", "vgg16_bn")
 STAGES = {"depths": (1, 2), "widths": (16, 32), "strides": (1, 2)}
 MODULES = {"modules": (((8,) * 6,),) * 2, "pools": (3, 2), "widths": (8, 8)}
 NARROW = STAGES | {"widths": (8, 16), "stem": (3, 1, 1)}
+CELLS = {"depths": (1, 1), "widths": (4, 8), "strides": (2, 1), "stem_width": 4}
 # Small members of all families, and blocks in the places of 3x3 convolutions.
 SMALL = {
     "densenet": ("densenet121", {"depths": (1, 2), "growth": 4, "width": 8}),
+    "diracnet": ("diracnet18", NARROW),
     "googlenet": ("googlenet", MODULES),
     "googlenet_bn": ("googlenet_bn", MODULES),
     "inception-resnet": ("inception_resnet_v2", {"depths": (1, 1, 2)}),
     "mobilenet": ("mobilenetv1_025", STAGES),
     "mobilenet v2": ("mobilenetv2_050", STAGES),
+    "nasnet": ("nasnetamobile", CELLS),
+    "pnasnet": ("pnasnet5mobile", CELLS | {"depths": (2, 2)}),
+    "amoebanet": ("amoebaneta_f190", CELLS | {"strides": (2, 2)}),
     "resnet": ("resnet18", NARROW),
     "regnet": ("regnety_400mf", STAGES | {"strides": (2, 2)}),
     "resnext": ("resnext50_32x4d", NARROW | {"groups": 2, "group_width": 16, "stem": (7, 2, 2)}),
@@ -69,6 +80,7 @@ SMALL = {
 
 # The code of another, and those that take long.
 SLOW = ("mobilenet", "resnext", "googlenet_bn", "acb in googlenet", "inception-resnet", "xception")
+SLOW += ("amoebanet", "diracnet", "nasnet", "pnasnet")
 
 
 @pytest.mark.parametrize(
@@ -158,6 +170,12 @@ def test_densenet_keeps_the_norms_that_follow_a_concatenation():
     assert len(fused["batch_stats"]) == sum((6, 12, 24, 16)) + 3 + 1
 
 
+def test_no_batch_norm_of_a_cell_is_left_after_fusion():
+    net = rj.create("amoebaneta_f190", **CELLS)
+    fused = jax.eval_shape(lambda v: rj.fuse(net, v)[1], abstract(net))
+    assert set(fused) == {"params"}
+
+
 def test_blocks_take_the_places_of_3x3_convolutions():
     net = rj.create("resnet50", block="repvgg")
     for name, block in net.blocks().items():
@@ -184,6 +202,9 @@ def test_blocks_take_the_places_of_3x3_convolutions():
         ("densenet121", {"block": "repvgg"}, "leave model.block unset"),
         ("densenet121", {"frozen": ("stem",)}, "cannot be frozen in part"),
         ("mobilenetv2_100", {"dropout": 1.5}, "dropout=1.5"),
+        ("nasnetalarge", {"cells": "nasnet"}, "unknown cells .* did you mean nasnet_a"),
+        ("nasnetalarge", {"block": "acb"}, "no block can take their place"),
+        ("nasnetamobile", CELLS | {"strides": (2, 4)}, "must be 1 or 2"),
         ("mobilenetv2_100", {"strides": (1, 2)}, "strides .1, 2. must each have one entry"),
         ("resnet18", {"stem": (7, 2)}, r"stem=\(7, 2\): must be the side and stride"),
         ("resnet50", {"strided": 2}, "0 .v1. or 1 .v1.5."),
