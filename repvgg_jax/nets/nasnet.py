@@ -110,7 +110,13 @@ class NASNet(Net):
 
     @nn.compact
     def __call__(self, images: Array, train: bool = False) -> Array:
-        x = self.run_block(self.plan()[0], images, train)
+        stem, *_ = self.plan()
+        x = self.run_block(stem, images, train)
+        if 0 in x.shape[1:3]:
+            side = stem.kernel_size
+            raise UsageError(
+                f"the images are too small for this net; the smallest have {side}x{side} pixels"
+            )
         if self.stem[2] > 1:
             x = max_pool(x, 3, self.stem[2])
         outputs = [x]

@@ -140,10 +140,12 @@ def test_vgg_without_batch_norm_keeps_the_scale_of_its_features():
 
 
 def test_images_that_are_too_small_are_named():
-    for name, overrides in (("vgg11", {"hidden": ()}), ("densenet121", {})):
+    cases = ("vgg11", {"hidden": ()}, 16), ("densenet121", {}, 16), ("nasnetamobile", CELLS, 2)
+    for name, overrides, size in cases:
         net = rj.create(name, **overrides)
+        images = jax.ShapeDtypeStruct((1, size, size, 3), "float32")
         with pytest.raises(rj.UsageError, match="the images are too small for this net"):
-            jax.eval_shape(lambda net=net: rj.init(net, jax.random.key(0), image_size=16))
+            jax.eval_shape(net.init, jax.random.key(0), images)
 
 
 def test_local_response_norm_divides_by_the_squares_of_five_channels():
