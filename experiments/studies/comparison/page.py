@@ -104,9 +104,14 @@ def _scatter(figure: str, speeds: dict[str, float], than: str) -> str:
     points = []
     for name, speed in speeds.items():
         full, top1, source, *_ = PUBLISHED[name]
-        kind = _FAMILIES.index(PUBLISHED[name].family)
+        kind = _kind(PUBLISHED[name].family)
         text = f"{full.removeprefix('RepVGG-')}{'*' * (source == TABLE_5)}"
         points.append(Point(text, speed, top1, 0.0, kind, labelled=True))
     shown = dict.fromkeys(PUBLISHED[name].family for name in speeds)
-    legend = [(_FAMILIES.index(family), family) for family in shown]
+    legend = [(_kind(family), family) for family in shown]
     return draw_scatter(figure, points, f"images/s / {than}", legend)
+
+
+def _kind(family: str) -> int:
+    """Returns the index of a family's color and marker, of which there are twelve."""
+    return _FAMILIES.index(family) % 12

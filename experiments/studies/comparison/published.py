@@ -60,13 +60,29 @@ PUBLISHED = {
 TABLES_4_AND_5 = tuple(PUBLISHED)
 REFERENCE = "resnet50_v1"  # net that the others' speed is divided by
 
-_TORCHVISION = "torchvision's weights, in timm's results"
+_EFFICIENTNET = "EfficientNet, Table 2"
+_MEGVII = "authors' code of ShuffleNet"
 _PYCLS = "model zoo of pycls"
+_SLIM = "TensorFlow's models, slim"
+_TORCHVISION = "torchvision's weights, in timm's results"
 PUBLISHED |= {
+    "amoebaneta_f190": Published("AmoebaNet-A", 82.8, "AmoebaNet, Table 2", None, 331),
     "densenet121": Published("DenseNet-121", 74.98, "DenseNet, Table 3"),
     "densenet169": Published("DenseNet-169", 76.20, "DenseNet, Table 3"),
     "densenet201": Published("DenseNet-201", 77.42, "DenseNet, Table 3"),
-    "mobilenetv1_100": Published("MobileNetV1-1.0", 70.6, "MobileNet, Table 4"),
+    "diracnet34": Published("DiracNet-34", 72.21, "RepVGG, section 2.3"),
+    "efficientnet_b1": Published("EfficientNet-B1", 79.1, _EFFICIENTNET, None, 240),
+    "efficientnet_b2": Published("EfficientNet-B2", 80.1, _EFFICIENTNET, None, 260),
+    "efficientnet_b4": Published("EfficientNet-B4", 82.9, _EFFICIENTNET, None, 380),
+    "efficientnet_b5": Published("EfficientNet-B5", 83.6, _EFFICIENTNET, None, 456),
+    "efficientnet_b6": Published("EfficientNet-B6", 84.0, _EFFICIENTNET, None, 528),
+    "efficientnet_b7": Published("EfficientNet-B7", 84.3, _EFFICIENTNET, None, 600),
+    "googlenet": Published("GoogLeNet", 69.8, "MobileNet, Table 8"),
+    "inception_resnet_v2": Published("Inception-ResNet-v2", 80.4, _SLIM, None, 299),
+    "mobilenetv1_100": Published("MobileNetV1-1.0", 70.6, "MobileNet, Table 8"),
+    "nasnetalarge": Published("NASNet-A large", 82.7, _SLIM, None, 331),
+    "nasnetamobile": Published("NASNet-A mobile", 74.0, _SLIM),
+    "pnasnet5large": Published("PNASNet-5 large", 82.9, _SLIM, None, 331),
     "regnetx_16gf": Published("RegNetX-16GF", 80.0, _PYCLS),
     "regnety_3_2gf": Published("RegNetY-3.2GF", 79.0, _PYCLS),
     "regnety_12gf": Published("RegNetY-12GF", 80.3, _PYCLS),
@@ -74,7 +90,14 @@ PUBLISHED |= {
     "resnet101": Published("ResNet-101 v1.5", 77.40, _TORCHVISION),
     "resnet152": Published("ResNet-152 v1.5", 78.33, _TORCHVISION),
     "resnext101_32x8d": Published("ResNeXt-101 32x8d", 79.31, _TORCHVISION),
+    "shufflenetv1_100_g3": Published("ShuffleNetV1-1.0 g3", 67.8, _MEGVII),
+    "shufflenetv1_100_g8": Published("ShuffleNetV1-1.0 g8", 68.0, _MEGVII),
+    "shufflenetv2_050": Published("ShuffleNetV2-0.5", 61.1, _MEGVII),
+    "shufflenetv2_100": Published("ShuffleNetV2-1.0", 69.4, _MEGVII),
+    "shufflenetv2_150": Published("ShuffleNetV2-1.5", 72.6, _MEGVII),
+    "shufflenetv2_200": Published("ShuffleNetV2-2.0", 75.0, _MEGVII),
     "vgg19_bn": Published("VGG-19", 74.23, _TORCHVISION),
+    "xception": Published("Xception", 79.0, _EFFICIENTNET, None, 299),
 }
 
 # RepVGG beside nets of about its accuracy or less, which the paper says it is faster than.
