@@ -80,7 +80,7 @@ SMALL = {
 
 # The code of another, and those that take long.
 SLOW = ("mobilenet", "resnext", "googlenet_bn", "acb in googlenet", "inception-resnet", "xception")
-SLOW += ("amoebanet", "diracnet", "nasnet", "pnasnet")
+SLOW += ("googlenet", "amoebanet", "diracnet", "nasnet", "pnasnet")
 
 
 @pytest.mark.parametrize(
@@ -118,7 +118,7 @@ def test_nets_fuse_and_have_gradients(name, overrides):
     for array, info in zip(maps, net.feature_info(), strict=True):
         assert array.shape[-1] == info.channels
         # Without padding in the first layers, a few pixels are missing.
-        margin = 3 if name in ("inception_resnet_v2", "xception") else 1
+        margin = 4 if name in ("inception_resnet_v2", "xception") else 1
         assert abs(array.shape[1] - side / info.stride) < margin
 
     def loss(params):
