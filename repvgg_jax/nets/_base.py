@@ -248,8 +248,9 @@ class Net(nn.Module):
         """Returns the feature maps described by `feature_info`, and the updated `batch_stats`.
 
         Images [batch, height, width, 3] -> maps [batch, height / stride, ..., channels] in the
-        net's compute type, with sides rounded up (VGG and DenseNet: down). If `train` is False, the
-        statistics are returned unchanged (empty for a fused net).
+        net's compute type, with sides rounded up (VGG and DenseNet: down). Layers without padding,
+        as in GoogLeNet, Inception-ResNet and Xception, make them a few pixels smaller. If `train`
+        is False, the statistics are returned unchanged (empty for a fused net).
 
         Raises:
           UsageError: if the net is not a backbone.
