@@ -32,17 +32,22 @@ def get_config() -> ConfigDict:
     # deep_plain: delta_orthogonal (if unset), he or default.
     model.initializer = placeholder(str)
     model.depth = placeholder(int)  # deep_plain: number of layers; 1000
-    model.width = placeholder(int)  # deep_plain: channels; 32. DenseNet: outputs of the stem; 64
+    # deep_plain: channels; 32. DenseNet, ShuffleNet: outputs of the stem; 64, 24.
+    model.width = placeholder(int)
     model.activation = placeholder(str)  # deep_plain: tanh (if unset), relu, leaky_relu
     # Nets of other families: side and stride of the first convolution, and stride of the max
     # pooling after it; (3, 1, 1) for images of 32x32 (docs/concepts/nets.md).
     model.stem = placeholder(tuple)
     model.hidden = placeholder(tuple)  # vgg: outputs of the hidden dense layers; (4096, 4096)
-    model.dropout = placeholder(float)  # probability: VGG, NASNet (0.5), mobilenetv2 (0.2)
+    # Probability: VGG, NASNet (0.5); before the head of mobilenetv2 and efficientnet (0.2).
+    model.dropout = placeholder(float)
+    # Probability of skipping the last unit: mobilenetv2 (0 if unset), efficientnet (0.2).
+    model.drop_path = placeholder(float)
     model.group_width = placeholder(int)  # ResNeXt, RegNet: channels of a group
-    model.multiplier = placeholder(float)  # MobileNets: factor on all widths; that of the name
+    # MobileNets, EfficientNets: factor on all widths; that of the name.
+    model.multiplier = placeholder(float)
     model.auxiliary = placeholder(bool)  # googlenet: auxiliary heads in training; False
-    model.expansion = placeholder(int)  # mobilenetv2: expansion of a unit's inputs; 6
+    model.expansion = placeholder(int)  # mobilenetv2, efficientnet: of a unit's inputs; 6
     model.growth = placeholder(int)  # DenseNets: outputs of each layer; 32 (densenet161: 48)
     # Number of consecutive images over which BatchNorm computes its statistics in training; the
     # whole batch on all devices if unset. The paper uses 32, the images of one GPU.

@@ -87,6 +87,7 @@ FIELDS = {
     "model.stem": Field(1, length=3, whole=True),
     "model.hidden": Field(1, whole=True),
     "model.dropout": Field(0, below=1),
+    "model.drop_path": Field(0, below=1),
     "model.group_width": Field(1),
     "model.multiplier": Field(above=0),
     "model.growth": Field(1),

@@ -18,7 +18,8 @@ def reestimate_batch_stats(
     """Returns the variables with BatchNorm statistics re-estimated on batches ("precise BN").
 
     mean = E[mean_b],  var = E[var_b + mean_b^2] - mean^2 over batches b of equal size, which is the
-    variance over all pixels of all batches. Frozen blocks keep their statistics.
+    variance over all pixels of all batches. Nothing is dropped, and frozen blocks keep their
+    statistics.
 
     Args:
       net: a net in train form.
@@ -30,7 +31,7 @@ def reestimate_batch_stats(
       UsageError: if there is no batch, or the net has no BatchNorm.
     """
     check_arguments(net, variables, "rj.reestimate_batch_stats(net, variables, batches)")
-    params = variables["params"]
+    net, params = net.without_dropout(), variables["params"]
     if not variables.get("batch_stats"):
         raise UsageError("reestimate_batch_stats needs variables with batch_stats (the train form)")
     stats = dict(variables["batch_stats"])
@@ -45,7 +46,6 @@ def reestimate_batch_stats(
             images,
             train=True,
             mutable=["batch_stats"],
-            rngs={"dropout": jax.random.key(0)},  # it follows the last BatchNorm
         )
         batch = jax.tree.map(lambda leaf: leaf / (1 - BN_MOMENTUM), state["batch_stats"])
         return _over_norms(lambda s: s | {"var": s["var"] + s["mean"] ** 2}, batch)

@@ -18,7 +18,7 @@ LAYOUTS: dict[str, dict[type[Net], Callable[..., Iterable[Entry]]]] = {
 }
 # Fields that change no function, or also the shapes of the weights.
 _FREE = ("num_classes", "hidden", "frozen", "dtype", "bn_group_size", "remat", "conv_algorithm")
-_FREE += ("dropout", "auxiliary", "auxiliary_dropout")
+_FREE += ("dropout", "drop_path", "auxiliary", "auxiliary_dropout")
 
 
 def layouts_of(net: Net) -> list[str]:

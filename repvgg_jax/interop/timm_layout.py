@@ -22,6 +22,7 @@ from repvgg_jax.interop.pytorch_layout import (
 from repvgg_jax.nets import BlockSpec, Net
 from repvgg_jax.nets._cells import Cell
 from repvgg_jax.nets.densenet import DenseNet
+from repvgg_jax.nets.efficientnet import EfficientNet, EfficientNetSame
 from repvgg_jax.nets.inception_resnet import POOLED, UP, InceptionResNetV2
 from repvgg_jax.nets.mobilenet import MobileNetV1, MobileNetV2
 from repvgg_jax.nets.nasnet import NASNet
@@ -72,6 +73,10 @@ def _mobilenet(net: MobileNetV1) -> Iterator[Entry]:
                 yield from conv_bn_entries("conv_head", "bn2", spec.name)
             else:
                 yield from conv_bn_entries(f"{name}{conv}", f"{name}bn{number}", spec.name)
+            if spec.se_hidden:
+                name, path = f"{name}se.conv_", f"{spec.name}_se"
+                yield from affine_entries(f"{name}reduce", f"{path}/squeeze", DENSE_AS_CONV)
+                yield from affine_entries(f"{name}expand", f"{path}/excite", DENSE_AS_CONV)
     yield from affine_entries("classifier", "head", DENSE)
 
 
@@ -184,6 +189,8 @@ def _repvgg(net: RepVGG) -> list[Entry]:
 
 FAMILIES: dict[type[Net], Callable[..., Iterator[Entry] | list[Entry]]] = {
     BottleneckResNet: torchvision_layout.FAMILIES[BottleneckResNet],
+    EfficientNet: _mobilenet,
+    EfficientNetSame: _mobilenet,
     DenseNet: torchvision_layout.FAMILIES[DenseNet],
     InceptionResNetV2: _inception_resnet,
     MobileNetV1: _mobilenet,

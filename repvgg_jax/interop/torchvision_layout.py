@@ -1,6 +1,7 @@
 """The names of the weights of comparison nets in torchvision."""
 
 from collections.abc import Callable, Iterator
+from itertools import count, groupby
 
 from repvgg_jax.errors import UsageError
 from repvgg_jax.interop.pytorch_layout import (
@@ -15,11 +16,13 @@ from repvgg_jax.interop.pytorch_layout import (
 )
 from repvgg_jax.nets import Net
 from repvgg_jax.nets.densenet import DenseNet
+from repvgg_jax.nets.efficientnet import EfficientNet
 from repvgg_jax.nets.googlenet import MAP as AUXILIARY_MAP
 from repvgg_jax.nets.googlenet import GoogLeNet
 from repvgg_jax.nets.mobilenet import MobileNetV2
 from repvgg_jax.nets.regnet import RegNet
 from repvgg_jax.nets.resnet import BottleneckResNet, ResNet
+from repvgg_jax.nets.shufflenet import ShuffleNetV2
 from repvgg_jax.nets.vgg import MAP, VGG
 
 
@@ -100,6 +103,41 @@ def _mobilenet_v2(net: MobileNetV2) -> Iterator[Entry]:
     yield from affine_entries("classifier.1", "head", DENSE)
 
 
+def _efficientnet(net: EfficientNet) -> Iterator[Entry]:
+    stem, *rest, last = net.plan()
+    yield from conv_bn_entries("features.0.0", "features.0.1", stem.name)
+    for (stage, index), unit in groupby(rest, key=lambda spec: (spec.stage, spec.index)):
+        names = (f"features.{stage + 1}.{index}.block.{layer}" for layer in count())
+        for spec in unit:
+            name = next(names)
+            yield from conv_bn_entries(f"{name}.0", f"{name}.1", spec.name)
+            if spec.se_hidden:
+                name = next(names)
+                yield from affine_entries(f"{name}.fc1", f"{spec.name}_se/squeeze", DENSE_AS_CONV)
+                yield from affine_entries(f"{name}.fc2", f"{spec.name}_se/excite", DENSE_AS_CONV)
+    name = f"features.{len(net.depths) + 1}"
+    yield from conv_bn_entries(f"{name}.0", f"{name}.1", last.name)
+    yield from affine_entries("classifier.1", "head", DENSE)
+
+
+def _shufflenet_v2(net: ShuffleNetV2) -> Iterator[Entry]:
+    layers = {
+        "side_depthwise": ("branch1", 0),
+        "side_conv": ("branch1", 2),
+        "conv0": ("branch2", 0),
+        "depthwise": ("branch2", 3),
+        "conv1": ("branch2", 5),
+    }
+    stem, *rest, last = net.plan()
+    yield from conv_bn_entries("conv1.0", "conv1.1", stem.name)
+    for spec in rest:
+        branch, layer = layers[spec.role]
+        name = f"stage{spec.stage + 2}.{spec.index}.{branch}"
+        yield from conv_bn_entries(f"{name}.{layer}", f"{name}.{layer + 1}", spec.name)
+    yield from conv_bn_entries("conv5.0", "conv5.1", last.name)
+    yield from affine_entries("fc", "head", DENSE)
+
+
 def _densenet(net: DenseNet) -> Iterator[Entry]:
     stem, *layers = net.plan()
     yield from conv_bn_entries("features.conv0", "features.norm0", stem.name)
@@ -138,6 +176,8 @@ FAMILIES: dict[type[Net], Callable[..., Iterator[Entry]]] = {
     RegNet: _regnet,
     VGG: _vgg,
     DenseNet: _densenet,
+    EfficientNet: _efficientnet,
     GoogLeNet: _googlenet,
     MobileNetV2: _mobilenet_v2,
+    ShuffleNetV2: _shufflenet_v2,
 }

@@ -1,6 +1,7 @@
 """The base class of all architectures, and the specification of a block in a net."""
 
 import re
+from collections.abc import Callable
 from typing import Any, NamedTuple, Self
 
 import jax
@@ -119,6 +120,11 @@ class Net(nn.Module):
     def without_auxiliary_heads(self) -> Self:
         """Returns the net without its train-only classifiers."""
         return self
+
+    def without_dropout(self) -> Self:
+        """Returns the net that drops neither features nor units in training."""
+        rates = ("dropout", "auxiliary_dropout", "drop_path")
+        return self.clone(**{field: 0.0 for field in rates if hasattr(self, field)})
 
     def reinitialized(self, variables: dict[str, Any], key: Array) -> dict[str, Any]:
         """Returns fresh variables, re-initialized by the net's `initializer` if it has one."""
@@ -249,8 +255,8 @@ class Net(nn.Module):
 
         Images [batch, height, width, 3] -> maps [batch, height / stride, ..., channels] in the
         net's compute type, with sides rounded up (VGG and DenseNet: down). Layers without padding,
-        as in GoogLeNet, Inception-ResNet and Xception, make them a few pixels smaller. If `train`
-        is False, the statistics are returned unchanged (empty for a fused net).
+        as in GoogLeNet, Inception-ResNet and Xception, make them a few pixels smaller. Nothing is
+        dropped. If `train` is False, the statistics are returned unchanged (empty for a fused net).
 
         Raises:
           UsageError: if the net is not a backbone.
@@ -259,8 +265,8 @@ class Net(nn.Module):
         if not names:
             raise UsageError(f"{type(self).__name__} is not a backbone: it has no feature maps")
         collections = ["intermediates", "batch_stats"]
-        rngs = {"dropout": jax.random.key(0)}  # it follows the last map
-        _, state = self.apply(variables, images, train=train, mutable=collections, rngs=rngs)
+        net = self.without_dropout()
+        _, state = net.apply(variables, images, train=train, mutable=collections)
         maps = state["intermediates"]
         stats = state.get("batch_stats", variables.get("batch_stats", {}))
         return tuple(maps[name][0] for name in names), stats
@@ -280,7 +286,9 @@ class Net(nn.Module):
             return self.run_block(spec, x, train, apply_relu=True)
         return nn.relu(self.run_block(spec, x, train))
 
-    def mean_and_head(self, x: Array, train: bool = False, dropout: float = 0.0) -> Array:
+    def mean_and_head(
+        self, x: Array, train: bool = False, dropout: float = 0.0, use_bias: bool = True
+    ) -> Array:
         """Returns the logits of the last map [batch, height, width, channels]: mean and `head`."""
         if 0 in (sides := x.shape[1:3]):
             raise UsageError(
@@ -291,18 +299,22 @@ class Net(nn.Module):
         x = x.mean((1, 2), dtype=wide)
         if dropout:
             x = nn.Dropout(dropout, deterministic=not train)(x)
-        return dense(self.num_classes, x.shape[-1], name="head", dtype=wide)(x)
+        fields = {"name": "head", "dtype": wide, "use_bias": use_bias}
+        return dense(self.num_classes, x.shape[-1], **fields)(x)
 
     def norm(self, x: Array, name: str, train: bool) -> Array:
         """Applies a BatchNorm that is a layer of its own, not of a block."""
         fields = (self.bn_group_size, self.dtype, self.bn_epsilon)
         return BatchNorm(train, *fields, name=name)(x)
 
-    def squeeze_excite(self, x: Array, spec: BlockSpec) -> Array:
+    def squeeze_excite(
+        self, x: Array, spec: BlockSpec, activation: Callable[[Array], Array] = nn.relu
+    ) -> Array:
         """Applies the layer `<name>_se` if the spec has one, else returns `x`."""
         if not spec.se_hidden:
             return x
-        return SqueezeExcite(spec.se_hidden, dtype=self.dtype, name=f"{spec.name}_se")(x)
+        name = f"{spec.name}_se"
+        return SqueezeExcite(spec.se_hidden, self.dtype, activation, name=name)(x)
 
 
 def check_positive(field: str, value: Any) -> None:
@@ -333,10 +345,10 @@ def check_stem(stem: Any) -> None:
         )
 
 
-def check_dropout(dropout: Any) -> None:
-    """Raises UsageError unless the probability is at least 0 and less than 1."""
-    if not isinstance(dropout, int | float) or not 0 <= dropout < 1:
-        raise UsageError(f"dropout={dropout!r}: must be at least 0 and less than 1")
+def check_probability(field: str, value: Any) -> None:
+    """Raises UsageError unless the value is at least 0 and less than 1."""
+    if not isinstance(value, int | float) or not 0 <= value < 1:
+        raise UsageError(f"{field}={value!r}: must be at least 0 and less than 1")
 
 
 def block_name(stage: int, index: int) -> str:

@@ -15,6 +15,7 @@ from repvgg_jax.nets import (
     deep_plain,
     densenet,
     diracnet,
+    efficientnet,
     googlenet,
     inception_resnet,
     mobilenet,
@@ -24,13 +25,14 @@ from repvgg_jax.nets import (
     repvgg,
     residual_reorg,
     resnet,
+    shufflenet,
     vgg,
     xception,
 )
 from repvgg_jax.nets._base import Net
 
-_FAMILIES = deep_plain, densenet, diracnet, googlenet, inception_resnet, mobilenet, mobileone
-_FAMILIES += nasnet, regnet, repvgg, residual_reorg, resnet, vgg, xception
+_FAMILIES = deep_plain, densenet, diracnet, efficientnet, googlenet, inception_resnet, mobilenet
+_FAMILIES += mobileone, nasnet, regnet, repvgg, residual_reorg, resnet, shufflenet, vgg, xception
 _VARIANTS = [item for family in _FAMILIES for item in family.VARIANTS.items()]
 NETS: dict[str, partial[Net] | type[Net]] = dict(sorted(_VARIANTS))
 

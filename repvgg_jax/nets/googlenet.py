@@ -28,7 +28,7 @@ from repvgg_jax.nets._base import (
     FeatureInfo,
     Net,
     block_name,
-    check_dropout,
+    check_probability,
     check_stages,
     check_stem,
 )
@@ -185,8 +185,8 @@ class GoogLeNet(Net):
         if len(self.widths) != 2:
             raise UsageError(f"widths={self.widths}: must be those before the first module, two")
         check_stem(self.stem)
-        check_dropout(self.dropout)
-        check_dropout(self.auxiliary_dropout)
+        check_probability("dropout", self.dropout)
+        check_probability("auxiliary_dropout", self.auxiliary_dropout)
         super().check_fields()
 
     @nn.compact

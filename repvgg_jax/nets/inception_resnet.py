@@ -21,7 +21,7 @@ from repvgg_jax.nets._base import (
     FeatureInfo,
     Net,
     block_name,
-    check_dropout,
+    check_probability,
     check_stages,
 )
 from repvgg_jax.runtime.compilation import barrier
@@ -165,7 +165,7 @@ class InceptionResNetV2(Net):
         check_stages(depths=self.depths)
         if len(self.depths) != len(STAGES):
             raise UsageError(f"depths={self.depths}: must have three entries")
-        check_dropout(self.dropout)
+        check_probability("dropout", self.dropout)
         super().check_fields()
 
     @nn.compact

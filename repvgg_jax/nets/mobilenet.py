@@ -13,8 +13,8 @@ from repvgg_jax.nets._base import (
     FeatureInfo,
     Net,
     block_name,
-    check_dropout,
     check_positive,
+    check_probability,
     check_stages,
     check_stem,
 )
@@ -97,7 +97,7 @@ class MobileNetV1(Net):
     def walk(self, images: Array, train: bool) -> Array:
         """Returns the output of the last convolution."""
         stem, *rest = self.plan()
-        x = nn.relu6(self.run_block(stem, images, train))
+        x = self.run_activated(stem, images, train)
         if self.stem[2] > 1:
             x = max_pool(x, 3, self.stem[2])
         for (stage, index), unit in groupby(rest, key=lambda spec: (spec.stage, spec.index)):
@@ -109,8 +109,12 @@ class MobileNetV1(Net):
     def run_unit(self, unit: list[BlockSpec], x: Array, train: bool) -> Array:
         """Applies the convolutions of a unit."""
         for spec in unit:
-            x = nn.relu6(self.run_block(spec, x, train))
+            x = self.run_activated(spec, x, train)
         return x
+
+    def run_activated(self, spec: BlockSpec, x: Array, train: bool) -> Array:
+        """Applies a convolution and its nonlinearity."""
+        return nn.relu6(self.run_block(spec, x, train))
 
 
 class MobileNetV2(MobileNetV1):
@@ -122,6 +126,8 @@ class MobileNetV2(MobileNetV1):
     Attributes in addition to those of `MobileNetV1`:
       expansion: channels of the depthwise convolution for each input of a unit; 1 in the first.
       dropout: probability that an input of the head is dropped in training.
+      drop_path: probability that an image skips a unit with a shortcut in training ("stochastic
+        depth", arXiv 1603.09382): 0 for the first unit, growing linearly to this after the last.
     """
 
     depths: tuple[int, ...] = (1, 2, 3, 4, 3, 3, 1)
@@ -129,6 +135,7 @@ class MobileNetV2(MobileNetV1):
     strides: tuple[int, ...] = (1, 2, 2, 2, 1, 2, 1)
     expansion: int = 6
     dropout: float = 0.2
+    drop_path: float = 0.0
 
     def plan(self) -> tuple[BlockSpec, ...]:
         """Returns the specs of the stem, of the units' convolutions, and of the last one."""
@@ -151,16 +158,21 @@ class MobileNetV2(MobileNetV1):
         """Applies the convolutions of a unit, and adds its input where it has a shortcut."""
         *activated, last = unit
         if not activated:  # the last convolution of the net
-            return nn.relu6(self.run_block(last, x, train))
+            return self.run_activated(last, x, train)
         y = super().run_unit(activated, x, train)
         y = self.run_block(last, y, train)
         strided = any(spec.strides != 1 for spec in unit)
-        return y if strided or x.shape[-1] != y.shape[-1] else x + y
+        if strided or x.shape[-1] != y.shape[-1]:
+            return y
+        before = sum(self.depths[: last.stage]) + last.index
+        rate = self.drop_path * before / sum(self.depths)
+        return x + nn.Dropout(rate, broadcast_dims=(1, 2, 3), deterministic=not train)(y)
 
     def check_fields(self) -> None:
         """Raises UsageError if a field of this class is invalid."""
         check_positive("expansion", self.expansion)
-        check_dropout(self.dropout)
+        check_probability("dropout", self.dropout)
+        check_probability("drop_path", self.drop_path)
         super().check_fields()
 
     @nn.compact

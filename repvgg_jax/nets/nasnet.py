@@ -21,8 +21,8 @@ from repvgg_jax.nets._base import (
     FeatureInfo,
     Net,
     block_name,
-    check_dropout,
     check_positive,
+    check_probability,
     check_stages,
     check_stem,
 )
@@ -204,7 +204,7 @@ class NASNet(Net):
         check_stages(depths=self.depths, widths=self.widths, strides=self.strides)
         check_stem(self.stem)
         check_positive("stem_width", self.stem_width)
-        check_dropout(self.dropout)
+        check_probability("dropout", self.dropout)
         if max(self.strides) > 2:
             raise UsageError(f"strides={self.strides}: the stride of a cell must be 1 or 2")
         if min(self.widths) < 4:

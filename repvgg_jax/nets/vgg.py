@@ -8,7 +8,7 @@ from jax import Array
 from repvgg_jax.errors import UsageError
 from repvgg_jax.layers.dense import dense
 from repvgg_jax.layers.pool import adaptive_mean_pool, halved
-from repvgg_jax.nets._base import BlockSpec, check_dropout, check_stages
+from repvgg_jax.nets._base import BlockSpec, check_probability, check_stages
 from repvgg_jax.nets._chain import Chain
 from repvgg_jax.ops.batch_norm import accumulation_dtype
 
@@ -62,7 +62,7 @@ class VGG(Chain):
     def check_fields(self) -> None:
         """Raises UsageError if a field of this class is invalid."""
         super().check_fields()
-        check_dropout(self.dropout)
+        check_probability("dropout", self.dropout)
         if self.hidden:
             check_stages(hidden=self.hidden)
         if set(self.strides) != {2}:

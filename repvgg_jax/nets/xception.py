@@ -13,7 +13,7 @@ from repvgg_jax.nets._base import (
     FeatureInfo,
     Net,
     block_name,
-    check_dropout,
+    check_probability,
     check_stages,
     check_stem,
 )
@@ -95,7 +95,7 @@ class Xception(Net):
         check_stages(depths=self.depths, widths=self.widths, strides=self.strides)
         check_stages(last=self.last)
         check_stem(self.stem)
-        check_dropout(self.dropout)
+        check_probability("dropout", self.dropout)
         if self.block not in ("plain", "fused"):
             raise UsageError(
                 f"block={self.block!r}: no block can take the place of Xception's depthwise "

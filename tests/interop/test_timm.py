@@ -20,6 +20,8 @@ NETS_OF_TIMM = [
         pytest.param(*case, marks=pytest.mark.slow)
         for case in (
             ("densenet121", "densenet121", 64),
+            ("efficientnet_b0", "efficientnet_b0", 32),
+            *((name, name, 32) for name in rj.list_models("tf_efficientnet*")),
             ("nasnetalarge", "nasnetalarge", 64),
             ("pnasnet5large", "pnasnet5large", 64),
             ("mobilenetv2_100", "mobilenetv2_100", 32),

@@ -9,6 +9,7 @@ from repvgg_jax.bench.counting import count_macs, count_parameters
 from repvgg_jax.blocks.plain import PlainBlock
 from repvgg_jax.layers.norm import local_response_norm
 from repvgg_jax.nets import abstract
+from repvgg_jax.nets.efficientnet import IMAGE_SIZES
 from tests.support.variables import random_images, random_variables
 
 # Parameters of the train form and of the fused form, multiply-adds at 224 pixels, or of SIZES.
@@ -19,6 +20,14 @@ COUNTS = {
     "densenet161": (28681000, 28665928, 7727907072),
     "diracnet18": (11523368, 11511784, 1794805760),
     "diracnet34": (21638952, 21616232, 3644493824),
+    "efficientnet_b0": (5288548, 5267540, 385814752),
+    "efficientnet_b1": (7794184, 7763160, 686802832),
+    "efficientnet_b2": (9109994, 9076210, 993561872),
+    "efficientnet_b3": (12233232, 12189584, 1827141392),
+    "efficientnet_b4": (19341616, 19279016, 4393771024),
+    "efficientnet_b5": (30389784, 30303416, 10266384752),
+    "efficientnet_b6": (43040704, 42928488, 19067593536),
+    "efficientnet_b7": (66347960, 66192600, 37745884192),
     "googlenet": (6998552, 6998552, 1582671872),
     "googlenet_bn": (6624904, 6617624, 1498376192),
     "inception_resnet_v2": (55843464, 55813192, 13155794016),
@@ -44,6 +53,13 @@ COUNTS = {
     "resnext101_32x4d": (44177704, 44108776, 7969996800),
     "resnext101_32x8d": (88791336, 88689896, 16414015488),
     "resnext101_64x4d": (83455272, 83353832, 15460270080),
+    "shufflenetv1_100_g3": (1864728, 1852488, 137460672),
+    "shufflenetv1_100_g8": (2433768, 2414184, 138365952),
+    "shufflenetv1_200_g3": (5447208, 5422728, 507637632),
+    "shufflenetv2_050": (1366792, 1362816, 40476448),
+    "shufflenetv2_100": (2278604, 2270514, 144907992),
+    "shufflenetv2_150": (3503624, 3491904, 295759392),
+    "shufflenetv2_200": (7393996, 7377138, 583253464),
     "vgg16": (138357544, 138357544, 15470264320),
     "vgg19": (143667240, 143667240, 19632062464),
     "vgg16_bn": (138365992, 138357544, 15470264320),
@@ -51,15 +67,18 @@ COUNTS = {
     "xception": (22855952, 22828688, 8357403496),
 }
 SIZES = {"inception_resnet_v2": 299, "xception": 299, "nasnetalarge": 331, "pnasnet5large": 331}
+SIZES |= IMAGE_SIZES
 QUICK = ("mobilenetv2_100", "resnet18", "resnext50_32x4d", "vgg16_bn")
 STAGES = {"depths": (1, 2), "widths": (16, 32), "strides": (1, 2)}
 MODULES = {"modules": (((8,) * 6,),) * 2, "pools": (3, 2), "widths": (8, 8)}
+NARROW_STAGES = {"depths": (1, 2), "widths": (16, 32), "width": 8}
 NARROW = STAGES | {"widths": (8, 16), "stem": (3, 1, 1)}
 CELLS = {"depths": (1, 1), "widths": (4, 8), "strides": (2, 1), "stem_width": 4}
 # Small members of all families, and blocks in the places of 3x3 convolutions.
 SMALL = {
     "densenet": ("densenet121", {"depths": (1, 2), "growth": 4, "width": 8}),
     "diracnet": ("diracnet18", NARROW),
+    "efficientnet": ("tf_efficientnet_b0", STAGES | {"kernel_sizes": (5, 3)}),
     "googlenet": ("googlenet", MODULES),
     "googlenet_bn": ("googlenet_bn", MODULES),
     "inception-resnet": ("inception_resnet_v2", {"depths": (1, 1, 2)}),
@@ -71,6 +90,8 @@ SMALL = {
     "resnet": ("resnet18", NARROW),
     "regnet": ("regnety_400mf", STAGES | {"strides": (2, 2)}),
     "resnext": ("resnext50_32x4d", NARROW | {"groups": 2, "group_width": 16, "stem": (7, 2, 2)}),
+    "shufflenet": ("shufflenetv1_100_g2", NARROW_STAGES | {"groups": 2}),
+    "shufflenet v2": ("shufflenetv2_100", NARROW_STAGES | {"last": 16}),
     "vgg": ("vgg11", {"depths": (1, 2), "widths": (8, 16), "strides": (2, 2), "hidden": (4,)}),
     "vgg_bn": ("vgg11_bn", {"depths": (1, 1), "widths": (8, 8), "strides": (2, 2), "hidden": ()}),
     "acb in googlenet": ("googlenet", MODULES | {"block": "acb"}),
@@ -79,8 +100,9 @@ SMALL = {
 }
 
 # The code of another, and those that take long.
-SLOW = ("mobilenet", "resnext", "googlenet_bn", "acb in googlenet", "inception-resnet", "xception")
-SLOW += ("googlenet", "amoebanet", "diracnet", "nasnet", "pnasnet")
+SLOW = ("mobilenet", "mobilenet v2", "resnext", "googlenet_bn", "acb in googlenet", "xception")
+SLOW += ("inception-resnet", "googlenet", "amoebanet", "diracnet", "nasnet", "pnasnet")
+SLOW += ("shufflenet", "shufflenet v2")
 
 
 @pytest.mark.parametrize(
@@ -178,6 +200,25 @@ def test_no_batch_norm_of_a_cell_is_left_after_fusion():
     assert set(fused) == {"params"}
 
 
+def test_padding_same_leaves_no_place_for_branches():
+    net = rj.create("tf_efficientnet_b0", block="acb")
+    plain = [name for name, block in net.blocks().items() if type(block) is PlainBlock]
+    assert plain == ["stem", *(f"stage{stage}_block0_depthwise" for stage in (1, 2, 3, 5))]
+    assert not any(
+        type(block) is PlainBlock
+        for block in rj.create("efficientnet_b0", block="acb").blocks().values()
+    )
+
+
+def test_nothing_is_dropped_where_statistics_are_estimated():
+    net = rj.create("mobilenetv2_050", depths=(3,), widths=(8,), strides=(1,), drop_path=0.9)
+    variables = random_variables(net, 0)
+    x = random_images(2, 8, 8, 3)
+    found = rj.reestimate_batch_stats(net, variables, [x])
+    expected = rj.reestimate_batch_stats(net.clone(drop_path=0.0), variables, [x])
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
+
+
 def test_blocks_take_the_places_of_3x3_convolutions():
     net = rj.create("resnet50", block="repvgg")
     for name, block in net.blocks().items():
@@ -201,6 +242,11 @@ def test_blocks_take_the_places_of_3x3_convolutions():
         ("resnet18", {"widths": (8, 8)}, "one entry per stage"),
         ("resnet18", {"depths": 2}, "depths=2: must be a tuple"),
         ("resnet18", {"stem": (7, 0, 2)}, r"stem=\(7, 0, 2\)"),
+        ("efficientnet_b0", {"kernel_sizes": (3, 5)}, "kernel_sizes .3, 5. must each have one"),
+        ("efficientnet_b0", {"drop_path": 1}, "drop_path=1: must be at least 0 and less than 1"),
+        ("shufflenetv1_100_g3", {"groups": 8}, "multiples of 32, four times the groups"),
+        ("shufflenetv1_100_g3", {"widths": (240, 240, 480)}, "must increase"),
+        ("shufflenetv2_100", {"widths": (11, 22, 44)}, "must be even"),
         ("densenet121", {"block": "repvgg"}, "leave model.block unset"),
         ("densenet121", {"frozen": ("stem",)}, "cannot be frozen in part"),
         ("mobilenetv2_100", {"dropout": 1.5}, "dropout=1.5"),
