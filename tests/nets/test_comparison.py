@@ -78,7 +78,7 @@ CELLS = {"depths": (1, 1), "widths": (4, 8), "strides": (2, 1), "stem_width": 4}
 SMALL = {
     "densenet": ("densenet121", {"depths": (1, 2), "growth": 4, "width": 8}),
     "diracnet": ("diracnet18", NARROW),
-    "efficientnet": ("tf_efficientnet_b0", STAGES | {"kernel_sizes": (5, 3)}),
+    "efficientnet": ("tf_efficientnet_b0", STAGES | {"depths": (1, 1), "kernel_sizes": (5, 3)}),
     "googlenet": ("googlenet", MODULES),
     "googlenet_bn": ("googlenet_bn", MODULES),
     "inception-resnet": ("inception_resnet_v2", {"depths": (1, 1, 2)}),
@@ -210,6 +210,7 @@ def test_padding_same_leaves_no_place_for_branches():
     )
 
 
+@pytest.mark.medium
 def test_nothing_is_dropped_where_statistics_are_estimated():
     net = rj.create("mobilenetv2_050", depths=(3,), widths=(8,), strides=(1,), drop_path=0.9)
     variables = random_variables(net, 0)
