@@ -10,7 +10,9 @@ from experiments.sweeps.ablations import SWEEPS
 from experiments.sweeps.cost import most_common_device
 
 _THROUGHPUT, _MACS = "images/s as deployed", "MACs of the fused form (millions)"
+_PARAMETERS = "parameters of the fused form (millions)"
 _STEP = "time of a training step, ms"
+_EQUAL = 1.2  # ratio up to which nets have the same MACs
 _FEWEST_STEPS = 100  # of a run whose step time is reported
 _COMMAND = "`python -m experiments.throughput`"
 
@@ -96,10 +98,14 @@ def fused_costs(group: Group) -> tuple[dict[str, float], str]:
 def sweep_scatter(group: Group) -> Scatter | None:
     """Returns a sweep's own scatter plot, with a label at every point.
 
-    If most variants fuse to the same net, as branches and blocks do, the cost is the time of a
-    training step; the result is None if that was not measured interleaved.
+    If all variants have about the same MACs, the cost is the number of parameters. If most of them
+    fuse to the same net, as branches and blocks do, it is the time of a training step; the result
+    is None if that was not measured interleaved.
     """
     costs, label = fused_costs(group)
+    if label == _MACS and costs and max(costs.values()) <= _EQUAL * min(costs.values()):
+        costs = {name: n / 1e6 for name, n in largest(group, "params", "fused").items()}
+        label = _PARAMETERS
     if 2 * len(set(costs.values())) < max(len(costs), 4):
         if not throughput_setup(group, "training"):
             return None

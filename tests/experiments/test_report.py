@@ -335,6 +335,17 @@ def test_outliers_are_not_drawn_but_named():
     assert named == {"branches: both", "branches: 1x1", "groups: 1", "groups: 2", "groups: 4"}
 
 
+def test_nets_of_the_same_macs_are_drawn_by_their_parameters():
+    sizes = {"repvgg": 500_000, "resnet": 300_000, "vgg": 1_100_000}
+    changes = {name: {"params": {"fused": n}, "macs": {"fused": 4e7}} for name, n in sizes.items()}
+    rows = [row(name, 0, 80.0, "comparison", **fields) for name, fields in changes.items()]
+    scatter = sweep_scatter(group_rows(rows)[0][0])
+    assert {point.name: point.x for point in scatter.points} == {
+        name: n / 1e6 for name, n in sizes.items()
+    }
+    assert scatter.cost.startswith("parameters")
+
+
 def test_labels_of_a_crowd_stay_apart():
     # All in one column, as nets that fuse to the same net.
     points = [Point(f"variant_{i}", 1.0, 70 + i / 20, 0.1, i, True) for i in range(12)]
