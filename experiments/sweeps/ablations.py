@@ -296,6 +296,15 @@ SWEEPS: dict[str, Sweep] = {
                 stem=_STEM,
                 dropout=0.0,
             ),
+            "shufflenetv2": _net("shufflenetv2_100", widths=(110, 220, 440), stem=_STEM),
+            "efficientnet": _net(
+                "efficientnet_b0",
+                multiplier=0.54,
+                strides=(1, 1, 2, 2, 1, 2, 1),
+                stem=_STEM,
+                dropout=0.0,
+                drop_path=0.0,
+            ),
         },
         note="The variants set all fields of the nets, so that a protocol is only a recipe, the "
         "same for all of them, and tuned for none. Fused, each net has 41 million multiply-adds, "
