@@ -32,6 +32,10 @@ class UsageError(RunError, ValueError):
     exit_code = 2
 
 
+class SmallImageError(UsageError):
+    """An error for images that are so small that a layer of the net leaves none of their pixels."""
+
+
 class DamagedError(UsageError):
     """An error for a file that this package wrote and that can no longer be read."""
 

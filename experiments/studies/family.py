@@ -87,33 +87,21 @@ def table(rows: list[dict[str, Any]]) -> list[str]:
 
 
 def import_timm() -> Any:
-    """Returns timm if it is installed, even if torchvision has no compiled operators."""
+    """Returns timm if it is installed."""
     if importlib.util.find_spec("timm") is None:
         print("timm is not installed: its columns stay empty", file=sys.stderr)
         return None
-    import torch
+    from experiments.reference.torch_models import imported
 
-    try:
-        library = torch.library.Library("torchvision", "DEF")
-        for op in ("nms", "qnms"):
-            library.define(op + "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    except RuntimeError:  # the compiled operators define them
-        library = None
-    import timm
-
-    timm.torchvision_operators = library  # keeps the definitions alive
-    return timm
+    return imported("timm")
 
 
-def setup(command: str, seconds: float) -> str:
-    """Returns the command, its duration and the versions of packages."""
-    packages = ("jax", "jaxlib", "flax", "torch", "timm")
-    found = [name for name in packages if importlib.util.find_spec(name)]
-    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in found)
-    return (
-        f"`{command}`, {seconds / 60:.0f} minutes on {os.cpu_count()} CPU cores; "
-        f"Python {sys.version.split()[0]}, {versions}."
-    )
+def versions(*packages: str) -> str:
+    """Returns the versions of Python and of those packages that are installed."""
+    names = ("jax", "jaxlib", "flax", *packages)
+    found = [name for name in names if importlib.util.find_spec(name)]
+    listed = [f"{name} {importlib.metadata.version(name)}" for name in found]
+    return ", ".join([f"Python {sys.version.split()[0]}", *listed])
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -138,7 +126,8 @@ def main(arguments: list[str] | None = None) -> None:
         gc.collect()
         # Written after each model, so that an interrupted run keeps its results.
         seconds = time.perf_counter() - start
-        lines = [*table(rows), "", setup(command, seconds)]
+        setup = f"{seconds / 60:.0f} minutes on {os.cpu_count()} CPU cores"
+        lines = [*table(rows), "", f"`{command}`, {setup}; {versions('torch', 'timm')}."]
         write_section(options.out, "table", lines)
 
 

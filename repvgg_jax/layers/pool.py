@@ -7,7 +7,7 @@ import numpy as np
 from flax import linen as nn
 from jax import Array
 
-from repvgg_jax.errors import UsageError
+from repvgg_jax.errors import SmallImageError
 from repvgg_jax.ops.batch_norm import accumulation_dtype
 
 
@@ -31,14 +31,11 @@ def halved(x: Array, pool: Callable[..., Array]) -> Array:
     """Returns `pool` (`nn.max_pool`, `nn.avg_pool`) of 2x2 windows; an odd last row is dropped.
 
     Raises:
-      UsageError: if the map has a single row or column.
+      SmallImageError: if the map has a single row or column.
     """
     height, width = x.shape[1:3]
     if min(height, width) < 2:
-        raise UsageError(
-            f"a map of {height}x{width} pixels cannot be halved: the images are too small for this "
-            "net; use larger ones, or fewer stages"
-        )
+        raise SmallImageError(f"a map of {height}x{width} pixels cannot be halved")
     return pool(x, (2, 2), (2, 2))
 
 

@@ -2,7 +2,7 @@
 
 from repvgg_jax.nets._auxiliary import AUXILIARY, AUXILIARY_HEAD
 from repvgg_jax.nets._base import BlockSpec, FeatureInfo, Net
-from repvgg_jax.nets._call_errors import check_images
+from repvgg_jax.nets._call_errors import check_images, smallest_side
 from repvgg_jax.nets._registry import NETS, create, list_models
 from repvgg_jax.nets._variables import (
     Averaged,

@@ -11,12 +11,18 @@ from jax import Array
 
 from repvgg_jax.blocks.base import Block, KernelSize
 from repvgg_jax.blocks.registry import block_class
-from repvgg_jax.errors import UsageError
+from repvgg_jax.errors import SmallImageError, UsageError
 from repvgg_jax.layers.conv import Dtype
 from repvgg_jax.layers.dense import dense
 from repvgg_jax.layers.norm import BatchNorm
 from repvgg_jax.layers.squeeze_excite import SqueezeExcite
-from repvgg_jax.nets._call_errors import check_images, check_layout, check_variables, explained
+from repvgg_jax.nets._call_errors import (
+    check_images,
+    check_layout,
+    check_variables,
+    explained,
+    naming_the_smallest,
+)
 from repvgg_jax.ops import onednn
 from repvgg_jax.ops.batch_norm import BN_EPSILON, accumulation_dtype
 from repvgg_jax.ops.convolution import check_algorithm
@@ -153,14 +159,14 @@ class Net(nn.Module):
 
         Raises:
           UsageError: for images that are not an array, or without a batch axis, of another layout
-            or another number of channels, or not normalized; for variables of another net or
-            without statistics; and if `train` is True but `batch_stats` is not mutable.
+            or another number of channels, too small, or not normalized; for variables of another
+            net or without statistics; and if `train` is True but `batch_stats` is not mutable.
         """
         if options.get("method") is not None or not args:
             return super().apply(variables, *args, **options)
         check_variables(variables, "net.apply(variables, images)")
         check_images(args[0])
-        with explained(args[0], variables, self.block):
+        with explained(args[0], variables, self.block), naming_the_smallest(self, args[0]):
             return super().apply(variables, *args, **options)
 
     @nn.nowrap
@@ -168,12 +174,14 @@ class Net(nn.Module):
         """Initializes the net as `flax.linen.Module.init_with_output` does, which `init` calls.
 
         Raises:
-          UsageError: for images whose channels come first, or without a batch axis.
+          UsageError: for images whose channels come first, without a batch axis, or too small.
         """
-        if args:
-            check_images(args[0])
-            check_layout(args[0])
-        return super().init_with_output(rngs, *args, **options)
+        images = args[0] if args else options.get("images")
+        if images is not None:
+            check_images(images)
+            check_layout(images)
+        with naming_the_smallest(self, images):
+            return super().init_with_output(rngs, *args, **options)
 
     def blocks(self) -> dict[str, Block]:
         """Returns name -> unbound block for every entry of `plan`.
@@ -291,10 +299,7 @@ class Net(nn.Module):
     ) -> Array:
         """Returns the logits of the last map [batch, height, width, channels]: mean and `head`."""
         if 0 in (sides := x.shape[1:3]):
-            raise UsageError(
-                f"the last map has {sides[0]}x{sides[1]} pixels: the images are too small for this "
-                "net; use larger ones"
-            )
+            raise SmallImageError(f"the last map has {sides[0]}x{sides[1]} pixels")
         wide = accumulation_dtype(self.dtype)
         x = x.mean((1, 2), dtype=wide)
         if dropout:

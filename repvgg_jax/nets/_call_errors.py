@@ -1,13 +1,17 @@
 """Explanations of frequent errors in calls of a net, which Flax reports in its own terms."""
 
+from bisect import bisect_left
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from flax import errors
+from flax import linen as nn
 
-from repvgg_jax.errors import UsageError, described
+from repvgg_jax.errors import SmallImageError, UsageError, described
 
 _GUIDE = "see docs/guides/coming_from_pytorch.md"
 _SMALL = (1, 3, 4)  # channels of gray, RGB and RGBA images
@@ -46,6 +50,44 @@ def check_layout(images: Any) -> None:
     shape = getattr(images, "shape", ())
     if len(shape) == 4 and shape[1] == 3 and shape[-1] not in _SMALL:
         raise UsageError(_channels_first(shape))
+
+
+@contextmanager
+def naming_the_smallest(net: nn.Module, images: Any) -> Iterator[None]:
+    """Raises UsageError with the side of the smallest images that a net takes, if these are not."""
+    try:
+        yield
+    except SmallImageError as error:
+        height, width, channels = images.shape[1:]
+        side = smallest_side(net, channels)
+        raise UsageError(
+            f"images of {height}x{width} pixels are too small for this {type(net).__name__}, which "
+            f"takes {side}x{side} or larger ({error})"
+        ) from None
+
+
+def smallest_side(net: nn.Module, channels: int = 3) -> int:
+    """Returns the side of the smallest square images that a net takes, without computing any.
+
+    Example:
+      >>> smallest_side(create("vgg16"))
+      32
+    """
+
+    def fits(side: int) -> bool:
+        images = jax.ShapeDtypeStruct((1, side, side, channels), jnp.float32)
+        # Flax's method, since the net's own calls this function.
+        call = partial(nn.Module.init_with_output, net)
+        try:
+            jax.eval_shape(call, jax.random.key(0), images)
+        except SmallImageError:
+            return False
+        return True
+
+    largest = 1
+    while largest < 4096 and not fits(largest):
+        largest *= 2
+    return bisect_left(range(largest), True, lo=largest // 2 + 1, key=fits)
 
 
 @contextmanager

@@ -2,6 +2,8 @@
 
 import dataclasses
 import fnmatch
+from collections.abc import Iterator
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -95,7 +97,27 @@ def create(name: str, *, block: str | None = None, **overrides: Any) -> Net:
         options[key] = overrides.pop(key)
     net = net.clone(**overrides, block_options=tuple(sorted(options.items())))
     net.check()
+    if not (net.is_fused or _has_place(net)):
+        having = {type(each): model for model, each in _with_block(net.block) if _has_place(each)}
+        raise UsageError(
+            f"block={net.block!r}: {type(net).__name__} has no place for it; leave model.block "
+            f"unset, or choose a net that has: {', '.join(sorted(having.values()))}, ..."
+        )
     return net
+
+
+def _has_place(net: Net) -> bool:
+    """Returns True if one of a net's convolutions is of the class that its field `block` names."""
+    return any(net.block_of(spec) == net.block for spec in net.plan())
+
+
+def _with_block(block: str) -> Iterator[tuple[str, Net]]:
+    """Yields the nets of the registry that accept a block, with their names."""
+    for name, make in reversed(NETS.items()):
+        net = make().clone(block=block)
+        with suppress(UsageError):
+            net.check()
+            yield name, net
 
 
 def _field_names(module: type) -> set[str]:

@@ -40,7 +40,7 @@ ACTIVATIONS = {
 # delta-orthogonal kernels do not mix neighboring pixels at initialization.
 GRID = 4
 # Fields that apply to blocks and BatchNorms only, with their values when unset.
-OF_BLOCKS = {"block": "fused", "bn_group_size": None, "remat": None, "conv_algorithm": "auto"}
+OF_BLOCKS = {"bn_group_size": None, "remat": None, "conv_algorithm": "auto"}
 INITIALIZERS: dict[str, Callable[[float], nn.initializers.Initializer]] = {
     "delta_orthogonal": nn.initializers.delta_orthogonal,
     "default": lambda gain: kernel_init,

@@ -56,6 +56,10 @@ class DenseNet(Net):
             inputs //= 2
         return tuple(plan)
 
+    def block_of(self, spec: BlockSpec) -> str:
+        """Returns "plain": no other block can be a 3x3 convolution without a BatchNorm after it."""
+        return "fused" if self.is_fused else "plain"
+
     def feature_info(self) -> tuple[FeatureInfo, ...]:
         """Returns a description of the concatenated outputs of each stage."""
         _, strides, pool = self.stem
@@ -72,11 +76,6 @@ class DenseNet(Net):
         check_positive("growth", self.growth)
         check_positive("width", self.width)
         check_stem(self.stem)
-        if self.block not in ("plain", "fused"):
-            raise UsageError(
-                f"block={self.block!r}: no BatchNorm follows DenseNet's 3x3 convolutions, so that "
-                "no block can take their place; leave model.block unset"
-            )
         if self.frozen:
             raise UsageError(f"frozen={self.frozen}: a DenseNet cannot be frozen in part")
         super().check_fields()

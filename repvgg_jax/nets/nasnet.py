@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array
 
-from repvgg_jax.errors import UsageError, check_known
+from repvgg_jax.errors import SmallImageError, UsageError, check_known
 from repvgg_jax.layers.conv import Conv
 from repvgg_jax.layers.pool import max_pool
 from repvgg_jax.nets._base import (
@@ -100,6 +100,10 @@ class NASNet(Net):
                 return made[-3]
         return made[-2] if len(made) > 1 else None
 
+    def block_of(self, spec: BlockSpec) -> str:
+        """Returns "plain": no other block can be a depthwise convolution without a BatchNorm."""
+        return "fused" if self.is_fused else "plain"
+
     def feature_info(self) -> tuple[FeatureInfo, ...]:
         """Returns a description of the output of each stage after a ReLU."""
         last = {cell.spec.stage: cell.output for cell in self.layout()}
@@ -113,10 +117,7 @@ class NASNet(Net):
         stem, *_ = self.plan()
         x = self.run_block(stem, images, train)
         if 0 in x.shape[1:3]:
-            side = stem.kernel_size
-            raise UsageError(
-                f"the images are too small for this net; the smallest have {side}x{side} pixels"
-            )
+            raise SmallImageError("the first convolution leaves none of their pixels")
         if self.stem[2] > 1:
             x = max_pool(x, 3, self.stem[2])
         outputs = [x]
@@ -209,11 +210,6 @@ class NASNet(Net):
             raise UsageError(f"strides={self.strides}: the stride of a cell must be 1 or 2")
         if min(self.widths) < 4:
             raise UsageError(f"widths={self.widths}: the states of a cell need 4 channels or more")
-        if self.block not in ("plain", "fused"):
-            raise UsageError(
-                f"block={self.block!r}: the depthwise convolutions of a cell have no BatchNorm, so "
-                "that no block can take their place; leave model.block unset"
-            )
         if self.frozen:
             raise UsageError(f"frozen={self.frozen}: a net of cells cannot be frozen in part")
         super().check_fields()

@@ -80,6 +80,10 @@ class Xception(Net):
             unit.part("conv1", inputs=inner),
         ]
 
+    def block_of(self, spec: BlockSpec) -> str:
+        """Returns "plain": no other block can be a depthwise convolution without a BatchNorm."""
+        return "fused" if self.is_fused else "plain"
+
     def feature_info(self) -> tuple[FeatureInfo, ...]:
         """Returns a description of the output of each stage after a ReLU, the last with `last`."""
         _, strides, pool = self.stem
@@ -96,11 +100,6 @@ class Xception(Net):
         check_stages(last=self.last)
         check_stem(self.stem)
         check_probability("dropout", self.dropout)
-        if self.block not in ("plain", "fused"):
-            raise UsageError(
-                f"block={self.block!r}: no block can take the place of Xception's depthwise "
-                "convolutions, which no BatchNorm follows; leave model.block unset"
-            )
         if self.frozen:
             raise UsageError(f"frozen={self.frozen}: an Xception cannot be frozen in part")
         super().check_fields()

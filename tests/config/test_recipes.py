@@ -95,7 +95,7 @@ def test_repvggplus_recipe_is_the_released_one():
         np.testing.assert_allclose(update, -0.1 * 2.71, rtol=1e-6)
 
 
-def test_a_policy_can_be_switched_off_and_chosen_on_the_command_line(monkeypatch):
+def test_a_model_and_a_policy_can_be_chosen_on_the_command_line(monkeypatch):
     def parsed(*arguments):
         values = flags.FlagValues()
         monkeypatch.setattr("sys.argv", ["main.py", *arguments])  # the source of overrides
@@ -106,11 +106,20 @@ def test_a_policy_can_be_switched_off_and_chosen_on_the_command_line(monkeypatch
     plus = "--config=configs/plus_l2pse.py"
     assert make_transform(parsed(plus)).changes_pixels
     assert not make_transform(parsed(plus, "--config.data.policy=none")).changes_pixels
+    named = parsed("--config=configs/imagenet.py", "--config.model.name=resnet18")
+    assert make_net(named) == make_net(parsed("--config=configs/imagenet.py:resnet18"))
     quick = "--config=configs/quickstart.py"
     assert not make_transform(parsed(quick)).changes_pixels
     chosen = parsed(quick, "--config.data.policy=raug15")
     assert make_transform(chosen).policy == "raug15"
     assert config_hash(chosen) != config_hash(parsed(quick))
+
+
+def test_the_recipe_takes_any_model_by_its_name():
+    for name in rj.list_models():
+        assert make_net(imagenet.get_config(name)) == rj.create(name, dtype="bfloat16")
+    with pytest.raises(rj.UsageError, match="unknown model 'resnet51': did you mean resnet50"):
+        make_net(imagenet.get_config("resnet51"))
 
 
 def test_a_rule_with_a_former_parameter_name_is_named():

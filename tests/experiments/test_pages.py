@@ -2,7 +2,7 @@
 
 import json
 
-from experiments.studies import blocks
+from experiments.studies import blocks, frameworks
 from experiments.studies.pages import DOCS, write_section
 
 
@@ -22,3 +22,16 @@ def test_the_page_of_blocks_has_the_rows_of_its_file():
     rows = json.loads((DOCS / "blocks.json").read_text())
     table = "".join(f"{line}\n" for line in blocks.table(rows))
     assert f"<!-- table -->\n{table}<!-- end -->\n" in (DOCS / "blocks.md").read_text()
+
+
+def test_the_page_of_frameworks_has_the_rows_of_its_file():
+    rows = json.loads((DOCS / "frameworks.json").read_text())
+    table = "".join(f"{line}\n" for line in frameworks.table(rows))
+    assert table in (DOCS / "frameworks.md").read_text()
+    assert set(rows) <= set(frameworks.models())
+    found = [row for packages in rows.values() for row in packages.values()]
+    assert found
+    for row in found:
+        assert row["params"] == row["params_there"]
+        assert row["params_fused"] == row["params_fused_there"] or not row["params_fused_there"]
+        assert max(row["error"], row["error_fused"]) < 1e-5

@@ -161,21 +161,29 @@ def test_vgg_without_batch_norm_keeps_the_scale_of_its_features():
     assert all(array.std() > 0.05 for array in maps)
 
 
-def test_images_that_are_too_small_are_named():
-    cases = ("vgg11", {"hidden": ()}, 16), ("densenet121", {}, 16), ("nasnetamobile", CELLS, 2)
-    for name, overrides, size in cases:
-        net = rj.create(name, **overrides)
-        images = jax.ShapeDtypeStruct((1, size, size, 3), "float32")
-        with pytest.raises(rj.UsageError, match="the images are too small for this net"):
-            jax.eval_shape(net.init, jax.random.key(0), images)
-
-
 def test_local_response_norm_divides_by_the_squares_of_five_channels():
     x = 50 * np.asarray(random_images(2, 3, 3, 7))
     square = np.pad(x**2, [(0, 0)] * 3 + [(2, 2)])
     sums = sum(square[..., start : start + 7] for start in range(5))
     expected = x / (1 + 1e-4 / 5 * sums) ** 0.75
     np.testing.assert_allclose(local_response_norm(x), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides", "smallest"),
+    [
+        ("densenet121", {"depths": (1, 1, 1)}, 13),
+        ("nasnetamobile", CELLS, 3),
+        ("vgg11", {"depths": (1,) * 4, "widths": (8,) * 4, "strides": (2,) * 4, "hidden": ()}, 16),
+    ],
+)
+def test_the_smallest_images_are_named_if_these_are_smaller(name, overrides, smallest):
+    net, key = rj.create(name, **overrides), jax.random.key(0)
+    variables = jax.eval_shape(net.init, key, random_images(1, 24, smallest, 3))
+    says = f"images of {smallest - 1}x24 pixels .* takes {smallest}x{smallest} or larger"
+    for call, first in ((net.init, key), (net.apply, variables)):
+        with pytest.raises(rj.UsageError, match=says):
+            jax.eval_shape(call, first, random_images(1, smallest - 1, 24, 3))
 
 
 def test_dropout_without_a_key_is_explained():
@@ -248,11 +256,12 @@ def test_blocks_take_the_places_of_3x3_convolutions():
         ("shufflenetv1_100_g3", {"groups": 8}, "multiples of 32, four times the groups"),
         ("shufflenetv1_100_g3", {"widths": (240, 240, 480)}, "must increase"),
         ("shufflenetv2_100", {"widths": (11, 22, 44)}, "must be even"),
-        ("densenet121", {"block": "repvgg"}, "leave model.block unset"),
+        ("deep_plain", {"block": "acb"}, "DeepPlain has no place for it; leave model.block unset"),
+        ("densenet121", {"block": "repvgg"}, "a net that has: .*resnet18, .*vgg11, "),
         ("densenet121", {"frozen": ("stem",)}, "cannot be frozen in part"),
         ("mobilenetv2_100", {"dropout": 1.5}, "dropout=1.5"),
         ("nasnetalarge", {"cells": "nasnet"}, "unknown cells .* did you mean nasnet_a"),
-        ("nasnetalarge", {"block": "acb"}, "no block can take their place"),
+        ("nasnetalarge", {"block": "acb"}, "NASNet has no place for it"),
         ("nasnetamobile", CELLS | {"strides": (2, 4)}, "must be 1 or 2"),
         ("mobilenetv2_100", {"strides": (1, 2)}, "strides .1, 2. must each have one entry"),
         ("resnet18", {"stem": (7, 2)}, r"stem=\(7, 2\): must be the side and stride"),

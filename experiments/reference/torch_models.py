@@ -1,0 +1,153 @@
+"""The nets of torchvision and timm that have a counterpart here, with random weights."""
+
+import importlib
+import importlib.util
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+
+from repvgg_jax.errors import UsageError
+from repvgg_jax.interop.layouts import layouts_of
+from repvgg_jax.nets import create
+
+PACKAGES = ("torchvision", "timm")
+# Names there, or functions of the imported package, where they are not those here. Underscores do
+# not count: regnetx_400mf is torchvision's regnet_x_400mf.
+NAMES: dict[str, dict[str, str | Callable[..., torch.nn.Module]]] = {
+    "torchvision": {
+        "mobilenetv2_100": "mobilenet_v2",
+        "shufflenetv2_050": "shufflenet_v2_x0_5",
+        "shufflenetv2_100": "shufflenet_v2_x1_0",
+        "shufflenetv2_150": "shufflenet_v2_x1_5",
+        "shufflenetv2_200": "shufflenet_v2_x2_0",
+    },
+    "timm": {"xception": "legacy_xception"}
+    | {
+        f"regnet{kind}_{size}": f"regnet{kind}_{number}"
+        + ("_tv" if kind + number in ("x004", "y008", "y080") else "")
+        for kind in "xy"
+        for size, number in (
+            ("400mf", "004"),
+            ("800mf", "008"),
+            ("1_6gf", "016"),
+            ("3_2gf", "032"),
+            ("8gf", "080"),
+            ("12gf", "120"),
+            ("16gf", "160"),
+            ("32gf", "320"),
+        )
+    },
+}
+
+
+def _mobilenet_v2(multiplier: float) -> Callable[..., torch.nn.Module]:
+    return lambda package, **options: package.models.mobilenet_v2(width_mult=multiplier, **options)
+
+
+def _mobilenet_v1(multiplier: float) -> Callable[..., torch.nn.Module]:
+    return lambda package, **options: package.models.efficientnet._gen_mobilenet_v1(
+        "mobilenetv1_100", multiplier, **options
+    )
+
+
+for _percent in (25, 50, 75, 140):
+    NAMES["torchvision"][f"mobilenetv2_{_percent:03}"] = _mobilenet_v2(_percent / 100)
+    NAMES["timm"][f"mobilenetv1_{_percent:03}"] = _mobilenet_v1(_percent / 100)
+
+
+def imported(package: str) -> Any:
+    """Returns torchvision or timm, which imports it; also without torchvision's operators.
+
+    Builds of torchvision and torch that do not match lack the compiled operators. The import needs
+    them, but no classifier does.
+    """
+    if package not in sys.modules and not _LIBRARIES:
+        try:
+            library = torch.library.Library("torchvision", "DEF")
+            for op in ("nms", "qnms"):
+                library.define(f"{op}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+            _LIBRARIES.append(library)
+        except RuntimeError:
+            pass  # the compiled operators define them
+    return importlib.import_module(package)
+
+
+_LIBRARIES: list[torch.library.Library] = []  # definitions last as long as these
+
+
+def packages_with(name: str) -> list[str]:
+    """Returns the installed packages that have a model of this library."""
+    return [package for package in PACKAGES if _maker(name, package) is not None]
+
+
+def twin(name: str, package: str, **options: Any) -> torch.nn.Module:
+    """Returns a package's counterpart of a model of this library, randomized.
+
+    Raises:
+      UsageError: if the package is not installed or has no counterpart.
+    """
+    maker = _maker(name, package)
+    if maker is None:
+        raise UsageError(f"{package} is not installed, or has no counterpart of {name}")
+    return randomize(maker(**options))
+
+
+@torch.no_grad()
+def randomize(module: torch.nn.Module, image_size: int = 96) -> torch.nn.Module:
+    """Draws the biases and BatchNorms of a module, and puts it in evaluation mode.
+
+    BatchNorm scales have both signs. Statistics are near those of the data, but off by a factor:
+    they are nowhere 0 and 1, and activations keep their size, so that the logits depend on all
+    layers, and rounding errors do not grow from layer to layer.
+    """
+    torch.manual_seed(0)
+    for name, value in module.named_parameters():
+        if name.endswith("bias"):
+            value.normal_(0, 0.2)
+    norms = [each for each in module.modules() if isinstance(each, torch.nn.BatchNorm2d)]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        sign = torch.where(torch.rand_like(norm.weight) < 0.5, -1.0, 1.0)
+        norm.weight.copy_(sign * (0.5 + torch.rand_like(sign)))
+        norm.reset_running_stats()
+        norm.momentum = None  # the statistics become those of the batch
+    images = np.random.default_rng(1)
+    module.train()(torch.from_numpy(random_images(images, 8, image_size)).permute(0, 3, 1, 2))
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+        norm.running_mean += 0.1 * norm.running_var.sqrt() * torch.randn_like(norm.running_mean)
+        norm.running_var *= torch.exp(0.2 * torch.randn_like(norm.running_var))
+    return module.eval()
+
+
+def random_images(generator: np.random.Generator, count: int, side: int) -> np.ndarray:
+    """Returns images [count, side, side, 3] of noise of two scales, pixels and quarters of a side.
+
+    The means of pixels alone are nearly the same in all images, as are then the logits.
+    """
+    coarse = generator.standard_normal((count, 4, 4, 3), np.float32)
+    index = np.arange(side) * 4 // side
+    return coarse[:, index][:, :, index] + generator.standard_normal(
+        (count, side, side, 3), np.float32
+    )
+
+
+def _maker(name: str, package: str) -> Callable[..., torch.nn.Module] | None:
+    """Returns a function of options that makes the counterpart; None if the package has none."""
+    if importlib.util.find_spec(package) is None or package not in layouts_of(create(name)):
+        return None
+    found = NAMES[package].get(name, name)
+    module = imported(package)
+    if callable(found):
+        return lambda **options: found(module, **options)
+    models = module.models
+    listed = models.list_models(models) if package == "torchvision" else module.list_models()
+    names = {there.replace("_", ""): there for there in listed}
+    there = names.get(found.replace("_", ""))
+    if there is None:
+        return None
+    make = models.get_model if package == "torchvision" else module.create_model
+    return lambda **options: make(there, **options)
