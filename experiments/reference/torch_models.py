@@ -16,8 +16,13 @@ from repvgg_jax.nets import create
 PACKAGES = ("torchvision", "timm")
 # Names there, or functions of the imported package, where they are not those here. Underscores do
 # not count: regnetx_400mf is torchvision's regnet_x_400mf.
-NAMES: dict[str, dict[str, str | Callable[..., torch.nn.Module]]] = {
+# None if a net of the same name is another.
+NAMES: dict[str, dict[str, str | Callable[..., torch.nn.Module] | None]] = {
     "torchvision": {
+        "googlenet": None,  # here without BatchNorms, as in the paper
+        "googlenet_bn": lambda package, **options: package.models.googlenet(
+            aux_logits=False, init_weights=False, **options
+        ),
         "mobilenetv2_100": "mobilenet_v2",
         "shufflenetv2_050": "shufflenet_v2_x0_5",
         "shufflenetv2_100": "shufflenet_v2_x1_0",
@@ -140,6 +145,8 @@ def _maker(name: str, package: str) -> Callable[..., torch.nn.Module] | None:
     if importlib.util.find_spec(package) is None or package not in layouts_of(create(name)):
         return None
     found = NAMES[package].get(name, name)
+    if found is None:
+        return None
     module = imported(package)
     if callable(found):
         return lambda **options: found(module, **options)
