@@ -88,7 +88,7 @@ def packages_with(name: str) -> list[str]:
     return [package for package in PACKAGES if _maker(name, package) is not None]
 
 
-def twin(name: str, package: str, **options: Any) -> torch.nn.Module:
+def twin(name: str, package: str, images: np.ndarray, **options: Any) -> torch.nn.Module:
     """Returns a package's counterpart of a model of this library, randomized.
 
     Raises:
@@ -97,34 +97,37 @@ def twin(name: str, package: str, **options: Any) -> torch.nn.Module:
     maker = _maker(name, package)
     if maker is None:
         raise UsageError(f"{package} is not installed, or has no counterpart of {name}")
-    return randomize(maker(**options))
+    return randomize(maker(**options), images)
 
 
 @torch.no_grad()
-def randomize(module: torch.nn.Module, image_size: int = 96) -> torch.nn.Module:
+def randomize(module: torch.nn.Module, images: np.ndarray) -> torch.nn.Module:
     """Draws the biases and BatchNorms of a module, and puts it in evaluation mode.
 
-    BatchNorm scales have both signs. Statistics are near those of the data, but off by a factor:
-    they are nowhere 0 and 1, and activations keep their size, so that the logits depend on all
-    layers, and rounding errors do not grow from layer to layer.
+    BatchNorm scales have both signs. Statistics are off those of the images, [batch, height, width,
+    3], by a few percent: they are nowhere 0 and 1, and activations keep their size, so that logits
+    depend on all layers. With statistics of other images, deep EfficientNets would amplify rounding
+    errors to the size of the logits.
     """
     torch.manual_seed(0)
-    for name, value in module.named_parameters():
-        if name.endswith("bias"):
-            value.normal_(0, 0.2)
     norms = [each for each in module.modules() if isinstance(each, torch.nn.BatchNorm2d)]
+    for name, value in module.named_parameters():
+        if name.endswith("bias"):  # small in VGG, whose logits they would be otherwise
+            value.normal_(0, 0.2 if norms else 0.01)
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
         sign = torch.where(torch.rand_like(norm.weight) < 0.5, -1.0, 1.0)
         norm.weight.copy_(sign * (0.5 + torch.rand_like(sign)))
         norm.reset_running_stats()
         norm.momentum = None  # the statistics become those of the batch
-    images = np.random.default_rng(1)
-    module.train()(torch.from_numpy(random_images(images, 8, image_size)).permute(0, 3, 1, 2))
+    module.eval()
+    for norm in norms:
+        norm.train()  # and nothing else, such as dropout and stochastic depth
+    module(torch.from_numpy(images).permute(0, 3, 1, 2))
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
-        norm.running_mean += 0.1 * norm.running_var.sqrt() * torch.randn_like(norm.running_mean)
-        norm.running_var *= torch.exp(0.2 * torch.randn_like(norm.running_var))
+        norm.running_mean += 0.02 * norm.running_var.sqrt() * torch.randn_like(norm.running_mean)
+        norm.running_var *= torch.exp(0.05 * torch.randn_like(norm.running_var))
     return module.eval()
 
 

@@ -43,7 +43,7 @@ def measure(name: str, image_size: int) -> dict[str, Any]:
     x = random_images(np.random.default_rng(0), 2, image_size)
     row: dict[str, Any] = {}
     for package in packages_with(name):
-        module = twin(name, package)
+        module = twin(name, package, x)
         net = rj.create(name, bn_epsilon=epsilon(module))
         variables = from_torch(net, module.state_dict())
         plain, fused = rj.fuse(net, variables)
