@@ -32,9 +32,9 @@ def start_device(platform: str) -> jax.Device:
 
 
 def compile_all(
-    makers: Mapping[K, Callable[[], Program]], threads: int
+    makers: Mapping[K, Callable[[], Program]], threads: int = 8
 ) -> tuple[dict[K, Program], dict[K, str]]:
-    """Returns the programs, and one line for each that could not be compiled.
+    """Returns the programs, compiled in threads, and one line for each that could not be compiled.
 
     None should be measured meanwhile: XLA runs kernels on the device to choose among them.
     """

@@ -197,7 +197,7 @@ def test_wrong_flags_are_one_line(tmp_path, capsys):
         "--batch=0": "must be positive",
         "--dtype=float8": "choose from bfloat16, float32",
         "--precision=low": "choose from default, high, highest",
-        "--only=nets,speed": "no part speed; nets, kernels",
+        "--only=nets,speed": "no part speed; kernels, guidelines",
         "--reference=resnet51": "did you mean resnet50",
         "--minutes=-1": "must be at least 0",
     }

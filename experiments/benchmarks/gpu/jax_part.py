@@ -36,7 +36,6 @@ from repvgg_jax.bench.timing import ratio
 from repvgg_jax.nets import Net
 
 _PRODUCT = Figure(PRODUCT)
-_THREADS = 8  # programs that are compiled at the same time
 
 
 class _Task(NamedTuple):
@@ -59,7 +58,7 @@ def measure(sizes: Sizes, file: TextIO) -> None:
     # As in PyTorch, a pass of one image has the caches to itself.
     groups += [({figure: task}, 5) for figure, task in passes_of_one.items()]
     tasks = {figure: task for group, _ in groups for figure, task in group.items()}
-    programs, errors = compile_all({f: task.make for f, task in tasks.items()}, _THREADS)
+    programs, errors = compile_all({f: task.make for f, task in tasks.items()})
     for figure, error in errors.items():
         rows.add_error(figure, error)
     for group, times in groups:

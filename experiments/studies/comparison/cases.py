@@ -15,8 +15,6 @@ from experiments.studies.comparison.nets import rounded
 from experiments.studies.comparison.sizes import Rows
 from repvgg_jax.bench.timing import ratio
 
-_THREADS = 8  # programs that are compiled at the same time
-
 
 @dataclass(frozen=True)
 class Case:
@@ -68,7 +66,7 @@ def measure_groups(
     ]
     cases = {case.name: case for group in left for case in group}
     makers = {name: partial(case.compiled, dtype) for name, case in cases.items()}
-    programs, errors = compile_all(makers, _THREADS)
+    programs, errors = compile_all(makers)
     for group in left:
         first, *_ = group
         runs = {case.name: programs[case.name].run for case in group if case.name in programs}

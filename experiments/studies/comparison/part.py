@@ -16,11 +16,12 @@ from experiments.studies.comparison import guidelines, kernels, nets
 from experiments.studies.comparison.sizes import Sizes
 from repvgg_jax.runtime.processes import prepare_process
 
-# In the order of the command, which leaves out the last ones if time is short.
+# In the order of the command, which leaves out the last ones if time is short. The first two have
+# small programs; the nets come in groups, of which each adds its rows.
 PARTS: dict[str, Callable[[Sizes, TextIO], None]] = {
-    nets.FORWARD: nets.measure_forward,
     kernels.KERNELS: kernels.measure,
     guidelines.GUIDELINES: guidelines.measure,
+    nets.FORWARD: nets.measure_forward,
     nets.STEP: nets.measure_steps,
     nets.COUNTS: nets.count,
 }

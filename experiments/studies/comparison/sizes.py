@@ -44,7 +44,7 @@ class Sizes:
         "default", "JAX's matmul precision; the default of float32 on a GPU is TF32, highest is not"
     )
     rounds: int = _flag(10, "measured runs of each program")
-    together: int = _flag(8, "nets that are compiled at once, and then measured interleaved")
+    together: int = _flag(4, "nets that are compiled at once, and then measured interleaved")
 
     def names(self) -> list[str]:
         """Returns the names of the nets, each once."""
