@@ -27,7 +27,7 @@ def measure_steps(sizes: Sizes, file: TextIO) -> None:
 
 
 def count(sizes: Sizes, file: TextIO) -> None:
-    """Counts parameters and operations per image of both forms, which no device is needed for."""
+    """Counts parameters and operations per image of both forms, without a device."""
     rows = open_rows(COUNTS, sizes, file, timed=False)
     for name in sizes.names():
         about = {"net": name, "image_size": sizes.size_of(name)}

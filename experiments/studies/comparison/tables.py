@@ -145,7 +145,7 @@ def verdict(measured: Measured, setup: Setup) -> str:
 
 
 def published_speed(name: str, other: str) -> float | None:
-    """Returns the speed of a net divided by another's, in the paper; None if it has not both."""
+    """Returns the speed of a net divided by another's, in the paper; None if one is missing."""
     speeds = [PUBLISHED[net].speed if net in PUBLISHED else None for net in (name, other)]
     return _quotient(*speeds)
 
