@@ -1,4 +1,4 @@
-"""Pooling with symmetric padding, as in PyTorch."""
+"""Pooling with the paddings of PyTorch and TensorFlow."""
 
 from collections.abc import Callable
 
@@ -27,6 +27,13 @@ def max_pool(x: Array, size: int, strides: int, padding: str = "symmetric") -> A
     return nn.max_pool(x, (size, size), (strides, strides), margins)
 
 
+def check_pixels(x: Array) -> None:
+    """Raises SmallImageError if a map [batch, height, width, channels] has no pixels."""
+    height, width = x.shape[1:3]
+    if 0 in (height, width):
+        raise SmallImageError(f"a map of {height}x{width} pixels is left")
+
+
 def halved(x: Array, pool: Callable[..., Array]) -> Array:
     """Returns `pool` (`nn.max_pool`, `nn.avg_pool`) of 2x2 windows; an odd last row is dropped.
 
@@ -44,7 +51,11 @@ def adaptive_mean_pool(x: Array, size: int) -> Array:
 
     Region i of n of an axis of length m has elements floor(i m / n) to ceil((i + 1) m / n) - 1, as
     in PyTorch's `AdaptiveAvgPool2d`, so regions overlap or repeat elements if n does not divide m.
+
+    Raises:
+      SmallImageError: if the map has no pixels.
     """
+    check_pixels(x)
     wide = accumulation_dtype(x.dtype)
     rows, columns = (_regions(side, size).astype(wide) for side in x.shape[1:3])
     means = jnp.einsum("bhwc,ih,jw->bijc", x.astype(wide), rows, columns, precision="highest")

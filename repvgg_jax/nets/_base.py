@@ -1,20 +1,21 @@
-"""The base class of all architectures, and the specification of a block in a net."""
+"""The base class of all architectures."""
 
 import re
 from collections.abc import Callable
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array
 
-from repvgg_jax.blocks.base import Block, KernelSize
+from repvgg_jax.blocks.base import Block
 from repvgg_jax.blocks.registry import block_class
-from repvgg_jax.errors import SmallImageError, UsageError
-from repvgg_jax.layers.conv import Dtype
+from repvgg_jax.errors import UsageError
+from repvgg_jax.layers.conv import Conv, Dtype
 from repvgg_jax.layers.dense import dense
 from repvgg_jax.layers.norm import BatchNorm
+from repvgg_jax.layers.pool import check_pixels
 from repvgg_jax.layers.squeeze_excite import SqueezeExcite
 from repvgg_jax.nets._call_errors import (
     check_images,
@@ -23,6 +24,8 @@ from repvgg_jax.nets._call_errors import (
     explained,
     naming_the_smallest,
 )
+from repvgg_jax.nets._checks import check_positive
+from repvgg_jax.nets._spec import BlockSpec, FeatureInfo
 from repvgg_jax.ops import onednn
 from repvgg_jax.ops.batch_norm import BN_EPSILON, accumulation_dtype
 from repvgg_jax.ops.convolution import check_algorithm
@@ -35,44 +38,6 @@ def _convolutions(primitive: Any, *_: Any, **__: Any) -> bool:
 
 # Rematerialization policies: the values inside a block that are saved for the backward pass.
 REMAT = {"nothing": jax.checkpoint_policies.nothing_saveable, "convolutions": _convolutions}
-
-
-class BlockSpec(NamedTuple):
-    """The position of a block in a net, and the fields of `Block` that differ between blocks.
-
-    Attributes:
-      name: name of the block's variables, such as `stage3_block5`.
-      stage: index of the stage.
-      index: index of the block, or of the multi-block unit that contains it, within the stage.
-      inputs: number of input channels.
-      role: role of the block in a multi-block unit, such as "shortcut"; empty for a single block.
-      se_hidden: hidden units of the squeeze-and-excite layer `<name>_se`; 0 for no such layer.
-    """
-
-    name: str
-    stage: int
-    index: int
-    inputs: int
-    features: int
-    strides: int = 1
-    groups: int = 1
-    kernel_size: KernelSize = 3
-    dilation: int = 1
-    padding: str = "symmetric"
-    role: str = ""
-    se_hidden: int = 0
-
-    def part(self, role: str, **changes: Any) -> Self:
-        """Returns the spec of the block `<name>_<role>`, with some fields changed."""
-        return self._replace(name=f"{self.name}_{role}", role=role, **changes)
-
-
-class FeatureInfo(NamedTuple):
-    """The name, channels and stride (in pixels of the image) of a net's feature map."""
-
-    name: str
-    channels: int
-    stride: int
 
 
 class Net(nn.Module):
@@ -262,9 +227,10 @@ class Net(nn.Module):
         """Returns the feature maps described by `feature_info`, and the updated `batch_stats`.
 
         Images [batch, height, width, 3] -> maps [batch, height / stride, ..., channels] in the
-        net's compute type, with sides rounded up (VGG and DenseNet: down). Layers without padding,
-        as in GoogLeNet, Inception-ResNet and Xception, make them a few pixels smaller. Nothing is
-        dropped. If `train` is False, the statistics are returned unchanged (empty for a fused net).
+        net's compute type, with sides rounded up (VGG, DenseNet and DiracNet: down). Layers without
+        padding, as in GoogLeNet, Inception-ResNet, Xception and NASNet, make them a few pixels
+        smaller. Nothing is dropped. If `train` is False, the statistics are returned unchanged
+        (empty for a fused net).
 
         Raises:
           UsageError: if the net is not a backbone.
@@ -298,14 +264,18 @@ class Net(nn.Module):
         self, x: Array, train: bool = False, dropout: float = 0.0, use_bias: bool = True
     ) -> Array:
         """Returns the logits of the last map [batch, height, width, channels]: mean and `head`."""
-        if 0 in (sides := x.shape[1:3]):
-            raise SmallImageError(f"the last map has {sides[0]}x{sides[1]} pixels")
+        check_pixels(x)
         wide = accumulation_dtype(self.dtype)
         x = x.mean((1, 2), dtype=wide)
         if dropout:
             x = nn.Dropout(dropout, deterministic=not train)(x)
         fields = {"name": "head", "dtype": wide, "use_bias": use_bias}
         return dense(self.num_classes, x.shape[-1], **fields)(x)
+
+    def conv(self, x: Array, features: int, size: int, name: str, **fields: Any) -> Array:
+        """Applies a convolution that is a layer of its own, not of a block: a `Conv`."""
+        kind = {"dtype": self.dtype, "algorithm": self.conv_algorithm}
+        return Conv(features, size, name=name, **kind, **fields)(x)
 
     def norm(self, x: Array, name: str, train: bool) -> Array:
         """Applies a BatchNorm that is a layer of its own, not of a block."""
@@ -320,42 +290,3 @@ class Net(nn.Module):
             return x
         name = f"{spec.name}_se"
         return SqueezeExcite(spec.se_hidden, self.dtype, activation, name=name)(x)
-
-
-def check_positive(field: str, value: Any) -> None:
-    """Raises UsageError unless the value is None or a positive integer."""
-    if value is not None and (not isinstance(value, int) or value < 1):
-        raise UsageError(f"{field}={value!r}: must be a positive integer")
-
-
-def check_stages(**fields: Any) -> None:
-    """Raises UsageError unless the fields are tuples of positive integers of the same length."""
-    for field, value in fields.items():
-        if not isinstance(value, tuple | list) or not value:
-            raise UsageError(f"{field}={value!r}: must be a tuple with one entry per stage")
-        if not all(isinstance(number, int) and number > 0 for number in value):
-            raise UsageError(f"{field}={value!r}: must be positive integers")
-    if len({len(value) for value in fields.values()}) > 1:
-        found = " and ".join(f"{field} {value}" for field, value in fields.items())
-        raise UsageError(f"{found} must each have one entry per stage")
-
-
-def check_stem(stem: Any) -> None:
-    """Raises UsageError unless the stem is the size and stride of a convolution, and of a pool."""
-    whole = isinstance(stem, tuple | list) and all(isinstance(n, int) and n > 0 for n in stem)
-    if not whole or len(stem) != 3:
-        raise UsageError(
-            f"stem={stem!r}: must be the side and stride of its convolution, and the stride of its "
-            "max pooling, such as (7, 2, 2), or (3, 1, 1) for images of 32x32"
-        )
-
-
-def check_probability(field: str, value: Any) -> None:
-    """Raises UsageError unless the value is at least 0 and less than 1."""
-    if not isinstance(value, int | float) or not 0 <= value < 1:
-        raise UsageError(f"{field}={value!r}: must be at least 0 and less than 1")
-
-
-def block_name(stage: int, index: int) -> str:
-    """Returns the name of a block, such as `stage3_block5`."""
-    return f"stage{stage}_block{index}"

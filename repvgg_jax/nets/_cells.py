@@ -3,8 +3,8 @@
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from repvgg_jax.nets._base import BlockSpec
 from repvgg_jax.nets._genotypes import Genotype, Operand
+from repvgg_jax.nets._spec import BlockSpec
 
 
 class Source(NamedTuple):

@@ -7,8 +7,9 @@ from flax import linen as nn
 from jax import Array
 
 from repvgg_jax.errors import UsageError
-from repvgg_jax.nets._base import BlockSpec, FeatureInfo, Net, block_name
+from repvgg_jax.nets._base import Net
 from repvgg_jax.nets._initializers import INITIALIZERS, redraw
+from repvgg_jax.nets._spec import BlockSpec, FeatureInfo, block_name, stage_infos
 from repvgg_jax.runtime.compilation import barrier
 
 # Blocks whose initializer can be chosen; the others use the initialization of their papers.
@@ -56,12 +57,7 @@ class Chain(Net):
 
     def feature_info(self) -> tuple[FeatureInfo, ...]:
         """Returns a description of the last feature map of each stage."""
-        reached, infos = 1, []
-        stages = zip(self.widths, self.stage_strides(), strict=True)
-        for stage, (width, stride) in enumerate(stages):
-            reached *= stride
-            infos.append(FeatureInfo(f"stage{stage}", width, reached))
-        return tuple(infos)
+        return stage_infos(1, self.widths, self.stage_strides())
 
     @nn.compact
     def __call__(self, images: Array, train: bool = False) -> Array:

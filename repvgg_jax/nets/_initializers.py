@@ -12,7 +12,7 @@ from jax import Array
 from jax.nn.initializers import Initializer
 
 from repvgg_jax.layers.conv import kernel_init
-from repvgg_jax.nets._base import BlockSpec
+from repvgg_jax.nets._spec import BlockSpec
 
 
 class Initializers(NamedTuple):

@@ -15,7 +15,9 @@ from jax import Array
 from repvgg_jax.errors import UsageError
 from repvgg_jax.layers.conv import Conv, Dtype, kernel_init
 from repvgg_jax.layers.dense import dense
-from repvgg_jax.nets._base import BlockSpec, Net, check_positive
+from repvgg_jax.nets._base import Net
+from repvgg_jax.nets._checks import check_positive
+from repvgg_jax.nets._spec import BlockSpec
 from repvgg_jax.ops.batch_norm import accumulation_dtype, per_channel
 from repvgg_jax.ops.convolution import convolve_by_matmul
 

@@ -7,17 +7,10 @@ from flax import linen as nn
 from jax import Array
 
 from repvgg_jax.errors import UsageError
-from repvgg_jax.layers.conv import Conv
 from repvgg_jax.layers.pool import halved, max_pool
-from repvgg_jax.nets._base import (
-    BlockSpec,
-    FeatureInfo,
-    Net,
-    block_name,
-    check_positive,
-    check_stages,
-    check_stem,
-)
+from repvgg_jax.nets._base import Net
+from repvgg_jax.nets._checks import check_positive, check_stages, check_stem
+from repvgg_jax.nets._spec import BlockSpec, FeatureInfo, block_name
 from repvgg_jax.runtime.compilation import barrier
 
 
@@ -89,7 +82,7 @@ class DenseNet(Net):
         for spec in layers:
             y = self._norm_and_relu(x, f"{spec.name}_bn", train)
             y = self.run_block_and_relu(spec, y, train)
-            y = self._conv(y, self.growth, 3, f"{spec.name}_conv")
+            y = self.conv(y, self.growth, 3, f"{spec.name}_conv")
             x = barrier(jnp.concatenate([x, y], axis=-1))
             if spec.index < self.depths[spec.stage] - 1:
                 continue
@@ -97,16 +90,12 @@ class DenseNet(Net):
             if spec.stage < len(self.depths) - 1:
                 name = f"stage{spec.stage}_transition"
                 x = self._norm_and_relu(x, f"{name}_bn", train)
-                x = self._conv(x, x.shape[-1] // 2, 1, f"{name}_conv")
+                x = self.conv(x, x.shape[-1] // 2, 1, f"{name}_conv")
                 x = halved(x, nn.avg_pool)
         return self.mean_and_head(self._norm_and_relu(x, "last_bn", train))
 
     def _norm_and_relu(self, x: Array, name: str, train: bool) -> Array:
         return nn.relu(self.norm(x, name, train))
-
-    def _conv(self, x: Array, features: int, size: int, name: str) -> Array:
-        conv = Conv(features, size, dtype=self.dtype, algorithm=self.conv_algorithm, name=name)
-        return conv(x)
 
 
 VARIANTS = {

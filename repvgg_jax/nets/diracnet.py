@@ -6,8 +6,9 @@ from flax import linen as nn
 from jax import Array
 
 from repvgg_jax.layers.pool import halved, max_pool
-from repvgg_jax.nets._base import BlockSpec, FeatureInfo, check_stem
 from repvgg_jax.nets._chain import Chain
+from repvgg_jax.nets._checks import check_stem
+from repvgg_jax.nets._spec import BlockSpec, FeatureInfo
 
 
 class DiracNet(Chain):

@@ -6,7 +6,8 @@ from functools import partial
 from flax import linen as nn
 from jax import Array
 
-from repvgg_jax.nets._base import BlockSpec, check_stages
+from repvgg_jax.nets._checks import check_stages
+from repvgg_jax.nets._spec import BlockSpec
 from repvgg_jax.nets.mobilenet import MobileNetV2
 from repvgg_jax.ops.batch_norm import BN_EPSILON
 

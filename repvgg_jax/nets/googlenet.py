@@ -23,15 +23,9 @@ from repvgg_jax.layers.dense import dense
 from repvgg_jax.layers.norm import local_response_norm
 from repvgg_jax.layers.pool import adaptive_mean_pool, max_pool
 from repvgg_jax.nets._auxiliary import AUXILIARY_HEAD, run_auxiliary_head
-from repvgg_jax.nets._base import (
-    BlockSpec,
-    FeatureInfo,
-    Net,
-    block_name,
-    check_probability,
-    check_stages,
-    check_stem,
-)
+from repvgg_jax.nets._base import Net
+from repvgg_jax.nets._checks import check_probability, check_stages, check_stem
+from repvgg_jax.nets._spec import BlockSpec, FeatureInfo, block_name, stage_infos
 from repvgg_jax.ops.batch_norm import accumulation_dtype
 from repvgg_jax.runtime.compilation import barrier
 
@@ -154,10 +148,8 @@ class GoogLeNet(Net):
     def feature_info(self) -> tuple[FeatureInfo, ...]:
         """Returns a description of the output of each stage of modules."""
         _, strides, pool = self.stem
-        return tuple(
-            FeatureInfo(f"stage{stage}", _outputs(modules[-1]), strides * pool * 2 ** (stage + 1))
-            for stage, modules in enumerate(self.modules)
-        )
+        widths = [_outputs(modules[-1]) for modules in self.modules]
+        return stage_infos(strides * pool, widths, [2] * len(widths))
 
     def auxiliary_heads(self) -> dict[str, str]:
         """Returns name of a module -> name of the auxiliary head after it."""
@@ -176,8 +168,11 @@ class GoogLeNet(Net):
 
     def check_fields(self) -> None:
         """Raises UsageError if a field of this class is invalid."""
-        check_stages(pools=self.pools, modules=[len(modules) for modules in self.modules])
-        for widths in (widths for modules in self.modules for widths in modules):
+        stages = self.modules if isinstance(self.modules, tuple | list) else ()
+        if not stages or not all(isinstance(modules, tuple | list) for modules in stages):
+            raise UsageError(f"modules={self.modules!r}: must be a tuple of modules for each stage")
+        check_stages(pools=self.pools, modules=[len(modules) for modules in stages])
+        for widths in (widths for modules in stages for widths in modules):
             check_stages(modules=widths)
             if len(widths) != 6:
                 raise UsageError(f"modules: {widths} must be the six widths of a row of Table 1")

@@ -16,14 +16,9 @@ from jax import Array
 from repvgg_jax.blocks.base import KernelSize
 from repvgg_jax.errors import UsageError
 from repvgg_jax.layers.pool import max_pool
-from repvgg_jax.nets._base import (
-    BlockSpec,
-    FeatureInfo,
-    Net,
-    block_name,
-    check_probability,
-    check_stages,
-)
+from repvgg_jax.nets._base import Net
+from repvgg_jax.nets._checks import check_probability, check_stages
+from repvgg_jax.nets._spec import BlockSpec, FeatureInfo, block_name
 from repvgg_jax.runtime.compilation import barrier
 
 

@@ -8,16 +8,9 @@ from jax import Array
 
 from repvgg_jax.errors import UsageError
 from repvgg_jax.layers.pool import max_pool
-from repvgg_jax.nets._base import (
-    BlockSpec,
-    FeatureInfo,
-    Net,
-    block_name,
-    check_positive,
-    check_probability,
-    check_stages,
-    check_stem,
-)
+from repvgg_jax.nets._base import Net
+from repvgg_jax.nets._checks import check_positive, check_probability, check_stages, check_stem
+from repvgg_jax.nets._spec import BlockSpec, FeatureInfo, block_name, stage_infos
 from repvgg_jax.runtime.compilation import barrier
 
 
@@ -76,16 +69,12 @@ class MobileNetV1(Net):
     def feature_info(self) -> tuple[FeatureInfo, ...]:
         """Returns a description of the output of each stage."""
         _, strides, pool = self.stem
-        reached, infos = strides * pool, []
-        for stage, (width, stride) in enumerate(zip(self.widths, self.strides, strict=True)):
-            reached *= stride
-            infos.append(FeatureInfo(f"stage{stage}", self.channels(width), reached))
-        return tuple(infos)
+        return stage_infos(strides * pool, map(self.channels, self.widths), self.strides)
 
     def check_fields(self) -> None:
         """Raises UsageError if a field of this class is invalid."""
-        if not self.multiplier > 0:
-            raise UsageError(f"multiplier={self.multiplier}: must be positive")
+        if not isinstance(self.multiplier, int | float) or not self.multiplier > 0:
+            raise UsageError(f"multiplier={self.multiplier!r}: must be positive")
         check_stages(depths=self.depths, widths=self.widths, strides=self.strides)
         check_stem(self.stem)
         super().check_fields()

@@ -4,8 +4,9 @@ from functools import partial
 
 from repvgg_jax.blocks.base import Block
 from repvgg_jax.errors import UsageError
-from repvgg_jax.nets._base import BlockSpec, check_positive
 from repvgg_jax.nets._chain import Chain
+from repvgg_jax.nets._checks import check_positive
+from repvgg_jax.nets._spec import BlockSpec
 
 SE_PAIRS = 5  # pairs of the second-to-last stage with squeeze-and-excite, if the net uses it
 

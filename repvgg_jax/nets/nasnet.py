@@ -13,21 +13,13 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array
 
-from repvgg_jax.errors import SmallImageError, UsageError, check_known
-from repvgg_jax.layers.conv import Conv
-from repvgg_jax.layers.pool import max_pool
-from repvgg_jax.nets._base import (
-    BlockSpec,
-    FeatureInfo,
-    Net,
-    block_name,
-    check_positive,
-    check_probability,
-    check_stages,
-    check_stem,
-)
+from repvgg_jax.errors import UsageError, check_known
+from repvgg_jax.layers.pool import check_pixels, max_pool
+from repvgg_jax.nets._base import Net
 from repvgg_jax.nets._cells import Cell, Source
+from repvgg_jax.nets._checks import check_positive, check_probability, check_stages, check_stem
 from repvgg_jax.nets._genotypes import CELLS, Operand
+from repvgg_jax.nets._spec import BlockSpec, FeatureInfo, block_name
 from repvgg_jax.runtime.compilation import barrier
 
 
@@ -88,11 +80,11 @@ class NASNet(Net):
                 name, last = block_name(stage, index), made[-1]
                 spec = BlockSpec(name, stage, index, last.channels, width, strides)
                 genotype = cells.reduction if strides == 2 else cells.normal
-                cell = Cell(spec, genotype, (last, self.before(made)))
+                cell = Cell(spec, genotype, (last, self.second_source(made)))
                 yield cell
                 made.append(cell.output)
 
-    def before(self, made: list[Source]) -> Source | None:
+    def second_source(self, made: list[Source]) -> Source | None:
         """Returns the second source of the next cell, given all outputs so far; None at first."""
         if self.skips and len(made) > 2:
             third, second, last = (source.stride for source in made[-3:])
@@ -116,8 +108,7 @@ class NASNet(Net):
     def __call__(self, images: Array, train: bool = False) -> Array:
         stem, *_ = self.plan()
         x = self.run_block(stem, images, train)
-        if 0 in x.shape[1:3]:
-            raise SmallImageError("the first convolution leaves none of their pixels")
+        check_pixels(x)
         if self.stem[2] > 1:
             x = max_pool(x, 3, self.stem[2])
         outputs = [x]
@@ -169,17 +160,8 @@ class NASNet(Net):
     ) -> Array:
         """Applies separable convolutions, the first of which is strided."""
         for spec in specs:
-            x = nn.relu(x)
-            x = Conv(
-                x.shape[-1],
-                size,
-                strides=strides,
-                groups=x.shape[-1],
-                padding="SAME",
-                dtype=self.dtype,
-                algorithm=self.conv_algorithm,
-                name=f"{spec.name}_depthwise",
-            )(x)
+            window = {"groups": x.shape[-1], "strides": strides, "padding": "SAME"}
+            x = self.conv(nn.relu(x), x.shape[-1], size, f"{spec.name}_depthwise", **window)
             x, strides = self.run_block(spec, x, train), 1
         return x
 
@@ -226,7 +208,9 @@ def pooled(operation: str, x: Array, size: int, strides: int) -> Array:
     return x
 
 
-def found(cells: str, depths: tuple[int, int], width: int, **fields: Any) -> partial[NASNet]:
+def _for_imagenet(
+    cells: str, depths: tuple[int, int], width: int, **fields: Any
+) -> partial[NASNet]:
     """Returns a net for ImageNet, whose last three stages have 1, 2 and 4 times the width.
 
     Two stages of one strided cell precede them.
@@ -247,10 +231,10 @@ def found(cells: str, depths: tuple[int, int], width: int, **fields: Any) -> par
 
 
 VARIANTS = {
-    "nasnetalarge": found("nasnet_a", (6, 7), 168, skips=True),
-    "nasnetamobile": found("nasnet_a", (4, 5), 44, stem_width=32),
-    "pnasnet5large": found("pnasnet_5", (4, 4), 216),
-    "pnasnet5mobile": found("pnasnet_5", (3, 3), 54, stem_width=32),
-    "amoebaneta_f190": found("amoebanet_a", (6, 7), 190, stem_width=32),
-    "amoebaneta_f448": found("amoebanet_a", (6, 7), 448, stem_width=32),
+    "nasnetalarge": _for_imagenet("nasnet_a", (6, 7), 168, skips=True),
+    "nasnetamobile": _for_imagenet("nasnet_a", (4, 5), 44, stem_width=32),
+    "pnasnet5large": _for_imagenet("pnasnet_5", (4, 4), 216),
+    "pnasnet5mobile": _for_imagenet("pnasnet_5", (3, 3), 54, stem_width=32),
+    "amoebaneta_f190": _for_imagenet("amoebanet_a", (6, 7), 190, stem_width=32),
+    "amoebaneta_f448": _for_imagenet("amoebanet_a", (6, 7), 448, stem_width=32),
 }

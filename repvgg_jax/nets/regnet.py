@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from functools import partial
 
 from repvgg_jax.errors import UsageError
-from repvgg_jax.nets._base import BlockSpec, check_positive
+from repvgg_jax.nets._checks import check_positive
+from repvgg_jax.nets._spec import BlockSpec
 from repvgg_jax.nets.resnet import ResNet
 
 

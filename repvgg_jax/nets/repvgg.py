@@ -12,8 +12,9 @@ from repvgg_jax.layers.conv import Conv, Dtype
 from repvgg_jax.layers.dense import dense
 from repvgg_jax.layers.norm import BatchNorm
 from repvgg_jax.nets._auxiliary import AUXILIARY_HEAD, run_auxiliary_head
-from repvgg_jax.nets._base import BlockSpec, block_name, check_positive
 from repvgg_jax.nets._chain import Chain
+from repvgg_jax.nets._checks import check_positive
+from repvgg_jax.nets._spec import BlockSpec, block_name
 from repvgg_jax.ops.batch_norm import BN_EPSILON, accumulation_dtype
 
 

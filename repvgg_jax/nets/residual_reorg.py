@@ -7,8 +7,8 @@ from flax import linen as nn
 from jax import Array
 
 from repvgg_jax.errors import UsageError
-from repvgg_jax.nets._base import BlockSpec, block_name
 from repvgg_jax.nets._chain import Chain
+from repvgg_jax.nets._spec import BlockSpec, block_name
 from repvgg_jax.nets.repvgg import B_DEPTHS, widths
 from repvgg_jax.runtime.compilation import barrier
 

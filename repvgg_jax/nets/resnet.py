@@ -13,15 +13,9 @@ from jax import Array
 
 from repvgg_jax.errors import UsageError
 from repvgg_jax.layers.pool import max_pool
-from repvgg_jax.nets._base import (
-    BlockSpec,
-    FeatureInfo,
-    Net,
-    block_name,
-    check_positive,
-    check_stages,
-    check_stem,
-)
+from repvgg_jax.nets._base import Net
+from repvgg_jax.nets._checks import check_positive, check_stages, check_stem
+from repvgg_jax.nets._spec import BlockSpec, FeatureInfo, block_name, stage_infos
 from repvgg_jax.runtime.compilation import barrier
 
 WIDTHS = (64, 128, 256, 512)
@@ -87,11 +81,8 @@ class ResNet(Net):
     def feature_info(self) -> tuple[FeatureInfo, ...]:
         """Returns a description of the output of each stage."""
         _, strides, pool = self.stem
-        reached, infos = strides * pool, []
-        for stage, (width, stride) in enumerate(zip(self.widths, self.strides, strict=True)):
-            reached *= stride
-            infos.append(FeatureInfo(f"stage{stage}", width * self.expansion, reached))
-        return tuple(infos)
+        widths = [width * self.expansion for width in self.widths]
+        return stage_infos(strides * pool, widths, self.strides)
 
     def check_fields(self) -> None:
         """Raises UsageError if a field of this class is invalid."""

@@ -10,15 +10,9 @@ from jax import Array
 
 from repvgg_jax.errors import UsageError
 from repvgg_jax.layers.pool import max_pool
-from repvgg_jax.nets._base import (
-    BlockSpec,
-    FeatureInfo,
-    Net,
-    block_name,
-    check_positive,
-    check_stages,
-    check_stem,
-)
+from repvgg_jax.nets._base import Net
+from repvgg_jax.nets._checks import check_positive, check_stages, check_stem
+from repvgg_jax.nets._spec import BlockSpec, FeatureInfo, block_name, stage_infos
 from repvgg_jax.runtime.compilation import barrier
 
 
@@ -74,10 +68,7 @@ class ShuffleNet(Net):
     def feature_info(self) -> tuple[FeatureInfo, ...]:
         """Returns a description of the output of each stage."""
         _, strides, pool = self.stem
-        return tuple(
-            FeatureInfo(f"stage{stage}", width, strides * pool * 2 ** (stage + 1))
-            for stage, width in enumerate(self.widths)
-        )
+        return stage_infos(strides * pool, self.widths, [2] * len(self.widths))
 
     def check_fields(self) -> None:
         """Raises UsageError if a field of this class is invalid."""
@@ -225,7 +216,8 @@ VARIANTS: dict[str, partial[ShuffleNetV1]] = {
 }
 VARIANTS |= {
     "shufflenetv1_050_g3": partial(ShuffleNetV1, width=12, widths=(120, 240, 480)),
-    # As in the authors' code. The 524 million multiply-adds of the paper's Table 5 need width=48.
+    # The stem is that of Table 1. Scaled too, to width=48, as in the authors' code, the net has the
+    # 524 million multiply-adds of Table 5 in place of 508.
     "shufflenetv1_200_g3": partial(ShuffleNetV1, widths=(480, 960, 1920)),
     "shufflenetv2_050": partial(ShuffleNetV2, widths=(48, 96, 192)),
     "shufflenetv2_100": partial(ShuffleNetV2),

@@ -8,8 +8,9 @@ from jax import Array
 from repvgg_jax.errors import UsageError
 from repvgg_jax.layers.dense import dense
 from repvgg_jax.layers.pool import adaptive_mean_pool, halved
-from repvgg_jax.nets._base import BlockSpec, check_probability, check_stages
 from repvgg_jax.nets._chain import Chain
+from repvgg_jax.nets._checks import check_probability, check_stages
+from repvgg_jax.nets._spec import BlockSpec
 from repvgg_jax.ops.batch_norm import accumulation_dtype
 
 MAP = 7  # side of the map that the classifier reads

@@ -6,17 +6,10 @@ from flax import linen as nn
 from jax import Array
 
 from repvgg_jax.errors import UsageError
-from repvgg_jax.layers.conv import Conv
 from repvgg_jax.layers.pool import max_pool
-from repvgg_jax.nets._base import (
-    BlockSpec,
-    FeatureInfo,
-    Net,
-    block_name,
-    check_probability,
-    check_stages,
-    check_stem,
-)
+from repvgg_jax.nets._base import Net
+from repvgg_jax.nets._checks import check_probability, check_stages, check_stem
+from repvgg_jax.nets._spec import BlockSpec, FeatureInfo, block_name, stage_infos
 from repvgg_jax.runtime.compilation import barrier
 
 
@@ -87,12 +80,7 @@ class Xception(Net):
     def feature_info(self) -> tuple[FeatureInfo, ...]:
         """Returns a description of the output of each stage after a ReLU, the last with `last`."""
         _, strides, pool = self.stem
-        widths = (*self.widths[:-1], self.last[-1])
-        reached, infos = strides * pool, []
-        for stage, (width, stride) in enumerate(zip(widths, self.strides, strict=True)):
-            reached *= stride
-            infos.append(FeatureInfo(f"stage{stage}", width, reached))
-        return tuple(infos)
+        return stage_infos(strides * pool, (*self.widths[:-1], self.last[-1]), self.strides)
 
     def check_fields(self) -> None:
         """Raises UsageError if a field of this class is invalid."""
@@ -136,9 +124,9 @@ class Xception(Net):
 
     def _separable(self, spec: BlockSpec, x: Array, train: bool) -> Array:
         """Applies a depthwise 3x3 convolution and the 1x1 convolution `spec`."""
-        name, channels = f"{spec.name}_depthwise", x.shape[-1]
-        fields = dict(groups=channels, dtype=self.dtype, algorithm=self.conv_algorithm)
-        return self.run_block(spec, Conv(channels, 3, **fields, name=name)(x), train)
+        channels = x.shape[-1]
+        x = self.conv(x, channels, 3, f"{spec.name}_depthwise", groups=channels)
+        return self.run_block(spec, x, train)
 
 
 VARIANTS = {"xception": Xception}

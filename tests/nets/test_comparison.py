@@ -173,6 +173,7 @@ def test_local_response_norm_divides_by_the_squares_of_five_channels():
     ("name", "overrides", "smallest"),
     [
         ("densenet121", {"depths": (1, 1, 1)}, 13),
+        ("googlenet", MODULES | {"auxiliary": True}, 7),
         ("nasnetamobile", CELLS, 3),
         ("vgg11", {"depths": (1,) * 4, "widths": (8,) * 4, "strides": (2,) * 4, "hidden": ()}, 16),
     ],
@@ -244,6 +245,7 @@ def test_blocks_take_the_places_of_3x3_convolutions():
         ("googlenet", {"widths": (64,)}, "those before the first module, two"),
         ("googlenet", {"modules": (((64, 96),),), "pools": (3,)}, "the six widths of a row"),
         ("googlenet", {"pools": (3, 3)}, "one entry per stage"),
+        ("googlenet", {"modules": 5}, "must be a tuple of modules for each stage"),
         ("googlenet", {"bn_epsilon": 0.0}, "bn_epsilon=0.0: must be positive"),
         ("inception_resnet_v2", {"depths": (1, 1)}, "must have three entries"),
         ("xception", {"block": "acb"}, "leave model.block unset"),
