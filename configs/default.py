@@ -39,7 +39,7 @@ def get_config() -> ConfigDict:
     # pooling after it; (3, 1, 1) for images of 32x32 (docs/concepts/nets.md).
     model.stem = placeholder(tuple)
     model.hidden = placeholder(tuple)  # vgg: outputs of the hidden dense layers; (4096, 4096)
-    # Probability: VGG, NASNet (0.5); before the head of mobilenetv2 and efficientnet (0.2).
+    # Probability: VGG, after each of them (0.5); in other nets, before the head.
     model.dropout = placeholder(float)
     # Probability of skipping the last unit: mobilenetv2 (0 if unset), efficientnet (0.2).
     model.drop_path = placeholder(float)

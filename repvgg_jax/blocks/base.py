@@ -68,7 +68,7 @@ class Block(nn.Module):
     def __post_init__(self) -> None:
         sides = self.kernel_size if isinstance(self.kernel_size, tuple) else (self.kernel_size,)
         if not all(isinstance(side, int) and side % 2 == 1 for side in sides):
-            raise UsageError(f"kernel_size={self.kernel_size!r}: must be an odd integer")
+            raise UsageError(f"kernel_size={self.kernel_size!r}: must be odd")
         if not self.single and (len(sides) > 1 or self.padding != "symmetric"):
             raise UsageError(
                 f"a layer with kernel_size={self.kernel_size} and padding={self.padding!r} cannot "

@@ -16,7 +16,7 @@ LAYOUTS: dict[str, dict[type[Net], Callable[..., Iterable[Entry]]]] = {
     "torchvision": torchvision_layout.FAMILIES,
     "timm": timm_layout.FAMILIES,
 }
-# Fields that change no function, or also the shapes of the weights.
+# Fields that do not change the function in evaluation, or that change the weights' shapes too.
 _FREE = ("num_classes", "hidden", "frozen", "dtype", "bn_group_size", "remat", "conv_algorithm")
 _FREE += ("dropout", "drop_path", "auxiliary", "auxiliary_dropout")
 

@@ -155,6 +155,11 @@ def _densenet(net: DenseNet) -> Iterator[Entry]:
 
 
 def _googlenet(net: GoogLeNet) -> Iterator[Entry]:
+    if net.lrn:
+        raise UsageError(
+            "torchvision's GoogLeNet has BatchNorms, and 3x3 convolutions in the places of 5x5: "
+            "import the weights into the model googlenet_bn"
+        )
     branches = {"1x1": "1", "3x3_reduce": "2.0", "3x3": "2.1"}
     branches |= {"5x5_reduce": "3.0", "5x5": "3.1", "pool_proj": "4.1"}
     first = {"stem": "conv1", "second_reduce": "conv2", "second": "conv3"}

@@ -146,7 +146,7 @@ def test_an_initializer_is_no_more_than_a_start():
         ({"branches": ("3x3",)}, "a tuple of names in"),
         ({"block": FusedConv}, "must be a name in BLOCKS"),
         ({"block": "mobileone", "copies": 0}, "copies=0"),
-        ({"kernel_size": 4}, "must be an odd integer"),
+        ({"kernel_size": 4}, "must be odd"),
     ],
 )
 def test_a_wrong_request_names_the_right_one(overrides, says):
