@@ -87,7 +87,7 @@ def test_the_border_of_a_diverse_branch_carries_no_gradient():
     bias = variables["params"]["bn_chain_1x1"]["bias"]
     kernel = variables["params"]["conv_chain_kxk"]["kernel"]
     stats, params = variables["batch_stats"]["bn_chain_kxk"], variables["params"]["bn_chain_kxk"]
-    scale = params["scale"] / np.sqrt(stats["var"] + 1e-5)
+    scale = params["scale"] / np.sqrt(stats["var"] + block.bn_epsilon)
     expected = 3 * kernel[1, 1] @ scale  # the center tap alone, of three images
     np.testing.assert_allclose(jax.grad(loss)(bias), expected, rtol=1e-4, atol=1e-5)
 
