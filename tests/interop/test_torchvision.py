@@ -54,6 +54,7 @@ def theirs(torchvision, name):
     ("name", "overrides", "says"),
     [
         ("resnet50_v1", {}, "without _v1"),
+        ("googlenet", {}, "into the model googlenet_bn"),
         ("resnet18", {"block": "acb"}, "has no counterpart in torchvision"),
         ("resnet18", {"use_bias": True}, "use the model's own block and block options"),
         ("vgg11", {"block": "plain"}, "use the model's own block and block options"),
