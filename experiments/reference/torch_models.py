@@ -2,6 +2,7 @@
 
 import importlib
 import importlib.util
+import re
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -15,7 +16,7 @@ from repvgg_jax.nets import create
 
 PACKAGES = ("torchvision", "timm")
 # Names there, or functions of the imported package, where they are not those here. Underscores do
-# not count: regnetx_400mf is torchvision's regnet_x_400mf.
+# not count, except between digits: regnetx_400mf is torchvision's regnet_x_400mf.
 # None if a net of the same name is another.
 NAMES: dict[str, dict[str, str | Callable[..., torch.nn.Module] | None]] = {
     "torchvision": {
@@ -24,6 +25,7 @@ NAMES: dict[str, dict[str, str | Callable[..., torch.nn.Module] | None]] = {
             aux_logits=False, init_weights=False, **options
         ),
         "mobilenetv2_100": "mobilenet_v2",
+        "regnety_8gf": None,  # here, the first stage has 168 channels as in the paper, not 224
         "shufflenetv2_050": "shufflenet_v2_x0_5",
         "shufflenetv2_100": "shufflenet_v2_x1_0",
         "shufflenetv2_150": "shufflenet_v2_x1_5",
@@ -32,7 +34,7 @@ NAMES: dict[str, dict[str, str | Callable[..., torch.nn.Module] | None]] = {
     "timm": {"xception": "legacy_xception"}
     | {
         f"regnet{kind}_{size}": f"regnet{kind}_{number}"
-        + ("_tv" if kind + number in ("x004", "y008", "y080") else "")
+        + ("_tv" if kind + number in ("x004", "y008") else "")
         for kind in "xy"
         for size, number in (
             ("400mf", "004"),
@@ -155,9 +157,13 @@ def _maker(name: str, package: str) -> Callable[..., torch.nn.Module] | None:
         return lambda **options: found(module, **options)
     models = module.models
     listed = models.list_models(models) if package == "torchvision" else module.list_models()
-    names = {there.replace("_", ""): there for there in listed}
-    there = names.get(found.replace("_", ""))
+    there = {_compact(each): each for each in listed}.get(_compact(found))
     if there is None:
         return None
     make = models.get_model if package == "torchvision" else module.create_model
     return lambda **options: make(there, **options)
+
+
+def _compact(name: str) -> str:
+    """Returns a name without underscores, except those between digits, which can be a point."""
+    return re.sub(r"(?<!\d)_|_(?!\d)", "", name)
