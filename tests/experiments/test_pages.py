@@ -34,4 +34,6 @@ def test_the_page_of_frameworks_has_the_rows_of_its_file():
     for row in found:
         assert row["params"] == row["params_there"]
         assert row["params_fused"] == row["params_fused_there"] or not row["params_fused_there"]
+        if row["error_there"] > frameworks.SOUND:
+            continue
         assert max(row["error"], row["error_fused"]) < max(1e-5, 5 * row["error_there"])
