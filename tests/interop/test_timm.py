@@ -15,7 +15,6 @@ HIDDEN = 16  # outputs of VGG's hidden layers, which would be most of its time
 # (name here, name in timm, side of the images); names of the families differ from torchvision's.
 NETS_OF_TIMM = [
     ("mobilenetv1_100", "mobilenetv1_100", 32),
-    ("vgg11_bn", "vgg11_bn", 32),
     *(
         pytest.param(*case, marks=pytest.mark.slow)
         for case in (
@@ -29,6 +28,7 @@ NETS_OF_TIMM = [
             ("regnety_400mf", "regnety_004", 64),
             ("resnet50", "resnet50", 64),
             ("vgg11", "vgg11", 32),
+            ("vgg11_bn", "vgg11_bn", 32),
         )
     ),
 ]
