@@ -22,6 +22,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from experiments.benchmarks.flags import add_flags, check_parts, given_sizes
 from experiments.benchmarks.gpu.part import PARTS
 from experiments.benchmarks.gpu.sizes import Sizes
 from experiments.benchmarks.gpu.table import line, tables
@@ -62,27 +63,18 @@ def main() -> None:
 
 def _parser() -> Parser:
     parser = Parser(__doc__)
-    for field in dataclasses.fields(Sizes):
-        if text := field.metadata.get("help"):
-            default = field.default
-            text = f"{text}; {default} by default".replace("%", "%%")
-            parser.add_argument(f"--{field.name}", type=type(default), default=default, help=text)
-    parser.add_argument("--minutes", type=float, default=5.0, help="time for all; 5 by default")
-    names = ",".join(PARTS)
-    parser.add_argument("--only", default=names, help=f"parts to measure, of {names}")
+    add_flags(parser, Sizes, PARTS)
     parser.add_argument("--output", type=path_type, default=OUTPUT, help=f"rows; {OUTPUT}")
     return parser
 
 
 def _sizes(options: argparse.Namespace, fields: Mapping[str, Any]) -> Sizes:
     """Returns the sizes, after checking all that can be checked before the first part starts."""
-    names = [field.name for field in dataclasses.fields(Sizes) if field.metadata.get("help")]
-    given = {name: getattr(options, name) for name in names}
+    given = given_sizes(options, Sizes)
     for name, value in [*given.items(), ("minutes", options.minutes)]:
         if not isinstance(value, str) and value <= 0:
             raise UsageError(f"--{name}={value}: must be positive")
-    if unknown := [name for name in options.only.split(",") if name not in PARTS]:
-        raise UsageError(f"--only={options.only}: no part {unknown[0]}; {', '.join(PARTS)}")
+    check_parts(options.only, PARTS)
     sizes = Sizes(platform=devices_here(os.environ)[0], fields=fields, **given)
     sizes.make_net()
     check_config(sizes.make_config("cifar10_short"))

@@ -8,14 +8,11 @@ from typing import Any
 from ml_collections import ConfigDict
 
 import repvgg_jax as rj
+from experiments.benchmarks.flags import size
 from experiments.sweeps.expand import set_field
 from repvgg_jax.errors import UsageError
 from repvgg_jax.nets import Net
 from repvgg_jax.runtime.files import parse_json
-
-
-def _flag(default: Any, text: str) -> Any:
-    return field(default=default, metadata={"help": text})
 
 
 @dataclass(frozen=True)
@@ -23,16 +20,16 @@ class Sizes:
     """Holds what is measured and where; the command has a flag for each field with a help text."""
 
     platform: str = "cpu"  # as from `devices_here`
-    model: str = _flag("repvgg_b1", "name of the net that is compared")
-    net: str = _flag("{}", "more arguments of rj.create, as JSON")
-    dtype: str = _flag("bfloat16", "compute type")
-    image_size: int = _flag(224, "side of the images in pixels")
-    batch: int = _flag(256, "images per training step, and per forward pass besides those of one")
-    rounds: int = _flag(10, "measured runs of each training step")
-    product: int = _flag(8192, "side of the square matrices that are multiplied")
-    copy: int = _flag(2**30, "elements that are copied")
-    train_images: int = _flag(50_000, "images that small nets are trained on")
-    train_steps: int = _flag(3000, "training steps of small nets")
+    model: str = size("repvgg_b1", "name of the net that is compared")
+    net: str = size("{}", "more arguments of rj.create, as JSON")
+    dtype: str = size("bfloat16", "compute type")
+    image_size: int = size(224, "side of the images in pixels")
+    batch: int = size(256, "images per training step, and per forward pass besides those of one")
+    rounds: int = size(10, "measured runs of each training step")
+    product: int = size(8192, "side of the square matrices that are multiplied")
+    copy: int = size(2**30, "elements that are copied")
+    train_images: int = size(50_000, "images that small nets are trained on")
+    train_steps: int = size(3000, "training steps of small nets")
     fields: Mapping[str, Any] = field(default_factory=dict)  # of the configs of small nets
 
     def make_net(self, **overrides: Any) -> Net:

@@ -22,6 +22,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from experiments.benchmarks.flags import add_flags, check_parts, given_sizes
 from experiments.benchmarks.parts import Part, run_parts
 from experiments.studies.comparison.nets import COUNTS
 from experiments.studies.comparison.page import FILE, sections, write_page
@@ -77,28 +78,17 @@ def _compare(arguments: Sequence[str]) -> None:
 
 def _parser() -> Parser:
     parser = Parser(__doc__)
-    for field in dataclasses.fields(Sizes):
-        if text := field.metadata.get("help"):
-            shown = "those of the tables" if field.name == "nets" else field.default
-            text = f"{text}; {shown} by default"
-            parser.add_argument(
-                f"--{field.name}", type=type(field.default), default=field.default, help=text
-            )
-    parser.add_argument("--minutes", type=float, default=5.0, help="time for all; 5 by default")
-    names = ",".join(PARTS)
-    parser.add_argument("--only", default=names, help=f"parts to measure, of {names}")
+    add_flags(parser, Sizes, PARTS)
     parser.add_argument("--out", type=path_type, default=DOCS, help="folder; docs/results")
     return parser
 
 
 def _sizes(options: argparse.Namespace, output: str) -> Sizes:
     """Returns the sizes, after checking all that can be checked before the first part starts."""
-    names = [field.name for field in dataclasses.fields(Sizes) if field.metadata.get("help")]
-    given = {name: getattr(options, name) for name in names}
+    given = given_sizes(options, Sizes)
     if options.minutes < 0:
         raise UsageError(f"--minutes={options.minutes}: must be at least 0, which measures nothing")
-    if unknown := [name for name in options.only.split(",") if name not in PARTS]:
-        raise UsageError(f"--only={options.only}: no part {unknown[0]}; {', '.join(PARTS)}")
+    check_parts(options.only, PARTS)
     sizes = Sizes(platform=devices_here(os.environ)[0], output=output, **given)
     sizes.check()
     check_known("net", sizes.reference, NETS)

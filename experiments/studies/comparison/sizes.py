@@ -10,6 +10,7 @@ from typing import Any, TextIO
 
 import jax
 
+from experiments.benchmarks.flags import size
 from experiments.benchmarks.measuring import start_device
 from experiments.studies.comparison.published import REFERENCE, TABLES_4_AND_5, published_size
 from experiments.sweeps.rows import device_name
@@ -23,28 +24,26 @@ _KEY += ("dtype", "precision", "device")
 SETUP = ("device", "dtype", "precision")
 
 
-def _flag(default: Any, text: str) -> Any:
-    return dataclasses.field(default=default, metadata={"help": text})
-
-
 @dataclass(frozen=True)
 class Sizes:
     """Holds what is measured and where; the command has a flag for each field with a help text."""
 
     platform: str = "cpu"  # as from `devices_here`
     output: str = ""  # file of the rows
-    nets: str = _flag(",".join(TABLES_4_AND_5), "names of nets, with commas between them")
-    reference: str = _flag(REFERENCE, "net that the others' speed is divided by")
-    batch: int = _flag(128, "images per step and forward pass of a net")
-    image_size: int = _flag(0, "side of the images in pixels; 0 for the published size of each net")
-    layers: str = _flag("128x56", "batch x side of the maps in the guidelines' experiments")
-    kernels: str = _flag("32x56x2048", "batch x side x channels of the convolutions of all kernels")
-    dtype: str = _flag("bfloat16", "compute type, bfloat16 or float32")
-    precision: str = _flag(
+    nets: str = size(
+        ",".join(TABLES_4_AND_5), "names of nets, with commas between them", "those of the tables"
+    )
+    reference: str = size(REFERENCE, "net that the others' speed is divided by")
+    batch: int = size(128, "images per step and forward pass of a net")
+    image_size: int = size(0, "side of the images in pixels; 0 for the published size of each net")
+    layers: str = size("128x56", "batch x side of the maps in the guidelines' experiments")
+    kernels: str = size("32x56x2048", "batch x side x channels of the convolutions of all kernels")
+    dtype: str = size("bfloat16", "compute type, bfloat16 or float32")
+    precision: str = size(
         "default", "JAX's matmul precision; the default of float32 on a GPU is TF32, highest is not"
     )
-    rounds: int = _flag(10, "measured runs of each program")
-    together: int = _flag(4, "nets that are compiled at once, and then measured interleaved")
+    rounds: int = size(10, "measured runs of each program")
+    together: int = size(4, "nets that are compiled at once, and then measured interleaved")
 
     def names(self) -> list[str]:
         """Returns the names of the nets, each once."""
