@@ -87,16 +87,9 @@ def torchvision():
     for name in ("torch", "torchvision"):
         if importlib.util.find_spec(name) is None:
             pytest.skip(f"{name} is not installed: the other side is missing")
-    import torch
+    from experiments.reference.torch_models import imported  # imports torch
 
-    try:
-        library = torch.library.Library("torchvision", "DEF")
-        for op in ("nms", "qnms"):
-            library.define(op + "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    except RuntimeError:
-        library = None  # the compiled half is there
-    yield importlib.import_module("torchvision")
-    del library
+    return imported("torchvision")
 
 
 @pytest.fixture(scope="session")

@@ -80,6 +80,14 @@ def affine_entries(name: str, path: str, change: Change) -> list[Entry]:
     ]
 
 
+def squeeze_excite_entries(squeeze: str, excite: str, block: str) -> list[Entry]:
+    """Returns the entries of a squeeze-and-excite layer, two 1x1 convolutions in PyTorch."""
+    return [
+        *affine_entries(squeeze, f"{block}_se/squeeze", DENSE_AS_CONV),
+        *affine_entries(excite, f"{block}_se/excite", DENSE_AS_CONV),
+    ]
+
+
 def batch_norm_entries(name: str, path: str) -> list[Entry]:
     """Returns the entries of the parameters and statistics of a BatchNorm."""
     return [

@@ -5,7 +5,7 @@ Its ResNets and DenseNets have torchvision's names.
 
 from collections import Counter
 from collections.abc import Callable, Iterator
-from itertools import count, groupby
+from itertools import count
 
 from repvgg_jax.errors import UsageError
 from repvgg_jax.interop import torchvision_layout
@@ -18,8 +18,9 @@ from repvgg_jax.interop.pytorch_layout import (
     affine_entries,
     conv_bn_entries,
     entries,
+    squeeze_excite_entries,
 )
-from repvgg_jax.nets import BlockSpec, Net
+from repvgg_jax.nets import BlockSpec, Net, units_of
 from repvgg_jax.nets._cells import Cell
 from repvgg_jax.nets.densenet import DenseNet
 from repvgg_jax.nets.efficientnet import EfficientNet, EfficientNetSame
@@ -54,8 +55,7 @@ def _regnet(net: RegNet) -> Iterator[Entry]:
         name = f"{unit}.{parts[spec.role]}" if spec.role else "stem"
         yield from conv_bn_entries(f"{name}.conv", f"{name}.bn", spec.name)
         if spec.se_hidden:
-            yield from affine_entries(f"{unit}.se.fc1", f"{spec.name}_se/squeeze", DENSE_AS_CONV)
-            yield from affine_entries(f"{unit}.se.fc2", f"{spec.name}_se/excite", DENSE_AS_CONV)
+            yield from squeeze_excite_entries(f"{unit}.se.fc1", f"{unit}.se.fc2", spec.name)
     yield from affine_entries("head.fc", "head", DENSE)
 
 
@@ -63,8 +63,7 @@ def _mobilenet(net: MobileNetV1) -> Iterator[Entry]:
     parts = {"expand": "conv_pw", "depthwise": "conv_dw", "project": "conv_pwl"}
     stem, *rest = net.plan()
     yield from conv_bn_entries("conv_stem", "bn1", stem.name)
-    for (stage, index), unit in groupby(rest, key=lambda spec: (spec.stage, spec.index)):
-        specs = list(unit)
+    for (stage, index), specs in units_of(rest):
         separable = specs[0].role == "depthwise"  # without an expansion
         for number, spec in enumerate(specs, 1):
             name = f"blocks.{stage}.{index}."
@@ -74,9 +73,8 @@ def _mobilenet(net: MobileNetV1) -> Iterator[Entry]:
             else:
                 yield from conv_bn_entries(f"{name}{conv}", f"{name}bn{number}", spec.name)
             if spec.se_hidden:
-                name, path = f"{name}se.conv_", f"{spec.name}_se"
-                yield from affine_entries(f"{name}reduce", f"{path}/squeeze", DENSE_AS_CONV)
-                yield from affine_entries(f"{name}expand", f"{path}/excite", DENSE_AS_CONV)
+                name = f"{name}se.conv_"
+                yield from squeeze_excite_entries(f"{name}reduce", f"{name}expand", spec.name)
     yield from affine_entries("classifier", "head", DENSE)
 
 
@@ -119,9 +117,7 @@ def _xception(net: Xception) -> Iterator[Entry]:
     stem0, stem1, *rest = net.plan()
     yield from conv_bn_entries("conv1", "bn1", stem0.name)
     yield from conv_bn_entries("conv2", "bn2", stem1.name)
-    units = groupby(rest, key=lambda spec: (spec.stage, spec.index))
-    for number, ((_, index), unit) in enumerate(units, 1):
-        specs = list(unit)
+    for number, ((_, index), specs) in enumerate(units_of(rest), 1):
         if not specs[0].role:  # after the last unit
             yield from _separable_entries(f"conv{index + 3}", f"bn{index + 3}", specs[0].name)
             continue

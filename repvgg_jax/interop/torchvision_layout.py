@@ -1,20 +1,20 @@
 """The names of the weights of comparison nets in torchvision."""
 
 from collections.abc import Callable, Iterator
-from itertools import count, groupby
+from itertools import count
 
 from repvgg_jax.errors import UsageError
 from repvgg_jax.interop.pytorch_layout import (
     CONV,
     DENSE,
-    DENSE_AS_CONV,
     Change,
     Entry,
     affine_entries,
     batch_norm_entries,
     conv_bn_entries,
+    squeeze_excite_entries,
 )
-from repvgg_jax.nets import Net
+from repvgg_jax.nets import Net, units_of
 from repvgg_jax.nets.densenet import DenseNet
 from repvgg_jax.nets.efficientnet import EfficientNet
 from repvgg_jax.nets.googlenet import MAP as AUXILIARY_MAP
@@ -63,8 +63,8 @@ def _regnet(net: RegNet) -> Iterator[Entry]:
         name = f"{unit}.{part}" if part else "stem"
         yield from conv_bn_entries(f"{name}.0", f"{name}.1", spec.name)
         if spec.se_hidden:
-            yield from affine_entries(f"{unit}.f.se.fc1", f"{spec.name}_se/squeeze", DENSE_AS_CONV)
-            yield from affine_entries(f"{unit}.f.se.fc2", f"{spec.name}_se/excite", DENSE_AS_CONV)
+            name = f"{unit}.f.se.fc"
+            yield from squeeze_excite_entries(f"{name}1", f"{name}2", spec.name)
     yield from affine_entries("fc", "head", DENSE)
 
 
@@ -106,15 +106,14 @@ def _mobilenet_v2(net: MobileNetV2) -> Iterator[Entry]:
 def _efficientnet(net: EfficientNet) -> Iterator[Entry]:
     stem, *rest, last = net.plan()
     yield from conv_bn_entries("features.0.0", "features.0.1", stem.name)
-    for (stage, index), unit in groupby(rest, key=lambda spec: (spec.stage, spec.index)):
+    for (stage, index), unit in units_of(rest):
         names = (f"features.{stage + 1}.{index}.block.{layer}" for layer in count())
         for spec in unit:
             name = next(names)
             yield from conv_bn_entries(f"{name}.0", f"{name}.1", spec.name)
             if spec.se_hidden:
                 name = next(names)
-                yield from affine_entries(f"{name}.fc1", f"{spec.name}_se/squeeze", DENSE_AS_CONV)
-                yield from affine_entries(f"{name}.fc2", f"{spec.name}_se/excite", DENSE_AS_CONV)
+                yield from squeeze_excite_entries(f"{name}.fc1", f"{name}.fc2", spec.name)
     name = f"features.{len(net.depths) + 1}"
     yield from conv_bn_entries(f"{name}.0", f"{name}.1", last.name)
     yield from affine_entries("classifier.1", "head", DENSE)

@@ -1,6 +1,7 @@
 """The specifications of a block in a net and of a feature map."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from itertools import groupby
 from typing import Any, NamedTuple, Self
 
 from repvgg_jax.blocks.base import KernelSize
@@ -47,6 +48,12 @@ class FeatureInfo(NamedTuple):
 def block_name(stage: int, index: int) -> str:
     """Returns the name of a block, such as `stage3_block5`."""
     return f"stage{stage}_block{index}"
+
+
+def units_of(specs: Iterable[BlockSpec]) -> Iterator[tuple[tuple[int, int], list[BlockSpec]]]:
+    """Yields (stage, index) and the specs of each unit of specs in the order of execution."""
+    for place, unit in groupby(specs, key=lambda spec: (spec.stage, spec.index)):
+        yield place, list(unit)
 
 
 def stage_infos(

@@ -9,7 +9,6 @@ and a deviation of 0.5 (`transform_input` there).
 """
 
 from functools import partial
-from itertools import groupby
 from typing import Self
 
 import jax.numpy as jnp
@@ -25,7 +24,7 @@ from repvgg_jax.layers.pool import adaptive_mean_pool, max_pool
 from repvgg_jax.nets._auxiliary import AUXILIARY_HEAD, run_auxiliary_head
 from repvgg_jax.nets._base import Net
 from repvgg_jax.nets._checks import check_probability, check_stages, check_stem
-from repvgg_jax.nets._spec import BlockSpec, FeatureInfo, block_name, stage_infos
+from repvgg_jax.nets._spec import BlockSpec, FeatureInfo, block_name, stage_infos, units_of
 from repvgg_jax.ops.batch_norm import accumulation_dtype
 from repvgg_jax.runtime.compilation import barrier
 
@@ -194,7 +193,7 @@ class GoogLeNet(Net):
         x = self.run_block_and_relu(second, self.run_block_and_relu(reduce, x, train), train)
         x = local_response_norm(x) if self.lrn else x
         heads = self.auxiliary_heads()
-        for (stage, index), module in groupby(rest, key=lambda spec: (spec.stage, spec.index)):
+        for (stage, index), module in units_of(rest):
             if index == 0:
                 x = max_pool(x, self.pools[stage], 2, "last")
             x = barrier(self._inception({spec.role: spec for spec in module}, x, train))

@@ -18,7 +18,7 @@ from repvgg_jax.errors import UsageError
 from repvgg_jax.layers.pool import max_pool
 from repvgg_jax.nets._base import Net
 from repvgg_jax.nets._checks import check_probability, check_stages
-from repvgg_jax.nets._spec import BlockSpec, FeatureInfo, block_name
+from repvgg_jax.nets._spec import BlockSpec, FeatureInfo, block_name, units_of
 from repvgg_jax.runtime.compilation import barrier
 
 
@@ -172,8 +172,7 @@ class InceptionResNetV2(Net):
             x = self.run_block_and_relu(spec, x, train)
             if index in (2, 4):
                 x = max_pool(x, 3, 2, "VALID")
-        for (stage, index), specs in groupby(rest, key=lambda spec: (spec.stage, spec.index)):
-            parts = list(specs)
+        for (stage, index), parts in units_of(rest):
             if index == 0:
                 x = self._mixed(parts, x, train)
             else:

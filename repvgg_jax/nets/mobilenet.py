@@ -1,7 +1,6 @@
 """MobileNetV1 (arXiv 1704.04861, Table 1) and MobileNetV2 (arXiv 1801.04381, Table 2)."""
 
 from functools import partial
-from itertools import groupby
 
 from flax import linen as nn
 from jax import Array
@@ -10,7 +9,7 @@ from repvgg_jax.errors import UsageError
 from repvgg_jax.layers.pool import max_pool
 from repvgg_jax.nets._base import Net
 from repvgg_jax.nets._checks import check_positive, check_probability, check_stages, check_stem
-from repvgg_jax.nets._spec import BlockSpec, FeatureInfo, block_name, stage_infos
+from repvgg_jax.nets._spec import BlockSpec, FeatureInfo, block_name, stage_infos, units_of
 from repvgg_jax.runtime.compilation import barrier
 
 
@@ -89,8 +88,8 @@ class MobileNetV1(Net):
         x = self.run_activated(stem, images, train)
         if self.stem[2] > 1:
             x = max_pool(x, 3, self.stem[2])
-        for (stage, index), unit in groupby(rest, key=lambda spec: (spec.stage, spec.index)):
-            x = barrier(self.run_unit(list(unit), x, train))
+        for (stage, index), unit in units_of(rest):
+            x = barrier(self.run_unit(unit, x, train))
             if stage < len(self.depths) and index == self.depths[stage] - 1:
                 self.sow("intermediates", f"stage{stage}", x)
         return x

@@ -1,14 +1,13 @@
 """RepVGG-B0 with ResNet's shortcuts: "Residual Reorg" (arXiv 2101.03697, section 4.2)."""
 
 from functools import partial
-from itertools import groupby
 
 from flax import linen as nn
 from jax import Array
 
 from repvgg_jax.errors import UsageError
 from repvgg_jax.nets._chain import Chain
-from repvgg_jax.nets._spec import BlockSpec, block_name
+from repvgg_jax.nets._spec import BlockSpec, block_name, units_of
 from repvgg_jax.nets.repvgg import B_DEPTHS, widths
 from repvgg_jax.runtime.compilation import barrier
 
@@ -59,7 +58,7 @@ class ResidualReorg(Chain):
         """Returns the output of the last block, and sows the output of each stage as `stage<i>`."""
         plan = self.plan()
         last = {spec.stage: spec.index for spec in plan}
-        for (stage, index), unit in groupby(plan, key=lambda spec: (spec.stage, spec.index)):
+        for (stage, index), unit in units_of(plan):
             specs = {spec.role: spec for spec in unit}
             if "" in specs:
                 x = self.run_block_and_relu(specs[""], x, train)

@@ -6,7 +6,6 @@ arXiv 1605.07146, with the wide bottlenecks of Table 8.
 
 from collections.abc import Iterator
 from functools import partial
-from itertools import groupby
 
 from flax import linen as nn
 from jax import Array
@@ -15,7 +14,7 @@ from repvgg_jax.errors import UsageError
 from repvgg_jax.layers.pool import max_pool
 from repvgg_jax.nets._base import Net
 from repvgg_jax.nets._checks import check_positive, check_stages, check_stem
-from repvgg_jax.nets._spec import BlockSpec, FeatureInfo, block_name, stage_infos
+from repvgg_jax.nets._spec import BlockSpec, FeatureInfo, block_name, stage_infos, units_of
 from repvgg_jax.runtime.compilation import barrier
 
 WIDTHS = (64, 128, 256, 512)
@@ -96,7 +95,7 @@ class ResNet(Net):
         x = self.run_block_and_relu(stem, images, train)
         if self.stem[2] > 1:
             x = max_pool(x, 3, self.stem[2])
-        for (stage, index), unit in groupby(rest, key=lambda spec: (spec.stage, spec.index)):
+        for (stage, index), unit in units_of(rest):
             parts = {spec.role: spec for spec in unit}
             shortcut = parts.pop("shortcut", None)
             *first, last = parts.values()

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from functools import partial
-from itertools import groupby
 
 import jax.numpy as jnp
 from flax import linen as nn
@@ -12,7 +11,7 @@ from repvgg_jax.errors import UsageError
 from repvgg_jax.layers.pool import max_pool
 from repvgg_jax.nets._base import Net
 from repvgg_jax.nets._checks import check_positive, check_stages, check_stem
-from repvgg_jax.nets._spec import BlockSpec, FeatureInfo, block_name, stage_infos
+from repvgg_jax.nets._spec import BlockSpec, FeatureInfo, block_name, stage_infos, units_of
 from repvgg_jax.runtime.compilation import barrier
 
 
@@ -84,7 +83,7 @@ class ShuffleNet(Net):
         if self.stem[2] > 1:
             x = max_pool(x, 3, self.stem[2])
         units = [spec for spec in plan if spec.role]
-        for (stage, index), unit in groupby(units, key=lambda spec: (spec.stage, spec.index)):
+        for (stage, index), unit in units_of(units):
             x = barrier(self.run_unit({spec.role: spec for spec in unit}, x, train))
             if index == self.depths[stage] - 1:
                 self.sow("intermediates", f"stage{stage}", x)

@@ -1,7 +1,5 @@
 """Xception (arXiv 1610.02357, Figure 5), for images of 299 pixels a side."""
 
-from itertools import groupby
-
 from flax import linen as nn
 from jax import Array
 
@@ -9,7 +7,7 @@ from repvgg_jax.errors import UsageError
 from repvgg_jax.layers.pool import max_pool
 from repvgg_jax.nets._base import Net
 from repvgg_jax.nets._checks import check_probability, check_stages, check_stem
-from repvgg_jax.nets._spec import BlockSpec, FeatureInfo, block_name, stage_infos
+from repvgg_jax.nets._spec import BlockSpec, FeatureInfo, block_name, stage_infos, units_of
 from repvgg_jax.runtime.compilation import barrier
 
 
@@ -101,8 +99,8 @@ class Xception(Net):
             x = max_pool(x, 3, self.stem[2])
         stages = len(self.depths)
         units = [spec for spec in rest if spec.stage < stages]
-        for (stage, index), unit in groupby(units, key=lambda spec: (spec.stage, spec.index)):
-            x = barrier(self._run_unit(list(unit), x, train))
+        for (stage, index), unit in units_of(units):
+            x = barrier(self._run_unit(unit, x, train))
             if index == self.depths[stage] - 1 and stage < stages - 1:
                 self.sow("intermediates", f"stage{stage}", nn.relu(x))
         for spec in rest[len(units) :]:
