@@ -99,6 +99,7 @@ def twin(name: str, package: str, images: np.ndarray, **options: Any) -> torch.n
     maker = _maker(name, package)
     if maker is None:
         raise UsageError(f"{package} is not installed, or has no counterpart of {name}")
+    torch.manual_seed(2)  # the kernels are those of the package's initialization
     return randomize(maker(**options), images)
 
 
