@@ -1,5 +1,6 @@
 """Compilation: the persistent cache, the optimization barrier, and compile times."""
 
+import math
 import os
 import tempfile
 import time
@@ -8,7 +9,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import cache, wraps
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import numpy as np
@@ -175,12 +176,20 @@ def jit_once(function: Callable[..., Any], **settings: Any) -> Callable[..., Any
 
     @wraps(function)
     def call(*arguments: Any) -> Any:
-        # JAX allows options outside of other transformations only. A user's level takes precedence.
-        given = next(iter(FEW_OPTIMIZATIONS)) in os.environ.get("XLA_FLAGS", "")
-        fewer = target().is_cpu and trace_state_clean() and not given
+        # JAX allows options outside of other transformations only.
+        fewer = trace_state_clean() and few_optimizations()
         return (once if fewer else optimized)(*arguments)
 
     return call
+
+
+def few_optimizations() -> dict[str, Any]:
+    """Returns compiler options for a program that runs once; none unless the target is a CPU.
+
+    A level of optimization in the user's XLA_FLAGS takes precedence.
+    """
+    given = next(iter(FEW_OPTIMIZATIONS)) in os.environ.get("XLA_FLAGS", "")
+    return FEW_OPTIMIZATIONS if target().is_cpu and not given else {}
 
 
 def temporaries_bytes(compiled: jax.stages.Compiled) -> int | None:
@@ -199,35 +208,59 @@ class StartupTimer:
     Attributes:
       began: `time.monotonic()` at the construction.
       seconds: wall-clock time; None before `stop`.
-      compile_seconds: time spent compiling or reading cached programs; None before `stop`.
+      compile_seconds: part of it in which a program was compiled or read from the cache, or
+        several at once; None before `stop`.
     """
 
     def __init__(self) -> None:
         self.seconds: float | None = None
         self.compile_seconds: float | None = None
         self.began = time.monotonic()
-        self._before = Counter(_compile_seconds())
+        _compilations()  # starts to record
 
     def stop(self) -> None:
         """Stops the timer and sets both attributes."""
         self.seconds = time.monotonic() - self.began
-        self.compile_seconds = sum(self.compiled().values())
+        self.compile_seconds = _union(self._since())
 
     def compiled(self) -> dict[str, float]:
         """Returns the seconds spent on each compiled function since the construction."""
-        seconds = Counter(_compile_seconds())
-        seconds.subtract(self._before)
-        return {name: value for name, value in seconds.most_common() if value > 0}
+        total: Counter[str] = Counter()
+        for compilation in self._since():
+            total[compilation.function] += compilation.end - compilation.start
+        return dict(total.most_common())
+
+    def _since(self) -> list["_Compilation"]:
+        return [each for each in _compilations() if each.start >= self.began]
+
+
+class _Compilation(NamedTuple):
+    """The compilation of a function, with times of `time.monotonic()`."""
+
+    function: str
+    start: float
+    end: float
 
 
 @cache
-def _compile_seconds() -> Counter[str]:
-    """Returns a counter of the seconds spent compiling since the first call, by function."""
-    total: Counter[str] = Counter()
+def _compilations() -> list[_Compilation]:
+    """Returns the compilations of this process since the first call; the list grows."""
+    found: list[_Compilation] = []
 
     def listen(event: str, seconds: float, fun_name: str = "", **_: object) -> None:
         if event == "/jax/core/compile/backend_compile_duration":
-            total[fun_name.removeprefix("jit(").removesuffix(")")] += seconds
+            end = time.monotonic()
+            name = fun_name.removeprefix("jit(").removesuffix(")")
+            found.append(_Compilation(name, end - seconds, end))
 
     jax.monitoring.register_event_duration_secs_listener(listen)
+    return found
+
+
+def _union(compilations: Sequence[_Compilation]) -> float:
+    """Returns the seconds in which at least one function was compiled."""
+    total, covered = 0.0, -math.inf
+    for _, start, end in sorted(compilations, key=lambda each: each.start):
+        total += max(0.0, end - max(start, covered))
+        covered = max(covered, end)
     return total

@@ -62,8 +62,6 @@ class Loop:
         try:
             if start and self._evaluation_due(start) and not evaluated:
                 result = self._evaluate(start, state)
-            if steps is not None:
-                self.monitor.announce("compiling")
             while steps is not None and step < experiment.steps:
                 began = time.monotonic()
                 self.stopping.check(mesh)
@@ -75,8 +73,7 @@ class Loop:
                 if first:
                     jax.block_until_ready(metrics)
                     self._started(step + count)
-                    if steps.program is not None:
-                        self.temporaries_bytes = temporaries_bytes(steps.program)
+                    self.temporaries_bytes = temporaries_bytes(steps.program)
                 step += count
                 self.monitor.advance(step)
                 self._guard.push(step, count, metrics)  # waits for the devices

@@ -21,6 +21,14 @@ class Prefetcher:
         self._ready: deque[dict[str, Any]] = deque()
 
     def __next__(self) -> dict[str, Any]:
-        while len(self._ready) < _ON_DEVICE:
-            self._ready.append(shard_batch(next(self._batches), self._mesh))
+        self._fill(_ON_DEVICE)
         return self._ready.popleft()
+
+    def peek(self) -> dict[str, Any]:
+        """Returns the next batch without taking it."""
+        self._fill(1)
+        return self._ready[0]
+
+    def _fill(self, count: int) -> None:
+        while len(self._ready) < count:
+            self._ready.append(shard_batch(next(self._batches), self._mesh))

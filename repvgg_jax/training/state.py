@@ -1,6 +1,7 @@
 """The training state, created sharded on a mesh from fresh or given weights."""
 
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, Self
 
@@ -14,7 +15,7 @@ from jax.sharding import Mesh
 
 from repvgg_jax.config.build import Experiment
 from repvgg_jax.nets import as_average, init
-from repvgg_jax.runtime.compilation import jit_once
+from repvgg_jax.runtime.compilation import few_optimizations
 from repvgg_jax.runtime.mesh import FSDP_MIN_SIZE, parameter_shardings, place
 
 
@@ -71,17 +72,12 @@ class TrainState(struct.PyTreeNode):
 
 def fresh_state(experiment: Experiment) -> TrainState:
     """Returns the initial state of an experiment."""
-    key = jax.random.key(experiment.seed)
-    ema = experiment.step_options.ema_decay > 0
-    return init_state(
-        experiment.net, experiment.optimizer, experiment.mesh, key, ema, experiment.fsdp_min_size
-    )
+    return begin_initialization(experiment).state()
 
 
 def abstract_state(experiment: Experiment) -> TrainState:
     """Returns the shapes, types and shardings of the initial state without computing it."""
-    ema = experiment.step_options.ema_decay > 0
-    create = _creation(experiment.net, experiment.optimizer, ema)
+    create = _creation(experiment.net, experiment.optimizer, experiment.step_options.ema_decay > 0)
     return _abstract(create, experiment.mesh, experiment.fsdp_min_size)
 
 
@@ -98,12 +94,41 @@ def init_state(
     With `ema` it includes an average of the variables. Arrays of fewer than `min_size` elements are
     replicated rather than split over `fsdp`.
     """
-    create = _creation(net, tx, ema)
-    shardings = jax.tree.map(lambda leaf: leaf.sharding, _abstract(create, mesh, min_size))
-    return jit_once(create, out_shardings=shardings)(key)
+    return Initialization(_creation(net, tx, ema), mesh, key, min_size).state()
 
 
-def _creation(net: nn.Module, tx: optax.GradientTransformation, ema: bool) -> Any:
+def begin_initialization(experiment: Experiment) -> "Initialization":
+    """Returns the initialization of an experiment, which is being compiled."""
+    create = _creation(experiment.net, experiment.optimizer, experiment.step_options.ema_decay > 0)
+    key = jax.random.key(experiment.seed)
+    return Initialization(create, experiment.mesh, key, experiment.fsdp_min_size)
+
+
+class Initialization:
+    """The creation of an initial state, by a program that a thread compiles.
+
+    It takes about as long to compile as the training step, which can be compiled meanwhile.
+
+    Attributes:
+      shapes: shapes, types and shardings of the state.
+    """
+
+    def __init__(self, create: jax.stages.Wrapped, mesh: Mesh, key: Array, min_size: int):
+        self.shapes = _abstract(create, mesh, min_size)
+        self._key = key
+        shardings = jax.tree.map(lambda leaf: leaf.sharding, self.shapes)
+        options = few_optimizations() or None
+        program = jax.jit(create, out_shardings=shardings, compiler_options=options)
+        thread = ThreadPoolExecutor(1, "initialization")
+        self._compiled = thread.submit(program.lower(key).compile)
+        thread.shutdown(wait=False)
+
+    def state(self) -> TrainState:
+        """Returns the state, once the program is compiled."""
+        return self._compiled.result()(self._key)
+
+
+def _creation(net: nn.Module, tx: optax.GradientTransformation, ema: bool) -> jax.stages.Wrapped:
     """Returns a function from a key to a fresh state, which is traced once for several uses."""
     return jax.jit(partial(_create_state, net, tx, ema))
 
@@ -123,7 +148,7 @@ def _create_state(
     )
 
 
-def _abstract(create: Any, mesh: Mesh, min_size: int) -> TrainState:
+def _abstract(create: jax.stages.Wrapped, mesh: Mesh, min_size: int) -> TrainState:
     shapes = jax.eval_shape(create, jax.random.key(0))
     return jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),

@@ -34,17 +34,17 @@ class StreamedSteps:
 
     Attributes:
       compiler_options: those of the step.
-      program: the compiled step; None before the first one.
+      program: the compiled step, after `compile`.
       waited: seconds for which the devices waited for the host, from the second step on.
     """
 
     per_call = 1
-    program: jax.stages.Compiled | None = None
+    program: jax.stages.Compiled
 
-    def __init__(self, experiment: Experiment, state: TrainState):
+    def __init__(self, experiment: Experiment, state: TrainState, step: int):
         net, mesh = experiment.net, experiment.mesh
         seeds = (experiment.data_seed, experiment.augmentation_seed)
-        batches = experiment.train_data.train_batches(*seeds, int(state.step))
+        batches = experiment.train_data.train_batches(*seeds, step)
         self.waited = 0.0
         self._batches = Prefetcher(batches, mesh)
         self.compiler_options = step_compiler_options(net, mesh)
@@ -55,6 +55,10 @@ class StreamedSteps:
         self._watch = ThreadPoolExecutor(1, "step")
         self._finished: Future[float] | None = None
 
+    def compile(self, state: TrainState) -> None:
+        """Compiles the step for states of the given shapes."""
+        self.program = self._step.lower(state, self._batches.peek(), self._key).compile()
+
     def take(self, state: TrainState, step: int, count: int) -> tuple[TrainState, Metrics]:
         """Takes one step; returns the state, which replaces the given one, and its metrics."""
         began = time.monotonic()
@@ -62,9 +66,7 @@ class StreamedSteps:
         # While the devices are busy with the step before, nothing waits for the batch.
         if self._finished is not None and self._finished.done():
             self.waited += time.monotonic() - max(began, self._finished.result())
-        arguments = state, batch, self._key
-        self.program = self.program or self._step.lower(*arguments).compile()
-        state, metrics = self.program(*arguments)
+        state, metrics = self.program(state, batch, self._key)
         self._finished = self._watch.submit(_time_when_ready, metrics)
         return state, metrics
 
@@ -81,10 +83,10 @@ class ResidentSteps:
 
     Attributes:
       compiler_options: those of the steps.
-      program: the compiled steps; None before the first call.
+      program: the compiled steps, after `compile`.
     """
 
-    program: jax.stages.Compiled | None = None
+    program: jax.stages.Compiled
 
     # The draws of a step take a tenth of a millisecond on a CPU. Other devices are busy meanwhile
     # with the call before.
@@ -116,6 +118,11 @@ class ResidentSteps:
         """Number of steps that the next call should take at most."""
         return self._length.number
 
+    def compile(self, state: TrainState) -> None:
+        """Compiles the steps for states of the given shapes."""
+        arguments = state, self._data, self._draw(0, 0), np.int32(0), self._key
+        self.program = self._steps.lower(*arguments).compile()
+
     def take(self, state: TrainState, step: int, count: int) -> tuple[TrainState, Metrics]:
         """Takes `count` steps after step `step`.
 
@@ -125,9 +132,7 @@ class ResidentSteps:
         """
         began = time.monotonic()
         draws = self._draw(step, count)
-        arguments = state, self._data, draws, np.int32(count), self._key
-        self.program = self.program or self._steps.lower(*arguments).compile()
-        state, metrics = self.program(*arguments)
+        state, metrics = self.program(state, self._data, draws, np.int32(count), self._key)
         self._length.wait_and_time(began, count, metrics)
         if self._on_cpu:
             jax.block_until_ready(metrics)
@@ -167,8 +172,16 @@ def _longest_call(experiment: Experiment) -> int:
     return min(most, experiment.steps)
 
 
-def open_steps(experiment: Experiment, state: TrainState) -> StreamedSteps | ResidentSteps:
-    """Returns the steps of a run: on the devices if the images fit there, else streamed."""
+def open_steps(
+    experiment: Experiment, state: TrainState, step: int = 0
+) -> StreamedSteps | ResidentSteps:
+    """Returns the steps of a run: on the devices if the images fit there, else streamed.
+
+    Args:
+      experiment: the run.
+      state: a state, or its shapes, types and shardings.
+      step: number of steps taken before.
+    """
     data = put_training_images(experiment.train_data, experiment.mesh)
     if data is not None:
         return ResidentSteps(experiment, state, data)
@@ -177,7 +190,7 @@ def open_steps(experiment: Experiment, state: TrainState) -> StreamedSteps | Res
             f"train.steps_per_call={experiment.steps_per_call} has no effect: the host sends the "
             "images of each step"
         )
-    return StreamedSteps(experiment, state)
+    return StreamedSteps(experiment, state, step)
 
 
 def train_steps(

@@ -23,7 +23,12 @@ from repvgg_jax.training.history import (
 )
 from repvgg_jax.training.loop import Loop
 from repvgg_jax.training.monitor import Monitor
-from repvgg_jax.training.state import TrainState, abstract_state, fresh_state
+from repvgg_jax.training.state import (
+    Initialization,
+    TrainState,
+    abstract_state,
+    begin_initialization,
+)
 from repvgg_jax.training.steps import open_steps
 from repvgg_jax.training.transfer import start_from_run, warn_if_fused, with_repoptimizer
 
@@ -83,7 +88,7 @@ def train(
     names = source.class_names
     if steps(workdir):
         check_classes(workdir, names, source.name, to_train=True)
-    experiment, state = _initial_state_and_data(experiment, workdir)
+    experiment, state, initialization = _initial_state_and_data(experiment, workdir)
     evaluation = Evaluation(experiment.eval_data, experiment.mesh)
     make_workdir(experiment.config, workdir, names)
     with (
@@ -94,9 +99,9 @@ def train(
         found = restore_latest(manager, state.eval_variables, state.optimizer_state)
         if found is not None:
             state = state.restored(found.variables, found.optimizer)
-        start = int(state.step)
+        start = 0 if initialization else int(state.step)
         seconds = recorded_seconds(workdir) if start else 0.0
-        remaining = open_steps(experiment, state) if start < experiment.steps else None
+        remaining = open_steps(experiment, state, start) if start < experiment.steps else None
         if primary():
             # Without remaining steps, the options are those that the last start compiled with.
             options = remaining.compiler_options if remaining else recorded_options(workdir)
@@ -118,6 +123,11 @@ def train(
                 monitor.show(f"resuming from step {start}")
             loop = Loop(experiment, remaining, evaluation, monitor, manager, stopping, startup)
             try:
+                if remaining:
+                    monitor.announce("compiling")
+                    remaining.compile(state)
+                if initialization:
+                    state = initialization.state()
                 state, metrics = loop.run(state, evaluated)
             finally:
                 if primary():
@@ -149,7 +159,10 @@ def warn_about_average(experiment: Experiment) -> None:
         )
 
 
-def _initial_state_and_data(experiment: Experiment, workdir: Path) -> tuple[Experiment, TrainState]:
+_Initial = tuple[Experiment, TrainState, Initialization | None]
+
+
+def _initial_state_and_data(experiment: Experiment, workdir: Path) -> _Initial:
     """Returns `_initial_state`, which compiles while the data are loaded."""
     with ThreadPoolExecutor(2, "loading") as pool:
         splits = experiment.train_data, experiment.eval_data
@@ -160,20 +173,24 @@ def _initial_state_and_data(experiment: Experiment, workdir: Path) -> tuple[Expe
     return initial
 
 
-def _initial_state(experiment: Experiment, workdir: Path) -> tuple[Experiment, TrainState]:
+def _initial_state(experiment: Experiment, workdir: Path) -> _Initial:
     """Returns the experiment with its final optimizer, and the state before the first step.
 
-    If there are checkpoints to restore, the state consists of `jax.ShapeDtypeStruct`s.
+    If there are checkpoints to restore, or if the state is fresh, it consists of
+    `jax.ShapeDtypeStruct`s; the third result then is its initialization, or else None.
     """
     weights = None
     if experiment.repoptimizer_from is not None:
         experiment, weights = with_repoptimizer(experiment)
     if not all_processes(not steps(workdir)):
-        return experiment, abstract_state(experiment)
-    state = fresh_state(experiment)
+        return experiment, abstract_state(experiment), None
+    initialization = begin_initialization(experiment)
+    if weights is None and experiment.init_from is None:
+        return experiment, initialization.shapes, initialization
+    state = initialization.state()
     if weights is not None:
         state = state.starting_from(weights)
     if experiment.init_from is not None:
         names = experiment.train_data.source.class_names
         state = start_from_run(state, experiment.init_from, names, experiment.init_head)
-    return experiment, state
+    return experiment, state, None

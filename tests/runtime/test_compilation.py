@@ -16,6 +16,7 @@ from repvgg_jax.nets import _chain, _variables, abstract
 from repvgg_jax.runtime import compilation
 from repvgg_jax.runtime.compilation import (
     FEW_OPTIMIZATIONS,
+    StartupTimer,
     barrier,
     cuda_graphs,
     drop_oldest,
@@ -191,3 +192,19 @@ def test_initial_weights_do_not_depend_on_optimizations():
         for options in (default | FEW_OPTIMIZATIONS, default)
     )
     jax.tree.map(np.testing.assert_array_equal, fewer, usual)
+
+
+def test_time_in_which_several_programs_are_compiled_counts_once(monkeypatch):
+    timer = StartupTimer()
+    spans = [(0, 4), (1, 2), (3, 6), (8, 9), (-5, -1)]  # the last one before the timer
+    monkeypatch.setattr(
+        compilation,
+        "_compilations",
+        lambda: [
+            compilation._Compilation("step", timer.began + start, timer.began + end)
+            for start, end in spans
+        ],
+    )
+    timer.stop()
+    assert timer.compile_seconds == pytest.approx(7)
+    assert timer.compiled() == {"step": pytest.approx(9)}

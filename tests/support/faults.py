@@ -15,8 +15,8 @@ def before_steps(monkeypatch, action):
     """
     original = train.open_steps
 
-    def open_steps(experiment, state):
-        steps = original(experiment, state)
+    def open_steps(*arguments):
+        steps = original(*arguments)
         take = steps.take
 
         def disturbed(state, step, count):

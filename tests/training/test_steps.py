@@ -6,6 +6,7 @@ import itertools
 import logging
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +18,7 @@ from repvgg_jax.data import resident
 from repvgg_jax.errors import RunError
 from repvgg_jax.runtime.mesh import shard_batch
 from repvgg_jax.training import evaluation, prefetch
+from repvgg_jax.training import state as state_module
 from repvgg_jax.training import steps as steps_module
 from repvgg_jax.training.metrics import read_metrics
 from repvgg_jax.training.state import abstract_state
@@ -146,6 +148,28 @@ def test_convolutions_that_are_slow_in_loops_are_in_none(tmp_path, caplog):
     program = steps._steps.lower(state, steps._data, steps._draw(0, 1), np.int32(1), steps._key)
     assert "convolution" in program.as_text()
     assert "stablehlo.while" not in program.as_text()
+
+
+@pytest.mark.medium
+def test_the_step_is_compiled_while_the_initialization_is(tmp_path, monkeypatch):
+    compiled = threading.Event()
+
+    class Delayed(ThreadPoolExecutor):
+        def submit(self, compile_initialization):
+            def wait():
+                assert compiled.wait(60)
+                return compile_initialization()
+
+            return super().submit(wait)
+
+    class Steps(steps_module.ResidentSteps):
+        def compile(self, state):
+            super().compile(state)
+            compiled.set()
+
+    monkeypatch.setattr(state_module, "ThreadPoolExecutor", Delayed)
+    monkeypatch.setattr(steps_module, "ResidentSteps", Steps)
+    train(tiny_config(train_steps=1), tmp_path)
 
 
 def test_short_steps_share_a_call_and_long_ones_do_not():
