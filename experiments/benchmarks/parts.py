@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, TextIO
 from experiments.benchmarks.measuring import described
 from experiments.benchmarks.processes import rows_of
 
-_LEFT_OUT = "left out, since the time is over"
+_LEFT_OUT = "left out, the time is up"
 
 
 class Part(NamedTuple):

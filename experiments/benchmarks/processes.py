@@ -46,7 +46,7 @@ def rows_of(
         # The group's other processes have the end of the pipe no more, but this one may still run.
         code = process.wait()
         if time.monotonic() >= deadline:
-            yield {"error": "stopped, since the time is over"}
+            yield {"error": "stopped, the time is up"}
         elif code:
             end = f"exit code {code}" if code > 0 else signal.Signals(-code).name
             yield {"error": f"ended by {end}, see {log}"}

@@ -152,11 +152,22 @@ def draw_curves(group: Group) -> str:
                 _curves(panels, name, group, dict(color=color, linestyle=dashes, marker=marker))
             panels[0].set_ylabel("training loss (nats)")
             panels[1].set_ylabel("evaluated top-1 (%)")
+            for axes in panels:
+                _fix_ticks(axes, 6)
             panels[1].legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
         for axes in grid[-1]:
             axes.set_xlabel("step")
 
     return draw(f"{group.name}-curves", 2.3 * len(chunks) + 0.2, paint)
+
+
+def _fix_ticks(axes: Any, intervals: int) -> None:
+    """Makes the number of ticks of the y axis independent of its height.
+
+    The layout measures their texts before it sets the height: if that changed 1.5 to 1.50, the
+    axis label would be cut off.
+    """
+    axes.locator_params(axis="y", nbins=intervals)
 
 
 def _curves(panels: Sequence[Any], name: str, group: Group, style: dict[str, Any]) -> None:
@@ -233,6 +244,7 @@ def draw_scatter(
             axes.xaxis.set_minor_locator(NullLocator())
         axes.xaxis.set_major_formatter("{x:,g}")
         axes.margins(0.16, 0.12)
+        _fix_ticks(axes, 8)
         axes.set_xlabel(x_label)
         axes.set_ylabel("top-1 (%)")
         label_points(figure, axes, points)

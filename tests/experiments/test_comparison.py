@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 
 import repvgg_jax as rj
-from experiments.benchmarks.programs import jax_step, noise_like
-from experiments.studies.comparison import guidelines, kernels
+from experiments.benchmarks.programs import Program, jax_step, noise_like
+from experiments.studies.comparison import guidelines, kernels, nets
 from experiments.studies.comparison.command import main
 from experiments.studies.comparison.guidelines import BLOCKS, VARIANTS
 from experiments.studies.comparison.page import write_page
 from experiments.studies.comparison.published import PAIRS, PUBLISHED, TABLES_4_AND_5
-from experiments.studies.comparison.sizes import Sizes, read_rows
+from experiments.studies.comparison.sizes import Sizes, open_rows, read_rows
 from experiments.studies.comparison.tables import (
     Setup,
     kernel_tables,
@@ -161,6 +161,38 @@ def test_kernels_are_measured_once(tmp_path):
     assert measure() == []
 
 
+def test_nets_beside_a_reference_that_failed_are_measured_again(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    names = ["repvgg_a0", "repvgg_a1", "resnet18"]
+    sizes = Sizes(output=str(path), nets=",".join(names), reference="resnet18", together=2)
+
+    def measure(missing):
+        file = io.StringIO()
+
+        def make(sizes, name):
+            if name == missing:
+                raise UsageError("out of memory")
+            return Program(lambda: None, 0, 0.0)
+
+        nets._measure(open_rows("nets", sizes, file), sizes, make)
+        rows = [json.loads(line) | {"part": "nets"} for line in file.getvalue().splitlines()]
+        measured = [row for row in rows if "error" not in row]
+        with path.open("a") as output:
+            output.writelines(f"{json.dumps(row)}\n" for row in measured)
+        failed = [row["net"] for row in rows if "error" in row]
+        return {row["net"]: row["speed_of_reference"] for row in measured}, failed
+
+    assert measure(missing="resnet18") == (dict.fromkeys(names[:2]), ["resnet18"])
+    speeds, failed = measure(missing="repvgg_a1")
+    assert speeds.keys() == {"resnet18", "repvgg_a0"}
+    assert None not in speeds.values()
+    assert failed == ["repvgg_a1"]
+    speeds, failed = measure(missing="resnet18")  # which was compiled only for repvgg_a1
+    assert (speeds, failed) == ({"repvgg_a1": None}, ["resnet18"])
+    assert measure(missing=None)[0].keys() == {"repvgg_a1"}
+    assert measure(missing=None) == ({}, [])
+
+
 @pytest.mark.medium
 def test_a_step_of_a_net_without_batch_norm():
     net = rj.create("vgg11", depths=(1,), widths=(4,), strides=(2,), num_classes=3)
@@ -197,7 +229,7 @@ def test_wrong_flags_are_one_line(tmp_path, capsys):
         "--batch=0": "must be positive",
         "--dtype=float8": "choose from bfloat16, float32",
         "--precision=low": "choose from default, high, highest",
-        "--only=nets,speed": "no part speed; kernels, guidelines",
+        "--only=nets,speed": "no part speed; counts, kernels, guidelines",
         "--reference=resnet51": "did you mean resnet50",
         "--minutes=-1": "must be at least 0",
     }

@@ -102,8 +102,8 @@ def test_compiled_pytorch_at_toy_size(tmp_path):
     [
         ("sys.exit(3)", 60, "ended by exit code 3, see {log}"),
         ("os.kill(os.getpid(), 9)", 60, "ended by SIGKILL, see {log}"),
-        ("time.sleep(60)", 0.5, "stopped, since the time is over"),
-        ("os.fork() or time.sleep(60); time.sleep(60)", 0.5, "stopped, since the time is over"),
+        ("time.sleep(60)", 0.5, "stopped, the time is up"),
+        ("os.fork() or time.sleep(60); time.sleep(60)", 0.5, "stopped, the time is up"),
     ],
 )
 def test_a_part_that_ends_early_keeps_its_rows(tmp_path, script, seconds, error):
@@ -164,13 +164,13 @@ def test_the_table_compares_with_pytorch():
         for (figure, program), time in times.items()
     ]
     rows.append(about | {"figure": STEP, "program": COMPILED, "error": "out of memory"})
-    text = tables([*rows, {"part": "cifar10", "error": "the time is over"}], Sizes())
+    text = tables([*rows, {"part": "cifar10", "error": "the time is up"}], Sizes())
     lines = {line.split("|")[1].strip(): line for line in text.splitlines()[:9] if "|" in line}
     cells = [cell.strip() for cell in lines[f"{FUSED}, batch 256"].split("|")]
     assert cells[2:7] == ["**9.76**", "14.9", "not measured", "0.65", "-"]
     assert lines[f"{PREPARED}, batch 256"].split("|")[5].strip() == "0.64"
     assert text.startswith("H100, JAX 1.0, 2030-01-01, commit 0123456. repvgg_b1 at 224 pixels")
-    missing = [f"- {STEP}, batch 256, {COMPILED}: out of memory", "- cifar10: the time is over"]
+    missing = [f"- {STEP}, batch 256, {COMPILED}: out of memory", "- cifar10: the time is up"]
     assert text.endswith("\n".join(["Not measured:", *missing]))
 
 

@@ -307,6 +307,13 @@ def test_the_committed_report_is_that_of_the_committed_rows():
     assert (results / "RESULTS.md").read_text().endswith(line), "run `make report`, and commit it"
 
 
+def test_no_axis_label_is_cut_off():
+    figures = [*(ROOT / RESULTS).glob("figures/*.svg"), *(ROOT / "docs/results").glob("*.svg")]
+    found = [x for path in figures for x in re.findall(r"rotate\(-90 (\S+) ", path.read_text())]
+    assert found
+    assert min(map(float, found)) > 9  # of the baseline, in points; the font has 9
+
+
 def test_no_rows_is_one_line(tmp_path, capsys):
     assert main(["--results", str(tmp_path), "--out", str(tmp_path)]) == UsageError.exit_code
     error = capsys.readouterr().err

@@ -2,12 +2,13 @@
 
   python -m experiments.comparison [--nets=resnet50,repvgg_a0] [--only=nets,steps] [--batch=128]
 
-Measures the nets of Tables 4 and 5 of the RepVGG paper in these parts, in this order: `kernels`
-(the paper's Table 1), `guidelines` (the four of ShuffleNetV2), `nets` (forward passes of the fused
-form), `steps` (training steps) and `counts` (parameters and operations, without a device). Each
+Measures the nets of Tables 4 and 5 of the RepVGG paper in these parts, in this order: `counts`
+(parameters and operations, without a device), `kernels` (the paper's Table 1), `guidelines` (the
+four of ShuffleNetV2), `nets` (forward passes of the fused form) and `steps` (training steps). Each
 part has the device to itself, in a process of its own. What fails costs a line and not the others.
-After --minutes, the rest is left out. What has a row is not measured again, so that the next call
-measures the rest. Rows, a page with all of them and figures are in --out.
+After --minutes, the rest is left out. What has a row is not measured again, unless the net that its
+speed is divided by failed, so that the next call measures the rest. Rows, a page with all of them
+and figures are in --out.
 """
 
 import argparse

@@ -68,6 +68,8 @@ def _step(sizes: Sizes, name: str) -> Program:
 def _measure(rows: Rows, sizes: Sizes, make: Callable[[Sizes, str], Program]) -> None:
     """Measures the nets that have no row yet, several interleaved, and always the reference.
 
+    If the reference fails, the others' rows have no ratio, and the next call measures them again.
+
     XLA keeps its choice for a layer within a process: of a later group, it only tries the layers on
     the GPU that are new, such as none of ResNet-101's after ResNet-50.
     """
@@ -77,6 +79,7 @@ def _measure(rows: Rows, sizes: Sizes, make: Callable[[Sizes, str], Program]) ->
         return {"net": name, "image_size": sizes.size_of(name), **shared}
 
     names = [name for name in sizes.names() if rows.missing(**about(name))]
+    names.sort(key=lambda name: name != sizes.reference)  # its program is that of all groups
     reference: dict[str, Program] = {}
     for start in range(0, len(names), sizes.together):
         group = names[start : start + sizes.together]
@@ -87,11 +90,12 @@ def _measure(rows: Rows, sizes: Sizes, make: Callable[[Sizes, str], Program]) ->
         reference = {name: programs[name] for name in programs if name == sizes.reference}
         runs = {name: program.run for name, program in programs.items()}
         times, failed = time_together(runs, sizes.rounds)
+        errors |= failed
         for name in group:
             if name in times:
                 rows.add(**about(name), **_figures(name, times, programs[name], sizes))
-            else:
-                rows.add(**about(name), error=(errors | failed)[name])
+        for name, error in errors.items():
+            rows.add(**about(name), error=error)
 
 
 def _figures(name: str, times: Any, program: Program, sizes: Sizes) -> dict[str, Any]:

@@ -16,14 +16,14 @@ from experiments.studies.comparison import guidelines, kernels, nets
 from experiments.studies.comparison.sizes import Sizes
 from repvgg_jax.runtime.processes import prepare_process
 
-# In the order of the command, which leaves out the last ones if time is short. The first two have
-# small programs; the nets come in groups, of which each adds its rows.
+# In the order of the command, which leaves out the last ones if time is short. Counts take half a
+# minute, and kernels and guidelines are small programs; of the nets, each group adds its rows.
 PARTS: dict[str, Callable[[Sizes, TextIO], None]] = {
+    nets.COUNTS: nets.count,
     kernels.KERNELS: kernels.measure,
     guidelines.GUIDELINES: guidelines.measure,
     nets.FORWARD: nets.measure_forward,
     nets.STEP: nets.measure_steps,
-    nets.COUNTS: nets.count,
 }
 
 

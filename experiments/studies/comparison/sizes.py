@@ -22,6 +22,8 @@ Row = Mapping[str, Any]
 _KEY = ("part", "net", "image_size", "batch", "case", "shape", "reference")
 _KEY += ("dtype", "precision", "device")
 SETUP = ("device", "dtype", "precision")
+# The fields with a speed divided by another's; None if the other could not be measured.
+_RATIOS = ("speed_of_reference", "speed_of_first")
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,10 @@ def shape_of(text: str, count: int, flag: str) -> list[int]:
 
 @dataclass(frozen=True)
 class Rows:
-    """The rows of a part, written to a file as they come; those measured before are known."""
+    """The rows of a part, written to a file as they come; those measured before are known.
+
+    A row without the ratio of its speed to another's is not known, so that it is measured again.
+    """
 
     file: TextIO
     part: str
@@ -117,7 +122,12 @@ def open_rows(part: str, sizes: Sizes, file: TextIO, *, timed: bool = True) -> R
             jax.config.update("jax_default_matmul_precision", sizes.precision)
         device = start_device(sizes.platform).device_kind
         about |= sizes.setup() | {"device": device_name(device, cpu_cores())}
-    return Rows(file, part, about, frozenset(map(key, read_rows(Path(sizes.output)))))
+    complete = filter(_has_ratios, read_rows(Path(sizes.output)))
+    return Rows(file, part, about, frozenset(map(key, complete)))
+
+
+def _has_ratios(row: Row) -> bool:
+    return not any(name in row and row[name] is None for name in _RATIOS)
 
 
 def key(row: Row) -> tuple[Any, ...]:
