@@ -13,7 +13,7 @@ Exit codes of `main.py` and of the commands in `experiments`:
 
 import difflib
 import re
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -105,11 +105,37 @@ def described(value: Any) -> str:
     return f"{'an' if name[0] in 'AEIOUaeiou' else 'a'} {name}{of_shape}"
 
 
-def check_known(kind: str, name: str, known: Collection[str]) -> None:
-    """Raises UsageError with the closest matches if `name` is not in `known`."""
+def compact(name: str) -> str:
+    """Returns a name in lower case, without spaces, hyphens, points and underscores."""
+    return re.sub(r"[\W_]", "", name.lower())
+
+
+def nearest(name: str, known: Iterable[str], spelling: Callable[[str], str] = compact) -> list[str]:
+    """Returns up to three names that `name` may stand for, the best first.
+
+    These are the names of the same spelling if there are any, or else those that it is the start
+    of, the shortest first, or else similar ones.
+
+    Example:
+      >>> nearest("resnext-50", ["resnet50", "resnext50_32x4d"])
+      ['resnext50_32x4d']
+    """
+    named: dict[str, list[str]] = {}
+    for each in known:
+        named.setdefault(spelling(each), []).append(each)
+    wanted = spelling(name)
+    longer = sorted((each for each in named if wanted and each.startswith(wanted)), key=len)
+    found = [wanted] if wanted in named else longer or difflib.get_close_matches(wanted, named)
+    return [each for spelled in found for each in named[spelled]][:3]
+
+
+def check_known(
+    kind: str, name: str, known: Collection[str], spelling: Callable[[str], str] = compact
+) -> None:
+    """Raises UsageError with the `nearest` names if `name` is not in `known`."""
     if isinstance(name, str) and name in known:
         return
-    close = difflib.get_close_matches(str(name), known, n=3)
+    close = nearest(str(name), known, spelling)
     listed = ", ".join(list(known)[:_LISTED])
     if len(known) > _LISTED:
         listed += f", ... ({len(known)} in all)"

@@ -1,5 +1,6 @@
 """The nets of torchvision and timm that have a counterpart here, with random weights."""
 
+import functools
 import importlib
 import importlib.util
 import re
@@ -11,7 +12,7 @@ import numpy as np
 import torch
 
 from repvgg_jax.errors import UsageError
-from repvgg_jax.interop.layouts import layouts_of
+from repvgg_jax.interop.layouts import LAYOUTS
 from repvgg_jax.nets import create
 
 PACKAGES = ("torchvision", "timm")
@@ -146,22 +147,37 @@ def random_images(generator: np.random.Generator, count: int, side: int) -> np.n
     )
 
 
+def name_in(package: str, name: str) -> str | None:
+    """Returns an installed package's name of a model of this library; None if it has none."""
+    found = NAMES[package].get(name, name)
+    if not isinstance(found, str) or type(create(name)) not in LAYOUTS[package]:
+        return None
+    return _listed(package).get(_compact(found))
+
+
+@functools.cache
+def _listed(package: str) -> dict[str, str]:
+    """Returns the names of a package's models, by their `_compact` ones."""
+    module = imported(package)
+    listed = (
+        module.models.list_models(module.models)
+        if package == "torchvision"
+        else module.list_models()
+    )
+    return {_compact(each): each for each in listed}
+
+
 def _maker(name: str, package: str) -> Callable[..., torch.nn.Module] | None:
     """Returns a function of options that makes the counterpart; None if the package has none."""
-    if importlib.util.find_spec(package) is None or package not in layouts_of(create(name)):
+    if importlib.util.find_spec(package) is None or type(create(name)) not in LAYOUTS[package]:
         return None
-    found = NAMES[package].get(name, name)
-    if found is None:
-        return None
-    module = imported(package)
+    module, found = imported(package), NAMES[package].get(name)
     if callable(found):
         return lambda **options: found(module, **options)
-    models = module.models
-    listed = models.list_models(models) if package == "torchvision" else module.list_models()
-    there = {_compact(each): each for each in listed}.get(_compact(found))
+    there = name_in(package, name)
     if there is None:
         return None
-    make = models.get_model if package == "torchvision" else module.create_model
+    make = module.models.get_model if package == "torchvision" else module.create_model
     return lambda **options: make(there, **options)
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from absl import flags
 from ml_collections import config_flags
 
-from repvgg_jax.cli.config_file import find_config, load_config
+from repvgg_jax.cli.config_file import check_net, find_config, load_config
 from repvgg_jax.cli.modes import MODES, RUN_WORKDIR, Mode
 from repvgg_jax.config.fields import FIELDS, PATHS, flat, to_json
 from repvgg_jax.config.names import fields_named, nearest_fields, unknown_field
@@ -94,6 +94,8 @@ def parse(values: flags.FlagValues, argv: list[str]) -> None:
     for arg in unset:
         *groups, last = arg.partition(".")[2].removesuffix("=None").split(".")
         reduce(getitem, groups, values["config"].value)[last] = None
+    if "model.name" in fields:
+        check_net(path, config, values["config"].value, fields)
     if rest:
         raise UsageError(f"unknown argument {rest[0]!r}; {_hint(rest[0], values, known)}")
 

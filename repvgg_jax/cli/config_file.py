@@ -7,12 +7,14 @@ import os
 import re
 import traceback
 import types
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from repvgg_jax.config.fields import FIELDS, flat, to_json
+from repvgg_jax.config.fields import FIELDS, REQUIRED, flat, to_json
 from repvgg_jax.errors import UsageError, shortened
+from repvgg_jax.nets import create
 from repvgg_jax.runtime.files import local_path
 
 BUNDLED = Path(__file__).parents[2] / "configs"  # of a clone; a wheel has none
@@ -72,6 +74,42 @@ def load_config(path: str) -> ConfigDict:
             "configs.default.get_config(), which has all fields"
         )
     return config
+
+
+def check_net(path: str, loaded: ConfigDict, config: ConfigDict, given: Collection[str]) -> None:
+    """Raises UsageError if a config file sets fields that do not suit the net of an override.
+
+    Args:
+      path: the config, as `file.py` or `file.py:variant`.
+      loaded: its fields, without overrides.
+      config: its fields with all overrides.
+      given: names of the fields that are overridden.
+    """
+
+    def builds(unset: Iterable[str]) -> bool:
+        try:
+            create(**(config.model.to_dict() | dict.fromkeys(unset)))
+        except UsageError:
+            return False
+        return True
+
+    of_file = [
+        field
+        for field, value in loaded.model.items()
+        if value is not None and f"model.{field}" not in (*REQUIRED, *given)
+    ]
+    if builds([]) or not builds(of_file):
+        return
+    wrong = [field for field in of_file if not builds(each for each in of_file if each != field)]
+    fields = [f"model.{field}" for field in wrong or of_file]
+    nets = BUNDLED / f"{config.data.name}_nets.py"
+    remedy = f"unset them: {' '.join(f'--config.{field}=None' for field in fields)}"
+    if nets.exists():
+        remedy = f"use --config {os.path.relpath(nets)}:{config.model.name}"
+    raise UsageError(
+        f"--config.model.name={config.model.name}: {path} sets {', '.join(fields)} for another "
+        f"net; {remedy}"
+    )
 
 
 def _cause(error: Exception, file: str) -> str:

@@ -2,7 +2,6 @@
 
 import dataclasses
 import fnmatch
-from collections.abc import Iterator
 from contextlib import suppress
 from functools import partial
 from typing import Any
@@ -32,6 +31,7 @@ from repvgg_jax.nets import (
     xception,
 )
 from repvgg_jax.nets._base import Net
+from repvgg_jax.nets._spelling import spelling
 
 _FAMILIES = deep_plain, densenet, diracnet, efficientnet, googlenet, inception_resnet, mobilenet
 _FAMILIES += mobileone, nasnet, regnet, repvgg, residual_reorg, resnet, shufflenet, vgg, xception
@@ -49,6 +49,14 @@ def list_models(pattern: str = "*") -> list[str]:
       ['repvgg_b1g2', 'repvgg_b1g4']
     """
     return fnmatch.filter(NETS, pattern)
+
+
+def check_model(name: str) -> None:
+    """Raises UsageError with the nearest models if `name` is not one of `list_models()`.
+
+    Spellings of torchvision, timm and papers lead to the model here.
+    """
+    check_known("model", name, NETS, spelling)
 
 
 def create(name: str, *, block: str | None = None, **overrides: Any) -> Net:
@@ -70,7 +78,7 @@ def create(name: str, *, block: str | None = None, **overrides: Any) -> Net:
       >>> net.num_classes, net.block, net.block_options
       (10, 'repvgg', (('branches', ('kxk', 'identity')),))
     """
-    check_known("model", name, NETS)
+    check_model(name)
     if not isinstance(block, str | None):
         raise UsageError(
             f"block is {described(block)}; it must be a name in BLOCKS ({', '.join(BLOCKS)}); "
@@ -98,10 +106,9 @@ def create(name: str, *, block: str | None = None, **overrides: Any) -> Net:
     net = net.clone(**overrides, block_options=tuple(sorted(options.items())))
     net.check()
     if not (net.is_fused or _has_place(net)):
-        having = {type(each): model for model, each in _with_block(net.block) if _has_place(each)}
         raise UsageError(
             f"block={net.block!r}: {type(net).__name__} has no place for it; leave model.block "
-            f"unset, or choose a net that has: {', '.join(sorted(having.values()))}, ..."
+            f"unset, or choose a net that has: {', '.join(_families_with(net.block))}"
         )
     return net
 
@@ -111,13 +118,16 @@ def _has_place(net: Net) -> bool:
     return any(net.block_of(spec) == net.block for spec in net.plan())
 
 
-def _with_block(block: str) -> Iterator[tuple[str, Net]]:
-    """Yields the nets of the registry that accept a block, with their names."""
-    for name, make in reversed(NETS.items()):
+def _families_with(block: str) -> list[str]:
+    """Returns the classes of the nets that have a place for a block, without derived classes."""
+    found = set()
+    for make in NETS.values():
         net = make().clone(block=block)
         with suppress(UsageError):
             net.check()
-            yield name, net
+            if _has_place(net):
+                found.add(type(net))
+    return sorted(cls.__name__ for cls in found if found.isdisjoint(cls.__mro__[1:]))
 
 
 def _field_names(module: type) -> set[str]:

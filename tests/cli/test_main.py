@@ -65,6 +65,19 @@ def failing(capsys, *given):
         (["--config", "Makefile"], "a config is a Python file, such as configs/quickstart.py\n"),
         ([*QUICK, "--config.seed=1", "--config.seed=2"], "--config.seed is given twice"),
         ([*QUICK, "--config.model.name=repvgg_c0"], "did you mean repvgg_"),
+        (
+            ["--config=configs/cifar10.py:full", "--config.model.name=efficientnet_b0"],
+            "b0: configs/cifar10.py:full sets model.depths, model.strides, model.widths for "
+            "another net; use --config configs/cifar10_nets.py:efficientnet_b0\n",
+        ),
+        (
+            ["--config=configs/cifar10_nets.py", "--config.model.name=deep_plain"],
+            "nets.py sets model.stem for another net; use --config configs/cifar10_nets.py:deep_p",
+        ),
+        (
+            [*QUICK, "--config.model.name=vgg11", "--config.model.strides=None"],
+            "another net; unset them: --config.model.depths=None --config.model.widths=None\n",
+        ),
         ([*QUICK, "--config.model.block=repvg"], "did you mean repvgg"),
         ([*QUICK, "--config.data.source=digit"], "digits"),
         ([*QUICK, "--config.train.log_every=0"], "train.log_every=0: must be at least 1"),

@@ -212,7 +212,7 @@ def test_the_command_at_toy_size(tmp_path, capsys):
     flags += ["--batch=2", "--rounds=2", "--only=nets", f"--out={tmp_path}"]
     assert main(flags) == 0
     output = capsys.readouterr()
-    assert output.err.startswith("left out: unknown net 'resnet51': did you mean resnet50 or ")
+    assert output.err.startswith("left out: unknown model 'resnet51': did you mean resnet50")
     [row] = read_rows(tmp_path / "comparison.jsonl")
     assert row["commit"]
     assert row["device"].startswith("cpu")

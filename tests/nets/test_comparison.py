@@ -259,7 +259,7 @@ def test_blocks_take_the_places_of_3x3_convolutions():
         ("shufflenetv1_100_g3", {"widths": (240, 240, 480)}, "must increase"),
         ("shufflenetv2_100", {"widths": (11, 22, 44)}, "must be even"),
         ("deep_plain", {"block": "acb"}, "DeepPlain has no place for it; leave model.block unset"),
-        ("densenet121", {"block": "repvgg"}, "a net that has: .*resnet18, .*vgg11, "),
+        ("densenet121", {"block": "repvgg"}, "that has: .*MobileOne, RepVGG, .*VGG$"),
         ("densenet121", {"frozen": ("stem",)}, "cannot be frozen in part"),
         ("mobilenetv2_100", {"dropout": 1.5}, "dropout=1.5"),
         ("nasnetalarge", {"cells": "nasnet"}, "unknown cells .* did you mean nasnet_a"),

@@ -32,8 +32,8 @@ from experiments.studies.comparison.sizes import Sizes, read_rows
 from experiments.studies.comparison.tables import line, setups
 from experiments.studies.pages import DOCS
 from experiments.sweeps.flags import Parser, path_type, run_command, writing
-from repvgg_jax.errors import RunError, UsageError, check_known, one_line
-from repvgg_jax.nets import NETS
+from repvgg_jax.errors import RunError, UsageError, one_line
+from repvgg_jax.nets import check_model
 from repvgg_jax.runtime.devices import devices_here
 from repvgg_jax.runtime.files import append_row
 from repvgg_jax.version import git_commit
@@ -92,7 +92,7 @@ def _sizes(options: argparse.Namespace, output: str) -> Sizes:
     check_parts(options.only, PARTS)
     sizes = Sizes(platform=devices_here(os.environ)[0], output=output, **given)
     sizes.check()
-    check_known("net", sizes.reference, NETS)
+    check_model(sizes.reference)
     known = [name for name in sizes.names() if _is_known(name)]
     return dataclasses.replace(sizes, nets=",".join(known))
 
@@ -100,7 +100,7 @@ def _sizes(options: argparse.Namespace, output: str) -> Sizes:
 def _is_known(net: str) -> bool:
     """Returns True for a name of a net; prints a line for another."""
     try:
-        check_known("net", net, NETS)
+        check_model(net)
     except UsageError as error:
         print(f"left out: {one_line(error, 120)}", file=sys.stderr)
         return False
