@@ -69,10 +69,11 @@ class FusionReport:
         return self.exact.logit_kl
 
     def __str__(self) -> str:
-        lines = [f"{name:<20} {error:.1e}" for name, error in self.blocks.items()]
+        width = max(map(len, [*self.blocks, "deployed"]))
+        lines = [f"{name:<{width}}  {error:.1e}" for name, error in self.blocks.items()]
         for label, agreement in (("exact", self.exact), ("deployed", self.deployed)):
             lines.append(
-                f"{label:<20} {agreement.relative_error:.1e}  "
+                f"{label:<{width}}  {agreement.relative_error:.1e}  "
                 f"top-1 agreement {agreement.top1_agreement:.2%}  KL {agreement.logit_kl:.1e}"
             )
         return "\n".join(lines)

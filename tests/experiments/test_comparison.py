@@ -12,13 +12,12 @@ from experiments.benchmarks.programs import Program, jax_step, noise_like
 from experiments.studies.comparison import guidelines, kernels, nets
 from experiments.studies.comparison.command import main
 from experiments.studies.comparison.guidelines import BLOCKS, VARIANTS
+from experiments.studies.comparison.measured import Setup, measured_nets
 from experiments.studies.comparison.page import write_page
 from experiments.studies.comparison.published import PAIRS, PUBLISHED, TABLES_4_AND_5
 from experiments.studies.comparison.sizes import Sizes, open_rows, read_rows
 from experiments.studies.comparison.tables import (
-    Setup,
     kernel_tables,
-    measured_nets,
     pair_table,
     speed_table,
     verdict,
@@ -67,8 +66,13 @@ def test_tables_of_nets():
         net_row("resnet50_v1", 1.0, part="steps"),
         {"part": "counts", "net": "repvgg_a0", "image_size": 224, **counts},
         net_row("resnet18", 100.0) | {"device": "cpu"},
+        net_row("repvgg_a0", 9.0) | {"image_size": 32},
+        net_row("resnet18", 8.0) | {"image_size": 32},
     ]
-    [measured] = measured_nets(rows, SETUP)
+    measured, small = measured_nets(rows, SETUP)
+    assert cells(speed_table(small), "**RepVGG-A0**")[1:3] == ["32", "-"]
+    assert cells(speed_table(small), "**RepVGG-A0**")[6:9] == ["9,000", "9.00", "-"]
+    assert pair_table(small) == verdict(small, SETUP) == ""
     table = speed_table(measured)
     names = [line.split("|")[1].strip() for line in table.splitlines()[2:]]
     assert names == ["ResNet-18", "**RepVGG-A0**", "**RepVGG-A2**", "ResNet-50"]

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 import repvgg_jax as rj
 from repvgg_jax.blocks.fused import FusedConv
 from repvgg_jax.blocks.repvgg import RepVGGBlock
-from repvgg_jax.fusion.verify import relative_error
+from repvgg_jax.fusion.verify import Agreement, FusionReport, relative_error
 from repvgg_jax.nets import abstract
 from tests.support.variables import random_images, random_variables, randomised
 
@@ -139,6 +139,18 @@ def test_what_is_not_the_nets_is_refused_by_name(of, says):
     _, variables = small()
     with pytest.raises(ValueError, match=says):
         rj.fuse(small(**of)[0], variables)
+
+
+def test_a_report_has_the_errors_in_one_column():
+    agreement = Agreement(0.0, 1.0, 0.0)
+    report = FusionReport({"stem": 1e-7, "stage1_block1_depthwise": 2e-7}, agreement, agreement)
+    first, second, *logits = str(report).splitlines()
+    assert (first.split(), second.split()) == (
+        ["stem", "1.0e-07"],
+        ["stage1_block1_depthwise", "2.0e-07"],
+    )
+    assert len(first) == len(second)
+    assert {line.index("0.0e+00") for line in logits} == {first.index("1.0e-07")}
 
 
 def test_verify_names_the_block_that_differs():

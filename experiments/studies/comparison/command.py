@@ -25,11 +25,12 @@ from typing import Any
 
 from experiments.benchmarks.flags import add_flags, check_parts, given_sizes
 from experiments.benchmarks.parts import Part, run_parts
+from experiments.studies.comparison.measured import setups
 from experiments.studies.comparison.nets import COUNTS
 from experiments.studies.comparison.page import FILE, sections, write_page
 from experiments.studies.comparison.part import PARTS
 from experiments.studies.comparison.sizes import Sizes, read_rows
-from experiments.studies.comparison.tables import line, setups
+from experiments.studies.comparison.tables import line
 from experiments.studies.pages import DOCS
 from experiments.sweeps.flags import Parser, path_type, run_command, writing
 from repvgg_jax.errors import RunError, UsageError, one_line

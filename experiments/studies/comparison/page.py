@@ -6,6 +6,13 @@ from pathlib import Path
 
 from experiments.report.figures import draw_scatter
 from experiments.report.labels import Point
+from experiments.studies.comparison.measured import (
+    Measured,
+    Setup,
+    measured_nets,
+    of_setup,
+    setups,
+)
 from experiments.studies.comparison.published import (
     PAPERS_GPU,
     PUBLISHED,
@@ -15,17 +22,12 @@ from experiments.studies.comparison.published import (
 )
 from experiments.studies.comparison.sizes import Row
 from experiments.studies.comparison.tables import (
-    Measured,
-    Setup,
     count_table,
     guideline_tables,
     kernel_tables,
     label,
-    measured_nets,
-    of_setup,
     pair_table,
     published_speed,
-    setups,
     speed_table,
     verdict,
 )
@@ -40,7 +42,10 @@ def sections(rows: Sequence[Row], setup: Setup) -> list[str]:
     """Returns the paragraphs and tables of a setup, without figures."""
     texts = []
     for measured in measured_nets(rows, setup):
-        about = [f"Batch {measured.batch}", *_versions([*measured.forward.values()])]
+        about = [
+            f"Batch {measured.batch}{measured.at_size}",
+            *_versions([*measured.forward.values()]),
+        ]
         texts += [f"{', '.join(about)}.", speed_table(measured), pair_table(measured)]
         texts.append(verdict(measured, setup))
     own = of_setup(rows, setup)
@@ -59,7 +64,7 @@ def write_page(rows: Sequence[Row], folder: Path) -> list[Path]:
         for measured in measured_nets(rows, setup):
             name = _figure_name(setup, measured)
             where = f"{label(measured.reference)}'s, {setup}, batch {measured.batch}"
-            if speeds := _speeds(measured):
+            if measured.image_size is None and (speeds := _speeds(measured)):
                 figures[name] = _scatter(name, speeds, where)
                 texts.append(_picture(name, f"{setup}, batch {measured.batch}, fused form"))
         texts += sections(rows, setup)

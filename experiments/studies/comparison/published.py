@@ -115,6 +115,12 @@ PAIRS = [
 ]
 
 
+def published_at(name: str, image_size: int) -> Published | None:
+    """Returns the published figures of a net if they are of images of this size."""
+    published = PUBLISHED.get(name)
+    return published if published and published.image_size == image_size else None
+
+
 def published_size(name: str) -> int:
     """Returns the side in pixels of the images that a net was measured with; 224 if unknown."""
     return PUBLISHED[name].image_size if name in PUBLISHED else 224

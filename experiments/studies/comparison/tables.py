@@ -1,84 +1,22 @@
 """The tables of the comparison: costs, speed, pairs, kernels and guidelines."""
 
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 from experiments.benchmarks.markdown import markdown
 from experiments.studies.comparison import guidelines, kernels, nets
-from experiments.studies.comparison.published import PAIRS, PAPERS_GPU, PUBLISHED
+from experiments.studies.comparison.measured import Measured, Setup
+from experiments.studies.comparison.published import PAIRS, PAPERS_GPU, PUBLISHED, published_at
 from experiments.studies.comparison.sizes import Row
 from repvgg_jax.bench.table import digits
 
 _ABSENT = "-"
 
 
-class Setup(NamedTuple):
-    """The fields that rows share which may be compared with each other."""
-
-    device: str
-    dtype: str
-    precision: str
-
-    @property
-    def number(self) -> str:
-        """The compute type, with the precision of products unless it is the default."""
-        return self.dtype if self.precision == "default" else f"{self.dtype}, {self.precision}"
-
-    def __str__(self) -> str:
-        return f"{self.device}, {self.number}"
-
-
-class Measured(NamedTuple):
-    """The rows of nets of one setup, batch and reference, by net, with the counts of all.
-
-    Attributes:
-      forward: rows of forward passes of the fused form.
-      steps: rows of training steps of the train form.
-      counts: rows of counts, by net and image size.
-      batch: images per step and forward pass.
-      reference: net that the others' speed is divided by.
-    """
-
-    forward: Mapping[str, Row]
-    steps: Mapping[str, Row]
-    counts: Mapping[tuple[str, int], Row]
-    batch: int
-    reference: str
-
-    def speed(self, part: Mapping[str, Row], name: str) -> float | None:
-        """Returns a net's speed divided by that of the reference, in the same rounds."""
-        return part.get(name, {}).get("speed_of_reference")
-
-
 def label(name: str) -> str:
     """Returns a net's name in the literature, or its name here."""
     return PUBLISHED[name].label if name in PUBLISHED else name
-
-
-def setups(rows: Iterable[Row]) -> list[Setup]:
-    """Returns the setups of all rows of times, in their order."""
-    timed = (row for row in rows if "device" in row)
-    return list(dict.fromkeys(Setup(*(row[name] for name in Setup._fields)) for row in timed))
-
-
-def of_setup(rows: Iterable[Row], setup: Setup) -> list[Row]:
-    """Returns the rows of a setup."""
-    return [row for row in rows if all(row.get(k) == v for k, v in setup._asdict().items())]
-
-
-def measured_nets(rows: Sequence[Row], setup: Setup) -> list[Measured]:
-    """Returns the nets of a setup, for each batch and reference."""
-    counts = {(row["net"], row["image_size"]): row for row in rows if row["part"] == nets.COUNTS}
-    timed = [row for row in of_setup(rows, setup) if row["part"] in (nets.FORWARD, nets.STEP)]
-    found = []
-    for batch, reference in dict.fromkeys((row["batch"], row["reference"]) for row in timed):
-        parts: dict[str, dict[str, Row]] = {nets.FORWARD: {}, nets.STEP: {}}
-        for row in timed:
-            if (row["batch"], row["reference"]) == (batch, reference):
-                parts[row["part"]][row["net"]] = row
-        found.append(Measured(parts[nets.FORWARD], parts[nets.STEP], counts, batch, reference))
-    return found
 
 
 def speed_table(measured: Measured) -> str:
@@ -94,13 +32,13 @@ def speed_table(measured: Measured) -> str:
         forward, step = measured.forward.get(name, {}), measured.steps.get(name, {})
         size = (forward or step)["image_size"]
         count = measured.counts.get((name, size), {})
-        published = PUBLISHED.get(name)
+        published = published_at(name, size)
         line = [f"**{label(name)}**" if name.startswith("repvgg") else label(name), str(size)]
         line.append(f"{published.top1:.2f}" if published else _ABSENT)
         keys = ("fused_parameters", 1e6), ("fused_macs", 1e9), ("winograd_multiplications", 1e9)
         line += [_scaled(count.get(key), unit) for key, unit in keys]
         line += [_rate(forward), _times(measured.speed(measured.forward, name))]
-        line += [_times(published_speed(name, measured.reference))]
+        line += [_times(published and published_speed(name, measured.reference))]
         line += [_scaled(forward.get("temporaries"), 1e6), _rate(step)]
         line += [_times(measured.speed(measured.steps, name))]
         lines.append([*line, _scaled(step.get("temporaries"), 1e6)])
@@ -108,7 +46,10 @@ def speed_table(measured: Measured) -> str:
 
 
 def pair_table(measured: Measured) -> str:
-    """Returns the speedups of RepVGG over nets of about its accuracy, here and in the paper."""
+    """Returns the speedups of RepVGG over nets of about its accuracy, here and in the paper.
+
+    It is empty for images of another size, at which the accuracies are unknown.
+    """
     header = ["speed of RepVGG / of another net", "top-1 minus its", "1080Ti"]
     header += ["here, fused", "here, training"]
     lines = []
@@ -116,7 +57,7 @@ def pair_table(measured: Measured) -> str:
         here = [
             _speedup(measured, part, ours, theirs) for part in (measured.forward, measured.steps)
         ]
-        if any(here):
+        if any(here) and measured.image_size is None:
             gain = PUBLISHED[ours].top1 - PUBLISHED[theirs].top1
             text = f"{gain:+.2f}".replace("-", "\N{MINUS SIGN}")
             cells = [_times(published_speed(ours, theirs)), *map(_times, here)]
@@ -132,7 +73,7 @@ def verdict(measured: Measured, setup: Setup) -> str:
         if (here := _speedup(measured, measured.forward, ours, theirs))
         and (there := published_speed(ours, theirs))
     ]
-    if not found:
+    if not found or measured.image_size is not None:
         return ""
     here, there = ([pair[side] for pair in found] for side in (0, 1))
     faster = [sum(value > 1 for value in values) for values in (here, there)]
@@ -162,7 +103,7 @@ def count_table(rows: Iterable[Row]) -> str:
     lines = []
     counts = [row for row in rows if row["part"] == nets.COUNTS]
     for row in sorted(counts, key=lambda row: row["fused_macs"]):
-        published = PUBLISHED.get(row["net"])
+        published = published_at(row["net"], row["image_size"])
         line = [label(row["net"]), published.source if published else _ABSENT]
         line += [f"{published.top1:.2f}" if published else _ABSENT, str(row["image_size"])]
         line += [_scaled(row[key], 1e6) for key in ("parameters", "fused_parameters")]
