@@ -91,8 +91,8 @@ def packages_with(name: str) -> list[str]:
     return [package for package in PACKAGES if _maker(name, package) is not None]
 
 
-def twin(name: str, package: str, images: np.ndarray, **options: Any) -> torch.nn.Module:
-    """Returns a package's counterpart of a model of this library, randomized.
+def counterpart(name: str, package: str, **options: Any) -> torch.nn.Module:
+    """Returns a package's counterpart of a model of this library, made with the package's options.
 
     Raises:
       UsageError: if the package is not installed or has no counterpart.
@@ -100,23 +100,24 @@ def twin(name: str, package: str, images: np.ndarray, **options: Any) -> torch.n
     maker = _maker(name, package)
     if maker is None:
         raise UsageError(f"{package} is not installed, or has no counterpart of {name}")
-    torch.manual_seed(2)  # the kernels are those of the package's initialization
-    return randomize(maker(**options), images)
+    return maker(**options)
 
 
 @torch.no_grad()
 def randomize(module: torch.nn.Module, images: np.ndarray) -> torch.nn.Module:
-    """Draws the biases and BatchNorms of a module, and puts it in evaluation mode.
+    """Draws all weights of a module, and puts it in evaluation mode.
 
-    BatchNorm scales have both signs. Statistics are off those of the images, [batch, height, width,
-    3], by a few percent: they are nowhere 0 and 1, and activations keep their size, so that logits
-    depend on all layers. With statistics of other images, deep EfficientNets would amplify rounding
-    errors to the size of the logits.
+    Kernels keep the size of activations, and BatchNorm scales have both signs. Statistics are off
+    those of the images, [batch, height, width, 3], by a few percent: they are nowhere 0 and 1, and
+    logits depend on all layers. With statistics of other images, deep EfficientNets would amplify
+    rounding errors to the size of the logits.
     """
     torch.manual_seed(0)
     norms = [each for each in module.modules() if isinstance(each, torch.nn.BatchNorm2d)]
     for name, value in module.named_parameters():
-        if name.endswith("bias"):  # small in VGG, whose logits they would be otherwise
+        if value.ndim > 1:
+            value.normal_(0, (2 / value[0].numel()) ** 0.5)
+        elif name.endswith("bias"):  # small in VGG, whose logits they would be otherwise
             value.normal_(0, 0.2 if norms else 0.01)
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
@@ -130,21 +131,21 @@ def randomize(module: torch.nn.Module, images: np.ndarray) -> torch.nn.Module:
     module(torch.from_numpy(images).permute(0, 3, 1, 2))
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
+        norm.num_batches_tracked.zero_()
         norm.running_mean += 0.02 * norm.running_var.sqrt() * torch.randn_like(norm.running_mean)
         norm.running_var *= torch.exp(0.05 * torch.randn_like(norm.running_var))
     return module.eval()
 
 
-def random_images(generator: np.random.Generator, count: int, side: int) -> np.ndarray:
+def random_images(count: int, side: int) -> np.ndarray:
     """Returns images [count, side, side, 3] of noise of two scales, pixels and quarters of a side.
 
     The means of pixels alone are nearly the same in all images, as are then the logits.
     """
-    coarse = generator.standard_normal((count, 4, 4, 3), np.float32)
+    draw = np.random.default_rng(0).standard_normal
+    coarse = draw((count, 4, 4, 3), np.float32)
     index = np.arange(side) * 4 // side
-    return coarse[:, index][:, :, index] + generator.standard_normal(
-        (count, side, side, 3), np.float32
-    )
+    return coarse[:, index][:, :, index] + draw((count, side, side, 3), np.float32)
 
 
 def name_in(package: str, name: str) -> str | None:

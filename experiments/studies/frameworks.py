@@ -16,6 +16,7 @@ import jax
 import numpy as np
 
 import repvgg_jax as rj
+from experiments.reference.rounding import SOUND, depend_on_images, errors, sound
 from experiments.studies.family import versions
 from experiments.studies.pages import DOCS, write_section
 from experiments.sweeps.flags import Parser, path_type, run_command
@@ -28,7 +29,6 @@ from repvgg_jax.runtime.files import read_json, write_json
 
 # Of the package in float32, and of both forms here.
 ERRORS = ("error_there", "error", "error_fused")
-SOUND = 0.01  # error of a package beyond which rounding hides everything else
 
 
 def models() -> list[str]:
@@ -39,19 +39,24 @@ def models() -> list[str]:
 
 def measure(name: str, image_size: int) -> dict[str, Any]:
     """Returns package -> parameters and max |difference| / max |logits| of both forms."""
-    from experiments.reference.torch_models import packages_with, random_images, twin
+    from experiments.reference.torch_models import (
+        counterpart,
+        packages_with,
+        random_images,
+        randomize,
+    )
 
-    x = random_images(np.random.default_rng(0), 2, image_size)
+    x = random_images(2, image_size)
     row: dict[str, Any] = {}
     for package in packages_with(name):
-        module = twin(name, package, x)
+        module = randomize(counterpart(name, package), x)
         net = rj.create(name, bn_epsilon=epsilon(module))
         variables = from_torch(net, module.state_dict())
         plain, fused = rj.fuse(net, variables)
         with jax.default_matmul_precision("highest"):
             ours = [np.asarray(jit_once(net.apply)(variables, x))]
             ours.append(np.asarray(jit_once(plain.apply)(fused, x)))
-        if np.ptp(ours[0], axis=0).max() < 0.1 * np.abs(ours[0]).max():
+        if not depend_on_images(ours[0]):
             raise UsageError(f"{package}'s {name} has nearly the same logits for all images")
         row[package] = {
             "params": count_parameters(variables),
@@ -61,17 +66,6 @@ def measure(name: str, image_size: int) -> dict[str, Any]:
             **dict(zip(ERRORS, errors(module, x, *ours), strict=True)),
         }
     return row
-
-
-def errors(module: Any, x: np.ndarray, *ours: np.ndarray) -> list[float]:
-    """Returns max |difference| / max |logits| of a module's logits and ours to float64's."""
-    import torch
-
-    with torch.no_grad():
-        images = torch.from_numpy(x).permute(0, 3, 1, 2)
-        theirs = module(images).numpy()
-        exact = module.double()(images.double()).numpy()
-    return [float(np.abs(each - exact).max() / np.abs(exact).max()) for each in (theirs, *ours)]
 
 
 def epsilon(module: Any) -> float | None:
@@ -122,24 +116,26 @@ def table(rows: dict[str, Any]) -> list[str]:
 def page(rows: dict[str, Any]) -> list[str]:
     """Returns the measured section of the page."""
     measured = [row for packages in rows.values() for row in packages.values()]
-    sound = [row for row in measured if row[ERRORS[0]] < SOUND]
-    largest = max((max(row[key] for key in ERRORS[1:]) for row in sound), default=0.0)
-    theirs = max((row[ERRORS[0]] for row in sound), default=0.0)
+    found = [[row[key] for key in ERRORS] for row in measured if sound(row[ERRORS[0]])]
+    largest = max((max(here) for _, *here in found), default=0.0)
+    theirs = max((there for there, *_ in found), default=0.0)
+    times = max((max(here) / there for there, *here in found), default=0.0)
     equal = sum(row["params"] == row["params_there"] for row in measured)
     alone = ", ".join(f"`{name}`" for name, packages in sorted(rows.items()) if not packages)
     lines = [
         f"{len(measured)} comparisons of {len(rows)} models; the largest error is {largest:.1e}, "
-        f"where the packages' own is up to {theirs:.1e}. {equal} counts of parameters are equal. "
-        f"Rows in which the package's own error is above {SOUND:.0%} say nothing about errors, and "
-        f"do not count: {len(measured) - len(sound)}.",
+        f"where the packages' own is up to {theirs:.1e}. No error is more than {times:.1f} times "
+        f"the package's own. {equal} counts of parameters are equal. Rows in which the package's "
+        f"own error is above {SOUND:.1%} say nothing about errors, and do not count: "
+        f"{len(measured) - len(found)}.",
         "",
         *table(rows),
         "",
     ]
     if alone:
         lines += [f"Without a counterpart in either package: {alone}.", ""]
-    found = versions("torch", "torchvision", "timm")
-    return [*lines, f"`python -m experiments.studies.frameworks`, on a CPU; {found}."]
+    setup = versions("torch", "torchvision", "timm")
+    return [*lines, f"`python -m experiments.studies.frameworks`, on a CPU; {setup}."]
 
 
 def main(arguments: list[str] | None = None) -> None:

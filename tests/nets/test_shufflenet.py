@@ -9,12 +9,12 @@ from flax.traverse_util import unflatten_dict
 import repvgg_jax as rj
 from repvgg_jax.nets import abstract
 from repvgg_jax.nets.shufflenet import channel_shuffle
-from tests.support.variables import random_images
 
 torch = pytest.importorskip("torch", reason="torch is not installed: the other side is missing")
+from experiments.reference.torch_models import random_images, randomize  # noqa: E402
 from repvgg_jax.interop.pytorch_layout import DENSE, conv_bn_entries  # noqa: E402
 from tests.support.shufflenet_v1 import ShuffleNetV1  # noqa: E402
-from tests.support.torch_weights import randomize  # noqa: E402
+from tests.support.torch_weights import assert_same_logits  # noqa: E402
 
 SMALL = {"depths": (2, 1), "widths": (24, 48), "width": 6, "groups": 3}
 
@@ -26,7 +26,8 @@ def test_a_shuffle_takes_the_first_channel_of_each_group_first():
 
 @pytest.mark.medium
 def test_logits_equal_the_papers_in_both_forms():
-    module = randomize(ShuffleNetV1(**SMALL, num_classes=5))
+    images = random_images(2, 32)
+    module = randomize(ShuffleNetV1(**SMALL, num_classes=5), images)
     net = rj.create("shufflenetv1_100_g3", **SMALL, num_classes=5)
     entries = []
     for spec in net.plan():
@@ -38,9 +39,4 @@ def test_logits_equal_the_papers_in_both_forms():
     leaves["params/head/kernel"] = DENSE.to_ours(state["head.weight"])
     variables = unflatten_dict(leaves, sep="/")
     assert jax.tree.map(np.shape, variables) == jax.tree.map(np.shape, abstract(net))
-    images = random_images(2, 32, 32, 3)
-    with torch.no_grad():
-        expected = module(torch.from_numpy(np.array(images)).permute(0, 3, 1, 2)).numpy()
-    for form in ((net, variables), rj.fuse(net, variables)):
-        logits = jax.jit(form[0].apply, static_argnames="train")(form[1], images, train=False)
-        assert np.abs(logits - expected).max() < 1e-5 * np.abs(expected).max()
+    assert_same_logits(module, images, (net, variables), rj.fuse(net, variables))

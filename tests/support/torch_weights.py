@@ -6,7 +6,10 @@ import pytest
 import torch
 
 import repvgg_jax as rj
+from experiments.reference.rounding import agree, depend_on_images, errors
+from repvgg_jax.interop.pytorch import from_torch, to_torch
 from repvgg_jax.nets import abstract
+from repvgg_jax.runtime.compilation import jit_once
 
 TINY = dict(num_classes=5, widths=(16, 16, 24, 24, 32), depths=(1, 2, 1, 3, 2))
 
@@ -39,12 +42,21 @@ def refusal(call, *arguments, **keywords):
     return str(caught.value)
 
 
-def randomize(module, seed=0):
-    """Draws all weights and statistics of a module; BatchNorm scales have both signs."""
-    generator = torch.Generator().manual_seed(seed)
-    for name, value in module.state_dict().items():
-        if name.endswith("running_var"):
-            value.uniform_(0.5, 2, generator=generator)
-        elif value.ndim == 1 and value.is_floating_point():
-            value.normal_(0, 0.5, generator=generator)
-    return module.eval()
+def assert_same_logits(module, images, *forms):
+    """Compares the logits of nets and their variables with those of a PyTorch module."""
+    found = errors(module, images, *(logits(*form, images) for form in forms))
+    assert agree(*found), f"errors there and here: {found}"
+
+
+def logits(net, variables, images):
+    found = np.asarray(jit_once(net.apply)(variables, images))
+    assert depend_on_images(found)
+    return found
+
+
+def assert_exported(net, module, layout):
+    """Compares the weights of a module, imported and exported again, with themselves."""
+    exported = to_torch(net, from_torch(net, module.state_dict()), layout)
+    for key, value in module.state_dict().items():
+        np.testing.assert_array_equal(exported.pop(key), value.numpy())
+    assert not exported
