@@ -9,18 +9,14 @@ import pytest
 from flax import linen as nn
 
 import repvgg_jax as rj
+from experiments.reference.rounding import agree, errors
 from repvgg_jax.interop.pytorch import from_torch, to_torch
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed")
 pytest.importorskip("safetensors", reason="safetensors is not installed")
 from experiments.reference import torch_repvgg  # noqa: E402
+from experiments.reference.torch_models import random_images, randomize  # noqa: E402
 from tests.support.torch_weights import TINY, assert_same, noise_for, refusal, tensors, tiny  # noqa: E402
-
-TOLERANCE = 1e-5
-
-
-def images(size=224, batch=1):
-    return np.random.default_rng(0).standard_normal((batch, size, size, 3), np.float32)
 
 
 def ours(net, variables, x):
@@ -33,11 +29,6 @@ def forward(net, variables, x):
     return net.apply(variables, x, train=False)
 
 
-@torch.no_grad()
-def theirs(module, x):
-    return module.eval()(torch.from_numpy(x).permute(0, 3, 1, 2)).numpy()
-
-
 def relative(expected, got):
     assert np.isfinite(expected).all()
     assert np.std(expected) > 0
@@ -47,10 +38,11 @@ def relative(expected, got):
 FEW = dict(depths=(1, 1, 2, 3, 1), widths=(32, 32, 48, 64, 96))
 # (model, image size, overrides); full width and depth without overrides.
 CASES = [
-    ("repvgg_a0", 224, {}),
-    ("repvgg_b1g4", 224, FEW),
-    ("repvgg_d2se", 224, FEW),
-    ("repvgg_plus_l2pse", 224, FEW),
+    ("repvgg_a0", 64, {}),
+    ("repvgg_b1g4", 64, FEW),
+    ("repvgg_d2se", 64, FEW),
+    ("repvgg_plus_l2pse", 64, FEW),
+    pytest.param("repvgg_a0", 224, {}, marks=pytest.mark.slow),
     pytest.param("repvgg_b1g4", 224, {}, marks=pytest.mark.slow),
     pytest.param("repvgg_d2se", 96, {}, marks=pytest.mark.slow),
     pytest.param("repvgg_d2se", 224, {}, marks=pytest.mark.slow),
@@ -62,7 +54,9 @@ CASES = [
 @pytest.mark.parametrize(("name", "size", "overrides"), CASES)
 def test_logits_equal_pytorchs_in_both_forms(name, size, overrides, timm):
     net = rj.create(name, num_classes=10, **overrides)
-    twin, x = torch_repvgg.twin_of(net), images(size)
+    twin, x = torch_repvgg.twin_of(net), random_images(2, size)
+    if overrides or name != "repvgg_d2se":  # whose 43 gates would amplify rounding errors
+        randomize(twin, x)
     variables = from_torch(net, twin.state_dict())
     plain, fused = rj.fuse(net, variables)
     logits, fused_logits = ours(net, variables, x), ours(plain, fused, x)
@@ -73,16 +67,16 @@ def test_logits_equal_pytorchs_in_both_forms(name, size, overrides, timm):
         sides.append((model, partial(reparameterized, model), "timm"))
 
     for model, deploy, layout in sides:
-        assert relative(theirs(model, x), logits) < TOLERANCE
+        assert agree(*errors(model, x, logits))
         assert_same(from_torch(net, model.state_dict()), variables)
         state_dict = model.state_dict()
         for key, array in to_torch(net, variables, layout).items():
             np.testing.assert_array_equal(array, state_dict[key].numpy())
         deployed = deploy()  # fused by PyTorch
         got = from_torch(plain, deployed.state_dict())
-        assert relative(theirs(deployed, x), ours(plain, got, x)) < TOLERANCE
+        assert agree(*errors(deployed, x, ours(plain, got, x)))
         deployed.load_state_dict(tensors(to_torch(plain, fused, layout)), strict=True)  # fused here
-        assert relative(theirs(deployed, x), fused_logits) < TOLERANCE
+        assert agree(*errors(deployed, x, fused_logits))
 
 
 def reparameterized(model):
@@ -94,7 +88,7 @@ def reparameterized(model):
 @pytest.mark.medium
 def test_auxiliary_logits_equal_the_twins_in_training():
     net = rj.create("repvgg_plus_l2pse", **{**TINY, "depths": (1, 1, 1, 3, 1)})
-    twin, x = torch_repvgg.twin_of(net), images(64, batch=4)
+    twin, x = torch_repvgg.twin_of(net), random_images(4, 64)
     variables = from_torch(net, twin.state_dict())
 
     @jax.jit
