@@ -142,10 +142,11 @@ def job_of(run: Run, options: argparse.Namespace) -> Job:
     return Job(run.job_name, command, programs=run.name)  # seeds are arguments of the programs
 
 
-def lengths_of_runs(runs: Sequence[Run], elsewhere: bool) -> dict[str, Length]:
-    """Returns the lengths of runs by config hash; raises UsageError if the data cannot be used.
+def lengths_of_runs(runs: Sequence[Run], needed: bool) -> dict[str, Length]:
+    """Returns the lengths of runs by config hash, except of runs whose data cannot be used here.
 
-    With `elsewhere`, runs whose data are not on this machine are left out instead.
+    Raises:
+      UsageError: if there are any and the data are needed on this machine.
     """
     lengths: dict[str, Length] = {}
     problems: dict[str, list[str]] = {}
@@ -156,7 +157,7 @@ def lengths_of_runs(runs: Sequence[Run], elsewhere: bool) -> dict[str, Length]:
             names = problems.setdefault(str(error), [])
             if run.name not in names:
                 names.append(run.name)
-    if problems and not elsewhere:
+    if problems and needed:
         raise UsageError(join_errors(variant_errors(runs[0].sweep, problems)))
     for problem in problems:
         print(f"not checked: {problem}; the data must be available where the jobs run")
@@ -207,7 +208,8 @@ def run_sweep(argv: Sequence[str]) -> None:
     if options.retry_failed:
         states = ["interrupted" if state == "failed" else state for state in states]
     left = [run for run, state in zip(runs, states, strict=True) if state != "done"]
-    lengths = lengths_of_runs(left, elsewhere=options.launcher != "local")
+    starts_here = options.launcher == "local" and not options.dry_run
+    lengths = lengths_of_runs(left, needed=starts_here)
     # A new folder has no rows yet, and a cluster's may not be visible from here.
     others = read_sweeps(RESULTS) if options.results != RESULTS else []
     costs = [

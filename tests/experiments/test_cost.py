@@ -192,11 +192,16 @@ def test_device_hours_are_of_all_devices(both):
     assert run.table([both], ["done"], [cost]).endswith("1 done; to run: none")
 
 
-def test_data_may_be_missing_only_where_the_jobs_are_not(tmp_path, capsys):
-    command = ["branches", "--dry_run", "--seeds=0", "--only=none", f"--workdirs={tmp_path}"]
+def test_data_may_be_missing_where_nothing_starts(tmp_path, capsys):
+    command = ["branches", "--seeds=0", "--only=none", f"--workdirs={tmp_path}"]
     command += [*flags(data__source="folder", data__data_dir=tmp_path / "nowhere")]
     assert run.main(command) == 2
     assert "branches/none: " in capsys.readouterr().err
+    command.append("--dry_run")
+    assert run.main(command) == 0
+    text = capsys.readouterr().out
+    assert "not checked: " in text
+    assert "to run: 1, " in text
     tpu = ["--launcher=kubernetes", "--slice=v5e:1x1", "--image=i", "--queue=q", "--volume=claim"]
     tpu += [f"--mount={tmp_path}", f"--results={tmp_path}"]
     assert run.main([*command, *tpu]) == 0
