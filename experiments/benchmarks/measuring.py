@@ -10,7 +10,7 @@ import jax
 from experiments.benchmarks.programs import Program
 from repvgg_jax.bench.timing import Times, time_interleaved
 from repvgg_jax.errors import RunError, one_line
-from repvgg_jax.runtime.devices import explaining_absent_devices
+from repvgg_jax.runtime.devices import available_devices, explaining_absent_devices
 
 K = TypeVar("K")
 
@@ -22,7 +22,7 @@ def start_device(platform: str) -> jax.Device:
       RunError: if JAX has started the CPU instead of the platform.
     """
     with explaining_absent_devices():
-        device = jax.devices()[0]
+        device = available_devices()[0]
     if device.platform == "cpu" != platform:
         raise RunError(
             f"JAX cannot use this machine's {platform} device: it needs a driver, and a plugin "

@@ -14,6 +14,7 @@ from repvgg_jax.config.workdir import has_checkpoints, read_config
 from repvgg_jax.data.images import IMAGENET_MEAN, IMAGENET_STD
 from repvgg_jax.data.sources.folder_summary import FolderSummary, summarize_folder
 from repvgg_jax.errors import UsageError
+from repvgg_jax.runtime.devices import available_devices
 from repvgg_jax.runtime.processes import inform_once, warn_once
 
 # Fields that, besides the name, must be those of another run for its weights to fit.
@@ -58,7 +59,7 @@ def resolve(
         found = summarize_folder(config.data.data_dir, config.data.holdout or HOLDOUT)
         _check_classes(found)
         start = dict(flat(read_config(config.init_from).to_dict())) if config.init_from else None
-        on_accelerator = (devices or jax.devices())[0].platform != "cpu"
+        on_accelerator = (devices or available_devices())[0].platform != "cpu"
         values, origin = recipe(given, found, on_accelerator, start), f"the images in {found.root}"
     filled = {
         name: tuple(value) if isinstance(value := values[name], list) else value

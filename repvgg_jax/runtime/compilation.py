@@ -6,7 +6,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from functools import cache, wraps
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -15,7 +15,8 @@ import jax
 import numpy as np
 from absl import logging
 from jax import lax
-from jax._src.core import trace_state_clean  # no public module has it
+from jax._src.config import threefry_gpu_kernel_lowering  # no public module has these two
+from jax._src.core import trace_state_clean
 from jax.experimental.xla_metadata import set_xla_metadata
 
 from repvgg_jax.errors import one_line
@@ -176,11 +177,22 @@ def jit_once(function: Callable[..., Any], **settings: Any) -> Callable[..., Any
 
     @wraps(function)
     def call(*arguments: Any) -> Any:
-        # JAX allows options outside of other transformations only.
-        fewer = trace_state_clean() and few_optimizations()
-        return (once if fewer else optimized)(*arguments)
+        if not trace_state_clean():  # JAX allows options outside of other transformations only
+            return optimized(*arguments)
+        with random_bits_by_kernel():
+            return (once if few_optimizations() else optimized)(*arguments)
 
     return call
+
+
+def random_bits_by_kernel() -> AbstractContextManager[None]:
+    """Makes programs for GPUs, lowered in the context, call JAX's kernel for random bits.
+
+    Otherwise, XLA compiles the generator again for each array, so that the initialization of a
+    small net compiles for 8.6 instead of 0.8 seconds (docs/notes/speed_gpu.md). The bits are the
+    same. The kernel is not split over devices, nor fused with what uses its bits.
+    """
+    return threefry_gpu_kernel_lowering(True)
 
 
 def few_optimizations() -> dict[str, Any]:

@@ -14,6 +14,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import NamedTuple
 
@@ -60,6 +61,27 @@ def compiling_for(devices: Sequence[jax.Device], *, xla_only: bool = False) -> I
         yield
     finally:
         _TARGET.reset(token)
+
+
+def available_devices() -> list[jax.Device]:
+    """Returns the devices of all processes.
+
+    Raises:
+      RunError: if JAX falls back to the CPU, since the GPU that it is installed for did not start.
+        Training would take a hundred times as long.
+    """
+    devices = jax.devices()
+    if devices[0].platform == "cpu" and devices_here(os.environ)[0] == "cuda" and _has_cuda():
+        raise RunError(
+            "JAX could not start this machine's GPU (its own message is above), and would use the "
+            "CPU; JAX_PLATFORMS=cuda names the cause, and JAX_PLATFORMS=cpu runs on the CPU"
+        )
+    return devices
+
+
+def _has_cuda() -> bool:
+    """Returns True if JAX's plugin for CUDA is installed."""
+    return any("cuda" in plugin.value for plugin in entry_points(group="jax_plugins"))
 
 
 def cpu_cores() -> int | None:

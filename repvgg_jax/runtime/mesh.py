@@ -8,6 +8,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from repvgg_jax.errors import UsageError
+from repvgg_jax.runtime.devices import available_devices
 
 AXES = ("data", "fsdp")
 FSDP_MIN_SIZE = 2**16  # elements; for smaller arrays, gathering costs more than replication
@@ -34,7 +35,7 @@ def make_mesh(data: int = -1, fsdp: int = 1, devices: Sequence[Any] | None = Non
     """
     # The rows of a batch are in process order, whatever the number of processes.
     devices = sorted(
-        jax.devices() if devices is None else devices,
+        available_devices() if devices is None else devices,
         key=lambda device: (device.process_index, device.id),
     )
     sizes = {"mesh.data": data, "mesh.fsdp": fsdp}

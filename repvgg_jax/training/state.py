@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 
 from repvgg_jax.config.build import Experiment
 from repvgg_jax.nets import as_average, init
-from repvgg_jax.runtime.compilation import few_optimizations
+from repvgg_jax.runtime.compilation import few_optimizations, random_bits_by_kernel
 from repvgg_jax.runtime.mesh import FSDP_MIN_SIZE, parameter_shardings, place
 
 
@@ -114,13 +114,14 @@ class Initialization:
     """
 
     def __init__(self, create: jax.stages.Wrapped, mesh: Mesh, key: Array, min_size: int):
-        self.shapes = _abstract(create, mesh, min_size)
+        with random_bits_by_kernel():
+            self.shapes = _abstract(create, mesh, min_size)
+            shardings = jax.tree.map(lambda leaf: leaf.sharding, self.shapes)
+            options = few_optimizations() or None
+            program = jax.jit(create, out_shardings=shardings, compiler_options=options).lower(key)
         self._key = key
-        shardings = jax.tree.map(lambda leaf: leaf.sharding, self.shapes)
-        options = few_optimizations() or None
-        program = jax.jit(create, out_shardings=shardings, compiler_options=options)
         thread = ThreadPoolExecutor(1, "initialization")
-        self._compiled = thread.submit(program.lower(key).compile)
+        self._compiled = thread.submit(program.compile)
         thread.shutdown(wait=False)
 
     def state(self) -> TrainState:

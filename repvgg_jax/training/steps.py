@@ -47,7 +47,7 @@ class StreamedSteps:
         batches = experiment.train_data.train_batches(*seeds, step)
         self.waited = 0.0
         self._batches = Prefetcher(batches, mesh)
-        self.compiler_options = step_compiler_options(net, mesh)
+        self.compiler_options = step_compiler_options(net, mesh) | cuda_graphs(mesh.local_devices)
         self._step = jit_train_step(
             state, mesh, experiment.step_options, compiler_options=self.compiler_options
         )

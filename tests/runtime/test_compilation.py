@@ -21,6 +21,7 @@ from repvgg_jax.runtime.compilation import (
     cuda_graphs,
     drop_oldest,
     jit_once,
+    random_bits_by_kernel,
 )
 from repvgg_jax.training.evaluation import compiled_step
 
@@ -177,6 +178,16 @@ def test_a_program_that_runs_once_is_optimized_less_unless_flags_say_how(monkeyp
     assert jax.jit(square)(3.0) == 9
     monkeypatch.setenv("XLA_FLAGS", "--xla_no_such_option=2")
     assert square(3.0) == 9
+
+
+def test_initial_weights_for_a_gpu_need_no_code_for_random_bits():
+    def lowered():
+        bits = jax.jit(lambda key: jax.random.bits(key, (4,))).trace(jax.random.key(0))
+        return bits.lower(lowering_platforms=("cuda",)).as_text()
+
+    with random_bits_by_kernel():
+        assert "threefry2x32_ffi" in lowered()
+    assert "threefry2x32_ffi" not in lowered()
 
 
 @pytest.mark.medium

@@ -1,16 +1,20 @@
 """Errors of devices that JAX cannot start."""
 
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from repvgg_jax.errors import RunError, UsageError
+from repvgg_jax.runtime import devices
 from repvgg_jax.runtime.devices import (
     device_error,
     explaining_absent_devices,
     explaining_exhausted_memory,
 )
+from repvgg_jax.runtime.mesh import make_mesh
 
 STARTING = "Unable to initialize backend"
 
@@ -44,6 +48,24 @@ def test_what_may_pass_is_no_usage_error(platforms, cause, kind, says):
     assert type(error) is kind
     assert says in str(error)
     assert str(error).startswith(f"JAX_PLATFORMS={platforms}: " if platforms else "JAX cannot")
+
+
+@pytest.mark.parametrize(
+    ("installed", "platform", "falls_back"),
+    [("cuda13", "cuda", True), ("tpu", "cuda", False), ("cuda13", "cpu", False)],
+)
+def test_a_gpu_that_does_not_start_is_not_replaced_by_the_cpu(
+    installed, platform, falls_back, monkeypatch
+):
+    """Not if JAX is installed for it, and nobody asked for the CPU."""
+    plugin = SimpleNamespace(value=f"jax_plugins.xla_{installed}")
+    monkeypatch.setattr(devices, "entry_points", lambda group: [plugin])
+    monkeypatch.setattr(devices, "devices_here", lambda environment: (platform, []))
+    if not falls_back:
+        assert make_mesh().size == jax.device_count()
+        return
+    with pytest.raises(RunError, match="could not start this machine's GPU"):
+        make_mesh()
 
 
 @pytest.mark.parametrize("error", [AssertionError(), RuntimeError("a backend's error")], ids=repr)
