@@ -129,21 +129,14 @@ def build(
     net = make_net(config)
     check_repoptimizer(config, net)
     train_data, eval_data, train_size = None, None, 0
-    steps, warmup = _STEPS_WITHOUT_DATA, int(config.optim.warmup_epochs > 0)
     if open_data:
-        train_data = _make_split(config, "train", config.train.batch_size, run)
+        train_data = _make_train_data(config, run)
         eval_data = make_eval_data(config, mesh, run)
         train_size = len(train_data.source)
-        if not train_size:
-            name = train_data.source.name
-            raise UsageError(f"{name} is empty; choose another data.name or data.data_dir")
-        steps = total_steps(config, train_size)
-        warmup = warmup_steps(config, train_size)
         warn_about_batches(config, train_size)
+    steps, schedule = _make_schedule(config, train_size)
     seeds = (config.data.seed, config.data.augmentation_seed)
     data_seed, augmentation_seed = (config.seed if seed is None else seed for seed in seeds)
-    batch_size = config.train.batch_size
-    schedule = sgd.cosine_schedule(config.optim.learning_rate, batch_size, steps, warmup)
     return Experiment(
         config=to_json(config),
         net=net,
@@ -245,6 +238,14 @@ def make_transform(config: ConfigDict) -> Transform:
     return Transform(**{field.name: config.data[field.name] for field in fields(Transform)})
 
 
+def _make_train_data(config: ConfigDict, run: Path | None) -> Split:
+    """Opens the training split, which must not be empty."""
+    data = _make_split(config, "train", config.train.batch_size, run)
+    if not len(data.source):
+        raise UsageError(f"{data.source.name} is empty; choose another data.name or data.data_dir")
+    return data
+
+
 def make_eval_data(config: ConfigDict, mesh: Mesh, run: Path | None = None) -> Split:
     """Opens the evaluation split, after checking that the mesh divides its batches.
 
@@ -266,6 +267,15 @@ def _make_split(config: ConfigDict, split: str, batch_size: int, run: Path | Non
         mean=tuple(config.data.mean),
         std=tuple(config.data.std),
     )
+
+
+def _make_schedule(config: ConfigDict, train_size: int) -> tuple[int, optax.Schedule]:
+    """Returns the number of steps and the schedule for `train_size` images, or 0 if unknown."""
+    steps, warmup = _STEPS_WITHOUT_DATA, int(config.optim.warmup_epochs > 0)
+    if train_size:
+        steps, warmup = total_steps(config, train_size), warmup_steps(config, train_size)
+    rate, batch_size = config.optim.learning_rate, config.train.batch_size
+    return steps, sgd.cosine_schedule(rate, batch_size, steps, warmup)
 
 
 def _step_options(config: ConfigDict) -> StepOptions:

@@ -4,6 +4,8 @@ import itertools
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 
@@ -65,23 +67,55 @@ def train_batches(
     local = _local_batch_size(source, batch_size, process_index, process_count, workers)
     if seed < 0 or start_step < 0:
         raise UsageError(f"seed={seed}, start_step={start_step}: must not be negative")
-    first = process_index * local
     augmentation_seed = seed if augmentation_seed is None else augmentation_seed
-
+    first = process_index * local
+    rows = _TrainRows(transform, batch_size, first, local, seed, augmentation_seed)
     if isinstance(source, ArraySource):
+        return _prefetched(partial(rows.of_arrays, source), itertools.count(start_step))
+    return _stream(partial(rows.decoded, source), start_step, None, workers)
 
-        def batch_at(step: int) -> Batch:
-            positions = step * batch_size + first + np.arange(local)
-            indices = stream_indices(len(source), seed, int(positions[0]), local)
-            images = _train_images(source.images[indices], transform, augmentation_seed, positions)
-            mask = np.ones(local, np.float32)
-            return {"image": images, "label": source.labels[indices], "mask": mask}
 
-        return _prefetched(batch_at, itertools.count(start_step))
+class _TrainRows(NamedTuple):
+    """The rows of training batches that this process gets, as functions of source and step.
 
-    def example_at(index: int, position: int) -> Example:
+    Attributes:
+      transform: transform of the images.
+      batch_size: number of images per batch over all processes.
+      first: index of the first row in a batch.
+      local: number of rows.
+      seed: base seed for shuffling.
+      augmentation_seed: base seed for augmentation.
+    """
+
+    transform: Transform
+    batch_size: int
+    first: int
+    local: int
+    seed: int
+    augmentation_seed: int
+
+    def of_arrays(self, source: ArraySource, step: int) -> Batch:
+        """Returns the rows of a step from a source in memory."""
+        positions = step * self.batch_size + self.first + np.arange(self.local)
+        indices = stream_indices(len(source), self.seed, int(positions[0]), self.local)
+        given = source.images[indices]
+        images = _train_images(given, self.transform, self.augmentation_seed, positions)
+        mask = np.ones(self.local, np.float32)
+        return {"image": images, "label": source.labels[indices], "mask": mask}
+
+    def decoded(self, source: Source, step: int) -> Batch:
+        """Returns the rows of a step from a source of encoded images."""
+        start = step * self.batch_size + self.first
+        indices = stream_indices(len(source), self.seed, start, self.local).tolist()
+        positions = range(start, start + self.local)
+        examples = map(partial(self._example, source), indices, positions)
+        return _collect(examples, self.local, self.transform.image_size)
+
+    def _example(self, source: Source, index: int, position: int) -> Example:
+        """Returns the example at an index, or at the next whose image can be decoded."""
+
         def transformed(image: LazyImage) -> np.ndarray:
-            return train_image(image, transform, augmentation_seed, position)
+            return train_image(image, self.transform, self.augmentation_seed, position)
 
         for offset in range(len(source)):
             (record,) = source.read([(index + offset) % len(source)])
@@ -89,14 +123,6 @@ def train_batches(
             if example is not None:
                 return example
         raise UsageError(f"{source.name}: none of {len(source)} images could be decoded")
-
-    def streamed_batch_at(step: int) -> Batch:
-        start = step * batch_size + first
-        indices = stream_indices(len(source), seed, start, local).tolist()
-        examples = map(example_at, indices, range(start, start + local))
-        return _collect(examples, local, transform.image_size)
-
-    return _stream(streamed_batch_at, start_step, None, workers)
 
 
 def eval_batches(

@@ -1,6 +1,6 @@
 """Insertion of BatchNorms into a fused net, so that it can be fine-tuned."""
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any
 
 import jax
@@ -31,7 +31,6 @@ def insert_bn(
       variables: variables of the fused net.
       batches: calibration batches of normalized images [batch, height, width, 3].
 
-
     Raises:
       UsageError: if the net is not fused, or there is no batch.
       ValueError: if the variables are not the net's.
@@ -52,10 +51,31 @@ def insert_bn(
     check_names(net, variables)
     plain_net = net.clone(block="plain").without_auxiliary_heads()
     names = [spec.name for spec in net.plan() if plain_net.block_of(spec) == "plain"]
+    moments = _moments(net, variables, names, batches)
+    params, stats = dict(variables["params"]), {}
+    for name in (spec.name for spec in net.plan()):
+        convolution = variables["params"][name]["conv"]
+        if name not in names:
+            params[name] = {"conv_kxk": convolution}
+            continue
+        mu, square = moments[name]
+        var = jnp.maximum(square - mu**2, 0.0)
+        params[name] = {
+            "conv_kxk": {"kernel": convolution["kernel"]},
+            "bn_kxk": {"scale": jnp.sqrt(var + net.bn_epsilon), "bias": mu},
+        }
+        stats[name] = {"bn_kxk": {"mean": mu - convolution["bias"], "var": var}}
+    return plain_net, {"params": params, "batch_stats": stats}
+
+
+def _moments(
+    net: Net, variables: Variables, names: Collection[str], batches: Iterable[Images]
+) -> dict[str, tuple[Array, Array]]:
+    """Returns name -> mean of y and of y^2 over the batches, of the outputs y of named blocks."""
     wide = net.clone(dtype=accumulation_dtype(net.dtype))
 
     @jax.jit
-    def moments(images: Images) -> dict[str, tuple[Array, Array]]:
+    def of_batch(images: Images) -> dict[str, tuple[Array, Array]]:
         _, state = wide.apply(
             variables,
             images,
@@ -65,21 +85,7 @@ def insert_bn(
         outputs = {name: state["intermediates"][name]["__call__"][0] for name in names}
         return {n: (y.mean((0, 1, 2)), (y**2).mean((0, 1, 2))) for n, y in outputs.items()}
 
-    measured = [moments(images) for images in batches]
+    measured = [of_batch(images) for images in batches]
     if not measured:
         raise UsageError("insert_bn: no calibration batches were given")
-    means = jax.tree.map(lambda *leaves: sum(leaves) / len(leaves), *measured)
-    params, stats = dict(variables["params"]), {}
-    for name in (spec.name for spec in net.plan()):
-        convolution = variables["params"][name]["conv"]
-        if name not in names:
-            params[name] = {"conv_kxk": convolution}
-            continue
-        mu, square = means[name]
-        var = jnp.maximum(square - mu**2, 0.0)
-        params[name] = {
-            "conv_kxk": {"kernel": convolution["kernel"]},
-            "bn_kxk": {"scale": jnp.sqrt(var + net.bn_epsilon), "bias": mu},
-        }
-        stats[name] = {"bn_kxk": {"mean": mu - convolution["bias"], "var": var}}
-    return plain_net, {"params": params, "batch_stats": stats}
+    return jax.tree.map(lambda *leaves: sum(leaves) / len(leaves), *measured)

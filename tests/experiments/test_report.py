@@ -16,8 +16,7 @@ from scipy import stats
 from experiments.benchmarks.throughput import with_throughput
 from experiments.report.build import digest_line, main, report_blocks, write_report
 from experiments.report.costs import common_scatter, step_times, sweep_scatter
-from experiments.report.figures import draw_scatter, normalized, seed_curves
-from experiments.report.labels import Point
+from experiments.report.figures import seed_curves
 from experiments.report.numbers import Sample, compare_order, group_rows
 from experiments.report.page import Table, to_markdown
 from experiments.report.tables import mean_std, setup, signed
@@ -276,17 +275,6 @@ def test_page_needs_no_other_file(tmp_path):
         assert (tmp_path / picture).exists()
 
 
-def test_figures_do_not_depend_on_the_last_bits_of_numbers():
-    def svg(x, name):
-        shape = f'<g id="axes_1"><path id="{name}" d="M {x} -0.0012345\nL 0.5 -1"/></g>'
-        return f'<svg>{shape}<use href="#{name}"/><g clip-path="url(#{name})"/><text>0.12345</text>'
-
-    text = normalized(svg(88.123456, "m91131a0a9e"), "f")
-    assert text == normalized(svg(88.123457, "m3ec37fdc62"), "f")
-    shape = '<g><path id="f-0" d="M 88.12 0\nL 0.5 -1"/></g>'
-    assert text == f'<svg>{shape}<use href="#f-0"/><g clip-path="url(#f-0)"/><text>0.12345</text>'
-
-
 @pytest.mark.medium
 def test_figures_are_drawn_again_only_if_rows_have_changed(tmp_path):
     write(tmp_path, [row("both", 0)])
@@ -305,13 +293,6 @@ def test_the_committed_report_is_that_of_the_committed_rows():
     results = ROOT / RESULTS
     line = digest_line(with_throughput(read_sweeps(results), results))
     assert (results / "RESULTS.md").read_text().endswith(line), "run `make report`, and commit it"
-
-
-def test_no_axis_label_is_cut_off():
-    figures = [*(ROOT / RESULTS).glob("figures/*.svg"), *(ROOT / "docs/results").glob("*.svg")]
-    found = [x for path in figures for x in re.findall(r"rotate\(-90 (\S+) ", path.read_text())]
-    assert found
-    assert min(map(float, found)) > 9  # of the baseline, in points; the font has 9
 
 
 def test_no_rows_is_one_line(tmp_path, capsys):
@@ -351,19 +332,6 @@ def test_nets_of_the_same_macs_are_drawn_by_their_parameters():
         name: n / 1e6 for name, n in sizes.items()
     }
     assert scatter.cost.startswith("parameters")
-
-
-def test_labels_of_a_crowd_stay_apart():
-    # All in one column, as nets that fuse to the same net.
-    points = [Point(f"variant_{i}", 1.0, 70 + i / 20, 0.1, i, True) for i in range(12)]
-    svg = draw_scatter("crowd", points, "cost")
-    names = re.findall(r'<text style="[^"]*" x="([\d.]+)" y="([\d.]+)"[^>]*>variant_', svg)
-    places = np.array(names, float)
-    assert len(places) == 12
-    for i, a in enumerate(places):
-        for b in places[:i]:
-            # A label is 50 wide and 8 high.
-            assert abs(a[0] - b[0]) > 50 or abs(a[1] - b[1]) > 8
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from repvgg_jax.errors import UsageError
+from repvgg_jax.runtime import files
 from repvgg_jax.runtime.files import append_row, local_path, read_json, write_json
 from tests.support.messages import one_line
 
@@ -67,6 +68,26 @@ def test_what_was_written_is_read(tmp_path):
     write_json(tmp_path / "x.json", tree)
     assert read_json(tmp_path / "x.json", "") == tree
     assert "    [1, -2.5e-07],\n    [null, true]\n" in (tmp_path / "x.json").read_text()
+
+
+def test_write_json_leaves_the_old_file_where_it_fails(tmp_path, monkeypatch):
+    path = tmp_path / "report.json"
+    write_json(path, {"top1": {"fused": 0.5}})
+    old = path.read_text()
+    assert json.loads(old) == {"top1": {"fused": 0.5}}
+    with pytest.raises(ValueError, match="JSON compliant"):
+        write_json(path, {"loss": float("nan")})
+    with pytest.raises(TypeError):
+        write_json(path, {"loss": object()})
+
+    def disk_full(_):
+        raise OSError("no space left")
+
+    monkeypatch.setattr(files.os, "fsync", disk_full)
+    with pytest.raises(OSError, match="no space"):
+        write_json(path, {"loss": 1.0})
+    assert path.read_text() == old
+    assert [p.name for p in tmp_path.iterdir()] == ["report.json"]
 
 
 def test_a_row_is_appended_after_an_incomplete_one(tmp_path):

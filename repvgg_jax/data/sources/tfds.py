@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -66,15 +66,7 @@ def load_prepared(
 
     builder = _builder(directory)
     features, splits = builder.info.features, builder.info.splits
-    key = next((key for key in _SPLITS[split] if key in splits), None)
-    if key is None:
-        raise UsageError(
-            f"{directory} has no split for {split!r} ({' or '.join(_SPLITS[split])}); "
-            f"it has {', '.join(splits) or 'none'}"
-        )
-    for path in splits[key].filepaths:
-        if not os.path.exists(path):
-            raise UsageError(f"{path} is missing; prepare the incomplete data set again")
+    key = _split_key(splits, split, directory)
     class_names = _check_features(features, directory, num_classes)
     # array_record's own errors do not name the data set.
     named = partial(
@@ -184,6 +176,20 @@ def _builder(directory: str) -> Any:
         if builder.info.file_format.value != _FORMAT:  # array_record is an alternative format
             builder.info.set_file_format(_FORMAT, override=True, override_if_initialized=True)
     return builder
+
+
+def _split_key(splits: Mapping[str, Any], split: str, directory: str) -> str:
+    """Returns the key of the split `train` or `test`, after checking that its files exist."""
+    key = next((key for key in _SPLITS[split] if key in splits), None)
+    if key is None:
+        raise UsageError(
+            f"{directory} has no split for {split!r} ({' or '.join(_SPLITS[split])}); "
+            f"it has {', '.join(splits) or 'none'}"
+        )
+    for path in splits[key].filepaths:
+        if not os.path.exists(path):
+            raise UsageError(f"{path} is missing; prepare the incomplete data set again")
+    return key
 
 
 def _check_features(features: Any, directory: str, num_classes: int | None) -> tuple[str, ...]:
