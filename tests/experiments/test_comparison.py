@@ -22,6 +22,7 @@ from experiments.studies.comparison.tables import (
     speed_table,
     verdict,
 )
+from experiments.studies.pages import DOCS
 from repvgg_jax.bench.counting import count_multiplications
 from repvgg_jax.errors import UsageError
 from repvgg_jax.nets import NETS, abstract
@@ -105,6 +106,15 @@ def test_page_has_each_setup_once(tmp_path):
     names = ["1080ti", "h100-bfloat16-128", "cpu-2-cores-float32-128"]
     assert [path.name for path in figures] == [f"comparison-{name}.svg" for name in names]
     assert all(f"({path.name})" in text and "ResNet-50" in path.read_text() for path in figures)
+
+
+@pytest.mark.medium
+def test_the_committed_page_is_that_of_the_committed_rows(tmp_path):
+    committed = (DOCS / "comparison.md").read_text()
+    (tmp_path / "comparison.md").write_text(committed)
+    page, *figures = write_page(read_rows(DOCS / "comparison.jsonl"), tmp_path)
+    assert page.read_text() == committed, "run `python -m experiments.comparison --minutes=0`"
+    assert {path.name for path in figures} == {path.name for path in DOCS.glob("comparison-*.svg")}
 
 
 def test_guidelines_have_equal_costs_and_the_counted_ones():

@@ -1,7 +1,9 @@
 """The page of the comparison, docs/results/comparison.md, and its figures."""
 
 import re
+import textwrap
 from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
 
 from experiments.report.figures import draw_scatter
@@ -69,11 +71,22 @@ def write_page(rows: Sequence[Row], folder: Path) -> list[Path]:
                 texts.append(_picture(name, f"{setup}, batch {measured.batch}, fused form"))
         texts += sections(rows, setup)
     page = folder / f"{FILE}.md"
-    write_section(page, "measured", ["\n\n".join(texts)])
+    write_section(page, "measured", _wrapped("\n\n".join(texts)))
     paths = {folder / f"{name}.svg": svg for name, svg in figures.items()}
     for path, svg in paths.items():
         replace_text(path, f"{svg}\n")
     return [page, *paths]
+
+
+def _wrapped(text: str) -> list[str]:
+    """Returns the lines of a text, of which those of prose have at most 100 characters."""
+    wrap = partial(textwrap.wrap, width=100, break_long_words=False, break_on_hyphens=False)
+    lines = text.splitlines()
+    return [
+        part
+        for line in lines
+        for part in ([line] if line.startswith(("|", "!", "#")) else wrap(line) or [""])
+    ]
 
 
 def _versions(rows: Iterable[Row]) -> list[str]:
