@@ -10,7 +10,7 @@ from experiments.studies import frameworks
 @pytest.mark.medium
 def test_a_model_is_compared_once_and_then_skipped(tmp_path, capsys, timm):
     for _ in range(2):
-        options = ["--models", "mobilenetv1_025", "--image_size", "96"]
+        options = ["--models", "mobilenetv1_025", "--image_size", "64"]
         frameworks.main([*options, "--out", str(tmp_path)])
     (line,) = capsys.readouterr().out.splitlines()
     assert line.startswith("| `mobilenetv1_025` | timm | 470,072 | 470,072 | 467,336 | ")

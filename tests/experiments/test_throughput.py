@@ -13,7 +13,7 @@ from experiments.sweeps.expand import expand
 from repvgg_jax.errors import UsageError
 from repvgg_jax.runtime.files import append_row
 
-SMALL = {"model.depths": (1, 1), "model.widths": (4, 4), "model.strides": (2, 2)}
+SMALL = {"model.depths": (1,), "model.widths": (4,), "model.strides": (2,)}
 
 
 def row(name, **overrides):

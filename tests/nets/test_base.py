@@ -16,6 +16,7 @@ from repvgg_jax.blocks.registry import BLOCKS
 from repvgg_jax.layers.dense import dense
 from repvgg_jax.layers.norm import BatchNorm
 from repvgg_jax.nets import BlockSpec, FeatureInfo, Net, abstract
+from repvgg_jax.runtime.compilation import jit_once
 from tests.support.variables import random_images
 
 
@@ -109,9 +110,10 @@ def test_net_that_is_not_a_chain__fuses_and_is_a_backbone(block, own_blocks):
     # Fusion keeps a BatchNorm outside the plan's blocks, with its statistics.
     assert set(fused_variables["batch_stats"]) == {"last_norm"}
     assert jax.tree.map(jnp.shape, abstract(fused_net)) == jax.tree.map(jnp.shape, fused_variables)
-    maps, _ = net.features(variables, images)
+    maps, _ = jit_once(net.features)(variables, images)
     assert [m.shape for m in maps] == [(4, 8, 6, 8), (4, 4, 3, 16)]
-    _, moved = net.apply(variables, images, train=True, mutable=["batch_stats"])
+    train = jit_once(partial(net.apply, train=True, mutable=["batch_stats"]))
+    _, moved = train(variables, images)
     before, after = variables["batch_stats"], moved["batch_stats"]
     jax.tree.map(np.testing.assert_array_equal, before["stem"], after["stem"])
     assert not np.allclose(before["last_norm"]["mean"], after["last_norm"]["mean"])

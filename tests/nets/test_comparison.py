@@ -1,5 +1,7 @@
 """The nets that RepVGG is compared with: counts, fusion, blocks in their places, errors."""
 
+from functools import partial
+
 import jax
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ from repvgg_jax.blocks.plain import PlainBlock
 from repvgg_jax.layers.norm import local_response_norm
 from repvgg_jax.nets import abstract
 from repvgg_jax.nets.efficientnet import IMAGE_SIZES
+from repvgg_jax.runtime.compilation import jit_once
 from tests.support.variables import random_images, random_variables
 
 # Parameters of the train form and of the fused form, multiply-adds at 224 pixels, or of SIZES.
@@ -136,7 +139,7 @@ def test_nets_fuse_and_have_gradients(name, overrides):
     report = rj.verify(net, variables, x)
     assert set(report.blocks) == set(net.blocks())
     assert report.max_relative_error < 1e-5
-    maps, _ = net.features(variables, x)
+    maps, _ = jit_once(net.features)(variables, x)
     for array, info in zip(maps, net.feature_info(), strict=True):
         assert array.shape[-1] == info.channels
         # Without padding in the first layers, a few pixels are missing.
@@ -157,7 +160,7 @@ def test_nets_fuse_and_have_gradients(name, overrides):
 def test_vgg_without_batch_norm_keeps_the_scale_of_its_features():
     net = rj.create("vgg16", widths=(8, 16, 32, 32, 32), hidden=())
     variables = rj.init(net, jax.random.key(0), image_size=32)
-    maps, _ = net.features(variables, random_images(4, 32, 32, 3))
+    maps, _ = jit_once(net.features)(variables, random_images(4, 32, 32, 3))
     assert all(array.std() > 0.05 for array in maps)
 
 
@@ -192,7 +195,7 @@ def test_dropout_without_a_key_is_explained():
     variables = random_variables(net, 0)
     x = random_images(2, 8, 8, 3)
     with pytest.raises(rj.UsageError, match=r'rngs=\{"dropout": key\}'):
-        net.apply(variables, x, train=True, mutable=["batch_stats"])
+        jax.eval_shape(partial(net.apply, train=True, mutable=["batch_stats"]), variables, x)
     rj.reestimate_batch_stats(net, variables, [x])  # which needs none
 
 

@@ -13,9 +13,9 @@ from experiments.studies import segmentation
 from repvgg_jax.config.build import StepOptions
 from repvgg_jax.fusion.verify import relative_error
 from repvgg_jax.optim import sgd
-from repvgg_jax.runtime.mesh import make_mesh
-from repvgg_jax.training import state as state_module
+from repvgg_jax.runtime.compilation import jit_once
 from repvgg_jax.training import step as step_module
+from repvgg_jax.training.state import TrainState
 from tests.support.variables import random_images, random_variables
 
 TINY = {"num_classes": 5, "depths": (1, 1, 2, 4, 1), "widths": (16, 16, 16, 24, 32)}
@@ -41,7 +41,7 @@ def tiny(name="repvgg_a0", **overrides):
 def test_maps_are_what_was_told_and_equal_in_both_forms(name, overrides):
     net, variables = tiny(name, **overrides)
     x = random_images(2, 65, 48, 3)
-    maps, stats = net.features(variables, x)
+    maps, stats = jit_once(net.features)(variables, x)
     jax.tree.map(np.testing.assert_array_equal, stats, variables["batch_stats"])
     info = net.feature_info()
     assert [entry.name for entry in info] == [f"stage{i}" for i in range(5)]
@@ -49,7 +49,8 @@ def test_maps_are_what_was_told_and_equal_in_both_forms(name, overrides):
         rows, columns = -(-65 // entry.stride), -(-48 // entry.stride)
         assert array.shape == (2, rows, columns, entry.channels)
     assert info[-1].stride == (net.output_stride or 32)
-    fused_maps, none = rj.fuse(net, variables)[0].features(rj.fuse(net, variables)[1], x)
+    plain, weights = rj.fuse(net, variables)
+    fused_maps, none = jit_once(plain.features)(weights, x)
     assert none == {}
     for array, fused in zip(maps, fused_maps, strict=True):
         assert relative_error(array, fused) < 1e-5
@@ -77,7 +78,7 @@ def test_weights_carry_over_and_undilated_stages_see_no_difference():
     dense, own = tiny(output_stride=8)
     assert jax.tree.map(jnp.shape, own) == jax.tree.map(jnp.shape, variables)
     x = random_images(2, 64, 64, 3)
-    maps, dilated = net.features(variables, x)[0], dense.features(variables, x)[0]
+    maps, dilated = (jit_once(each.features)(variables, x)[0] for each in (net, dense))
     for stage in range(3):
         np.testing.assert_array_equal(maps[stage], dilated[stage])
     with pytest.raises(rj.UsageError, match="output_stride=12 cannot be reached"):
@@ -87,7 +88,8 @@ def test_weights_carry_over_and_undilated_stages_see_no_difference():
 @pytest.mark.medium
 def test_features_in_training_give_new_statistics():
     net, variables = tiny()
-    _, stats = net.features(variables, random_images(4, 32, 32, 3), train=True)
+    features = jit_once(partial(net.features, train=True))
+    _, stats = features(variables, random_images(4, 32, 32, 3))
     assert jax.tree.structure(stats) == jax.tree.structure(variables["batch_stats"])
     moved = jax.tree.map(lambda a, b: bool((a != b).any()), stats, variables["batch_stats"])
     assert all(jax.tree.leaves(moved))
@@ -97,23 +99,28 @@ def test_features_in_training_give_new_statistics():
 def test_auxiliary_heads_are_trainings_alone():
     net, variables = tiny("repvgg_plus_l2pse", depths=(1, 1, 1, 2, 1))
     x = random_images(8, 64, 64, 3)
-    logits, state = net.apply(variables, x, train=True, mutable=["batch_stats", "auxiliary"])
+    train = jit_once(partial(net.apply, train=True, mutable=["batch_stats", "auxiliary"]))
+    logits, state = train(variables, x)
     others = jax.tree.leaves(state["auxiliary"])
     assert [other.shape for other in others] == [(8, 5)] * 3
-    _, quiet = net.apply(variables, x, mutable=["auxiliary"])
+    expected, quiet = jit_once(partial(net.apply, mutable=["auxiliary"]))(variables, x)
     assert quiet == {}
     plain, fused = rj.fuse(net, variables)
     assert not any(name.startswith("aux") for name in fused["params"])
-    assert relative_error(net.apply(variables, x), plain.apply(fused, x, train=True)) < 1e-5
+    got = jit_once(partial(plain.apply, train=True))(fused, x)
+    assert relative_error(expected, got) < 1e-5
 
     labels = jnp.arange(8) % 5
-    state = state_module.init_state(net, sgd.sgd(lambda step: 0.0), make_mesh(), jax.random.key(0))
-    state = state.replace(**variables)
+    tx, params = sgd.sgd(lambda step: 0.0), variables["params"]
+    stats = variables["batch_stats"]
+    state = TrainState(jnp.int32(0), params, stats, tx.init(params), None, net, tx)
     batch, loss = {"image": x, "label": labels}, []
     for weight in (0.0, 0.5):
         options = StepOptions(auxiliary_weight=weight)
-        step = jax.jit(partial(step_module.train_step, options=options))
-        loss.append(step(state, batch, jax.random.key(0))[1]["loss"])
+        step = partial(step_module.train_step, options=options)
+        # The gradient is not computed, as only the loss is returned.
+        loss_of = jit_once(lambda *given, step=step: step(*given)[1]["loss"])
+        loss.append(loss_of(state, batch, jax.random.key(0)))
     cross_entropy = optax.softmax_cross_entropy_with_integer_labels
     main, *rest = (float(cross_entropy(given, labels).mean()) for given in (logits, *others))
     assert loss[0] == pytest.approx(main, rel=1e-4)
@@ -168,6 +175,8 @@ def test_a_stage_without_its_stride_computes_every_pixel_of_the_strided_one():
     # Without dilation, the last stage would be the strided stage at twice the resolution.
     same = dense.clone(dilated_layers=None, output_stride=None, strides=(2, 2, 2, 2, 1))
     x = random_images(1, 64, 64, 3)
-    expected = strided.features(variables, x)[0][-1]
-    assert relative_error(expected, same.features(variables, x)[0][-1][:, ::2, ::2]) < 1e-5
+    expected, all_pixels = (
+        jit_once(each.features)(variables, x)[0][-1] for each in (strided, same)
+    )
+    assert relative_error(expected, all_pixels[:, ::2, ::2]) < 1e-5
     assert dense.blocks()["stage4_block0"].dilation == 2

@@ -6,6 +6,7 @@ import pytest
 import repvgg_jax as rj
 from repvgg_jax.bench.counting import count_macs, count_parameters
 from repvgg_jax.nets import abstract
+from repvgg_jax.runtime.compilation import jit_once
 from tests.support.variables import random_images, random_variables
 
 MOBILEONE = {  # train form, fused, multiply-adds of the fused form at 224 pixels
@@ -48,7 +49,7 @@ def test_other_nets_fuse_block_by_block(name, overrides):
     report = rj.verify(net, variables, x)
     assert set(report.blocks) == set(net.blocks())
     assert report.max_relative_error < 1e-5
-    maps, _ = net.features(variables, x)
+    maps, _ = jit_once(net.features)(variables, x)
     for array, info in zip(maps, net.feature_info(), strict=True):
         rows, columns = -(-32 // info.stride), -(-40 // info.stride)
         assert array.shape == (8, rows, columns, info.channels)

@@ -1,6 +1,7 @@
 """All variants by name: exact counts, plans, and error messages of `create`."""
 
 import json
+from functools import cache
 from pathlib import Path
 
 import jax
@@ -12,6 +13,7 @@ import repvgg_jax as rj
 from repvgg_jax.bench.counting import count_macs, count_parameters
 from repvgg_jax.blocks.fused import FusedConv
 from repvgg_jax.nets import abstract
+from repvgg_jax.runtime.compilation import jit_once
 
 # Exact counts, computed by hand from the published architectures, with 1000 classes at 224 pixels.
 COUNTS = json.loads((Path(__file__).parents[1] / "data" / "counts.json").read_text())
@@ -86,6 +88,13 @@ def test_compute_type_leaves_parameters_and_logits_wide():
     assert state["intermediates"]["stage2_block1"]["__call__"][0].dtype == "bfloat16"
 
 
+@cache
+def initialized(initializer):
+    fields = dict(depths=(1, 3), widths=(8, 64), strides=(1, 2), groups=4, num_classes=10)
+    net = rj.create("repvgg_a0", **fields, initializer=initializer)
+    return net, rj.init(net, jax.random.key(0), 8)["params"]
+
+
 @pytest.mark.medium
 @pytest.mark.parametrize(
     ("name", "variance", "scale"),
@@ -97,10 +106,7 @@ def test_compute_type_leaves_parameters_and_logits_wide():
     ],
 )
 def test_initializers_have_their_variances(name, variance, scale):
-    fields = dict(depths=(1, 3), widths=(8, 64), strides=(1, 2), groups=4, num_classes=10)
-    net, usual = (rj.create("repvgg_a0", **fields, initializer=start) for start in (name, None))
-    params = rj.init(net, jax.random.key(0), 8)["params"]
-    before = rj.init(usual, jax.random.key(0), 8)["params"]
+    (net, params), (_, before) = initialized(name), initialized(None)
     assert jax.tree.map(jnp.shape, params) == jax.tree.map(jnp.shape, before)
     jax.tree.map(np.testing.assert_array_equal, params["head"], before["head"])
     kernels = []
@@ -124,12 +130,12 @@ def test_an_initializer_is_no_more_than_a_start():
     other = net.clone(initializer="timm")
     variables = rj.init(other, jax.random.key(0), 8)
     images = jax.random.normal(jax.random.key(1), (2, 8, 8, 3))
-    np.testing.assert_array_equal(other.apply(variables, images), net.apply(variables, images))
+    expected = jit_once(net.apply)(variables, images)
+    np.testing.assert_array_equal(jit_once(other.apply)(variables, images), expected)
     plain, fused = rj.fuse(other, variables)
     rj.init(plain, jax.random.key(0), 8)  # a fused net without BatchNorms can be initialized
-    np.testing.assert_allclose(
-        plain.apply(fused, images), net.apply(variables, images), rtol=1e-4, atol=1e-5
-    )
+    got = jit_once(plain.apply)(fused, images)
+    np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(
