@@ -14,6 +14,7 @@ True
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from repvgg_jax import export
 from repvgg_jax.config.classes import class_names
 from repvgg_jax.errors import UsageError
 from repvgg_jax.fusion.fuse import fuse
@@ -33,6 +34,7 @@ __all__ = [
     "__version__",
     "class_names",
     "create",
+    "export",
     "fuse",
     "init",
     "insert_bn",

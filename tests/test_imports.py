@@ -21,6 +21,7 @@ ORDER = [
     "fusion",
     "data",
     "interop",
+    "export",
     "optim",
     "config",
     "checkpoint",
@@ -29,7 +30,7 @@ ORDER = [
     "cli",
 ]
 FOREIGN = {"torch", "onnx", "tensorflow", "matplotlib", "tensorflow_datasets", "sklearn", "grain"}
-FOREIGN |= {"timm", "safetensors", "PIL", "simplejpeg", "cykooz_resizer", "cv2"}
+FOREIGN |= {"onnxruntime", "timm", "safetensors", "PIL", "simplejpeg", "cykooz_resizer", "cv2"}
 PACKAGE = ROOT / "repvgg_jax"
 MODULES = sorted(
     path for path in PACKAGE.rglob("*.py") if path.parent != PACKAGE or path.stem != "__init__"

@@ -1,0 +1,197 @@
+"""The metadata of an exported model: what a program needs to classify images with it."""
+
+import dataclasses
+import json
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, Self
+
+from repvgg_jax.data.images import IMAGENET_MEAN, IMAGENET_STD
+from repvgg_jax.errors import UsageError, one_line
+from repvgg_jax.nets import Net
+from repvgg_jax.version import __version__, git_commit
+
+LICENSE = "Apache-2.0"
+TASK = "classify"
+FUSED, TRAIN_FORM = "fused", "train form"
+
+
+@dataclasses.dataclass(frozen=True)
+class Metadata:
+    """The metadata of an exported model.
+
+    An image is prepared by resizing its shorter side to `image_size / crop_pct` pixels, cropping
+    the central square of `image_size` pixels, and, unless `preprocess` is True, normalizing it to
+    `(pixels / 255 - mean) / std`.
+
+    Attributes:
+      names: names of the classes in the order of the logits; None if unknown. If there are fewer
+        names than logits, the last logits have no class.
+      mean: mean of each channel, on a scale from 0 to 1.
+      std: standard deviation of each channel, on a scale from 0 to 1.
+      image_size: side of the square image that the model takes, in pixels.
+      crop_pct: `image_size` as a fraction of the shorter side of the resized image.
+      interpolation: interpolation of the resize.
+      preprocess: True if the model takes uint8 pixels and normalizes them.
+      task: kind of model.
+      model: description of the model in a line.
+      form: "fused" or "train form".
+      license: license of the model's code.
+      version: version of repvgg_jax.
+      commit: git commit of repvgg_jax; None if unknown.
+      checkpoint_sha256: checksum of the exported weights; None if unknown.
+      fusion_error: relative error of the fused form; None if it was not verified.
+      export_error: relative error of the logits of the file; None until it was verified.
+    """
+
+    names: tuple[str, ...] | None = None
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    std: tuple[float, float, float] = IMAGENET_STD
+    image_size: int = 224
+    crop_pct: float = 1.0
+    interpolation: str = "bilinear"
+    preprocess: bool = False
+    task: str = TASK
+    model: str = ""
+    form: str = FUSED
+    license: str = LICENSE
+    version: str = __version__
+    commit: str | None = None
+    checkpoint_sha256: str | None = None
+    fusion_error: float | None = None
+    export_error: float | None = None
+
+    def of_net(self, net: Net) -> Self:
+        """Returns a copy with the net's form, a description if there is none, and the commit."""
+        form = FUSED if net.is_fused else TRAIN_FORM
+        model = self.model or f"{type(net).__name__}, {net.num_classes} classes"
+        commit = self.commit or git_commit()["commit"]
+        return dataclasses.replace(self, form=form, model=model, commit=commit)
+
+    def to_strings(self) -> dict[str, str]:
+        """Returns the metadata as key -> string, without unknown values.
+
+        The keys are those of the ONNX specification for images, those of ultralytics and timm, and
+        the names of the remaining attributes. Values other than strings are JSON, so that Python's
+        `ast.literal_eval` reads numbers, lists and names too.
+
+        Example:
+          >>> strings = Metadata(names=("cat", "dog"), image_size=32).to_strings()
+          >>> strings["names"], strings["imgsz"], strings["Image.BitmapPixelFormat"]
+          ('{"0": "cat", "1": "dog"}', '[32, 32]', 'Rgb8')
+        """
+        values = dataclasses.asdict(self)
+        names, size = values.pop("names"), values.pop("image_size")
+        values["imgsz"] = [size, size]
+        if names is not None:
+            values["names"] = {str(index): name for index, name in enumerate(names)}
+        texts = {key: _text(value) for key, value in values.items() if value is not None}
+        return texts | {
+            "Image.BitmapPixelFormat": "Rgb8",
+            "Image.ColorSpaceGamma": "SRGB",
+            # Of the pixels before normalization by mean and std, which has no name there.
+            "Image.NominalPixelRange": (
+                "NominalRange_0_255" if self.preprocess else "Normalized_0_1"
+            ),
+        }
+
+    @classmethod
+    def from_strings(cls, strings: Mapping[str, str], where: str) -> Self:
+        """Returns the metadata that `to_strings` wrote; `where` names the file in messages.
+
+        Raises:
+          UsageError: if a key is missing, or its value cannot be used.
+        """
+        missing = [key for key in _REQUIRED if key not in strings]
+        if missing:
+            raise UsageError(
+                f"{where} has no metadata {', '.join(missing)}; --mode=export writes files with it"
+            )
+        values = {}
+        for key, parse in _PARSERS.items():
+            if key not in strings:
+                continue
+            try:
+                values[key] = parse(strings[key])
+            except (ValueError, TypeError, AttributeError, RecursionError) as error:
+                problem = f"{key}={one_line(ValueError(strings[key]), 60)}"
+                raise UsageError(
+                    f"{where}: its metadata {problem} are invalid: {one_line(error)}"
+                ) from None
+        values["image_size"] = values.pop("imgsz")
+        return cls(**values)
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def _names(text: str) -> tuple[str, ...]:
+    named = json.loads(text)
+    names = tuple(named[str(index)] for index in range(len(named)) if str(index) in named)
+    if len(names) != len(named) or not all(isinstance(name, str) for name in names):
+        raise ValueError('must be {"0": "name of the first class", ...}')
+    return names
+
+
+def _size(text: str) -> int:
+    height, width = json.loads(text)
+    if type(height) is not int or height != width or not 0 < height < 1 << 16:
+        raise ValueError("must be [side, side] in pixels")
+    return height
+
+
+def _number(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError("must be finite")
+    return number
+
+
+def _channels(text: str) -> tuple[float, float, float]:
+    red, green, blue = (_number(value) for value in json.loads(text))
+    return red, green, blue
+
+
+def _std(text: str) -> tuple[float, float, float]:
+    channels = _channels(text)
+    if min(channels) <= 0:
+        raise ValueError("must be positive")
+    return channels
+
+
+def _fraction(text: str) -> float:
+    number = _number(text)
+    if not 0 < number <= 1:
+        raise ValueError("must be in (0, 1]")
+    return number
+
+
+def _one_of(*choices: str) -> Callable[[str], str]:
+    def parse(text: str) -> str:
+        if text not in choices:
+            raise ValueError(f"must be {' or '.join(choices)}")
+        return text
+
+    return parse
+
+
+_PARSERS: dict[str, Callable[[str], Any]] = {
+    "names": _names,
+    "mean": _channels,
+    "std": _std,
+    "imgsz": _size,
+    "crop_pct": _fraction,
+    "interpolation": _one_of("bilinear"),
+    "preprocess": lambda text: _one_of("true", "false")(text) == "true",
+    "task": _one_of(TASK),
+    "form": _one_of(FUSED, TRAIN_FORM),
+    "model": str,
+    "license": str,
+    "version": str,
+    "commit": str,
+    "checkpoint_sha256": str,
+    "fusion_error": float,
+    "export_error": float,
+}
+_REQUIRED = ("imgsz", "mean", "std", "crop_pct", "interpolation", "preprocess", "task", "form")
