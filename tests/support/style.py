@@ -15,7 +15,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 FRAGMENTS = re.compile(r"(What|Of|Whether|How|Where|That)\b")
 MAX_PARAMETERS = 8  # of a function in repvgg_jax/training
-# These `__init__.py` hold code: the public API (two), the architectures by name, a check of packages.
+# These `__init__.py` hold code: public APIs, the architectures by name, a check of packages.
 WITH_CODE = {"repvgg_jax/__init__.py", "repvgg_jax/export/__init__.py"}
 WITH_CODE |= {"repvgg_jax/nets/__init__.py", "experiments/__init__.py"}
 MACHINE_PATH = re.compile(r"(?<![\w.])/work\b")
