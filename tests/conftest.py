@@ -87,8 +87,12 @@ def torchvision():
     for name in ("torch", "torchvision"):
         if importlib.util.find_spec(name) is None:
             pytest.skip(f"{name} is not installed: the other side is missing")
-    from experiments.reference.torch_models import imported  # imports torch
+    import torch
 
+    from experiments.reference.torch_models import imported
+
+    # Tests run in a process per core, and PyTorch's threads wait for each other in busy loops.
+    torch.set_num_threads(1)
     return imported("torchvision")
 
 
