@@ -1,0 +1,159 @@
+"""Export as StableHLO by `jax.export`, with a JSON header beside the file."""
+
+import hashlib
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+from jax import Array, export
+
+from repvgg_jax.errors import UsageError, one_line, reraise
+from repvgg_jax.export.metadata import Metadata
+from repvgg_jax.export.verification import Export, Logits, prepare
+from repvgg_jax.nets import Net, Variables
+from repvgg_jax.runtime.devices import compiling_for
+from repvgg_jax.runtime.files import local_path, read_json, write_json
+
+PLATFORMS = ("cpu", "cuda", "tpu")
+INSIDE, ARGUMENT = "inside", "argument"
+
+
+def export_stablehlo(
+    net: Net,
+    variables: Variables,
+    path: str | Path,
+    *,
+    metadata: Metadata | None = None,
+    images: Any = None,
+    weights: str = INSIDE,
+    platforms: Sequence[str] = PLATFORMS,
+    dynamic_size: bool = False,
+    allow_train_form: bool = False,
+) -> Metadata:
+    """Writes a net as a StableHLO program of any batch size, which runs where only JAX is.
+
+    `jax.export.deserialize` reads the file. The header `<path>.json` beside it has the metadata,
+    the date, the versions, and the SHA-256 of the file. All convolutions are XLA's, in float32.
+
+    Args:
+      net: the fused form.
+      variables: its variables.
+      path: file to write, such as "model.stablehlo".
+      metadata: class names, normalization and size of the images. If its `preprocess` is True, the
+        program takes uint8 images, and normalizes them.
+      images: pixels, uint8 [count, side, side, 3], on which the file is verified; random if None.
+      weights: "inside" the program, so that nobody can run it with others; or as its first
+        "argument", a dict of arrays as in the file of `rj.export.safetensors`, so that
+        checkpoints share one program, of some kilobytes.
+      platforms: platforms that can run the program.
+      dynamic_size: True if height and width may be any too.
+      allow_train_form: True to export a net that is not fused.
+
+    Returns:
+      The metadata in the header, with the relative error of the logits of the file.
+
+    Raises:
+      UsageError: if an argument is invalid, the net is in train form, or writing fails.
+      RunError: if the program does not compute what the net computes.
+
+    Example:
+      >>> net, variables = load("runs/b1", fused=True)  # doctest: +SKIP
+      >>> stablehlo(net, variables, "b1.stablehlo").export_error  # doctest: +SKIP
+      0.0
+    """
+    if weights not in (INSIDE, ARGUMENT):
+        raise UsageError(f"weights={weights!r}: choose {INSIDE!r} or {ARGUMENT!r}")
+    source, path = prepare(net, variables, path, metadata, images, allow_train_form)
+    exported = _exported(source, weights, platforms, dynamic_size)
+    program = bytes(exported.serialize())
+    header = {
+        "input": {"images": str(exported.in_avals[-1]), "layout": "NHWC", "colors": "RGB"},
+        "output": {"logits": str(exported.out_avals[0])},
+        "weights": weights,
+        "platforms": list(exported.platforms),
+        "sha256": hashlib.sha256(program).hexdigest(),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "jax": jax.__version__,
+        "calling_convention_version": exported.calling_convention_version,
+    }
+
+    def save(draft: Path, metadata: Metadata) -> None:
+        draft.write_bytes(program)
+        write_json(_header(draft), header | {"metadata": metadata.to_strings()})
+
+    return source.write(path, save, partial(_logits, source, weights))
+
+
+def _exported(
+    source: Export, weights: str, platforms: Sequence[str], dynamic_size: bool
+) -> export.Exported:
+    def run(flat: dict[str, Array], images: Array) -> Array:
+        return source(unflatten_dict(flat, sep="/"), images)
+
+    size = source.metadata.image_size
+    sides = ("height", "width") if dynamic_size else (size, size)
+    shape = export.symbolic_shape(f"batch, {sides[0]}, {sides[1]}, 3")
+    images = jax.ShapeDtypeStruct(shape, source.dtype)
+    arrays = flat_arrays(source.variables)
+    # Calls into oneDNN, which processes without this package lack, must not be in the program.
+    with compiling_for(jax.devices()[:1], xla_only=True):
+        if weights == INSIDE:
+            return export.export(jax.jit(partial(run, arrays)), platforms=platforms)(images)
+        shapes = {name: jax.ShapeDtypeStruct(a.shape, a.dtype) for name, a in arrays.items()}
+        return export.export(jax.jit(run), platforms=platforms)(shapes, images)
+
+
+def flat_arrays(variables: Variables) -> dict[str, np.ndarray]:
+    """Returns path -> array of all variables, such as "params/head/kernel"."""
+    return {
+        "/".join(path): np.asarray(leaf) for path, leaf in flatten_dict(_plain(variables)).items()
+    }
+
+
+def _plain(tree: Any) -> Any:
+    """Returns a tree of plain dicts; those of averages are of another type."""
+    return {name: _plain(leaf) for name, leaf in tree.items()} if isinstance(tree, dict) else tree
+
+
+def _logits(source: Export, weights: str, path: Path) -> Logits:
+    exported, _ = read_stablehlo(path)
+    first = [flat_arrays(source.variables)] if weights == ARGUMENT else []
+
+    def logits(images: np.ndarray) -> np.ndarray:
+        with jax.default_matmul_precision("highest"):
+            return np.asarray(exported.call(*first, images))
+
+    return logits
+
+
+def read_stablehlo(path: str | Path) -> tuple[export.Exported, Metadata]:
+    """Returns the program in a file of `export_stablehlo`, and the metadata in its header.
+
+    Raises:
+      UsageError: if the file or its header cannot be read, or they do not belong together.
+    """
+    path = local_path(path)
+    header = read_json(_header(path), "it belongs to the .stablehlo file; export it again")
+    with reraise(OSError, lambda error: UsageError(f"{path}: {one_line(error)}")):
+        program = path.read_bytes()
+    if hashlib.sha256(program).hexdigest() != header.get("sha256"):
+        raise UsageError(f"{path} is damaged, or not the file of {_header(path)}; export it again")
+    metadata = Metadata.from_strings(header.get("metadata") or {}, str(_header(path)))
+
+    def failed(error: Exception) -> UsageError:
+        return UsageError(
+            f"{path} cannot be read by JAX {jax.__version__} ({one_line(error)}); it was written "
+            f"by JAX {header.get('jax')} on {header.get('date')}; export it again"
+        )
+
+    with reraise(Exception, failed):  # any kind: it is a file of a library's own format
+        return export.deserialize(bytearray(program)), metadata
+
+
+def _header(path: Path) -> Path:
+    return path.with_name(f"{path.name}.json")

@@ -1,0 +1,174 @@
+"""Writing of exported files that were read back, and compute what the net computes."""
+
+import dataclasses
+import hashlib
+import importlib
+import os
+import tempfile
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jaxtyping import Float, UInt8
+
+from repvgg_jax.data.images import normalize
+from repvgg_jax.errors import RunError, UsageError, one_line, reraise
+from repvgg_jax.export.metadata import FUSED, Metadata
+from repvgg_jax.fusion.certificate import checksums
+from repvgg_jax.nets import Net, Variables, check_arguments, check_pair
+from repvgg_jax.ops.batch_norm import accumulation_dtype
+from repvgg_jax.runtime.files import local_path
+
+# The largest accepted |difference| / max |logits|. A file repeats the net's float32 operations in
+# another order, which gives 1e-7 to 1e-5 even for deep nets; the smallest real faults, such as
+# another epsilon of a BatchNorm, exceed this.
+TOLERANCE = 1e-4
+BATCHES = (1, 3)
+
+# Images as the file takes them, [batch, height, width, 3], to logits [batch, classes].
+Logits = Callable[[np.ndarray], np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class Export:
+    """A `(net, variables)` pair that is to be exported, and what is known about it.
+
+    Attributes:
+      net: the net, which computes in float32 or wider.
+      variables: its variables.
+      metadata: metadata of the file, without the error of the export.
+      pixels: images on which the file is verified.
+    """
+
+    net: Net
+    variables: Variables
+    metadata: Metadata
+    pixels: UInt8[np.ndarray, "count side side 3"]
+
+    def __call__(self, variables: Variables, images: Array) -> Float[Array, "batch classes"]:
+        """Returns the logits of images as the file takes them: the function to export."""
+        if self.metadata.preprocess:
+            images = normalize(images, self.metadata.mean, self.metadata.std)
+        return self.net.apply(variables, images, train=False)
+
+    @property
+    def dtype(self) -> Any:
+        """Type of the images that the file takes."""
+        return jnp.uint8 if self.metadata.preprocess else jnp.float32
+
+    def images(self) -> np.ndarray:
+        """Returns the images for the verification as the file takes them."""
+        if self.metadata.preprocess:
+            return self.pixels
+        return np.asarray(normalize(self.pixels, self.metadata.mean, self.metadata.std))
+
+    def write(
+        self, path: Path, save: Callable[[Path, Metadata], None], load: Callable[[Path], Logits]
+    ) -> Metadata:
+        """Writes a file, reads it back, and keeps it if its logits are the net's.
+
+        Args:
+          path: path of the file, which is replaced only by a verified one.
+          save: function that writes the file, and any files beside it, with the metadata.
+          load: function that reads the file with the tool that it is for.
+
+        Returns:
+          The metadata with the error of the export, as written to the file.
+
+        Raises:
+          UsageError: if the file cannot be written there.
+          RunError: if the logits differ by more than `TOLERANCE`.
+        """
+
+        def failed(error: Exception) -> UsageError:
+            return UsageError(f"{path} cannot be written ({one_line(error)})")
+
+        with (
+            reraise(OSError, failed),
+            tempfile.TemporaryDirectory(dir=path.parent, prefix=".export") as folder,
+        ):
+            draft = Path(folder) / path.name
+            save(draft, self.metadata)
+            error = self.error(load(draft))
+            if not error <= TOLERANCE:
+                raise RunError(
+                    f"{path} was not written: its logits differ from the net's by a relative error "
+                    f"of {error:.1e}; the limit is {TOLERANCE:g}"
+                )
+            metadata = dataclasses.replace(self.metadata, export_error=error)
+            save(draft, metadata)
+            for file in sorted(draft.parent.iterdir()):
+                os.replace(file, path.with_name(file.name))
+        return metadata
+
+    def error(self, logits: Logits) -> float:
+        """Returns max |difference| / max |net's logits| over a batch of one and one of three."""
+        compiled = jax.jit(partial(self, self.variables))
+        errors, images = [], self.images()
+        for size in BATCHES:
+            batch, images = images[:size], images[size:]
+            with jax.default_matmul_precision("highest"):
+                expected = np.asarray(compiled(batch), np.float64)
+            error = np.abs(np.asarray(logits(batch), np.float64) - expected).max()
+            errors.append(error / np.abs(expected).max())
+        return float(np.max(errors))  # NaN if any is
+
+
+def prepare(
+    net: Net,
+    variables: Variables,
+    path: str | Path,
+    metadata: Metadata | None,
+    images: UInt8[Any, "count side side 3"] | None,
+    allow_train_form: bool,
+) -> tuple[Export, Path]:
+    """Returns the pair to export, in float32 or wider, and the path of the file.
+
+    Raises:
+      UsageError: if an argument is something else, the folder does not exist, or the net is in
+        train form and that is not allowed.
+    """
+    check_arguments(net, variables, "rj.export")
+    check_pair(variables)
+    path = local_path(path)
+    if not path.parent.is_dir():
+        raise UsageError(f"{path}: the folder {path.parent} does not exist")
+    net = net.clone(dtype=accumulation_dtype(net.dtype))
+    metadata = (metadata or Metadata()).of_net(net)
+    if metadata.form != FUSED and not allow_train_form:
+        raise UsageError(
+            "the net is in train form, which is slower and larger; export rj.fuse(net, variables), "
+            "or pass allow_train_form=True for a net that cannot be fused"
+        )
+    weights = "".join(checksums(variables).values()).encode()
+    metadata = dataclasses.replace(metadata, checkpoint_sha256=hashlib.sha256(weights).hexdigest())
+    size = metadata.image_size
+    if images is None:
+        images = np.random.default_rng(0).integers(0, 256, (sum(BATCHES), size, size, 3), np.uint8)
+    pixels = np.asarray(images)
+    if pixels.dtype != np.uint8 or pixels.shape[1:] != (size, size, 3) or len(pixels) < 4:
+        raise UsageError(
+            f"images for the verification are {pixels.dtype} {list(pixels.shape)}; pass at least "
+            f"{sum(BATCHES)} as uint8 [count, {size}, {size}, 3], or None for random ones"
+        )
+    return Export(net, variables, metadata, pixels), path
+
+
+def package(name: str, extra: str = "export") -> Any:
+    """Returns a third-party package, imported at its first use.
+
+    Raises:
+      UsageError: if it is not installed.
+    """
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise UsageError(
+            f"{name.partition('.')[0]} cannot be imported ({one_line(error, 80)}); it needs "
+            f"pip install 'repvgg_jax[{extra}]'"
+        ) from error
