@@ -18,6 +18,7 @@ from repvgg_jax.nets import create
 from repvgg_jax.runtime.files import local_path
 
 BUNDLED = Path(__file__).parents[2] / "configs"  # of a clone; a wheel has none
+_STAGES = ("depths", "widths", "strides")
 
 
 def find_config(given: str) -> str:
@@ -85,6 +86,21 @@ def check_net(path: str, loaded: ConfigDict, config: ConfigDict, given: Collecti
       config: its fields with all overrides.
       given: names of the fields that are overridden.
     """
+    fields = [f"model.{field}" for field in _unsuitable(loaded, config, given)]
+    if not fields:
+        return
+    nets = BUNDLED / f"{config.data.name}_nets.py"
+    remedy = f"unset them: {' '.join(f'--config.{field}=None' for field in fields)}"
+    if nets.exists():
+        remedy = f"use --config {os.path.relpath(nets)}:{config.model.name}"
+    raise UsageError(
+        f"--config.model.name={config.model.name}: {path} sets {', '.join(fields)} for another "
+        f"net; {remedy}"
+    )
+
+
+def _unsuitable(loaded: ConfigDict, config: ConfigDict, given: Collection[str]) -> list[str]:
+    """Returns the fields of `model` that a config file sets, and that do not suit another net."""
 
     def builds(unset: Iterable[str]) -> bool:
         try:
@@ -98,18 +114,13 @@ def check_net(path: str, loaded: ConfigDict, config: ConfigDict, given: Collecti
         for field, value in loaded.model.items()
         if value is not None and f"model.{field}" not in (*REQUIRED, *given)
     ]
-    if builds([]) or not builds(of_file):
-        return
-    wrong = [field for field in of_file if not builds(each for each in of_file if each != field)]
-    fields = [f"model.{field}" for field in wrong or of_file]
-    nets = BUNDLED / f"{config.data.name}_nets.py"
-    remedy = f"unset them: {' '.join(f'--config.{field}=None' for field in fields)}"
-    if nets.exists():
-        remedy = f"use --config {os.path.relpath(nets)}:{config.model.name}"
-    raise UsageError(
-        f"--config.model.name={config.model.name}: {path} sets {', '.join(fields)} for another "
-        f"net; {remedy}"
-    )
+    if not builds(of_file):
+        return []
+    if not builds([]):
+        return [each for each in of_file if not builds(set(of_file) - {each})] or of_file
+    family, other = (type(create(each.model.name)) for each in (loaded, config))
+    # Stages of another family may fit, but would make another net than the named one.
+    return [] if family is other else [field for field in of_file if field in _STAGES]
 
 
 def _cause(error: Exception, file: str) -> str:

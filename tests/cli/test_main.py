@@ -75,6 +75,11 @@ def failing(capsys, *given):
             "nets.py sets model.stem for another net; use --config configs/cifar10_nets.py:deep_p",
         ),
         (
+            ["--config=configs/cifar10.py", "--config.model.name=resnet18"],
+            "sets model.depths, model.strides, model.widths for another net; use --config "
+            "configs/cifar10_nets.py:resnet18\n",
+        ),
+        (
             [*QUICK, "--config.model.name=vgg11", "--config.model.strides=None"],
             "another net; unset them: --config.model.depths=None --config.model.widths=None\n",
         ),
