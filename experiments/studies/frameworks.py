@@ -126,7 +126,7 @@ def page(rows: dict[str, Any]) -> list[str]:
         f"{len(measured)} comparisons of {len(rows)} models; the largest error is {largest:.1e}, "
         f"where the packages' own is up to {theirs:.1e}. No error is more than {times:.1f} times "
         f"the package's own. {equal} counts of parameters are equal. Rows in which the package's "
-        f"own error is above {SOUND:.1%} say nothing about errors, and do not count: "
+        f"own error is above {SOUND:.0%} say nothing about errors, and do not count: "
         f"{len(measured) - len(found)}.",
         "",
         *table(rows),
