@@ -42,6 +42,7 @@ def define_flags(argv: list[str]) -> flags.FlagValues:
     flags.DEFINE_bool("fused", False, "to_torch: write the fused weights", **here)
     flags.DEFINE_integer("step", None, "fuse, eval, predict: step; default: latest", **here)
     flags.DEFINE_string("images", None, "predict: an image, or a folder of images", **here)
+    flags.DEFINE_string("model", None, "predict: an .onnx or .stablehlo file", **here)
     flags.DEFINE_integer("top_k", 1, "predict: number of classes for each image", **here)
     flags.DEFINE_string("output", None, "predict: file to write, .csv or .jsonl", **here)
     flags.DEFINE_string("topology", None, "compile: topology, such as v5e:4x4 or cpu:8", **here)

@@ -27,10 +27,12 @@ ORDER = [
     "checkpoint",
     "training",
     "bench",
+    "serve",
     "cli",
 ]
 FOREIGN = {"torch", "onnx", "tensorflow", "matplotlib", "tensorflow_datasets", "sklearn", "grain"}
 FOREIGN |= {"onnxruntime", "timm", "safetensors", "PIL", "simplejpeg", "cykooz_resizer", "cv2"}
+FOREIGN |= {"fastapi", "starlette", "uvicorn", "prometheus_client"}
 PACKAGE = ROOT / "repvgg_jax"
 MODULES = sorted(
     path for path in PACKAGE.rglob("*.py") if path.parent != PACKAGE or path.stem != "__init__"

@@ -88,6 +88,26 @@ def load_trained(workdir: Path, step: int | None = None) -> tuple[nn.Module, dic
     return net, variables, step
 
 
+def load_form(workdir: Path, step: int | None = None) -> tuple[nn.Module, Any, str]:
+    """Returns a run's `(net, variables)` of a step, the latest by default, and which form it is.
+
+    It is the fused form if the fused weights are of that step. A run without checkpoints may have a
+    fused pair.
+    """
+    wanted = steps(workdir)[-1:] if step is None else [step]
+    fused = fused_step(workdir)
+    if fused is not None and wanted in ([], [fused]):
+        return *load(workdir, fused=True, step=fused), f"fused form, step {fused}"
+    net, variables, loaded = load_trained(workdir, step)
+    other = ""
+    if fused is not None and step is None:
+        other = (
+            f" (the fused weights are of step {fused}; --step={fused} uses them, "
+            "--mode=fuse renews them)"
+        )
+    return net, variables, f"train form, step {loaded}{other}"
+
+
 def _net(config: ConfigDict) -> nn.Module:
     """Returns the run's net, with "auto" instead of "onednn", which this host may lack."""
     fields = config.model.to_dict()

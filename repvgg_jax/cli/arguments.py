@@ -33,6 +33,7 @@ configs/default.py lists all fields; override any of them: --config.train.epochs
   --fused                  to_torch: write the fused weights
   --step N                 fuse, eval, predict: step of the checkpoint; the latest by default
   --images PATH            predict: an image, or a folder of images
+  --model FILE             predict: an exported .onnx or .stablehlo file, in place of --workdir
   --top_k N --output FILE  predict: classes for each image; .csv or .jsonl to write
   --topology NAME          compile: target devices, such as v5e:4x4 or cpu:8
   --coordinator HOST:PORT --num_processes N --process_index I
@@ -155,7 +156,7 @@ def mode_arguments(name: str, values: flags.FlagValues) -> dict[str, Any]:
     given = {flag: values[flag].value for flag in (*mode.needs, *mode.takes)}
     if "workdir" in given:
         given["workdir"] = _workdir(mode, values)
-    for flag in ("weights", "images", "output"):
+    for flag in ("weights", "images", "output", "model"):
         if given.get(flag) is not None:
             given[flag] = local_path(given[flag], f"--{flag}")
     if missing := [f"--{flag}" for flag in mode.needs if given[flag] is None]:

@@ -77,8 +77,8 @@ MODES = {
         run_predict,
         "print the classes of images, and write them as CSV or JSON lines",
         "--workdir runs/quickstart --images photos --output runs/classes.csv",
-        needs=("workdir", "images"),
-        takes=("top_k", "output", "step"),
+        needs=("images",),
+        takes=("workdir", "model", "top_k", "output", "step"),
     ),
     "prepare": Mode(
         run_prepare,

@@ -2,33 +2,31 @@
 
 import contextlib
 import csv
+import itertools
 import json
 import os
 import sys
-from collections import Counter
+import time
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from flax import linen as nn
-from ml_collections import ConfigDict
 
-from repvgg_jax.checkpoint.fused import fused_step
-from repvgg_jax.checkpoint.load import load, load_trained
-from repvgg_jax.checkpoint.manager import steps
-from repvgg_jax.config.build import make_transform
-from repvgg_jax.config.classes import class_names
-from repvgg_jax.config.workdir import read_config
-from repvgg_jax.data.pipeline import eval_batches
 from repvgg_jax.data.prepare.progress import progress
 from repvgg_jax.data.sources.base import EncodedSource, Record
 from repvgg_jax.data.sources.listing import counted, list_images, missing_target
 from repvgg_jax.errors import UsageError, one_line, reraise
-from repvgg_jax.runtime.mesh import make_mesh, replicate, shard_batch
+from repvgg_jax.runtime.devices import cpu_cores
 from repvgg_jax.runtime.processes import inform_once, warn_once
-from repvgg_jax.training.prediction import batch_probabilities, batch_shape
+from repvgg_jax.serve.model import Model
+from repvgg_jax.serve.open import open_model
+from repvgg_jax.training.prediction import batch_shape
+
+_BATCHES_AHEAD = 3  # batches whose images are read and decoded ahead
 
 
 class Row(NamedTuple):
@@ -43,7 +41,12 @@ Writer = Callable[[Row], object]
 
 
 def run_predict(
-    workdir: Path, images: Path, top_k: int, output: Path | None, step: int | None = None
+    workdir: Path | None,
+    images: Path,
+    top_k: int,
+    output: Path | None,
+    step: int | None = None,
+    model: Path | None = None,
 ) -> None:
     """Prints the most probable classes of images, and writes them to `output` if it is given.
 
@@ -51,34 +54,37 @@ def run_predict(
     named on standard error and left out.
 
     Args:
-      workdir: folder of a run.
+      workdir: folder of a run; None for `model`.
       images: an image, or a folder of images, which may be in subfolders.
       top_k: number of classes for each image.
       output: a file to write, .csv or .jsonl.
       step: step of the weights; by default that of the latest checkpoint.
+      model: an exported .onnx or .stablehlo file, in place of a workdir.
 
     Raises:
-      UsageError: if there is no run, image or checkpoint of the step, or an argument is invalid.
+      UsageError: if there is no run, file, image or checkpoint of the step, or an argument is
+        invalid.
     """
     if jax.process_count() > 1:
         raise UsageError("--mode=predict runs in a single process, on all of its devices")
-    config = read_config(workdir)
-    classes = config.model.num_classes
-    if not 1 <= top_k <= classes:
-        raise UsageError(f"--top_k={top_k}: the net has {classes} classes; give 1 to {classes}")
     if output is not None and output.suffix.lower() not in _WRITERS:
         known = " or ".join(_WRITERS)
         raise UsageError(f"--output={output}: its suffix must be {known}, which sets the format")
-    names = [*(class_names(workdir) or ())]
-    names += map(str, range(len(names), classes))
+    if (path := model or workdir) is None or None not in (model, workdir):
+        raise UsageError(
+            "--mode=predict needs --workdir or --model, and not both; "
+            "example: python main.py --mode=predict --workdir runs/quickstart --images photos"
+        )
     paths = find_images(images)
-    net, variables, form = load_form(workdir, step)
+    classifier = open_model(path, step)
+    classifier.check_top_k(top_k)
     count = f"{len(paths):,} images" if len(paths) > 1 else "1 image"
-    inform_once(f"{workdir}: {form}; {count}")
+    inform_once(f"{classifier.description}; {count}")
 
     replacing = ", in place of an earlier file" if output is not None and output.exists() else ""
     source = files_source(paths)
-    found = probabilities(net, variables, source, config)
+    found, names = probabilities(classifier, source), classifier.names
+    start = time.monotonic()
     with _file(output) as write, _progress(len(paths)) as advance:
         table = _Table(max(map(len, ["file", *paths])), max(map(len, ["class", *names])))
         for path, row in zip(paths, found, strict=True):
@@ -93,6 +99,8 @@ def run_predict(
         if bad == len(paths):
             raise UsageError(f"--images={images}: nothing in it can be read as an image")
         warn_once("left out %d of %d files, which are named above", bad, len(paths))
+    read, seconds = len(paths) - bad, time.monotonic() - start
+    inform_once(f"classified {read:,} images in {seconds:.1f} s, {read / seconds:,.0f} images/s")
     if output is not None:
         inform_once(f"wrote {output}{replacing}")
 
@@ -117,26 +125,6 @@ def find_images(path: Path) -> list[str]:
     return paths
 
 
-def load_form(workdir: Path, step: int | None = None) -> tuple[nn.Module, Any, str]:
-    """Returns a run's `(net, variables)` of a step, the latest by default, and which form it is.
-
-    It is the fused form if the fused weights are of that step. A run without checkpoints may have a
-    fused pair.
-    """
-    wanted = steps(workdir)[-1:] if step is None else [step]
-    fused = fused_step(workdir)
-    if fused is not None and wanted in ([], [fused]):
-        return *load(workdir, fused=True, step=fused), f"fused form, step {fused}"
-    net, variables, loaded = load_trained(workdir, step)
-    other = ""
-    if fused is not None and step is None:
-        other = (
-            f" (the fused weights are of step {fused}; --step={fused} uses them, "
-            "--mode=fuse renews them)"
-        )
-    return net, variables, f"train form, step {loaded}{other}"
-
-
 def files_source(paths: Sequence[str]) -> EncodedSource:
     """Returns a data source of image files without labels; damaged files are skipped."""
 
@@ -154,29 +142,31 @@ def _record(path: str) -> Record:
         return Record(b"", 0, path, missing_target(path) or one_line(error))
 
 
-def probabilities(
-    net: nn.Module, variables: Any, source: EncodedSource, config: ConfigDict
-) -> Iterator[np.ndarray | None]:
+def probabilities(model: Model, source: EncodedSource) -> Iterator[np.ndarray | None]:
     """Yields the class probabilities of each image of a source; None for one that is corrupt.
 
-    Images are decoded ahead by `data.workers` threads, and computed on all devices in batches of
-    one shape.
+    Threads, one per core, read and decode the images of the next batches while a batch is computed.
     """
-    mesh = make_mesh()
-    most = -(-config.train.eval_batch_size // mesh.size) * mesh.size
-    workers = config.data.workers
-    share = -(-len(source) // max(workers, 1))  # each worker decodes batches of its own
-    size = -(-batch_shape(share, most) // mesh.size) * mesh.size
-    variables = replicate(variables, mesh)
-    statistics = {"mean": tuple(config.data.mean), "std": tuple(config.data.std)}
-    batches = eval_batches(source, make_transform(config), size, workers=workers)
-    left = len(source)
-    for batch in batches:
-        images = shard_batch({"image": batch["image"]}, mesh)["image"]
-        rows = np.asarray(batch_probabilities(net, variables, images, **statistics))
-        for row, mask in zip(rows[:left], batch["mask"].tolist(), strict=False):
-            yield row if mask else None
-        left -= size
+
+    def prepared(index: int) -> np.ndarray | None:
+        example = source.decode(source.read([index])[0], model.prepare)
+        return None if example is None else example.image
+
+    size = batch_shape(len(source), model.batch_size)
+    indices = iter(range(len(source)))
+    with ThreadPoolExecutor(cpu_cores(), "decode") as pool:
+
+        def started(count: int) -> Iterator[Future[np.ndarray | None]]:
+            return (pool.submit(prepared, index) for index in itertools.islice(indices, count))
+
+        ahead = deque(started(_BATCHES_AHEAD * size))
+        while ahead:
+            images = [ahead.popleft().result() for _ in range(min(size, len(ahead)))]
+            ahead.extend(started(size))
+            readable = [image for image in images if image is not None]
+            rows = iter(model.run(np.stack(readable)) if readable else ())
+            for image in images:
+                yield None if image is None else next(rows)
 
 
 class _Table:

@@ -76,6 +76,8 @@ def test_the_accuracy_is_that_of_the_evaluation(undisturbed, tmp_path, capsys, c
         run_predict(workdir, file, 1, None, step=3)
     with pytest.raises(UsageError, match=r"damaged.jpg: nothing in it can be read as an image"):
         run_predict(workdir, folder / "damaged.jpg", 1, None)
+    with pytest.raises(UsageError, match="top_k=11: the net has 10 classes; give 1 to 10"):
+        run_predict(workdir, file, 11, None)
     assert not capsys.readouterr().out  # no table
 
 
@@ -94,7 +96,6 @@ def test_wrong_arguments_are_one_line(tmp_path):
         return str(caught.value)
 
     assert "no run in" in refused(workdir=tmp_path / "none")
-    assert "the net has 10 classes; give 1 to 10" in refused(top_k=11)
     assert "its suffix must be .csv or .jsonl" in refused(output=tmp_path / "a.txt")
     assert "no such file or folder" in refused(images=tmp_path / "none")
     assert "a link to b.png, which does not exist" in refused(images=tmp_path / "lost.png")

@@ -8,7 +8,8 @@ import pytest
 
 import repvgg_jax as rj
 from repvgg_jax.checkpoint.fused import save_fused
-from repvgg_jax.cli import evaluate, fuse, predict, train
+from repvgg_jax.checkpoint.load import load_form
+from repvgg_jax.cli import evaluate, fuse, train
 from repvgg_jax.errors import RunError
 from repvgg_jax.fusion.certificate import checksums
 from tests.support.runs import equal, tiny_config
@@ -91,10 +92,10 @@ def test_fused_weights_of_an_earlier_step_are_called_that(run, capsys, caplog):
     assert not (run / "confusion.png").exists()  # the report's
     train.run_train(tiny_config(train_steps=2), run)  # finished
     assert "the fused weights of step 1\n" in capsys.readouterr().out
-    net, _, form = predict.load_form(run)
+    net, _, form = load_form(run)
     assert not net.is_fused
     assert form.startswith("train form, step 2 (the fused weights are of step 1; --step=1 uses")
-    net, _, form = predict.load_form(run, step=1)
+    net, _, form = load_form(run, step=1)
     assert net.is_fused
     assert form == "fused form, step 1"
     assert not caplog.messages
@@ -104,12 +105,12 @@ def test_fused_weights_of_an_earlier_step_are_called_that(run, capsys, caplog):
     assert "are of step 1, not of the latest checkpoint, 2" in caplog.text
     with pytest.raises(rj.UsageError, match=r"of step 1, not 2; --mode=fuse --step=2 replaces"):
         rj.load(run, fused=True, step=2)
-    assert predict.load_form(run, step=2)[2] == "train form, step 2"
+    assert load_form(run, step=2)[2] == "train form, step 2"
     for command in (fuse.run_fuse, evaluate.run_eval):
         with pytest.raises(rj.UsageError, match=r"no checkpoint of step 1 .*; available: \[2\]"):
             command(None, run, step=1)
     fuse.run_fuse(None, run, step=2)
-    assert predict.load_form(run)[2] == predict.load_form(run, step=2)[2] == "fused form, step 2"
+    assert load_form(run)[2] == load_form(run, step=2)[2] == "fused form, step 2"
 
 
 def test_a_config_of_another_version_is_named(run, tmp_path):

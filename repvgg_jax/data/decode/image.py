@@ -7,7 +7,7 @@ are decoded by Pillow. The pixels are bitwise equal.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 
 import numpy as np
@@ -87,23 +87,31 @@ class LazyImage:
         return covering, inside
 
 
-def open_image(data: bytes, where: str) -> LazyImage:
+def open_image(
+    data: bytes,
+    where: str,
+    most_pixels: int | None = None,
+    formats: Collection[str] | None = None,
+) -> LazyImage:
     """Returns an encoded image as a LazyImage. Formats other than JPEG are decoded at once.
 
     Args:
       data: encoded image.
       where: its name in error messages.
+      most_pixels: number of pixels above which an image is refused before it is decoded; about 180
+        million by default.
+      formats: Pillow's names of the formats that are read; by default, all.
 
     Raises:
       CorruptImageError: if the bytes are not an image, or of another format and damaged.
     """
     size = jpeg.size(data)
-    if size is not None:
+    if size is not None and (most_pixels is None or size[0] * size[1] <= most_pixels):
         return LazyImage(size, lambda rows, factor: _decode_jpeg(data, rows, factor, where), where)
     with _named(where):
         if not data:
             raise ValueError("it has no bytes")
-        return from_array(pillow.decode(data, where))
+        return from_array(pillow.decode(data, where, most_pixels, formats))
 
 
 def from_array(pixels: np.ndarray) -> LazyImage:

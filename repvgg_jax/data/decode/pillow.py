@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import io
 import warnings
+from collections.abc import Collection
 from logging import CRITICAL, getLogger
 from types import ModuleType
 from typing import TYPE_CHECKING
@@ -36,16 +37,24 @@ def suffixes() -> frozenset[str]:
     return frozenset(s for s, kind in image.registered_extensions().items() if kind in read)
 
 
-def decode(data: bytes, where: str) -> np.ndarray:
+def decode(
+    data: bytes,
+    where: str,
+    most_pixels: int | None = None,
+    formats: Collection[str] | None = None,
+) -> np.ndarray:
     """Decodes the first image of a file: uint8 RGB [height, width, 3].
 
     Transparency is dropped. 16-bit levels keep their upper 8 bits, float levels must be in [0, 1].
     Levels of other types have no known range, and are refused rather than read as black or white.
+    `most_pixels` and `formats` are as in `image.open_image`.
 
     Raises:
       Exception: of many types, if the bytes are not an image or are damaged.
     """
-    image = _pillow().open(io.BytesIO(data))
+    image = _pillow().open(io.BytesIO(data), formats=formats and list(formats))
+    if most_pixels is not None and image.width * image.height > most_pixels:
+        raise ValueError(f"it has {image.width} x {image.height} pixels, more than {most_pixels:,}")
     if image.format in _NOT_DECODED:
         raise ValueError(f"the format {image.format} is not supported")
     image.load()

@@ -1,0 +1,92 @@
+"""Serves a run or an exported file over HTTP, with a page on which to try it.
+
+  python -m repvgg_jax.serve --model=model.onnx [--port=8000]
+
+--model is an .onnx or .stablehlo file of --mode=export, or the workdir of a run. POST an image to
+/predict; /docs describes the API, /metrics is for Prometheus. Needs pip install
+'repvgg_jax[serve]'. Stop it by Ctrl-C or SIGTERM: requests that it accepted are answered first.
+"""
+
+import argparse
+import importlib.util
+import os
+import socket
+import sys
+
+from repvgg_jax.errors import RunError, UsageError, one_line
+from repvgg_jax.runtime.files import local_path
+from repvgg_jax.runtime.messages import inform, print_error, show_messages
+from repvgg_jax.serve.batching import Batcher
+from repvgg_jax.serve.limits import Limits
+from repvgg_jax.serve.metrics import Metrics
+from repvgg_jax.serve.open import open_model
+from repvgg_jax.serve.server import make_app, run_server
+
+_NEEDED = ("fastapi", "uvicorn", "python_multipart", "prometheus_client")
+
+
+def arguments(argv: list[str]) -> argparse.Namespace:
+    """Returns the parsed arguments."""
+    formatter = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(
+        "python -m repvgg_jax.serve", description=__doc__, formatter_class=formatter
+    )
+
+    def add(name: str, default: float | str, text: str) -> None:
+        text = f"{text} ({default})"
+        parser.add_argument(f"--{name}", type=type(default), default=default, help=text)
+
+    limits = Limits()
+    parser.add_argument("--model", required=True, help="an exported file, or a workdir")
+    parser.add_argument("--step", type=int, help="step of the weights of a workdir")
+    add("host", "127.0.0.1", "address to listen on; 0.0.0.0 for all")
+    add("port", 8000, "port to listen on; 0 for any free one")
+    add("max_batch", 32, "images that are computed together")
+    add("max_delay_ms", 5.0, "time that an image waits for others")
+    add("threads", len(os.sched_getaffinity(0)), "threads that decode images")
+    add("max_requests", limits.requests, "requests at a time; others get 503")
+    add("max_bytes", limits.bytes, "size of a request's body")
+    add("max_files", limits.files, "images in a request")
+    add("max_pixels", limits.pixels, "pixels of an image")
+    add("timeout", limits.seconds, "seconds for a request")
+    options = parser.parse_args(argv)
+    for name, value in vars(options).items():
+        if isinstance(value, int | float) and value < (name in ("max_batch", "threads")):
+            parser.error(f"--{name}={value} is too small")
+    return options
+
+
+def main(argv: list[str]) -> None:
+    """Serves the model of the arguments until it is told to stop."""
+    options = arguments(argv)
+    if missing := [name for name in _NEEDED if importlib.util.find_spec(name) is None]:
+        raise UsageError(f"the server needs {missing[0]}: pip install 'repvgg_jax[serve]'")
+    model = open_model(local_path(options.model, "--model"), options.step)
+    limits = Limits(
+        options.max_requests,
+        options.max_bytes,
+        options.max_files,
+        options.max_pixels,
+        options.timeout,
+    )
+    metrics, delay = Metrics(), options.max_delay_ms / 1000
+    batcher = Batcher(model, options.max_batch, delay, options.threads, metrics.batch)
+    app = make_app(model, batcher, limits, metrics)
+    try:
+        family = socket.AF_INET6 if ":" in options.host else socket.AF_INET
+        listener = socket.create_server((options.host, options.port), family=family, backlog=1024)
+    except (OSError, OverflowError) as error:
+        address = f"{options.host}:{options.port}"
+        raise UsageError(f"cannot listen on {address} ({one_line(error)})") from None
+    host, port = listener.getsockname()[:2]
+    inform(f"{model.description}; http://{host}:{port} (Ctrl-C stops)")
+    run_server(app, listener, limits)
+
+
+if __name__ == "__main__":
+    show_messages()
+    try:
+        main(sys.argv[1:])
+    except RunError as error:
+        print_error(str(error))
+        sys.exit(error.exit_code)

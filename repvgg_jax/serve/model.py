@@ -1,0 +1,61 @@
+"""A classifier of images, whatever computes it: see `serve/open.py`."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from repvgg_jax.data.augment.transforms import Transform, eval_image
+from repvgg_jax.data.decode.image import LazyImage
+from repvgg_jax.errors import UsageError
+
+CPU_BATCH = 32  # images; larger batches are no faster on CPUs
+
+
+@dataclass(frozen=True)
+class Model:
+    """A classifier of images, with the preprocessing of the evaluation that belongs to it.
+
+    Attributes:
+      description: its file or workdir, its form and step, for messages.
+      names: name of the class of each output.
+      transform: transform of images in evaluation.
+      run: function of images, uint8 [n, size, size, 3] with 1 <= n <= `batch_size`, that returns
+        the probabilities of their classes, float32 [n, classes].
+      batch_size: largest batch that `run` takes.
+    """
+
+    description: str
+    names: tuple[str, ...]
+    transform: Transform
+    run: Callable[[np.ndarray], np.ndarray]
+    batch_size: int = CPU_BATCH
+
+    def prepare(self, image: LazyImage) -> np.ndarray:
+        """Returns an image as `run` takes it: uint8 [size, size, 3].
+
+        Raises:
+          CorruptImageError: if the image cannot be decoded.
+        """
+        return eval_image(image, self.transform)
+
+    def check_top_k(self, top_k: int) -> None:
+        """Raises UsageError unless the net has at least `top_k` classes."""
+        classes = len(self.names)
+        if not 1 <= top_k <= classes:
+            raise UsageError(f"--top_k={top_k}: the net has {classes} classes; give 1 to {classes}")
+
+
+def output_names(names: Sequence[str] | None, outputs: int, where: str) -> tuple[str, ...]:
+    """Returns the name of each output; the number of an output stands for an unknown name.
+
+    Raises:
+      UsageError: if there are more names than outputs.
+    """
+    known = tuple(names or ())
+    if len(known) > outputs:
+        raise UsageError(
+            f"{where} names {len(known)} classes, but its net has {outputs} outputs; "
+            "export it again with one name for each"
+        )
+    return (*known, *map(str, range(len(known), outputs)))

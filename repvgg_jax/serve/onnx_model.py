@@ -1,0 +1,91 @@
+"""Opens an exported ONNX file as a classifier, computed by onnxruntime."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from repvgg_jax.data.augment.transforms import Transform
+from repvgg_jax.errors import UsageError, one_line, reraise
+from repvgg_jax.export.metadata import Metadata
+from repvgg_jax.serve.model import Model, output_names
+
+_FATAL = 4  # onnxruntime's level of messages
+
+
+def open_onnx(path: Path) -> Model:
+    """Returns the classifier in an ONNX file that `--mode=export` wrote.
+
+    Raises:
+      UsageError: if onnxruntime is not installed, the file is damaged, or its metadata are missing
+        or do not describe its graph.
+    """
+    session = _session(path)
+    metadata = Metadata.from_strings(session.get_modelmeta().custom_metadata_map, str(path))
+    (given, *others), (result, *_) = session.get_inputs(), session.get_outputs()
+    expected = "tensor(uint8)" if metadata.preprocess else "tensor(float)"
+    if others or given.type != expected or len(given.shape) != 4:
+        raise UsageError(
+            f"{path} takes {given.type} {given.shape}, not the images that its metadata describe: "
+            f"one {expected} [batch, 3, height, width]"
+        )
+    mean, std = (np.array(value, np.float32) for value in (metadata.mean, metadata.std))
+    scale, offset = 1 / (255 * std), -mean / std
+
+    def run(images: np.ndarray) -> np.ndarray:
+        if not metadata.preprocess:
+            images = images * scale + offset
+        nchw = np.ascontiguousarray(images.transpose(0, 3, 1, 2))
+        return softmax(session.run([result.name], {given.name: nchw})[0])
+
+    side = metadata.image_size
+    outputs = _outputs(run, side, path)
+    names = output_names(metadata.names, outputs, str(path))
+    return Model(describe(path, metadata), names, evaluation(metadata), run)
+
+
+def _session(path: Path) -> Any:
+    try:
+        import onnxruntime
+    except ImportError:
+        raise UsageError(f"{path} needs onnxruntime: pip install 'repvgg_jax[serve]'") from None
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = _FATAL  # others are raised as exceptions too
+    # Its threads would otherwise spin while images are decoded.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+
+    def damaged(error: Exception) -> UsageError:
+        return UsageError(f"{path} cannot be read as an ONNX model ({one_line(error)})")
+
+    with reraise(Exception, damaged):  # onnxruntime's exceptions have no common type
+        return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+
+
+def _outputs(run: Any, side: int, path: Path) -> int:
+    """Returns the number of classes, found by running two images, which also shows a bad graph."""
+
+    def failed(error: Exception) -> UsageError:
+        return UsageError(f"{path} does not run on two images ({one_line(error)})")
+
+    with reraise(Exception, failed):
+        found = run(np.zeros((2, side, side, 3), np.uint8))
+        if found.ndim != 2 or len(found) != 2 or not np.isfinite(found).all():
+            raise ValueError(f"its result is {list(found.shape)}, not finite logits [2, classes]")
+    return found.shape[1]
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    """Returns the probabilities of logits [..., classes]."""
+    exponentials = np.exp(logits - logits.max(-1, keepdims=True))
+    return exponentials / exponentials.sum(-1, keepdims=True)
+
+
+def evaluation(metadata: Metadata) -> Transform:
+    """Returns the transform of images in evaluation that metadata describe."""
+    side = metadata.image_size
+    return Transform("resized_crop", side, resize=round(side / metadata.crop_pct))
+
+
+def describe(path: Path, metadata: Metadata) -> str:
+    """Returns a file's name, and what the model in it is."""
+    return f"{path.name}: {metadata.form}, {metadata.model}"

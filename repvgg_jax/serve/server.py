@@ -1,0 +1,177 @@
+"""The HTTP application: classification of images, health, metrics and a page to try it on."""
+
+import asyncio
+import signal
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+
+from repvgg_jax.data.decode.image import CorruptImageError, open_image
+from repvgg_jax.serve.batching import Batcher
+from repvgg_jax.serve.limits import Gate, Limits, RefusedError
+from repvgg_jax.serve.metrics import Metrics
+from repvgg_jax.serve.model import Model
+from repvgg_jax.version import __version__
+
+# Formats that browsers show, whose decoders are hardened against malicious files.
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
+
+_BINARY = {"type": "string", "format": "binary"}
+_FILES = {"type": "object", "properties": {"file": {"type": "array", "items": _BINARY}}}
+_BODY = {
+    "requestBody": {
+        "required": True,
+        "content": {"image/*": {"schema": _BINARY}, "multipart/form-data": {"schema": _FILES}},
+    }
+}
+_RESULT = {"class": "daisy", "index": 985, "probability": 0.93}
+_RESPONSES: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "The most probable classes of each image, in the order of the request",
+        "content": {
+            "application/json": {"example": {"images": [{"name": "a.jpg", "classes": [_RESULT]}]}}
+        },
+    },
+    400: {"description": "A file is not an image, damaged, or has too many pixels"},
+    408: {"description": "The body did not arrive in time"},
+    413: {"description": "The body is too large"},
+    503: {"description": "The server is overloaded; retry later"},
+}
+
+
+def make_app(model: Model, batcher: Batcher, limits: Limits, metrics: Metrics) -> Any:
+    """Returns the ASGI application, a FastAPI, which starts and stops the batcher."""
+    from fastapi import FastAPI, Query, Request
+    from fastapi.responses import FileResponse, JSONResponse, Response
+    from starlette.requests import ClientDisconnect
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        async with batcher:
+            yield
+
+    app = FastAPI(
+        title="repvgg_jax", description=model.description, version=__version__, lifespan=lifespan
+    )
+    app.add_middleware(Gate, limits=limits, observe=metrics.request)
+    classes = len(model.names)
+
+    @app.post("/predict", summary="Classify images", openapi_extra=_BODY, responses=_RESPONSES)
+    async def predict(
+        request: Request, top_k: Annotated[int, Query(ge=1, le=classes)] = min(5, classes)
+    ) -> Response:
+        """Classifies the image in the body, or each file of a multipart form."""
+        try:
+            images = await _images(request, limits)
+        except ClientDisconnect:
+            return Response(status_code=400)  # nobody reads it
+        rows = await _classify(batcher, images, limits)
+        found = [
+            {"name": name, "classes": _best(row, model.names, top_k)}
+            for (name, _), row in zip(images, rows, strict=True)
+        ]
+        return JSONResponse({"images": found})
+
+    @app.get("/healthz", summary="Tell that the server is ready")
+    async def healthz() -> dict[str, Any]:
+        """Returns the model, its number of classes and the side of its input in pixels."""
+        size = model.transform.eval_size
+        return {"status": "ok", "model": model.description, "classes": classes, "image_size": size}
+
+    @app.get("/metrics", summary="Metrics for Prometheus")
+    async def show_metrics() -> Response:
+        """Returns the metrics as text."""
+        return Response(metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    @app.get("/", include_in_schema=False)
+    async def page() -> Response:
+        return FileResponse(Path(__file__).with_name("page.html"), media_type="text/html")
+
+    return app
+
+
+async def _images(request: Any, limits: Limits) -> list[tuple[str | None, bytes]]:
+    """Returns the name and bytes of each image in a request; a body has no name."""
+    if not request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
+        return [(None, await request.body())]
+    async with request.form(max_files=limits.files, max_fields=limits.files) as form:
+        files = [value for _, value in form.multi_items() if not isinstance(value, str)]
+        if not files:
+            raise RefusedError(400, "the form has no file")
+        return [(file.filename, await file.read()) for file in files]
+
+
+async def _classify(
+    batcher: Batcher, images: list[tuple[str | None, bytes]], limits: Limits
+) -> list[np.ndarray]:
+    """Returns the probabilities of each image; raises RefusedError at a damaged one."""
+    tasks = []
+    try:
+        async with asyncio.TaskGroup() as group:
+            for name, data in images:
+                opened = partial(
+                    open_image, data, name or "body", most_pixels=limits.pixels, formats=FORMATS
+                )
+                tasks.append(group.create_task(batcher.classify(opened)))
+    except ExceptionGroup as group_error:  # the group has cancelled the other images
+        error = group_error.exceptions[0]
+        if isinstance(error, CorruptImageError):
+            raise RefusedError(400, f"cannot decode {error.where}: {error.cause}") from error
+        raise error from None
+    return [task.result() for task in tasks]
+
+
+def _best(row: np.ndarray, names: tuple[str, ...], top_k: int) -> list[dict[str, Any]]:
+    order = np.argsort(-row, kind="stable")[:top_k].tolist()
+    return [{"class": names[k], "index": k, "probability": float(row[k])} for k in order]
+
+
+def run_server(app: Any, listener: socket.socket, limits: Limits) -> None:
+    """Serves an application until SIGTERM or SIGINT; requests that were accepted are answered."""
+    import uvicorn
+
+    config = uvicorn.Config(
+        app,
+        http=_protocol(),
+        ws="none",
+        lifespan="on",
+        log_level="error",
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=int(limits.seconds) + 1,
+    )
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)  # uvicorn handles it, and then raises it once more
+    uvicorn.Server(config).run(sockets=[listener])
+
+
+def _protocol() -> type[asyncio.Protocol]:
+    """Returns uvicorn's protocol, with a limit on the time in which the next request must start.
+
+    Without it, a connection that sends nothing, or half a head, or goes on sending after it was
+    answered, would stay open.
+    """
+    from uvicorn.protocols.http.h11_impl import H11Protocol
+
+    class Protocol(H11Protocol):
+        def connection_made(self, transport: Any) -> None:
+            super().connection_made(transport)
+            self._await_request()
+
+        def on_response_complete(self) -> None:
+            super().on_response_complete()
+            self._await_request()
+
+        def _await_request(self) -> None:
+            self.loop.call_later(self.timeout_keep_alive, self._close_after, self.cycle)
+
+        def _close_after(self, cycle: Any) -> None:
+            if self.cycle is cycle and not self.transport.is_closing():
+                self.transport.close()
+
+    return Protocol
