@@ -2,12 +2,14 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
 from repvgg_jax.data.augment.transforms import Transform, eval_image
 from repvgg_jax.data.decode.image import LazyImage
 from repvgg_jax.errors import UsageError
+from repvgg_jax.export.metadata import Metadata
 
 CPU_BATCH = 32  # images; larger batches are no faster on CPUs
 
@@ -59,3 +61,14 @@ def output_names(names: Sequence[str] | None, outputs: int, where: str) -> tuple
             "export it again with one name for each"
         )
     return (*known, *map(str, range(len(known), outputs)))
+
+
+def evaluation(metadata: Metadata) -> Transform:
+    """Returns the transform of images in evaluation that metadata describe."""
+    side = metadata.image_size
+    return Transform("resized_crop", side, resize=round(side / metadata.crop_pct))
+
+
+def described(path: Path, metadata: Metadata) -> str:
+    """Returns a file's name, and what the model in it is."""
+    return f"{path.name}: {metadata.form}, {metadata.model}"

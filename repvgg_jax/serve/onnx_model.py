@@ -5,10 +5,9 @@ from typing import Any
 
 import numpy as np
 
-from repvgg_jax.data.augment.transforms import Transform
 from repvgg_jax.errors import UsageError, one_line, reraise
 from repvgg_jax.export.metadata import Metadata
-from repvgg_jax.serve.model import Model, output_names
+from repvgg_jax.serve.model import Model, described, evaluation, output_names
 
 _FATAL = 4  # onnxruntime's level of messages
 
@@ -41,7 +40,7 @@ def open_onnx(path: Path) -> Model:
     side = metadata.image_size
     outputs = _outputs(run, side, path)
     names = output_names(metadata.names, outputs, str(path))
-    return Model(describe(path, metadata), names, evaluation(metadata), run)
+    return Model(described(path, metadata), names, evaluation(metadata), run)
 
 
 def _session(path: Path) -> Any:
@@ -78,14 +77,3 @@ def softmax(logits: np.ndarray) -> np.ndarray:
     """Returns the probabilities of logits [..., classes]."""
     exponentials = np.exp(logits - logits.max(-1, keepdims=True))
     return exponentials / exponentials.sum(-1, keepdims=True)
-
-
-def evaluation(metadata: Metadata) -> Transform:
-    """Returns the transform of images in evaluation that metadata describe."""
-    side = metadata.image_size
-    return Transform("resized_crop", side, resize=round(side / metadata.crop_pct))
-
-
-def describe(path: Path, metadata: Metadata) -> str:
-    """Returns a file's name, and what the model in it is."""
-    return f"{path.name}: {metadata.form}, {metadata.model}"
