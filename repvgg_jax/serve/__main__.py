@@ -80,7 +80,7 @@ def main(argv: list[str]) -> None:
         raise UsageError(f"cannot listen on {address} ({one_line(error)})") from None
     host, port = listener.getsockname()[:2]
     inform(f"{model.description}; http://{host}:{port} (Ctrl-C stops)")
-    run_server(app, listener, limits)
+    run_server(app, listener, limits.seconds + 1)
 
 
 if __name__ == "__main__":

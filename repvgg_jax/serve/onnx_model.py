@@ -19,8 +19,8 @@ def open_onnx(path: Path) -> Model:
       UsageError: if onnxruntime is not installed, the file is damaged, or its metadata are missing
         or do not describe its graph.
     """
-    session = _session(path)
-    metadata = Metadata.from_strings(session.get_modelmeta().custom_metadata_map, str(path))
+    session, strings = _session(path)
+    metadata = Metadata.from_strings(strings, str(path))
     (given, *others), (result, *_) = session.get_inputs(), session.get_outputs()
     expected = "tensor(uint8)" if metadata.preprocess else "tensor(float)"
     if others or given.type != expected or len(given.shape) != 4:
@@ -43,7 +43,8 @@ def open_onnx(path: Path) -> Model:
     return Model(described(path, metadata), names, evaluation(metadata), run)
 
 
-def _session(path: Path) -> Any:
+def _session(path: Path) -> tuple[Any, dict[str, str]]:
+    """Returns the session of a file, and its metadata."""
     try:
         import onnxruntime
     except ImportError:
@@ -57,7 +58,10 @@ def _session(path: Path) -> Any:
         return UsageError(f"{path} cannot be read as an ONNX model ({one_line(error)})")
 
     with reraise(Exception, damaged):  # onnxruntime's exceptions have no common type
-        return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        session = onnxruntime.InferenceSession(
+            path, options, providers=["CPUExecutionProvider"], enable_fallback=0
+        )
+        return session, session.get_modelmeta().custom_metadata_map
 
 
 def _outputs(run: Any, side: int, path: Path) -> int:

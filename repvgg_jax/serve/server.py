@@ -1,6 +1,7 @@
 """The HTTP application: classification of images, health, metrics and a page to try it on."""
 
 import asyncio
+import math
 import signal
 import socket
 from collections.abc import AsyncIterator
@@ -115,7 +116,7 @@ async def _classify(
         async with asyncio.TaskGroup() as group:
             for name, data in images:
                 opened = partial(
-                    open_image, data, name or "body", most_pixels=limits.pixels, formats=FORMATS
+                    open_image, data, name or "the image", most_pixels=limits.pixels, formats=FORMATS
                 )
                 tasks.append(group.create_task(batcher.classify(opened)))
     except ExceptionGroup as group_error:  # the group has cancelled the other images
@@ -131,8 +132,11 @@ def _best(row: np.ndarray, names: tuple[str, ...], top_k: int) -> list[dict[str,
     return [{"class": names[k], "index": k, "probability": float(row[k])} for k in order]
 
 
-def run_server(app: Any, listener: socket.socket, limits: Limits) -> None:
-    """Serves an application until SIGTERM or SIGINT; requests that were accepted are answered."""
+def make_server(app: Any, seconds: float) -> Any:
+    """Returns the uvicorn server of an application, which stops `seconds` after a signal at most.
+
+    Until then, it answers the requests that it has accepted.
+    """
     import uvicorn
 
     config = uvicorn.Config(
@@ -143,19 +147,21 @@ def run_server(app: Any, listener: socket.socket, limits: Limits) -> None:
         log_level="error",
         access_log=False,
         server_header=False,
-        timeout_graceful_shutdown=int(limits.seconds) + 1,
+        timeout_graceful_shutdown=math.ceil(seconds),
     )
+    return uvicorn.Server(config)
+
+
+def run_server(app: Any, listener: socket.socket, seconds: float) -> None:
+    """Serves an application until SIGTERM or SIGINT, as `make_server` does."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)  # uvicorn handles it, and then raises it once more
-    uvicorn.Server(config).run(sockets=[listener])
+    make_server(app, seconds).run(sockets=[listener])
 
 
 def _protocol() -> type[asyncio.Protocol]:
-    """Returns uvicorn's protocol, with a limit on the time in which the next request must start.
-
-    Without it, a connection that sends nothing, or half a head, or goes on sending after it was
-    answered, would stay open.
-    """
+    """Returns uvicorn's protocol, made strict towards clients that leave a request unfinished."""
+    import h11
     from uvicorn.protocols.http.h11_impl import H11Protocol
 
     class Protocol(H11Protocol):
@@ -167,7 +173,20 @@ def _protocol() -> type[asyncio.Protocol]:
             super().on_response_complete()
             self._await_request()
 
+        def eof_received(self) -> bool:
+            if self.conn.their_state is h11.SEND_BODY:
+                self.data_received(b"")  # the body is too short: 400
+            return True  # others still get their answer
+
+        def send_400_response(self, msg: str) -> None:
+            if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
+                super().send_400_response(msg)
+            else:
+                self.transport.close()  # the request has been answered
+
         def _await_request(self) -> None:
+            # Closes a connection on which no request has begun after a while, such as one that
+            # sends half a head, or the rest of a body that was refused.
             self.loop.call_later(self.timeout_keep_alive, self._close_after, self.cycle)
 
         def _close_after(self, cycle: Any) -> None:

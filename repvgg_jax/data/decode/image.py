@@ -105,6 +105,8 @@ def open_image(
     Raises:
       CorruptImageError: if the bytes are not an image, or of another format and damaged.
     """
+    with _named(where):
+        jpeg.check_scans(data)
     size = jpeg.size(data)
     if size is not None and (most_pixels is None or size[0] * size[1] <= most_pixels):
         return LazyImage(size, lambda rows, factor: _decode_jpeg(data, rows, factor, where), where)

@@ -16,6 +16,17 @@ _MARGIN = 8
 _MAX_PIXELS = 89_478_485
 
 
+# Progressive JPEGs have about ten scans; libjpeg reads the whole image once for each.
+_MAX_SCANS = 200
+_SCAN = b"\xff\xda"
+
+
+def check_scans(data: bytes) -> None:
+    """Raises ValueError for a JPEG of so many scans that a small file would take minutes."""
+    if data.startswith(b"\xff\xd8\xff") and data.count(_SCAN) > _MAX_SCANS:
+        raise ValueError(f"it has {data.count(_SCAN)} scans, more than {_MAX_SCANS}")
+
+
 def size(data: bytes) -> tuple[int, int] | None:
     """Returns (width, height) if `data` is a JPEG that `decode` supports, else None.
 

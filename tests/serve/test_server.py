@@ -1,0 +1,150 @@
+"""Requests to the server: answers, limits, damaged images, batches and the end."""
+
+import dataclasses
+import json
+import socket
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from repvgg_jax.serve.limits import Limits
+from repvgg_jax.serve.onnx_model import open_onnx
+from tests.support.color_model import write_color_model
+from tests.support.serving import exchange, image, malformed, multipart, request, serving
+
+LIMITS = Limits(requests=8, bytes=200_000, files=4, pixels=1_000_000, seconds=5)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return open_onnx(write_color_model(tmp_path_factory.mktemp("models") / "colors.onnx"))
+
+
+@pytest.fixture(scope="module")
+def port(model):
+    with serving(model, LIMITS) as (port, _):
+        yield port
+
+
+def best(answer):
+    return [found["classes"][0]["class"] for found in json.loads(answer)["images"]]
+
+
+def test_an_image_and_a_form_of_images_are_classified(port):
+    status, answer = exchange(port, request(image("blue"), "/predict?top_k=2"))
+    (found,) = json.loads(answer)["images"]
+    first, second = found["classes"]
+    assert (status, found["name"], first["class"], first["index"]) == (200, None, "blue", 2)
+    assert first["probability"] > second["probability"] > 0
+    header, body = multipart(image("lime"), image("red", kind="PNG"), image("blue", kind="WEBP"))
+    status, answer = exchange(port, request(body, headers=header))
+    assert (status, best(answer)) == (200, ["green", "red", "blue"])
+    assert [found["name"] for found in json.loads(answer)["images"]] == ["0.jpg", "1.jpg", "2.jpg"]
+
+
+def test_pages_health_metrics_and_api(port, model):
+    def get(path):
+        status, body = exchange(port, f"GET {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+        assert status == 200
+        return body.decode()
+
+    assert json.loads(get("/healthz"))["model"] == model.description == "colors.onnx: fused, colors"
+    assert "Drop images here" in get("/")
+    operation = json.loads(get("/openapi.json"))["paths"]["/predict"]["post"]
+    assert "image/*" in operation["requestBody"]["content"]
+    before = get("/metrics")
+    exchange(port, request(image("red")))
+    exchange(port, request(b"x"))
+    after = get("/metrics")
+
+    def value(text, name):
+        return sum(float(line.split()[1]) for line in text.splitlines() if line.startswith(name))
+
+    for name, more in [
+        ('repvgg_requests_total{status="200"}', 1),
+        ('repvgg_requests_total{status="400"}', 1),
+        ("repvgg_request_seconds_count", 2),
+        ("repvgg_batch_images_sum", 1),
+    ]:
+        assert value(after, name) - value(before, name) == more
+
+
+def test_malformed_requests_are_refused_and_the_server_goes_on(port):
+    for seed in range(54):  # two of each kind
+        name, sent, statuses = malformed(seed, LIMITS)
+        status, _ = exchange(port, sent, end=name == "short body")
+        assert status in statuses, name
+    assert best(exchange(port, request(image("red")))[1]) == ["red"]
+
+
+def test_a_damaged_file_of_a_form_is_named(port):
+    header, body = multipart(image("red"), image("red")[:-30])
+    status, answer = exchange(port, request(body, headers=header))
+    assert (status, json.loads(answer)["detail"][:21]) == (400, "cannot decode 1.jpg: ")
+
+
+def test_slow_bodies_and_silent_connections_end(model):
+    with serving(model, dataclasses.replace(LIMITS, seconds=0.2)) as (port, server):
+        server.config.timeout_keep_alive = 0.2
+        assert exchange(port, request(b"x" * 10, length=20))[0] == 408
+        with socket.create_connection(("127.0.0.1", port), timeout=5) as silent:
+            silent.sendall(b"POST /pre")
+            assert silent.recv(1) == b""
+
+
+def test_concurrent_requests_are_computed_together_and_those_beyond_the_limit_refused(model):
+    sizes, started, held = [], threading.Event(), threading.Event()
+
+    def run(images):
+        sizes.append(len(images))
+        started.set()
+        held.wait(5)
+        return model.run(images)
+
+    slow = dataclasses.replace(model, run=run)
+    with serving(slow, LIMITS) as (port, server), ThreadPoolExecutor(8) as pool:
+        colors = ["red", "lime", "blue", "red", "lime", "blue", "red", "lime"]
+        answers = [pool.submit(exchange, port, request(image("red")))]
+        started.wait(5)
+        answers += [pool.submit(exchange, port, request(image(color))) for color in colors[1:]]
+        while len(server.server_state.tasks) < 8:
+            time.sleep(0.01)
+        assert exchange(port, request(image("red")))[0] == 503
+        held.set()
+        names = ["green" if color == "lime" else color for color in colors]
+        assert [best(each.result()[1])[0] for each in answers] == names
+    assert sizes == [1, 4, 3]
+
+
+def test_accepted_requests_are_answered_before_the_server_ends(model):
+    started = threading.Event()
+
+    def run(images):
+        started.set()
+        time.sleep(0.2)
+        return model.run(images)
+
+    slow = dataclasses.replace(model, run=run)
+    with serving(slow, LIMITS) as (port, server), ThreadPoolExecutor(6) as pool:
+        answers = [pool.submit(exchange, port, request(image("red"))) for _ in range(6)]
+        started.wait(5)
+        while len(server.server_state.tasks) < 6:
+            time.sleep(0.01)
+        server.should_exit = True
+        assert [each.result()[0] for each in answers] == [200] * 6
+
+
+def test_an_error_of_the_model_is_the_answer_to_its_requests_only(model):
+    calls = []
+
+    def run(images):
+        calls.append(len(images))
+        if len(calls) == 1:
+            raise RuntimeError("no memory")
+        return model.run(images)
+
+    with serving(dataclasses.replace(model, run=run), LIMITS) as (port, _):
+        assert exchange(port, request(image("red")))[0] == 500
+        assert exchange(port, request(image("red")))[0] == 200

@@ -1,0 +1,117 @@
+"""The server as a process: its page in a browser, its memory, and its end by SIGTERM."""
+
+import base64
+import re
+import signal
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+
+import pytest
+
+from repvgg_jax.serve.limits import Limits
+from tests.support.browser import CHROMIUM, browser
+from tests.support.color_model import write_color_model
+from tests.support.commands import ROOT, python
+from tests.support.image_files import write
+from tests.support.serving import exchange, image, malformed, request
+
+
+@contextmanager
+def process_of(model, *flags):
+    command = [sys.executable, "-m", "repvgg_jax.serve", f"--model={model}", "--port=0", *flags]
+    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    try:
+        line = process.stderr.readline()
+        yield process, int(re.search(r"colors.onnx: fused, colors; http://127\S+:(\d+)", line)[1])
+    finally:
+        process.kill()
+        process.communicate()
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return write_color_model(tmp_path_factory.mktemp("models") / "colors.onnx")
+
+
+def test_the_page_shows_bars_and_a_signal_ends_the_server_after_its_answers(model, tmp_path):
+    with process_of(model) as (process, port):
+        if CHROMIUM is None:
+            print("no page was opened: there is no Chromium")
+        else:
+            drop_images(port, tmp_path)
+        photo = request(image("red", size=(3000, 3000)))
+        with ThreadPoolExecutor(16) as pool:
+            answers = [pool.submit(exchange, port, photo) for _ in range(16)]
+            next(each for each in answers if each.result())
+            process.send_signal(signal.SIGTERM)
+            statuses = []
+            for each in answers:
+                with suppress(ConnectionError):  # it was not accepted
+                    statuses.append(each.result()[0])
+        assert set(statuses) == {200}
+        assert (process.wait(10), process.stderr.read()) == (0, "")
+
+
+def drop_images(port, folder):
+    write(folder / "sea.png", image("blue", kind="PNG"))
+    write(folder / "notes.png", b"no picture")
+    with browser(folder / "profile") as page:
+        page.call("Page.navigate", url=f"http://127.0.0.1:{port}/")
+        page.wait(
+            "document.readyState == 'complete' && document.querySelector('#model').textContent"
+        )
+        page.drop(300, 200, folder / "sea.png", folder / "notes.png")
+        page.wait("document.querySelectorAll('.row').length == 3")
+        page.wait("document.querySelectorAll('.error').length == 1")
+        bars = page.run(
+            "[...document.querySelectorAll('.row')].map(row => [row.innerText.split('\\n'),"
+            " row.querySelector('.bar div').getBoundingClientRect().width])"
+        )
+        error = page.run("document.querySelector('.error').innerText")
+        shot = page.call("Page.captureScreenshot")["data"]
+    (folder / "page.png").write_bytes(base64.b64decode(shot))
+    names, widths = zip(*bars, strict=True)
+    assert names[0][0] == "blue"
+    assert re.fullmatch(r"\d\d\.\d%", names[0][1])
+    assert widths[0] > widths[1] > 0
+    assert error == "notes.png: cannot decode the image: cannot identify image file"
+
+
+def test_errors_are_one_line(model, tmp_path):
+    (tmp_path / "noise.onnx").write_bytes(model.read_bytes()[:100])
+    assert (
+        python("-m", "repvgg_jax.serve", "--model", tmp_path / "noise.onnx", code=2).count("\n")
+        == 1
+    )
+
+
+@pytest.mark.slow
+def test_a_thousand_malformed_requests_leave_the_memory_as_it_was(model):
+    limits = Limits()
+    with process_of(model, "--timeout=2") as (process, port):
+
+        def refused(seed):
+            name, sent, statuses = malformed(seed, limits)
+            status, _ = exchange(port, sent, end=name == "short body")
+            assert status in statuses, name
+
+        def memory():
+            _, text = exchange(port, b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n")
+            return float(re.search(rb"\nprocess_resident_memory_bytes (\S+)", text)[1])
+
+        with ThreadPoolExecutor(8) as pool:
+            list(pool.map(refused, range(300)))
+            before = memory()
+            list(pool.map(refused, range(300, 1300)))
+            slow = [pool.submit(exchange, port, request(b"x", length=100)) for _ in range(8)]
+            assert {each.result()[0] for each in slow} == {408}
+        growth = memory() - before
+        print(
+            f"{before / 1e6:.0f} MB after 300 requests, and {growth / 1e6:.1f} MB more after 1,000"
+        )
+        assert growth < 30e6
+        assert exchange(port, request(image("red")))[0] == 200
+        process.send_signal(signal.SIGTERM)
+        assert (process.wait(20), process.stderr.read()) == (0, "")
