@@ -23,7 +23,7 @@ from repvgg_jax.config.schedule import (
     warn_about_batches,
 )
 from repvgg_jax.data.augment.transforms import Transform
-from repvgg_jax.data.images import IMAGENET_MEAN, IMAGENET_STD
+from repvgg_jax.data.imagenet import IMAGENET_MEAN, IMAGENET_STD
 from repvgg_jax.data.sources.base import Source
 from repvgg_jax.data.sources.load import check_source, in_memory_if_small, open_source
 from repvgg_jax.data.split import Split

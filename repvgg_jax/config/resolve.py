@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from repvgg_jax.config.fields import REQUIRED, check_values, flat
 from repvgg_jax.config.workdir import has_checkpoints, read_config
-from repvgg_jax.data.images import IMAGENET_MEAN, IMAGENET_STD
+from repvgg_jax.data.imagenet import IMAGENET_MEAN, IMAGENET_STD
 from repvgg_jax.data.sources.folder_summary import FolderSummary, summarize_folder
 from repvgg_jax.errors import UsageError
 from repvgg_jax.runtime.devices import available_devices

@@ -6,10 +6,6 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float, Shaped, UInt8
 
-# Mean and standard deviation of each channel in ImageNet, on a scale from 0 to 1.
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
-
 
 def normalize(
     images: UInt8[Array, "... channels"], mean: Sequence[float], std: Sequence[float]

@@ -1,15 +1,19 @@
 """The metadata of an exported model: what a program needs to classify images with it."""
 
+from __future__ import annotations
+
 import dataclasses
 import json
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
-from repvgg_jax.data.images import IMAGENET_MEAN, IMAGENET_STD
+from repvgg_jax.data.imagenet import IMAGENET_MEAN, IMAGENET_STD
 from repvgg_jax.errors import UsageError, one_line
-from repvgg_jax.nets import Net
 from repvgg_jax.version import __version__, git_commit
+
+if TYPE_CHECKING:
+    from repvgg_jax.nets import Net
 
 LICENSE = "Apache-2.0"
 TASK = "classify"

@@ -116,7 +116,11 @@ async def _classify(
         async with asyncio.TaskGroup() as group:
             for name, data in images:
                 opened = partial(
-                    open_image, data, name or "the image", most_pixels=limits.pixels, formats=FORMATS
+                    open_image,
+                    data,
+                    name or "the image",
+                    most_pixels=limits.pixels,
+                    formats=FORMATS,
                 )
                 tasks.append(group.create_task(batcher.classify(opened)))
     except ExceptionGroup as group_error:  # the group has cancelled the other images

@@ -15,7 +15,8 @@ from jax import Array
 from jax.sharding import Mesh
 from jaxtyping import Float
 
-from repvgg_jax.data.images import IMAGENET_MEAN, IMAGENET_STD, to_network_input
+from repvgg_jax.data.imagenet import IMAGENET_MEAN, IMAGENET_STD
+from repvgg_jax.data.images import to_network_input
 from repvgg_jax.data.pipeline import Batch, eval_batches
 from repvgg_jax.data.resident import put_eval_batches
 from repvgg_jax.data.split import Split

@@ -15,7 +15,8 @@ from repvgg_jax.data.augment.pad_crop import pad_crop_flip
 from repvgg_jax.data.augment.rectangles import random_box
 from repvgg_jax.data.augment.transforms import resize_and_crop, resized_crop, train_image
 from repvgg_jax.data.decode.image import from_array, open_image
-from repvgg_jax.data.images import IMAGENET_MEAN, IMAGENET_STD, normalize
+from repvgg_jax.data.imagenet import IMAGENET_MEAN, IMAGENET_STD
+from repvgg_jax.data.images import normalize
 from repvgg_jax.data.sampler import example_rng
 from repvgg_jax.data.sources.load import load_source
 from tests.support.batches import AUGMENTED, array_source
