@@ -11,7 +11,7 @@ from repvgg_jax.data.decode.image import LazyImage
 from repvgg_jax.errors import UsageError
 from repvgg_jax.export.metadata import Metadata
 
-CPU_BATCH = 32  # images; larger batches are no faster on CPUs
+CPU_BATCH = 32  # images; larger batches do not speed CPUs up
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ import csv
 import json
 import logging
 import os
+import re
 import sys
 
 import numpy as np
@@ -17,8 +18,10 @@ from repvgg_jax.config.workdir import make_workdir
 from repvgg_jax.data.sources.digits import load_digits
 from repvgg_jax.errors import UsageError
 from repvgg_jax.training.metrics import read_metrics
+from tests.support.color_model import NAMES, write_color_model
 from tests.support.image_files import encoded, write
 from tests.support.runs import tiny_config
+from tests.support.serving import colored
 
 
 @pytest.mark.medium
@@ -79,6 +82,27 @@ def test_the_accuracy_is_that_of_the_evaluation(undisturbed, tmp_path, capsys, c
     with pytest.raises(UsageError, match="top_k=11: the net has 10 classes; give 1 to 10"):
         run_predict(workdir, file, 11, None)
     assert not capsys.readouterr().out  # no table
+
+
+def test_an_exported_file_classifies_a_folder(tmp_path, capsys, caplog):
+    model = write_color_model(tmp_path / "colors.onnx")
+    for name in NAMES:
+        write(tmp_path / "photos" / f"{name}.png", colored({"green": "lime"}.get(name, name)))
+    write(tmp_path / "photos/damaged.jpg", colored("red")[:-20])
+    with caplog.at_level(logging.INFO, "repvgg_jax"):
+        run_predict(None, tmp_path / "photos", 1, tmp_path / "out.jsonl", model=model)
+    rows = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert [row["class"] for row in rows] == sorted(NAMES)
+    assert [os.path.basename(row["file"])[:-4] for row in rows] == sorted(NAMES)
+    assert "colors.onnx: fused, colors; 4 images" in caplog.messages
+    assert "left out 1 of 4 files, which are named above" in caplog.messages
+    assert re.search(r"classified 3 images in \d+\.\d s, [\d,]+ images/s", caplog.text)
+    with pytest.raises(UsageError, match="top_k=4: the net has 3 classes; give 1 to 3"):
+        run_predict(None, tmp_path / "photos", 4, None, model=model)
+    for workdir, file in [(None, None), (tmp_path, model)]:
+        with pytest.raises(UsageError, match="needs --workdir or --model, and not both"):
+            run_predict(workdir, tmp_path, 1, None, model=file)
+    capsys.readouterr()
 
 
 def test_wrong_arguments_are_one_line(tmp_path):

@@ -12,7 +12,7 @@ import pytest
 from repvgg_jax.serve.limits import Limits
 from repvgg_jax.serve.onnx_model import open_onnx
 from tests.support.color_model import write_color_model
-from tests.support.serving import exchange, image, malformed, multipart, request, serving
+from tests.support.serving import colored, exchange, malformed, multipart, request, serving
 
 LIMITS = Limits(requests=8, bytes=200_000, files=4, pixels=1_000_000, seconds=5)
 
@@ -33,12 +33,14 @@ def best(answer):
 
 
 def test_an_image_and_a_form_of_images_are_classified(port):
-    status, answer = exchange(port, request(image("blue"), "/predict?top_k=2"))
+    status, answer = exchange(port, request(colored("blue"), "/predict?top_k=2"))
     (found,) = json.loads(answer)["images"]
     first, second = found["classes"]
     assert (status, found["name"], first["class"], first["index"]) == (200, None, "blue", 2)
     assert first["probability"] > second["probability"] > 0
-    header, body = multipart(image("lime"), image("red", kind="PNG"), image("blue", kind="WEBP"))
+    header, body = multipart(
+        colored("lime"), colored("red", kind="PNG"), colored("blue", kind="WEBP")
+    )
     status, answer = exchange(port, request(body, headers=header))
     assert (status, best(answer)) == (200, ["green", "red", "blue"])
     assert [found["name"] for found in json.loads(answer)["images"]] == ["0.jpg", "1.jpg", "2.jpg"]
@@ -55,7 +57,7 @@ def test_pages_health_metrics_and_api(port, model):
     operation = json.loads(get("/openapi.json"))["paths"]["/predict"]["post"]
     assert "image/*" in operation["requestBody"]["content"]
     before = get("/metrics")
-    exchange(port, request(image("red")))
+    exchange(port, request(colored("red")))
     exchange(port, request(b"x"))
     after = get("/metrics")
 
@@ -76,11 +78,11 @@ def test_malformed_requests_are_refused_and_the_server_goes_on(port):
         name, sent, statuses = malformed(seed, LIMITS)
         status, _ = exchange(port, sent, end=name == "short body")
         assert status in statuses, name
-    assert best(exchange(port, request(image("red")))[1]) == ["red"]
+    assert best(exchange(port, request(colored("red")))[1]) == ["red"]
 
 
 def test_a_damaged_file_of_a_form_is_named(port):
-    header, body = multipart(image("red"), image("red")[:-30])
+    header, body = multipart(colored("red"), colored("red")[:-30])
     status, answer = exchange(port, request(body, headers=header))
     assert (status, json.loads(answer)["detail"][:21]) == (400, "cannot decode 1.jpg: ")
 
@@ -106,12 +108,12 @@ def test_concurrent_requests_are_computed_together_and_those_beyond_the_limit_re
     slow = dataclasses.replace(model, run=run)
     with serving(slow, LIMITS) as (port, server), ThreadPoolExecutor(8) as pool:
         colors = ["red", "lime", "blue", "red", "lime", "blue", "red", "lime"]
-        answers = [pool.submit(exchange, port, request(image("red")))]
+        answers = [pool.submit(exchange, port, request(colored("red")))]
         started.wait(5)
-        answers += [pool.submit(exchange, port, request(image(color))) for color in colors[1:]]
+        answers += [pool.submit(exchange, port, request(colored(color))) for color in colors[1:]]
         while len(server.server_state.tasks) < 8:
             time.sleep(0.01)
-        assert exchange(port, request(image("red")))[0] == 503
+        assert exchange(port, request(colored("red")))[0] == 503
         held.set()
         names = ["green" if color == "lime" else color for color in colors]
         assert [best(each.result()[1])[0] for each in answers] == names
@@ -128,7 +130,7 @@ def test_accepted_requests_are_answered_before_the_server_ends(model):
 
     slow = dataclasses.replace(model, run=run)
     with serving(slow, LIMITS) as (port, server), ThreadPoolExecutor(6) as pool:
-        answers = [pool.submit(exchange, port, request(image("red"))) for _ in range(6)]
+        answers = [pool.submit(exchange, port, request(colored("red"))) for _ in range(6)]
         started.wait(5)
         while len(server.server_state.tasks) < 6:
             time.sleep(0.01)
@@ -146,5 +148,5 @@ def test_an_error_of_the_model_is_the_answer_to_its_requests_only(model):
         return model.run(images)
 
     with serving(dataclasses.replace(model, run=run), LIMITS) as (port, _):
-        assert exchange(port, request(image("red")))[0] == 500
-        assert exchange(port, request(image("red")))[0] == 200
+        assert exchange(port, request(colored("red")))[0] == 500
+        assert exchange(port, request(colored("red")))[0] == 200

@@ -56,7 +56,7 @@ def request(body, path="/predict", headers="", length=None):
     )
 
 
-def image(color, size=(20, 16), kind="JPEG", **options):
+def colored(color, size=(20, 16), kind="JPEG", **options):
     """Returns an encoded image of one color."""
     file = io.BytesIO()
     Image.new("RGB", size, color).save(file, kind, **options)
@@ -118,7 +118,7 @@ def malformed(seed, limits):
         "jpeg bomb": (request(jpeg_of_size(photo, 65_000)), {400}),
         "many scans": (request(scans), {400}),
         "gif bomb": (request(b"GIF89a" + b"\xff" * 4 + bytes(30)), {400}),
-        "damaged png": (request(image("red", kind="PNG")[:-20] + rng.randbytes(8)), {400}),
+        "damaged png": (request(colored("red", kind="PNG")[:-20] + rng.randbytes(8)), {400}),
         "bmp bomb": (
             request(
                 b"BM"

@@ -15,12 +15,19 @@ from tests.support.browser import CHROMIUM, browser
 from tests.support.color_model import write_color_model
 from tests.support.commands import ROOT, python
 from tests.support.image_files import write
-from tests.support.serving import exchange, image, malformed, request
+from tests.support.serving import colored, exchange, malformed, request
+
+# As in the container, which has neither.
+WITHOUT_JAX = """
+import runpy, sys
+sys.modules["jax"] = sys.modules["flax"] = None
+runpy.run_module("repvgg_jax.serve", run_name="__main__", alter_sys=True)
+"""
 
 
 @contextmanager
 def process_of(model, *flags):
-    command = [sys.executable, "-m", "repvgg_jax.serve", f"--model={model}", "--port=0", *flags]
+    command = [sys.executable, "-c", WITHOUT_JAX, f"--model={model}", "--port=0", *flags]
     process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
     try:
         line = process.stderr.readline()
@@ -41,7 +48,7 @@ def test_the_page_shows_bars_and_a_signal_ends_the_server_after_its_answers(mode
             print("no page was opened: there is no Chromium")
         else:
             drop_images(port, tmp_path)
-        photo = request(image("red", size=(3000, 3000)))
+        photo = request(colored("red", size=(3000, 3000)))
         with ThreadPoolExecutor(16) as pool:
             answers = [pool.submit(exchange, port, photo) for _ in range(16)]
             next(each for each in answers if each.result())
@@ -55,7 +62,7 @@ def test_the_page_shows_bars_and_a_signal_ends_the_server_after_its_answers(mode
 
 
 def drop_images(port, folder):
-    write(folder / "sea.png", image("blue", kind="PNG"))
+    write(folder / "sea.png", colored("blue", kind="PNG"))
     write(folder / "notes.png", b"no picture")
     with browser(folder / "profile") as page:
         page.call("Page.navigate", url=f"http://127.0.0.1:{port}/")
@@ -112,6 +119,6 @@ def test_a_thousand_malformed_requests_leave_the_memory_as_it_was(model):
             f"{before / 1e6:.0f} MB after 300 requests, and {growth / 1e6:.1f} MB more after 1,000"
         )
         assert growth < 30e6
-        assert exchange(port, request(image("red")))[0] == 200
+        assert exchange(port, request(colored("red")))[0] == 200
         process.send_signal(signal.SIGTERM)
         assert (process.wait(20), process.stderr.read()) == (0, "")

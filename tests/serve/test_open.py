@@ -1,0 +1,87 @@
+"""Opening of ONNX files: preprocessing and class names from their metadata, and damaged files."""
+
+import random
+
+import numpy as np
+import pytest
+
+from repvgg_jax.data.decode.image import from_array
+from repvgg_jax.data.images import normalize
+from repvgg_jax.errors import UsageError
+from repvgg_jax.serve.open import open_model
+from tests.support.color_model import NAMES, write_color_model
+
+
+@pytest.fixture
+def path(tmp_path):
+    return write_color_model(tmp_path / "a.onnx")
+
+
+def test_images_are_prepared_and_normalized_as_the_metadata_say(tmp_path):
+    mean, std = (0.1, 0.2, 0.3), (0.5, 0.6, 0.7)
+    path = write_color_model(tmp_path / "a.onnx", 6, crop_pct=0.75, mean=mean, std=std)
+    model = open_model(path)
+    assert (model.transform.resize, model.transform.eval_size) == (8, 6)
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 8, 10, 3), np.uint8)
+    images = np.stack([model.prepare(from_array(image)) for image in pixels])
+    np.testing.assert_array_equal(images, pixels[:, 1:7, 2:8])
+    logits = np.asarray(normalize(images, mean, std)).mean((1, 2))
+    expected = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+    np.testing.assert_allclose(model.run(images), expected, rtol=1e-5)
+
+
+def test_outputs_without_a_name_are_numbered(tmp_path):
+    assert open_model(write_color_model(tmp_path / "a.onnx", names=("a",))).names == ("a", "1", "2")
+    assert open_model(write_color_model(tmp_path / "b.onnx", names=None)).names == ("0", "1", "2")
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ({"strings": {}}, "a.onnx has no metadata imgsz"),
+        ({"names": (*NAMES, "black")}, "a.onnx names 4 classes, but its net has 3 outputs"),
+        ({"preprocess": True}, r"a.onnx takes tensor\(float\) .* metadata describe: .*uint8"),
+        ({"image_size": 4}, "a.onnx does not run on two images"),
+    ],
+)
+def test_metadata_that_do_not_fit_are_one_line(tmp_path, values, expected):
+    path = write_color_model(tmp_path / "a.onnx", **values)
+    with pytest.raises(UsageError, match=expected) as caught:
+        open_model(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_other_files_are_one_line(tmp_path, path):
+    (tmp_path / "a.txt").touch()
+    (tmp_path / "b.stablehlo").write_bytes(b"x")
+    for name, expected in [
+        ("a.txt", "give an .onnx file, a .stablehlo file or a workdir"),
+        ("none.onnx", "no such file"),
+        ("b.stablehlo", r"b.stablehlo.json cannot be read"),
+        ("none", "no run in"),
+    ]:
+        with pytest.raises(UsageError, match=expected):
+            open_model(tmp_path / name)
+    with pytest.raises(UsageError, match="holds a single step"):
+        open_model(path, step=3)
+
+
+def test_damaged_files_are_one_line(path, capfd):
+    whole, messages = path.read_bytes(), []
+    for seed in range(100):
+        rng, data = random.Random(seed), bytearray(whole)
+        at = rng.randrange(len(data))
+        if seed % 3 == 0:
+            del data[at:]
+        elif seed % 3 == 1:
+            data[at : at + rng.randrange(20)] = rng.randbytes(rng.randrange(20))
+        else:
+            data[at] ^= 1 << rng.randrange(8)
+        path.write_bytes(data)
+        try:
+            open_model(path)
+        except UsageError as error:
+            messages.append(str(error))
+    assert len(messages) > 80  # the others differ in a value only
+    assert all(each.startswith(str(path)) and "\n" not in each for each in messages)
+    assert capfd.readouterr() == ("", "")
