@@ -71,6 +71,8 @@ def available_devices() -> list[jax.Device]:
         Training would take a hundred times as long.
     """
     devices = jax.devices()
+    if jax.config.jax_platforms or jax.config.read("jax_platform_name"):
+        return devices  # of a platform that the user or the program has chosen
     if devices[0].platform == "cpu" and devices_here(os.environ)[0] == "cuda" and _has_cuda():
         raise RunError(
             "JAX could not start this machine's GPU (its own message is above), and would use the "

@@ -1,5 +1,6 @@
 """Errors of devices that JAX cannot start."""
 
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import jax
@@ -51,21 +52,32 @@ def test_what_may_pass_is_no_usage_error(platforms, cause, kind, says):
 
 
 @pytest.mark.parametrize(
-    ("installed", "platform", "falls_back"),
-    [("cuda13", "cuda", True), ("tpu", "cuda", False), ("cuda13", "cpu", False)],
+    ("installed", "platform", "setting", "falls_back"),
+    [
+        ("cuda13", "cuda", {}, True),
+        ("tpu", "cuda", {}, False),
+        ("cuda13", "cpu", {}, False),
+        ("cuda13", "cuda", {"jax_platforms": "cpu"}, False),
+        ("cuda13", "cuda", {"jax_platform_name": "cpu"}, False),
+    ],
 )
 def test_a_gpu_that_does_not_start_is_not_replaced_by_the_cpu(
-    installed, platform, falls_back, monkeypatch
+    installed, platform, setting, falls_back, monkeypatch
 ):
-    """Not if JAX is installed for it, and nobody asked for the CPU."""
+    """The CPU is used if JAX is not installed for the GPU, or if somebody chose the CPU."""
+    before = {name: jax.config.values[name] for name in ("jax_platforms", "jax_platform_name")}
     plugin = SimpleNamespace(value=f"jax_plugins.xla_{installed}")
     monkeypatch.setattr(devices, "entry_points", lambda group: [plugin])
     monkeypatch.setattr(devices, "devices_here", lambda environment: (platform, []))
-    if not falls_back:
-        assert make_mesh().size == jax.device_count()
-        return
-    with pytest.raises(RunError, match="could not start this machine's GPU"):
-        make_mesh()
+    refused = pytest.raises(RunError, match="could not start this machine's GPU")
+    try:
+        for name in before:
+            jax.config.update(name, setting.get(name, ""))
+        with refused if falls_back else nullcontext():
+            assert make_mesh().size == jax.device_count()
+    finally:
+        for name, value in before.items():
+            jax.config.update(name, value)
 
 
 @pytest.mark.parametrize("error", [AssertionError(), RuntimeError("a backend's error")], ids=repr)
