@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from repvgg_jax.config.fields import FIELDS, REQUIRED, flat, to_json
 from repvgg_jax.errors import UsageError, shortened
-from repvgg_jax.nets import create
+from repvgg_jax.nets import NETS, create
 from repvgg_jax.runtime.files import local_path
 
 BUNDLED = Path(__file__).parents[2] / "configs"  # of a clone; a wheel has none
@@ -118,6 +118,8 @@ def _unsuitable(loaded: ConfigDict, config: ConfigDict, given: Collection[str]) 
         return []
     if not builds([]):
         return [each for each in of_file if not builds(set(of_file) - {each})] or of_file
+    if loaded.model.name not in NETS:  # unset, as in configs/folder.py, or unknown
+        return []
     family, other = (type(create(each.model.name)) for each in (loaded, config))
     # Stages of another family may fit, but would make another net than the named one.
     return [] if family is other else [field for field in of_file if field in _STAGES]

@@ -74,6 +74,7 @@ def failing(capsys, *given):
             ["--config=configs/cifar10_nets.py", "--config.model.name=deep_plain"],
             "nets.py sets model.stem for another net; use --config configs/cifar10_nets.py:deep_p",
         ),
+        (["--config=configs/folder.py", "--config.model.name=resnet18"], "data.data_dir"),
         (
             ["--config=configs/cifar10.py", "--config.model.name=resnet18"],
             "sets model.depths, model.strides, model.widths for another net; use --config "
