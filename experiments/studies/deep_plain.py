@@ -18,10 +18,10 @@ from experiments.studies.pages import DOCS, device_name, write_section
 from experiments.sweeps.flags import Parser, path_type, run_command
 from repvgg_jax.config.build import build
 from repvgg_jax.errors import RunError
+from repvgg_jax.nets import abstract
 from repvgg_jax.optim import sgd
-from repvgg_jax.runtime.mesh import make_mesh
 from repvgg_jax.training.metrics import METRICS_FILE, read_metrics
-from repvgg_jax.training.state import init_state
+from repvgg_jax.training.state import TrainState
 from repvgg_jax.training.step import train_step
 from repvgg_jax.training.train import train
 
@@ -48,8 +48,8 @@ def fit(variant: str, workdir: Path, steps: int | None) -> list[dict[str, Any]]:
 def compile_seconds(depth: int) -> tuple[float, float]:
     """Returns seconds to compile a training step and the initialization; nothing is run."""
     net = rj.create("deep_plain", num_classes=10, depth=depth)
-    tx, mesh = sgd.sgd(lambda step: jnp.float32(0.01)), make_mesh()
-    state = jax.eval_shape(lambda key: init_state(net, tx, mesh, key), jax.random.key(0))
+    tx, params = sgd.sgd(lambda step: jnp.float32(0.01)), abstract(net)["params"]
+    state = TrainState(jnp.int32(0), params, {}, jax.eval_shape(tx.init, params), None, net, tx)
     batch = {
         "image": jax.ShapeDtypeStruct((64, 8, 8, 3), jnp.float32),
         "label": jax.ShapeDtypeStruct((64,), jnp.int32),
