@@ -36,7 +36,7 @@ def sound(there: float) -> bool:
 
 def agree(there: float, *ours: float) -> bool:
     """Returns True if errors are of the size of the module's own, which are those of rounding."""
-    return sound(there) and max(ours) <= FACTOR * there
+    return sound(there) and all(each <= FACTOR * there for each in ours)  # False for NaN
 
 
 def depend_on_images(logits: np.ndarray) -> bool:

@@ -111,6 +111,7 @@ def test_wrong_weights_are_seen(torchvision):
     logits = (np.asarray(forward(tree, images)) for tree in (variables, *trees.values()))
     there, right, *others = errors(module, images, *logits)
     assert agree(there, right)
+    assert not agree(there, right, np.nan)
     for name, error in zip(trees, others, strict=True):
         assert not agree(there, error), name
 
