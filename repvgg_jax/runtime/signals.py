@@ -102,7 +102,7 @@ class Stopping:
             raise Stopped(self._reason or "another process")
 
     def _add_step(self, seconds: float) -> None:
-        """Records a step's duration; the second replaces the first, which includes compiling."""
+        """Records a step's duration; the second replaces the first, which may include compiling."""
         self._longest = seconds if self._steps <= 1 else max(self._longest, seconds)
         self._steps += 1
 

@@ -176,8 +176,8 @@ def _initial_state_and_data(experiment: Experiment, workdir: Path) -> _Initial:
 def _initial_state(experiment: Experiment, workdir: Path) -> _Initial:
     """Returns the experiment with its final optimizer, and the state before the first step.
 
-    If there are checkpoints to restore, or if the state is fresh, it consists of
-    `jax.ShapeDtypeStruct`s; the third result then is its initialization, or else None.
+    The state consists of `jax.ShapeDtypeStruct`s if there are checkpoints to restore, or if it is
+    fresh. In the latter case, the third result is its initialization; otherwise it is None.
     """
     weights = None
     if experiment.repoptimizer_from is not None:

@@ -21,7 +21,6 @@ Row = Mapping[str, Any]
 # The fields by which a row is found again, if it has them.
 _KEY = ("part", "net", "image_size", "batch", "case", "shape", "reference")
 _KEY += ("dtype", "precision", "device")
-SETUP = ("device", "dtype", "precision")
 # The fields with a speed divided by another's; None if the other could not be measured.
 _RATIOS = ("speed_of_reference", "speed_of_first")
 
