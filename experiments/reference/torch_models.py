@@ -148,8 +148,8 @@ def random_images(count: int, side: int) -> np.ndarray:
     return coarse[:, index][:, :, index] + draw((count, side, side, 3), np.float32)
 
 
-def name_in(package: str, name: str) -> str | None:
-    """Returns an installed package's name of a model of this library; None if it has none."""
+def name_in(name: str, package: str) -> str | None:
+    """Returns the name of a model of this library in an installed package; None if it has none."""
     found = NAMES[package].get(name, name)
     if not isinstance(found, str) or type(create(name)) not in LAYOUTS[package]:
         return None
@@ -175,7 +175,7 @@ def _maker(name: str, package: str) -> Callable[..., torch.nn.Module] | None:
     module, found = imported(package), NAMES[package].get(name)
     if callable(found):
         return lambda **options: found(module, **options)
-    there = name_in(package, name)
+    there = name_in(name, package)
     if there is None:
         return None
     make = module.models.get_model if package == "torchvision" else module.create_model

@@ -51,8 +51,8 @@ def theirs(timm, name):
 def test_the_fused_form_computes_what_timms_net_does(name, timm):
     module, options = theirs(timm, name)
     # Maps have 2x2 pixels or more: in smaller ones, only the center of a 3x3 kernel counts.
-    images = random_images(8, 64)
-    randomize(module, images)  # two of 2x2 pixels would make noisy statistics
+    images = random_images(8, 64)  # maps of 2x2 pixels of only two have noisy statistics
+    randomize(module, images)
     net = rj.create(name, num_classes=10, **options)
     assert_exported(net, module, "timm")
     fused = rj.fuse(net, from_torch(net, module.state_dict()))

@@ -123,8 +123,8 @@ def test_logits_equal_torchvisions_in_both_forms(name, size, torchvision):
 
 
 def assert_same_forms(name, module, overrides, size):
-    images = random_images(8, size)
-    randomize(module, images)  # two of 2x2 pixels would make noisy statistics
+    images = random_images(8, size)  # maps of 2x2 pixels of only two have noisy statistics
+    randomize(module, images)
     net = rj.create(name, num_classes=10, **overrides)
     variables = from_torch(net, module.state_dict())
     assert_same_logits(module, images[:2], (net, variables), rj.fuse(net, variables))

@@ -49,7 +49,7 @@ def test_no_two_models_have_one_spelling():
 def test_names_of_torchvision_and_timm_lead_to_the_same_architecture(torchvision, timm):
     from experiments.reference.torch_models import PACKAGES, name_in
 
-    pairs = [(name_in(package, name), name) for package in PACKAGES for name in NETS]
+    pairs = [(name_in(name, package), name) for package in PACKAGES for name in NETS]
     there = {theirs: name for theirs, name in pairs if theirs}
     assert len(there) > 80
     for theirs, name in there.items():

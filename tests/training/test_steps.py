@@ -152,12 +152,13 @@ def test_convolutions_that_are_slow_in_loops_are_in_none(tmp_path, caplog):
 
 @pytest.mark.medium
 def test_the_step_is_compiled_while_the_initialization_is(tmp_path, monkeypatch):
-    compiled = threading.Event()
+    compiled, meanwhile = threading.Event(), threading.Event()
 
     class Delayed(ThreadPoolExecutor):
         def submit(self, compile_initialization):
             def wait():
                 assert compiled.wait(60)
+                meanwhile.set()
                 return compile_initialization()
 
             return super().submit(wait)
@@ -170,6 +171,7 @@ def test_the_step_is_compiled_while_the_initialization_is(tmp_path, monkeypatch)
     monkeypatch.setattr(state_module, "ThreadPoolExecutor", Delayed)
     monkeypatch.setattr(steps_module, "ResidentSteps", Steps)
     train(tiny_config(train_steps=1), tmp_path)
+    assert meanwhile.is_set()
 
 
 def test_short_steps_share_a_call_and_long_ones_do_not():
