@@ -66,7 +66,7 @@ class AuxiliaryHead(nn.Module):
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
         x = nn.relu(self.conv(adaptive_mean_pool(x, MAP), train))
-        x = x.reshape(len(x), -1)
+        x = x.reshape(x.shape[0], -1)  # the size of the batch may be symbolic
         x = nn.relu(dense(1024, x.shape[-1], name="hidden", dtype=self.dtype)(x))
         x = nn.Dropout(self.dropout, deterministic=not train)(x)
         wide = accumulation_dtype(self.dtype)

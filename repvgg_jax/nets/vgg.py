@@ -52,7 +52,7 @@ class VGG(Chain):
             return self.mean_and_head(x)
         if x.shape[1:3] != (MAP, MAP):
             x = adaptive_mean_pool(x, MAP)
-        x = x.reshape(len(x), -1)
+        x = x.reshape(x.shape[0], -1)  # the size of the batch may be symbolic
         for index, features in enumerate(self.hidden):
             name = f"hidden{index}"
             x = nn.relu(dense(features, x.shape[-1], name=name, dtype=self.dtype)(x))
