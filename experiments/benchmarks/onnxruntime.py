@@ -13,9 +13,11 @@ import importlib.util
 import os
 import statistics
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -24,6 +26,8 @@ import numpy as np
 from experiments.sweeps.flags import Parser, run_command
 from repvgg_jax import create
 from repvgg_jax.errors import RunError, UsageError
+from repvgg_jax.export.metadata import Metadata
+from repvgg_jax.export.onnx_file import export_onnx
 from repvgg_jax.fusion.fuse import fuse
 from repvgg_jax.nets import init
 from repvgg_jax.runtime.devices import keep_freed_memory
@@ -40,43 +44,23 @@ SIZE = 224  # side of the images, pixels
 SHARE = 0.1  # fraction of a core that other processes may use during a pair
 
 
-def onnx_session(net: Any, params: Any, batch: int) -> Any:
-    """Returns an onnxruntime session of the fused net, images NCHW -> logits.
-
-    The graph is built from the plan, so that no exporter influences the comparison.
-    """
+def make_session(file: str | Path) -> Any:
+    """Returns an onnxruntime session of an ONNX file, which uses all cores of the process."""
     import onnxruntime
-    from onnx import TensorProto, helper, numpy_helper
 
-    nodes, tensors, x = [], [], "images"
-
-    def constant(name: str, value: np.ndarray) -> str:
-        tensors.append(numpy_helper.from_array(np.ascontiguousarray(value), name))
-        return name
-
-    for spec in net.plan():
-        name = spec.name
-        conv = jax.device_get(params[name]["conv"])
-        kernel = constant(f"{name}_kernel", conv["kernel"].transpose(3, 2, 0, 1))
-        inputs = [x, kernel, constant(f"{name}_bias", conv["bias"])]
-        margin = spec.dilation * (spec.kernel_size // 2)
-        geometry = dict(pads=[margin] * 4, group=spec.groups)
-        geometry |= dict(strides=[spec.strides] * 2, dilations=[spec.dilation] * 2)
-        nodes.append(helper.make_node("Conv", inputs, [f"{name}_sum"], **geometry))
-        nodes.append(helper.make_node("Relu", [f"{name}_sum"], [x := name]))
-    head = [constant(name, np.asarray(params["head"][name])) for name in ("kernel", "bias")]
-    nodes.append(helper.make_node("GlobalAveragePool", [x], ["mean"]))
-    nodes.append(helper.make_node("Flatten", ["mean"], ["flat"]))
-    nodes.append(helper.make_node("Gemm", ["flat", *head], ["logits"]))
-    shapes = (("images", (batch, 3, SIZE, SIZE)), ("logits", (batch, net.num_classes)))
-    ends = [[helper.make_tensor_value_info(n, TensorProto.FLOAT, shape)] for n, shape in shapes]
-    graph = helper.make_graph(nodes, "fused", *ends, tensors)
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = len(os.sched_getaffinity(0))
-    # Otherwise its threads would keep spinning while our net runs.
+    # Otherwise its threads would keep spinning while another program runs.
     options.add_session_config_entry("session.force_spinning_stop", "1")
-    return onnxruntime.InferenceSession(model.SerializeToString(), options)
+    return onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+
+
+def exported(net: Any, variables: Any) -> Any:
+    """Returns an onnxruntime session of a fused net, as this package exports it."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "net.onnx"
+        export_onnx(net, variables, path, metadata=Metadata(image_size=SIZE))
+        return make_session(path)
 
 
 def seconds(call: Callable[[], Any], calls: int, processor_time: bool) -> float:
@@ -128,7 +112,7 @@ def compare(batch: int, options: argparse.Namespace) -> None:
     variables = init(net, jax.random.key(0))
     fused_net, fused_variables = fuse(net, variables)
     images = np.random.default_rng(0).normal(size=(batch, SIZE, SIZE, 3)).astype(np.float32)
-    session = onnx_session(fused_net, fused_variables["params"], batch)
+    session = exported(fused_net, fused_variables)
     nchw, nhwc = np.ascontiguousarray(images.transpose(0, 3, 1, 2)), jax.device_put(images)
     own_net, own = (net, variables) if options.train_form else (fused_net, fused_variables)
     closed, opened = jax.jit(partial(own_net.apply, own)), partial(jax.jit(own_net.apply), own)
@@ -150,9 +134,7 @@ def compare(batch: int, options: argparse.Namespace) -> None:
 def main() -> None:
     """Compares all batch sizes."""
     parser = Parser(__doc__)
-    parser.add_argument(
-        "--net", default="repvgg_a0", help="name of a net that is a chain of blocks"
-    )
+    parser.add_argument("--net", default="repvgg_a0", help="name of a net")
     parser.add_argument("--batches", default="1,16", help="images per call")
     parser.add_argument("--pairs", type=int, default=15, help="number of measured pairs")
     parser.add_argument("--conv_algorithm", default="auto", help="value of model.conv_algorithm")

@@ -13,6 +13,7 @@ import numpy as np
 from jax.export import symbolic_shape
 
 from repvgg_jax.errors import UsageError, one_line, reraise
+from repvgg_jax.export.onnx_elementwise import ELEMENTWISE, Operand
 from repvgg_jax.export.onnx_layout import (
     Axes,
     Constant,
@@ -24,7 +25,7 @@ from repvgg_jax.export.onnx_layout import (
     sizes,
 )
 from repvgg_jax.export.onnx_merge import merged
-from repvgg_jax.export.onnx_operators import ELEMENTWISE, OPERATORS, Operand, full
+from repvgg_jax.export.onnx_operators import OPERATORS, full
 from repvgg_jax.export.verification import Export
 from repvgg_jax.runtime.devices import compiling_for
 

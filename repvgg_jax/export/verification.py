@@ -6,7 +6,6 @@ import importlib
 import os
 import tempfile
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from repvgg_jax.export.metadata import FUSED, Metadata
 from repvgg_jax.fusion.certificate import checksums
 from repvgg_jax.nets import Net, Variables, check_arguments, check_pair
 from repvgg_jax.ops.batch_norm import accumulation_dtype
+from repvgg_jax.runtime.compilation import jit_once
 from repvgg_jax.runtime.files import local_path
 
 # The largest accepted |difference| / max |logits|. A file repeats the net's float32 operations in
@@ -108,12 +108,13 @@ class Export:
 
     def error(self, logits: Logits) -> float:
         """Returns max |difference| / max |net's logits| over a batch of one and one of three."""
-        compiled = jax.jit(partial(self, self.variables))
+        # Weights that are constants of the program would be folded, which takes long.
+        compiled = jit_once(lambda variables, images: self(variables, images))
         errors, images = [], self.images()
         for size in BATCHES:
             batch, images = images[:size], images[size:]
             with jax.default_matmul_precision("highest"):
-                expected = np.asarray(compiled(batch), np.float64)
+                expected = np.asarray(compiled(self.variables, batch), np.float64)
             error = np.abs(np.asarray(logits(batch), np.float64) - expected).max()
             errors.append(error / np.abs(expected).max())
         return float(np.max(errors))  # NaN if any is
