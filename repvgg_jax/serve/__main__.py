@@ -12,6 +12,7 @@ import importlib.util
 import os
 import socket
 import sys
+from typing import NoReturn
 
 from repvgg_jax.errors import RunError, UsageError, one_line
 from repvgg_jax.runtime.files import local_path
@@ -25,12 +26,17 @@ from repvgg_jax.serve.server import make_app, run_server
 _NEEDED = ("fastapi", "uvicorn", "python_multipart", "prometheus_client")
 
 
+class _Parser(argparse.ArgumentParser):
+    """A parser that raises UsageError where argparse would print its usage and exit."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message}; --help lists the flags")
+
+
 def arguments(argv: list[str]) -> argparse.Namespace:
     """Returns the parsed arguments."""
     formatter = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(
-        "python -m repvgg_jax.serve", description=__doc__, formatter_class=formatter
-    )
+    parser = _Parser("python -m repvgg_jax.serve", description=__doc__, formatter_class=formatter)
 
     def add(name: str, default: float | str, text: str) -> None:
         text = f"{text} ({default})"
@@ -61,7 +67,13 @@ def main(argv: list[str]) -> None:
     options = arguments(argv)
     if missing := [name for name in _NEEDED if importlib.util.find_spec(name) is None]:
         raise UsageError(f"the server needs {missing[0]}: pip install 'repvgg_jax[serve]'")
-    model = open_model(local_path(options.model, "--model"), options.step)
+    path = local_path(options.model, "--model")
+    if path.suffix.lower() != ".onnx":
+        from repvgg_jax.runtime.processes import prepare_process
+
+        prepare_process(deterministic=False)
+    model = open_model(path, options.step)
+    model.compile(options.max_batch)
     limits = Limits(
         options.max_requests,
         options.max_bytes,

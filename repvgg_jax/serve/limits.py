@@ -80,6 +80,9 @@ class Gate:
             missing = "answer" if body.is_complete else "complete body"
             status = 503 if body.is_complete else 408
             await answer.refuse(status, f"no {missing} within {self._limits.seconds:g} s")
+        except Exception:
+            answer.status = 500  # which the framework sends
+            raise
         finally:
             self._active -= 1
             self._observe(answer.status, time.monotonic() - start)

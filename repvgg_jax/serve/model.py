@@ -25,6 +25,7 @@ class Model:
       run: function of images, uint8 [n, size, size, 3] with 1 <= n <= `batch_size`, that returns
         the probabilities of their classes, float32 [n, classes].
       batch_size: largest batch that `run` takes.
+      compiles: True if `run` compiles a program for each power of two of images, at its first use.
     """
 
     description: str
@@ -32,6 +33,14 @@ class Model:
     transform: Transform
     run: Callable[[np.ndarray], np.ndarray]
     batch_size: int = CPU_BATCH
+    compiles: bool = False
+
+    def compile(self, most: int) -> None:
+        """Compiles the programs for 1 to `most` images."""
+        size, most = self.transform.eval_size, min(most, self.batch_size)
+        counts = {min(1 << power, most) for power in range(most.bit_length() + 1)}
+        for count in sorted(counts) if self.compiles else ():
+            self.run(np.zeros((count, size, size, 3), np.uint8))
 
     def prepare(self, image: LazyImage) -> np.ndarray:
         """Returns an image as `run` takes it: uint8 [size, size, 3].

@@ -40,4 +40,4 @@ def open_run(workdir: Path, step: int | None = None) -> Model:
         batch = shard_batch({"image": images}, mesh)["image"]
         return np.asarray(batch_probabilities(net, variables, batch, **statistics))[:count]
 
-    return Model(f"{workdir}: {form}", names, make_transform(config), run, most)
+    return Model(f"{workdir}: {form}", names, make_transform(config), run, most, compiles=True)

@@ -45,4 +45,4 @@ def open_stablehlo(path: Path) -> Model:
     with reraise(Exception, failed):  # such as of a program for other platforms
         _, outputs = jax.eval_shape(probabilities, np.zeros((1, side, side, 3), np.uint8)).shape
     names = output_names(metadata.names, outputs, str(path))
-    return Model(described(path, metadata), names, evaluation(metadata), run)
+    return Model(described(path, metadata), names, evaluation(metadata), run, compiles=True)

@@ -1,5 +1,6 @@
 """Opening of ONNX files: preprocessing and class names from their metadata, and damaged files."""
 
+import dataclasses
 import random
 
 import numpy as np
@@ -33,6 +34,15 @@ def test_images_are_prepared_and_normalized_as_the_metadata_say(tmp_path):
 def test_outputs_without_a_name_are_numbered(tmp_path):
     assert open_model(write_color_model(tmp_path / "a.onnx", names=("a",))).names == ("a", "1", "2")
     assert open_model(write_color_model(tmp_path / "b.onnx", names=None)).names == ("0", "1", "2")
+
+
+def test_a_program_is_compiled_for_each_power_of_two(path):
+    counts = []
+    run = lambda images: counts.append(len(images))  # noqa: E731
+    model = dataclasses.replace(open_model(path), run=run, batch_size=12, compiles=True)
+    model.compile(6)
+    model.compile(100)
+    assert counts == [1, 2, 4, 6, 1, 2, 4, 8, 12]
 
 
 @pytest.mark.parametrize(

@@ -150,3 +150,5 @@ def test_an_error_of_the_model_is_the_answer_to_its_requests_only(model):
     with serving(dataclasses.replace(model, run=run), LIMITS) as (port, _):
         assert exchange(port, request(colored("red")))[0] == 500
         assert exchange(port, request(colored("red")))[0] == 200
+        _, metrics = exchange(port, b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n")
+    assert b'repvgg_requests_total{status="500"} 1.0' in metrics
