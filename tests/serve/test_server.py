@@ -96,45 +96,50 @@ def test_slow_bodies_and_silent_connections_end(model):
             assert silent.recv(1) == b""
 
 
+class Held:
+    """A model that computes nothing until it is released."""
+
+    def __init__(self, model):
+        self.started, self.released, self.sizes = threading.Event(), threading.Event(), []
+        self.model = dataclasses.replace(model, run=self.run)
+        self.compute = model.run
+
+    def run(self, images):
+        self.sizes.append(len(images))
+        self.started.set()
+        assert self.released.wait(10)
+        return self.compute(images)
+
+
+def wait(condition):
+    end = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
 def test_concurrent_requests_are_computed_together_and_those_beyond_the_limit_refused(model):
-    sizes, started, held = [], threading.Event(), threading.Event()
-
-    def run(images):
-        sizes.append(len(images))
-        started.set()
-        held.wait(5)
-        return model.run(images)
-
-    slow = dataclasses.replace(model, run=run)
-    with serving(slow, LIMITS) as (port, server), ThreadPoolExecutor(8) as pool:
-        colors = ["red", "lime", "blue", "red", "lime", "blue", "red", "lime"]
+    held, colors = Held(model), ["red", "lime", "blue", "red", "lime", "blue", "red", "lime"]
+    with serving(held.model, LIMITS, max_delay=2) as (port, server), ThreadPoolExecutor(8) as pool:
         answers = [pool.submit(exchange, port, request(colored("red")))]
-        started.wait(5)
+        assert held.started.wait(10)
         answers += [pool.submit(exchange, port, request(colored(color))) for color in colors[1:]]
-        while len(server.server_state.tasks) < 8:
-            time.sleep(0.01)
+        wait(lambda: len(server.server_state.tasks) == 8)
         assert exchange(port, request(colored("red")))[0] == 503
-        held.set()
+        held.released.set()
         names = ["green" if color == "lime" else color for color in colors]
         assert [best(each.result()[1])[0] for each in answers] == names
-    assert sizes == [1, 4, 3]
+    assert held.sizes == [1, 4, 3]
 
 
 def test_accepted_requests_are_answered_before_the_server_ends(model):
-    started = threading.Event()
-
-    def run(images):
-        started.set()
-        time.sleep(0.2)
-        return model.run(images)
-
-    slow = dataclasses.replace(model, run=run)
-    with serving(slow, LIMITS) as (port, server), ThreadPoolExecutor(6) as pool:
+    held = Held(model)
+    with serving(held.model, LIMITS) as (port, server), ThreadPoolExecutor(6) as pool:
         answers = [pool.submit(exchange, port, request(colored("red"))) for _ in range(6)]
-        started.wait(5)
-        while len(server.server_state.tasks) < 6:
-            time.sleep(0.01)
+        wait(lambda: len(server.server_state.tasks) == 6)
         server.should_exit = True
+        wait(lambda: not server.servers[0].is_serving())
+        held.released.set()
         assert [each.result()[0] for each in answers] == [200] * 6
 
 
