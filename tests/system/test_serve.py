@@ -42,26 +42,15 @@ def model(tmp_path_factory):
     return write_color_model(tmp_path_factory.mktemp("models") / "colors.onnx")
 
 
-def test_the_page_shows_bars_and_a_signal_ends_the_server_after_its_answers(model, tmp_path):
-    with process_of(model) as (process, port):
-        if CHROMIUM is None:
-            print("no page was opened: there is no Chromium")
-        else:
-            drop_images(port, tmp_path)
-        photo = request(colored("red", size=(3000, 3000)))
-        with ThreadPoolExecutor(16) as pool:
-            answers = [pool.submit(exchange, port, photo) for _ in range(16)]
-            next(each for each in answers if each.result())
-            process.send_signal(signal.SIGTERM)
-            statuses = []
-            for each in answers:
-                with suppress(ConnectionError):  # it was not accepted
-                    statuses.append(each.result()[0])
-        assert set(statuses) == {200}
-        assert (process.wait(10), process.stderr.read()) == (0, "")
+@pytest.fixture(scope="module")
+def server(model):
+    with process_of(model) as pair:
+        yield pair
 
 
-def drop_images(port, folder):
+@pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium to open the page in")
+def test_the_page_shows_bars_of_dropped_images(server, tmp_path):
+    folder, (_, port) = tmp_path, server
     write(folder / "sea.png", colored("blue", kind="PNG"))
     write(folder / "notes.png", b"no picture")
     with browser(folder / "profile") as page:
@@ -84,6 +73,21 @@ def drop_images(port, folder):
     assert re.fullmatch(r"\d\d\.\d%", names[0][1])
     assert widths[0] > widths[1] > 0
     assert error == "notes.png: cannot decode the image: cannot identify image file"
+
+
+def test_a_signal_ends_the_server_after_its_answers(server):
+    process, port = server
+    photo = request(colored("red", size=(3000, 3000)))
+    with ThreadPoolExecutor(16) as pool:
+        answers = [pool.submit(exchange, port, photo) for _ in range(16)]
+        next(each for each in answers if each.result())
+        process.send_signal(signal.SIGTERM)
+        statuses = []
+        for each in answers:
+            with suppress(ConnectionError):  # it was not accepted
+                statuses.append(each.result()[0])
+    assert set(statuses) == {200}
+    assert (process.wait(10), process.stderr.read()) == (0, "")
 
 
 def test_errors_are_one_line(model, tmp_path):
