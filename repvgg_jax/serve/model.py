@@ -63,11 +63,11 @@ def output_names(names: Sequence[str] | None, outputs: int, where: str) -> tuple
     Raises:
       UsageError: if there are more names than outputs.
     """
-    known = tuple(names or ())
+    known = tuple(map(str, names or ()))
     if len(known) > outputs:
         raise UsageError(
             f"{where} names {len(known)} classes, but its net has {outputs} outputs; "
-            "export it again with one name for each"
+            "give one name for each"
         )
     return (*known, *map(str, range(len(known), outputs)))
 

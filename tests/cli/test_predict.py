@@ -125,6 +125,8 @@ def test_wrong_arguments_are_one_line(tmp_path):
     assert "a link to b.png, which does not exist" in refused(images=tmp_path / "lost.png")
     assert "no images such as .jpg or .png, but 1 .txt" in refused(images=tmp_path / "texts")
     assert "no checkpoint under" in refused()
+    make_workdir(tiny_config().to_dict(), run, [*map(str, range(11))])
+    assert f"{run} names 11 classes, but its net has 10 outputs" in refused()
 
 
 def test_paths_and_raw_pixels_are_not_predicted():
