@@ -4,8 +4,8 @@
 
 Each round classifies the images directly, as --mode=predict does, and then through a server, which
 is another process on the same cores; so are the clients. Prints images per second of both, the
-median of the ratios within a round, the latency, and the number of requests without a right answer:
-the answers must be those of direct inference.
+median of the ratios within a round, processor time, which other work on the machine changes less,
+the latency, and the number of requests without a right answer: that of direct inference.
 """
 
 import asyncio
@@ -18,6 +18,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from urllib.request import urlopen
 
 import numpy as np
 
@@ -49,6 +50,14 @@ def server(model: Path, *flags: str) -> Iterator[int]:
         rest = process.communicate()[1].strip()
     if process.returncode or rest:
         raise RunError(f"the server ended with code {process.returncode}: {rest}")
+
+
+def processor_seconds(port: int) -> float:
+    """Returns the processor time that the server has used so far."""
+    with urlopen(f"http://127.0.0.1:{port}/metrics") as answer:
+        match = re.search(r"\nprocess_cpu_seconds_total (\S+)", answer.read().decode())
+    assert match is not None
+    return float(match[1])
 
 
 async def post(
@@ -115,23 +124,30 @@ def main() -> None:
     classes = [int(row.argmax()) for batch in batches(model, images) for row in batch]
     share = options.requests // options.rounds
     direct, net, served, ratios, seconds, wrong = [], [], [], [], [], 0
+    work: dict[str, list[float]] = {"direct": [], "server": [], "clients": []}
     with server(options.model) as port:
         asyncio.run(load(port, bodies, classes, len(bodies), options.clients))
         for _ in range(options.rounds):
             net.append(rate(len(images), lambda: batches(model, images)))
+            own = time.process_time()
             direct.append(rate(len(source), lambda: list(probabilities(model, source))))
-            start = time.perf_counter()
+            work["direct"].append((time.process_time() - own) / len(source))
+            start, own, theirs = time.perf_counter(), time.process_time(), processor_seconds(port)
             latencies, failed = asyncio.run(load(port, bodies, classes, share, options.clients))
             served.append(share / (time.perf_counter() - start))
+            work["clients"].append((time.process_time() - own) / share)
+            work["server"].append((processor_seconds(port) - theirs) / share)
             ratios.append(served[-1] / direct[-1])
             seconds += latencies
             wrong += failed
     middle = statistics.median
     p50, p99 = (1e3 * quantile for quantile in np.quantile(seconds, (0.5, 0.99)))
+    costs = ", ".join(f"{name} {1e3 * middle(each):.1f} ms" for name, each in work.items())
     print(
         f"{model.description}; {options.clients} clients, {cpu_cores()} cores\n"
         f"net alone {middle(net):.1f}, direct {middle(direct):.1f}, server {middle(served):.1f} "
         f"images/s; server of direct {middle(ratios):.2f}\n"
+        f"processor time an image: {costs}\n"
         f"p50 {p50:.0f} ms, p99 {p99:.0f} ms; {wrong} of {len(seconds)} requests without a right "
         "answer"
     )
