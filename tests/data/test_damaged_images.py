@@ -63,3 +63,10 @@ def test_damage_is_an_image_or_an_error_that_names_it(kind):
     for message in errors:
         assert message.startswith("cannot decode the image record 7: ")
         assert "\n" not in message
+
+
+def test_a_jpeg_of_more_scans_than_an_encoder_writes_is_an_error():
+    data = encoded(noise(0), "JPEG", progressive=True)
+    assert open_image(data, "a.jpg").rgb().shape == (12, 10, 3)
+    with pytest.raises(CorruptImageError, match=r"it has 3\d\d scans, more than 200"):
+        open_image(data[:-2] + b"\xff\xda" * 300 + data[-2:], "a.jpg")

@@ -74,7 +74,7 @@ def test_pages_health_metrics_and_api(port, model):
 
 
 def test_malformed_requests_are_refused_and_the_server_goes_on(port):
-    for seed in range(54):  # two of each kind
+    for seed in range(58):  # two of each kind
         name, sent, statuses = malformed(seed, LIMITS)
         status, _ = exchange(port, sent, end=name == "short body")
         assert status in statuses, name

@@ -7,6 +7,7 @@ import socket
 import struct
 import threading
 import zlib
+from functools import cache
 
 import numpy as np
 from PIL import Image
@@ -63,6 +64,12 @@ def colored(color, size=(20, 16), kind="JPEG", **options):
     return file.getvalue()
 
 
+@cache
+def oversized(pixels, kind):
+    """Returns an image of a few more pixels, which Pillow would decode."""
+    return colored("red", (1000, pixels // 1000 + 1), kind)
+
+
 def multipart(*files, boundary="B"):
     """Returns the header and the body of a form."""
     parts = b"".join(
@@ -117,6 +124,8 @@ def malformed(seed, limits):
         "png bomb": (request(png_bomb()), {400}),
         "jpeg bomb": (request(jpeg_of_size(photo, 65_000)), {400}),
         "many scans": (request(scans), {400}),
+        "too many pixels": (request(oversized(limits.pixels, ("JPEG", "PNG")[seed % 2])), {400}),
+        "tiff": (request(colored("red", kind="TIFF")), {400}),
         "gif bomb": (request(b"GIF89a" + b"\xff" * 4 + bytes(30)), {400}),
         "damaged png": (request(colored("red", kind="PNG")[:-20] + rng.randbytes(8)), {400}),
         "bmp bomb": (
