@@ -103,20 +103,27 @@ def counterpart(name: str, package: str, **options: Any) -> torch.nn.Module:
     return maker(**options)
 
 
+_SQUEEZE_EXCITE = re.compile("SE|Squeeze|Gate$")  # classes of the packages and of `torch_repvgg`
+
+
 @torch.no_grad()
 def randomize(module: torch.nn.Module, images: np.ndarray) -> torch.nn.Module:
     """Draws all weights of a module, and puts it in evaluation mode.
 
-    Kernels keep the size of activations, and BatchNorm scales have both signs. Statistics are off
+    Kernels keep the size of activations, except for smaller ones of squeeze-and-excite, whose gates
+    would amplify rounding errors. BatchNorm scales have both signs. Statistics are off
     those of the images, [batch, height, width, 3], by a few percent: they are nowhere 0 and 1, and
     logits depend on all layers. With statistics of other images, deep EfficientNets would amplify
     rounding errors to the size of the logits.
     """
     torch.manual_seed(0)
     norms = [each for each in module.modules() if isinstance(each, torch.nn.BatchNorm2d)]
+    gates = [each for each in module.modules() if _SQUEEZE_EXCITE.match(type(each).__name__)]
+    of_gates = {id(value) for gate in gates for value in gate.parameters()}
     for name, value in module.named_parameters():
         if value.ndim > 1:
-            value.normal_(0, (2 / value[0].numel()) ** 0.5)
+            scale = 0.3 if id(value) in of_gates else 1.0
+            value.normal_(0, scale * (2 / value[0].numel()) ** 0.5)
         elif name.endswith("bias"):  # small in VGG, whose logits they would be otherwise
             value.normal_(0, 0.2 if norms else 0.01)
     momenta = [norm.momentum for norm in norms]
