@@ -23,7 +23,10 @@ PATH = re.compile(
     r"(?<![\w/.$~-])(?:repvgg_jax|experiments|configs|tests|docs)/[\w./]*\w|main\.py|Makefile"
 )
 MODULE = re.compile(r"(?:repvgg_jax|experiments|configs)(?:\.\w+)+")
-FIELD = re.compile(r"((?:model|data|mesh|train|optim|bench|fuse)\.(?!jsonl)[a-z_0-9]+)(?:=.*)?")
+FILE_ENDINGS = "jsonl|onnx|stablehlo|pth|py|safetensors|tflite"  # as of bench.jsonl, model.onnx
+FIELD = re.compile(
+    rf"((?:model|data|mesh|train|optim|bench|fuse)\.(?!(?:{FILE_ENDINGS})\b)[a-z_0-9]+)(?:=.*)?"
+)
 # Files that the guides tell the reader to write.
 TO_BE_WRITTEN = {"repvgg_jax/blocks/mean.py", "repvgg_jax/nets/alternating.py"}
 # Dotted names of config fields that are also the names of packages.

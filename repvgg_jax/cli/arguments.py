@@ -26,18 +26,16 @@ _HELP_ON_FLAGS = """
 configs/default.py lists all fields; override any of them: --config.train.epochs=3, or unset it:
 --config.model.strides=None
 
-  --weights FILE           PyTorch weights: input of import, output of to_torch; FILE:ENTRY
-                           imports one of several models in a checkpoint
-  --layout timm            to_torch: naming of the weights; by default, official for a RepVGG and
-                           torchvision for a comparison net
-  --fused                  to_torch: write the fused weights
-  --step N                 fuse, eval, predict: step of the checkpoint; the latest by default
+  --weights FILE           PyTorch weights: output of to_torch, input of import (or FILE:ENTRY)
+  --layout timm --fused    to_torch: naming of the weights (official, torchvision); the fused ones
+  --format LIST            export: onnx, stablehlo, torch, safetensors and tflite, with commas
+  --opset N --dynamic_size --preprocess --allow_train_form     export: see docs/guides/export.md
+  --step N                 fuse, eval, export, predict: step of the checkpoint; default: the latest
   --images PATH            predict: an image, or a folder of images
   --model FILE             predict: an exported .onnx or .stablehlo file, in place of --workdir
   --top_k N --output FILE  predict: classes for each image; .csv or .jsonl to write
   --topology NAME          compile: target devices, such as v5e:4x4 or cpu:8
-  --coordinator HOST:PORT --num_processes N --process_index I
-                           multi-process runs on clusters that JAX does not detect
+  --coordinator HOST:PORT --num_processes N --process_index I     clusters that JAX does not detect
   --helpfull               all flags"""
 
 

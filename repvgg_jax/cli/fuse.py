@@ -4,6 +4,8 @@ from pathlib import Path
 from typing import Any
 
 from flax import linen as nn
+from jax import Array
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from repvgg_jax.checkpoint.fused import save_fused
@@ -18,7 +20,6 @@ from repvgg_jax.fusion.fuse import fuse
 from repvgg_jax.fusion.verify import FusionReport, verify
 from repvgg_jax.runtime.mesh import replicate
 from repvgg_jax.runtime.processes import inform_once, print_once
-from repvgg_jax.training.evaluation import Evaluation
 
 
 def run_fuse(config: ConfigDict | None, workdir: Path, step: int | None = None) -> None:
@@ -37,7 +38,9 @@ def run_fuse(config: ConfigDict | None, workdir: Path, step: int | None = None) 
     with lock_run(workdir):
         evaluation = open_evaluation(config, workdir)
         net, variables, step = load_trained(workdir, step)
-        _, report = fuse_and_save((net, variables), step, workdir, evaluation, config.fuse)
+        images = evaluation.images(config.fuse.verify_images)
+        pair, tolerance = (net, variables), config.fuse.tolerance
+        _, report = fuse_and_save(pair, step, workdir, images, tolerance, evaluation.mesh)
     print_once(str(report))
     print_once(
         f"rj.load({str(workdir)!r}, step={step}, fused=True) opens the fused pair, without "
@@ -49,27 +52,28 @@ def fuse_and_save(
     pair: tuple[nn.Module, Any],
     step: int,
     workdir: Path,
-    evaluation: Evaluation,
-    options: ConfigDict,
+    images: Array,
+    tolerance: float,
+    mesh: Mesh,
 ) -> tuple[tuple[nn.Module, Any], FusionReport]:
-    """Fuses a `(net, variables)` pair, verifies it on evaluation images, and writes it.
+    """Fuses a `(net, variables)` pair, verifies it on normalized images, and writes it.
 
     Raises:
-      RunError: if the two forms differ by more than `fuse.tolerance`, or writing fails.
+      RunError: if the two forms differ by more than the tolerance, `fuse.tolerance` of the config,
+        or writing fails.
     """
     fused_net, fused_variables = fuse(*pair)
-    images = evaluation.images(options.verify_images)
     report = verify(*pair, images, (fused_net, fused_variables))
-    if not report.max_relative_error <= options.tolerance:
+    if not report.max_relative_error <= tolerance:
         raise RunError(
             "nothing was written, since the fused form differs from the train form by a relative "
             f"error of {report.exact.relative_error:.1e} in the logits and "
             f"{report.blocks[report.worst_block]:.1e} in the worst block, {report.worst_block}; "
-            f"the limit is fuse.tolerance={options.tolerance:g}"
+            f"the limit is fuse.tolerance={tolerance:g}"
         )
     run_hash = config_hash(read_config(workdir))
     certificate = certify(
         report, fused_variables, images=len(images), step=step, config_hash=run_hash
     )
-    save_fused(workdir, replicate(fused_variables, evaluation.mesh), certificate)
+    save_fused(workdir, replicate(fused_variables, mesh), certificate)
     return (fused_net, fused_variables), report

@@ -8,6 +8,7 @@ from repvgg_jax.bench.input import run_bench_data
 from repvgg_jax.bench.models import run_bench
 from repvgg_jax.cli.compile import run_compile
 from repvgg_jax.cli.evaluate import run_eval
+from repvgg_jax.cli.export import run_export
 from repvgg_jax.cli.fuse import run_fuse
 from repvgg_jax.cli.predict import run_predict
 from repvgg_jax.cli.prepare import run_prepare
@@ -72,6 +73,13 @@ MODES = {
         "--workdir runs/quickstart",
         needs=("workdir",),
         takes=("config", "step"),
+    ),
+    "export": Mode(
+        run_export,
+        "write the fused net of a run for other programs, and verify each file",
+        "--workdir runs/quickstart --format=onnx,stablehlo,torch,safetensors",
+        needs=("workdir", "format"),
+        takes=("opset", "dynamic_size", "preprocess", "allow_train_form", "step"),
     ),
     "predict": Mode(
         run_predict,

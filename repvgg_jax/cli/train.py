@@ -143,7 +143,10 @@ def _train_and_fuse(
     fusion = {}
     if experiment.net.fusable:
         inform_once("fusing, verifying and evaluating the fused form ...")
-        forms["fused"], verified = fuse_and_save(pair, step, workdir, evaluation, config.fuse)
+        images, tolerance = evaluation.images(config.fuse.verify_images), config.fuse.tolerance
+        forms["fused"], verified = fuse_and_save(
+            pair, step, workdir, images, tolerance, experiment.mesh
+        )
         metrics["fused"] = evaluation(*forms["fused"], after_batch)
         fusion = {"fusion": _fusion_fields(verified, experiment.net.dtype)}
     else:

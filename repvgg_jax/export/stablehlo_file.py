@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax import Array, export
@@ -93,7 +94,8 @@ def _exported(
     source: Export, weights: str, platforms: Sequence[str], dynamic_size: bool
 ) -> export.Exported:
     def run(flat: dict[str, Array], images: Array) -> Array:
-        return source(unflatten_dict(flat, sep="/"), images)
+        variables = {name: jnp.asarray(array) for name, array in flat.items()}
+        return source(unflatten_dict(variables, sep="/"), images)
 
     size = source.metadata.image_size
     sides = ("height", "width") if dynamic_size else (size, size)

@@ -85,5 +85,5 @@ def check_registered(net: Net) -> None:
     raise UsageError(
         f"this {type(net).__name__} differs from all models of the registry in more than "
         f"{', '.join(fields)}, and PyTorch could compute another function with its weights; "
-        "docs/guides/pytorch_weights.md shows the fused form of other nets in PyTorch"
+        "docs/guides/pytorch_weights.md: --mode=export --format=torch writes any net"
     )

@@ -29,7 +29,7 @@ DENSE = Change(np.transpose, np.transpose)  # [out, in], [in, out]
 DENSE_AS_CONV = Change(lambda w: w[:, :, 0, 0].T, lambda w: w.T[:, :, None, None])  # [out,in,1,1]
 
 _STRIDES = "--config.model.strides=(2,2,2,2,2)"
-_OTHER_WAYS = "docs/guides/pytorch_weights.md shows the fused form of other nets in PyTorch"
+_OTHER_WAYS = "docs/guides/pytorch_weights.md: --mode=export --format=torch writes any net"
 
 BATCH_NORM = {
     "weight": ("params", "scale"),

@@ -13,7 +13,7 @@ import optax
 from flax import linen as nn
 from jax import Array
 from jax.sharding import Mesh
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 
 from repvgg_jax.data.imagenet import IMAGENET_MEAN, IMAGENET_STD
 from repvgg_jax.data.images import to_network_input
@@ -224,6 +224,14 @@ class Evaluation:
 
     def images(self, count: int) -> Float[Array, "count height width channels"]:
         """Returns the first images of the split, normalized."""
+        return to_network_input(jnp.asarray(self.pixels(count)), self.data.mean, self.data.std)
+
+    def pixels(self, count: int) -> UInt8[np.ndarray, "count height width channels"]:
+        """Returns the first images of the split.
+
+        Raises:
+          RunError: if no image can be read.
+        """
         rows: list[np.ndarray] = []
         data = self.data
         # `data.eval_batches()` would give each process only its share.
@@ -233,4 +241,4 @@ class Evaluation:
                 break
         if not rows:
             raise RunError("cannot verify: the evaluation split has no readable image")
-        return to_network_input(jnp.asarray(np.stack(rows[:count])), data.mean, data.std)
+        return np.stack(rows[:count])

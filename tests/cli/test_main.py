@@ -87,7 +87,10 @@ def failing(capsys, *given):
         ([*QUICK, "--config.model.block=repvg"], "did you mean repvgg"),
         ([*QUICK, "--config.data.source=digit"], "digits"),
         ([*QUICK, "--config.train.log_every=0"], "train.log_every=0: must be at least 1"),
-        ([*QUICK, "--mode=tain"], "train|eval|fuse|predict|prepare|import|to_torch|compile|bench|"),
+        (
+            [*QUICK, "--mode=tain"],
+            "train|eval|fuse|export|predict|prepare|import|to_torch|compile|bench|",
+        ),
         ([*QUICK, "train"], "unknown argument 'train'; did you mean --mode=train?\n"),
         (["--config", "configs/b9.py"], "--config=configs/b9.py: file not found"),
         (["--config=gs://bucket/b9.py"], "--config=gs://bucket/b9.py is a URL"),

@@ -8,6 +8,7 @@ import numpy as np
 from jax import export
 
 import repvgg_jax as rj
+from repvgg_jax.export.metadata import Metadata
 from repvgg_jax.ops import onednn
 from repvgg_jax.runtime.devices import compiling_for
 from tests.support.commands import python
@@ -27,7 +28,7 @@ from jax import export
 
 folder = pathlib.Path(sys.argv[1])
 images = np.load(folder / "images.npy")
-for path in sorted(folder.glob("*.bin")):
+for path in sorted([*folder.glob("*.bin"), *folder.glob("*.stablehlo")]):
     exported = export.deserialize(bytearray(path.read_bytes()))
     np.save(path.with_suffix(".npy"), np.asarray(exported.call(images)))
 assert not any(name.startswith(("repvgg_jax", "flax")) for name in sys.modules)
@@ -74,6 +75,10 @@ def test_exported_programs_run_where_only_jax_is(tmp_path):
                     name = f"{net}_{form}_{size}"
                     (tmp_path / f"{name}.bin").write_bytes(exported.serialize())
                     expected[name] = np.asarray(result)
+        net = rj.create("repvgg_a0", num_classes=5, depths=(1, 2), strides=(2, 1), widths=(8, 16))
+        pair = rj.fuse(net, random_variables(net, 0))
+        rj.export.stablehlo(*pair, tmp_path / "file.stablehlo", metadata=Metadata(image_size=12))
+        expected["file"] = expected["default_fused_4"]
     python("-c", LOAD, tmp_path)
     for name, result in expected.items():
         found = np.load(tmp_path / f"{name}.npy")

@@ -1,0 +1,256 @@
+"""`--mode=export`: writes a run's net for other programs, and verifies each file."""
+
+import dataclasses
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from flax import linen as nn
+from ml_collections import ConfigDict
+
+import repvgg_jax.export as exporters
+from repvgg_jax.checkpoint.fused import fused_step
+from repvgg_jax.checkpoint.load import load, load_trained
+from repvgg_jax.checkpoint.manager import steps
+from repvgg_jax.cli.evaluate import open_evaluation
+from repvgg_jax.cli.fuse import fuse_and_save
+from repvgg_jax.cli.report import read_report, write_report
+from repvgg_jax.config.build import make_transform
+from repvgg_jax.config.classes import class_names
+from repvgg_jax.config.describe import model_name
+from repvgg_jax.config.workdir import lock_run, named_write_errors, read_config
+from repvgg_jax.data.images import normalize
+from repvgg_jax.errors import RunError, UsageError, check_known
+from repvgg_jax.export.metadata import Metadata
+from repvgg_jax.export.verification import BATCHES, package
+from repvgg_jax.fusion.certificate import FILE as CERTIFICATE
+from repvgg_jax.runtime.files import read_json
+from repvgg_jax.runtime.mesh import make_mesh
+from repvgg_jax.runtime.processes import inform_once, warn_once
+
+FOLDER = "export"  # subfolder of a workdir with the exported files
+
+
+class Format(NamedTuple):
+    """A format: the ending of its files, the packages that it needs, and the options it takes."""
+
+    ending: str
+    packages: tuple[str, ...]
+    extra: str
+    options: tuple[str, ...]
+
+
+FORMATS = {
+    "onnx": Format(
+        ".onnx", ("onnx", "onnxruntime"), "export", ("opset", "dynamic_size", "preprocess")
+    ),
+    "stablehlo": Format(".stablehlo", (), "export", ("dynamic_size", "preprocess")),
+    "torch": Format(".pth", ("torch",), "torch", ("preprocess",)),
+    "safetensors": Format(".safetensors", ("safetensors",), "export", ()),
+    "tflite": Format(".tflite", ("tensorflow",), "tflite", ("preprocess",)),
+}
+
+
+def run_export(
+    workdir: Path,
+    format: list[str],
+    opset: int | None = None,
+    dynamic_size: bool = False,
+    preprocess: bool = False,
+    allow_train_form: bool = False,
+    step: int | None = None,
+) -> None:
+    """Writes a run's fused net to `<workdir>/export/` in each format, and verifies the files.
+
+    Each file is read back with the tool that it is for, and is kept if its logits of evaluation
+    images are those of the net. `report.json` and the files' metadata have the errors. A run
+    without fused weights of the step is fused first, as by `--mode=fuse`.
+
+    Args:
+      workdir: folder of a run.
+      format: names of `FORMATS`.
+      opset: opset of ONNX; None for the exporter's default.
+      dynamic_size: True for images of any height and width.
+      preprocess: True for models that take uint8 images, and normalize them.
+      allow_train_form: True to export a net that cannot be fused, as it is.
+      step: step of the checkpoint; the latest by default.
+
+    Raises:
+      UsageError: if there is no run, a package is missing, an option is invalid, or the net cannot
+        be fused or exported.
+      HeldError: if another process trains in the workdir.
+      RunError: if a file does not compute what the net computes, or cannot be written.
+    """
+    if jax.process_count() > 1:
+        raise UsageError("--mode=export runs in a single process")
+    given = {"opset": opset, "dynamic_size": dynamic_size, "preprocess": preprocess}
+    options = _options(format, {name: value for name, value in given.items() if value})
+    config = read_config(workdir)
+    with lock_run(workdir):
+        images = _Images(config, workdir)
+        net, variables, step = _deploy_form(config, workdir, step, images, allow_train_form)
+        metadata = dataclasses.replace(_metadata(config, workdir, net), preprocess=preprocess)
+        form = metadata.of_net(net).form
+        inform_once(f"exporting {model_name(config)}, {form}, step {step}")
+        folder = workdir / FOLDER
+        with named_write_errors(workdir):
+            folder.mkdir(exist_ok=True)
+        table = _Table(folder)
+        for name in options:
+            path = folder / f"model{FORMATS[name].ending}"
+            written = getattr(exporters, name)(
+                net,
+                variables,
+                path,
+                metadata=metadata,
+                images=images.pixels(sum(BATCHES)),
+                allow_train_form=allow_train_form,
+                **options[name],
+            )
+            table.add(name, path, written.export_error)
+            _report(workdir, name, path, written, step, images.kind)
+    inform_once(
+        "errors are max |difference| / max |logit| against the net here, over batches of "
+        f"{' and '.join(map(str, BATCHES))} {images.kind} images"
+    )
+
+
+def _options(names: list[str], given: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Returns format -> its options, in the given order.
+
+    Raises:
+      UsageError: for an unknown format, a missing package, or an option that no format takes.
+    """
+    for name in names:
+        check_known("--format", name, FORMATS)
+    if not names:
+        raise UsageError(f"--format is empty; choose from {', '.join(FORMATS)}")
+    for option in given:
+        if not any(option in FORMATS[name].options for name in names):
+            takers = [name for name, kind in FORMATS.items() if option in kind.options]
+            raise UsageError(
+                f"--{option} has no effect on {', '.join(names)}; it is for {', '.join(takers)}"
+            )
+    for name in names:
+        for needed in FORMATS[name].packages:
+            package(needed, FORMATS[name].extra)
+    return {
+        name: {
+            option: value
+            for option, value in given.items()
+            if option in FORMATS[name].options and option != "preprocess"
+        }
+        for name in names
+    }
+
+
+class _Images:
+    """Evaluation images of a run's data; random ones, with a warning, if the data are not there.
+
+    Attributes:
+      kind: "evaluation" or "random".
+    """
+
+    def __init__(self, config: ConfigDict, workdir: Path) -> None:
+        self.kind = "evaluation"
+        self._read: Callable[[int], np.ndarray]
+        try:
+            self._read = open_evaluation(config, workdir).pixels
+            self._read(1)
+        except RunError as error:
+            warn_once("random images are used for the verification: %s", error)
+            self.kind = "random"
+            self._read = partial(_random_pixels, make_transform(config).eval_size)
+
+    def pixels(self, count: int) -> np.ndarray:
+        """Returns images, uint8 [count, side, side, 3]; a small split's are repeated."""
+        found = self._read(count)
+        return np.resize(found, (count, *found.shape[1:]))
+
+
+def _random_pixels(size: int, count: int) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (count, size, size, 3), np.uint8)
+
+
+def _deploy_form(
+    config: ConfigDict, workdir: Path, step: int | None, images: _Images, allow_train_form: bool
+) -> tuple[nn.Module, Any, int]:
+    """Returns the fused net, its variables and their step; fuses the checkpoint if need be.
+
+    Raises:
+      UsageError: if the net cannot be fused, and its train form is not allowed.
+    """
+    wanted = steps(workdir)[-1:] if step is None else [step]
+    fused = fused_step(workdir)
+    if fused is not None and wanted in ([], [fused]):
+        return *load(workdir, fused=True, step=fused), fused
+    net, variables, step = load_trained(workdir, step)
+    if not net.fusable:
+        if not allow_train_form:
+            raise UsageError(
+                f"block={net.block!r} cannot be fused, so that the run has only the train form; "
+                "--allow_train_form exports it, and the metadata of the files say so"
+            )
+        return net, variables, step
+    inform_once(f"fusing the checkpoint of step {step} first, and verifying it")
+    normalized = normalize(
+        images.pixels(config.fuse.verify_images), config.data.mean, config.data.std
+    )
+    pair = net, variables
+    pair, _ = fuse_and_save(pair, step, workdir, normalized, config.fuse.tolerance, make_mesh())
+    return *pair, step
+
+
+def _metadata(config: ConfigDict, workdir: Path, net: nn.Module) -> Metadata:
+    """Returns what the run knows about its images, classes and fusion."""
+    transform = make_transform(config)
+    resized = transform.augmentation == "resized_crop"
+    fusion_error = None
+    if net.is_fused and (workdir / CERTIFICATE).exists():
+        certificate = read_json(workdir / CERTIFICATE, "run --mode=fuse to write it")
+        fusion_error = certificate["max_relative_error"]
+    return Metadata(
+        names=class_names(workdir),
+        mean=tuple(config.data.mean),
+        std=tuple(config.data.std),
+        image_size=transform.eval_size,
+        crop_pct=transform.eval_size / transform.resize if resized else 1.0,
+        model=model_name(config),
+        fusion_error=fusion_error,
+    )
+
+
+class _Table:
+    """The table on standard output: a line for each file, printed when it is verified."""
+
+    def __init__(self, folder: Path) -> None:
+        width = max(len(str(folder / f"model{kind.ending}")) for kind in FORMATS.values())
+        self._line = f"{{:<12}}{{:<{width + 2}}}{{:>10}}{{:>16}}".format
+        self._is_empty = True
+
+    def add(self, name: str, path: Path, error: float) -> None:
+        if self._is_empty:
+            print(self._line("format", "file", "size", "relative error"))
+            self._is_empty = False
+        size = f"{path.stat().st_size / 1e6:.2f} MB"
+        print(self._line(name, str(path), size, f"{error:.1e}"), flush=True)
+
+
+def _report(
+    workdir: Path, name: str, path: Path, metadata: Metadata, step: int, images: str
+) -> None:
+    """Adds a verified file to `export` in `report.json`."""
+    report = read_report(workdir)
+    entry = {
+        "file": str(path.relative_to(workdir)),
+        "bytes": path.stat().st_size,
+        "relative_error": metadata.export_error,
+        "images": images,
+        "form": metadata.form,
+        "step": step,
+    }
+    report["export"] = report.get("export", {}) | {name: entry}
+    write_report(workdir, report)

@@ -1,0 +1,54 @@
+"""StableHLO files and their headers; tests/system opens them where only JAX is."""
+
+import json
+
+import numpy as np
+import pytest
+
+import repvgg_jax as rj
+from repvgg_jax.data.images import normalize
+from repvgg_jax.export.metadata import Metadata
+from repvgg_jax.export.safetensors_file import export_safetensors
+from repvgg_jax.export.stablehlo_file import export_stablehlo, read_stablehlo
+from tests.support.variables import random_variables
+
+NET = rj.create("repvgg_a0", num_classes=3, depths=(1,), widths=(4,), strides=(2,), block="fused")
+METADATA = Metadata(image_size=8, names=("cat", "dog", "crow"), preprocess=True)
+
+
+@pytest.mark.medium
+def test_weights_may_be_an_argument_and_sizes_any(tmp_path):
+    safetensors = pytest.importorskip("safetensors.numpy")
+    variables, path = random_variables(NET, 0), tmp_path / "model.stablehlo"
+    options = dict(weights="argument", dynamic_size=True, platforms=["cpu", "tpu"])
+    written = export_stablehlo(NET, variables, path, metadata=METADATA, **options)
+    assert written.export_error < 1e-5
+    program, metadata = read_stablehlo(path)
+    assert metadata == written
+    assert program.platforms == ("cpu", "tpu")
+
+    weights = tmp_path / "model.safetensors"
+    other = random_variables(NET, 1)
+    assert export_safetensors(NET, other, weights, metadata=METADATA).export_error < 1e-5
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 12, 10, 3), np.uint8)
+    found = program.call(safetensors.load_file(weights), pixels)
+    expected = NET.apply(other, normalize(pixels, METADATA.mean, METADATA.std))
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+    header = json.loads((tmp_path / "model.stablehlo.json").read_text())
+    assert header["input"]["images"] == "uint8[batch,height,width,3]"
+    header["metadata"].pop("mean")
+    (tmp_path / "model.stablehlo.json").write_text(json.dumps(header))
+    with pytest.raises(rj.UsageError, match=r"model.stablehlo.json has no metadata mean"):
+        read_stablehlo(path)
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(rj.UsageError, match=r"damaged, or not the file of .*model.stablehlo.json"):
+        read_stablehlo(path)
+    (tmp_path / "model.stablehlo.json").unlink()
+    with pytest.raises(rj.UsageError, match=r"model.stablehlo.json cannot be read .*export it"):
+        read_stablehlo(path)
+
+
+def test_weights_are_inside_or_an_argument(tmp_path):
+    with pytest.raises(rj.UsageError, match="weights='outside': choose 'inside' or 'argument'"):
+        export_stablehlo(NET, random_variables(NET, 0), tmp_path / "a", weights="outside")

@@ -1,0 +1,77 @@
+"""Exported files are kept only if they compute what the net computes."""
+
+import dataclasses
+import json
+from functools import partial
+
+import numpy as np
+import pytest
+
+import repvgg_jax as rj
+from repvgg_jax.errors import RunError
+from repvgg_jax.export.metadata import Metadata
+from repvgg_jax.export.verification import package, prepare
+from tests.support.variables import random_variables
+
+TRAIN_FORM = rj.create("repvgg_a0", num_classes=3, depths=(1,), widths=(4,), strides=(2,))
+NET = TRAIN_FORM.clone(block="fused")
+METADATA = Metadata(image_size=8)
+
+
+def prepared(path, net=NET, metadata=METADATA, images=None, allow_train_form=False):
+    return prepare(net, random_variables(net, 0), path, metadata, images, allow_train_form)
+
+
+def save(path, metadata):
+    path.write_text(json.dumps(metadata.to_strings()))
+
+
+def scaled(source, by, path):
+    return lambda images: by * np.asarray(source(source.variables, images))
+
+
+@pytest.mark.medium
+def test_only_a_file_that_computes_the_same_is_kept(tmp_path):
+    source, path = prepared(tmp_path / "model.json")
+    with pytest.raises(
+        RunError, match=r"was not written: .* error of 1.0e-03; the limit is 0.0001"
+    ):
+        source.write(path, save, partial(scaled, source, 1.001))
+    with pytest.raises(RunError, match="error of nan"):
+        source.write(path, save, partial(scaled, source, np.nan))
+    assert not list(tmp_path.iterdir())
+    written = source.write(path, save, partial(scaled, source, 1.00001))
+    assert written.export_error == pytest.approx(1e-5, rel=0.1)
+    assert Metadata.from_strings(json.loads(path.read_text()), str(path)) == written
+    assert [file.name for file in tmp_path.iterdir()] == ["model.json"]
+
+
+def test_the_train_form_is_exported_only_if_allowed(tmp_path):
+    with pytest.raises(rj.UsageError, match=r"train form, .* export rj.fuse\(net, variables\)"):
+        prepared(tmp_path / "model.json", net=TRAIN_FORM)
+    source, _ = prepared(tmp_path / "model.json", net=TRAIN_FORM, allow_train_form=True)
+    assert source.metadata.form == "train form"
+
+
+def test_the_checksum_is_that_of_the_weights(tmp_path):
+    sums = {prepared(tmp_path / "a")[0].metadata.checkpoint_sha256 for _ in range(2)}
+    other = random_variables(NET, 1)
+    source, _ = prepare(NET, other, tmp_path / "a", METADATA, None, False)
+    assert len(sums) == 1
+    assert source.metadata.checkpoint_sha256 not in sums
+
+
+def test_wrong_arguments_are_one_line_each(tmp_path):
+    with pytest.raises(rj.UsageError, match=r"the folder .*missing does not exist"):
+        prepared(tmp_path / "missing" / "model.json")
+    for images in (np.zeros((4, 8, 8, 3)), np.zeros((3, 8, 8, 3), np.uint8)):
+        with pytest.raises(rj.UsageError, match=r"pass at least 4 as uint8 \[count, 8, 8, 3\]"):
+            prepared(tmp_path / "model.json", images=images)
+    with pytest.raises(rj.UsageError, match=r"pip install 'repvgg_jax\[export\]'"):
+        package("no_such_package.part")
+
+
+def test_bfloat16_nets_are_exported_in_float32(tmp_path):
+    source, _ = prepared(tmp_path / "model.json", net=NET.clone(dtype="bfloat16"))
+    assert source.net == dataclasses.replace(NET, dtype=source.net.dtype)
+    assert source.net.dtype == np.float32
