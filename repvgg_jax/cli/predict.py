@@ -78,8 +78,7 @@ def run_predict(
     paths = find_images(images)
     classifier = open_model(path, step)
     classifier.check_top_k(top_k)
-    count = f"{len(paths):,} images" if len(paths) > 1 else "1 image"
-    inform_once(f"{classifier.description}; {count}")
+    inform_once(f"{classifier.description}; {_counted(len(paths))}")
 
     replacing = ", in place of an earlier file" if output is not None and output.exists() else ""
     source = files_source(paths)
@@ -100,9 +99,14 @@ def run_predict(
             raise UsageError(f"--images={images}: nothing in it can be read as an image")
         warn_once("left out %d of %d files, which are named above", bad, len(paths))
     read, seconds = len(paths) - bad, time.monotonic() - start
-    inform_once(f"classified {read:,} images in {seconds:.1f} s, {read / seconds:,.0f} images/s")
+    speed = f"{read / seconds:,.0f} images/s"
+    inform_once(f"classified {_counted(read)} in {seconds:.1f} s, {speed}")
     if output is not None:
         inform_once(f"wrote {output}{replacing}")
+
+
+def _counted(count: int) -> str:
+    return "1 image" if count == 1 else f"{count:,} images"
 
 
 def find_images(path: Path) -> list[str]:
