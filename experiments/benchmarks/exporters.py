@@ -5,14 +5,17 @@
 All files of a net hold the same weights: those of its fused PyTorch twin, whose head is written as
 in the official code (AdaptiveAvgPool2d, flatten). PyTorch exports it by torch.export with its
 optimizer (`dynamo`, needs `pip install onnxscript`) and by TorchScript. onnxruntime runs the files
-in interleaved rounds on all cores of the process (set by `taskset`).
+in interleaved rounds on all cores of the process (set by `taskset`). On a machine that is never
+quiet, use `taskset -c 0 ... --processor_time`.
 """
 
+import argparse
 import importlib.util
 import os
 import statistics
 import sys
 import tempfile
+import time
 import warnings
 from functools import partial
 from pathlib import Path
@@ -70,7 +73,7 @@ def write_files(name: str, folder: Path) -> dict[str, Path]:
     return files
 
 
-def compare(files: dict[str, Path], batch: int, rounds: int) -> Times:
+def compare(files: dict[str, Path], batch: int, options: argparse.Namespace) -> Times:
     """Returns the seconds of onnxruntime with each file, after a check that they agree."""
     images = np.random.default_rng(0).normal(size=(batch, 3, SIZE, SIZE)).astype(np.float32)
     sessions = {name: make_session(file) for name, file in files.items()}
@@ -82,7 +85,8 @@ def compare(files: dict[str, Path], batch: int, rounds: int) -> Times:
     for name, each in logits.items():
         if not np.abs(each - logits[OURS]).max() < 1e-4 * np.abs(each).max():
             raise RunError(f"the logits of {name} differ")
-    return time_interleaved(runs, rounds)
+    clock = time.process_time if options.processor_time else time.perf_counter
+    return time_interleaved(runs, options.rounds, clock)
 
 
 def row(name: str, batch: int, times: Times, sizes: dict[str, int]) -> list[str]:
@@ -106,6 +110,7 @@ def main() -> None:
     parser.add_argument("--nets", default="repvgg_a0,repvgg_a2,repvgg_b1", help="names of RepVGGs")
     parser.add_argument("--batches", default="1,16", help="images per call")
     parser.add_argument("--rounds", type=int, default=15, help="measured rounds")
+    parser.add_argument("--processor_time", action="store_true", help="measure processor time")
     options = parser.parse_args()
     needed = ("torch", "onnx", "onnxruntime", "onnxscript")
     if missing := [name for name in needed if not importlib.util.find_spec(name)]:
@@ -116,7 +121,7 @@ def main() -> None:
             files = write_files(name, Path(folder))
             sizes = {exporter: file.stat().st_size for exporter, file in files.items()}
             for batch in map(int, options.batches.split(",")):
-                rows.append(row(name, batch, compare(files, batch, options.rounds), sizes))
+                rows.append(row(name, batch, compare(files, batch, options), sizes))
                 print(*rows[-1], sep="  ", file=sys.stderr, flush=True)
     print(markdown(COLUMNS, rows))
     print(f"load of the machine, mean over a minute: {os.getloadavg()[0]:.1f} processes")

@@ -15,7 +15,11 @@ from repvgg_jax.ops.convolution import convolve
 Times = dict[str, list[float]]
 
 
-def time_interleaved(functions: Mapping[str, Callable[[], Any]], rounds: int) -> Times:
+def time_interleaved(
+    functions: Mapping[str, Callable[[], Any]],
+    rounds: int,
+    clock: Callable[[], float] = time.perf_counter,
+) -> Times:
     """Runs each function once per round, and returns its seconds in every round.
 
     Other load on the machine thus affects all functions alike. The first round is a warm-up and is
@@ -29,6 +33,7 @@ def time_interleaved(functions: Mapping[str, Callable[[], Any]], rounds: int) ->
     Args:
       functions: functions without arguments; their times include `jax.block_until_ready`.
       rounds: number of measured rounds, at least 1.
+      clock: function that returns seconds; `time.process_time` for processor time.
     """
     times: Times = {name: [] for name in functions}
     order = list(functions)
@@ -36,9 +41,9 @@ def time_interleaved(functions: Mapping[str, Callable[[], Any]], rounds: int) ->
     for _ in range(rounds + 1):
         shuffle(order)
         for name in order:
-            start = time.perf_counter()
+            start = clock()
             jax.block_until_ready(functions[name]())
-            times[name].append(time.perf_counter() - start)
+            times[name].append(clock() - start)
     return {name: seconds[1:] for name, seconds in times.items()}
 
 

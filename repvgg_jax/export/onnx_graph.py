@@ -95,7 +95,9 @@ def _convert(
     known: dict[Any, Any] = {}
 
     def read(atom: Any) -> Any:
-        return Constant(np.asarray(atom.val)) if hasattr(atom, "val") else known[atom]
+        if hasattr(atom, "val"):
+            return Constant(np.asarray(atom.val, atom.aval.dtype))
+        return known[atom]
 
     for variable, value in zip(jaxpr.constvars, constants, strict=True):
         known[variable] = value if isinstance(value, Operand) else Constant(np.asarray(value))
@@ -149,15 +151,15 @@ def _known(equation: Any, operands: Sequence[Constant]) -> list[Constant]:
     label = next((each.label for each in operands), "constant")
     values = [each.value for each in operands]
     shapes = [atom.aval.shape for atom in (*equation.invars, *equation.outvars)]
-    if values and values[0].dtype == object:  # a symbolic size, as a number
-        return [operands[0]]
-    if primitive.name in _NUMPY:
+    if primitive.name == "convert_element_type" and values[0].dtype == object:
+        return [operands[0]]  # a symbolic size
+    if primitive.name in _NUMPY and {value.dtype for value in values} == {np.dtype(np.float32)}:
         return [Constant(np.asarray(_NUMPY[primitive.name](*values)), label)]
     if primitive.name == "reshape" and _are_known(shapes[-1:]):
         return [Constant(values[0].reshape(shapes[-1]), label)]
     if primitive.name == "broadcast_in_dim":
         return [Constant(_broadcast(values[0], **parameters), label)]
-    if not _are_known(shapes):
+    if not _are_known(shapes) or any(value.dtype == object for value in values):
         raise UsageError(f"the operation {primitive.name} depends on the size of the image")
     results = primitive.bind(*values, **parameters)
     results = results if primitive.multiple_results else [results]

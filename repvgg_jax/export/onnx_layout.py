@@ -179,17 +179,11 @@ def spread(value: np.ndarray, axes: Axes, dims: Axes) -> np.ndarray:
         parts += [1 if size == 1 else factor.size for factor in factors]
     order, source = flat(dims), flat(axes)
     value = value.reshape(parts).transpose([source.index(factor) for factor in order])
-    shape, start = [], 0
-    for factors in dims:
-        shape.append(math.prod(value.shape[start : start + len(factors)]))
-        start += len(factors)
-    # Broadcasting inside a dimension of several factors.
-    if math.prod(shape) != value.size or any(
-        size not in (1, math.prod(factor.size for factor in factors))
-        for size, factors in zip(shape, dims, strict=True)
-    ):
-        value = np.broadcast_to(value, [factor.size for factor in order])
-        shape = list(sizes(dims))
+    given = iter(value.shape)
+    shape = tuple(math.prod(next(given) for _ in factors) for factors in dims)
+    if any(size not in (1, whole) for size, whole in zip(shape, sizes(dims), strict=True)):
+        # A dimension of several factors, over some of which the array is constant.
+        value, shape = np.broadcast_to(value, [factor.size for factor in order]), sizes(dims)
     return value.reshape(shape)
 
 
@@ -217,6 +211,8 @@ class Graph:
 
     def initializer(self, constant: Constant) -> str:
         """Adds an initializer; returns its name."""
+        if constant.value.dtype == object:
+            raise UsageError("a number of the net depends on the size of the image")
         name = self.unique(constant.label)
         self.initializers[name] = np.ascontiguousarray(constant.value)
         return name
@@ -251,7 +247,8 @@ class Graph:
             return self._reshape(tensor, dims)
         pairs = enumerate(zip(tensor.dims, dims, strict=False))
         moved = [axis for axis, (before, after) in pairs if before != after]
-        if len(dims) == len(tensor.dims) and len(moved) == 1:
+        fixed = all(factor.is_fixed for axis in moved for factor in tensor.dims[axis])
+        if len(dims) == len(tensor.dims) and len(moved) == 1 and fixed:
             return self._gather(tensor, dims, moved[0])
         source = tuple((factor,) for factor in flat(tensor.dims))
         tensor = self._reshape(tensor, source)
