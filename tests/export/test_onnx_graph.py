@@ -94,6 +94,10 @@ CASES = {
         lambda x: lax.reduce_window(x, 0.0, lax.add, (1, 2, 2, 1), (1, 2, 2, 1), "VALID"),
         {"AveragePool": 1, "Mul": 1},
     ),
+    "sum_over_ten": (
+        lambda x: 3 * conv(x).sum((1, 2), keepdims=True) / 10,
+        {"GlobalAveragePool": 1, "Mul": 1, "Div": 0},
+    ),
     "adaptive": (lambda x: adaptive_mean_pool(conv(x), 3), {"MatMul": 2}),
     "lrn": (lambda x: local_response_norm(conv(x) * 50, alpha=0.1), {"LRN": 1, "Pow": 0}),
     "mean_of_one_pixel": (lambda x: conv(x[:, :1, :1]).mean((1, 2)), {"Div": 0}),
