@@ -127,6 +127,13 @@ def test_evaluation_is_resize_then_center_crop(shape):
     np.testing.assert_array_equal(resize_and_crop(pixels, 64, 56), np.asarray(expected))
 
 
+def test_only_the_center_of_a_very_long_image_is_resized():
+    row = np.zeros((1, 10_000_001, 3), np.uint8)  # resized as a whole, it would take gigabytes
+    row[:, 4_999_999:5_000_002] = 200
+    for pixels in (row, row.transpose(1, 0, 2)):
+        assert (resize_and_crop(pixels, 256, 128) == 200).all()
+
+
 def test_normalize():
     images = array_source(2).images
     expected = (images / 255 - np.array(IMAGENET_MEAN)) / np.array(IMAGENET_STD)

@@ -129,6 +129,11 @@ def augment_pixels(
     return pixels
 
 
+# In evaluation, the longer side is cut to this multiple of the shorter one before the resize, since
+# only the central square is kept, and a row of 65,535 pixels would be resized to gigabytes.
+_LONGEST = 64
+
+
 def eval_image(image: LazyImage, transform: Transform) -> np.ndarray:
     """Returns the image transformed for evaluation, uint8 [eval_size, eval_size, 3].
 
@@ -157,6 +162,7 @@ def resize_and_crop(pixels: np.ndarray, resize: int, crop: int) -> np.ndarray:
     """
     from PIL import Image
 
+    pixels = _without_far_ends(pixels)
     height, width, _ = pixels.shape
     short, long = min(width, height), max(width, height)
     if short != resize:
@@ -166,6 +172,13 @@ def resize_and_crop(pixels: np.ndarray, resize: int, crop: int) -> np.ndarray:
         pixels = np.asarray(image)
     left, top = round((width - crop) / 2), round((height - crop) / 2)
     return pixels[top : top + crop, left : left + crop]
+
+
+def _without_far_ends(pixels: np.ndarray) -> np.ndarray:
+    """Returns the central part of an image that is much longer than it is wide or high."""
+    most = _LONGEST * min(pixels.shape[:2])
+    top, left = (max(side - most, 0) // 2 for side in pixels.shape[:2])
+    return pixels[top : pixels.shape[0] - top, left : pixels.shape[1] - left]
 
 
 def fit(image: LazyImage, size: int) -> np.ndarray:

@@ -108,24 +108,27 @@ def open_image(
     with _named(where):
         jpeg.check_scans(data)
     size = jpeg.size(data)
+
+    def by_pillow() -> np.ndarray:
+        return pillow.decode(data, where, most_pixels, formats)
+
+    def by_libjpeg(rows: int, factor: int) -> np.ndarray:
+        # Where it fails, so does Pillow in most cases, with a clearer message.
+        pixels = jpeg.decode(data, rows, factor)
+        return by_pillow() if pixels is None else pixels
+
     if size is not None and (most_pixels is None or size[0] * size[1] <= most_pixels):
-        return LazyImage(size, lambda rows, factor: _decode_jpeg(data, rows, factor, where), where)
+        return LazyImage(size, by_libjpeg, where)
     with _named(where):
         if not data:
             raise ValueError("it has no bytes")
-        return from_array(pillow.decode(data, where, most_pixels, formats))
+        return from_array(by_pillow())
 
 
 def from_array(pixels: np.ndarray) -> LazyImage:
     """Returns uint8 pixels [height, width, 3] as a LazyImage."""
     height, width, _ = pixels.shape
     return LazyImage((width, height), lambda rows, factor: pixels, "in memory")
-
-
-def _decode_jpeg(data: bytes, rows: int, factor: int, where: str) -> np.ndarray:
-    """Decodes a JPEG by libjpeg, or if that fails by Pillow, which has clearer error messages."""
-    pixels = jpeg.decode(data, rows, factor)
-    return pillow.decode(data, where) if pixels is None else pixels
 
 
 @contextmanager
