@@ -1,7 +1,7 @@
 """Export as a PyTorch state dict, with a module that loads it and imports PyTorch only."""
 
-import importlib.util
 import json
+import runpy
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ import numpy as np
 from repvgg_jax.errors import UsageError
 from repvgg_jax.export.metadata import Metadata
 from repvgg_jax.export.onnx_graph import INPUT, OUTPUT, make_graph
+from repvgg_jax.export.torch_operators import OPERATORS
 from repvgg_jax.export.torch_source import Writer
 from repvgg_jax.export.verification import Logits, package, prepare
 from repvgg_jax.interop.pytorch_files import PICKLES, save_torch
@@ -94,7 +95,7 @@ def export_torch(
         raise UsageError(
             f"{path}: give a name such as model{PICKLES[0]}, whose module model.py can be imported"
         )
-    writer = Writer(make_graph(source, dynamic_size=False), INPUT, OUTPUT)
+    writer = Writer(make_graph(source, dynamic_size=False), OPERATORS, INPUT, OUTPUT)
 
     def save(draft: Path, metadata: Metadata) -> None:
         save_torch(draft, writer.state)
@@ -125,10 +126,8 @@ def _code(writer: Writer, metadata: Metadata, path: Path) -> str:
 
 
 def _logits(torch: Any, path: Path) -> Logits:
-    spec = importlib.util.spec_from_file_location(path.stem, path.with_suffix(".py"))
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    model = module.load()
+    # Importing the module would write `__pycache__` into the folder of the files to be kept.
+    model = runpy.run_path(str(path.with_suffix(".py")))["load"]()
 
     def logits(images: np.ndarray) -> np.ndarray:
         with torch.no_grad():

@@ -1,6 +1,7 @@
 """PyTorch modules made from nets: they compute the same, and import PyTorch only."""
 
 import importlib
+import sys
 
 import numpy as np
 import pytest
@@ -64,6 +65,15 @@ def test_a_narrowed_comparison_net(tmp_path):
     fields = {"num_classes": 5, "depths": (1, 1), "widths": (8, 16), "strides": (1, 2)}
     net = rj.create("resnet18", **fields).clone(block="fused")
     assert exported(net, tmp_path / "model.pth", 32).export_error < 1e-5
+
+
+@pytest.mark.medium
+def test_an_earlier_file_is_replaced(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)
+    net = rj.create("repvgg_a0", num_classes=2, depths=(1,), widths=(4,), strides=(2,))
+    for _ in range(2):
+        exported(net.clone(block="fused"), tmp_path / "model.pth", 8)
+    assert {file.name for file in tmp_path.iterdir()} == {"model.pth", "model.py"}
 
 
 @pytest.mark.slow
