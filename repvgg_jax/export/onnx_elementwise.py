@@ -108,7 +108,8 @@ def _div(graph: Graph, _: Parameters, x: Operand, y: Operand) -> Tensor:
     if x.counts is not None and np.array_equal(x.counts, np.squeeze(y.value)):
         node = graph.producer(x.name)
         mean = graph.add(node.op, *node.inputs, **node.attributes | {"count_include_pad": 0})
-        return x.replace(name=mean, times=1)
+        pixels = math.prod(node.attributes["kernel_shape"])
+        return _scaled(x.replace(name=mean, counts=None), 1 / pixels)
     return elementwise(graph, "Div", x, y)
 
 

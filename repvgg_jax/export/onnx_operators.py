@@ -74,6 +74,10 @@ def _concatenate(graph: Graph, parameters: Parameters, *operands: Operand) -> Te
         for each in tensors
     ]
     first = next(each for each in tensors if isinstance(each, Tensor))
+    others = flat((*first.axes[:axis], *first.axes[axis + 1 :]))
+    has_constant = any(isinstance(each, Constant) for each in operands)
+    if has_constant and not all(factor.is_fixed for factor in others):
+        raise UsageError("a concatenation of images with a constant is not supported; pad instead")
     name = graph.add("Concat", *inputs, axis=order.index(axis))
     return _with_sides(first, name, {axis: parameters["shape"][axis]})
 
@@ -157,10 +161,7 @@ def _reduce_sum(graph: Graph, parameters: Parameters, x: Tensor) -> Tensor:
 
 def _window_max(graph: Graph, parameters: Parameters, x: Tensor) -> Tensor:
     x = graph.standard(x)
-    geometry = _window(parameters)
-    name = graph.add(
-        "MaxPool", x.name, **geometry, dilations=list(parameters["window_dilation"][1:3])
-    )
+    name = graph.add("MaxPool", x.name, **_window(parameters))
     return _with_sides(x, name, _window_sides(parameters))
 
 
@@ -173,10 +174,7 @@ def _window_sum(graph: Graph, parameters: Parameters, x: Tensor) -> Tensor:
         if tuple(parameters["padding"][3]) != ((size - 1) // 2, size // 2):
             raise UsageError("sums over neighboring channels on one side are not supported")
         return x.replace(name=graph.add("ChannelSum", x.name, size=size))
-    if set(parameters["window_dilation"]) != {1}:
-        raise UsageError("a mean over a dilated window is not supported")
-    geometry = _window(parameters)
-    name = graph.add("AveragePool", x.name, **geometry, count_include_pad=1)
+    name = graph.add("AveragePool", x.name, **_window(parameters), count_include_pad=1)
     pooled = _with_sides(x, name, _window_sides(parameters))
     counts = _pixel_counts(x.shape[1:3], parameters)
     return pooled.replace(times=math.prod(window), counts=counts)
@@ -187,6 +185,8 @@ def _window(parameters: Parameters) -> dict[str, list[int]]:
     window, strides = parameters["window_dimensions"], parameters["window_strides"]
     if len(window) != 4 or window[::3] != (1, 1) or strides[::3] != (1, 1):
         raise UsageError("windows over images or channels are not supported")
+    if {*parameters["window_dilation"], *parameters["base_dilation"]} != {1}:
+        raise UsageError("a pool with dilation is not supported")
     low, high = zip(*parameters["padding"][1:3], strict=True)
     pads = _integers(*low, *high)
     return {"kernel_shape": list(window[1:3]), "strides": list(strides[1:3]), "pads": pads}

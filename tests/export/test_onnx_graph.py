@@ -33,10 +33,21 @@ def pool_without_padding(x):
     return nn.avg_pool(x, (3, 3), (2, 2), "SAME", count_include_pad=False)
 
 
+def window_sums(x):
+    return lax.reduce_window(x, 0.0, lax.add, (1, 3, 3, 1), (1, 2, 2, 1), "SAME")
+
+
 def batch_norm(x):
     # Small variances, so that the result depends on epsilon.
     scale = lax.rsqrt(CHANNELS[1] ** 2 * 1e-5 + 1e-5) * CHANNELS[2]
     return (x - CHANNELS[0]) * scale + CHANNELS[3]
+
+
+def dilated_pool(x):
+    ones = (1, 1, 1, 1)
+    return lax.reduce_window(
+        x, -jnp.inf, lax.max, (1, 2, 2, 1), ones, "VALID", window_dilation=(1, 2, 2, 1)
+    )
 
 
 def squeeze_excite(x):
@@ -93,6 +104,10 @@ CASES = {
     "sums": (
         lambda x: lax.reduce_window(x, 0.0, lax.add, (1, 2, 2, 1), (1, 2, 2, 1), "VALID"),
         {"AveragePool": 1, "Mul": 1},
+    ),
+    "means_scaled_before_the_division": (
+        lambda x: 0.5 * window_sums(conv(x)) / window_sums(np.ones((1, 8, 8, 1), np.float32)),
+        {"AveragePool": 1, "Mul": 1, "Div": 0},
     ),
     "sum_over_ten": (
         lambda x: 3 * conv(x).sum((1, 2), keepdims=True) / 10,
@@ -181,6 +196,8 @@ def test_any_size():
     [
         (lambda x: conv(x, strides=2, padding="SAME"), True, "depend on the size of the image"),
         (lambda x: max_pool(x, 3, 2, "last"), True, "depend on the size of the image"),
+        (lambda x: jnp.concatenate([x, jnp.zeros_like(x)], -1), False, "images with a constant"),
+        (dilated_pool, False, "pool with dilation"),
         (lambda x: jnp.sort(x, 1), False, "does not know the operation sort of JAX"),
         (lambda x: jnp.einsum("bhwc,bhwd->bcd", x, x), False, "product of two arrays"),
         (lambda x: x + np.arange(2)[:, None, None, None], False, "images of a batch"),
