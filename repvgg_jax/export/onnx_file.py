@@ -139,6 +139,11 @@ def _logits(model: str | bytes) -> Logits:
 def _check_larger(source: Export, logits: Logits) -> None:
     """Raises RunError unless the logits of larger images, which are not square, are the net's."""
     pixels = np.concatenate([source.pixels] * 2, axis=1)[:, : source.pixels.shape[1] + _LARGER]
-    error = dataclasses.replace(source, pixels=pixels).error(logits)
+
+    def failed(error: Exception) -> RunError:
+        return RunError(f"with larger images, the graph cannot be run ({one_line(error)})")
+
+    with reraise(Exception, failed):  # onnxruntime's own types
+        error = dataclasses.replace(source, pixels=pixels).error(logits)
     if not error <= TOLERANCE:
         raise RunError(f"with larger images, the logits differ by a relative error of {error:.1e}")

@@ -59,7 +59,8 @@ def export_stablehlo(
       The metadata in the header, with the relative error of the logits of the file.
 
     Raises:
-      UsageError: if an argument is invalid, the net is in train form, or writing fails.
+      UsageError: if an argument is invalid, the net is in train form, it depends on the size of
+        the batch, or on that of the image although that may vary, or writing fails.
       RunError: if the program does not compute what the net computes.
 
     Example:
@@ -102,8 +103,14 @@ def _exported(
     shape = export.symbolic_shape(f"batch, {sides[0]}, {sides[1]}, 3")
     images = jax.ShapeDtypeStruct(shape, source.dtype)
     arrays = flat_arrays(source.variables)
+
+    def failed(error: Exception) -> UsageError:
+        options = f" with dynamic_size={dynamic_size} for {', '.join(platforms)}"
+        return UsageError(f"the net cannot be exported{options} ({one_line(error)})")
+
     # Calls into oneDNN, which processes without this package lack, must not be in the program.
-    with compiling_for(jax.devices()[:1], xla_only=True):
+    compiling = compiling_for(jax.devices()[:1], xla_only=True)
+    with compiling, reraise(Exception, failed):  # JAX raises many types for symbolic sizes
         if weights == INSIDE:
             return export.export(jax.jit(partial(run, arrays)), platforms=platforms)(images)
         shapes = {name: jax.ShapeDtypeStruct(a.shape, a.dtype) for name, a in arrays.items()}

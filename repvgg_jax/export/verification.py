@@ -82,7 +82,7 @@ class Export:
 
         Raises:
           UsageError: if the file cannot be written there.
-          RunError: if the logits differ by more than `TOLERANCE`.
+          RunError: if the tool cannot run it, or the logits differ by more than `TOLERANCE`.
         """
 
         def failed(error: Exception) -> UsageError:
@@ -94,7 +94,14 @@ class Export:
         ):
             draft = Path(folder) / path.name
             save(draft, self.metadata)
-            error = self.error(load(draft))
+            try:
+                error = self.error(load(draft))
+            except (RunError, MemoryError):
+                raise
+            except Exception as problem:  # each tool has types of its own
+                raise RunError(
+                    f"{path} was not written: it cannot be run ({one_line(problem)})"
+                ) from problem
             if not error <= TOLERANCE:
                 raise RunError(
                     f"{path} was not written: its logits differ from the net's by a relative error "

@@ -9,7 +9,9 @@ import repvgg_jax as rj
 from repvgg_jax.data.images import normalize
 from repvgg_jax.export.metadata import Metadata
 from repvgg_jax.export.safetensors_file import export_safetensors
-from repvgg_jax.export.stablehlo_file import export_stablehlo, read_stablehlo
+from repvgg_jax.export.stablehlo_file import _exported, export_stablehlo, read_stablehlo
+from repvgg_jax.export.verification import Export
+from tests.support.onnx_models import Function
 from tests.support.variables import random_variables
 
 NET = rj.create("repvgg_a0", num_classes=3, depths=(1,), widths=(4,), strides=(2,), block="fused")
@@ -47,6 +49,17 @@ def test_weights_may_be_an_argument_and_sizes_any(tmp_path):
     (tmp_path / "model.stablehlo.json").unlink()
     with pytest.raises(rj.UsageError, match=r"model.stablehlo.json cannot be read .*export it"):
         read_stablehlo(path)
+
+
+def test_a_net_that_depends_on_the_size_is_one_line(tmp_path):
+    def call(_, images):
+        return images.reshape(images.shape[0], -1) @ np.ones((192, 3), np.float32)
+
+    source = Export(Function(call, 3), {}, METADATA, np.zeros((4, 8, 8, 3), np.uint8))
+    assert _exported(source, "inside", ["cpu"], False).out_avals[0].shape[1] == 3
+    with pytest.raises(rj.UsageError, match=r"cannot be exported with dynamic_size=True") as caught:
+        _exported(source, "inside", ["cpu"], True)
+    assert "\n" not in str(caught.value)
 
 
 def test_weights_are_inside_or_an_argument(tmp_path):

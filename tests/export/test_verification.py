@@ -30,6 +30,10 @@ def scaled(source, by, path):
     return lambda images: by * np.asarray(source(source.variables, images))
 
 
+def unreadable(path):
+    raise RuntimeError("no such operator")
+
+
 @pytest.mark.medium
 def test_only_a_file_that_computes_the_same_is_kept(tmp_path):
     source, path = prepared(tmp_path / "model.json")
@@ -39,6 +43,8 @@ def test_only_a_file_that_computes_the_same_is_kept(tmp_path):
         source.write(path, save, partial(scaled, source, 1.001))
     with pytest.raises(RunError, match="error of nan"):
         source.write(path, save, partial(scaled, source, np.nan))
+    with pytest.raises(RunError, match=r"was not written: it cannot be run .*no such operator"):
+        source.write(path, save, unreadable)
     assert not list(tmp_path.iterdir())
     written = source.write(path, save, partial(scaled, source, 1.00001))
     assert written.export_error == pytest.approx(1e-5, rel=0.1)
