@@ -57,7 +57,8 @@ def arguments(argv: list[str]) -> argparse.Namespace:
     add("timeout", limits.seconds, "seconds for a request")
     options = parser.parse_args(argv)
     for name, value in vars(options).items():
-        if isinstance(value, int | float) and value < (name in ("max_batch", "threads")):
+        may_be_zero = name in ("port", "step", "max_delay_ms")
+        if isinstance(value, int | float) and not (value > 0 or (value == 0 and may_be_zero)):
             parser.error(f"--{name}={value} is too small")
     return options
 

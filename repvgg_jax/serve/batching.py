@@ -98,10 +98,10 @@ class Batcher:
         """Computes a batch of rows, without those whose requests were cancelled before."""
         if not rows:
             return
-        self._on_batch(len(rows))
-        images = np.stack([row.image for row in rows])
         loop = asyncio.get_running_loop()
         try:
+            self._on_batch(len(rows))
+            images = np.stack([row.image for row in rows])
             found = await loop.run_in_executor(self._computer, self._model.run, images)
             results = [
                 partial(row.result.set_result, p) for row, p in zip(rows, found, strict=True)

@@ -5,7 +5,7 @@ _SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
 
 class Metrics:
-    """Requests by path and status, their latency, images by batch, and the process's memory."""
+    """Requests by status, their latency, images in a batch, and the process's memory and time."""
 
     def __init__(self) -> None:
         from prometheus_client import (

@@ -171,11 +171,12 @@ def _protocol() -> type[asyncio.Protocol]:
     class Protocol(H11Protocol):
         def connection_made(self, transport: Any) -> None:
             super().connection_made(transport)
-            self._await_request()
+            self._await_request(self.cycle)
 
         def on_response_complete(self) -> None:
-            super().on_response_complete()
-            self._await_request()
+            answered = self.cycle
+            super().on_response_complete()  # may begin the next request, if it is here already
+            self._await_request(answered)
 
         def eof_received(self) -> bool:
             if self.conn.their_state is h11.SEND_BODY:
@@ -188,10 +189,10 @@ def _protocol() -> type[asyncio.Protocol]:
             else:
                 self.transport.close()  # the request has been answered
 
-        def _await_request(self) -> None:
+        def _await_request(self, cycle: Any) -> None:
             # Closes a connection on which no request has begun after a while, such as one that
             # sends half a head, or the rest of a body that was refused.
-            self.loop.call_later(self.timeout_keep_alive, self._close_after, self.cycle)
+            self.loop.call_later(self.timeout_keep_alive, self._close_after, cycle)
 
         def _close_after(self, cycle: Any) -> None:
             if self.cycle is cycle and not self.transport.is_closing():

@@ -96,6 +96,23 @@ def test_slow_bodies_and_silent_connections_end(model):
             assert silent.recv(1) == b""
 
 
+def test_a_request_that_is_sent_before_an_answer_is_not_cut_off(model):
+    calls = []
+
+    def run(images):
+        calls.append(len(images))
+        if len(calls) == 2:
+            time.sleep(0.3)
+        return model.run(images)
+
+    with serving(dataclasses.replace(model, run=run), LIMITS) as (port, server):
+        server.config.timeout_keep_alive = 0.1
+        with socket.create_connection(("127.0.0.1", port), timeout=5) as connection:
+            connection.sendall(2 * request(colored("red")))
+            answers = connection.makefile("rb").read()
+    assert answers.count(b"HTTP/1.1 200 OK") == 2
+
+
 class Held:
     """A model that computes nothing until it is released."""
 
