@@ -9,7 +9,9 @@ import pytest
 
 import repvgg_jax as rj
 from repvgg_jax.cli.export import run_export
+from repvgg_jax.data.augment.transforms import Transform
 from repvgg_jax.export.stablehlo_file import read_stablehlo
+from repvgg_jax.serve.model import evaluation
 
 
 def change_config(workdir, section, **fields):
@@ -40,10 +42,13 @@ def test_a_run_becomes_verified_files(undisturbed, tmp_path, capsys, caplog):
     assert program.in_avals[0].dtype == np.uint8
 
     change_config(workdir, "data", source="folder", data_dir=str(tmp_path / "missing"))
+    change_config(workdir, "data", augmentation="resized_crop", resize=11)
     with caplog.at_level(logging.INFO, "repvgg_jax"):
         run_export(workdir, ["stablehlo"], step=4)
     assert "random images are used for the verification: " in caplog.text
     assert "1 and 3 random images" in caplog.messages[-1]
+    _, metadata = read_stablehlo(workdir / "export" / "model.stablehlo")
+    assert evaluation(metadata) == Transform("resized_crop", 8, resize=11)
 
     shutil.rmtree(workdir / "fused")
     change_config(workdir, "model", block="relu_in_branch")
