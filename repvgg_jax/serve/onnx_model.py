@@ -23,10 +23,12 @@ def open_onnx(path: Path) -> Model:
     metadata = Metadata.from_strings(strings, str(path))
     (given, *others), (result, *_) = session.get_inputs(), session.get_outputs()
     expected = "tensor(uint8)" if metadata.preprocess else "tensor(float)"
-    if others or given.type != expected or len(given.shape) != 4:
+    side = metadata.image_size
+    fixed = [size for size in given.shape[2:] if isinstance(size, int)]
+    if others or given.type != expected or len(given.shape) != 4 or {*fixed} - {side}:
         raise UsageError(
             f"{path} takes {given.type} {given.shape}, not the images that its metadata describe: "
-            f"one {expected} [batch, 3, height, width]"
+            f"one {expected} [batch, 3, {side}, {side}]"
         )
     mean, std = (np.array(value, np.float32) for value in (metadata.mean, metadata.std))
     scale, offset = 1 / (255 * std), -mean / std
@@ -37,7 +39,6 @@ def open_onnx(path: Path) -> Model:
         nchw = np.ascontiguousarray(images.transpose(0, 3, 1, 2))
         return softmax(session.run([result.name], {given.name: nchw})[0])
 
-    side = metadata.image_size
     outputs = _outputs(run, side, path)
     names = output_names(metadata.names, outputs, str(path))
     return Model(described(path, metadata), names, evaluation(metadata), run)
