@@ -88,19 +88,26 @@ def load_trained(workdir: Path, step: int | None = None) -> tuple[nn.Module, dic
     return net, variables, step
 
 
-def load_form(workdir: Path, step: int | None = None) -> tuple[nn.Module, Any, str]:
-    """Returns a run's `(net, variables)` of a step, the latest by default, and which form it is.
+def fused_step_of(workdir: Path, step: int | None = None) -> int | None:
+    """Returns the step of the fused weights if it is `step`, the latest by default; else None.
 
-    It is the fused form if the fused weights are of that step. A run without checkpoints may have a
-    fused pair.
+    A run without checkpoints may have a fused pair, whose step this is then.
     """
     wanted = steps(workdir)[-1:] if step is None else [step]
     fused = fused_step(workdir)
-    if fused is not None and wanted in ([], [fused]):
+    return fused if wanted in ([], [fused]) else None
+
+
+def load_form(workdir: Path, step: int | None = None) -> tuple[nn.Module, Any, str]:
+    """Returns a run's `(net, variables)` of a step, the latest by default, and which form it is.
+
+    It is the fused form if `fused_step_of` finds fused weights of that step.
+    """
+    if (fused := fused_step_of(workdir, step)) is not None:
         return *load(workdir, fused=True, step=fused), f"fused form, step {fused}"
     net, variables, loaded = load_trained(workdir, step)
     other = ""
-    if fused is not None and step is None:
+    if (fused := fused_step(workdir)) is not None and step is None:
         other = (
             f" (the fused weights are of step {fused}; --step={fused} uses them, "
             "--mode=fuse renews them)"

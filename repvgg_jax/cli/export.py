@@ -12,9 +12,7 @@ from flax import linen as nn
 from ml_collections import ConfigDict
 
 import repvgg_jax.export as exporters
-from repvgg_jax.checkpoint.fused import fused_step
-from repvgg_jax.checkpoint.load import load, load_trained
-from repvgg_jax.checkpoint.manager import steps
+from repvgg_jax.checkpoint.load import fused_step_of, load, load_trained
 from repvgg_jax.cli.evaluate import open_evaluation
 from repvgg_jax.cli.fuse import fuse_and_save
 from repvgg_jax.cli.report import read_report, write_report
@@ -183,9 +181,7 @@ def _deploy_form(
     Raises:
       UsageError: if the net cannot be fused, and its train form is not allowed.
     """
-    wanted = steps(workdir)[-1:] if step is None else [step]
-    fused = fused_step(workdir)
-    if fused is not None and wanted in ([], [fused]):
+    if (fused := fused_step_of(workdir, step)) is not None:
         return *load(workdir, fused=True, step=fused), fused
     net, variables, step = load_trained(workdir, step)
     if not net.fusable:
