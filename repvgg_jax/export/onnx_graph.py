@@ -194,7 +194,7 @@ def _broadcast(
 def _unrolled(graph: Graph, parameters: Any, operands: list[Any], scope: str) -> list[Any]:
     """Adds the steps of a scan to the graph; returns its final carry."""
     body, length = parameters["jaxpr"], parameters["length"]
-    fixed, carried = parameters["num_consts"], parameters["num_carry"]
+    fixed, carried = _constants_and_carry(parameters)
     constants, carry = operands[:fixed], operands[fixed : fixed + carried]
     stacked = operands[fixed + carried :]
     if len(body.out_avals) > carried or not all(isinstance(each, Constant) for each in stacked):
@@ -206,3 +206,11 @@ def _unrolled(graph: Graph, parameters: Any, operands: list[Any], scope: str) ->
             graph, body.jaxpr, body.consts, [*constants, *carry, *slices], f"{scope}/{step}"
         )
     return carry
+
+
+def _constants_and_carry(parameters: Any) -> tuple[int, int]:
+    """Returns the numbers of a scan's constants and of its carried values."""
+    if "ft_in" in parameters:  # from JAX 0.11 on
+        constants, carry, _ = map(len, parameters["ft_in"].unpack())
+        return constants, carry
+    return parameters["num_consts"], parameters["num_carry"]

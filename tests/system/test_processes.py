@@ -203,7 +203,7 @@ def test_one_device_opens_what_two_by_two_saved(two_by_two):
     assert done.stdout.strip() == "True", done.stderr
 
 
-@pytest.mark.parametrize("dies", [0, 1])
+@pytest.mark.parametrize("dies", [0, pytest.param(1, marks=pytest.mark.slow)])  # 0 coordinates
 def test_if_one_dies_the_other_ends_with_an_error(dies, tmp_path):
     arguments = [*ENDLESS, "--config.train.checkpoint_every=5"]
     with Pair(tmp_path, *arguments, "--workdir", tmp_path / "run") as pair:
