@@ -10,7 +10,6 @@ quiet, use `taskset -c 0 ... --processor_time`.
 """
 
 import argparse
-import importlib.util
 import os
 import statistics
 import sys
@@ -23,12 +22,13 @@ from typing import Any
 
 import numpy as np
 
+from experiments.benchmarks.flags import check_installed
 from experiments.benchmarks.markdown import markdown
 from experiments.benchmarks.onnxruntime import make_session
 from experiments.sweeps.flags import Parser, run_command
 from repvgg_jax import create
 from repvgg_jax.bench.timing import Times, quartiles, ratio, time_interleaved
-from repvgg_jax.errors import RunError, UsageError
+from repvgg_jax.errors import RunError
 from repvgg_jax.export.metadata import Metadata
 from repvgg_jax.export.onnx_file import export_onnx
 from repvgg_jax.interop.pytorch import from_torch
@@ -112,9 +112,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=15, help="measured rounds")
     parser.add_argument("--processor_time", action="store_true", help="measure processor time")
     options = parser.parse_args()
-    needed = ("torch", "onnx", "onnxruntime", "onnxscript")
-    if missing := [name for name in needed if not importlib.util.find_spec(name)]:
-        raise UsageError(f"{missing[0]} is not installed: pip install {' '.join(needed)}")
+    check_installed("torch", "onnx", "onnxruntime", "onnxscript")
     rows = []
     for name in options.nets.split(","):
         with tempfile.TemporaryDirectory() as folder:

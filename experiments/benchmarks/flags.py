@@ -1,7 +1,8 @@
-"""Flags of benchmarks: one for each size that can be set, the time for all, and the parts."""
+"""Flags of benchmarks: sizes, the time for all and the parts; and the packages that they need."""
 
 import argparse
 import dataclasses
+import importlib.util
 from collections.abc import Collection
 from typing import Any
 
@@ -47,3 +48,9 @@ def check_parts(only: str, parts: Collection[str]) -> None:
 
 def _with_flags(sizes: type) -> list[dataclasses.Field[Any]]:
     return [field for field in dataclasses.fields(sizes) if "help" in field.metadata]
+
+
+def check_installed(*packages: str) -> None:
+    """Raises UsageError if a package that a benchmark needs is not installed."""
+    if missing := [name for name in packages if not importlib.util.find_spec(name)]:
+        raise UsageError(f"{missing[0]} is not installed: pip install {' '.join(packages)}")

@@ -9,7 +9,6 @@ On a machine that is never quiet, use `taskset -c 0 ... --processor_time`.
 """
 
 import argparse
-import importlib.util
 import os
 import statistics
 import sys
@@ -23,6 +22,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from experiments.benchmarks.flags import check_installed
 from experiments.sweeps.flags import Parser, run_command
 from repvgg_jax import create
 from repvgg_jax.errors import RunError, UsageError
@@ -142,8 +142,7 @@ def main() -> None:
     for name, text in SWITCHES.items():
         parser.add_argument(f"--{name}", action="store_true", help=text)
     options = parser.parse_args()
-    if missing := [name for name in ("onnxruntime", "onnx") if not importlib.util.find_spec(name)]:
-        raise UsageError(f"{missing[0]} is not installed: pip install onnxruntime onnx")
+    check_installed("onnxruntime", "onnx")
     if options.keep_freed_memory and not keep_freed_memory():
         raise UsageError("--keep_freed_memory needs glibc's mallopt")
     for batch in options.batches.split(","):

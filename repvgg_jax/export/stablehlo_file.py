@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax.traverse_util import flatten_dict, unflatten_dict
+from flax.traverse_util import unflatten_dict
 from jax import Array, export
 
 from repvgg_jax.errors import UsageError, one_line, reraise
@@ -120,13 +120,9 @@ def _exported(
 def flat_arrays(variables: Variables) -> dict[str, np.ndarray]:
     """Returns path -> array of all variables, such as "params/head/kernel"."""
     return {
-        "/".join(path): np.asarray(leaf) for path, leaf in flatten_dict(_plain(variables)).items()
+        jax.tree_util.keystr(path, simple=True, separator="/"): np.asarray(leaf)
+        for path, leaf in jax.tree.leaves_with_path(variables)
     }
-
-
-def _plain(tree: Any) -> Any:
-    """Returns a tree of plain dicts; those of averages are of another type."""
-    return {name: _plain(leaf) for name, leaf in tree.items()} if isinstance(tree, dict) else tree
 
 
 def _logits(source: Export, weights: str, path: Path) -> Logits:
