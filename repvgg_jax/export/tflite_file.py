@@ -2,14 +2,16 @@
 
 import contextlib
 import os
+import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+from flax import linen as nn
 
 from repvgg_jax.errors import UsageError, one_line, reraise
 from repvgg_jax.export.metadata import Metadata
@@ -79,7 +81,10 @@ def _converted(tensorflow: Any, source: Export) -> bytes:
         shape = tensorflow.TensorSpec((1, size, size, 3), source.dtype, name="images")
         function = tensorflow.function(program, autograph=False, input_signature=[shape])
         # TensorFlow does not know the calls into oneDNN.
-        with compiling_for(jax.devices()[:1], xla_only=True):
+        with (
+            compiling_for(jax.devices()[:1], xla_only=True),
+            nn.intercept_methods(_matrix_products),
+        ):
             concrete = function.get_concrete_function()
         converter = tensorflow.lite.TFLiteConverter.from_concrete_functions([concrete], function)
 
@@ -88,6 +93,23 @@ def _converted(tensorflow: Any, source: Export) -> bytes:
 
         with reraise(Exception, failed):  # ConverterError has no public name
             return converter.convert()
+
+
+def _matrix_products(
+    call: Callable[..., Any],
+    arguments: Sequence[Any],
+    options: Mapping[str, Any],
+    context: nn.module.InterceptorContext,
+) -> Any:
+    """Makes dense layers of [batch, 1, 1, channels], as in squeeze-and-excite, matrix products.
+
+    The converter of TensorFlow 2.21 makes an invalid `BATCH_MATMUL` of four dimensions.
+    """
+    if not isinstance(context.module, nn.Dense) or context.method_name != "__call__":
+        return call(*arguments, **options)
+    (x,) = arguments
+    rows = call(x.reshape(-1, x.shape[-1]), **options)
+    return rows.reshape(*x.shape[:-1], -1)
 
 
 def _logits(tensorflow: Any, path: Path) -> Logits:
@@ -109,7 +131,14 @@ def _logits(tensorflow: Any, path: Path) -> Logits:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Discards warnings on TensorFlow's plans for later versions."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
+    """Discards warnings on TensorFlow's plans for later versions, and what its C++ code prints."""
+    sys.stderr.flush()
+    stderr = os.dup(2)
+    try:
+        with open(os.devnull, "wb") as null, warnings.catch_warnings():
+            os.dup2(null.fileno(), 2)
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        os.dup2(stderr, 2)
+        os.close(stderr)
