@@ -71,10 +71,17 @@ def _outputs(run: Any, side: int, path: Path) -> int:
     def failed(error: Exception) -> UsageError:
         return UsageError(f"{path} does not run on two images ({one_line(error)})")
 
-    with reraise(Exception, failed):
-        found = run(np.zeros((2, side, side, 3), np.uint8))
-        if found.ndim != 2 or len(found) != 2 or not np.isfinite(found).all():
-            raise ValueError(f"its result is {list(found.shape)}, not finite logits [2, classes]")
+    try:
+        with reraise(Exception, failed):
+            found = run(np.zeros((2, side, side, 3), np.uint8))
+            if found.ndim != 2 or len(found) != 2 or not np.isfinite(found).all():
+                shape = list(found.shape)
+                raise ValueError(f"its result is {shape}, not finite logits [2, classes]")
+    except MemoryError as error:
+        raise UsageError(
+            f"{path}: two images of {side} x {side} pixels, the size in its metadata, do not fit "
+            f"into this machine's memory ({one_line(error)})"
+        ) from error
     return found.shape[1]
 
 

@@ -9,6 +9,7 @@ import pytest
 from repvgg_jax.data.decode.image import from_array
 from repvgg_jax.data.images import normalize
 from repvgg_jax.errors import UsageError
+from repvgg_jax.serve.onnx_model import _outputs
 from repvgg_jax.serve.open import open_model
 from tests.support.color_model import NAMES, write_color_model
 
@@ -60,6 +61,14 @@ def test_metadata_that_do_not_fit_are_one_line(tmp_path, values, expected):
     with pytest.raises(UsageError, match=expected) as caught:
         open_model(path)
     assert "\n" not in str(caught.value)
+
+
+def test_images_larger_than_the_memory_are_one_line(tmp_path):
+    def run(images):
+        raise MemoryError("Unable to allocate 96 GiB")
+
+    with pytest.raises(UsageError, match=r"a.onnx: two images of 65535 x 65535 pixels"):
+        _outputs(run, 65_535, tmp_path / "a.onnx")
 
 
 def test_other_files_are_one_line(tmp_path, path):
