@@ -17,7 +17,7 @@ from tests.support.faults import steps_of
 from tests.support.runs import equal
 
 
-@pytest.mark.parametrize("kills", [3, pytest.param(20, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kills", [2, pytest.param(20, marks=pytest.mark.slow)])
 def test_a_run_killed_many_times_ends_as_the_undisturbed_one(kills, tmp_path):
     output = python("-m", "tests.support.restarts", tmp_path / "run", kills)
     assert f"killed {kills}" in output
