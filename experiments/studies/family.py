@@ -16,10 +16,11 @@ import jax
 import numpy as np
 
 import repvgg_jax as rj
+from experiments.reference.rounding import depend_on_images
 from experiments.studies.pages import DOCS, write_section
 from experiments.sweeps.flags import Parser, path_type, run_command
 from repvgg_jax.bench.counting import count_macs, count_parameters
-from repvgg_jax.errors import UsageError
+from repvgg_jax.errors import RunError, UsageError
 from repvgg_jax.interop.pytorch import from_torch, to_torch
 
 
@@ -27,13 +28,14 @@ def measure(name: str, image_size: int, classes: int, timm: Any) -> dict[str, An
     """Returns the counts of both forms, and max |difference| / max |logits| of each comparison."""
     import torch
 
+    from experiments.reference.torch_models import random_images, randomize
     from experiments.reference.torch_repvgg import twin_of
 
     net = rj.create(name, num_classes=classes)
-    twin = twin_of(net)
+    x = random_images(2, image_size)
+    twin = randomize(twin_of(net), x)
     variables = from_torch(net, twin.state_dict())
     fused_net, fused_variables = rj.fuse(net, variables)
-    x = np.random.default_rng(0).standard_normal((1, image_size, image_size, 3), np.float32)
     row: dict[str, Any] = {
         "model": name,
         "params": count_parameters(variables),
@@ -45,6 +47,8 @@ def measure(name: str, image_size: int, classes: int, timm: Any) -> dict[str, An
     with jax.default_matmul_precision("highest"):
         ours = np.asarray(jax.jit(net.apply)(variables, x))
         ours_fused = np.asarray(jax.jit(fused_net.apply)(fused_variables, x))
+    if not depend_on_images(ours):
+        raise RunError(f"{name} has nearly the same logits for both images")
     row["twin"] = difference(twin, x, ours)
     row["twin_fused"] = difference(twin.deploy(), x, ours_fused)
     del twin
