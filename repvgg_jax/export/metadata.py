@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Self
 
 from repvgg_jax.data.imagenet import IMAGENET_MEAN, IMAGENET_STD
-from repvgg_jax.errors import UsageError, one_line
+from repvgg_jax.errors import UsageError, one_line, reraise
 from repvgg_jax.version import __version__, git_commit
 
 if TYPE_CHECKING:
@@ -42,9 +42,10 @@ class Metadata:
       form: "fused" or "train form".
       license: license of the model's code.
       version: version of repvgg_jax.
-      commit: git commit of repvgg_jax; None if unknown.
-      checkpoint_sha256: checksum of the exported weights; None if unknown.
-      fusion_error: relative error of the fused form; None if it was not verified.
+      commit: git commit of repvgg_jax, with "-dirty" if its files have changes; None if unknown.
+      checkpoint_sha256: checksum of the exported variables; None if unknown.
+      fusion_error: largest relative error of fusion, of any block or of the logits; None if it was
+        not verified.
       export_error: relative error of the logits of the file; None until it was verified.
     """
 
@@ -69,8 +70,17 @@ class Metadata:
         """Returns a copy with the net's form, a description if there is none, and the commit."""
         form = FUSED if net.is_fused else TRAIN_FORM
         model = self.model or f"{type(net).__name__}, {net.num_classes} classes"
-        commit = self.commit or git_commit()["commit"]
-        return dataclasses.replace(self, form=form, model=model, commit=commit)
+        return dataclasses.replace(self, form=form, model=model, commit=self.commit or _commit())
+
+    def check(self, where: str) -> None:
+        """Raises UsageError unless `from_strings` will read the metadata."""
+
+        def failed(error: Exception) -> UsageError:
+            return UsageError(f"{where}: invalid metadata: {one_line(error)}")
+
+        with reraise((TypeError, ValueError), failed):  # of values that JSON does not have
+            strings = self.to_strings()
+        self.from_strings(strings, where)
 
     def to_strings(self) -> dict[str, str]:
         """Returns the metadata as key -> string, without unknown values.
@@ -93,7 +103,7 @@ class Metadata:
         return texts | {
             "Image.BitmapPixelFormat": "Rgb8",
             "Image.ColorSpaceGamma": "SRGB",
-            # Of the pixels before normalization by mean and std, which has no name there.
+            # The range before normalization; the specification has no key for mean and std.
             "Image.NominalPixelRange": (
                 "NominalRange_0_255" if self.preprocess else "Normalized_0_1"
             ),
@@ -117,13 +127,19 @@ class Metadata:
                 continue
             try:
                 values[key] = parse(strings[key])
-            except (ValueError, TypeError, AttributeError, RecursionError) as error:
-                problem = f"{key}={one_line(ValueError(strings[key]), 60)}"
+            except _INVALID as error:
+                value = one_line(ValueError(strings[key]), 60)
                 raise UsageError(
-                    f"{where}: its metadata {problem} are invalid: {one_line(error)}"
+                    f"{where}: invalid metadata {key}={value}: {one_line(error)}"
                 ) from None
         values["image_size"] = values.pop("imgsz")
         return cls(**values)
+
+
+def _commit() -> str | None:
+    """Returns the commit of the code, marked as `git describe --dirty` does."""
+    found = git_commit()
+    return f"{found['commit']}-dirty" if found["dirty"] else found["commit"]
 
 
 def _text(value: Any) -> str:
@@ -135,6 +151,7 @@ def _names(text: str) -> tuple[str, ...]:
     names = tuple(named[str(index)] for index in range(len(named)) if str(index) in named)
     if len(names) != len(named) or not all(isinstance(name, str) for name in names):
         raise ValueError('must be {"0": "name of the first class", ...}')
+    "".join(names).encode()  # raises ValueError if one is not Unicode
     return names
 
 
@@ -166,8 +183,8 @@ def _std(text: str) -> tuple[float, float, float]:
 
 def _fraction(text: str) -> float:
     number = _number(text)
-    if not 0 < number <= 1:
-        raise ValueError("must be in (0, 1]")
+    if not 0.01 <= number <= 1:
+        raise ValueError("must be from 0.01 to 1")
     return number
 
 
@@ -198,4 +215,5 @@ _PARSERS: dict[str, Callable[[str], Any]] = {
     "fusion_error": float,
     "export_error": float,
 }
+_INVALID = (ValueError, TypeError, AttributeError, OverflowError, RecursionError)
 _REQUIRED = ("imgsz", "mean", "std", "crop_pct", "interpolation", "preprocess", "task", "form")

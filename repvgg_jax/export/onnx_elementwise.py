@@ -31,7 +31,7 @@ def elementwise(graph: Graph, op: str, *operands: Operand) -> Tensor:
     constants = [each.value for each in operands if isinstance(each, Constant)]
     first = tensors[0]
     same = all(_pattern(tensor) == _pattern(first) for tensor in tensors)
-    if not same or not all(_is_smaller(value.shape, first.shape) for value in constants):
+    if not same or not all(_broadcasts_into(value.shape, first.shape) for value in constants):
         rank = max(len(each.shape) for each in (*tensors, *map(np.asarray, constants)))
         tensors = [graph.standard(_of_rank(tensor, rank)) for tensor in tensors]
         first = _broadcast(graph, tensors, constants, rank)
@@ -52,7 +52,7 @@ def _pattern(tensor: Tensor) -> Any:
     return places, [[factor.size for factor in factors] for factors in tensor.axes]
 
 
-def _is_smaller(shape: tuple[int, ...], other: tuple[Any, ...]) -> bool:
+def _broadcasts_into(shape: tuple[int, ...], other: tuple[Any, ...]) -> bool:
     """Returns True if broadcasting against `other` leaves that as it is."""
     if len(shape) > len(other):
         return False
@@ -190,8 +190,8 @@ _UNARY = {
     "sin": "Sin",
     "cos": "Cos",
 }
-_COMPARISONS = {"gt": "Greater", "ge": "GreaterOrEqual", "lt": "Less", "le": "LessOrEqual"}
-_COMPARISONS |= {"eq": "Equal", "and": "And", "or": "Or", "not": "Not"}
+_LOGICAL = {"gt": "Greater", "ge": "GreaterOrEqual", "lt": "Less", "le": "LessOrEqual"}
+_LOGICAL |= {"eq": "Equal", "and": "And", "or": "Or", "not": "Not"}
 # Operands of these may be broadcast.
 ELEMENTWISE: dict[str, Callable[..., Any]] = {
     "add": _add,
@@ -213,5 +213,5 @@ ELEMENTWISE: dict[str, Callable[..., Any]] = {
     "copy": _copy,
     "stop_gradient": _copy,
     "optimization_barrier": _copy,
-    **{name: _plain(op) for name, op in (_UNARY | _COMPARISONS).items()},
+    **{name: _plain(op) for name, op in (_UNARY | _LOGICAL).items()},
 }

@@ -1,6 +1,5 @@
 """Export as ONNX, for onnxruntime, OpenVINO, TensorRT and others."""
 
-import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +9,10 @@ from repvgg_jax.errors import RunError, UsageError, one_line, reraise
 from repvgg_jax.export.metadata import Metadata
 from repvgg_jax.export.onnx_graph import INPUT, OUTPUT, make_graph
 from repvgg_jax.export.onnx_layout import Graph
-from repvgg_jax.export.verification import TOLERANCE, Export, Logits, package, prepare
+from repvgg_jax.export.verification import Export, Logits, package, prepare
 from repvgg_jax.nets import Net, Variables
 
 OPSETS = range(17, 22)
-_LARGER = 33  # pixels that are added to the sides of the image, to verify a graph of any size
 _MAX_BYTES = 2**31 - 1  # of a protocol buffer
 
 
@@ -41,9 +39,10 @@ def export_onnx(
       variables: its variables.
       path: file to write, such as "model.onnx".
       metadata: class names, normalization and size of the images, which become properties of the
-        file. If its `preprocess` is True, the images are RGB pixels, uint8, in the same layout, and
-        the graph normalizes them; otherwise they are normalized already, float32.
-      images: pixels, uint8 [count, side, side, 3], on which the file is verified; random if None.
+        file; by default no names, and ImageNet's normalization and 224 pixels. If its `preprocess`
+        is True, the images are RGB pixels, uint8, in the same layout, and the graph normalizes
+        them; otherwise they are normalized already, float32.
+      images: pixels, uint8 [count, side, side, 3], random if None. Four verify the file.
       opset: version of ONNX's operators, 17 to 21.
       dynamic_size: True if height and width may be any from `metadata.image_size` on. Nets whose
         padding or pooling depends on the size cannot have this.
@@ -68,7 +67,7 @@ def export_onnx(
     source, path = prepare(net, variables, path, metadata, images, allow_train_form)
     model = _model(source, make_graph(source, dynamic_size), opset, dynamic_size)
     if dynamic_size:
-        _check_larger(source, _logits(model.SerializeToString()))
+        source.check_larger(_logits(model.SerializeToString()))
 
     def save(file: Path, metadata: Metadata) -> None:
         helper = package("onnx.helper")
@@ -134,16 +133,3 @@ def _logits(model: str | bytes) -> Logits:
         return session.run([OUTPUT], {INPUT: np.ascontiguousarray(images.transpose(0, 3, 1, 2))})[0]
 
     return run
-
-
-def _check_larger(source: Export, logits: Logits) -> None:
-    """Raises RunError unless the logits of larger images, which are not square, are the net's."""
-    pixels = np.concatenate([source.pixels] * 2, axis=1)[:, : source.pixels.shape[1] + _LARGER]
-
-    def failed(error: Exception) -> RunError:
-        return RunError(f"with larger images, the graph cannot be run ({one_line(error)})")
-
-    with reraise(Exception, failed):  # onnxruntime's own types
-        error = dataclasses.replace(source, pixels=pixels).error(logits)
-    if not error <= TOLERANCE:
-        raise RunError(f"with larger images, the logits differ by a relative error of {error:.1e}")

@@ -41,18 +41,19 @@ def make_graph(source: Export, dynamic_size: bool) -> Graph:
       UsageError: if an operation of the net has no counterpart here, or depends on the size of the
         image although that may vary.
     """
-    axes = _input_axes(source.metadata.image_size, dynamic_size)
+    fixed = _input_axes(source.metadata.image_size, dynamic_size=False)
     if not dynamic_size:
-        return _graph(source, axes)
+        return _graph(source, fixed)
 
     def failed(error: Exception) -> UsageError:
+        _graph(source, fixed)  # raises its own error if the net cannot be exported at all
         return UsageError(
             "the net cannot be exported with dynamic_size, since its operations depend on the "
             f"size of the image ({one_line(error, 80)})"
         )
 
     with reraise(Exception, failed):  # JAX raises many types for operations on symbolic sizes
-        return _graph(source, axes)
+        return _graph(source, _input_axes(source.metadata.image_size, dynamic_size=True))
 
 
 def _graph(source: Export, axes: Axes) -> Graph:
@@ -115,11 +116,10 @@ def _apply(graph: Graph, equation: Any, operands: list[Any], scope: str) -> Sequ
     name, parameters = equation.primitive.name, equation.params
     if name == "scan":
         return _unrolled(graph, parameters, operands, scope)
-    for key in ("jaxpr", "call_jaxpr", "fun_jaxpr"):  # of jit, remat, custom_jvp_call, ...
-        if key in parameters and name not in ("while", "cond"):
-            program = parameters[key]
-            body, constants = getattr(program, "jaxpr", program), getattr(program, "consts", ())
-            return _convert(graph, body, constants, operands, scope)
+    if name in _CALLS:
+        program = next(parameters[key] for key in _PROGRAMS if key in parameters)
+        body, constants = getattr(program, "jaxpr", program), getattr(program, "consts", ())
+        return _convert(graph, body, constants, operands, scope)
     if name == "dim_as_value":
         return [Constant(np.asarray(parameters["dim"], object))]
     if all(isinstance(each, Constant) for each in operands):
@@ -137,6 +137,12 @@ def _apply(graph: Graph, equation: Any, operands: list[Any], scope: str) -> Sequ
         return operands
     result = OPERATORS[name](graph, parameters | {"shape": shape}, *operands)
     return result if isinstance(result, list) else [result]
+
+
+# Operations that call a program, by their names in the versions of JAX, and its parameter.
+_CALLS = {"jit", "pjit", "closed_call", "core_call", "checkpoint", "remat", "remat2"}
+_CALLS |= {"custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr"}
+_PROGRAMS = ("jaxpr", "call_jaxpr", "fun_jaxpr")
 
 
 def _layer(scope: str) -> str:

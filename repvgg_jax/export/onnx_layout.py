@@ -171,8 +171,8 @@ def spread(value: np.ndarray, axes: Axes, dims: Axes) -> np.ndarray:
     for axis, factors in enumerate(axes):
         if value.shape[axis] != 1 and not all(factor.is_fixed for factor in factors):
             first = value.take([0], axis)
-            if not np.array_equal(np.broadcast_to(first, value.shape), value):
-                raise UsageError("it adds different values to the images of a batch")
+            if not np.all((value == first) | ((value != value) & (first != first))):  # NaN is equal
+                raise UsageError("the net adds different values to the images of a batch")
             value = first
     parts: list[int] = []
     for size, factors in zip(value.shape, axes, strict=True):
@@ -212,7 +212,7 @@ class Graph:
     def initializer(self, constant: Constant) -> str:
         """Adds an initializer; returns its name."""
         if constant.value.dtype == object:
-            raise UsageError("a number of the net depends on the size of the image")
+            raise UsageError("a constant of the net depends on the size of the image")
         name = self.unique(constant.label)
         self.initializers[name] = np.ascontiguousarray(constant.value)
         return name

@@ -80,12 +80,12 @@ class _Merge:
             vector = self._vector(second, 3 if source.op == "Conv" else 1)
             outputs = self.graph.initializers[source.inputs[1]].shape
             if vector is not None and len(vector) == outputs[0 if source.op == "Conv" else 1]:
-                inputs = [*source.inputs, self._renamed(second, vector)]
+                inputs = [*source.inputs, self._reshape_initializer(second, vector)]
                 return Node(source.op, inputs, node.outputs, source.attributes)
         return self._batch_norm(node)
 
-    def _renamed(self, name: str, vector: np.ndarray) -> str:
-        """Gives an initializer another shape, if nothing else reads it."""
+    def _reshape_initializer(self, name: str, vector: np.ndarray) -> str:
+        """Reshapes an initializer, or adds a copy if something else reads it; returns the name."""
         if self.uses[name] > 1:
             return self._new(vector, name)
         self.graph.initializers[name] = vector
@@ -102,7 +102,7 @@ class _Merge:
         if None in lengths or len(lengths) > 1:
             return None
         parts = [
-            self._renamed(name, vector)
+            self._reshape_initializer(name, vector)
             for name, vector in zip(names, vectors, strict=True)
             if vector is not None
         ]
@@ -117,7 +117,7 @@ class _Merge:
         if source is None or value is None or value.size != 1 or value.item() < 0:
             return None
         low = self._new(np.zeros((), np.float32), "zero")
-        inputs = [source.inputs[0], low, self._renamed(limit, value.reshape(()))]
+        inputs = [source.inputs[0], low, self._reshape_initializer(limit, value.reshape(()))]
         return Node("Clip", inputs, node.outputs, {})
 
     def _div(self, node: Node) -> Node | None:

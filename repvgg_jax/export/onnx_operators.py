@@ -143,7 +143,7 @@ def _integers(*values: Any) -> list[int]:
       UsageError: if one depends on the size of the image.
     """
     if not all(isinstance(value, int | np.integer) for value in values):
-        raise UsageError("its padding depends on the size of the image")
+        raise UsageError("the padding of a layer depends on the size of the image")
     return [int(value) for value in values]
 
 

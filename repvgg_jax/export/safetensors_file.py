@@ -37,8 +37,9 @@ def export_safetensors(
       net: the fused form.
       variables: its variables.
       path: file to write, such as "model.safetensors".
-      metadata: class names, normalization and size of the images.
-      images: pixels, uint8 [count, side, side, 3], on which the file is verified; random if None.
+      metadata: class names, normalization and size of the images; by default no names, and
+        ImageNet's normalization and 224 pixels.
+      images: pixels, uint8 [count, side, side, 3], random if None. Four verify the file.
       allow_train_form: True to export a net that is not fused.
 
     Returns:

@@ -45,14 +45,16 @@ def export_stablehlo(
       net: the fused form.
       variables: its variables.
       path: file to write, such as "model.stablehlo".
-      metadata: class names, normalization and size of the images. If its `preprocess` is True, the
-        program takes uint8 images, and normalizes them.
-      images: pixels, uint8 [count, side, side, 3], on which the file is verified; random if None.
+      metadata: class names, normalization and size of the images; by default no names, and
+        ImageNet's normalization and 224 pixels. If its `preprocess` is True, the program takes
+        uint8 images, and normalizes them.
+      images: pixels, uint8 [count, side, side, 3], random if None. Four verify the file.
       weights: "inside" the program, so that nobody can run it with others; or as its first
         "argument", a dict of arrays as in the file of `rj.export.safetensors`, so that
         checkpoints share one program, of some kilobytes.
       platforms: platforms that can run the program.
-      dynamic_size: True if height and width may be any too.
+      dynamic_size: True if height and width may be any too. The file is verified at
+        `metadata.image_size` and at a larger size.
       allow_train_form: True to export a net that is not fused.
 
     Returns:
@@ -70,8 +72,11 @@ def export_stablehlo(
     """
     if weights not in (INSIDE, ARGUMENT):
         raise UsageError(f"weights={weights!r}: choose {INSIDE!r} or {ARGUMENT!r}")
+    _check_platforms(platforms)
     source, path = prepare(net, variables, path, metadata, images, allow_train_form)
     exported = _exported(source, weights, platforms, dynamic_size)
+    if dynamic_size:
+        source.check_larger(_logits(exported, source, weights))
     program = bytes(exported.serialize())
     header = {
         "input": {"images": str(exported.in_avals[-1]), "layout": "NHWC", "colors": "RGB"},
@@ -88,7 +93,20 @@ def export_stablehlo(
         draft.write_bytes(program)
         write_json(_header(draft), header | {"metadata": metadata.to_strings()})
 
-    return source.write(path, save, partial(_logits, source, weights))
+    def load(draft: Path) -> Logits:
+        return _logits(read_stablehlo(draft)[0], source, weights)
+
+    return source.write(path, save, load)
+
+
+def _check_platforms(platforms: Sequence[str]) -> None:
+    """Raises UsageError unless the platforms are known, and this machine's is among them."""
+    here, known = export.default_export_platform(), (*PLATFORMS, "rocm")
+    if isinstance(platforms, str) or here not in platforms or not {*platforms} <= {*known}:
+        raise UsageError(
+            f"platforms={platforms!r}: give a list of some of {', '.join(known)} that has "
+            f"{here!r}, on which the file is verified"
+        )
 
 
 def _exported(
@@ -125,8 +143,7 @@ def flat_arrays(variables: Variables) -> dict[str, np.ndarray]:
     }
 
 
-def _logits(source: Export, weights: str, path: Path) -> Logits:
-    exported, _ = read_stablehlo(path)
+def _logits(exported: export.Exported, source: Export, weights: str) -> Logits:
     first = [flat_arrays(source.variables)] if weights == ARGUMENT else []
 
     def logits(images: np.ndarray) -> np.ndarray:
@@ -148,7 +165,9 @@ def read_stablehlo(path: str | Path) -> tuple[export.Exported, Metadata]:
         program = path.read_bytes()
     if hashlib.sha256(program).hexdigest() != header.get("sha256"):
         raise UsageError(f"{path} is damaged, or not the file of {_header(path)}; export it again")
-    metadata = Metadata.from_strings(header.get("metadata") or {}, str(_header(path)))
+    strings = header.get("metadata")
+    strings = strings if isinstance(strings, dict) else {}
+    metadata = Metadata.from_strings(strings, str(_header(path)))
 
     def failed(error: Exception) -> UsageError:
         return UsageError(

@@ -40,9 +40,10 @@ def export_tflite(
       net: the fused form.
       variables: its variables.
       path: file to write, such as "model.tflite".
-      metadata: class names, normalization and size of the images. If its `preprocess` is True, the
-        model takes uint8 images, and normalizes them.
-      images: pixels, uint8 [count, side, side, 3], on which the file is verified; random if None.
+      metadata: class names, normalization and size of the images; by default no names, and
+        ImageNet's normalization and 224 pixels. If its `preprocess` is True, the model takes
+        uint8 images, and normalizes them.
+      images: pixels, uint8 [count, side, side, 3], random if None. Four verify the file.
       allow_train_form: True to export a net that is not fused.
 
     Returns:

@@ -1,14 +1,16 @@
 """Export as a PyTorch state dict, with a module that loads it and imports PyTorch only."""
 
 import json
+import keyword
 import runpy
+import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from repvgg_jax.errors import UsageError
+from repvgg_jax.errors import UsageError, one_line, reraise
 from repvgg_jax.export.metadata import Metadata
 from repvgg_jax.export.onnx_graph import INPUT, OUTPUT, make_graph
 from repvgg_jax.export.torch_operators import OPERATORS
@@ -17,8 +19,9 @@ from repvgg_jax.export.verification import Logits, package, prepare
 from repvgg_jax.interop.pytorch_files import PICKLES, save_torch
 from repvgg_jax.nets import Net, Variables
 
+_AUTHOR = "written by repvgg_jax"
 _MODULE = '''\
-"""{model}, {form}, in PyTorch; written by repvgg_jax {version}.
+"""{model}, {form}, in PyTorch; {author} {version}.
 
   from {stem} import load
   model = load()  # reads {file} beside this file
@@ -71,9 +74,10 @@ def export_torch(
       net: the fused form.
       variables: its variables.
       path: file to write, such as "model.pth"; its name must be one of a Python module.
-      metadata: class names, normalization and size of the images. If its `preprocess` is True, the
-        module takes uint8 images, and normalizes them.
-      images: pixels, uint8 [count, side, side, 3], on which the file is verified; random if None.
+      metadata: class names, normalization and size of the images; by default no names, and
+        ImageNet's normalization and 224 pixels. If its `preprocess` is True, the module takes
+        uint8 images, and normalizes them.
+      images: pixels, uint8 [count, side, side, 3], random if None. Four verify the file.
       allow_train_form: True to export a net that is not fused.
 
     Returns:
@@ -91,10 +95,17 @@ def export_torch(
     """
     torch = package("torch", "torch")
     source, path = prepare(net, variables, path, metadata, images, allow_train_form)
-    if path.suffix.lower() not in PICKLES or not path.stem.isidentifier():
+    if path.suffix.lower() not in PICKLES or not _is_importable(path.stem):
         raise UsageError(
             f"{path}: give a name such as model{PICKLES[0]}, whose module model.py can be imported"
         )
+    module = path.with_suffix(".py")
+    with reraise((OSError, ValueError), lambda error: UsageError(f"{module}: {one_line(error)}")):
+        if module.exists() and _AUTHOR not in module.read_text(encoding="utf-8"):
+            raise UsageError(
+                f"{module} is a module of your own, which the export would replace; give another "
+                "name"
+            )
     writer = Writer(make_graph(source, dynamic_size=False), OPERATORS, INPUT, OUTPUT)
 
     def save(draft: Path, metadata: Metadata) -> None:
@@ -102,6 +113,12 @@ def export_torch(
         draft.with_suffix(".py").write_text(_code(writer, metadata, path), encoding="utf-8")
 
     return source.write(path, save, partial(_logits, torch))
+
+
+def _is_importable(name: str) -> bool:
+    """Returns True for names of modules that hide no module which PyTorch needs."""
+    taken = {"torch", *sys.stdlib_module_names}
+    return name.isidentifier() and not keyword.iskeyword(name) and name not in taken
 
 
 def _code(writer: Writer, metadata: Metadata, path: Path) -> str:
@@ -113,6 +130,7 @@ def _code(writer: Writer, metadata: Metadata, path: Path) -> str:
     return _MODULE.format(
         model=metadata.model.replace("\\", "/").replace('"', "'"),  # of a docstring
         form=metadata.form,
+        author=_AUTHOR,
         version=metadata.version,
         stem=path.stem,
         file=path.name,

@@ -1,7 +1,6 @@
-"""Writing of exported files that were read back, and compute what the net computes."""
+"""Writes exported files, and keeps those that, when read back, compute what the net computes."""
 
 import dataclasses
-import hashlib
 import importlib
 import os
 import tempfile
@@ -18,7 +17,7 @@ from jaxtyping import Float, UInt8
 from repvgg_jax.data.images import normalize
 from repvgg_jax.errors import RunError, UsageError, one_line, reraise
 from repvgg_jax.export.metadata import FUSED, Metadata
-from repvgg_jax.fusion.certificate import checksums
+from repvgg_jax.fusion.certificate import checksum
 from repvgg_jax.nets import Net, Variables, check_arguments, check_pair
 from repvgg_jax.ops.batch_norm import accumulation_dtype
 from repvgg_jax.runtime.compilation import jit_once
@@ -29,6 +28,7 @@ from repvgg_jax.runtime.files import local_path
 # normalization gives percents.
 TOLERANCE = 1e-4
 BATCHES = (1, 3)
+_LARGER = (33, 17)  # pixels added to height and width, to verify a file for images of any size
 
 # Images as the file takes them, [batch, height, width, 3], to logits [batch, classes].
 Logits = Callable[[np.ndarray], np.ndarray]
@@ -120,12 +120,36 @@ class Export:
         compiled = jit_once(lambda variables, images: self(variables, images))
         with jax.default_matmul_precision("highest"):
             expected = np.asarray(compiled(self.variables, images), np.float64)
+        if not 0 < np.abs(expected).max() < np.inf:
+            raise UsageError(
+                "the logits of the net are all zero, or not finite, so that a file cannot be "
+                "verified by them"
+            )
         split = np.cumsum(BATCHES)[:-1]
         errors = [
             np.abs(np.asarray(logits(batch), np.float64) - part).max() / np.abs(part).max()
             for batch, part in zip(np.split(images, split), np.split(expected, split), strict=True)
         ]
         return float(np.max(errors))  # NaN if any is
+
+    def check_larger(self, logits: Logits) -> None:
+        """Raises RunError unless the logits of larger images, which are not square, are the net's.
+
+        For files that take images of any size from `image_size` on.
+        """
+        more = [(0, 0), *((0, pixels) for pixels in _LARGER), (0, 0)]
+        larger = dataclasses.replace(self, pixels=np.pad(self.pixels, more, mode="wrap"))
+
+        def failed(error: Exception) -> RunError:
+            return RunError(f"the file does not run with larger images ({one_line(error)})")
+
+        with reraise(Exception, failed):  # each tool has types of its own
+            error = larger.error(logits)
+        if not error <= TOLERANCE:
+            raise RunError(
+                f"with larger images, the logits differ by a relative error of {error:.1e}; the "
+                f"limit is {TOLERANCE:g}"
+            )
 
 
 def prepare(
@@ -139,8 +163,8 @@ def prepare(
     """Returns the pair to export, in float32 or wider, and the path of the file.
 
     Raises:
-      UsageError: if an argument is something else, the folder does not exist, or the net is in
-        train form and that is not allowed.
+      UsageError: if an argument or the metadata are invalid, the folder does not exist, or the net
+        is in train form and that is not allowed.
     """
     check_arguments(net, variables, "rj.export")
     check_pair(variables)
@@ -154,16 +178,21 @@ def prepare(
             "the net is in train form, which is slower and larger; export rj.fuse(net, variables), "
             "or pass allow_train_form=True for a net that cannot be fused"
         )
-    weights = "".join(checksums(variables).values()).encode()
-    metadata = dataclasses.replace(metadata, checkpoint_sha256=hashlib.sha256(weights).hexdigest())
-    size = metadata.image_size
+    metadata = dataclasses.replace(metadata, checkpoint_sha256=checksum(variables))
+    metadata.check(str(path))
+    if metadata.names is not None and len(metadata.names) > net.num_classes:
+        raise UsageError(
+            f"{path}: the metadata name {len(metadata.names)} classes, but the net has "
+            f"{net.num_classes} outputs; give one name for each"
+        )
+    size, count = metadata.image_size, sum(BATCHES)
     if images is None:
-        images = np.random.default_rng(0).integers(0, 256, (sum(BATCHES), size, size, 3), np.uint8)
+        images = np.random.default_rng(0).integers(0, 256, (count, size, size, 3), np.uint8)
     pixels = np.asarray(images)
-    if pixels.dtype != np.uint8 or pixels.shape[1:] != (size, size, 3) or len(pixels) < 4:
+    if pixels.dtype != np.uint8 or pixels.shape[1:] != (size, size, 3) or len(pixels) < count:
         raise UsageError(
             f"images for the verification are {pixels.dtype} {list(pixels.shape)}; pass at least "
-            f"{sum(BATCHES)} as uint8 [count, {size}, {size}, 3], or None for random ones"
+            f"{count} as uint8 [count, {size}, {size}, 3], or None for random ones"
         )
     return Export(net, variables, metadata, pixels), path
 

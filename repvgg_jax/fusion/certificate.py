@@ -24,14 +24,18 @@ def checksums(variables: Mapping[str, Any], first: Iterable[str] = ()) -> dict[s
     sums = {}
     params = variables["params"]
     for block in dict.fromkeys([*(name for name in first if name in params), *params]):
-        tree = params[block]
-        digest = hashlib.sha256()
-        for path, leaf in sorted(jax.tree.leaves_with_path(tree), key=lambda pair: str(pair[0])):
-            array = np.ascontiguousarray(leaf)
-            digest.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}".encode())
-            digest.update(array.astype(array.dtype.newbyteorder("<")).tobytes())
-        sums[block] = digest.hexdigest()
+        sums[block] = checksum(params[block])
     return sums
+
+
+def checksum(tree: Mapping[str, Any]) -> str:
+    """Returns the SHA-256 of a tree's names, types, shapes and bytes."""
+    digest = hashlib.sha256()
+    for path, leaf in sorted(jax.tree.leaves_with_path(tree), key=lambda pair: str(pair[0])):
+        array = np.ascontiguousarray(leaf)
+        digest.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}".encode())
+        digest.update(array.astype(array.dtype.newbyteorder("<")).tobytes())
+    return digest.hexdigest()
 
 
 def certify(

@@ -54,7 +54,9 @@ def test_other_readers_of_the_strings():
         ("imgsz", "[224, 256]", "side"),
         ("imgsz", "[1e9, 1e9]", "side"),
         ("imgsz", "[0, 0]", "side"),
-        ("crop_pct", "0", "(0, 1]"),
+        ("names", r'{"0": "caf\udce9"}', "surrogates"),
+        ("mean", f"[{'9' * 400}, 0, 0]", ""),
+        ("crop_pct", "1e-320", "from 0.01 to 1"),
         ("crop_pct", "nan", "finite"),
         ("interpolation", "bicubic", "bilinear"),
         ("preprocess", "True", "true or false"),
@@ -65,7 +67,7 @@ def test_an_invalid_value_is_one_line(key, text, problem):
     with pytest.raises(rj.UsageError) as caught:
         Metadata.from_strings(FULL.to_strings() | {key: text}, "a.onnx")
     message = str(caught.value)
-    assert message.startswith(f"a.onnx: its metadata {key}=")
+    assert message.startswith(f"a.onnx: invalid metadata {key}=")
     assert problem in message
     assert "\n" not in message
     assert len(message) < 400

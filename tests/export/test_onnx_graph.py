@@ -50,6 +50,10 @@ def dilated_pool(x):
     )
 
 
+def multiplied(x):
+    return lax.reduce(x, 1.0, lambda a, b: a * b + 0.0, (3,))
+
+
 def squeeze_excite(x):
     y = nn.relu(x.mean((1, 2), keepdims=True) @ (DENSE @ DENSE.T) + CHANNELS[1])
     return x * nn.sigmoid(y @ DENSE @ DENSE.T)
@@ -118,6 +122,7 @@ CASES = {
     "mean_of_one_pixel": (lambda x: conv(x[:, :1, :1]).mean((1, 2)), {"Div": 0}),
     "normalize": (lambda x: (x / 255 - 0.4) / 0.3, {"Div": 2, "Sub": 1}),
     "total": (lambda x: conv(x).sum((1, 2, 3)).reshape(-1, 1), {"ReduceSum": 1}),
+    "variance": (lambda x: conv(x).var((1, 2)), {"GlobalAveragePool": 2}),
     "broadcast": (
         lambda x: jnp.concatenate(
             [x, jnp.broadcast_to(x.mean((1, 2), keepdims=True), x.shape)], axis=-1
@@ -199,6 +204,8 @@ def test_any_size():
         (lambda x: jnp.concatenate([x, jnp.zeros_like(x)], -1), False, "images with a constant"),
         (dilated_pool, False, "pool with dilation"),
         (lambda x: jnp.sort(x, 1), False, "does not know the operation sort of JAX"),
+        (lambda x: jnp.sort(x, 1), True, "^ONNX export does not know the operation sort of JAX"),
+        (multiplied, False, "does not know the operation reduce of JAX"),
         (lambda x: jnp.einsum("bhwc,bhwd->bcd", x, x), False, "product of two arrays"),
         (lambda x: x + np.arange(2)[:, None, None, None], False, "images of a batch"),
         (lambda x: lax.map(lambda y: y, x), False, "scan over images"),

@@ -39,6 +39,10 @@ def test_weights_may_be_an_argument_and_sizes_any(tmp_path):
 
     header = json.loads((tmp_path / "model.stablehlo.json").read_text())
     assert header["input"]["images"] == "uint8[batch,height,width,3]"
+    for metadata in (3, "mean"):
+        (tmp_path / "model.stablehlo.json").write_text(json.dumps(header | {"metadata": metadata}))
+        with pytest.raises(rj.UsageError, match="has no metadata imgsz"):
+            read_stablehlo(path)
     header["metadata"].pop("mean")
     (tmp_path / "model.stablehlo.json").write_text(json.dumps(header))
     with pytest.raises(rj.UsageError, match=r"model.stablehlo.json has no metadata mean"):
@@ -60,6 +64,12 @@ def test_a_net_that_depends_on_the_size_is_one_line(tmp_path):
     with pytest.raises(rj.UsageError, match=r"cannot be exported with dynamic_size=True") as caught:
         _exported(source, "inside", ["cpu"], True)
     assert "\n" not in str(caught.value)
+
+
+def test_platforms_must_have_this_machines(tmp_path):
+    for platforms in ("cpu", ["tpu"], ["cpu", "gpu"]):
+        with pytest.raises(rj.UsageError, match=r"give a list of some of cpu, .* that has 'cpu'"):
+            export_stablehlo(NET, random_variables(NET, 0), tmp_path / "a", platforms=platforms)
 
 
 def test_weights_are_inside_or_an_argument(tmp_path):

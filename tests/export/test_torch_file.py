@@ -98,8 +98,16 @@ def test_the_module_imports_torch_only(tmp_path):
     np.testing.assert_allclose(np.load(tmp_path / "logits.npy"), expected, rtol=1e-4, atol=1e-5)
 
 
+def test_a_module_of_ones_own_is_not_replaced(tmp_path):
+    net = rj.create("repvgg_a0", num_classes=2, depths=(1,), widths=(4,), strides=(2,))
+    (tmp_path / "mine.py").write_text("MINE = 1")
+    with pytest.raises(rj.UsageError, match=r"mine\.py is a module of your own"):
+        exported(net.clone(block="fused"), tmp_path / "mine.pth", 8)
+    assert (tmp_path / "mine.py").read_text() == "MINE = 1"
+
+
 def test_the_name_must_be_one_of_a_module(tmp_path):
     net = rj.create("repvgg_a0", num_classes=2, depths=(1,), widths=(4,), strides=(2,))
-    for name in ("model-1.pth", "model.bin"):
+    for name in ("model-1.pth", "model.bin", "class.pth", "torch.pth", "pathlib.pth"):
         with pytest.raises(rj.UsageError, match=r"give a name such as model\.pth"):
             exported(net.clone(block="fused"), tmp_path / name, 8)

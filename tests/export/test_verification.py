@@ -4,6 +4,7 @@ import dataclasses
 import json
 from functools import partial
 
+import jax
 import numpy as np
 import pytest
 
@@ -52,6 +53,29 @@ def test_only_a_file_that_computes_the_same_is_kept(tmp_path):
     assert [file.name for file in tmp_path.iterdir()] == ["model.json"]
 
 
+@pytest.mark.medium
+def test_logits_of_zero_verify_nothing(tmp_path):
+    source, path = prepared(tmp_path / "model.json")
+    zeros = jax.tree.map(np.zeros_like, source.variables)
+    source = dataclasses.replace(source, variables=zeros)
+    with pytest.raises(rj.UsageError, match="logits of the net are all zero, or not finite"):
+        source.write(path, save, partial(scaled, source, 1.0))
+
+
+@pytest.mark.medium
+def test_a_file_for_images_of_any_size_is_verified_at_a_larger_one(tmp_path):
+    source, _ = prepared(tmp_path / "model.json")
+    sides = []
+
+    def logits(images):
+        sides.append(images.shape[1:3])
+        return np.asarray(source(source.variables, images)) * (images.shape[2] == 8)
+
+    with pytest.raises(RunError, match=r"with larger images, .* relative error of 1.0e\+00"):
+        source.check_larger(logits)
+    assert set(sides) == {(41, 25)}
+
+
 def test_the_train_form_is_exported_only_if_allowed(tmp_path):
     with pytest.raises(rj.UsageError, match=r"train form, .* export rj.fuse\(net, variables\)"):
         prepared(tmp_path / "model.json", net=TRAIN_FORM)
@@ -59,12 +83,16 @@ def test_the_train_form_is_exported_only_if_allowed(tmp_path):
     assert source.metadata.form == "train form"
 
 
-def test_the_checksum_is_that_of_the_weights(tmp_path):
-    sums = {prepared(tmp_path / "a")[0].metadata.checkpoint_sha256 for _ in range(2)}
-    other = random_variables(NET, 1)
-    source, _ = prepare(NET, other, tmp_path / "a", METADATA, None, False)
-    assert len(sums) == 1
-    assert source.metadata.checkpoint_sha256 not in sums
+def test_the_checksum_is_that_of_all_variables(tmp_path):
+    def of(variables):
+        source, _ = prepare(TRAIN_FORM, variables, tmp_path / "a", METADATA, None, True)
+        return source.metadata.checkpoint_sha256
+
+    first, second = (random_variables(TRAIN_FORM, seed) for seed in (0, 1))
+    reordered = {key: dict(reversed(first[key].items())) for key in reversed(first)}
+    assert of(first) == of(reordered)
+    mixed = [{**first, key: second[key]} for key in ("params", "batch_stats")]
+    assert len({of(each) for each in (first, second, *mixed)}) == 4
 
 
 def test_wrong_arguments_are_one_line_each(tmp_path):
@@ -73,6 +101,16 @@ def test_wrong_arguments_are_one_line_each(tmp_path):
     for images in (np.zeros((4, 8, 8, 3)), np.zeros((3, 8, 8, 3), np.uint8)):
         with pytest.raises(rj.UsageError, match=r"pass at least 4 as uint8 \[count, 8, 8, 3\]"):
             prepared(tmp_path / "model.json", images=images)
+    for changes, problem in (
+        ({"names": tuple("abcd")}, "metadata name 4 classes, but the net has 3 outputs"),
+        ({"names": (1, 2)}, "invalid metadata names="),
+        ({"crop_pct": 1.2}, "invalid metadata crop_pct=1.2: must be from 0.01 to 1"),
+        ({"mean": (0.5,)}, "invalid metadata mean="),
+        ({"mean": np.ones(3)}, "invalid metadata: .*ndarray"),
+        ({"interpolation": "bicubic"}, "must be bilinear"),
+    ):
+        with pytest.raises(rj.UsageError, match=f"model.json: .*{problem}"):
+            prepared(tmp_path / "model.json", metadata=dataclasses.replace(METADATA, **changes))
     with pytest.raises(rj.UsageError, match=r"pip install 'repvgg_jax\[export\]'"):
         package("no_such_package.part")
 
