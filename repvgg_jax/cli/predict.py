@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import functools
 import itertools
 import json
 import os
@@ -16,10 +17,11 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from repvgg_jax.cli.table import Table
 from repvgg_jax.data.prepare.progress import progress
 from repvgg_jax.data.sources.base import EncodedSource, Record
 from repvgg_jax.data.sources.listing import counted, list_images, missing_target
-from repvgg_jax.errors import UsageError, one_line, reraise
+from repvgg_jax.errors import RunError, UsageError, one_line, reraise
 from repvgg_jax.runtime.devices import cpu_cores
 from repvgg_jax.runtime.processes import inform_once, warn_once
 from repvgg_jax.serve.model import Model
@@ -62,51 +64,58 @@ def run_predict(
       model: an exported .onnx or .stablehlo file, in place of a workdir.
 
     Raises:
-      UsageError: if there is no run, file, image or checkpoint of the step, or an argument is
-        invalid.
+      UsageError: if there is no run, file, image or checkpoint of the step, an argument is
+        invalid, or `output` cannot be written, which is then left as it was.
+      RunError: if the outputs for an image are not finite, or standard output cannot be written.
     """
     if jax.process_count() > 1:
         raise UsageError("--mode=predict runs in a single process, on all of its devices")
-    if output is not None and output.suffix.lower() not in _WRITERS:
-        known = " or ".join(_WRITERS)
-        raise UsageError(f"--output={output}: its suffix must be {known}, which sets the format")
     if (path := model or workdir) is None or None not in (model, workdir):
         raise UsageError(
             "--mode=predict needs --workdir or --model, and not both; "
             "example: python main.py --mode=predict --workdir runs/quickstart --images photos"
         )
-    paths = find_images(images)
+    _check_output(output)
+    files = find_images(images)
     classifier = open_model(path, step)
     classifier.check_top_k(top_k)
-    inform_once(f"{classifier.description}; {_counted(len(paths))}")
+    inform_once(f"{classifier.description}; {_images(len(files))}")
 
     replacing = ", in place of an earlier file" if output is not None and output.exists() else ""
-    source = files_source(paths)
-    found, names = probabilities(classifier, source), classifier.names
+    source = files_source(files)
     start = time.monotonic()
-    with _file(output) as write, _progress(len(paths)) as advance:
-        table = _Table(max(map(len, ["file", *paths])), max(map(len, ["class", *names])))
-        for path, row in zip(paths, found, strict=True):
-            for k in [] if row is None else np.argsort(-row, kind="stable")[:top_k].tolist():
-                entry = Row(path, names[k], float(row[k]))
-                table.add(entry)
-                write(entry)
+    with _file(output) as write, _progress(len(files)) as advance:
+        table = _table(files, classifier.names)
+        for file, found in zip(files, probabilities(classifier, source), strict=True):
+            for row in [] if found is None else _best(classifier, top_k, file, found):
+                table.add(row.file, row.class_name, f"{row.probability:.4f}")
+                write(row)
             advance(1)
             if output is None and not table.is_open:
                 return
-    if bad := len(source.skipped):
-        if bad == len(paths):
+        if (bad := len(source.skipped)) == len(files):
             raise UsageError(f"--images={images}: nothing in it can be read as an image")
-        warn_once("left out %d of %d files, which are named above", bad, len(paths))
-    read, seconds = len(paths) - bad, time.monotonic() - start
-    speed = f"{read / seconds:,.0f} images/s"
-    inform_once(f"classified {_counted(read)} in {seconds:.1f} s, {speed}")
+    if bad:
+        warn_once("left out %d of %d files, which are named above", bad, len(files))
+    read, seconds = len(files) - bad, time.monotonic() - start
+    inform_once(f"classified {_images(read)} in {seconds:.1f} s, {read / seconds:,.0f} images/s")
     if output is not None:
         inform_once(f"wrote {output}{replacing}")
 
 
-def _counted(count: int) -> str:
+def _images(count: int) -> str:
     return "1 image" if count == 1 else f"{count:,} images"
+
+
+def _check_output(path: Path | None) -> None:
+    """Raises UsageError unless a file of a known format can have this path, if there is one."""
+    if path is None:
+        return
+    if path.suffix.lower() not in _WRITERS:
+        known = " or ".join(_WRITERS)
+        raise UsageError(f"--output={path}: its suffix must be {known}, which sets the format")
+    if path.is_dir():
+        raise UsageError(f"--output={path} is a folder; give the path of a file")
 
 
 def find_images(path: Path) -> list[str]:
@@ -173,31 +182,23 @@ def probabilities(model: Model, source: EncodedSource) -> Iterator[np.ndarray | 
                 yield None if image is None else next(rows)
 
 
-class _Table:
-    """The table on standard output; `is_open` is False once its reader has left, as `head` does.
+def _best(model: Model, top_k: int, file: str, found: np.ndarray) -> Iterator[Row]:
+    """Yields the most probable classes of an image, the first of equal ones first.
 
-    The header is printed with the first row, below any warnings about the images before it.
+    Raises:
+      RunError: if the probabilities are NaN.
     """
+    if np.isnan(found).any():
+        raise RunError(f"{model.description}: the outputs for {file} are not finite numbers")
+    for k in np.argsort(-found, kind="stable")[:top_k].tolist():
+        yield Row(file, model.names[k], float(found[k]))
 
-    def __init__(self, file_width: int, class_width: int) -> None:
-        self.is_open = True
-        self._line = f"{{:<{file_width}}}  {{:<{class_width}}}  {{:>11}}".format
-        self._is_empty = True
 
-    def add(self, row: Row) -> None:
-        if self._is_empty:
-            self._print("file", "class", "probability")
-            self._is_empty = False
-        self._print(row.file, row.class_name, f"{row.probability:.4f}")
-
-    def _print(self, *cells: str) -> None:
-        try:
-            if self.is_open:
-                print(self._line(*cells), flush=True)
-        except BrokenPipeError:
-            self.is_open = False
-            # Otherwise, Python would report the unwritten rest when it exits.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+def _table(files: Sequence[str], names: Sequence[str]) -> Table:
+    """Returns an empty table, wide enough for any of the files and classes."""
+    file_width = max(map(len, ["file", *files]))
+    class_width = max(map(len, ["class", *names]))
+    return Table({"file": f"<{file_width}", "class": f"<{class_width}", "probability": ">11"})
 
 
 def _write_csv(file: Any) -> Writer:
@@ -219,7 +220,10 @@ _WRITERS = {".csv": _write_csv, ".jsonl": _write_jsonl}
 
 @contextlib.contextmanager
 def _file(path: Path | None) -> Iterator[Writer]:
-    """Yields a function that writes a row to the file; without a path, it does nothing."""
+    """Yields a function that writes a row to the file; without a path, it does nothing.
+
+    The rows are written to a draft beside the file, which replaces it if no error occurs.
+    """
     if path is None:
         yield lambda row: None
         return
@@ -227,12 +231,24 @@ def _file(path: Path | None) -> Iterator[Writer]:
     def failed(error: Exception) -> UsageError:
         return UsageError(f"--output={path} cannot be written ({one_line(error)})")
 
-    with reraise(OSError, failed), path.open("w", encoding="utf-8", newline="") as file:
-        yield _WRITERS[path.suffix.lower()](file)
+    naming_it = functools.partial(reraise, OSError, failed)
+    draft = path.with_name(f"{path.name}.part")
+    with naming_it():
+        # The escapes are also those of JSON, whose readers get a file's name as Python has it.
+        file = draft.open("w", encoding="utf-8", errors="backslashreplace", newline="")
+    try:
+        yield naming_it()(_WRITERS[path.suffix.lower()](file))
+        with naming_it():
+            file.close()
+            os.replace(draft, path)
+    finally:
+        with contextlib.suppress(OSError):  # the rest may not fit on the disk
+            file.close()
+        draft.unlink(missing_ok=True)
 
 
 def _progress(total: int) -> contextlib.AbstractContextManager[Callable[[int], object]]:
     """Returns a progress display on stderr; none if a terminal shows the table itself."""
-    if sys.stdout.isatty():
+    if sys.stdout is not None and sys.stdout.isatty():
         return contextlib.nullcontext(lambda count: None)
     return progress("read", total, "images")

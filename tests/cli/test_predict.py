@@ -16,7 +16,7 @@ from repvgg_jax.cli.predict import run_predict
 from repvgg_jax.config.build import make_net
 from repvgg_jax.config.workdir import make_workdir
 from repvgg_jax.data.sources.digits import load_digits
-from repvgg_jax.errors import UsageError
+from repvgg_jax.errors import RunError, UsageError
 from repvgg_jax.training.metrics import read_metrics
 from tests.support.color_model import NAMES, write_color_model
 from tests.support.image_files import encoded, write
@@ -103,6 +103,57 @@ def test_an_exported_file_classifies_a_folder(tmp_path, capsys, caplog):
         with pytest.raises(UsageError, match="needs --workdir or --model, and not both"):
             run_predict(workdir, tmp_path, 1, None, model=file)
     capsys.readouterr()
+
+
+def test_a_name_that_is_not_utf8_is_escaped(tmp_path, capsys):
+    model = write_color_model(tmp_path / "colors.onnx")
+    name = os.fsdecode(b"caf\xe9.png")
+    write(tmp_path / "photos" / name, colored("red"))
+    for kind in ("csv", "jsonl"):
+        run_predict(None, tmp_path / "photos", 1, tmp_path / f"out.{kind}", model=model)
+        assert r"caf\udce9.png  red" in capsys.readouterr().out
+    row = json.loads((tmp_path / "out.jsonl").read_text())
+    assert row["file"] == str(tmp_path / "photos" / name)
+    (row,) = csv.DictReader((tmp_path / "out.csv").open())
+    assert row["file"] == str(tmp_path / "photos" / r"caf\udce9.png")
+
+
+@pytest.mark.filterwarnings("ignore:overflow")
+def test_an_error_leaves_an_earlier_file_as_it_was(tmp_path, monkeypatch):
+    model = write_color_model(tmp_path / "colors.onnx")
+    # Brighter pixels than black overflow float32.
+    wide = write_color_model(tmp_path / "wide.onnx", mean=(0.0,) * 3, std=(1e-39,) * 3)
+    write(tmp_path / "photos/black.png", colored("black", kind="PNG"))
+    write(tmp_path / "photos/red.png", colored("red"))
+    write(tmp_path / "damaged/red.png", colored("red")[:-20])
+    output, draft = tmp_path / "out.csv", tmp_path / "out.csv.part"
+
+    def refused(folder="photos", model=model, output=output, kind=UsageError):
+        with pytest.raises(RunError) as caught:
+            run_predict(None, tmp_path / folder, 1, output, model=model)
+        assert caught.type is kind
+        assert "\n" not in str(caught.value)
+        assert (tmp_path / "out.csv").read_text() == "earlier\n"
+        assert not draft.exists()
+        return str(caught.value)
+
+    output.write_text("earlier\n")
+    assert "nothing in it can be read as an image" in refused("damaged")
+    message = refused(model=wide, kind=RunError)
+    assert message.startswith("wide.onnx: fused, colors: the outputs for ")
+    assert message.endswith("red.png are not finite numbers")
+    draft.symlink_to("/dev/full")
+    message = refused()
+    assert message == f"--output={output} cannot be written (No space left on device)"
+    with open("/dev/full", "w") as full, monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", full)
+        message = refused(kind=RunError)
+    assert message == "standard output cannot be written (No space left on device)"
+    (tmp_path / "folder.csv").mkdir()
+    assert "is a folder" in refused(output=tmp_path / "folder.csv")
+    run_predict(None, tmp_path / "photos", 1, output, model=model)
+    assert output.read_text().startswith("file,class,probability\n")
+    assert not draft.exists()
 
 
 def test_wrong_arguments_are_one_line(tmp_path):
