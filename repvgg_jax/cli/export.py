@@ -1,8 +1,5 @@
 """`--mode=export`: writes a run's net for other programs, and verifies each file."""
 
-import dataclasses
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,6 +13,7 @@ from repvgg_jax.checkpoint.load import fused_step_of, load, load_trained
 from repvgg_jax.cli.evaluate import open_evaluation
 from repvgg_jax.cli.fuse import fuse_and_save
 from repvgg_jax.cli.report import read_report, write_report
+from repvgg_jax.cli.table import Table
 from repvgg_jax.config.build import make_transform
 from repvgg_jax.config.classes import class_names
 from repvgg_jax.config.describe import model_name
@@ -25,7 +23,7 @@ from repvgg_jax.errors import RunError, UsageError, check_known
 from repvgg_jax.export.metadata import Metadata
 from repvgg_jax.export.verification import BATCHES, package
 from repvgg_jax.fusion.certificate import FILE as CERTIFICATE
-from repvgg_jax.runtime.files import read_json
+from repvgg_jax.runtime.files import read_json, write_json
 from repvgg_jax.runtime.mesh import make_mesh
 from repvgg_jax.runtime.processes import inform_once, warn_once
 
@@ -84,40 +82,37 @@ def run_export(
     """
     if jax.process_count() > 1:
         raise UsageError("--mode=export runs in a single process")
-    given = {"opset": opset, "dynamic_size": dynamic_size, "preprocess": preprocess}
-    options = _options(format, {name: value for name, value in given.items() if value})
+    switches = {"dynamic_size": dynamic_size or None, "preprocess": preprocess or None}
+    options = _options(format, {"opset": opset, **switches})
     config = read_config(workdir)
     with lock_run(workdir):
-        images = _Images(config, workdir)
+        images = _read_images(config, workdir)
         net, variables, step = _deploy_form(config, workdir, step, images, allow_train_form)
-        metadata = dataclasses.replace(_metadata(config, workdir, net), preprocess=preprocess)
-        form = metadata.of_net(net).form
-        inform_once(f"exporting {model_name(config)}, {form}, step {step}")
-        folder = workdir / FOLDER
-        with named_write_errors(workdir):
-            folder.mkdir(exist_ok=True)
-        table = _Table(folder)
+        metadata = _metadata(config, workdir, net, preprocess)
+        inform_once(f"exporting {model_name(config)}, {metadata.of_net(net).form}, step {step}")
+        folder = _make_folder(workdir)
+        table = _table(folder)
         for name in options:
-            path = folder / f"model{FORMATS[name].ending}"
+            path = _path(folder, name)
             written = getattr(exporters, name)(
                 net,
                 variables,
                 path,
                 metadata=metadata,
-                images=images.pixels(sum(BATCHES)),
+                images=images.batches(),
                 allow_train_form=allow_train_form,
                 **options[name],
             )
-            table.add(name, path, written.export_error)
-            _report(workdir, name, path, written, step, images.kind)
+            _report(workdir, name, path, written, step, images)
+            size = f"{path.stat().st_size / 1e6:.2f} MB"
+            table.add(name, str(path), size, f"{written.export_error:.1e}")
     inform_once(
-        "errors are max |difference| / max |logit| against the net here, over batches of "
-        f"{' and '.join(map(str, BATCHES))} {images.kind} images"
+        "errors are max |difference| / max |logit| against the net here, over " + images.described()
     )
 
 
 def _options(names: list[str], given: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Returns format -> its options, in the given order.
+    """Returns format -> its options, in the given order, without those that are None.
 
     Raises:
       UsageError: for an unknown format, a missing package, or an option that no format takes.
@@ -126,6 +121,7 @@ def _options(names: list[str], given: dict[str, Any]) -> dict[str, dict[str, Any
         check_known("--format", name, FORMATS)
     if not names:
         raise UsageError(f"--format is empty; choose from {', '.join(FORMATS)}")
+    given = {option: value for option, value in given.items() if value is not None}
     for option in given:
         if not any(option in FORMATS[name].options for name in names):
             takers = [name for name, kind in FORMATS.items() if option in kind.options]
@@ -145,32 +141,42 @@ def _options(names: list[str], given: dict[str, Any]) -> dict[str, dict[str, Any
     }
 
 
-class _Images:
-    """Evaluation images of a run's data; random ones, with a warning, if the data are not there.
+class _Images(NamedTuple):
+    """Different images of a run, uint8 [count, side, side, 3], and their kind.
 
     Attributes:
+      pixels: the images.
       kind: "evaluation" or "random".
     """
 
-    def __init__(self, config: ConfigDict, workdir: Path) -> None:
-        self.kind = "evaluation"
-        self._read: Callable[[int], np.ndarray]
-        try:
-            self._read = open_evaluation(config, workdir).pixels
-            self._read(1)
-        except RunError as error:
-            warn_once("random images are used for the verification: %s", error)
-            self.kind = "random"
-            self._read = partial(_random_pixels, make_transform(config).eval_size)
+    pixels: np.ndarray
+    kind: str
 
-    def pixels(self, count: int) -> np.ndarray:
-        """Returns images, uint8 [count, side, side, 3]; a small split's are repeated."""
-        found = self._read(count)
-        return np.resize(found, (count, *found.shape[1:]))
+    @property
+    def different(self) -> int:
+        """Number of different images in the batches on which files are verified."""
+        return min(len(self.pixels), sum(BATCHES))
+
+    def batches(self) -> np.ndarray:
+        """Returns the images on which files are verified; those of a small split are repeated."""
+        return np.resize(self.pixels, (sum(BATCHES), *self.pixels.shape[1:]))
+
+    def described(self) -> str:
+        """Returns text on the batches, such as "batches of 1 and 3 evaluation images"."""
+        text = f"batches of {' and '.join(map(str, BATCHES))} {self.kind} images"
+        return text if self.different == sum(BATCHES) else f"{text}, {self.different} different"
 
 
-def _random_pixels(size: int, count: int) -> np.ndarray:
-    return np.random.default_rng(0).integers(0, 256, (count, size, size, 3), np.uint8)
+def _read_images(config: ConfigDict, workdir: Path) -> _Images:
+    """Returns evaluation images, or random ones, with a warning, if the data are not there."""
+    count = max(config.fuse.verify_images, sum(BATCHES))
+    try:
+        return _Images(open_evaluation(config, workdir).pixels(count), "evaluation")
+    except RunError as error:
+        warn_once("random images are used for the verification: %s", error)
+        side = make_transform(config).eval_size
+        pixels = np.random.default_rng(0).integers(0, 256, (count, side, side, 3), np.uint8)
+        return _Images(pixels, "random")
 
 
 def _deploy_form(
@@ -191,23 +197,30 @@ def _deploy_form(
                 "--allow_train_form exports it, and the metadata of the files say so"
             )
         return net, variables, step
-    inform_once(f"fusing the checkpoint of step {step} first, and verifying it")
-    normalized = normalize(
-        images.pixels(config.fuse.verify_images), config.data.mean, config.data.std
+    pixels = images.pixels[: config.fuse.verify_images]
+    inform_once(
+        f"fusing the checkpoint of step {step} first, and verifying it; "
+        f"{images.kind} images: {len(pixels)}"
     )
+    normalized = normalize(pixels, config.data.mean, config.data.std)
     pair = net, variables
     pair, _ = fuse_and_save(pair, step, workdir, normalized, config.fuse.tolerance, make_mesh())
+    with named_write_errors(workdir):
+        write_json(workdir / CERTIFICATE, {"image_kind": images.kind, **_certificate(workdir)})
     return *pair, step
 
 
-def _metadata(config: ConfigDict, workdir: Path, net: nn.Module) -> Metadata:
+def _certificate(workdir: Path) -> dict[str, Any]:
+    return read_json(workdir / CERTIFICATE, "run --mode=fuse to write it")
+
+
+def _metadata(config: ConfigDict, workdir: Path, net: nn.Module, preprocess: bool) -> Metadata:
     """Returns what the run knows about its images, classes and fusion."""
     transform = make_transform(config)
     resized = transform.augmentation == "resized_crop"
     fusion_error = None
     if net.is_fused and (workdir / CERTIFICATE).exists():
-        certificate = read_json(workdir / CERTIFICATE, "run --mode=fuse to write it")
-        fusion_error = certificate["max_relative_error"]
+        fusion_error = _certificate(workdir)["max_relative_error"]
     return Metadata(
         names=class_names(workdir),
         mean=tuple(config.data.mean),
@@ -215,28 +228,33 @@ def _metadata(config: ConfigDict, workdir: Path, net: nn.Module) -> Metadata:
         image_size=transform.eval_size,
         crop_pct=transform.eval_size / transform.resize if resized else 1.0,
         model=model_name(config),
+        preprocess=preprocess,
         fusion_error=fusion_error,
     )
 
 
-class _Table:
-    """The table on standard output: a line for each file, printed when it is verified."""
+def _make_folder(workdir: Path) -> Path:
+    folder = workdir / FOLDER
+    with named_write_errors(workdir):
+        folder.mkdir(exist_ok=True)
+    return folder
 
-    def __init__(self, folder: Path) -> None:
-        width = max(len(str(folder / f"model{kind.ending}")) for kind in FORMATS.values())
-        self._line = f"{{:<12}}{{:<{width + 2}}}{{:>10}}{{:>16}}".format
-        self._is_empty = True
 
-    def add(self, name: str, path: Path, error: float) -> None:
-        if self._is_empty:
-            print(self._line("format", "file", "size", "relative error"))
-            self._is_empty = False
-        size = f"{path.stat().st_size / 1e6:.2f} MB"
-        print(self._line(name, str(path), size, f"{error:.1e}"), flush=True)
+def _path(folder: Path, name: str) -> Path:
+    """Returns the path of the file of a format."""
+    return folder / f"model{FORMATS[name].ending}"
+
+
+def _table(folder: Path) -> Table:
+    """Returns an empty table, wide enough for each format."""
+    width = max(len(str(_path(folder, name))) for name in FORMATS)
+    name_width = max(map(len, FORMATS))
+    columns = {"format": f"<{name_width}", "file": f"<{width}"}
+    return Table(columns | {"size": ">9", "relative error": ">14"})
 
 
 def _report(
-    workdir: Path, name: str, path: Path, metadata: Metadata, step: int, images: str
+    workdir: Path, name: str, path: Path, metadata: Metadata, step: int, images: _Images
 ) -> None:
     """Adds a verified file to `export` in `report.json`."""
     report = read_report(workdir)
@@ -244,7 +262,8 @@ def _report(
         "file": str(path.relative_to(workdir)),
         "bytes": path.stat().st_size,
         "relative_error": metadata.export_error,
-        "images": images,
+        "images": images.kind,
+        "different_images": images.different,
         "form": metadata.form,
         "step": step,
     }

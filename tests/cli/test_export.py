@@ -12,6 +12,7 @@ from repvgg_jax.cli.export import run_export
 from repvgg_jax.data.augment.transforms import Transform
 from repvgg_jax.export.stablehlo_file import read_stablehlo
 from repvgg_jax.serve.model import evaluation
+from tests.support.image_files import write_tree
 
 
 def change_config(workdir, section, **fields):
@@ -25,8 +26,8 @@ def test_a_run_becomes_verified_files(undisturbed, tmp_path, capsys, caplog):
     workdir = shutil.copytree(undisturbed[1], tmp_path / "run")
     with caplog.at_level(logging.INFO, "repvgg_jax"):
         run_export(workdir, ["stablehlo"], preprocess=True)
-    assert "fusing the checkpoint of step 4 first, and verifying it" in caplog.text
-    assert "over batches of 1 and 3 evaluation images" in caplog.messages[-1]
+    assert "fusing the checkpoint of step 4 first, and verifying it; evaluation" in caplog.text
+    assert caplog.messages[-1].endswith("over batches of 1 and 3 evaluation images")
     header, row = (line.split() for line in capsys.readouterr().out.splitlines())
     program, metadata = read_stablehlo(workdir / "export" / "model.stablehlo")
     assert header[:2] == ["format", "file"]
@@ -41,12 +42,25 @@ def test_a_run_becomes_verified_files(undisturbed, tmp_path, capsys, caplog):
     assert entry["relative_error"] == metadata.export_error < 1e-5
     assert program.in_avals[0].dtype == np.uint8
 
-    change_config(workdir, "data", source="folder", data_dir=str(tmp_path / "missing"))
-    change_config(workdir, "data", augmentation="resized_crop", resize=11)
-    with caplog.at_level(logging.INFO, "repvgg_jax"):
-        run_export(workdir, ["stablehlo"], step=4)
+    write_tree(tmp_path / "two", classes="01", count=1)
+    (workdir / "classes.json").unlink()  # the two images are of two classes
+    change_config(workdir, "fuse", verify_images=8)
+    change_config(workdir, "data", source="folder", augmentation="resized_crop", resize=11)
+    for folder, kind, count, remark in [
+        ("two", "evaluation", 2, ", 2 different"),
+        ("none", "random", 8, ""),
+    ]:
+        change_config(workdir, "data", data_dir=str(tmp_path / folder))
+        shutil.rmtree(workdir / "fused")
+        with caplog.at_level(logging.INFO, "repvgg_jax"):
+            run_export(workdir, ["stablehlo"], step=4)
+        assert f"and verifying it; {kind} images: {count}" in caplog.text
+        assert caplog.messages[-1].endswith(f"1 and 3 {kind} images{remark}")
+        certificate = json.loads((workdir / "fusion.json").read_text())
+        assert (certificate["image_kind"], certificate["images"]) == (kind, count)
+        entry = json.loads((workdir / "report.json").read_text())["export"]["stablehlo"]
+        assert (entry["images"], entry["different_images"]) == (kind, min(count, 4))
     assert "random images are used for the verification: " in caplog.text
-    assert "1 and 3 random images" in caplog.messages[-1]
     _, metadata = read_stablehlo(workdir / "export" / "model.stablehlo")
     assert evaluation(metadata) == Transform("resized_crop", 8, resize=11)
 
@@ -65,6 +79,7 @@ def test_a_run_becomes_verified_files(undisturbed, tmp_path, capsys, caplog):
         (["onyx"], {}, "unknown --format 'onyx': did you mean onnx"),
         ([], {}, "--format is empty; choose from onnx, stablehlo"),
         (["stablehlo"], {"opset": 18}, "--opset has no effect on stablehlo; it is for onnx"),
+        (["stablehlo"], {"opset": 0}, "--opset has no effect on stablehlo; it is for onnx"),
         (["safetensors"], {"preprocess": True}, "no effect on safetensors; it is for onnx, stable"),
         (["stablehlo"], {}, "no run in"),
     ],
