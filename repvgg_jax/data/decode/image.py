@@ -142,8 +142,8 @@ def _named(where: str) -> Iterator[None]:
         yield
     except MemoryError as error:
         raise RunError(
-            f"there is not enough memory to decode the image {where}; lower data.workers or "
-            "train.batch_size"
+            f"there is not enough memory to decode the image {where}; free some, or decode fewer "
+            "images at a time (smaller batches, fewer workers or requests)"
         ) from error
     except Exception as error:
         # Pillow's plugins raise many exception types, and append " <_io.BytesIO object at ...>".
