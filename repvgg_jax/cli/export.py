@@ -1,5 +1,6 @@
 """`--mode=export`: writes a run's net for other programs, and verifies each file."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,7 +22,7 @@ from repvgg_jax.config.workdir import lock_run, named_write_errors, read_config
 from repvgg_jax.data.images import normalize
 from repvgg_jax.errors import RunError, UsageError, check_known
 from repvgg_jax.export.metadata import Metadata
-from repvgg_jax.export.verification import BATCHES, package
+from repvgg_jax.export.verification import BATCHES, package, random_pixels
 from repvgg_jax.fusion.certificate import FILE as CERTIFICATE
 from repvgg_jax.runtime.files import read_json, write_json
 from repvgg_jax.runtime.mesh import make_mesh
@@ -88,7 +89,7 @@ def run_export(
     with lock_run(workdir):
         images = _read_images(config, workdir)
         net, variables, step = _deploy_form(config, workdir, step, images, allow_train_form)
-        metadata = _metadata(config, workdir, net, preprocess)
+        metadata = _metadata(config, workdir, net)
         inform_once(f"exporting {model_name(config)}, {metadata.of_net(net).form}, step {step}")
         folder = _make_folder(workdir)
         table = _table(folder)
@@ -98,7 +99,9 @@ def run_export(
                 net,
                 variables,
                 path,
-                metadata=metadata,
+                metadata=dataclasses.replace(
+                    metadata, preprocess=preprocess and "preprocess" in FORMATS[name].options
+                ),
                 images=images.batches(),
                 allow_train_form=allow_train_form,
                 **options[name],
@@ -174,9 +177,7 @@ def _read_images(config: ConfigDict, workdir: Path) -> _Images:
         return _Images(open_evaluation(config, workdir).pixels(count), "evaluation")
     except RunError as error:
         warn_once("random images are used for the verification: %s", error)
-        side = make_transform(config).eval_size
-        pixels = np.random.default_rng(0).integers(0, 256, (count, side, side, 3), np.uint8)
-        return _Images(pixels, "random")
+        return _Images(random_pixels(count, make_transform(config).eval_size), "random")
 
 
 def _deploy_form(
@@ -214,7 +215,7 @@ def _certificate(workdir: Path) -> dict[str, Any]:
     return read_json(workdir / CERTIFICATE, "run --mode=fuse to write it")
 
 
-def _metadata(config: ConfigDict, workdir: Path, net: nn.Module, preprocess: bool) -> Metadata:
+def _metadata(config: ConfigDict, workdir: Path, net: nn.Module) -> Metadata:
     """Returns what the run knows about its images, classes and fusion."""
     transform = make_transform(config)
     resized = transform.augmentation == "resized_crop"
@@ -228,7 +229,6 @@ def _metadata(config: ConfigDict, workdir: Path, net: nn.Module, preprocess: boo
         image_size=transform.eval_size,
         crop_pct=transform.eval_size / transform.resize if resized else 1.0,
         model=model_name(config),
-        preprocess=preprocess,
         fusion_error=fusion_error,
     )
 

@@ -33,7 +33,13 @@ def run_import(config: ConfigDict, workdir: Path, weights: str | Path) -> None:
     check_workdir(config, workdir)
     _check_no_checkpoint(workdir)
     check_writable(workdir)
-    variables = from_torch(experiment.net, read_torch(weights))
+    contents = read_torch(weights)
+    if any(name.startswith("params/") for name in contents):
+        raise UsageError(
+            f"{weights} has arrays of this package, not PyTorch's; read them with "
+            "repvgg_jax.export.safetensors_file.read_safetensors"
+        )
+    variables = from_torch(experiment.net, contents)
     state = fresh_state(experiment).starting_from(variables)
     with lock_run(workdir):
         _check_no_checkpoint(workdir)  # another process may have written one in the meantime

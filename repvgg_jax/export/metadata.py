@@ -174,10 +174,17 @@ def _channels(text: str) -> tuple[float, float, float]:
     return red, green, blue
 
 
+def _mean(text: str) -> tuple[float, float, float]:
+    channels = _channels(text)
+    if min(channels) < 0 or max(channels) > 1:
+        raise ValueError("must be from 0 to 1, the scale of the pixels")
+    return channels
+
+
 def _std(text: str) -> tuple[float, float, float]:
     channels = _channels(text)
-    if min(channels) <= 0:
-        raise ValueError("must be positive")
+    if min(channels) <= 0 or max(channels) > 1:
+        raise ValueError("must be positive and at most 1, the scale of the pixels")
     return channels
 
 
@@ -199,7 +206,7 @@ def _one_of(*choices: str) -> Callable[[str], str]:
 
 _PARSERS: dict[str, Callable[[str], Any]] = {
     "names": _names,
-    "mean": _channels,
+    "mean": _mean,
     "std": _std,
     "imgsz": _size,
     "crop_pct": _fraction,

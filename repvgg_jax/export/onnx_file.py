@@ -9,7 +9,7 @@ from repvgg_jax.errors import RunError, UsageError, one_line, reraise
 from repvgg_jax.export.metadata import Metadata
 from repvgg_jax.export.onnx_graph import INPUT, OUTPUT, make_graph
 from repvgg_jax.export.onnx_layout import Graph
-from repvgg_jax.export.verification import Export, Logits, package, prepare
+from repvgg_jax.export.verification import Export, Logits, check_extension, package, prepare
 from repvgg_jax.nets import Net, Variables
 
 OPSETS = range(17, 22)
@@ -64,6 +64,7 @@ def export_onnx(
     if opset not in OPSETS:
         raise UsageError(f"opset={opset!r}: choose from {OPSETS[0]} to {OPSETS[-1]}")
     package("onnx"), package("onnxruntime")
+    check_extension(path, ".onnx")
     source, path = prepare(net, variables, path, metadata, images, allow_train_form)
     model = _model(source, make_graph(source, dynamic_size), opset, dynamic_size)
     if dynamic_size:

@@ -1,6 +1,5 @@
 """Export of the variables themselves as safetensors, with names and layouts of this package."""
 
-import dataclasses
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,9 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import unflatten_dict
 
+from repvgg_jax.errors import UsageError, one_line, reraise
 from repvgg_jax.export.metadata import Metadata
 from repvgg_jax.export.stablehlo_file import flat_arrays
-from repvgg_jax.export.verification import Export, Logits, package, prepare
+from repvgg_jax.export.verification import Export, Logits, check_extension, package, prepare
 from repvgg_jax.nets import Net, Variables
 from repvgg_jax.runtime.compilation import jit_once
 
@@ -56,7 +56,9 @@ def export_safetensors(
       0.0
     """
     safetensors = package("safetensors.numpy")
-    metadata = dataclasses.replace(metadata or Metadata(), preprocess=False)  # no program does it
+    if metadata is not None and metadata.preprocess:
+        raise UsageError("metadata.preprocess=True: a file of arrays normalizes nothing; unset it")
+    check_extension(path, ".safetensors")
     source, path = prepare(net, variables, path, metadata, images, allow_train_form)
     arrays = flat_arrays(source.variables)
 
@@ -64,12 +66,29 @@ def export_safetensors(
         # `save_file` would make the file unreadable for other users.
         draft.write_bytes(safetensors.save(arrays, metadata.to_strings()))
 
-    return source.write(path, save, partial(_logits, source, safetensors))
+    return source.write(path, save, partial(_logits, source))
 
 
-def _logits(source: Export, safetensors: Any, path: Path) -> Logits:
-    arrays = {name: jnp.asarray(array) for name, array in safetensors.load_file(path).items()}
-    variables = unflatten_dict(arrays, sep="/")
+def read_safetensors(path: str | Path) -> tuple[Variables, Metadata]:
+    """Returns the variables and the metadata in a file of `export_safetensors`.
+
+    Raises:
+      UsageError: if the file cannot be read, or it is not one of this package.
+    """
+    safetensors = package("safetensors")
+
+    def failed(error: Exception) -> UsageError:
+        return UsageError(f"{path} cannot be read as a safetensors file ({one_line(error)})")
+
+    with reraise(Exception, failed), safetensors.safe_open(path, framework="numpy") as file:
+        strings = file.metadata() or {}
+        arrays = {name: jnp.asarray(file.get_tensor(name)) for name in file.keys()}  # noqa: SIM118
+    metadata = Metadata.from_strings(strings, str(path))
+    return unflatten_dict(arrays, sep="/"), metadata
+
+
+def _logits(source: Export, path: Path) -> Logits:
+    variables, _ = read_safetensors(path)
     compiled = jit_once(lambda variables, images: source(variables, images))
 
     def logits(images: np.ndarray) -> np.ndarray:

@@ -15,7 +15,7 @@ from jax import Array, export
 
 from repvgg_jax.errors import UsageError, one_line, reraise
 from repvgg_jax.export.metadata import Metadata
-from repvgg_jax.export.verification import Export, Logits, prepare
+from repvgg_jax.export.verification import Export, Logits, check_extension, prepare
 from repvgg_jax.nets import Net, Variables
 from repvgg_jax.runtime.devices import compiling_for
 from repvgg_jax.runtime.files import local_path, read_json, write_json
@@ -73,6 +73,7 @@ def export_stablehlo(
     if weights not in (INSIDE, ARGUMENT):
         raise UsageError(f"weights={weights!r}: choose {INSIDE!r} or {ARGUMENT!r}")
     _check_platforms(platforms)
+    check_extension(path, ".stablehlo")
     source, path = prepare(net, variables, path, metadata, images, allow_train_form)
     exported = _exported(source, weights, platforms, dynamic_size)
     if dynamic_size:

@@ -15,7 +15,7 @@ from flax import linen as nn
 
 from repvgg_jax.errors import UsageError, one_line, reraise
 from repvgg_jax.export.metadata import Metadata
-from repvgg_jax.export.verification import Export, Logits, package, prepare
+from repvgg_jax.export.verification import Export, Logits, check_extension, package, prepare
 from repvgg_jax.nets import Net, Variables
 from repvgg_jax.runtime.devices import compiling_for
 from repvgg_jax.runtime.files import write_json
@@ -62,6 +62,7 @@ def export_tflite(
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # before the import: no lines on the CPU
     tensorflow = package("tensorflow", "tflite")
+    check_extension(path, ".tflite")
     source, path = prepare(net, variables, path, metadata, images, allow_train_form)
     model = _converted(tensorflow, source)
 

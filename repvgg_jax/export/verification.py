@@ -15,19 +15,22 @@ from jax import Array
 from jaxtyping import Float, UInt8
 
 from repvgg_jax.data.images import normalize
-from repvgg_jax.errors import RunError, UsageError, one_line, reraise
+from repvgg_jax.errors import RunError, UsageError, described, one_line, reraise
 from repvgg_jax.export.metadata import FUSED, Metadata
 from repvgg_jax.fusion.certificate import checksum
 from repvgg_jax.nets import Net, Variables, check_arguments, check_pair
 from repvgg_jax.ops.batch_norm import accumulation_dtype
 from repvgg_jax.runtime.compilation import jit_once
 from repvgg_jax.runtime.files import local_path
+from repvgg_jax.runtime.processes import warn_once
 
 # The largest accepted |difference| / max |logits|. A file repeats the net's float32 operations in
 # another order, which gives 1e-7 to 1e-5 even for deep nets, and another padding, layout or
 # normalization gives percents.
 TOLERANCE = 1e-4
 BATCHES = (1, 3)
+_ALIKE = 10 * TOLERANCE  # relative difference of logits, below which images are alike for the net
+_ROUNDING = 1e-7  # relative size of float32's rounding errors
 _LARGER = (33, 17)  # pixels added to height and width, to verify a file for images of any size
 
 # Images as the file takes them, [batch, height, width, 3], to logits [batch, classes].
@@ -105,7 +108,7 @@ class Export:
             if not error <= TOLERANCE:
                 raise RunError(
                     f"{path} was not written: its logits differ from the net's by a relative error "
-                    f"of {error:.1e}; the limit is {TOLERANCE:g}"
+                    f"of {error:.1e}; the limit is {TOLERANCE:g}{self._amplification(error)}"
                 )
             metadata = dataclasses.replace(self.metadata, export_error=error)
             save(draft, metadata)
@@ -116,14 +119,17 @@ class Export:
     def error(self, logits: Logits) -> float:
         """Returns max |difference| / max |net's logits| over a batch of one and one of three."""
         images = self.images()[: sum(BATCHES)]
-        # Weights that are constants of the program would be folded, which takes long.
-        compiled = jit_once(lambda variables, images: self(variables, images))
-        with jax.default_matmul_precision("highest"):
-            expected = np.asarray(compiled(self.variables, images), np.float64)
-        if not 0 < np.abs(expected).max() < np.inf:
+        expected = self._logits(images)
+        largest = np.abs(expected).max()
+        if not 0 < largest < np.inf:
             raise UsageError(
                 "the logits of the net are all zero, or not finite, so that a file cannot be "
                 "verified by them"
+            )
+        if np.ptp(expected, axis=0).max() < _ALIKE * largest:
+            warn_once(
+                "the logits of the net are nearly the same for all images, as those of a net that "
+                "is not trained, so that they verify little of the file"
             )
         split = np.cumsum(BATCHES)[:-1]
         errors = [
@@ -131,6 +137,29 @@ class Export:
             for batch, part in zip(np.split(images, split), np.split(expected, split), strict=True)
         ]
         return float(np.max(errors))  # NaN if any is
+
+    def _logits(self, images: np.ndarray) -> np.ndarray:
+        # Weights that are constants of the program would be folded, which takes long.
+        compiled = jit_once(lambda variables, images: self(variables, images))
+        with jax.default_matmul_precision("highest"):
+            return np.asarray(compiled(self.variables, images), np.float64)
+
+    def _amplification(self, error: float) -> str:
+        """Returns a note if the net itself explains an error, since it amplifies small changes."""
+        net = dataclasses.replace(
+            self, metadata=dataclasses.replace(self.metadata, preprocess=False)
+        )
+        images = net.images()[: sum(BATCHES)]
+        signs = np.random.default_rng(0).choice([-1, 1], images.shape)
+        changed = images * (1 + _ROUNDING * signs).astype(np.float32)
+        before, after = net._logits(images), net._logits(changed)
+        own = np.abs(after - before).max() / np.abs(before).max()
+        if not own > error / 10:
+            return ""
+        return (
+            f"; but the net amplifies rounding errors, as deep nets with random weights do: its "
+            f"own logits change by {own:.1e} if its images change by {_ROUNDING:g}"
+        )
 
     def check_larger(self, logits: Logits) -> None:
         """Raises RunError unless the logits of larger images, which are not square, are the net's.
@@ -172,7 +201,12 @@ def prepare(
     if not path.parent.is_dir():
         raise UsageError(f"{path}: the folder {path.parent} does not exist")
     net = net.clone(dtype=accumulation_dtype(net.dtype))
-    metadata = (metadata or Metadata()).of_net(net)
+    metadata = Metadata() if metadata is None else metadata
+    if not isinstance(metadata, Metadata):
+        raise UsageError(
+            f"metadata={described(metadata)}: give a Metadata of repvgg_jax.export.metadata"
+        )
+    metadata = metadata.of_net(net)
     if metadata.form != FUSED and not allow_train_form:
         raise UsageError(
             "the net is in train form, which is slower and larger; export rj.fuse(net, variables), "
@@ -187,7 +221,7 @@ def prepare(
         )
     size, count = metadata.image_size, sum(BATCHES)
     if images is None:
-        images = np.random.default_rng(0).integers(0, 256, (count, size, size, 3), np.uint8)
+        images = random_pixels(count, size)
     pixels = np.asarray(images)
     if pixels.dtype != np.uint8 or pixels.shape[1:] != (size, size, 3) or len(pixels) < count:
         raise UsageError(
@@ -195,6 +229,24 @@ def prepare(
             f"{count} as uint8 [count, {size}, {size}, 3], or None for random ones"
         )
     return Export(net, variables, metadata, pixels), path
+
+
+def random_pixels(count: int, size: int) -> UInt8[np.ndarray, "count size size 3"]:
+    """Returns noise of two scales, pixels and quarters of a side.
+
+    The means of noise of pixels alone are nearly the same in all images, as are then the logits.
+    """
+    rng = np.random.default_rng(0)
+    coarse = rng.integers(0, 128, (count, 4, 4, 3), np.uint8)
+    part = -(-size // 4)
+    coarse = coarse.repeat(part, axis=1).repeat(part, axis=2)[:, :size, :size]
+    return coarse + rng.integers(0, 128, (count, size, size, 3), np.uint8)
+
+
+def check_extension(path: str | Path, extension: str) -> None:
+    """Raises UsageError unless a path has the extension by which tools know the format."""
+    if Path(path).suffix.lower() != extension:
+        raise UsageError(f"{path}: give a name that ends in {extension}, such as model{extension}")
 
 
 def package(name: str, extra: str = "export") -> Any:
@@ -208,5 +260,5 @@ def package(name: str, extra: str = "export") -> Any:
     except ImportError as error:
         raise UsageError(
             f"{name.partition('.')[0]} cannot be imported ({one_line(error, 80)}); it needs "
-            f"pip install 'repvgg_jax[{extra}]'"
+            f"pip install -e '.[{extra}]'"
         ) from error

@@ -1,14 +1,16 @@
 """StableHLO files and their headers; tests/system opens them where only JAX is."""
 
+import dataclasses
 import json
 
+import jax
 import numpy as np
 import pytest
 
 import repvgg_jax as rj
 from repvgg_jax.data.images import normalize
 from repvgg_jax.export.metadata import Metadata
-from repvgg_jax.export.safetensors_file import export_safetensors
+from repvgg_jax.export.safetensors_file import export_safetensors, read_safetensors
 from repvgg_jax.export.stablehlo_file import _exported, export_stablehlo, read_stablehlo
 from repvgg_jax.export.verification import Export
 from tests.support.onnx_models import Function
@@ -31,7 +33,14 @@ def test_weights_may_be_an_argument_and_sizes_any(tmp_path):
 
     weights = tmp_path / "model.safetensors"
     other = random_variables(NET, 1)
-    assert export_safetensors(NET, other, weights, metadata=METADATA).export_error < 1e-5
+    plain = dataclasses.replace(METADATA, preprocess=False)
+    with pytest.raises(rj.UsageError, match=r"preprocess=True: a file of arrays"):
+        export_safetensors(NET, other, weights, metadata=METADATA)
+    written = export_safetensors(NET, other, weights, metadata=plain)
+    assert written.export_error < 1e-5
+    variables, metadata = read_safetensors(weights)
+    jax.tree.map(np.testing.assert_array_equal, variables, other)
+    assert metadata == written
     pixels = np.random.default_rng(0).integers(0, 256, (2, 12, 10, 3), np.uint8)
     found = program.call(safetensors.load_file(weights), pixels)
     expected = NET.apply(other, normalize(pixels, METADATA.mean, METADATA.std))

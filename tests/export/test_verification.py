@@ -11,7 +11,8 @@ import pytest
 import repvgg_jax as rj
 from repvgg_jax.errors import RunError
 from repvgg_jax.export.metadata import Metadata
-from repvgg_jax.export.verification import package, prepare
+from repvgg_jax.export.verification import check_extension, package, prepare
+from tests.support.onnx_models import Function
 from tests.support.variables import random_variables
 
 TRAIN_FORM = rj.create("repvgg_a0", num_classes=3, depths=(1,), widths=(4,), strides=(2,))
@@ -51,6 +52,35 @@ def test_only_a_file_that_computes_the_same_is_kept(tmp_path):
     assert written.export_error == pytest.approx(1e-5, rel=0.1)
     assert Metadata.from_strings(json.loads(path.read_text()), str(path)) == written
     assert [file.name for file in tmp_path.iterdir()] == ["model.json"]
+
+
+@pytest.mark.medium
+@pytest.mark.parametrize("amplifies", [True, False])
+def test_an_error_says_if_the_net_amplifies_rounding_errors(amplifies, tmp_path):
+    source, path = prepared(tmp_path / "model.json")
+    factor = 1e6 if amplifies else 1.0
+
+    def apply(variables, images):
+        logits = NET.apply(variables, images)
+        return jax.numpy.sin(factor * logits)
+
+    source = dataclasses.replace(source, net=Function(apply, 3))
+    with pytest.raises(RunError, match="relative error of") as caught:
+        source.write(path, save, partial(scaled, source, 1.001))
+    assert ("the net amplifies rounding errors" in str(caught.value)) == amplifies
+
+
+@pytest.mark.medium
+def test_logits_that_do_not_depend_on_the_image_are_named(tmp_path, caplog):
+    source, path = prepared(tmp_path / "model.json")
+    source.write(path, save, partial(scaled, source, 1.0))
+    assert caplog.text == ""
+    head = source.variables["params"]["head"]
+    head = head | {"kernel": 1e-5 * head["kernel"]}
+    small = {"params": source.variables["params"] | {"head": head}}
+    source = dataclasses.replace(source, variables=small)
+    source.write(path, save, partial(scaled, source, 1.0))
+    assert "the logits of the net are nearly the same for all images" in caplog.text
 
 
 @pytest.mark.medium
@@ -107,11 +137,20 @@ def test_wrong_arguments_are_one_line_each(tmp_path):
         ({"crop_pct": 1.2}, "invalid metadata crop_pct=1.2: must be from 0.01 to 1"),
         ({"mean": (0.5,)}, "invalid metadata mean="),
         ({"mean": np.ones(3)}, "invalid metadata: .*ndarray"),
+        ({"mean": (123, 116, 103)}, "must be from 0 to 1, the scale of the pixels"),
+        ({"std": (58, 57, 57)}, "at most 1, the scale of the pixels"),
+        ({"image_size": "8"}, r"invalid metadata imgsz=.*must be \[side, side\]"),
+        ({"image_size": -3}, r"must be \[side, side\]"),
         ({"interpolation": "bicubic"}, "must be bilinear"),
     ):
         with pytest.raises(rj.UsageError, match=f"model.json: .*{problem}"):
             prepared(tmp_path / "model.json", metadata=dataclasses.replace(METADATA, **changes))
-    with pytest.raises(rj.UsageError, match=r"pip install 'repvgg_jax\[export\]'"):
+    with pytest.raises(rj.UsageError, match="metadata=a dict: give a Metadata"):
+        prepared(tmp_path / "model.json", metadata={"image_size": 8})
+    for path in ("model.pth", "model"):
+        with pytest.raises(rj.UsageError, match=r"a name that ends in \.onnx, such as model\.onnx"):
+            check_extension(tmp_path / path, ".onnx")
+    with pytest.raises(rj.UsageError, match=r"pip install -e '\.\[export\]'"):
         package("no_such_package.part")
 
 
