@@ -5,7 +5,7 @@
 Each round classifies the images directly, as --mode=predict does, and then through a server, which
 is another process on the same cores; so are the clients. Prints images per second of both, the
 median of the ratios within a round, processor time, which other work on the machine changes less,
-the latency, and the number of requests without a right answer: that of direct inference.
+the latency, and the number of requests without a correct answer: that of direct inference.
 """
 
 import asyncio
@@ -85,7 +85,7 @@ async def load(
       clients: number of clients.
 
     Returns:
-      The latency of each request in seconds, and how many had no right answer.
+      The latency of each request in seconds, and how many had no correct answer.
     """
     left, seconds, wrong = iter(range(count)), [], 0
 
@@ -148,7 +148,7 @@ def main() -> None:
         f"net alone {middle(net):.1f}, direct {middle(direct):.1f}, server {middle(served):.1f} "
         f"images/s; server of direct {middle(ratios):.2f}\n"
         f"processor time an image: {costs}\n"
-        f"p50 {p50:.0f} ms, p99 {p99:.0f} ms; {wrong} of {len(seconds)} requests without a right "
+        f"p50 {p50:.0f} ms, p99 {p99:.0f} ms; {wrong} of {len(seconds)} requests without a correct "
         "answer"
     )
 

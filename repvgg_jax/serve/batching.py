@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Self
@@ -29,12 +30,13 @@ class Batcher:
     full, or no other image is being decoded, or its first image has waited `max_delay` seconds. So
     a lone client never waits, and many clients fill the batches.
 
-    The event loop is not blocked: images are decoded by `threads` other threads. On exit, the
-    images accepted so far are computed.
+    The event loop is not blocked: images are decoded by `threads` other threads, at most
+    `2 * max_batch + threads` ahead of their results; further images wait as encoded bytes. Exit
+    waits for the batch and the decodes in progress.
 
     Args:
       model: classifier.
-      max_batch: largest number of images in a batch.
+      max_batch: largest number of images in a batch, at most the model's.
       max_delay: time in seconds that an image may wait for others while the thread is free.
       threads: number of threads that decode.
       on_batch: function called with the size of each batch.
@@ -46,16 +48,18 @@ class Batcher:
         max_batch: int,
         max_delay: float,
         threads: int,
-        on_batch: Callable[[int], object] = lambda size: None,
+        on_batch: Callable[[int], object],
     ):
         self._model = model
-        self._max_batch = min(max_batch, model.batch_size)
+        self._max_batch = max_batch
         self._max_delay = max_delay
         self._on_batch = on_batch
         self._decoders = ThreadPoolExecutor(threads, "decode")
         self._computer = ThreadPoolExecutor(1, "compute")
-        self._rows: asyncio.Queue[_Row] = asyncio.Queue()
+        self._room = asyncio.Semaphore(2 * max_batch + threads)
+        self._rows: list[_Row] = []
         self._decoding = 0
+        self._decoded = asyncio.Event()  # a decode has ended, perhaps in an error
 
     async def classify(self, open_image: Callable[[], LazyImage]) -> np.ndarray:
         """Returns the probabilities of an image, which is opened and decoded in a thread.
@@ -64,40 +68,33 @@ class Batcher:
           CorruptImageError: if the image cannot be decoded.
         """
         loop = asyncio.get_running_loop()
-        self._decoding += 1
-        try:
-            image = await loop.run_in_executor(
-                self._decoders, lambda: self._model.prepare(open_image())
-            )
-        finally:
-            self._decoding -= 1
-        row = _Row(image, loop.time(), loop.create_future())
-        self._rows.put_nowait(row)
-        return await row.result
+        async with self._room:
+            self._decoding += 1
+            try:
+                image = await loop.run_in_executor(
+                    self._decoders, lambda: self._model.prepare(open_image())
+                )
+                row = _Row(image, loop.time(), loop.create_future())
+                self._rows.append(row)
+            finally:
+                self._decoding -= 1
+                self._decoded.set()
+            return await row.result
 
     async def __aenter__(self) -> Self:
         self._task = asyncio.create_task(self._compute_batches())
         return self
 
     async def __aexit__(self, *error: object) -> None:
-        await self._rows.join()
         self._task.cancel()
         self._decoders.shutdown()
         self._computer.shutdown()
 
     async def _compute_batches(self) -> None:
         while True:
-            rows = await self._next_batch()
-            try:
-                await self._compute([row for row in rows if not row.result.done()])
-            finally:
-                for _ in rows:
-                    self._rows.task_done()
+            await self._compute(await self._next_batch())
 
     async def _compute(self, rows: list[_Row]) -> None:
-        """Computes a batch of rows, without those whose requests were cancelled before."""
-        if not rows:
-            return
         loop = asyncio.get_running_loop()
         try:
             self._on_batch(len(rows))
@@ -113,12 +110,21 @@ class Batcher:
                 finish()
 
     async def _next_batch(self) -> list[_Row]:
-        rows = [await self._rows.get()]
-        deadline = rows[0].arrival + self._max_delay
-        while len(rows) < self._max_batch and (self._decoding or not self._rows.empty()):
-            try:
+        """Returns the rows of the next batch once it should start."""
+        while not self._is_ready():
+            self._decoded.clear()
+            deadline = self._rows[0].arrival + self._max_delay if self._rows else None
+            with suppress(TimeoutError):
                 async with asyncio.timeout_at(deadline):
-                    rows.append(await self._rows.get())
-            except TimeoutError:
-                break
+                    await self._decoded.wait()
+        rows, self._rows = self._rows[: self._max_batch], self._rows[self._max_batch :]
         return rows
+
+    def _is_ready(self) -> bool:
+        """Drops rows whose requests were cancelled; returns True if the rest should start."""
+        self._rows = [row for row in self._rows if not row.result.done()]
+        if not self._rows:
+            return False
+        waited = asyncio.get_running_loop().time() - self._rows[0].arrival
+        full = len(self._rows) >= self._max_batch
+        return full or not self._decoding or waited >= self._max_delay

@@ -25,7 +25,7 @@ class Limits:
       bytes: size of a request's body.
       files: images in a request.
       pixels: size of an image, which is decoded to three bytes a pixel.
-      seconds: time in which a request's body must arrive, and in which it is answered.
+      seconds: time from the head of a request to its answer.
     """
 
     requests: int = 128
@@ -36,7 +36,7 @@ class Limits:
 
 
 class RefusedError(Exception):
-    """A request that is answered by an error: its status code and the reason."""
+    """A request that is answered with an error: its status code and the reason."""
 
     def __init__(self, status: int, reason: str):
         super().__init__(reason)

@@ -1,4 +1,4 @@
-"""A classifier of images, whatever computes it: see `serve/open.py`."""
+"""A classifier of images, whatever runs it: see `serve/open.py`."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,6 +12,7 @@ from repvgg_jax.errors import UsageError
 from repvgg_jax.export.metadata import Metadata
 
 CPU_BATCH = 32  # images; larger batches do not speed CPUs up
+DEVICE_BATCH = 256  # images on GPUs and TPUs
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,6 @@ def evaluation(metadata: Metadata) -> Transform:
     return Transform("resized_crop", side, resize=round(side / metadata.crop_pct))
 
 
-def described(path: Path, metadata: Metadata) -> str:
+def file_description(path: Path, metadata: Metadata) -> str:
     """Returns a file's name, and what the model in it is."""
     return f"{path.name}: {metadata.form}, {metadata.model}"

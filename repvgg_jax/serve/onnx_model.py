@@ -1,4 +1,4 @@
-"""Opens an exported ONNX file as a classifier, computed by onnxruntime."""
+"""Opens an exported ONNX file as a classifier, run by onnxruntime."""
 
 from pathlib import Path
 from typing import Any
@@ -7,7 +7,7 @@ import numpy as np
 
 from repvgg_jax.errors import UsageError, one_line, reraise
 from repvgg_jax.export.metadata import Metadata
-from repvgg_jax.serve.model import Model, described, evaluation, output_names
+from repvgg_jax.serve.model import Model, evaluation, file_description, output_names
 
 _FATAL = 4  # onnxruntime's level of messages
 
@@ -21,13 +21,12 @@ def open_onnx(path: Path) -> Model:
     """
     session, strings = _session(path)
     metadata = Metadata.from_strings(strings, str(path))
-    (given, *others), (result, *_) = session.get_inputs(), session.get_outputs()
+    inputs, side = session.get_inputs(), metadata.image_size
     expected = "tensor(uint8)" if metadata.preprocess else "tensor(float)"
-    side = metadata.image_size
-    fixed = [size for size in given.shape[2:] if isinstance(size, int)]
-    if others or given.type != expected or len(given.shape) != 4 or {*fixed} - {side}:
+    if [each.type for each in inputs] != [expected] or not _takes(inputs[0].shape, side):
+        found = ", ".join(f"{each.type} {each.shape}" for each in inputs) or "no input"
         raise UsageError(
-            f"{path} takes {given.type} {given.shape}, not the images that its metadata describe: "
+            f"{path} takes {found}, not the images that its metadata describe: "
             f"one {expected} [batch, 3, {side}, {side}]"
         )
     mean, std = (np.array(value, np.float32) for value in (metadata.mean, metadata.std))
@@ -37,11 +36,16 @@ def open_onnx(path: Path) -> Model:
         if not metadata.preprocess:
             images = images * scale + offset
         nchw = np.ascontiguousarray(images.transpose(0, 3, 1, 2))
-        return softmax(session.run([result.name], {given.name: nchw})[0])
+        return softmax(session.run(None, {inputs[0].name: nchw})[0])
 
     outputs = _outputs(run, side, path)
     names = output_names(metadata.names, outputs, str(path))
-    return Model(described(path, metadata), names, evaluation(metadata), run)
+    return Model(file_description(path, metadata), names, evaluation(metadata), run)
+
+
+def _takes(shape: list[int | str | None], side: int) -> bool:
+    """Returns True if an input of a shape, whose strings are any size, may be square images."""
+    return len(shape) == 4 and all(size == side for size in shape[2:] if isinstance(size, int))
 
 
 def _session(path: Path) -> tuple[Any, dict[str, str]]:
@@ -49,7 +53,7 @@ def _session(path: Path) -> tuple[Any, dict[str, str]]:
     try:
         import onnxruntime
     except ImportError:
-        raise UsageError(f"{path} needs onnxruntime: pip install 'repvgg_jax[serve]'") from None
+        raise UsageError(f"{path} needs onnxruntime: pip install -e '.[serve]'") from None
     options = onnxruntime.SessionOptions()
     options.log_severity_level = _FATAL  # others are raised as exceptions too
     # Its threads would otherwise spin while images are decoded.
@@ -87,5 +91,6 @@ def _outputs(run: Any, side: int, path: Path) -> int:
 
 def softmax(logits: np.ndarray) -> np.ndarray:
     """Returns the probabilities of logits [..., classes]."""
-    exponentials = np.exp(logits - logits.max(-1, keepdims=True))
+    with np.errstate(invalid="ignore"):  # of infinite logits: NaN, as in JAX
+        exponentials = np.exp(logits - logits.max(-1, keepdims=True))
     return exponentials / exponentials.sum(-1, keepdims=True)

@@ -1,4 +1,4 @@
-"""Opens the run in a workdir as a classifier, computed by JAX on all devices of the process."""
+"""Opens the run in a workdir as a classifier, run by JAX on all devices of the process."""
 
 from pathlib import Path
 

@@ -2,17 +2,20 @@
 
 import asyncio
 import math
+import os
 import signal
-import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
+from types import FrameType
 from typing import Annotated, Any
 
 import numpy as np
+from absl import logging
 
 from repvgg_jax.data.decode.image import CorruptImageError, open_image
+from repvgg_jax.errors import RunError
 from repvgg_jax.serve.batching import Batcher
 from repvgg_jax.serve.limits import Gate, Limits, RefusedError
 from repvgg_jax.serve.metrics import Metrics
@@ -70,7 +73,7 @@ def make_app(model: Model, batcher: Batcher, limits: Limits, metrics: Metrics) -
         try:
             images = await _images(request, limits)
         except ClientDisconnect:
-            return Response(status_code=400)  # nobody reads it
+            raise RefusedError(499, "the client has left") from None
         rows = await _classify(batcher, images, limits)
         found = [
             {"name": name, "classes": _best(row, model.names, top_k)}
@@ -78,7 +81,7 @@ def make_app(model: Model, batcher: Batcher, limits: Limits, metrics: Metrics) -
         ]
         return JSONResponse({"images": found})
 
-    @app.get("/healthz", summary="Tell that the server is ready")
+    @app.get("/healthz", summary="Report that the server is ready")
     async def healthz() -> dict[str, Any]:
         """Returns the model, its number of classes and the side of its input in pixels."""
         size = model.transform.eval_size
@@ -110,7 +113,12 @@ async def _images(request: Any, limits: Limits) -> list[tuple[str | None, bytes]
 async def _classify(
     batcher: Batcher, images: list[tuple[str | None, bytes]], limits: Limits
 ) -> list[np.ndarray]:
-    """Returns the probabilities of each image; raises RefusedError at a damaged one."""
+    """Returns the probabilities of each image.
+
+    Raises:
+      RefusedError: if an image is damaged, does not fit into the memory, or has no finite
+        probabilities, which also logs an error.
+    """
     tasks = []
     try:
         async with asyncio.TaskGroup() as group:
@@ -127,8 +135,15 @@ async def _classify(
         error = group_error.exceptions[0]
         if isinstance(error, CorruptImageError):
             raise RefusedError(400, f"cannot decode {error.where}: {error.cause}") from error
+        if isinstance(error, RunError):
+            raise RefusedError(503, "no memory to decode an image; retry later") from error
         raise error from None
-    return [task.result() for task in tasks]
+    rows = [task.result() for task in tasks]
+    for (name, _), row in zip(images, rows, strict=True):
+        if not np.isfinite(row).all():
+            logging.error("the outputs of the net for an image are not finite")
+            raise RefusedError(500, f"the net's outputs for {name or 'the image'} are not finite")
+    return rows
 
 
 def _best(row: np.ndarray, names: tuple[str, ...], top_k: int) -> list[dict[str, Any]]:
@@ -137,11 +152,18 @@ def _best(row: np.ndarray, names: tuple[str, ...], top_k: int) -> list[dict[str,
 
 
 def make_server(app: Any, seconds: float) -> Any:
-    """Returns the uvicorn server of an application, which stops `seconds` after a signal at most.
+    """Returns the uvicorn server of an application.
 
-    Until then, it answers the requests that it has accepted.
+    After SIGTERM or SIGINT, it answers the requests that it has accepted for at most `seconds`, and
+    then waits for the batch and the decodes in progress. A second SIGINT ends the process at once.
     """
     import uvicorn
+
+    class Server(uvicorn.Server):
+        def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+            if self.should_exit and sig == signal.SIGINT:
+                os._exit(128 + sig)
+            self.should_exit = True
 
     config = uvicorn.Config(
         app,
@@ -153,14 +175,7 @@ def make_server(app: Any, seconds: float) -> Any:
         server_header=False,
         timeout_graceful_shutdown=math.ceil(seconds),
     )
-    return uvicorn.Server(config)
-
-
-def run_server(app: Any, listener: socket.socket, seconds: float) -> None:
-    """Serves an application until SIGTERM or SIGINT, as `make_server` does."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)  # uvicorn handles it, and then raises it once more
-    make_server(app, seconds).run(sockets=[listener])
+    return Server(config)
 
 
 def _protocol() -> type[asyncio.Protocol]:
@@ -169,6 +184,8 @@ def _protocol() -> type[asyncio.Protocol]:
     from uvicorn.protocols.http.h11_impl import H11Protocol
 
     class Protocol(H11Protocol):
+        _is_half_closed = False
+
         def connection_made(self, transport: Any) -> None:
             super().connection_made(transport)
             self._await_request(self.cycle)
@@ -176,12 +193,17 @@ def _protocol() -> type[asyncio.Protocol]:
         def on_response_complete(self) -> None:
             answered = self.cycle
             super().on_response_complete()  # may begin the next request, if it is here already
-            self._await_request(answered)
+            if self._is_half_closed and self.cycle is answered:
+                self.transport.close()
+            else:
+                self._await_request(answered)
 
         def eof_received(self) -> bool:
+            self._is_half_closed = True
             if self.conn.their_state is h11.SEND_BODY:
                 self.data_received(b"")  # the body is too short: 400
-            return True  # others still get their answer
+            # Keeps the connection open for the answer to a complete request.
+            return self.cycle is not None and not self.cycle.response_complete
 
         def send_400_response(self, msg: str) -> None:
             if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):

@@ -1,4 +1,4 @@
-"""Opens an exported StableHLO file as a classifier, computed by JAX."""
+"""Opens an exported StableHLO file as a classifier, run by JAX."""
 
 from pathlib import Path
 
@@ -9,7 +9,15 @@ from jax import Array
 from repvgg_jax.data.images import normalize
 from repvgg_jax.errors import UsageError, one_line, reraise
 from repvgg_jax.export.stablehlo_file import read_stablehlo
-from repvgg_jax.serve.model import CPU_BATCH, Model, described, evaluation, output_names
+from repvgg_jax.runtime.devices import available_devices
+from repvgg_jax.serve.model import (
+    CPU_BATCH,
+    DEVICE_BATCH,
+    Model,
+    evaluation,
+    file_description,
+    output_names,
+)
 from repvgg_jax.training.prediction import batch_shape
 
 
@@ -26,6 +34,8 @@ def open_stablehlo(path: Path) -> Model:
     if len(exported.in_avals) != 1:
         raise UsageError(f'{path} holds no weights; export it with weights="inside"')
 
+    most = CPU_BATCH if available_devices()[0].platform == "cpu" else DEVICE_BATCH
+
     @jax.jit
     def probabilities(images: Array) -> Array:
         if not metadata.preprocess:
@@ -34,7 +44,7 @@ def open_stablehlo(path: Path) -> Model:
 
     def run(images: np.ndarray) -> np.ndarray:
         count = len(images)
-        padded = np.pad(images, [(0, batch_shape(count, CPU_BATCH) - count), *[(0, 0)] * 3])
+        padded = np.pad(images, [(0, batch_shape(count, most) - count), *[(0, 0)] * 3])
         return np.asarray(probabilities(padded))[:count]
 
     side = metadata.image_size
@@ -45,4 +55,5 @@ def open_stablehlo(path: Path) -> Model:
     with reraise(Exception, failed):  # such as of a program for other platforms
         _, outputs = jax.eval_shape(probabilities, np.zeros((1, side, side, 3), np.uint8)).shape
     names = output_names(metadata.names, outputs, str(path))
-    return Model(described(path, metadata), names, evaluation(metadata), run, compiles=True)
+    description = file_description(path, metadata)
+    return Model(description, names, evaluation(metadata), run, most, compiles=True)

@@ -1,9 +1,11 @@
-"""Opening of ONNX files: preprocessing and class names from their metadata, and damaged files."""
+"""Opening of exported files: preprocessing and class names of their metadata, damaged files."""
 
 import dataclasses
+import json
 import random
 
 import numpy as np
+import onnx
 import pytest
 
 from repvgg_jax.data.decode.image import from_array
@@ -12,6 +14,8 @@ from repvgg_jax.errors import UsageError
 from repvgg_jax.serve.onnx_model import _outputs
 from repvgg_jax.serve.open import open_model
 from tests.support.color_model import NAMES, write_color_model
+from tests.support.serving import colored, exchange, request, serving
+from tests.support.stablehlo_model import write_stablehlo
 
 
 @pytest.fixture
@@ -35,6 +39,27 @@ def test_images_are_prepared_and_normalized_as_the_metadata_say(tmp_path):
 def test_outputs_without_a_name_are_numbered(tmp_path):
     assert open_model(write_color_model(tmp_path / "a.onnx", names=("a",))).names == ("a", "1", "2")
     assert open_model(write_color_model(tmp_path / "b.onnx", names=None)).names == ("0", "1", "2")
+
+
+@pytest.mark.medium
+def test_a_stablehlo_file_is_served(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 3), np.uint8)
+    for preprocess in (False, True):
+        path = tmp_path / f"{preprocess}.stablehlo"
+        expected = write_stablehlo(
+            path, names=("a", "b"), mean=(0.1, 0.2, 0.3), preprocess=preprocess
+        )
+        model = open_model(path)
+        assert (model.names, model.transform.resize, model.compiles) == (("a", "b", "2"), 8, True)
+        np.testing.assert_allclose(model.run(pixels), expected(pixels), rtol=1e-4)
+    with serving(model) as (port, _):
+        status, answer = exchange(port, request(colored("red", (8, 8), "PNG"), "/predict?top_k=3"))
+    (found,) = json.loads(answer)["images"]
+    row = expected(np.full((1, 8, 8, 3), (255, 0, 0), np.uint8))[0]
+    order = np.argsort(-row)
+    assert (status, [each["index"] for each in found["classes"]]) == (200, order.tolist())
+    given = [each["probability"] for each in found["classes"]]
+    np.testing.assert_allclose(given, row[order], rtol=1e-4)
 
 
 def test_a_program_is_compiled_for_each_power_of_two(path):
@@ -61,6 +86,15 @@ def test_metadata_that_do_not_fit_are_one_line(tmp_path, values, expected):
     with pytest.raises(UsageError, match=expected) as caught:
         open_model(path)
     assert "\n" not in str(caught.value)
+
+
+def test_a_graph_without_images_is_one_line(path):
+    model = onnx.load(path)
+    del model.graph.input[:], model.graph.node[:-1]
+    model.graph.node[0].input[0] = "kernel"
+    onnx.save(model, path)
+    with pytest.raises(UsageError, match=r"a.onnx takes no input, not .* 3, 8, 8\]"):
+        open_model(path)
 
 
 def test_images_larger_than_the_memory_are_one_line(tmp_path):

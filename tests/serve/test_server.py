@@ -7,8 +7,10 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import pytest
 
+from repvgg_jax.data.decode import jpeg
 from repvgg_jax.serve.limits import Limits
 from repvgg_jax.serve.onnx_model import open_onnx
 from tests.support.color_model import write_color_model
@@ -96,6 +98,28 @@ def test_slow_bodies_and_silent_connections_end(model):
             assert silent.recv(1) == b""
 
 
+def test_connections_end_with_their_clients(model):
+    with serving(model, LIMITS) as (port, server):
+        start = time.monotonic()
+        exchange(port, request(colored("red")))
+        with socket.create_connection(("127.0.0.1", port), timeout=5) as connection:
+            connection.sendall(request(colored("red")))
+            connection.shutdown(socket.SHUT_WR)
+            assert connection.makefile("rb").read().startswith(b"HTTP/1.1 200 OK")
+        wait(lambda: not server.server_state.connections)
+        assert time.monotonic() - start < 4 < server.config.timeout_keep_alive
+
+
+def test_clients_that_leave_are_counted(model):
+    header, body = multipart(colored("red"))
+    with serving(model, LIMITS) as (port, _):
+        for headers in ("", header):
+            with socket.create_connection(("127.0.0.1", port), timeout=5) as connection:
+                connection.sendall(request(body, headers=headers, length=1000))
+        left = b'repvgg_requests_total{status="499"} 2.0'
+        wait(lambda: left in exchange(port, b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n")[1])
+
+
 def test_a_request_that_is_sent_before_an_answer_is_not_cut_off(model):
     calls = []
 
@@ -174,3 +198,23 @@ def test_an_error_of_the_model_is_the_answer_to_its_requests_only(model):
         assert exchange(port, request(colored("red")))[0] == 200
         _, metrics = exchange(port, b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n")
     assert b'repvgg_requests_total{status="500"} 1.0' in metrics
+
+
+def test_outputs_that_are_not_finite_are_an_error_in_one_line(model, caplog, capfd):
+    run = lambda images: np.full((len(images), 3), np.nan, np.float32)  # noqa: E731
+    with serving(dataclasses.replace(model, run=run), LIMITS) as (port, _):
+        status, answer = exchange(port, request(colored("red")))
+    reason = "the net's outputs for the image are not finite"
+    assert (status, json.loads(answer)) == (500, {"detail": reason})
+    assert caplog.messages == ["the outputs of the net for an image are not finite"]
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def test_an_image_without_memory_is_refused(model, monkeypatch):
+    def decode(data, rows, factor):
+        raise MemoryError
+
+    with serving(model, LIMITS) as (port, _), monkeypatch.context() as patch:
+        patch.setattr(jpeg, "decode", decode)
+        status, answer = exchange(port, request(colored("red")))
+    assert (status, json.loads(answer)["detail"][:9]) == (503, "no memory")

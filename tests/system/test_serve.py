@@ -1,6 +1,7 @@
 """The server as a process: its page in a browser, its memory, and its end by SIGTERM."""
 
 import base64
+import os
 import re
 import signal
 import subprocess
@@ -16,11 +17,25 @@ from tests.support.color_model import write_color_model
 from tests.support.commands import ROOT, python
 from tests.support.image_files import write
 from tests.support.serving import colored, exchange, malformed, request
+from tests.support.stablehlo_model import write_stablehlo
 
 # As in the container, which has neither.
 WITHOUT_JAX = """
 import runpy, sys
 sys.modules["jax"] = sys.modules["flax"] = None
+runpy.run_module("repvgg_jax.serve", run_name="__main__", alter_sys=True)
+"""
+
+# Ctrl-C while onnxruntime is imported.
+INTERRUPTED = """
+import os, runpy, signal, sys
+
+class Interrupt:
+    def find_spec(name, *_):
+        if name == "onnxruntime":
+            os.kill(os.getpid(), signal.SIGINT)
+
+sys.meta_path.insert(0, Interrupt)
 runpy.run_module("repvgg_jax.serve", run_name="__main__", alter_sys=True)
 """
 
@@ -90,12 +105,26 @@ def test_a_signal_ends_the_server_after_its_answers(server):
     assert (process.wait(10), process.stderr.read()) == (0, "")
 
 
+def test_a_signal_at_the_start_ends_the_server(model):
+    with process_of(model) as (process, _):
+        process.send_signal(signal.SIGINT)  # as soon as it has printed its address
+        assert (process.wait(10), process.stderr.read()) == (0, "")
+    command = ("-c", INTERRUPTED, f"--model={model}", "--port=0")
+    assert python(*command, code=130) == ""
+
+
 def test_errors_are_one_line(model, tmp_path):
     (tmp_path / "noise.onnx").write_bytes(model.read_bytes()[:100])
-    assert (
-        python("-m", "repvgg_jax.serve", "--model", tmp_path / "noise.onnx", code=2).count("\n")
-        == 1
-    )
+    write_stablehlo(tmp_path / "a.stablehlo")
+    environment = os.environ | {"JAX_PLATFORMS": "abacus"}
+    for file, expected in [
+        ("noise.onnx", "noise.onnx cannot be read as an ONNX model"),
+        ("a.stablehlo", "JAX_PLATFORMS=abacus: JAX has no platform abacus"),
+    ]:
+        command = ("-m", "repvgg_jax.serve", "--model", tmp_path / file)
+        error = python(*command, code=2, env=environment)
+        assert expected in error
+        assert error.count("\n") == 1
 
 
 @pytest.mark.slow
