@@ -151,6 +151,8 @@ def mode_arguments(name: str, values: flags.FlagValues) -> dict[str, Any]:
     for flag in sorted(known - {*mode.needs, *mode.takes, "config", "workdir"}):
         if values[flag].present:
             raise UsageError(f"--mode={name} has no option --{flag}; main.py --help lists them")
+    if "config" not in (*mode.needs, *mode.takes):
+        _check_config_of_run(name, values)
     given = {flag: values[flag].value for flag in (*mode.needs, *mode.takes)}
     if "workdir" in given:
         given["workdir"] = _workdir(mode, values)
@@ -163,6 +165,14 @@ def mode_arguments(name: str, values: flags.FlagValues) -> dict[str, Any]:
             f"example: python main.py --mode={name} {mode.example}"
         )
     return given
+
+
+def _check_config_of_run(name: str, values: flags.FlagValues) -> None:
+    """Refuses a config for a mode that uses that of the run; its name may stand for the workdir."""
+    fields = [flag for flag in values if flag.startswith("config.") and values[flag].present]
+    if values["config"].present and (fields or values["workdir"].present):
+        flag = fields[0] if fields else "config"
+        raise UsageError(f"--mode={name} uses the config of the run: leave out --{flag}")
 
 
 @contextmanager

@@ -27,6 +27,7 @@ from repvgg_jax.fusion.certificate import FILE as CERTIFICATE
 from repvgg_jax.runtime.files import read_json, write_json
 from repvgg_jax.runtime.mesh import make_mesh
 from repvgg_jax.runtime.processes import inform_once, warn_once
+from repvgg_jax.serve.model import output_names
 
 FOLDER = "export"  # subfolder of a workdir with the exported files
 
@@ -219,11 +220,11 @@ def _metadata(config: ConfigDict, workdir: Path, net: nn.Module) -> Metadata:
     """Returns what the run knows about its images, classes and fusion."""
     transform = make_transform(config)
     resized = transform.augmentation == "resized_crop"
-    fusion_error = None
+    names, fusion_error = class_names(workdir), None
     if net.is_fused and (workdir / CERTIFICATE).exists():
         fusion_error = _certificate(workdir)["max_relative_error"]
     return Metadata(
-        names=class_names(workdir),
+        names=names and output_names(names, net.num_classes, str(workdir)),
         mean=tuple(config.data.mean),
         std=tuple(config.data.std),
         image_size=transform.eval_size,

@@ -29,8 +29,7 @@ class Metadata:
     `(pixels / 255 - mean) / std`.
 
     Attributes:
-      names: names of the classes in the order of the logits; None if unknown. If there are fewer
-        names than logits, the last logits have no class.
+      names: a name for each logit, in order; None if unknown.
       mean: mean of each channel, on a scale from 0 to 1.
       std: standard deviation of each channel, on a scale from 0 to 1.
       image_size: side of the square image that the model takes, in pixels.

@@ -214,7 +214,7 @@ def prepare(
         )
     metadata = dataclasses.replace(metadata, checkpoint_sha256=checksum(variables))
     metadata.check(str(path))
-    if metadata.names is not None and len(metadata.names) > net.num_classes:
+    if metadata.names is not None and len(metadata.names) != net.num_classes:
         raise UsageError(
             f"{path}: the metadata name {len(metadata.names)} classes, but the net has "
             f"{net.num_classes} outputs; give one name for each"

@@ -103,6 +103,11 @@ def failing(capsys, *given):
         (["--config.train.steps=3"], "give --config as well"),
         ([*QUICK, "--mode=compile"], "--mode=compile needs --topology; example: "),
         ([*QUICK, "--step=3"], "--mode=train has no option --step; main.py --help lists them\n"),
+        ([*QUICK, "--mode=export", "--format=onnx"], "config of the run: leave out --config\n"),
+        (
+            [*QUICK, "--mode=predict", "--images=a", "--config.model.block=acb"],
+            "--mode=predict uses the config of the run: leave out --config.model.block",
+        ),
         (["--mode=compile", "--topology=cpu:4"], "--mode=compile needs --config; example: "),
         ([], "--mode=train needs --config; example: python main.py --mode=train --config"),
     ],

@@ -58,7 +58,7 @@ def test_a0_is_22_convolutions_and_a_classifier(tmp_path):
 def test_the_file_holds_the_net_and_its_metadata(tmp_path, opset, ir):
     net, variables = small()
     path = tmp_path / "small.onnx"
-    given = Metadata(names=("a", "b", "c"), image_size=SIDE, preprocess=opset == 21)
+    given = Metadata(names=("a", "b", "c", "d", "e"), image_size=SIDE, preprocess=opset == 21)
     written = export_onnx(
         net, variables, path, metadata=given, opset=opset, dynamic_size=opset == 21
     )

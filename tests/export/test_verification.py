@@ -133,6 +133,7 @@ def test_wrong_arguments_are_one_line_each(tmp_path):
             prepared(tmp_path / "model.json", images=images)
     for changes, problem in (
         ({"names": tuple("abcd")}, "metadata name 4 classes, but the net has 3 outputs"),
+        ({"names": ("a", "b")}, "metadata name 2 classes, but the net has 3 outputs"),
         ({"names": (1, 2)}, "invalid metadata names="),
         ({"crop_pct": 1.2}, "invalid metadata crop_pct=1.2: must be from 0.01 to 1"),
         ({"mean": (0.5,)}, "invalid metadata mean="),
