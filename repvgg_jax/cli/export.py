@@ -27,7 +27,7 @@ from repvgg_jax.fusion.certificate import FILE as CERTIFICATE
 from repvgg_jax.runtime.files import read_json, write_json
 from repvgg_jax.runtime.mesh import make_mesh
 from repvgg_jax.runtime.processes import inform_once, warn_once
-from repvgg_jax.serve.model import output_names
+from repvgg_jax.serve.model import names_of_outputs
 
 FOLDER = "export"  # subfolder of a workdir with the exported files
 
@@ -224,7 +224,7 @@ def _metadata(config: ConfigDict, workdir: Path, net: nn.Module) -> Metadata:
     if net.is_fused and (workdir / CERTIFICATE).exists():
         fusion_error = _certificate(workdir)["max_relative_error"]
     return Metadata(
-        names=names and output_names(names, net.num_classes, str(workdir)),
+        names=names and names_of_outputs(names, net.num_classes, str(workdir)),
         mean=tuple(config.data.mean),
         std=tuple(config.data.std),
         image_size=transform.eval_size,

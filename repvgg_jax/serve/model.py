@@ -58,19 +58,33 @@ class Model:
             raise UsageError(f"--top_k={top_k}: the net has {classes} classes; give 1 to {classes}")
 
 
-def output_names(names: Sequence[str] | None, outputs: int, where: str) -> tuple[str, ...]:
-    """Returns the name of each output; the number of an output stands for an unknown name.
+def names_in_file(metadata: Metadata, outputs: int, path: Path) -> tuple[str, ...]:
+    """Returns the name of each output of the model in a file; numbers if it has no names.
+
+    Raises:
+      UsageError: if there are more or fewer names than outputs.
+    """
+    if metadata.names is not None and len(metadata.names) < outputs:
+        raise _wrong_count(len(metadata.names), outputs, str(path))
+    return names_of_outputs(metadata.names, outputs, str(path))
+
+
+def names_of_outputs(names: Sequence[str] | None, outputs: int, where: str) -> tuple[str, ...]:
+    """Returns the name of each output of a run's net; numbers stand for outputs without a class.
 
     Raises:
       UsageError: if there are more names than outputs.
     """
     known = tuple(map(str, names or ()))
     if len(known) > outputs:
-        raise UsageError(
-            f"{where} names {len(known)} classes, but its net has {outputs} outputs; "
-            "give one name for each"
-        )
+        raise _wrong_count(len(known), outputs, where)
     return (*known, *map(str, range(len(known), outputs)))
+
+
+def _wrong_count(names: int, outputs: int, where: str) -> UsageError:
+    return UsageError(
+        f"{where} names {names} classes, but its net has {outputs} outputs; give one name for each"
+    )
 
 
 def evaluation(metadata: Metadata) -> Transform:

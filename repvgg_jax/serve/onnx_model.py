@@ -7,7 +7,7 @@ import numpy as np
 
 from repvgg_jax.errors import UsageError, one_line, reraise
 from repvgg_jax.export.metadata import Metadata
-from repvgg_jax.serve.model import Model, evaluation, file_description, output_names
+from repvgg_jax.serve.model import Model, evaluation, file_description, names_in_file
 
 _FATAL = 4  # onnxruntime's level of messages
 
@@ -39,7 +39,7 @@ def open_onnx(path: Path) -> Model:
         return softmax(session.run(None, {inputs[0].name: nchw})[0])
 
     outputs = _outputs(run, side, path)
-    names = output_names(metadata.names, outputs, str(path))
+    names = names_in_file(metadata, outputs, path)
     return Model(file_description(path, metadata), names, evaluation(metadata), run)
 
 

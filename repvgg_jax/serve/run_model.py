@@ -9,7 +9,7 @@ from repvgg_jax.config.build import make_transform
 from repvgg_jax.config.classes import class_names
 from repvgg_jax.config.workdir import read_config
 from repvgg_jax.runtime.mesh import make_mesh, replicate, shard_batch
-from repvgg_jax.serve.model import CPU_BATCH, Model, output_names
+from repvgg_jax.serve.model import CPU_BATCH, Model, names_of_outputs
 from repvgg_jax.training.prediction import batch_probabilities, batch_shape
 
 
@@ -24,7 +24,7 @@ def open_run(workdir: Path, step: int | None = None) -> Model:
         outputs.
     """
     config = read_config(workdir)
-    names = output_names(class_names(workdir), config.model.num_classes, str(workdir))
+    names = names_of_outputs(class_names(workdir), config.model.num_classes, str(workdir))
     net, variables, form = load_form(workdir, step)
     mesh = make_mesh()
     on_cpu = mesh.devices.flat[0].platform == "cpu"

@@ -16,7 +16,7 @@ from repvgg_jax.serve.model import (
     Model,
     evaluation,
     file_description,
-    output_names,
+    names_in_file,
 )
 from repvgg_jax.training.prediction import batch_shape
 
@@ -54,6 +54,6 @@ def open_stablehlo(path: Path) -> Model:
 
     with reraise(Exception, failed):  # such as of a program for other platforms
         _, outputs = jax.eval_shape(probabilities, np.zeros((1, side, side, 3), np.uint8)).shape
-    names = output_names(metadata.names, outputs, str(path))
+    names = names_in_file(metadata, outputs, path)
     description = file_description(path, metadata)
     return Model(description, names, evaluation(metadata), run, most, compiles=True)
