@@ -24,12 +24,13 @@ def check_stages(**fields: Any) -> None:
 
 
 def check_stem(stem: Any) -> None:
-    """Raises UsageError unless the stem is the size and stride of a convolution, and of a pool."""
+    """Raises UsageError unless the stem is a convolution's side and stride and a pool's stride."""
     whole = isinstance(stem, tuple | list) and all(isinstance(n, int) and n > 0 for n in stem)
     if not whole or len(stem) != 3:
         raise UsageError(
-            f"stem={stem!r}: must be the side and stride of its convolution, and the stride of its "
-            "max pooling, such as (7, 2, 2), or (3, 1, 1) for images of 32x32"
+            f"stem={stem!r}: must be three positive integers: side and stride of the first "
+            "convolution, and stride of the max pooling after it (1 for none); (7, 2, 2) is a 7x7 "
+            "convolution of stride 2 with pooling, (3, 1, 1) suits images of 32x32 pixels"
         )
 
 

@@ -119,15 +119,21 @@ def _has_place(net: Net) -> bool:
 
 
 def _families_with(block: str) -> list[str]:
-    """Returns the classes of the nets that have a place for a block, without derived classes."""
-    found = set()
-    for make in NETS.values():
-        net = make().clone(block=block)
-        with suppress(UsageError):
-            net.check()
-            if _has_place(net):
-                found.add(type(net))
-    return sorted(cls.__name__ for cls in found if found.isdisjoint(cls.__mro__[1:]))
+    """Returns patterns of `list_models` for the files of nets that have a place for a block."""
+    return [
+        f"{family.__name__.rpartition('.')[2]}*"
+        for family in _FAMILIES
+        if any(_takes(make(), block) for make in family.VARIANTS.values())
+    ]
+
+
+def _takes(net: Net, block: str) -> bool:
+    """Returns True if a net can be built with a block, and has a place for it."""
+    net = net.clone(block=block)
+    with suppress(UsageError):
+        net.check()
+        return _has_place(net)
+    return False
 
 
 def _field_names(module: type) -> set[str]:

@@ -2,18 +2,20 @@
 
 import io
 import json
+import re
 
 import jax
 import numpy as np
 import pytest
 
 import repvgg_jax as rj
+from docs.check.pages import blocks, commands
 from experiments.benchmarks.programs import Program, jax_step, noise_like
 from experiments.studies.comparison import guidelines, kernels, nets
-from experiments.studies.comparison.command import main
+from experiments.studies.comparison.command import _parser, main
 from experiments.studies.comparison.guidelines import BLOCKS, VARIANTS
 from experiments.studies.comparison.measured import Setup, measured_nets
-from experiments.studies.comparison.page import write_page
+from experiments.studies.comparison.page import sections, write_page
 from experiments.studies.comparison.published import PAIRS, PUBLISHED, TABLES_4_AND_5
 from experiments.studies.comparison.sizes import Sizes, open_rows, read_rows
 from experiments.studies.comparison.tables import (
@@ -28,7 +30,9 @@ from repvgg_jax.errors import UsageError
 from repvgg_jax.nets import NETS, abstract
 
 GPU = {"device": "H100", "dtype": "bfloat16", "precision": "default"}
+COMMAND = "python -m experiments.comparison --minutes=4"
 ABOUT = GPU | {"versions": {"jax": "1.0"}, "commit": "0123456789", "date": "2030-01-01"}
+ABOUT |= {"command": COMMAND}
 NETS_OF_A_GPU = {"batch": 128, "reference": "resnet50_v1", "image_size": 224, "temporaries": 10**7}
 SETUP = Setup(**GPU)
 
@@ -71,31 +75,37 @@ def test_tables_of_nets():
         net_row("resnet18", 8.0) | {"image_size": 32},
     ]
     measured, small = measured_nets(rows, SETUP)
-    assert cells(speed_table(small), "**RepVGG-A0**")[1:3] == ["32", "-"]
-    assert cells(speed_table(small), "**RepVGG-A0**")[6:9] == ["9,000", "9.00", "-"]
+    assert cells(speed_table(small), "**RepVGG-A0**")[1:4] == ["`repvgg_a0`", "32", "-"]
+    assert cells(speed_table(small), "**RepVGG-A0**")[7:10] == ["9,000", "9.00", "-"]
     assert pair_table(small) == verdict(small, SETUP) == ""
     table = speed_table(measured)
     names = [line.split("|")[1].strip() for line in table.splitlines()[2:]]
     assert names == ["ResNet-18", "**RepVGG-A0**", "**RepVGG-A2**", "ResNet-50"]
     found = cells(table, "**RepVGG-A0**")
-    assert found[1:6] == ["224", "72.41", "8.31", "1.36", "0.747"]
-    assert found[6:9] == ["3,000", "3.00", "4.53"]
-    assert found[10:] == ["-", "-", "-"]
+    assert found[2:7] == ["224", "72.41", "8.31", "1.36", "0.747"]
+    assert found[7:10] == ["3,000", "3.00", "4.53"]
+    assert found[11:] == ["-", "-", "-"]
+    assert "ResNet-50 | `resnet50_v1`" in re.sub(" +", " ", table)
+    assert "--only=counts" in "".join(sections(rows[:1], SETUP))
+    assert "--only=counts" not in "".join(sections([rows[1], rows[6]], SETUP))
     pairs = pair_table(measured)
     assert cells(pairs, "RepVGG-A0 / ResNet-18")[1:] == ["+1.25", "1.33", "0.75", "-"]
     assert cells(pairs, "RepVGG-A2 / ResNet-50")[2:] == ["1.84", "2.00", "0.50"]
     text = verdict(measured, SETUP)
     assert (
-        "On H100, bfloat16, batch 128, RepVGG is faster than the other net in 1 of 2 pairs, at 1.22"
-        in text
-    )
-    assert "in 2, at 1.57 times" in text
+        "On H100, bfloat16, batch 128, RepVGG is faster than the other net in 1 of 2 pairs; the "
+        "geometric mean of its speedups is 1.22. In the paper"
+    ) in text
+    assert "faster in 2 of them; the mean is 1.57." in text
 
 
 @pytest.mark.medium
 def test_page_has_each_setup_once(tmp_path):
     rows = [net_row("resnet50_v1", 1.0), net_row("repvgg_a0", 3.0)]
-    rows.append(rows[0] | {"device": "cpu, 2 cores", "dtype": "float32"})
+    flags = " --batch=8 --dtype=float32 --layers=8x56 --kernels=4x56x256 --only=nets"
+    rows.append(
+        rows[0] | {"device": "cpu, 2 cores", "dtype": "float32", "command": COMMAND + flags}
+    )
     text = "# Title\n<!-- measured -->\n## H100, bfloat16\n<!-- end -->\nThe end.\n"
     (tmp_path / "comparison.md").write_text(text)
     page, *figures = write_page(rows, tmp_path)
@@ -103,6 +113,11 @@ def test_page_has_each_setup_once(tmp_path):
     assert text.startswith("# Title\n")
     assert text.endswith("\nThe end.\n")
     assert text.count("## H100, bfloat16\n") == text.count("## cpu, 2 cores, float32\n") == 1
+    assert "## Counts" not in text  # since there are none
+    calls = [command for block in blocks(page) for command in commands(block)]
+    own = [f"{command} --out=runs/comparison" for command in (COMMAND, COMMAND + flags)]
+    assert [re.sub(" +", " ", call) for call in calls] == own
+    assert max(map(len, re.findall("^(?:python|    --).*", text, re.MULTILINE))) <= 100
     names = ["1080ti", "h100-bfloat16-128", "cpu-2-cores-float32-128"]
     assert [path.name for path in figures] == [f"comparison-{name}.svg" for name in names]
     assert all(f"({path.name})" in text and "ResNet-50" in path.read_text() for path in figures)
@@ -230,10 +245,18 @@ def test_the_command_at_toy_size(tmp_path, capsys):
     [row] = read_rows(tmp_path / "comparison.jsonl")
     assert row["commit"]
     assert row["device"].startswith("cpu")
+    assert row["dtype"] == "float32"  # the default on a CPU
     assert row["speed_of_reference"] == 1
     assert "--out" not in row["command"]
-    assert cells(output.out, "mobilenetv1_025")[:4] == ["mobilenetv1_025", "32", "-", "-"]
+    assert cells(output.out, "mobilenetv1_025")[2:5] == ["32", "-", "-"]
     assert (tmp_path / "comparison.md").exists()
+
+
+def test_defaults_suit_the_device():
+    gpu, cpu = (_parser(platform).parse_args([]) for platform in ("cuda", "cpu"))
+    assert (gpu.batch, gpu.dtype, gpu.kernels) == (128, "bfloat16", "32x56x2048")
+    assert (cpu.batch, cpu.dtype, cpu.kernels) == (8, "float32", "4x56x256")
+    assert _parser("cpu").parse_args(["--batch=2"]).batch == 2
 
 
 def test_wrong_flags_are_one_line(tmp_path, capsys):

@@ -12,7 +12,7 @@ import pytest
 
 import repvgg_jax as rj
 from repvgg_jax.bench.counting import count_macs, count_parameters
-from repvgg_jax.nets import abstract, smallest_side
+from repvgg_jax.nets import NETS, abstract, smallest_side
 from repvgg_jax.optim import sgd
 from repvgg_jax.training.state import TrainState
 from repvgg_jax.training.step import train_step
@@ -40,6 +40,19 @@ def test_plans_are_consistent():
         assert len({spec.name for spec in plan}) == len(plan), name
         for spec in plan:
             assert spec.inputs % spec.groups == 0 == spec.features % spec.groups, (name, spec)
+
+
+def test_the_error_for_a_block_without_a_place_lists_all_nets_that_have_one():
+    with pytest.raises(rj.UsageError, match="has no place for it") as error:
+        rj.create("densenet121", block="acb")
+    listed = str(error.value).partition("choose a net that has: ")[2].split(", ")
+    assert all(rj.list_models(pattern) for pattern in listed)
+    for cls, name in {type(make()): name for name, make in NETS.items()}.items():
+        try:
+            has_place = bool(rj.create(name, block="acb"))
+        except rj.UsageError:
+            has_place = False
+        assert (f"{cls.__module__.rpartition('.')[2]}*" in listed) == has_place, name
 
 
 @pytest.mark.medium

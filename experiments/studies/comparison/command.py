@@ -5,10 +5,10 @@
 Measures the nets of Tables 4 and 5 of the RepVGG paper in these parts, in this order: `counts`
 (parameters and operations, without a device), `kernels` (the paper's Table 1), `guidelines` (the
 four of ShuffleNetV2), `nets` (forward passes of the fused form) and `steps` (training steps). Each
-part has the device to itself, in a process of its own. What fails costs a line and not the others.
-After --minutes, the rest is left out. What has a row is not measured again, unless the net that its
-speed is divided by failed, so that the next call measures the rest. Rows, a page with all of them
-and figures are in --out.
+part has the device to itself, in a process of its own. A net that fails is reported in a line, and
+the others are measured. After --minutes, the rest is left out; the next call measures it, since it
+skips what has a row. The rows, a page with all of them and figures are written to --out, by default
+into the repository: use --out=runs/comparison for a trial.
 """
 
 import argparse
@@ -29,7 +29,7 @@ from experiments.studies.comparison.measured import setups
 from experiments.studies.comparison.nets import COUNTS
 from experiments.studies.comparison.page import FILE, sections, write_page
 from experiments.studies.comparison.part import PARTS
-from experiments.studies.comparison.sizes import Sizes, read_rows
+from experiments.studies.comparison.sizes import ON_A_CPU, Sizes, read_rows
 from experiments.studies.comparison.tables import line
 from experiments.studies.pages import DOCS
 from experiments.sweeps.flags import Parser, path_type, run_command, writing
@@ -48,9 +48,10 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _compare(arguments: Sequence[str]) -> None:
-    options = _parser().parse_args(arguments)
+    platform, _ = devices_here(os.environ)
+    options = _parser(platform).parse_args(arguments)
     output = options.out / f"{FILE}.jsonl"
-    sizes = _sizes(options, str(output))
+    sizes = _sizes(options, platform, str(output))
     for folder in (options.out, LOGS):
         with writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
@@ -78,20 +79,23 @@ def _compare(arguments: Sequence[str]) -> None:
         sys.exit(130)
 
 
-def _parser() -> Parser:
+def _parser(platform: str) -> Parser:
     parser = Parser(__doc__)
     add_flags(parser, Sizes, PARTS)
-    parser.add_argument("--out", type=path_type, default=DOCS, help="folder; docs/results")
+    if platform == "cpu":
+        parser.set_defaults(**ON_A_CPU)
+    text = "folder of the rows, the page and its figures; docs/results by default"
+    parser.add_argument("--out", type=path_type, default=DOCS, help=text)
     return parser
 
 
-def _sizes(options: argparse.Namespace, output: str) -> Sizes:
+def _sizes(options: argparse.Namespace, platform: str, output: str) -> Sizes:
     """Returns the sizes, after checking all that can be checked before the first part starts."""
     given = given_sizes(options, Sizes)
     if options.minutes < 0:
         raise UsageError(f"--minutes={options.minutes}: must be at least 0, which measures nothing")
     check_parts(options.only, PARTS)
-    sizes = Sizes(platform=devices_here(os.environ)[0], output=output, **given)
+    sizes = Sizes(platform=platform, output=output, **given)
     sizes.check()
     check_model(sizes.reference)
     known = [name for name in sizes.names() if _is_known(name)]

@@ -50,6 +50,12 @@ class Measured(NamedTuple):
         size = self.image_size
         return f", images of {size}x{size} pixels" if size else ""
 
+    @property
+    def is_counted(self) -> bool:
+        """True if the parameters and operations of all nets are known."""
+        rows = [*self.forward.values(), *self.steps.values()]
+        return all((row["net"], row["image_size"]) in self.counts for row in rows)
+
     def speed(self, part: Mapping[str, Row], name: str) -> float | None:
         """Returns a net's speed divided by that of the reference, in the same rounds."""
         return part.get(name, {}).get("speed_of_reference")

@@ -15,6 +15,7 @@ from experiments.studies.comparison.measured import (
     of_setup,
     setups,
 )
+from experiments.studies.comparison.nets import COUNTS
 from experiments.studies.comparison.published import (
     PAPERS_GPU,
     PUBLISHED,
@@ -37,6 +38,14 @@ from experiments.studies.pages import write_section
 from repvgg_jax.runtime.files import replace_text
 
 FILE = "comparison"  # of the page and the rows, and the start of the figures' names
+_UNCOUNTED = (
+    'Parameters and operations are "-" where they have not been counted: a call with the same '
+    "`--nets` and `--only=counts` adds them."
+)
+_CALLS = (
+    "The calls that measured these rows; `--out` is added, so that they measure again, with rows "
+    "and a page of their own:"
+)
 _FAMILIES = tuple(dict.fromkeys(published.family for published in PUBLISHED.values()))
 
 
@@ -48,7 +57,10 @@ def sections(rows: Sequence[Row], setup: Setup) -> list[str]:
             f"Batch {measured.batch}{measured.at_size}",
             *_versions([*measured.forward.values()]),
         ]
-        texts += [f"{', '.join(about)}.", speed_table(measured), pair_table(measured)]
+        texts += [f"{', '.join(about)}.", speed_table(measured)]
+        if not measured.is_counted:
+            texts.append(_UNCOUNTED)
+        texts.append(pair_table(measured))
         texts.append(verdict(measured, setup))
     own = of_setup(rows, setup)
     return [text for text in [*texts, *kernel_tables(own), *guideline_tables(own)] if text]
@@ -59,7 +71,7 @@ def write_page(rows: Sequence[Row], folder: Path) -> list[Path]:
     name = f"{FILE}-1080ti"
     speeds = {net: published_speed(net, REFERENCE) or 0.0 for net in TABLES_4_AND_5}
     figures = {name: _scatter(name, speeds, f"{label(REFERENCE)}'s, {PAPERS_GPU}")}
-    texts = ["## Counts", count_table(rows)]
+    texts = ["## Counts", count_table(rows)] if any(row["part"] == COUNTS for row in rows) else []
     texts += ["## The paper's GPU", _picture(name, f"Tables 4 and 5: {PAPERS_GPU}")]
     for setup in setups(rows):
         texts.append(f"## {setup}")
@@ -69,7 +81,7 @@ def write_page(rows: Sequence[Row], folder: Path) -> list[Path]:
             if measured.image_size is None and (speeds := _speeds(measured)):
                 figures[name] = _scatter(name, speeds, where)
                 texts.append(_picture(name, f"{setup}, batch {measured.batch}, fused form"))
-        texts += sections(rows, setup)
+        texts += [*sections(rows, setup), _calls(of_setup(rows, setup))]
     page = folder / f"{FILE}.md"
     write_section(page, "measured", _wrapped("\n\n".join(texts)))
     paths = {folder / f"{name}.svg": svg for name, svg in figures.items()}
@@ -87,6 +99,17 @@ def _wrapped(text: str) -> list[str]:
         for line in lines
         for part in ([line] if line.startswith(("|", "!", "#")) else wrap(line) or [""])
     ]
+
+
+def _calls(rows: Iterable[Row]) -> str:
+    """Returns a block with the commands that measured the rows, in lines of 100 characters."""
+    texts = []
+    for command in dict.fromkeys(row["command"] for row in rows):
+        words = f"{command} --out=runs/comparison"
+        lines = textwrap.wrap(words, 94, break_long_words=False, break_on_hyphens=False)
+        texts.append(" \\\n    ".join(lines))
+    block = "\n".join(texts)
+    return f"{_CALLS}\n\n<!-- not run: measures for minutes -->\n```\n{block}\n```"
 
 
 def _versions(rows: Iterable[Row]) -> list[str]:

@@ -25,6 +25,15 @@ _KEY += ("dtype", "precision", "device")
 _RATIOS = ("speed_of_reference", "speed_of_first")
 
 
+# Defaults on a CPU, where those of `Sizes`, which suit a GPU, take hours.
+ON_A_CPU = {"batch": 8, "layers": "8x56", "kernels": "4x56x256", "dtype": "float32"}
+
+
+def _size(name: str, default: Any, text: str) -> Any:
+    """Returns the field `name`, which has another default on a CPU."""
+    return size(default, text, f"{default}, or {ON_A_CPU[name]} on a CPU,")
+
+
 @dataclass(frozen=True)
 class Sizes:
     """Holds what is measured and where; the command has a flag for each field with a help text."""
@@ -35,11 +44,11 @@ class Sizes:
         ",".join(TABLES_4_AND_5), "names of nets, with commas between them", "those of the tables"
     )
     reference: str = size(REFERENCE, "net that the others' speed is divided by")
-    batch: int = size(128, "images per step and forward pass of a net")
+    batch: int = _size("batch", 128, "images per step and forward pass of a net")
     image_size: int = size(0, "side of the images in pixels; 0 for the published size of each net")
-    layers: str = size("128x56", "batch x side of the maps in the guidelines' experiments")
-    kernels: str = size("32x56x2048", "batch x side x channels of the convolutions of all kernels")
-    dtype: str = size("bfloat16", "compute type, bfloat16 or float32")
+    layers: str = _size("layers", "128x56", "batch x side of the guidelines' experiments")
+    kernels: str = _size("kernels", "32x56x2048", "batch x side x channels of each convolution")
+    dtype: str = _size("dtype", "bfloat16", "compute type, bfloat16 or float32")
     precision: str = size(
         "default", "JAX's matmul precision; the default of float32 on a GPU is TF32, highest is not"
     )

@@ -24,7 +24,7 @@ def speed_table(measured: Measured) -> str:
     names = dict.fromkeys([*measured.forward, *measured.steps])
     order = sorted(names, key=lambda name: -(measured.speed(measured.forward, name) or 0))
     than = f"x {label(measured.reference)}"
-    header = ["net", "pixels", "top-1, %", "parameters, M", "GMACs", "Winograd, G"]
+    header = ["net", "model", "pixels", "top-1, %", "parameters, M", "GMACs", "Winograd, G"]
     header += ["fused, images/s", than, f"{than}, 1080Ti", "temporaries, MB"]
     header += ["training, images/s", than, "temporaries, MB"]
     lines = []
@@ -33,7 +33,8 @@ def speed_table(measured: Measured) -> str:
         size = (forward or step)["image_size"]
         count = measured.counts.get((name, size), {})
         published = published_at(name, size)
-        line = [f"**{label(name)}**" if name.startswith("repvgg") else label(name), str(size)]
+        line = [f"**{label(name)}**" if name.startswith("repvgg") else label(name)]
+        line += [f"`{name}`", str(size)]
         line.append(f"{published.top1:.2f}" if published else _ABSENT)
         keys = ("fused_parameters", 1e6), ("fused_macs", 1e9), ("winograd_multiplications", 1e9)
         line += [_scaled(count.get(key), unit) for key, unit in keys]
@@ -50,7 +51,7 @@ def pair_table(measured: Measured) -> str:
 
     It is empty for images of another size, at which the accuracies are unknown.
     """
-    header = ["speed of RepVGG / of another net", "top-1 minus its", "1080Ti"]
+    header = ["RepVGG / other net", "difference in top-1", "speedup on a 1080Ti"]
     header += ["here, fused", "here, training"]
     lines = []
     for ours, theirs in PAIRS:
@@ -80,8 +81,8 @@ def verdict(measured: Measured, setup: Setup) -> str:
     means = [statistics.geometric_mean(values) for values in (here, there)]
     return (
         f"**On {setup}, batch {measured.batch}, RepVGG is faster than the other net in {faster[0]} "
-        f"of {len(found)} pairs, at {means[0]:.2f} times its speed (geometric mean); in the paper, "
-        f"on a {PAPERS_GPU}, in {faster[1]}, at {means[1]:.2f} times.**"
+        f"of {len(found)} pairs; the geometric mean of its speedups is {means[0]:.2f}. In the "
+        f"paper ({PAPERS_GPU}), it is faster in {faster[1]} of them; the mean is {means[1]:.2f}.**"
     )
 
 
@@ -98,13 +99,13 @@ def _speedup(measured: Measured, part: Mapping[str, Row], ours: str, theirs: str
 
 def count_table(rows: Iterable[Row]) -> str:
     """Returns the table of what does not depend on a device, the fewest operations first."""
-    header = ["net", "source of top-1", "top-1, %", "pixels", "parameters, M: train form", "fused"]
-    header += ["GMACs: train form", "fused", "Winograd, G"]
+    header = ["net", "model", "source of top-1", "top-1, %", "pixels"]
+    header += ["parameters, M: train form", "fused", "GMACs: train form", "fused", "Winograd, G"]
     lines = []
     counts = [row for row in rows if row["part"] == nets.COUNTS]
     for row in sorted(counts, key=lambda row: row["fused_macs"]):
         published = published_at(row["net"], row["image_size"])
-        line = [label(row["net"]), published.source if published else _ABSENT]
+        line = [label(row["net"]), f"`{row['net']}`", published.source if published else _ABSENT]
         line += [f"{published.top1:.2f}" if published else _ABSENT, str(row["image_size"])]
         line += [_scaled(row[key], 1e6) for key in ("parameters", "fused_parameters")]
         keys = ("macs", "fused_macs", "winograd_multiplications")
@@ -126,9 +127,9 @@ def kernel_tables(rows: Iterable[Row]) -> list[str]:
         here, there = _rates(found, "3x3", "5x5")
         if here and there:
             texts.append(
-                "Effective rates count the multiply-adds of a direct convolution, of which "
-                "Winograd's algorithm has 4/9 or 1/4. The 3x3 kernel has "
-                f"{here:.2f} times the rate of the 5x5 here, and {there:.2f} times on the 1080Ti, "
+                "Effective rates count the multiply-adds of a direct convolution; Winograd's "
+                "algorithm computes 4/9 or 1/4 of them. The rate of the 3x3 kernel is "
+                f"{here:.2f} times that of the 5x5 here, and {there:.2f} times on the 1080Ti, "
                 "whose library used that algorithm."
             )
     return texts
