@@ -1,6 +1,6 @@
 """Compares nets with RepVGG on the device that is here: costs, speed and published accuracy.
 
-  python -m experiments.comparison [--nets=resnet50,repvgg_a0] [--only=nets,steps] [--batch=128]
+  python -m experiments.comparison [--nets=resnet18,repvgg_a0] [--only=nets,steps] [--batch=128]
 
 Measures the nets of Tables 4 and 5 of the RepVGG paper in these parts, in this order: `counts`
 (parameters and operations, without a device), `kernels` (the paper's Table 1), `guidelines` (the

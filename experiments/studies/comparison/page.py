@@ -39,8 +39,8 @@ from repvgg_jax.runtime.files import replace_text
 
 FILE = "comparison"  # of the page and the rows, and the start of the figures' names
 _UNCOUNTED = (
-    'Parameters and operations are "-" where they have not been counted: a call with the same '
-    "`--nets` and `--only=counts` adds them."
+    'Parameters and operations are "-" where they have not been counted: the same call with '
+    "`--only=counts` adds them."
 )
 _CALLS = (
     "The calls that measured these rows; `--out` is added, so that they measure again, with rows "

@@ -218,5 +218,5 @@ def line(row: Mapping[str, Any]) -> str:
     if "images_per_second" in row:
         figures.append(f"{digits(row['images_per_second'])} images/s")
     if relative := row.get("speed_of_reference") or row.get("speed_of_first"):
-        figures.append(f"{relative:.2f} x")
+        figures.append(f"{relative:.2f} x {row.get('reference', 'the first')}")
     return f"{about}: {', '.join(figures)}"
