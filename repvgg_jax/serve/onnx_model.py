@@ -60,7 +60,9 @@ def _session(path: Path) -> tuple[Any, dict[str, str]]:
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
 
     def damaged(error: Exception) -> UsageError:
-        return UsageError(f"{path} cannot be read as an ONNX model ({one_line(error)})")
+        return UsageError(
+            f"{path} cannot be read as an ONNX model ({one_line(error)}); export it again"
+        )
 
     with reraise(Exception, damaged):  # onnxruntime's exceptions have no common type
         session = onnxruntime.InferenceSession(
