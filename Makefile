@@ -6,6 +6,9 @@ PYTEST := $(RUN) -m pytest -n 2 --dist worksteal
 # Bytecode is compiled at the first import, and only for what is imported.
 PIP := $(RUN) -m pip install --no-compile
 
+# Otherwise each process would compile all modules that it imports: seconds for JAX and Flax.
+unexport PYTHONDONTWRITEBYTECODE
+
 # A pipe fails if pip fails.
 SHELL := bash
 .SHELLFLAGS := -o pipefail -c
