@@ -45,7 +45,7 @@ class Export:
       net: the net, which computes in float32 or wider.
       variables: its variables.
       metadata: metadata of the file, without the error of the export.
-      pixels: images on which the file is verified.
+      pixels: the images on which the file is verified, as many as `BATCHES` have.
     """
 
     net: Net
@@ -97,19 +97,7 @@ class Export:
         ):
             draft = Path(folder) / path.name
             save(draft, self.metadata)
-            try:
-                error = self.error(load(draft))
-            except (RunError, MemoryError):
-                raise
-            except Exception as problem:  # each tool has types of its own
-                raise RunError(
-                    f"{path} was not written: it cannot be run ({one_line(problem)})"
-                ) from problem
-            if not error <= TOLERANCE:
-                raise RunError(
-                    f"{path} was not written: its logits differ from the net's by a relative error "
-                    f"of {error:.1e}; the limit is {TOLERANCE:g}{self._amplification(error)}"
-                )
+            error = self._checked_error(lambda: load(draft), f"{path} was not written")
             metadata = dataclasses.replace(self.metadata, export_error=error)
             save(draft, metadata)
             for file in sorted(draft.parent.iterdir()):
@@ -118,7 +106,7 @@ class Export:
 
     def error(self, logits: Logits) -> float:
         """Returns max |difference| / max |net's logits| over a batch of one and one of three."""
-        images = self.images()[: sum(BATCHES)]
+        images = self.images()
         expected = self._logits(images)
         largest = np.abs(expected).max()
         if not 0 < largest < np.inf:
@@ -138,6 +126,26 @@ class Export:
         ]
         return float(np.max(errors))  # NaN if any is
 
+    def _checked_error(self, load: Callable[[], Logits], refused: str) -> float:
+        """Returns the error of the logits of a loaded file.
+
+        Raises:
+          RunError: if it cannot be run, or the error is larger than `TOLERANCE`; the message begins
+            with `refused`.
+        """
+        try:
+            error = self.error(load())
+        except (RunError, MemoryError):
+            raise
+        except Exception as problem:  # each tool has types of its own
+            raise RunError(f"{refused}: it cannot be run ({one_line(problem)})") from problem
+        if not error <= TOLERANCE:
+            raise RunError(
+                f"{refused}: its logits differ from the net's by a relative error of {error:.1e}; "
+                f"the limit is {TOLERANCE:g}{self._amplification(error)}"
+            )
+        return error
+
     def _logits(self, images: np.ndarray) -> np.ndarray:
         # Weights that are constants of the program would be folded, which takes long.
         compiled = jit_once(lambda variables, images: self(variables, images))
@@ -149,7 +157,7 @@ class Export:
         net = dataclasses.replace(
             self, metadata=dataclasses.replace(self.metadata, preprocess=False)
         )
-        images = net.images()[: sum(BATCHES)]
+        images = net.images()
         signs = np.random.default_rng(0).choice([-1, 1], images.shape)
         changed = images * (1 + _ROUNDING * signs).astype(np.float32)
         before, after = net._logits(images), net._logits(changed)
@@ -168,17 +176,7 @@ class Export:
         """
         more = [(0, 0), *((0, pixels) for pixels in _LARGER), (0, 0)]
         larger = dataclasses.replace(self, pixels=np.pad(self.pixels, more, mode="wrap"))
-
-        def failed(error: Exception) -> RunError:
-            return RunError(f"the file does not run with larger images ({one_line(error)})")
-
-        with reraise(Exception, failed):  # each tool has types of its own
-            error = larger.error(logits)
-        if not error <= TOLERANCE:
-            raise RunError(
-                f"with larger images, the logits differ by a relative error of {error:.1e}; the "
-                f"limit is {TOLERANCE:g}"
-            )
+        larger._checked_error(lambda: logits, "with larger images, the file was refused")
 
 
 def prepare(
@@ -228,7 +226,7 @@ def prepare(
             f"images for the verification are {pixels.dtype} {list(pixels.shape)}; pass at least "
             f"{count} as uint8 [count, {size}, {size}, 3], or None for random ones"
         )
-    return Export(net, variables, metadata, pixels), path
+    return Export(net, variables, metadata, pixels[:count]), path
 
 
 def random_pixels(count: int, size: int) -> UInt8[np.ndarray, "count size size 3"]:

@@ -90,6 +90,8 @@ def test_logits_of_zero_verify_nothing(tmp_path):
     source = dataclasses.replace(source, variables=zeros)
     with pytest.raises(rj.UsageError, match="logits of the net are all zero, or not finite"):
         source.write(path, save, partial(scaled, source, 1.0))
+    with pytest.raises(rj.UsageError, match="logits of the net are all zero, or not finite"):
+        source.check_larger(partial(source, zeros))
 
 
 @pytest.mark.medium
