@@ -81,7 +81,7 @@ def main(argv: list[str]) -> int:
         with (
             explaining_absent_devices(),
             leaving_at_once(),
-            explaining_exhausted_memory(),
+            explaining_exhausted_memory(mode.with_less_memory),
             naming_the_config(values),
         ):
             mode.run(**arguments)

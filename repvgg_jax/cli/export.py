@@ -24,7 +24,7 @@ from repvgg_jax.errors import RunError, UsageError, check_known
 from repvgg_jax.export.metadata import Metadata
 from repvgg_jax.export.verification import BATCHES, package, random_pixels
 from repvgg_jax.fusion.certificate import FILE as CERTIFICATE
-from repvgg_jax.runtime.files import read_json, write_json
+from repvgg_jax.runtime.files import read_json
 from repvgg_jax.runtime.mesh import make_mesh
 from repvgg_jax.runtime.processes import inform_once, warn_once
 from repvgg_jax.serve.model import names_of_outputs
@@ -205,15 +205,16 @@ def _deploy_form(
         f"{images.kind} images: {len(pixels)}"
     )
     normalized = normalize(pixels, config.data.mean, config.data.std)
-    pair = net, variables
-    pair, _ = fuse_and_save(pair, step, workdir, normalized, config.fuse.tolerance, make_mesh())
-    with named_write_errors(workdir):
-        write_json(workdir / CERTIFICATE, {"image_kind": images.kind, **_certificate(workdir)})
+    pair, _ = fuse_and_save(
+        (net, variables),
+        step,
+        workdir,
+        normalized,
+        config.fuse.tolerance,
+        make_mesh(),
+        images.kind,
+    )
     return *pair, step
-
-
-def _certificate(workdir: Path) -> dict[str, Any]:
-    return read_json(workdir / CERTIFICATE, "run --mode=fuse to write it")
 
 
 def _metadata(config: ConfigDict, workdir: Path, net: nn.Module) -> Metadata:
@@ -222,7 +223,8 @@ def _metadata(config: ConfigDict, workdir: Path, net: nn.Module) -> Metadata:
     resized = transform.augmentation == "resized_crop"
     names, fusion_error = class_names(workdir), None
     if net.is_fused and (workdir / CERTIFICATE).exists():
-        fusion_error = _certificate(workdir)["max_relative_error"]
+        certificate = read_json(workdir / CERTIFICATE, "run --mode=fuse to write it")
+        fusion_error = certificate["max_relative_error"]
     return Metadata(
         names=names and names_of_outputs(names, net.num_classes, str(workdir)),
         mean=tuple(config.data.mean),

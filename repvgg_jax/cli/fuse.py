@@ -55,8 +55,11 @@ def fuse_and_save(
     images: Array,
     tolerance: float,
     mesh: Mesh,
+    image_kind: str = "evaluation",
 ) -> tuple[tuple[nn.Module, Any], FusionReport]:
     """Fuses a `(net, variables)` pair, verifies it on normalized images, and writes it.
+
+    `image_kind`, "evaluation" or "random", is recorded in the certificate.
 
     Raises:
       RunError: if the two forms differ by more than the tolerance, `fuse.tolerance` of the config,
@@ -73,7 +76,12 @@ def fuse_and_save(
         )
     run_hash = config_hash(read_config(workdir))
     certificate = certify(
-        report, fused_variables, images=len(images), step=step, config_hash=run_hash
+        report,
+        fused_variables,
+        images=len(images),
+        image_kind=image_kind,
+        step=step,
+        config_hash=run_hash,
     )
     save_fused(workdir, replicate(fused_variables, mesh), certificate)
     return (fused_net, fused_variables), report

@@ -15,8 +15,10 @@ from repvgg_jax.cli.prepare import run_prepare
 from repvgg_jax.cli.pytorch import run_import, run_to_torch
 from repvgg_jax.cli.train import run_train
 from repvgg_jax.config.workdir import has_checkpoints
+from repvgg_jax.runtime.devices import TRAIN_WITH_LESS
 
 RUN_WORKDIR = "runs/<config>"
+NEEDS_MEMORY = "end other programs that use it, or run the command where there is more"
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,7 @@ class Mode:
       workdir: default of `--workdir`; `RUN_WORKDIR` is a folder named after the config.
       keeps_programs: False to disable the compilation cache, for commands that measure compile
         times or compile nothing.
+      with_less_memory: advice on what to do if the memory is exhausted.
       resumes_from: point from which the command resumes after an interrupt; None for the start.
     """
 
@@ -42,6 +45,7 @@ class Mode:
     takes: tuple[str, ...] = ("workdir",)
     workdir: str | None = RUN_WORKDIR
     keeps_programs: bool = True
+    with_less_memory: str = TRAIN_WITH_LESS
     resumes_from: str | None = None
 
     def when_interrupted(self, workdir: Path | None = None) -> str:
@@ -80,6 +84,7 @@ MODES = {
         "--workdir runs/quickstart --format=onnx,stablehlo,torch,safetensors",
         needs=("workdir", "format"),
         takes=("opset", "dynamic_size", "preprocess", "allow_train_form", "step"),
+        with_less_memory=NEEDS_MEMORY,
     ),
     "predict": Mode(
         run_predict,
@@ -87,6 +92,7 @@ MODES = {
         "--workdir runs/quickstart --images photos --output runs/classes.csv",
         needs=("images",),
         takes=("workdir", "model", "top_k", "output", "step"),
+        with_less_memory=NEEDS_MEMORY,
     ),
     "prepare": Mode(
         run_prepare,

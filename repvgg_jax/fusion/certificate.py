@@ -39,13 +39,20 @@ def checksum(tree: Mapping[str, Any]) -> str:
 
 
 def certify(
-    report: FusionReport, fused: Mapping[str, Any], *, images: int, step: int, config_hash: str
+    report: FusionReport,
+    fused: Mapping[str, Any],
+    *,
+    images: int,
+    image_kind: str,
+    step: int,
+    config_hash: str,
 ) -> dict[str, Any]:
     """Returns the certificate, a JSON value, of variables that were verified on some images."""
     return {
         "config_hash": config_hash,
         "step": step,
         "images": images,
+        "image_kind": image_kind,
         "max_relative_error": report.max_relative_error,
         "worst_block": report.worst_block,
         "exact": dataclasses.asdict(report.exact),

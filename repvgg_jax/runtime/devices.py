@@ -168,7 +168,8 @@ def explaining_absent_devices() -> Iterator[None]:
 def device_error(cause: Exception) -> RunError:
     """Returns the error for devices that JAX could not start, from JAX's own error."""
     if _EXHAUSTED.search(str(cause)):
-        return exhausted(cause)
+        advice = "end other programs that use it, or run fewer --processes in experiments.run"
+        return exhausted(cause, advice)
     variable, platforms = "JAX_PLATFORMS", jax.config.jax_platforms or ""
     if former := os.environ.get("JAX_PLATFORM_NAME"):
         variable, platforms = "JAX_PLATFORM_NAME", former
@@ -196,9 +197,18 @@ def device_error(cause: Exception) -> RunError:
 _EXHAUSTED = re.compile("RESOURCE_EXHAUSTED|out.of.memory|ALLOC_FAILED", re.IGNORECASE)
 
 
+TRAIN_WITH_LESS = (
+    "lower train.eval_batch_size, or train.batch_size in another workdir, or run fewer --processes "
+    "in experiments.run; a rerun resumes from the last checkpoint, if any"
+)
+
+
 @contextmanager
-def explaining_exhausted_memory() -> Iterator[None]:
+def explaining_exhausted_memory(advice: str = TRAIN_WITH_LESS) -> Iterator[None]:
     """Explains the error in one line, if the memory of a device or of this machine is exhausted.
+
+    Args:
+      advice: what the user can do about it.
 
     Raises:
       RunError: in place of JAX's or NumPy's error.
@@ -208,17 +218,13 @@ def explaining_exhausted_memory() -> Iterator[None]:
     except (MemoryError, jax.errors.JaxRuntimeError) as error:
         if not isinstance(error, MemoryError) and not _EXHAUSTED.search(str(error)):
             raise
-        raise exhausted(error) from error
+        raise exhausted(error, advice) from error
 
 
-def exhausted(cause: Exception) -> RunError:
+def exhausted(cause: Exception, advice: str) -> RunError:
     """Returns the error for exhausted memory, from JAX's or NumPy's own error."""
     where = "this machine's" if isinstance(cause, MemoryError) else "the device's"
-    return RunError(
-        f"{where} memory is exhausted ({one_line(cause).rstrip('.')}); lower "
-        "train.eval_batch_size, or train.batch_size in another workdir, or run fewer --processes "
-        "in experiments.run; a rerun resumes from the last checkpoint, if any"
-    )
+    return RunError(f"{where} memory is exhausted ({one_line(cause).rstrip('.')}); {advice}")
 
 
 def keep_freed_memory() -> bool:

@@ -94,7 +94,7 @@ def compiled_model(path: Path, step: int | None, max_batch: int | None) -> tuple
 
             prepare_process(deterministic=False)
             stack.enter_context(devices.explaining_absent_devices())
-            stack.enter_context(devices.explaining_exhausted_memory())
+            stack.enter_context(devices.explaining_exhausted_memory("lower --max_batch"))
         model = open_model(path, step)
         most = max_batch or min(CPU_BATCH, model.batch_size)
         if most > model.batch_size:

@@ -1,5 +1,6 @@
 """Tests of the command line in process: messages, exit codes, and arguments of modes."""
 
+import dataclasses
 import logging
 import runpy
 from pathlib import Path
@@ -247,6 +248,19 @@ def test_exit_codes(raised, code, expected, monkeypatch, capsys):
     monkeypatch.setitem(modes.MODES, "train", modes.Mode(run, "", "", takes=("workdir",)))
     assert main.main(["main.py", *QUICK]) == code
     assert capsys.readouterr().err.startswith(expected)
+
+
+def test_a_command_that_does_not_train_advises_nothing_about_training(monkeypatch, capsys):
+    def run(**_):
+        raise MemoryError("too large")
+
+    predict = dataclasses.replace(modes.MODES["predict"], run=run)
+    monkeypatch.setitem(modes.MODES, "predict", predict)
+    arguments = ["--mode=predict", "--workdir=runs/none", "--images=photos"]
+    assert main.main(["main.py", *arguments]) == 3
+    error = capsys.readouterr().err
+    assert "exhausted (too large); end other programs that use it" in error
+    assert "train." not in error
 
 
 def test_an_interrupt_says_what_was_saved(tmp_path):
