@@ -26,6 +26,7 @@ from repvgg_jax.errors import RunError, Stopped
 from repvgg_jax.interop.layouts import LAYOUTS
 from repvgg_jax.runtime.devices import explaining_absent_devices, explaining_exhausted_memory
 from repvgg_jax.runtime.messages import print_error, show_messages
+from repvgg_jax.runtime.output import with_output
 from repvgg_jax.runtime.processes import join_processes, leaving_at_once, prepare_process
 from repvgg_jax.runtime.signals import leave_at_interrupt
 
@@ -98,4 +99,4 @@ def main(argv: list[str]) -> int:
 
 if __name__ == "__main__":
     show_messages()
-    sys.exit(main(sys.argv))
+    sys.exit(with_output(partial(main, sys.argv)))

@@ -1,7 +1,5 @@
 """The documentation names only commands, flags, config fields, files and links that exist."""
 
-import signal
-
 import pytest
 
 from docs.check.execution import run
@@ -26,9 +24,7 @@ def test_a_wrong_page_is_noticed(tmp_path):
         "```python\nimport repvgg_jax as rj\nrj.nonsense()\n```\n"
         "```python\nfrom repvgg_jax.affine import nonsense\n1 +\n```\n"
     )
-    on_broken_pipe = signal.getsignal(signal.SIGPIPE)
     problems = static_problems(page)
-    assert signal.getsignal(signal.SIGPIPE) == on_broken_pipe
     assert len([problem for problem in problems if "nonsense" in problem]) == 8
     assert any("missing.md" in problem for problem in problems)
     assert any("snippet" in problem for problem in problems)

@@ -9,7 +9,6 @@ import os
 import re
 import runpy
 import shlex
-import signal
 import sys
 import tomllib
 import warnings
@@ -111,7 +110,6 @@ def module_problems(module: str, arguments: list[str]) -> Iterator[str]:
 def known_flags(module: str) -> str:
     """Returns the flags of a module, as `--help` prints them."""
     text, argv = io.StringIO(), sys.argv
-    on_broken_pipe = signal.getsignal(signal.SIGPIPE)  # which a module may change
     sys.argv = [module, "--help"]
     try:
         with (
@@ -123,7 +121,6 @@ def known_flags(module: str) -> str:
             runpy.run_module(module, run_name="__main__", alter_sys=False)
     finally:
         sys.argv = argv
-        signal.signal(signal.SIGPIPE, on_broken_pipe)
     return text.getvalue()
 
 

@@ -10,6 +10,7 @@ from repvgg_jax.errors import RunError, UsageError, one_line, reraise
 from repvgg_jax.runtime.devices import explaining_absent_devices
 from repvgg_jax.runtime.files import local_path
 from repvgg_jax.runtime.messages import print_error
+from repvgg_jax.runtime.output import with_output
 
 
 class Parser(argparse.ArgumentParser):
@@ -43,10 +44,14 @@ def writing(path: Path) -> AbstractContextManager[None]:
 
 def run_command(command: Callable[[], object]) -> int:
     """Runs a command and returns its exit code; an error is printed as one line."""
-    try:
-        with explaining_absent_devices():
-            command()
-    except RunError as error:
-        print_error(str(error))
-        return error.exit_code
-    return 0
+
+    def run() -> int:
+        try:
+            with explaining_absent_devices():
+                command()
+        except RunError as error:
+            print_error(str(error))
+            return error.exit_code
+        return 0
+
+    return with_output(run)

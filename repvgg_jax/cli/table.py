@@ -1,10 +1,9 @@
 """A table on standard output, printed row by row."""
 
-import os
 import sys
 from collections.abc import Mapping
 
-from repvgg_jax.errors import RunError, one_line
+from repvgg_jax.runtime.output import print_row
 
 
 class Table:
@@ -35,12 +34,4 @@ class Table:
             return
         text = "\n".join([*self._pending, self._line(*cells)])
         self._pending = []
-        encoding = sys.stdout.encoding or "utf-8"
-        try:
-            print(text.encode(encoding, "backslashreplace").decode(encoding), flush=True)
-        except OSError as error:
-            self.is_open = False
-            # Otherwise, Python would report the unwritten rest when it exits.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            if not isinstance(error, BrokenPipeError):
-                raise RunError(f"standard output cannot be written ({one_line(error)})") from error
+        self.is_open = print_row(text)

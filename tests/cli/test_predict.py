@@ -152,7 +152,7 @@ def test_an_error_leaves_an_earlier_file_as_it_was(tmp_path, monkeypatch):
     with open("/dev/full", "w") as full, monkeypatch.context() as patch:
         patch.setattr(sys, "stdout", full)
         message = refused(kind=RunError)
-    assert message == "standard output cannot be written (No space left on device)"
+    assert message == "the output cannot be written (No space left on device)"
     (tmp_path / "folder.csv").mkdir()
     assert "is a folder" in refused(output=tmp_path / "folder.csv")
     run_predict(None, tmp_path / "photos", 1, output, model=model)
