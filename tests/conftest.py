@@ -6,6 +6,7 @@ process. `medium` tests take longer, `system` tests start processes, and `slow` 
 
 import atexit
 import gc
+import importlib.metadata
 import importlib.util
 import os
 import shutil
@@ -20,19 +21,18 @@ import pytest
 from absl import logging as absl_logging
 
 # Set before JAX starts, and inherited by the commands that tests run: four devices, and programs
-# compiled with little effort, since they run for milliseconds. LLVM does not optimize. Without MLIR
-# for fusions, and with one module per program, XLA takes less than half of the time. Each program
-# is compiled once.
-os.environ["XLA_FLAGS"] = " ".join(
-    [
-        os.environ.get("XLA_FLAGS", ""),
-        "--xla_force_host_platform_device_count=4",
-        "--xla_backend_optimization_level=0",
-        "--xla_llvm_disable_expensive_passes=true",
-        "--xla_cpu_use_fusion_emitters=false",
-        "--xla_cpu_parallel_codegen_split_count=1",
-    ]
-)
+# compiled with little effort, since they run for milliseconds. Each program is compiled once.
+FLAGS = [
+    os.environ.get("XLA_FLAGS", ""),
+    "--xla_force_host_platform_device_count=4",
+    "--xla_backend_optimization_level=0",
+    "--xla_llvm_disable_expensive_passes=true",
+    "--xla_cpu_parallel_codegen_split_count=1",
+]
+if tuple(map(int, importlib.metadata.version("jaxlib").split(".")[:2])) < (0, 12):
+    # Without MLIR for fusions, XLA takes half of the time. Later versions have no other way.
+    FLAGS.append("--xla_cpu_use_fusion_emitters=false")
+os.environ["XLA_FLAGS"] = " ".join(FLAGS)
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="repvgg_jax_tests_")
