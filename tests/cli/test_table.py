@@ -41,5 +41,5 @@ def test_rows_for_a_reader_that_has_left_are_dropped(monkeypatch):
 def test_a_full_disk_is_one_line(monkeypatch):
     with open("/dev/full", "w") as full:
         monkeypatch.setattr(sys, "stdout", full)
-        with pytest.raises(RunError, match=r"^standard output cannot be written \(No space left"):
+        with pytest.raises(RunError, match=r"^the output cannot be written \(No space left"):
             Table({"name": ""}).add("a")
