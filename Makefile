@@ -62,7 +62,7 @@ quickstart: $(VENV)/setup.installed ## train on bundled digits, fuse, verify, re
 test-fast: $(VENV)/dev.installed ## tests of a second or less that start no processes: 80 seconds
 	$(PYTEST) -m "not medium and not system and not slow"
 
-test: $(VENV)/dev.installed ## the tests: 10 minutes on two cores
+test: $(VENV)/dev.installed ## the tests: 8 minutes on two cores
 	$(PYTEST) -m "not slow"
 
 test-full: $(VENV)/dev.installed ## also the tests that take minutes each
