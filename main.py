@@ -26,7 +26,7 @@ from repvgg_jax.errors import RunError, Stopped
 from repvgg_jax.interop.layouts import LAYOUTS
 from repvgg_jax.runtime.devices import explaining_absent_devices, explaining_exhausted_memory
 from repvgg_jax.runtime.messages import print_error, show_messages
-from repvgg_jax.runtime.output import with_output
+from repvgg_jax.runtime.output import run_with_output
 from repvgg_jax.runtime.processes import join_processes, leaving_at_once, prepare_process
 from repvgg_jax.runtime.signals import leave_at_interrupt
 
@@ -60,15 +60,15 @@ def define_flags(argv: list[str]) -> flags.FlagValues:
 
 def main(argv: list[str]) -> int:
     """Runs the command that the arguments describe, and returns its exit code (see errors.py)."""
-    if {"--help", "-help", "-h"} & set(argv):
-        print(help_text())
-        return 0
-    values = define_flags(argv)
-    if "--helpfull" in argv:
-        print(values.get_help())
-        return 0
     interrupted = MODES["train"].when_interrupted
     try:
+        if {"--help", "-help", "-h"} & set(argv):
+            print(help_text())
+            return 0
+        values = define_flags(argv)
+        if "--helpfull" in argv:
+            print(values.get_help())
+            return 0
         parse(values, argv)
         mode = MODES[values.mode]
         arguments = mode_arguments(values.mode, values)
@@ -82,7 +82,7 @@ def main(argv: list[str]) -> int:
         with (
             explaining_absent_devices(),
             leaving_at_once(),
-            explaining_exhausted_memory(mode.with_less_memory),
+            explaining_exhausted_memory(mode.if_exhausted),
             naming_the_config(values),
         ):
             mode.run(**arguments)
@@ -99,4 +99,4 @@ def main(argv: list[str]) -> int:
 
 if __name__ == "__main__":
     show_messages()
-    sys.exit(with_output(partial(main, sys.argv)))
+    sys.exit(run_with_output(partial(main, sys.argv)))

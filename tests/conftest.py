@@ -30,7 +30,7 @@ FLAGS = [
     "--xla_cpu_parallel_codegen_split_count=1",
 ]
 if tuple(map(int, importlib.metadata.version("jaxlib").split(".")[:2])) < (0, 12):
-    # Without MLIR for fusions, XLA takes half of the time. Later versions have no other way.
+    # Without MLIR for fusions, XLA takes half the time. Later versions removed the flag.
     FLAGS.append("--xla_cpu_use_fusion_emitters=false")
 os.environ["XLA_FLAGS"] = " ".join(FLAGS)
 os.environ.setdefault("JAX_PLATFORMS", "cpu")

@@ -10,7 +10,7 @@ from repvgg_jax.errors import RunError, UsageError, one_line, reraise
 from repvgg_jax.runtime.devices import explaining_absent_devices
 from repvgg_jax.runtime.files import local_path
 from repvgg_jax.runtime.messages import print_error
-from repvgg_jax.runtime.output import with_output
+from repvgg_jax.runtime.output import run_with_output
 
 
 class Parser(argparse.ArgumentParser):
@@ -54,4 +54,4 @@ def run_command(command: Callable[[], object]) -> int:
             return error.exit_code
         return 0
 
-    return with_output(run)
+    return run_with_output(run)

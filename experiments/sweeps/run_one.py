@@ -44,6 +44,7 @@ from repvgg_jax.runtime.processes import (
     primary,
     sync_processes,
 )
+from repvgg_jax.training.train import WITH_LESS_MEMORY
 from repvgg_jax.version import git_commit
 
 
@@ -54,7 +55,8 @@ def execute(run: Run, workdir: Path, results: Path) -> None:
     if primary():
         workdirs.make(run, workdir.parent)
     sync_processes("workdir of the sweep made")
-    with lock_run(workdir), _recorded_errors(workdir), explaining_exhausted_memory():
+    exhausted = explaining_exhausted_memory(WITH_LESS_MEMORY)
+    with lock_run(workdir), _recorded_errors(workdir), exhausted:
         if not all_processes(is_finished(run, workdir)):
             if primary():
                 with writing(workdir):

@@ -28,6 +28,7 @@ from experiments.sweeps.rows import read_report, read_sweeps
 from experiments.sweeps.run import parse_sweep, sweep_parser
 from repvgg_jax.config.workdir import read_config
 from repvgg_jax.errors import UsageError, reraise
+from repvgg_jax.runtime.output import output_is_open
 from repvgg_jax.training.metrics import METRICS_FILE, read_metrics
 from repvgg_jax.training.monitor import clock
 
@@ -161,7 +162,8 @@ def show_status(argv: Sequence[str]) -> None:
         table = status(runs, options.workdirs, options.results)
         clear = _CLEAR if options.watch and sys.stdout.isatty() else ""
         print(clear + head + table, flush=True)
-        if not options.watch or table.endswith(f": {len(runs)} done"):
+        finished = table.endswith(f": {len(runs)} done")
+        if finished or not options.watch or not output_is_open():
             return
         time.sleep(options.watch)
 

@@ -212,7 +212,7 @@ def _deploy_form(
         normalized,
         config.fuse.tolerance,
         make_mesh(),
-        images.kind,
+        image_kind=images.kind,
     )
     return *pair, step
 

@@ -55,11 +55,12 @@ def fuse_and_save(
     images: Array,
     tolerance: float,
     mesh: Mesh,
+    *,
     image_kind: str = "evaluation",
 ) -> tuple[tuple[nn.Module, Any], FusionReport]:
     """Fuses a `(net, variables)` pair, verifies it on normalized images, and writes it.
 
-    `image_kind`, "evaluation" or "random", is recorded in the certificate.
+    The certificate records the `image_kind`, "evaluation" or "random".
 
     Raises:
       RunError: if the two forms differ by more than the tolerance, `fuse.tolerance` of the config,

@@ -15,10 +15,9 @@ from repvgg_jax.cli.prepare import run_prepare
 from repvgg_jax.cli.pytorch import run_import, run_to_torch
 from repvgg_jax.cli.train import run_train
 from repvgg_jax.config.workdir import has_checkpoints
-from repvgg_jax.runtime.devices import TRAIN_WITH_LESS
+from repvgg_jax.training.train import WITH_LESS_MEMORY
 
 RUN_WORKDIR = "runs/<config>"
-NEEDS_MEMORY = "end other programs that use it, or run the command where there is more"
 
 
 @dataclass(frozen=True)
@@ -34,7 +33,7 @@ class Mode:
       workdir: default of `--workdir`; `RUN_WORKDIR` is a folder named after the config.
       keeps_programs: False to disable the compilation cache, for commands that measure compile
         times or compile nothing.
-      with_less_memory: advice on what to do if the memory is exhausted.
+      if_exhausted: advice for the case that the memory of a device or of the machine is exhausted.
       resumes_from: point from which the command resumes after an interrupt; None for the start.
     """
 
@@ -45,7 +44,7 @@ class Mode:
     takes: tuple[str, ...] = ("workdir",)
     workdir: str | None = RUN_WORKDIR
     keeps_programs: bool = True
-    with_less_memory: str = TRAIN_WITH_LESS
+    if_exhausted: str = "end other programs that use it, or run the command where there is more"
     resumes_from: str | None = None
 
     def when_interrupted(self, workdir: Path | None = None) -> str:
@@ -62,6 +61,7 @@ MODES = {
         run_train,
         "train, evaluate, fuse, verify and report; resumes if interrupted",
         "--config configs/quickstart.py --workdir runs/quickstart",
+        if_exhausted=WITH_LESS_MEMORY,
         resumes_from="last checkpoint",
     ),
     "eval": Mode(
@@ -70,6 +70,7 @@ MODES = {
         "--workdir runs/quickstart",
         needs=("workdir",),
         takes=("config", "step"),
+        if_exhausted="lower train.eval_batch_size of a --config",
     ),
     "fuse": Mode(
         run_fuse,
@@ -77,6 +78,7 @@ MODES = {
         "--workdir runs/quickstart",
         needs=("workdir",),
         takes=("config", "step"),
+        if_exhausted="lower fuse.verify_images of a --config",
     ),
     "export": Mode(
         run_export,
@@ -84,7 +86,6 @@ MODES = {
         "--workdir runs/quickstart --format=onnx,stablehlo,torch,safetensors",
         needs=("workdir", "format"),
         takes=("opset", "dynamic_size", "preprocess", "allow_train_form", "step"),
-        with_less_memory=NEEDS_MEMORY,
     ),
     "predict": Mode(
         run_predict,
@@ -92,7 +93,6 @@ MODES = {
         "--workdir runs/quickstart --images photos --output runs/classes.csv",
         needs=("images",),
         takes=("workdir", "model", "top_k", "output", "step"),
-        with_less_memory=NEEDS_MEMORY,
     ),
     "prepare": Mode(
         run_prepare,
@@ -128,6 +128,7 @@ MODES = {
         "time the train form, the plain net and the fused net",
         "--config configs/b1.py --config.model.dtype=bfloat16",
         workdir="runs/bench",
+        if_exhausted="give smaller bench.batch_sizes",
         keeps_programs=False,
     ),
     "bench_data": Mode(

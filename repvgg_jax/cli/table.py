@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Mapping
 
-from repvgg_jax.runtime.output import print_row
+from repvgg_jax.runtime.output import output_is_open
 
 
 class Table:
@@ -20,7 +20,7 @@ class Table:
     """
 
     def __init__(self, columns: Mapping[str, str]) -> None:
-        self.is_open = sys.stdout is not None  # None if the shell closed it: >&-
+        self.is_open = output_is_open()
         self._line = "  ".join(f"{{:{form}}}" for form in columns.values()).format
         self._pending = [self._line(*columns)]
 
@@ -34,4 +34,6 @@ class Table:
             return
         text = "\n".join([*self._pending, self._line(*cells)])
         self._pending = []
-        self.is_open = print_row(text)
+        encoding = sys.stdout.encoding or "utf-8"
+        print(text.encode(encoding, "backslashreplace").decode(encoding), flush=True)
+        self.is_open = output_is_open()

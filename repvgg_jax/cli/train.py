@@ -50,7 +50,7 @@ from repvgg_jax.runtime.processes import (
 from repvgg_jax.runtime.signals import Stopping
 from repvgg_jax.training.confusion import CONFUSION_PICTURE, confusion_fields, show_confusion
 from repvgg_jax.training.environment import environment
-from repvgg_jax.training.evaluation import Evaluation, scalars
+from repvgg_jax.training.evaluation import scalars
 from repvgg_jax.training.history import environments, read_history, record_end
 from repvgg_jax.training.metrics import METRICS_FILE, best_evaluation
 from repvgg_jax.training.summary import summary, training_loss_terms
@@ -132,10 +132,10 @@ def _train_and_fuse(
     earlier: dict[str, Any],
 ) -> dict[str, Any]:
     """Trains, evaluates, fuses and verifies; returns the report."""
-    evaluation = Evaluation(experiment.eval_data, experiment.mesh)
     after_batch = partial(_check_after_training, stopping, experiment.mesh)
 
     trained = train(experiment, workdir, stopping, startup)
+    evaluation = trained.evaluation
     step = int(trained.state.step)
     pair = trained.state.net, local_copy(trained.state.eval_variables, experiment.mesh)
     forms = {"train_form": pair}

@@ -21,6 +21,7 @@ from repvgg_jax.fusion.certificate import checksum
 from repvgg_jax.nets import Net, Variables, check_arguments, check_pair
 from repvgg_jax.ops.batch_norm import accumulation_dtype
 from repvgg_jax.runtime.compilation import jit_once
+from repvgg_jax.runtime.devices import is_exhausted
 from repvgg_jax.runtime.files import local_path
 from repvgg_jax.runtime.processes import warn_once
 
@@ -45,7 +46,7 @@ class Export:
       net: the net, which computes in float32 or wider.
       variables: its variables.
       metadata: metadata of the file, without the error of the export.
-      pixels: the images on which the file is verified, as many as `BATCHES` have.
+      pixels: `sum(BATCHES)` images on which the file is verified.
     """
 
     net: Net
@@ -97,16 +98,46 @@ class Export:
         ):
             draft = Path(folder) / path.name
             save(draft, self.metadata)
-            error = self._checked_error(lambda: load(draft), f"{path} was not written")
+            error = self.error(lambda: load(draft), f"{path} was not written")
             metadata = dataclasses.replace(self.metadata, export_error=error)
             save(draft, metadata)
             for file in sorted(draft.parent.iterdir()):
                 os.replace(file, path.with_name(file.name))
         return metadata
 
-    def error(self, logits: Logits) -> float:
-        """Returns max |difference| / max |net's logits| over a batch of one and one of three."""
+    def error(self, load: Callable[[], Logits], refused: str) -> float:
+        """Returns the error of a file: max |difference| / max |net's logits| over `BATCHES`.
+
+        Args:
+          load: function that reads the file and returns its function from images to logits.
+          refused: beginning of the message if the file is wrong.
+
+        Raises:
+          UsageError: if the net's logits are all zero, or not finite.
+          RunError: if the file cannot be run, or the error is larger than `TOLERANCE`.
+        """
         images = self.images()
+        expected = self._expected(images)
+        split = np.cumsum(BATCHES)[:-1]
+        batches = zip(np.split(images, split), np.split(expected, split), strict=True)
+        try:
+            logits = load()
+            # np.max, since the result is NaN if any difference is.
+            differences = [np.abs(np.asarray(logits(x), np.float64) - y).max() for x, y in batches]
+        except Exception as problem:  # each tool has types of its own
+            if isinstance(problem, RunError) or is_exhausted(problem):
+                raise
+            raise RunError(f"{refused}: it cannot be run ({one_line(problem)})") from problem
+        error = float(np.max(differences) / np.abs(expected).max())
+        if not error <= TOLERANCE:
+            raise RunError(
+                f"{refused}: its logits differ from the net's by a relative error of {error:.1e}; "
+                f"the limit is {TOLERANCE:g}{self._amplification(error)}"
+            )
+        return error
+
+    def _expected(self, images: np.ndarray) -> np.ndarray:
+        """Returns the net's logits, with a warning if they can verify little of a file."""
         expected = self._logits(images)
         largest = np.abs(expected).max()
         if not 0 < largest < np.inf:
@@ -119,32 +150,7 @@ class Export:
                 "the logits of the net are nearly the same for all images, as those of a net that "
                 "is not trained, so that they verify little of the file"
             )
-        split = np.cumsum(BATCHES)[:-1]
-        errors = [
-            np.abs(np.asarray(logits(batch), np.float64) - part).max() / np.abs(part).max()
-            for batch, part in zip(np.split(images, split), np.split(expected, split), strict=True)
-        ]
-        return float(np.max(errors))  # NaN if any is
-
-    def _checked_error(self, load: Callable[[], Logits], refused: str) -> float:
-        """Returns the error of the logits of a loaded file.
-
-        Raises:
-          RunError: if it cannot be run, or the error is larger than `TOLERANCE`; the message begins
-            with `refused`.
-        """
-        try:
-            error = self.error(load())
-        except (RunError, MemoryError):
-            raise
-        except Exception as problem:  # each tool has types of its own
-            raise RunError(f"{refused}: it cannot be run ({one_line(problem)})") from problem
-        if not error <= TOLERANCE:
-            raise RunError(
-                f"{refused}: its logits differ from the net's by a relative error of {error:.1e}; "
-                f"the limit is {TOLERANCE:g}{self._amplification(error)}"
-            )
-        return error
+        return expected
 
     def _logits(self, images: np.ndarray) -> np.ndarray:
         # Weights that are constants of the program would be folded, which takes long.
@@ -176,7 +182,7 @@ class Export:
         """
         more = [(0, 0), *((0, pixels) for pixels in _LARGER), (0, 0)]
         larger = dataclasses.replace(self, pixels=np.pad(self.pixels, more, mode="wrap"))
-        larger._checked_error(lambda: logits, "with larger images, the file was refused")
+        larger.error(lambda: logits, "the file was refused for larger images")
 
 
 def prepare(

@@ -168,8 +168,7 @@ def explaining_absent_devices() -> Iterator[None]:
 def device_error(cause: Exception) -> RunError:
     """Returns the error for devices that JAX could not start, from JAX's own error."""
     if _EXHAUSTED.search(str(cause)):
-        advice = "end other programs that use it, or run fewer --processes in experiments.run"
-        return exhausted(cause, advice)
+        return _exhausted(cause, "end other programs that use it, or run fewer at a time")
     variable, platforms = "JAX_PLATFORMS", jax.config.jax_platforms or ""
     if former := os.environ.get("JAX_PLATFORM_NAME"):
         variable, platforms = "JAX_PLATFORM_NAME", former
@@ -197,14 +196,8 @@ def device_error(cause: Exception) -> RunError:
 _EXHAUSTED = re.compile("RESOURCE_EXHAUSTED|out.of.memory|ALLOC_FAILED", re.IGNORECASE)
 
 
-TRAIN_WITH_LESS = (
-    "lower train.eval_batch_size, or train.batch_size in another workdir, or run fewer --processes "
-    "in experiments.run; a rerun resumes from the last checkpoint, if any"
-)
-
-
 @contextmanager
-def explaining_exhausted_memory(advice: str = TRAIN_WITH_LESS) -> Iterator[None]:
+def explaining_exhausted_memory(advice: str) -> Iterator[None]:
     """Explains the error in one line, if the memory of a device or of this machine is exhausted.
 
     Args:
@@ -216,13 +209,19 @@ def explaining_exhausted_memory(advice: str = TRAIN_WITH_LESS) -> Iterator[None]
     try:
         yield
     except (MemoryError, jax.errors.JaxRuntimeError) as error:
-        if not isinstance(error, MemoryError) and not _EXHAUSTED.search(str(error)):
+        if not is_exhausted(error):
             raise
-        raise exhausted(error, advice) from error
+        raise _exhausted(error, advice) from error
 
 
-def exhausted(cause: Exception, advice: str) -> RunError:
-    """Returns the error for exhausted memory, from JAX's or NumPy's own error."""
+def is_exhausted(error: Exception) -> bool:
+    """Returns True for an error of JAX or NumPy that says that memory is exhausted."""
+    return isinstance(error, MemoryError) or (
+        isinstance(error, jax.errors.JaxRuntimeError) and bool(_EXHAUSTED.search(str(error)))
+    )
+
+
+def _exhausted(cause: Exception, advice: str) -> RunError:
     where = "this machine's" if isinstance(cause, MemoryError) else "the device's"
     return RunError(f"{where} memory is exhausted ({one_line(cause).rstrip('.')}); {advice}")
 

@@ -1,63 +1,80 @@
-"""Standard output whose reader leaves, as `head` does, or that cannot be written."""
+"""Standard output and error whose reader leaves, as `head` does, or that cannot be written."""
 
-import errno
 import os
 import sys
 from collections.abc import Callable
+from typing import Any, TextIO
 
 from repvgg_jax.errors import RunError, one_line
 from repvgg_jax.runtime.messages import print_error
 
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
+class Output:
+    """A stream that drops what is written to it once its reader has left.
 
-def print_row(text: str) -> bool:
-    """Prints a line at once; returns False, and drops later output, once the reader has left.
+    Args:
+      stream: standard output or standard error.
+      reports: False to drop what cannot be written for another reason too.
 
-    Characters that standard output cannot encode, such as the bytes of a file name that is not
-    UTF-8, are escaped.
-
-    Raises:
-      RunError: if standard output cannot be written, for example to a full disk.
+    Attributes:
+      is_open: False once the reader has left.
     """
-    if sys.stdout is None:  # the shell closed it: >&-
-        return False
-    encoding = sys.stdout.encoding or "utf-8"
-    try:
-        print(text.encode(encoding, "backslashreplace").decode(encoding), flush=True)
-    except OSError as error:
-        _drop_output()
-        if isinstance(error, BrokenPipeError):
-            return False
-        raise _unwritable(error) from error
-    return True
 
+    def __init__(self, stream: TextIO, reports: bool = True):
+        self.is_open = True
+        self._stream = stream
+        self._reports = reports
 
-def with_output(command: Callable[[], int]) -> int:
-    """Runs a command and returns its exit code; 0 if it ended since its reader had left.
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
 
-    If its output cannot be written, that is an error in one line.
-    """
-    try:
+    def write(self, text: str) -> int:
+        """Writes a text and returns its length.
+
+        Raises:
+          RunError: if it cannot be written, for example to a full disk.
+        """
+        self._do(lambda: self._stream.write(text))
+        return len(text)
+
+    def flush(self) -> None:
+        """Writes what is buffered; raises as `write` does."""
+        self._do(self._stream.flush)
+
+    def _do(self, act: Callable[[], object]) -> None:
         try:
-            return command()
-        finally:
-            if sys.stdout is not None:
-                sys.stdout.flush()
-    except OSError as error:
-        if error.filename is not None or error.errno not in (errno.EPIPE, *_FULL):
-            raise
-        _drop_output()
-        if isinstance(error, BrokenPipeError):
-            return 0
-        print_error(str(_unwritable(error)))
-        return RunError.exit_code
+            act()
+        except OSError as error:
+            # What is buffered, and later output, is dropped; Python would try again when it exits.
+            nothing = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nothing, self._stream.fileno())
+            os.close(nothing)
+            if isinstance(error, BrokenPipeError):
+                self.is_open = False
+            elif self._reports:
+                message = f"standard output cannot be written ({one_line(error)})"
+                raise RunError(message) from error
 
 
-def _drop_output() -> None:
-    """Drops unwritten and later output, which Python would otherwise report when it exits."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+def output_is_open() -> bool:
+    """Returns False once the reader of standard output has left, or if the shell closed it."""
+    return sys.stdout is not None and getattr(sys.stdout, "is_open", True)
 
 
-def _unwritable(error: OSError) -> RunError:
-    return RunError(f"the output cannot be written ({one_line(error)})")
+def run_with_output(command: Callable[[], int]) -> int:
+    """Runs a command and returns its exit code; it continues if the reader of its output leaves.
+
+    If standard output cannot be written, `print` raises RunError, and the code is not 0.
+    """
+    if sys.stderr is not None:
+        sys.stderr = Output(sys.stderr, reports=False)
+    if sys.stdout is None:  # the shell closed it: >&-
+        return command()
+    sys.stdout = Output(sys.stdout)
+    code = command()
+    try:
+        sys.stdout.flush()
+    except RunError as error:
+        print_error(str(error))
+        return code or error.exit_code
+    return code

@@ -32,6 +32,11 @@ from repvgg_jax.training.state import (
 from repvgg_jax.training.steps import open_steps
 from repvgg_jax.training.transfer import start_from_run, warn_if_fused, with_repoptimizer
 
+WITH_LESS_MEMORY = (
+    "lower train.eval_batch_size, or train.batch_size in another workdir, or run fewer --processes "
+    "in experiments.run; a rerun resumes from the last checkpoint, if any"
+)
+
 
 class TrainResult(NamedTuple):
     """The outcome of `train`.
@@ -43,6 +48,7 @@ class TrainResult(NamedTuple):
       waiting: share of the training time spent waiting for data; None if no step was left.
       temporaries_bytes: temporary memory of the compiled step; None if no step was left.
       seconds_before: duration of the run before this process resumed it.
+      evaluation: the evaluation split, on the devices if it is in memory.
     """
 
     state: TrainState
@@ -51,6 +57,7 @@ class TrainResult(NamedTuple):
     waiting: float | None
     temporaries_bytes: int | None
     seconds_before: float
+    evaluation: Evaluation
 
 
 def train(
@@ -94,7 +101,7 @@ def train(
     with (
         open_manager(workdir, experiment.keep) as manager,
         leaving_at_once(),
-        explaining_exhausted_memory(),
+        explaining_exhausted_memory(WITH_LESS_MEMORY),
     ):
         found = restore_latest(manager, state.eval_variables, state.optimizer_state)
         if found is not None:
@@ -139,6 +146,7 @@ def train(
         waiting=loop.waiting,
         temporaries_bytes=loop.temporaries_bytes,
         seconds_before=seconds,
+        evaluation=evaluation,
     )
 
 

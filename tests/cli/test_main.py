@@ -1,6 +1,5 @@
 """Tests of the command line in process: messages, exit codes, and arguments of modes."""
 
-import dataclasses
 import logging
 import runpy
 from pathlib import Path
@@ -235,7 +234,7 @@ def test_the_workdir(given, workdir, monkeypatch):
     [
         (UsageError("wrong"), 2, "error: wrong\n"),
         (RunError("failed"), 3, "error: failed\n"),
-        (MemoryError("too large"), 3, "error: this machine's memory is exhausted (too large); lo"),
+        (MemoryError("too large"), 3, "error: this machine's memory is exhausted (too large); end"),
         (Stopped("stopped by SIGTERM"), 0, "stopped by SIGTERM\n"),
         (KeyboardInterrupt(), 130, "interrupted; rerun to start again"),
     ],
@@ -250,17 +249,10 @@ def test_exit_codes(raised, code, expected, monkeypatch, capsys):
     assert capsys.readouterr().err.startswith(expected)
 
 
-def test_a_command_that_does_not_train_advises_nothing_about_training(monkeypatch, capsys):
-    def run(**_):
-        raise MemoryError("too large")
-
-    predict = dataclasses.replace(modes.MODES["predict"], run=run)
-    monkeypatch.setitem(modes.MODES, "predict", predict)
-    arguments = ["--mode=predict", "--workdir=runs/none", "--images=photos"]
-    assert main.main(["main.py", *arguments]) == 3
-    error = capsys.readouterr().err
-    assert "exhausted (too large); end other programs that use it" in error
-    assert "train." not in error
+@pytest.mark.parametrize("name", modes.MODES)
+def test_only_training_is_advised_about_training(name):
+    advice = modes.MODES[name].if_exhausted
+    assert ("train.batch_size" in advice) == ("rerun resumes" in advice) == (name == "train")
 
 
 def test_an_interrupt_says_what_was_saved(tmp_path):

@@ -17,6 +17,7 @@ from repvgg_jax.config.build import make_net
 from repvgg_jax.config.workdir import make_workdir
 from repvgg_jax.data.sources.digits import load_digits
 from repvgg_jax.errors import RunError, UsageError
+from repvgg_jax.runtime.output import Output
 from repvgg_jax.training.metrics import read_metrics
 from tests.support.color_model import NAMES, write_color_model
 from tests.support.image_files import encoded, write
@@ -77,7 +78,7 @@ def test_the_accuracy_is_that_of_the_evaluation(undisturbed, tmp_path, capsys, c
     reader, writer = os.pipe()
     os.close(reader)  # as `head` does
     with open(writer, "w") as left, monkeypatch.context() as patch:
-        patch.setattr(sys, "stdout", left)
+        patch.setattr(sys, "stdout", Output(left))
         run_predict(workdir, file, 3, None)
     with pytest.raises(UsageError, match="no checkpoint of step 3"):
         run_predict(workdir, file, 1, None, step=3)
@@ -150,9 +151,9 @@ def test_an_error_leaves_an_earlier_file_as_it_was(tmp_path, monkeypatch):
     message = refused()
     assert message == f"--output={output} cannot be written (No space left on device)"
     with open("/dev/full", "w") as full, monkeypatch.context() as patch:
-        patch.setattr(sys, "stdout", full)
+        patch.setattr(sys, "stdout", Output(full))
         message = refused(kind=RunError)
-    assert message == "the output cannot be written (No space left on device)"
+    assert message == "standard output cannot be written (No space left on device)"
     (tmp_path / "folder.csv").mkdir()
     assert "is a folder" in refused(output=tmp_path / "folder.csv")
     run_predict(None, tmp_path / "photos", 1, output, model=model)

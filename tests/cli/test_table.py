@@ -7,6 +7,7 @@ import pytest
 
 from repvgg_jax.cli.table import Table
 from repvgg_jax.errors import RunError
+from repvgg_jax.runtime.output import Output
 
 
 def test_the_header_comes_with_the_first_row(capsys):
@@ -30,7 +31,7 @@ def test_rows_for_a_reader_that_has_left_are_dropped(monkeypatch):
     reader, writer = os.pipe()
     os.close(reader)
     with open(writer, "w") as pipe:
-        for stdout in (pipe, None):  # Python's for a closed descriptor
+        for stdout in (Output(pipe), None):  # Python's for a closed descriptor
             monkeypatch.setattr(sys, "stdout", stdout)
             table = Table({"name": ""})
             table.add("a")
@@ -40,6 +41,6 @@ def test_rows_for_a_reader_that_has_left_are_dropped(monkeypatch):
 
 def test_a_full_disk_is_one_line(monkeypatch):
     with open("/dev/full", "w") as full:
-        monkeypatch.setattr(sys, "stdout", full)
-        with pytest.raises(RunError, match=r"^the output cannot be written \(No space left"):
+        monkeypatch.setattr(sys, "stdout", Output(full))
+        with pytest.raises(RunError, match=r"^standard output cannot be written \(No space left"):
             Table({"name": ""}).add("a")

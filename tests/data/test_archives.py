@@ -40,9 +40,11 @@ def serving(data, drop_after=None, ranges=True):
 
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}/file.bin", asked
-    server.shutdown()
-    server.server_close()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}/file.bin", asked
+    finally:
+        server.shutdown()
+        server.server_close()
 
 
 def published(data, url):

@@ -95,6 +95,33 @@ def test_logits_of_zero_verify_nothing(tmp_path):
 
 
 @pytest.mark.medium
+def test_an_image_may_have_logits_of_zero(tmp_path):
+    source, path = prepared(tmp_path / "model.json")
+    first = source.images()[:1]
+
+    def apply(variables, images):
+        return jax.nn.relu(NET.apply(variables, images) - NET.apply(variables, first))
+
+    source = dataclasses.replace(source, net=Function(apply, 3))
+    assert source.write(path, save, partial(scaled, source, 1.0)).export_error < 1e-6
+    with pytest.raises(RunError, match=r"relative error of 1.0e-03"):
+        source.write(path, save, partial(scaled, source, 1.001))
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError("too large"), jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: too large")]
+)
+def test_exhausted_memory_is_not_a_fault_of_the_file(error, tmp_path):
+    source, path = prepared(tmp_path / "model.json")
+
+    def load(draft):
+        raise error
+
+    with pytest.raises(type(error)):
+        source.write(path, save, load)
+
+
+@pytest.mark.medium
 def test_a_file_for_images_of_any_size_is_verified_at_a_larger_one(tmp_path):
     source, _ = prepared(tmp_path / "model.json")
     sides = []
@@ -103,7 +130,7 @@ def test_a_file_for_images_of_any_size_is_verified_at_a_larger_one(tmp_path):
         sides.append(images.shape[1:3])
         return np.asarray(source(source.variables, images)) * (images.shape[2] == 8)
 
-    with pytest.raises(RunError, match=r"with larger images, .* relative error of 1.0e\+00"):
+    with pytest.raises(RunError, match=r"refused for larger images: .* relative error of 1.0e\+00"):
         source.check_larger(logits)
     assert set(sides) == {(41, 25)}
 

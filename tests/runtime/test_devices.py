@@ -103,8 +103,8 @@ def test_other_errors_pass_where_devices_can_be_started(error):
 )
 def test_exhausted_memory_is_one_line_with_the_remedy(allocate, says):
     with (
-        pytest.raises(RunError, match=f"{says}.*--processes in experiments.run; a rerun"),
-        explaining_exhausted_memory(),
+        pytest.raises(RunError, match=rf"{says}.*\); use less$"),
+        explaining_exhausted_memory("use less"),
     ):
         jax.block_until_ready(allocate())
 
@@ -112,4 +112,4 @@ def test_exhausted_memory_is_one_line_with_the_remedy(allocate, says):
 def test_a_device_that_is_too_full_to_start_can_be_used_later():
     cause = RuntimeError("INTERNAL: CUDA_ERROR_OUT_OF_MEMORY: no memory for the driver's context")
     assert type(device_error(cause)) is RunError
-    assert "fewer --processes" in str(device_error(cause))
+    assert "run fewer at a time" in str(device_error(cause))

@@ -42,10 +42,11 @@ class _Child:
     def has_compiled(self) -> bool:
         """Returns True if the run has taken its first step, with its programs in JAX's cache."""
         try:
-            output = (workdir_of(self.job.command) / LOG_FILE).read_bytes()
+            with (workdir_of(self.job.command) / LOG_FILE).open("rb") as log:
+                log.seek(self.log_start)
+                return FIRST_STEP.encode() in log.read()
         except OSError:  # the user may have moved it
             return False
-        return FIRST_STEP.encode() in output[self.log_start :]
 
 
 class _Queue:

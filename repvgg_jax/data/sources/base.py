@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from threading import Lock
 from typing import NamedTuple, Self
 
 import numpy as np
@@ -109,6 +110,7 @@ class EncodedSource:
     version: str = ""
     image_size: tuple[int, int] | None = None
     skipped: set[str] = dataclasses.field(default_factory=set)
+    _skipping: Lock = dataclasses.field(default_factory=Lock, repr=False, compare=False)
 
     @property
     def num_classes(self) -> int:
@@ -149,12 +151,13 @@ class EncodedSource:
         except CorruptImageError as error:
             if not self.skip_corrupt:
                 raise
-            if error.where not in self.skipped:
-                self.skipped.add(error.where)
-                count = len(self.skipped)
-                logging.warning(
-                    "skipped the image %s (%d so far): %s", error.where, count, error.cause
-                )
+            with self._skipping:  # images are decoded by several threads
+                if error.where not in self.skipped:
+                    self.skipped.add(error.where)
+                    count = len(self.skipped)
+                    logging.warning(
+                        "skipped the image %s (%d so far): %s", error.where, count, error.cause
+                    )
             return None
 
     def _decode(self, record: Record, transform: Callable[[LazyImage], np.ndarray]) -> Example:
