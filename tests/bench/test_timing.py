@@ -4,14 +4,15 @@ import itertools
 import json
 import math
 import re
-import time
 from functools import partial
+from types import SimpleNamespace
 
 import jax
 import pytest
 
 import repvgg_jax as rj
 from configs import quickstart
+from repvgg_jax.bench import timing
 from repvgg_jax.bench.counting import count_macs, count_parameters
 from repvgg_jax.bench.models import BENCH_FILE, _is_uneven, forms_of, run_bench
 from repvgg_jax.bench.table import form_table, header, row_line
@@ -20,26 +21,31 @@ from tests.support.variables import random_variables
 
 
 def test_a_machine_that_slows_down_does_not_change_the_ratio():
-    slowness = itertools.count(1)
+    now, slowness = 0.0, itertools.count(1)
 
     def waiting(milliseconds):
         def function():
-            time.sleep(milliseconds * (1 + next(slowness) // 4) / 1e3)
+            nonlocal now
+            now += milliseconds * (1 + next(slowness) // 4) / 1e3
 
         return function
 
-    times = time_interleaved({"slow": waiting(20), "fast": waiting(10)}, rounds=6)
+    programs = {"slow": waiting(20), "fast": waiting(10)}
+    times = time_interleaved(programs, rounds=6, clock=lambda: now)
     assert times["fast"][-1] > 1.5 * times["fast"][0]
     assert ratio(times, "slow", "fast") == pytest.approx(2, rel=0.2)
 
 
-def test_the_peak_is_that_of_the_fastest_of_several_sizes():
-    def programs(*milliseconds):
-        for wait in milliseconds:
-            yield 1000, partial(time.sleep, wait / 1e3)
+def test_the_peak_is_that_of_the_fastest_of_several_sizes(monkeypatch):
+    now = 0.0
 
-    # Sleeping takes no less time than was asked for, and little more.
-    assert 1000 / 10e-3 < highest_rate(programs(20, 5, 10, 1), 0.0) <= 1000 / 5e-3
+    def wait(milliseconds):
+        nonlocal now
+        now += milliseconds / 1e3
+
+    monkeypatch.setattr(timing, "time", SimpleNamespace(perf_counter=lambda: now))
+    programs = ((1000, partial(wait, milliseconds)) for milliseconds in (20, 5, 10, 1))
+    assert highest_rate(programs, 0.0) == pytest.approx(1000 / 5e-3)
 
 
 def small_config():

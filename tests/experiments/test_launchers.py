@@ -93,7 +93,7 @@ def test_a_preempted_run_saves_and_is_started_again(here, tmp_path):
 
 @pytest.mark.system
 def test_a_run_that_does_not_save_in_time_is_killed_and_started_again(here, tmp_path):
-    [job] = slurm.submit([fake_run(tmp_path / "deaf", "deaf")], replace(here, grace=2))
+    [job] = slurm.submit([fake_run(tmp_path / "deaf", "deaf")], replace(here, grace=6))
     os.kill(processes(tmp_path / "deaf")[0], signal.SIGUSR2)
     job.result()
     assert log(tmp_path / "deaf") == ["start", "deaf", "start", "done"]

@@ -137,7 +137,7 @@ def wait_for(name):
 os.chdir("FOLDER")  # in which each run has a folder
 wait_for("other-s0")
 if CACHED:
-    time.sleep(0.5)
+    wait_for("waits")
     assert not Path("first-s1").exists(), "it has not waited"
     print("first step after 1.0 s, including 0.5 s of compilation", flush=True)
 wait_for("first-s1")
@@ -166,6 +166,13 @@ def test_runs_on_one_gpu_wait_for_programs_that_another_compiles(
     ]
     (tmp_path / "first-s0").mkdir()
     (tmp_path / "first-s0/log.txt").write_text("first step after 2.0 s\n")  # of an earlier start
+
+    def show(line, **options):
+        print(line, **options)
+        if "waits until" in line:
+            (tmp_path / "waits").touch()
+
+    monkeypatch.setattr(local, "print", show, raising=False)
     jax.config.update("jax_enable_compilation_cache", cached)
     try:
         with pytest.raises(RunError, match=f"1 of 5 runs failed: full-s0: {full}$"):

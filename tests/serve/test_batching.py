@@ -23,12 +23,12 @@ class Held:
         self.model = Model("held", ("a",), Transform("resized_crop", 2, resize=2), self.run)
 
     def run(self, images):
-        assert self.released.wait(10)
+        assert self.released.wait(60)
         return np.ones((len(images), 1), np.float32)
 
 
 async def until(condition):
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while not condition():
             await asyncio.sleep(0.001)
 
@@ -42,10 +42,10 @@ def test_a_batch_does_not_wait_for_an_image_that_cannot_be_decoded():
         raise CorruptImageError("b.jpg", "it is damaged")
 
     async def classify():
-        async with Batcher(held.model, 4, 30, 2, sizes.append) as batcher:
+        async with Batcher(held.model, 4, 600, 2, sizes.append) as batcher:
             good = asyncio.create_task(batcher.classify(lambda: IMAGE))
             bad = asyncio.create_task(batcher.classify(damaged))
-            await asyncio.wait_for(good, 10)
+            await asyncio.wait_for(good, 60)
             with pytest.raises(CorruptImageError):
                 await bad
 

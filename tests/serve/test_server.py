@@ -16,7 +16,7 @@ from repvgg_jax.serve.onnx_model import open_onnx
 from tests.support.color_model import write_color_model
 from tests.support.serving import colored, exchange, malformed, multipart, request, serving
 
-LIMITS = Limits(requests=8, bytes=200_000, files=4, pixels=1_000_000, seconds=5)
+LIMITS = Limits(requests=8, bytes=200_000, files=4, pixels=1_000_000, seconds=60)
 
 
 @pytest.fixture(scope="module")
@@ -93,28 +93,27 @@ def test_slow_bodies_and_silent_connections_end(model):
     with serving(model, dataclasses.replace(LIMITS, seconds=0.2)) as (port, server):
         server.config.timeout_keep_alive = 0.2
         assert exchange(port, request(b"x" * 10, length=20))[0] == 408
-        with socket.create_connection(("127.0.0.1", port), timeout=5) as silent:
+        with socket.create_connection(("127.0.0.1", port), timeout=60) as silent:
             silent.sendall(b"POST /pre")
             assert silent.recv(1) == b""
 
 
 def test_connections_end_with_their_clients(model):
     with serving(model, LIMITS) as (port, server):
-        start = time.monotonic()
+        server.config.timeout_keep_alive = 3600
         exchange(port, request(colored("red")))
-        with socket.create_connection(("127.0.0.1", port), timeout=5) as connection:
+        with socket.create_connection(("127.0.0.1", port), timeout=60) as connection:
             connection.sendall(request(colored("red")))
             connection.shutdown(socket.SHUT_WR)
             assert connection.makefile("rb").read().startswith(b"HTTP/1.1 200 OK")
         wait(lambda: not server.server_state.connections)
-        assert time.monotonic() - start < 4 < server.config.timeout_keep_alive
 
 
 def test_clients_that_leave_are_counted(model):
     header, body = multipart(colored("red"))
     with serving(model, LIMITS) as (port, _):
         for headers in ("", header):
-            with socket.create_connection(("127.0.0.1", port), timeout=5) as connection:
+            with socket.create_connection(("127.0.0.1", port), timeout=60) as connection:
                 connection.sendall(request(body, headers=headers, length=1000))
         left = b'repvgg_requests_total{status="499"} 2.0'
         wait(lambda: left in exchange(port, b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n")[1])
@@ -126,13 +125,14 @@ def test_a_request_that_is_sent_before_an_answer_is_not_cut_off(model):
     def run(images):
         calls.append(len(images))
         if len(calls) == 2:
-            time.sleep(0.3)
+            time.sleep(1.5)
         return model.run(images)
 
+    sent = 2 * request(colored("red"))
     with serving(dataclasses.replace(model, run=run), LIMITS) as (port, server):
-        server.config.timeout_keep_alive = 0.1
-        with socket.create_connection(("127.0.0.1", port), timeout=5) as connection:
-            connection.sendall(2 * request(colored("red")))
+        server.config.timeout_keep_alive = 1  # from the first answer, before the second
+        with socket.create_connection(("127.0.0.1", port), timeout=60) as connection:
+            connection.sendall(sent)
             answers = connection.makefile("rb").read()
     assert answers.count(b"HTTP/1.1 200 OK") == 2
 
@@ -148,12 +148,12 @@ class Held:
     def run(self, images):
         self.sizes.append(len(images))
         self.started.set()
-        assert self.released.wait(10)
+        assert self.released.wait(60)
         return self.compute(images)
 
 
 def wait(condition):
-    end = time.monotonic() + 10
+    end = time.monotonic() + 60
     while not condition():
         assert time.monotonic() < end
         time.sleep(0.01)
@@ -163,7 +163,7 @@ def test_concurrent_requests_are_computed_together_and_those_beyond_the_limit_re
     held, colors = Held(model), ["red", "lime", "blue", "red", "lime", "blue", "red", "lime"]
     with serving(held.model, LIMITS, max_delay=2) as (port, server), ThreadPoolExecutor(8) as pool:
         answers = [pool.submit(exchange, port, request(colored("red")))]
-        assert held.started.wait(10)
+        assert held.started.wait(60)
         answers += [pool.submit(exchange, port, request(colored(color))) for color in colors[1:]]
         wait(lambda: len(server.server_state.tasks) == 8)
         assert exchange(port, request(colored("red")))[0] == 503

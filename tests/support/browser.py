@@ -44,7 +44,7 @@ class Page:
         assert "exceptionDetails" not in result, result
         return result["result"].get("value")
 
-    def wait(self, condition, seconds=10):
+    def wait(self, condition, seconds=60):
         """Waits until a JavaScript expression is true."""
         script = (
             f"new Promise((done, fail) => {{ setTimeout(() => fail('timeout'), {seconds * 1000});"

@@ -6,5 +6,5 @@ from pathlib import Path
 from repvgg_jax.runtime.lock import locked
 with locked(Path(sys.argv[1]), name=sys.argv[2] if sys.argv[2:] else "lock"):
     print("held", flush=True)
-    time.sleep(60)
+    time.sleep(600)
 """

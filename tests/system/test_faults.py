@@ -32,7 +32,7 @@ def test_a_run_killed_many_times_ends_as_the_undisturbed_one(kills, tmp_path):
 def test_the_command_exits_0_on_sigterm_and_resumes(tmp_path):
     command = [sys.executable, "main.py", "--config", "configs/quickstart.py"]
     command += ["--workdir", str(tmp_path / "run"), "--config.train.log_every=1"]
-    command += ["--config.train.steps=60", "--config.model.depths=(1,1,1,1)"]
+    command += ["--config.train.steps=120", "--config.model.depths=(1,1,1,1)"]
     with subprocess.Popen(
         command, cwd=ROOT, env=on_devices(1), stderr=subprocess.PIPE, text=True
     ) as run:
@@ -45,11 +45,11 @@ def test_the_command_exits_0_on_sigterm_and_resumes(tmp_path):
     assert "stopped by SIGTERM after step" in rest
     assert "Traceback" not in rest
     (step,) = manager.steps(tmp_path / "run")
-    assert 0 < step < 60
+    assert 0 < step < 120
     python(*command[1:])
     report = json.loads((tmp_path / "run/report.json").read_text())
-    assert report["steps"] == 60
-    assert steps_of(tmp_path / "run", "train") == list(range(1, 61))
+    assert report["steps"] == 120
+    assert steps_of(tmp_path / "run", "train") == list(range(1, 121))
 
 
 def test_a_second_process_in_a_workdir_ends_at_once_and_names_the_first(tmp_path):
