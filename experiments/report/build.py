@@ -59,6 +59,10 @@ _READING = (
 )
 
 
+# In the remarks on runs that shared a device, so that their step times say nothing.
+SHARED = "<!-- shared device -->"
+
+
 def report_blocks(rows: Sequence[Row], remarks: Mapping[str, str]) -> list[Block]:
     """Returns the document: an overview, a section for each sweep, and rows outside of sweeps.
 
@@ -115,7 +119,7 @@ def _overview(groups: Sequence[Group]) -> Table:
 
 def _remarks(text: str) -> list[Paragraph]:
     """Returns the paragraphs of a file of remarks, each on one line."""
-    paragraphs = (" ".join(part.split()) for part in text.split("\n\n"))
+    paragraphs = (" ".join(part.split()) for part in text.replace(SHARED, "").split("\n\n"))
     return [Paragraph(part) for part in paragraphs if part]
 
 
@@ -128,7 +132,7 @@ def _group_blocks(group: Group, remarks: str) -> list[Block]:
     if sweep.own_papers:
         text = "Blocks in their own papers, on other nets:"
         blocks += [Paragraph(text), own_papers_table(group)]
-    blocks.append(cost_table(group))
+    blocks.append(cost_table(group, timed=SHARED not in remarks))
     if note := throughput_note(group):
         blocks.append(Paragraph(note))
     return blocks + _figures(group)

@@ -178,9 +178,8 @@ def own_papers_table(group: Group) -> Table:
     return Table(header, rows, 4)
 
 
-def cost_table(group: Group) -> Table:
-    """Returns size and cost of both forms, and the fusion error."""
-    times, how = step_times(group)
+def cost_table(group: Group, timed: bool = True) -> Table:
+    """Returns size and cost of both forms, and the fusion error; step times if `timed`."""
     # Measured by one version of the code if possible, since the runs have different commits.
     if throughput_setup(group, "training"):
         temporaries = largest(group, "throughput", "training", "temporaries_bytes")
@@ -194,13 +193,20 @@ def cost_table(group: Group) -> Table:
         "MACs (M), train form": _formatted(largest(group, "macs", "train_form"), "{:,.1f}", 1e6),
         "MACs (M), fused": _formatted(largest(group, "macs", "fused"), "{:,.1f}", 1e6),
         "images/s as deployed": _formatted(rates, "{:,.0f}"),
-        f"step, ms ({how})": _formatted(times, "{:.1f}"),
-        f"times `{group.baseline}`": _formatted(times, "{:.2f}", times.get(group.baseline)),
+        **(_step_columns(group) if timed else {}),
         "temporaries, MB": _formatted(temporaries, "{:,.1f}", 1e6),
         "fusion error, max": {n: text.replace("-", "\N{MINUS SIGN}") for n, text in errors.items()},
     }
     rows = [[f"`{name}`", *(of.get(name, NONE) for of in columns.values())] for name in group.runs]
     return Table(["variant", *columns], rows, len(columns))
+
+
+def _step_columns(group: Group) -> dict[str, dict[str, str]]:
+    times, how = step_times(group)
+    return {
+        f"step, ms ({how})": _formatted(times, "{:.1f}"),
+        f"times `{group.baseline}`": _formatted(times, "{:.2f}", times.get(group.baseline)),
+    }
 
 
 def _formatted(values: Mapping[str, float], form: str, unit: float | None = 1.0) -> dict[str, str]:

@@ -18,7 +18,7 @@ from repvgg_jax.config.fields import config_hash, value_problems
 from repvgg_jax.config.names import unknown_field
 from repvgg_jax.config.optimizer import make_optimizer
 from repvgg_jax.config.workdir import read_config
-from repvgg_jax.errors import UsageError
+from repvgg_jax.errors import UsageError, check_known, nearest
 
 PROTOCOLS: dict[str, Callable[[], ConfigDict]] = {
     "cifar10_short": cifar10_short.get_config,
@@ -187,15 +187,18 @@ def expand(
 
 def _unknown(name: str, protocol: str, seeds: Sequence[int], only: Sequence[str]) -> list[str]:
     errors = []
-    if name not in SWEEPS:
-        errors.append(f"unknown sweep {name!r}; available: {', '.join(SWEEPS)}")
-    if protocol not in PROTOCOLS:
-        errors.append(f"unknown protocol {protocol!r}; available: {', '.join(PROTOCOLS)}")
+    for kind, given, known in (("sweep", name, SWEEPS), ("protocol", protocol, PROTOCOLS)):
+        try:
+            check_known(kind, given, known)
+        except UsageError as error:
+            errors.append(str(error))
     if not seeds or min(seeds) < 0 or len(set(seeds)) < len(seeds):
         errors.append(f"seeds {','.join(map(str, seeds))}: must be distinct and at least 0")
     variants = SWEEPS[name].variants if name in SWEEPS else only
     if missing := [variant for variant in only if variant not in variants]:
-        errors.append(f"{name} has no variant {', '.join(missing)}; it has {', '.join(variants)}")
+        close = [found for each in missing for found in nearest(each, variants)]
+        hint = f"did you mean {' or '.join(close)}?" if close else f"it has {', '.join(variants)}"
+        errors.append(f"{name} has no variant {', '.join(missing)}; {hint}")
     if len(set(only)) < len(only):
         errors.append(f"--only={','.join(only)}: give each variant once")
     return errors

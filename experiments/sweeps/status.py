@@ -156,6 +156,8 @@ def show_status(argv: Sequence[str]) -> None:
         argv = [*argv, *last]
         head = f"last launch: {shlex.join(last)}\n"
         naming = _naming_the_launch(options.workdirs, options.sweep)
+    elif not selecting:
+        head = f"nothing was launched in {options.workdirs}; rows are in {options.results}\n"
     with naming:
         options, runs = parse_sweep(parser, argv)
     while True:

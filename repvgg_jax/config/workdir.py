@@ -149,7 +149,7 @@ def read_config(workdir: str | Path) -> ConfigDict:
         if isinstance(error.__cause__, NotADirectoryError):
             raise UsageError(f"{workdir} is a file, not the workdir of a run") from None
         if isinstance(error.__cause__, FileNotFoundError):
-            near = near_folder(workdir, "config.json")
+            near = near_folder(workdir, "config.json") or "; give the folder of a run"
             raise UsageError(f"no run in {workdir}: {path} does not exist{near}") from None
         raise
     missing = {"model", "data", "mesh", "train", "optim", "fuse"} - set(tree)

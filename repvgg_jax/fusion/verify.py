@@ -110,6 +110,8 @@ def verify(
     call = "rj.verify(net, variables, images)"
     check_arguments(net, variables, call)
     check_images(images)
+    if not jnp.isfinite(images).all():
+        raise UsageError(f"{call}: images have values that are not finite")
     if not isinstance(fused, tuple | None):
         raise UsageError(f"{call}: fused is {described(fused)}; pass the pair from rj.fuse")
     fused_net, fused_variables = fused or fuse(net, variables)

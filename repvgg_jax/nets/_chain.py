@@ -121,7 +121,8 @@ class Chain(Net):
         if not self.depths:
             raise UsageError(f"{stages}: there must be at least one stage")
         if not len(self.depths) == len(self.widths) == len(self.strides):
-            raise UsageError(f"{stages} must each have one entry per stage")
+            counts = f"{len(self.depths)}, {len(self.widths)} and {len(self.strides)}"
+            raise UsageError(f"{stages} must each have one entry per stage, but have {counts}")
         for count in (*self.depths, *self.widths, *self.strides):
             if not isinstance(count, int) or count < 1:
                 raise UsageError(f"{stages} must be positive integers")

@@ -20,7 +20,8 @@ def check_stages(**fields: Any) -> None:
             raise UsageError(f"{field}={value!r}: must be positive integers")
     if len({len(value) for value in fields.values()}) > 1:
         found = " and ".join(f"{field} {value}" for field, value in fields.items())
-        raise UsageError(f"{found} must each have one entry per stage")
+        counts = " and ".join(str(len(value)) for value in fields.values())
+        raise UsageError(f"{found} must each have one entry per stage, but have {counts}")
 
 
 def check_stem(stem: Any) -> None:

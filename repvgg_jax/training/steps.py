@@ -167,7 +167,7 @@ def _longest_call(experiment: Experiment) -> int:
     if (experiment.steps_per_call or 1) > most:
         inform_once(
             f"train.steps_per_call={experiment.steps_per_call} is larger than {name}={most}, where "
-            f"calls end; they take up to {most} steps"
+            f"calls end, so that a call takes at most {most}"
         )
     return min(most, experiment.steps)
 
