@@ -242,6 +242,8 @@ def test_the_command_at_toy_size(tmp_path, capsys):
     assert main(flags) == 0
     output = capsys.readouterr()
     assert output.err.startswith("left out: unknown model 'resnet51': did you mean resnet50")
+    assert main(["--nets=resnet51", f"--out={tmp_path}"]) == 2
+    assert "--nets=resnet51: no known net" in capsys.readouterr().err
     [row] = read_rows(tmp_path / "comparison.jsonl")
     assert row["commit"]
     assert row["device"].startswith("cpu")

@@ -14,7 +14,7 @@ import pytest
 from scipy import stats
 
 from experiments.benchmarks.throughput import with_throughput
-from experiments.report.build import digest_line, main, report_blocks, write_report
+from experiments.report.build import SHARED, digest_line, main, report_blocks, write_report
 from experiments.report.costs import common_scatter, step_times, sweep_scatter
 from experiments.report.figures import seed_curves
 from experiments.report.numbers import Sample, compare_order, group_rows
@@ -105,6 +105,17 @@ def test_means_and_paired_differences_equal_scipys():
     for name in ("none", "identity", "1x1"):
         test = stats.ttest_rel(TOP1[name], TOP1["both"])
         assert group.difference(name, "both").beyond_noise == (test.pvalue < 0.05)
+
+
+def test_runs_that_shared_a_device_have_no_step_times():
+    rows = [row(name, seed) | {"steps": 1000} for name in TOP1 for seed in range(3)]
+    (group,), _ = group_rows(rows)
+    timed = to_markdown(report_blocks(rows, {}), "figures")
+    shared = to_markdown(report_blocks(rows, {group.name: f"{SHARED}\n\nA remark."}), "figures")
+    assert "step, ms" in timed
+    assert "step, ms" not in shared
+    assert "\nA remark.\n" in shared
+    assert SHARED not in shared
 
 
 def test_differences_are_of_the_seeds_of_both():

@@ -108,6 +108,10 @@ def test_unknown_names_and_identical_variants_are_rejected():
         expand("branchez", "cifar11", [1, 1])
     with pytest.raises(UsageError, match="no variant fast; it has none, identity, 1x1, both"):
         expand("branches", only=["fast"])
+    with pytest.raises(UsageError, match=r"unknown sweep 'branchs': did you mean branches\?"):
+        expand("branchs")
+    with pytest.raises(UsageError, match=r"has no variant identiti; did you mean identity\?"):
+        expand("branches", only=["identiti"])
     with pytest.raises(UsageError, match=r"(?s)3 errors:.*has no variant fast.*--seeds.*blok"):
         expand("branches", only=["fast"], overrides={"seed": 3, "model.blok": 1})
     with pytest.raises(UsageError, match="none and identity and 1x1 and both are identical"):
@@ -205,6 +209,12 @@ def test_flags_of_a_launch_that_no_longer_fit_are_named(tmp_path, capsys):
         assert status.main([*sweep, f"--workdirs={tmp_path}"]) == UsageError.exit_code
         expected = f"last launch in {tmp_path}/branches.json: branches has no variant gone"
         assert expected in capsys.readouterr().err
+
+
+def test_rows_of_others_are_not_taken_for_a_launch(tmp_path, capsys):
+    assert status.main(["branches", f"--workdirs={tmp_path}"]) == 0
+    first = capsys.readouterr().out.splitlines()[0]
+    assert first == f"nothing was launched in {tmp_path}; rows are in experiments/results"
 
 
 def test_paths_are_expanded_and_urls_refused(monkeypatch, tmp_path):

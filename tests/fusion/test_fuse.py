@@ -153,6 +153,13 @@ def test_a_report_has_the_errors_in_one_column():
     assert {line.index("0.0e+00") for line in logits} == {first.index("1.0e-07")}
 
 
+def test_images_that_are_not_finite_verify_nothing():
+    net = rj.create("repvgg_a0", num_classes=2, depths=(1,), widths=(8,), strides=(2,))
+    images = random_images(2, 8, 8, 3).at[0, 0, 0, 0].set(np.nan)
+    with pytest.raises(rj.UsageError, match="images have values that are not finite"):
+        rj.verify(net, random_variables(net, 0, 8), images)
+
+
 def test_verify_names_the_block_that_differs():
     net, variables = small()
     plain, fused = rj.fuse(net, variables)

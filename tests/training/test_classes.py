@@ -142,3 +142,12 @@ def test_a_run_meets_data_of_its_own_classes_only(tmp_path, caplog, capsys):
         run_train(config, tmp_path / "next")
     assert "freshly initialized: head" in caplog.text
     assert rj.class_names(tmp_path / "next") == ("dog", "zcat")
+
+
+def test_fields_that_the_digits_do_not_have_are_named(caplog):
+    make_source(tiny_config(data_name="cifar10", data_data_dir="/data"), "train")
+    for field in ("data.name=cifar10", "data.data_dir=/data"):
+        assert f"{field} has no effect with data.source=digits" in caplog.messages
+    caplog.clear()
+    make_source(tiny_config(), "train")
+    assert not caplog.messages
