@@ -73,7 +73,7 @@ lint: $(VENV)/dev.installed ## ruff and the type checker
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/pyrefly check --python-interpreter-path $(RUN)
 
-bench: $(VENV)/dev.installed ## measure the figures of README.md for the device that is here
+bench: $(VENV)/dev.installed ## measure the figures of README.md on this machine's device
 	$(RUN) -m experiments.benchmarks
 
 bench-data: $(VENV)/setup.installed ## compare input pipelines on class folders of JPEGs: DATA=/data/imagenet

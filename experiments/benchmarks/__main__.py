@@ -1,4 +1,4 @@
-"""Measures the figures of README.md for the device that is here: `make bench`.
+"""Measures the figures of README.md on this machine's device: `make bench`.
 
   python -m experiments.benchmarks
 

@@ -231,7 +231,13 @@ def order_blocks(group: Group, order: Ordering) -> list[Block]:
     )
     if not order.reversed:
         return [Paragraph(text + ".")]
-    header = ["ours above", "ours below", "by, points", "95% interval", "paper's difference"]
+    header = [
+        "higher in ours",
+        "lower in ours",
+        "difference, points",
+        "95% interval",
+        "paper's difference",
+    ]
     header.append("larger than noise")
     rows = []
     for pair in sorted(order.reversed, key=_by_weight):

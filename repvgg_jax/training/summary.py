@@ -101,14 +101,14 @@ def _steps(report: Mapping[str, Any], fused_step: int | None) -> Iterator[str]:
     forms = "opens the train form of that step, and with fused=True its fused form"
     if fused_again:
         weights = f"the fused weights of step {fused_step:,}"
-        yield f"{line}the report is of the last step, {last:,}, {weights}"
+        yield f"{line}the report describes the last step, {last:,}, {weights}"
         yield f"rj.load(workdir, step={fused_step}) {forms}"
     elif "fusion" in report:
         step = best["step"]
-        yield f"{line}the report and the fused weights are of the last step, {last:,}"
+        yield f"{line}the report and the fused weights are those of the last step, {last:,}"
         yield f"--mode=fuse --step={step} fuses the best; rj.load(workdir, step={step}) {forms}"
     else:
-        yield f"{line}the report is of the last step, {last:,}"
+        yield f"{line}the report describes the last step, {last:,}"
 
 
 def _counts(report: Mapping[str, Any]) -> Iterator[str]:

@@ -1,1 +1,1 @@
-"""The networks RepVGG is compared with: costs and speed on the device that is here."""
+"""The networks RepVGG is compared with: costs and speed on this machine's device."""

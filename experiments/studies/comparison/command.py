@@ -1,4 +1,4 @@
-"""Compares nets with RepVGG on the device that is here: costs, speed and published accuracy.
+"""Compares nets with RepVGG on this machine's device: costs, speed and published accuracy.
 
   python -m experiments.comparison [--nets=resnet18,repvgg_a0] [--only=nets,steps] [--batch=128]
 
