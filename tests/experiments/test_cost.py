@@ -188,7 +188,7 @@ def test_device_hours_are_of_all_devices(both):
     assert "about 90 s" in text
     assert f"; guessed: {BY_MACS} (1 run), {UNMEASURED} (1 run)" in text
     text = run.table([both], ["new"], [RemainingCost(90.0, CPU)])
-    assert text.endswith("to run: 1, 1.5 device minutes of cpu x1, 2 cores")
+    assert text.endswith("to run: 1, 1.5 device minutes, as measured on cpu x1, 2 cores")
     assert run.table([both], ["done"], [cost]).endswith("1 done; to run: none")
 
 
@@ -211,7 +211,8 @@ def test_data_may_be_missing_where_nothing_starts(tmp_path, capsys):
     # From the rows of the repository, since that folder has none.
     words = ["branches", "--dry_run", "--seeds=7", "--only=none", "--config.data.data_dir=/nowhere"]
     assert run.main([*words, *tpu, f"--workdirs={tmp_path}"]) == 0
-    assert re.search(r"to run: 1, \d\.\d device minutes of cpu x1, ", capsys.readouterr().out)
+    expected = r"to run: 1, \d\.\d device minutes, as measured on cpu x1, "
+    assert re.search(expected, capsys.readouterr().out)
 
 
 @pytest.mark.parametrize(
