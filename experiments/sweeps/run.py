@@ -186,7 +186,7 @@ def _total(costs: Sequence[RemainingCost | None]) -> str:
         return "unknown cost"
     hours = sum(cost.device_hours for cost in known)
     length = f"{hours:.1f} device hours" if hours >= 2 else f"{60 * hours:.1f} device minutes"
-    text = f"{length}, as measured on {known[0].device}"
+    text = f"{length}, measured on {known[0].device}"
     guesses = Counter(guess for cost in known for guess in cost.guesses)
     if guesses:
         parts = (f"{guess} ({count(n, 'run')})" for guess, n in guesses.items())

@@ -179,16 +179,17 @@ def test_a_variant_that_names_the_protocols_own_value_is_the_baseline(tmp_path):
 def test_device_hours_are_of_all_devices(both):
     cost = RemainingCost(450.0, "TPU v5e x16")
     text = run.table([both, both, both], ["new", "done", "failed"], [cost, cost, cost])
-    assert text.endswith("1 done, 1 failed, 1 new; to run: 1, 2.0 device hours of TPU v5e x16")
+    assert "1 done, 1 failed, 1 new; " in text
+    assert text.endswith("to run: 1, 2.0 device hours, measured on TPU v5e x16")
     assert " 450 s" in text
     text = run.table([both, both], ["new", "interrupted"], [cost, None])
-    assert text.endswith("2.0 device hours of TPU v5e x16; and 1 run of unknown length")
+    assert text.endswith("2.0 device hours, measured on TPU v5e x16; and 1 run of unknown length")
     guesses = (BY_MACS, UNMEASURED)
     text = run.table([both] * 2, ["new"] * 2, [cost, RemainingCost(90.0, CPU, guesses)])
     assert "about 90 s" in text
     assert f"; guessed: {BY_MACS} (1 run), {UNMEASURED} (1 run)" in text
     text = run.table([both], ["new"], [RemainingCost(90.0, CPU)])
-    assert text.endswith("to run: 1, 1.5 device minutes, as measured on cpu x1, 2 cores")
+    assert text.endswith("to run: 1, 1.5 device minutes, measured on cpu x1, 2 cores")
     assert run.table([both], ["done"], [cost]).endswith("1 done; to run: none")
 
 
@@ -211,7 +212,7 @@ def test_data_may_be_missing_where_nothing_starts(tmp_path, capsys):
     # From the rows of the repository, since that folder has none.
     words = ["branches", "--dry_run", "--seeds=7", "--only=none", "--config.data.data_dir=/nowhere"]
     assert run.main([*words, *tpu, f"--workdirs={tmp_path}"]) == 0
-    expected = r"to run: 1, \d\.\d device minutes, as measured on cpu x1, "
+    expected = r"to run: 1, \d\.\d device minutes, measured on cpu x1, "
     assert re.search(expected, capsys.readouterr().out)
 
 
