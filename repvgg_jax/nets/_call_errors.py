@@ -95,11 +95,15 @@ def explained(images: Any, variables: Mapping[str, Any], block: str) -> Iterator
     """Raises UsageError with cause and remedy for Flax's errors in a call of a net of `block`s."""
     try:
         yield
-    except errors.ScopeParamShapeError:
+    except errors.ScopeParamShapeError as error:
         shape = getattr(images, "shape", ())
-        if len(shape) != 4 or shape[-1] == 3:
-            raise
-        raise UsageError(_wrong_channels(shape)) from None
+        if len(shape) == 4 and shape[-1] != 3:
+            raise UsageError(_wrong_channels(shape)) from None
+        bias = variables["params"].get("head", {}).get("bias")
+        hint = f"; num_classes={bias.size} fits them" if "/head" in str(error) else ""
+        raise UsageError(
+            f"the variables are not those of this net: {_cause(error)}{hint}"
+        ) from None
     except errors.ModifyScopeVariableError:
         raise UsageError(
             "train=True updates the BatchNorm statistics, and apply must return them: logits, "
@@ -117,10 +121,14 @@ def explained(images: Any, variables: Mapping[str, Any], block: str) -> Iterator
             'return them: {"params": ..., "batch_stats": ...}'
         ) from None
     except errors.ScopeParamNotFoundError as error:
-        cause = str(error).split(" (http")[0].removesuffix(".")
         raise UsageError(
-            f"the variables are not those of this net, whose block is {block!r}: {cause}"
+            f"the variables are not those of this net, whose block is {block!r}: {_cause(error)}"
         ) from None
+
+
+def _cause(error: errors.FlaxError) -> str:
+    """Returns Flax's message without the address of its page."""
+    return str(error).split(" (http")[0].removesuffix(".")
 
 
 def _wrong_channels(shape: tuple[int, ...]) -> str:

@@ -1,6 +1,7 @@
 """The base classes suffice for blocks and architectures from outside the package."""
 
 import inspect
+import re
 from functools import partial
 
 import flax.linen as nn
@@ -199,6 +200,11 @@ def test_other_errors_of_a_call_are_explained():
     without = {"params": variables["params"]}
     assert "have no batch_stats; pass both" in refused(SMALL.apply, without, images)
     assert "whose block is 'repvgg'" in refused(SMALL.apply, abstract(fused), images)
+    wider = SMALL.clone(num_classes=SMALL.num_classes + 1)
+    fits = f'"/head", .*; num_classes={SMALL.num_classes} fits them'
+    assert re.search(fits, refused(wider.apply, variables, images))
+    wider = SMALL.clone(widths=[2 * width for width in SMALL.widths])
+    assert "variables are not those of this net: For" in refused(wider.apply, variables, images)
     for wrong in (0, None, jax.random.split(jax.random.key(0))):
         for function in (partial(rj.init, SMALL), partial(rj.randomize, variables)):
             with pytest.raises(rj.UsageError, match=r"pass jax\.random\.key\(0\)"):
