@@ -224,7 +224,8 @@ def _start(job: Job, slot: int, environment: dict[str, str]) -> _Child:
     with log:
         process = subprocess.Popen(
             command,
-            env=os.environ | environment,
+            # Otherwise, what it printed before an error may come after it in the log.
+            env=os.environ | environment | {"PYTHONUNBUFFERED": "1"},
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
