@@ -66,11 +66,13 @@ def run_with_output(command: Callable[[], int]) -> int:
 
     If standard output cannot be written, `print` raises RunError, and the code is not 0.
     """
-    if sys.stderr is not None:
+    if sys.stderr is not None and not isinstance(sys.stderr, Output):
         sys.stderr = Output(sys.stderr, reports=False)
     if sys.stdout is None:  # the shell closed it: >&-
         return command()
-    sys.stdout = Output(sys.stdout)
+    if not isinstance(sys.stdout, Output):
+        # It stays, since Python flushes the output when it exits.
+        sys.stdout = Output(sys.stdout)
     code = command()
     try:
         sys.stdout.flush()
