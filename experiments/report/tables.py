@@ -237,8 +237,8 @@ def order_blocks(group: Group, order: Ordering) -> list[Block]:
         "difference, points",
         "95% interval",
         "paper's difference",
+        "larger than noise",
     ]
-    header.append("larger than noise")
     rows = []
     for pair in sorted(order.reversed, key=_by_weight):
         row = [f"`{pair.above}`", f"`{pair.below}`", mean_std(pair.ours, plus=True)]

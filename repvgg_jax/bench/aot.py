@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 from repvgg_jax.bench.hlo import traffic
 from repvgg_jax.config.build import build
 from repvgg_jax.errors import RunError, UsageError, one_line
-from repvgg_jax.runtime.devices import compiling_for
+from repvgg_jax.runtime.devices import compiling_for, is_exhausted
 from repvgg_jax.runtime.mesh import batch_sharding, replicated
 from repvgg_jax.training.state import abstract_state
 from repvgg_jax.training.step import jit_train_step
@@ -141,7 +141,7 @@ def compile_step(config: ConfigDict, devices: list[jax.Device]) -> jax.stages.Co
     try:
         return lowered.compile()
     except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
+        if not is_exhausted(error):
             raise
         raise RunError(
             f"train.batch_size={config.train.batch_size} does not fit on {len(devices)} x "

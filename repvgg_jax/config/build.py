@@ -210,12 +210,10 @@ def make_source(config: ConfigDict, split: str, run: Path | None = None) -> Sour
     data = config.data
     classes = config.model.num_classes
     options = {"skip_corrupt": data.skip_corrupt, "holdout": data.holdout}
-    if data.source == "digits":
-        ignored = {"data.name": data.name if data.name != "digits" else None}
-        ignored |= {"data.data_dir": data.data_dir}
-        for field, value in ignored.items():
-            if value is not None:
-                warn_once("%s=%s has no effect with data.source=digits", field, value)
+    if data.source == "digits" and split == "train":  # both splits have the same fields
+        for field, own in (("name", "digits"), ("data_dir", None)):
+            if data[field] not in (None, own):
+                warn_once("data.%s=%s has no effect with data.source=digits", field, data[field])
     source = open_source(
         data.source, data.name, data.data_dir, split, num_classes=classes, **options
     )

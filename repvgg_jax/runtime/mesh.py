@@ -142,7 +142,6 @@ def check_divides(field: str, batch_size: int, mesh: Mesh, parts: int = 1) -> No
         below = batch_size // unit * unit
         above = -(-max(batch_size, 1) // unit) * unit
         fits = f"{below} or {above}" if below > 0 else f"{above}"
-        devices = "1 device needs" if mesh.size == 1 else f"{mesh.size} devices need"
-        if parts > 1:
-            devices = devices.replace(" need", f" with {parts} microbatches each need")
-        raise UsageError(f"{field}={batch_size}: {devices} a multiple of {unit} ({fits})")
+        shares = f" with {parts} microbatches each" if parts > 1 else ""
+        need = f"1 device{shares} needs" if mesh.size == 1 else f"{mesh.size} devices{shares} need"
+        raise UsageError(f"{field}={batch_size}: {need} a multiple of {unit} ({fits})")

@@ -179,8 +179,8 @@ def test_a_variant_that_names_the_protocols_own_value_is_the_baseline(tmp_path):
 def test_device_hours_are_of_all_devices(both):
     cost = RemainingCost(450.0, "TPU v5e x16")
     text = run.table([both, both, both], ["new", "done", "failed"], [cost, cost, cost])
-    assert "1 done, 1 failed, 1 new; " in text
-    assert text.endswith("to run: 1, 2.0 device hours, measured on TPU v5e x16")
+    total = "to run: 1, 2.0 device hours, measured on TPU v5e x16"
+    assert text.endswith(f"1 done, 1 failed, 1 new; {total}")
     assert " 450 s" in text
     text = run.table([both, both], ["new", "interrupted"], [cost, None])
     assert text.endswith("2.0 device hours, measured on TPU v5e x16; and 1 run of unknown length")

@@ -4,7 +4,6 @@ import json
 import re
 import subprocess
 import sys
-import zlib
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -15,7 +14,6 @@ from scipy import stats
 
 from experiments.benchmarks.throughput import with_throughput
 from experiments.report.build import SHARED, digest_line, main, report_blocks, write_report
-from experiments.report.costs import common_scatter, step_times, sweep_scatter
 from experiments.report.figures import seed_curves
 from experiments.report.numbers import Sample, compare_order, group_rows
 from experiments.report.page import Table, to_markdown
@@ -23,48 +21,9 @@ from experiments.report.tables import mean_std, setup, signed
 from experiments.sweeps.ablations import SWEEPS
 from experiments.sweeps.rows import RESULTS, read_sweeps
 from repvgg_jax.errors import UsageError
+from tests.support.report_rows import TOP1, all_rows, row
 
 ROOT = Path(__file__).parents[2]
-TOP1 = {  # of three seeds, in percent
-    "none": [69.1, 69.9, 70.4],
-    "identity": [71.0, 71.2, 71.9],
-    "1x1": [71.6, 72.2, 73.1],
-    "both": [72.0, 73.1, 72.9],
-}
-
-
-def row(name, seed, top1=None, sweep="branches", /, **changes):
-    """Returns a row as `append_row` writes it."""
-    value = (TOP1[name][seed] if top1 is None else top1) / 100
-    steps = list(range(25, 301, 25))
-    return {
-        **{"version": 1, "sweep": sweep, "name": name, "seed": seed, "protocol": "cifar10_short"},
-        **{
-            "config_hash": f"{zlib.crc32(f'{sweep} {name} {seed}'.encode()):012x}",
-            "commit": "0" * 40,
-        },
-        **{"dirty": False, "device": "cpu x1", "steps": 300, "step_seconds": 0.2 + value / 9},
-        "overrides": json.loads(json.dumps(SWEEPS[sweep].variants.get(name, {})))
-        if sweep in SWEEPS
-        else {},
-        "top1": {"train_form": value, "fused": value},
-        "fusion_error": 5e-7 * (1 + seed),
-        "temporaries_bytes": None,
-        "params": {"train_form": 1100, "fused": 1000},
-        "macs": {"train_form": 2e6, "fused": 1e6 * (1 + len(name))},
-        "finished": f"2026-01-0{1 + seed}T00:00:00Z",
-        "curves": {
-            "train": {"step": steps, "loss": [2.0 - s / 300 for s in steps], "top1": steps},
-            "eval": {"step": [150, 300], "loss": [1.0, 0.8], "top1": [value / 2, value]},
-        },
-        **changes,
-    }
-
-
-def all_rows():
-    rows = [row(name, seed) for name in TOP1 for seed in range(3)]
-    rows += [row(name, 0, 70.0, "groups") for name in ("1", "2", "4")]
-    return rows
 
 
 def write(folder, rows):
@@ -150,18 +109,6 @@ def test_order_is_compared_by_kendalls_tau():
     assert compare_order(group, two).tau is None
     (one_seed, *_), _ = group_rows([row(name, 0) for name in TOP1])
     assert compare_order(one_seed, published).tau is None
-
-
-def test_step_times_of_few_steps_are_left_out_and_those_of_one_seed_marked():
-    def times(seeds, steps):
-        rows = [row("both", seed, steps=steps) for seed in range(seeds)]
-        (group,), _ = group_rows(rows)
-        return step_times(group)
-
-    assert times(2, 99) == ({}, "left out below 100 steps")
-    for seeds, how in ((1, "one seed, too few to compare"), (2, "fastest seed")):
-        found, label = times(seeds, 100)
-        assert (list(found), label) == (["both"], f"{how}, cpu x1")
 
 
 def tables(rows):
@@ -320,29 +267,6 @@ def test_curves_are_taken_where_all_seeds_have_them():
     steps, values = seed_curves(rows, "train", "loss")
     assert steps.tolist() == [2, 4]
     assert values.tolist() == [[3, 1], [5, 3]]
-
-
-def test_outliers_are_not_drawn_but_named():
-    rows = [row("none", 0, 12.0), *(r for r in all_rows() if r["name"] != "none")]
-    groups, _ = group_rows(rows)
-    scatter = sweep_scatter(groups[0])
-    assert [point.name for point in scatter.points] == ["identity", "1x1", "both"]
-    assert "none (12.0%)" in scatter.remark
-    common = common_scatter(groups)
-    named = {point.name for point in common.points if point.labelled}
-    # 1x1 costs 4, both and its 5 millions; the groups cost 2.
-    assert named == {"branches: both", "branches: 1x1", "groups: 1", "groups: 2", "groups: 4"}
-
-
-def test_nets_of_the_same_macs_are_drawn_by_their_parameters():
-    sizes = {"repvgg": 500_000, "resnet": 300_000, "vgg": 1_100_000}
-    changes = {name: {"params": {"fused": n}, "macs": {"fused": 4e7}} for name, n in sizes.items()}
-    rows = [row(name, 0, 80.0, "comparison", **fields) for name, fields in changes.items()]
-    scatter = sweep_scatter(group_rows(rows)[0][0])
-    assert {point.name: point.x for point in scatter.points} == {
-        name: n / 1e6 for name, n in sizes.items()
-    }
-    assert scatter.cost.startswith("parameters")
 
 
 @pytest.mark.parametrize(
