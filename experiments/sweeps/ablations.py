@@ -6,6 +6,7 @@ different here, so only the order of variants can be compared.
 
 from typing import Any
 
+from experiments.sweeps.networks import NETWORKS, NETWORKS_NOTE, SMALL_NETWORKS, net_fields
 from experiments.sweeps.spec import Overrides, PaperPair, Sweep
 
 TABLE_6 = "RepVGG (arXiv 2101.03697), Table 6: RepVGG-B0 on ImageNet, 120 epochs"
@@ -51,16 +52,12 @@ def _groups(groups: int, layers: range | None = None) -> Overrides:
     return {"model.groups": groups, **where}
 
 
-def _net(name: str, **fields: Any) -> Overrides:
-    """Returns the fields of a net, without the depths, widths and strides of the protocol's."""
-    fields = dict.fromkeys(("depths", "widths", "strides")) | fields
-    return {f"model.{field}": value for field, value in ({"name": name} | fields).items()}
-
-
 def _deep(activation: str, initializer: str, **fields: Any) -> Overrides:
     """Returns fields of a plain net of 100 layers without BatchNorm."""
     return {
-        **_net("deep_plain", depth=100, width=32, activation=activation, initializer=initializer),
+        **net_fields(
+            "deep_plain", depth=100, width=32, activation=activation, initializer=initializer
+        ),
         "optim.weight_decay": 0.0,
         "optim.clip_norm": 10.0,
         "optim.learning_rate": 0.1,
@@ -69,7 +66,6 @@ def _deep(activation: str, initializer: str, **fields: Any) -> Overrides:
     }
 
 
-_STEM = (3, 1, 1)  # keeps the size of the images
 _MAX_NORM = {
     "optim.max_norm": 1.36,
     "optim.clip_norm": 1.0,
@@ -262,52 +258,14 @@ SWEEPS: dict[str, Sweep] = {
     "comparison": Sweep(
         title="RepVGG and other networks of the same cost",
         baseline="repvgg",
-        variants={
-            "repvgg": _net(
-                "repvgg_a0",
-                depths=(1, 2, 4, 12, 1),
-                widths=(16, 16, 32, 64, 128),
-                strides=(1, 1, 2, 2, 2),
-            ),
-            "vgg": _net(
-                "vgg16_bn",
-                depths=(2, 2, 3, 3),
-                widths=(24, 48, 96, 192),
-                strides=(2, 2, 2, 2),
-                hidden=(),
-            ),
-            "resnet": _net(  # ResNet-20 of its paper, section 4.2, with 1x1 shortcuts
-                "resnet18", depths=(3, 3, 3), widths=(16, 32, 64), strides=(1, 2, 2), stem=_STEM
-            ),
-            "regnetx": _net(  # by its paper's rule, with 32, 22, 2, 9 and groups of 16 channels
-                "regnetx_400mf",
-                depths=(1, 2, 4, 2),
-                widths=(32, 64, 128, 256),
-                strides=(1, 2, 2, 2),
-                stem=_STEM,
-            ),
-            "densenet": _net(  # its paper's 40 layers, with a growth of 9 instead of 12
-                "densenet121", depths=(6, 6, 6), growth=9, width=18, stem=_STEM
-            ),
-            "mobilenetv2": _net(
-                "mobilenetv2_100",
-                multiplier=0.6,
-                strides=(1, 1, 2, 2, 1, 2, 1),
-                stem=_STEM,
-                dropout=0.0,
-            ),
-            "shufflenetv2": _net("shufflenetv2_100", widths=(110, 220, 440), stem=_STEM),
-            "efficientnet": _net(
-                "efficientnet_b0",
-                multiplier=0.54,
-                strides=(1, 1, 2, 2, 1, 2, 1),
-                stem=_STEM,
-                dropout=0.0,
-                drop_path=0.0,
-            ),
-        },
-        note="The variants set all fields of the nets, so that a protocol is only a recipe, the "
-        "same for all of them, and tuned for none. Fused, each net has 41 million multiply-adds, "
-        "to 5%; parameters differ.",
+        variants=NETWORKS,
+        note=f"{NETWORKS_NOTE} Fused, each net has 41 million multiply-adds, to 5%.",
+    ),
+    "comparison_small": Sweep(
+        title="RepVGG and other networks of the same small cost",
+        baseline="repvgg",
+        variants=SMALL_NETWORKS,
+        note=f"{NETWORKS_NOTE} Fused, each net has 10 million multiply-adds, to 5%: a quarter of "
+        "those of `comparison`, by a first layer of stride 2, or half the width (VGG).",
     ),
 }
