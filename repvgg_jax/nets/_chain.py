@@ -8,6 +8,7 @@ from jax import Array
 
 from repvgg_jax.errors import UsageError
 from repvgg_jax.nets._base import Net
+from repvgg_jax.nets._checks import check_stages
 from repvgg_jax.nets._initializers import INITIALIZERS, redraw
 from repvgg_jax.nets._spec import BlockSpec, FeatureInfo, block_name, stage_infos
 from repvgg_jax.runtime.compilation import barrier
@@ -113,17 +114,5 @@ class Chain(Net):
 
     def check_fields(self) -> None:
         """Raises UsageError if a field of this class is invalid; `plan` calls this first."""
-        for field in ("depths", "widths", "strides"):
-            value = getattr(self, field)
-            if not isinstance(value, tuple | list):
-                raise UsageError(f"{field}={value!r}: must be a tuple with one entry per stage")
-        stages = f"depths {self.depths}, widths {self.widths} and strides {self.strides}"
-        if not self.depths:
-            raise UsageError(f"{stages}: there must be at least one stage")
-        if not len(self.depths) == len(self.widths) == len(self.strides):
-            counts = f"{len(self.depths)}, {len(self.widths)} and {len(self.strides)}"
-            raise UsageError(f"{stages} must each have one entry per stage, but have {counts}")
-        for count in (*self.depths, *self.widths, *self.strides):
-            if not isinstance(count, int) or count < 1:
-                raise UsageError(f"{stages} must be positive integers")
+        check_stages(depths=self.depths, widths=self.widths, strides=self.strides)
         super().check_fields()

@@ -19,9 +19,15 @@ def check_stages(**fields: Any) -> None:
         if not all(isinstance(number, int) and number > 0 for number in value):
             raise UsageError(f"{field}={value!r}: must be positive integers")
     if len({len(value) for value in fields.values()}) > 1:
-        found = " and ".join(f"{field} {value}" for field, value in fields.items())
-        counts = " and ".join(str(len(value)) for value in fields.values())
+        found = _listed([f"{field} {value}" for field, value in fields.items()])
+        counts = _listed([str(len(value)) for value in fields.values()])
         raise UsageError(f"{found} must each have one entry per stage, but have {counts}")
+
+
+def _listed(names: list[str]) -> str:
+    """Returns at least two names as "a and b", or "a, b and c"."""
+    *others, last = names
+    return f"{', '.join(others)} and {last}"
 
 
 def check_stem(stem: Any) -> None:
