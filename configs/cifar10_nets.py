@@ -7,7 +7,7 @@ these halvings, by stride 1 in its stem and in its first stages, and ends with m
 keeps all five, as is usual, and has a single dense layer. docs/concepts/nets.md lists the fields.
 
 For a GPU: the recipe of configs/cifar10_b0.py. Nets of full width and depth have not been trained
-with it. The sweep `comparison` (experiments/sweeps/ablations.py) has small members of the same
+with it. The sweep `comparison` (experiments/sweeps/networks.py) has small members of the same
 families, all of the same cost.
 """
 

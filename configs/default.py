@@ -39,7 +39,7 @@ def get_config() -> ConfigDict:
     # pooling after it; (3, 1, 1) for images of 32x32 (docs/concepts/nets.md).
     model.stem = placeholder(tuple)
     model.hidden = placeholder(tuple)  # vgg: outputs of the hidden dense layers; (4096, 4096)
-    # Probability: VGG, after each of them (0.5); in other nets, before the head.
+    # Probability of dropout: VGG, after each hidden layer (0.5); other nets, before the head.
     model.dropout = placeholder(float)
     # Probability of skipping the last unit: mobilenetv2 (0 if unset), efficientnet (0.2).
     model.drop_path = placeholder(float)
@@ -112,7 +112,7 @@ def get_config() -> ConfigDict:
     train.cutmix = 0.0  # alpha of the Beta distribution; 0 disables it
     train.deterministic = False  # bit-for-bit reproducible on GPUs too, but slower
     train.deadline = placeholder(float)  # seconds from the start within which to save and stop
-    train.eval_every = placeholder(int)  # steps; whole epochs, of 50 steps or more
+    train.eval_every = placeholder(int)  # steps; the fewest whole epochs that have 50 or more
     train.checkpoint_every = 1000  # steps; evaluations also write checkpoints
     train.keep = 2  # latest checkpoints to keep, in addition to that with the best top-1
     train.log_every = 50  # steps
@@ -123,8 +123,9 @@ def get_config() -> ConfigDict:
     optim.momentum = 0.9
     optim.nesterov = False
     optim.weight_decay = 1e-4
-    # Weight decay of kernels and of the scale of the identity's BatchNorm, as in the released code
-    # (whose rule exempts names with "bn" or "bias", unlike that one). The first match applies.
+    # Weight decay of kernels and of the scale of the identity's BatchNorm, as in the released code:
+    # it exempts names with "bn" or "bias", and its name of that scale has neither. The first match
+    # applies.
     optim.decay_rules = (
         (r".*kernel", 1.0),
         (r".*/bn_identity/scale", 1.0),

@@ -5,11 +5,14 @@
 The fields that are unset below get values that suit the images, the classes and the device. The run
 prints these values (docs/guides/your_own_images.md).
 
-Expected on two CPU cores: 70.0% top-1 on the 600 test images of three classes of CIFAR-10 after
-training on 30 images of each for two minutes; 57.8% on the 2,000 test images of all ten after
-training on 200 of each for six; 78.0% on held-out images of a hundred classes of 1,000 images of 32
-pixels after two hours on busy cores. A hundred classes of 1,000 photographs take about six hours.
-Not measured on a GPU.
+Measured on two CPU cores, with images of 32 pixels:
+
+  classes                     training images   training   top-1
+  3 of CIFAR-10                    30 of each      2 min   70.0% of 600 test images
+  10 of CIFAR-10                  200 of each      6 min   57.8% of 2,000 test images
+  100, of 1,000 images each       800 of each        2 h   78.0% of held-out images, busy cores
+
+A hundred classes of 1,000 photographs take about six hours. Not measured on a GPU.
 """
 
 from ml_collections import ConfigDict

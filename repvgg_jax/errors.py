@@ -86,9 +86,9 @@ def shortened(names: Sequence[str], most: int = 10) -> str:
 
 
 def described(value: Any) -> str:
-    """Returns text on a wrong argument: a string, number or shape itself, or the type of others.
+    """Returns a short description of a wrong argument, for an error message.
 
-    The text on an array also has its shape.
+    None, strings, numbers and shapes are shown as they are, others by type, arrays also by shape.
 
     Example:
       >>> described(3), described([3]), described(None)

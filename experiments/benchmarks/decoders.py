@@ -20,6 +20,7 @@ from repvgg_jax.data.augment.rectangles import random_box
 from repvgg_jax.data.augment.transforms import resized_crop
 from repvgg_jax.data.decode.image import open_image
 from repvgg_jax.data.sampler import example_rng
+from repvgg_jax.errors import UsageError
 
 ROUNDS, FILES = 5, 400
 
@@ -86,10 +87,14 @@ def main() -> None:
     parser.add_argument("--folder", type=path_type, required=True, help=text)
     parser.add_argument("--size", type=int, default=224, help="side of the crops in pixels")
     options = parser.parse_args()
-    import cv2
-
+    try:
+        import cv2
+    except ImportError:
+        raise UsageError("cv2 is not installed: pip install opencv-python-headless") from None
     cv2.setNumThreads(1)
     files = sorted(options.folder.rglob("*.[jJ][pP]*[gG]"))[:FILES]
+    if not files:
+        raise UsageError(f"--folder={options.folder} has no JPEGs")
     images = [path.read_bytes() for path in files]
     sizes = [Image.open(io.BytesIO(data)).size for data in images]
     boxes = [random_box(example_rng(0, i), *size) for i, size in enumerate(sizes)]

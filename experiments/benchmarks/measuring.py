@@ -1,4 +1,4 @@
-"""Programs compiled at once in threads, and timed so that one that fails leaves the others."""
+"""Compiles programs in threads, and times them so that one that fails does not stop the others."""
 
 import traceback
 from collections.abc import Callable, Mapping

@@ -18,7 +18,7 @@ _LEFT_OUT = "left out, the time is up"
 
 
 class Part(NamedTuple):
-    """A part: its name, arguments of Python, and environment variables that it differs in."""
+    """A part: its name, the arguments of Python, and the environment variables to set."""
 
     name: str
     command: Sequence[str]

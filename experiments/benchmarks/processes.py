@@ -1,4 +1,4 @@
-"""Parts as processes: their rows as they come, and what ended them."""
+"""Runs parts as processes, and yields their rows as they come and the cause of a failure."""
 
 import json
 import os
@@ -43,7 +43,7 @@ def rows_of(
         for line in process.stdout or ():
             if line.endswith("\n"):  # otherwise, it was killed meanwhile
                 yield json.loads(line)
-        # The group's other processes have the end of the pipe no more, but this one may still run.
+        # All processes of the group have closed the pipe, but this one may still be running.
         code = process.wait()
         if time.monotonic() >= deadline:
             yield {"error": "stopped, the time is up"}

@@ -1,4 +1,4 @@
-"""Loads the server with concurrent clients, and compares it with direct batched inference.
+"""Puts the server under load from concurrent clients, and compares it with direct inference.
 
   python -m experiments.benchmarks.serving --model=model.onnx --images=photos [--clients=32]
 
@@ -146,7 +146,7 @@ def main() -> None:
     print(
         f"{model.description}; {options.clients} clients, {cpu_cores()} cores\n"
         f"net alone {middle(net):.1f}, direct {middle(direct):.1f}, server {middle(served):.1f} "
-        f"images/s; server of direct {middle(ratios):.2f}\n"
+        f"images/s; server / direct {middle(ratios):.2f}\n"
         f"processor time an image: {costs}\n"
         f"p50 {p50:.0f} ms, p99 {p99:.0f} ms; {wrong} of {len(seconds)} requests without a correct "
         "answer"

@@ -1,11 +1,11 @@
-"""Errors of logits beside a PyTorch model's own rounding errors: the bound of all comparisons."""
+"""Errors of logits, judged by the rounding errors of a PyTorch model itself."""
 
 from typing import Any
 
 import numpy as np
 
 # Sums in another order round differently: in docs/results/frameworks.md, errors here are at most
-# 2.5 times those of the same model in PyTorch.
+# 1.8 times those of the same model in PyTorch.
 FACTOR = 5
 # Rounding error of a model above which it could hide another function: nets that amplify it so much
 # amplify other differences as well, up to the size of the logits, which is 1.
@@ -29,14 +29,14 @@ def errors(module: Any, images: np.ndarray, *logits: np.ndarray) -> list[float]:
     return [float(np.abs(each - exact).max() / np.abs(exact).max()) for each in (theirs, *logits)]
 
 
-def sound(there: float) -> bool:
-    """Returns True if a module's own error, the first of `errors`, hides no other."""
-    return there < SOUND
+def sound(own: float) -> bool:
+    """Returns True if a module's own rounding error is too small to hide a real difference."""
+    return own < SOUND
 
 
-def agree(there: float, *ours: float) -> bool:
-    """Returns True if errors are of the size of the module's own, which are those of rounding."""
-    return sound(there) and all(each <= FACTOR * there for each in ours)  # False for NaN
+def agree(own: float, *ours: float) -> bool:
+    """Returns True if the errors `ours` are of the size of the module's own rounding error."""
+    return sound(own) and all(each <= FACTOR * own for each in ours)  # False for NaN
 
 
 def depend_on_images(logits: np.ndarray) -> bool:

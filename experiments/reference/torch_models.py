@@ -16,9 +16,9 @@ from repvgg_jax.interop.layouts import LAYOUTS
 from repvgg_jax.nets import create
 
 PACKAGES = ("torchvision", "timm")
-# Names there, or functions of the imported package, where they are not those here. Underscores do
-# not count, except between digits: regnetx_400mf is torchvision's regnet_x_400mf.
-# None if a net of the same name is another.
+# Our name of a model -> the package's name, or a function of the package that makes the model; None
+# if the package's model of that name is another net. Models that are not listed have the same name,
+# apart from underscores that are not between digits: regnetx_400mf is regnet_x_400mf.
 NAMES: dict[str, dict[str, str | Callable[..., torch.nn.Module] | None]] = {
     "torchvision": {
         "googlenet": None,  # here without BatchNorms, as in the paper
@@ -145,9 +145,9 @@ def randomize(module: torch.nn.Module, images: np.ndarray) -> torch.nn.Module:
 
 
 def random_images(count: int, side: int) -> np.ndarray:
-    """Returns images [count, side, side, 3] of noise of two scales, pixels and quarters of a side.
+    """Returns images [count, side, side, 3]: noise at two scales, pixels and quarters of a side.
 
-    The means of pixels alone are nearly the same in all images, as are then the logits.
+    With noise of single pixels only, all images would have nearly the same means and logits.
     """
     draw = np.random.default_rng(0).standard_normal
     coarse = draw((count, 4, 4, 3), np.float32)

@@ -73,6 +73,7 @@ _MAX_NORM = {
     "optim.rate_rules": (),
 }
 
+# Names in "depth" number stages as the paper does, from 1, those in "groups" as the code, from 0.
 SWEEPS: dict[str, Sweep] = {
     "branches": Sweep(
         title="Branches beside the 3x3",

@@ -37,6 +37,16 @@ def path_type(text: str) -> Path:
         raise argparse.ArgumentTypeError(str(error)) from None
 
 
+def integers(text: str) -> tuple[int, ...]:
+    """Returns comma-separated integers, as the `type` of an argument."""
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"{text!r}: must be comma-separated integers, such as 0,1,2"
+        ) from None
+
+
 def writing(path: Path) -> AbstractContextManager[None]:
     """Returns a context that raises RunError, naming the path, for errors of the file system."""
     return reraise(OSError, lambda error: RunError(f"{path} cannot be written ({one_line(error)})"))

@@ -27,7 +27,7 @@ from experiments.sweeps.expand import (
     parse_overrides,
     variant_errors,
 )
-from experiments.sweeps.flags import Parser, path_type, run_command
+from experiments.sweeps.flags import Parser, integers, path_type, run_command
 from experiments.sweeps.jobs import Job
 from experiments.sweeps.launchers.base import (
     LAUNCHERS,
@@ -75,7 +75,7 @@ def sweep_parser(description: str | None) -> Parser:
         help=f"config that the variants change: {' or '.join(PROTOCOLS)} (default: cifar10_short)",
     )
     parser.add_argument(
-        "--seeds", type=_integers, default=SEEDS, help="seeds, comma-separated (default: 0,1,2)"
+        "--seeds", type=integers, default=SEEDS, help="seeds, comma-separated (default: 0,1,2)"
     )
     parser.add_argument(
         "--only", type=_names, default=(), help="variants, comma-separated (default: all)"
@@ -109,15 +109,6 @@ def selecting_flags(options: argparse.Namespace) -> list[str]:
     if options.only:
         flags.append(f"--only={','.join(options.only)}")
     return [*flags, f"--results={options.results}", *options.fields]
-
-
-def _integers(text: str) -> tuple[int, ...]:
-    try:
-        return tuple(int(part) for part in text.split(","))
-    except ValueError:
-        raise argparse.ArgumentTypeError(
-            f"{text!r}: must be comma-separated integers, such as 0,1,2"
-        ) from None
 
 
 def _names(text: str) -> tuple[str, ...]:

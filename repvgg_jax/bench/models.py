@@ -108,7 +108,7 @@ def _run_task(task: str, forms: list[_Form], config: ConfigDict, peak: float, pa
                 "measure again when nothing else runs"
             )
         if faster := [row["form"] for row in rows if row["share_of_peak"] is None]:
-            print(f"no share of peak, since faster than what was measured: {', '.join(faster)}")
+            print(f"share of peak left out, since it would exceed 100%: {', '.join(faster)}")
         if max(row["milliseconds"] for row in rows) > 1e3 * config.bench.seconds:
             print(f"skipped larger batches: bench.seconds={config.bench.seconds}")
             break

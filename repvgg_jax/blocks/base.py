@@ -25,7 +25,7 @@ FeatureMap = Float[Array, "batch height width channels"]
 
 
 class Block(nn.Module):
-    """The base class of blocks: layers of a net without the nonlinearity, described by `BlockSpec`.
+    """The base class of blocks. A block is a layer of a net, without the ReLU that follows it.
 
     [batch, height, width, cin] -> [batch, ceil(height / strides), ceil(width / strides), features].
     In evaluation mode a block is affine, and `fuse` returns the equivalent convolution. All blocks
@@ -44,11 +44,11 @@ class Block(nn.Module):
       bn_epsilon: constant that BatchNorms add to the variance.
       conv_algorithm: algorithm of the convolutions, one of `ops.convolution.ALGORITHMS`.
       fusable: class attribute; False if the block is not equivalent to a convolution.
-      single: class attribute; True if the train form has one convolution, without other branches,
-        which would have to read the same pixels.
+      single: class attribute; True if the train form is a single convolution. Only then may the
+        kernel be non-square or the padding asymmetric: branches would read other pixels.
 
     Raises:
-      UsageError: if the kernel size is even, or it or the padding needs a block that is `single`.
+      UsageError: if the kernel size is even, or only a `single` block supports it or the padding.
     """
 
     fusable: ClassVar[bool] = True
@@ -72,7 +72,8 @@ class Block(nn.Module):
         if not self.single and (len(sides) > 1 or self.padding != "symmetric"):
             raise UsageError(
                 f"a layer with kernel_size={self.kernel_size} and padding={self.padding!r} cannot "
-                f"be a {type(self).__name__}, which takes a square kernel and symmetric padding"
+                f"be a {type(self).__name__}, which takes a square kernel and symmetric padding; "
+                "use block='plain'"
             )
         super().__post_init__()
 

@@ -1,4 +1,4 @@
-"""The deploy form of every block: one convolution with a bias."""
+"""The fused form of every block: one convolution with a bias."""
 
 from typing import ClassVar
 

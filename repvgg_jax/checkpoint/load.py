@@ -52,8 +52,8 @@ def _check_fused_step(workdir: Path, step: int | None) -> None:
     fused, found = fused_step(workdir), steps(workdir)
     if step not in (None, fused):
         raise UsageError(
-            f"the fused weights in {workdir} are of step {fused}, not {step}; --mode=fuse "
-            f"--step={step} replaces them, and fuse(*load(workdir, step={step})) does not"
+            f"the fused weights in {workdir} are of step {fused}, not {step}; replace them by "
+            f"--mode=fuse --step={step}, or fuse in memory: fuse(*load(workdir, step={step}))"
         )
     if step is None and found and fused != found[-1]:
         logging.warning(
@@ -89,9 +89,10 @@ def load_trained(workdir: Path, step: int | None = None) -> tuple[nn.Module, dic
 
 
 def fused_step_of(workdir: Path, step: int | None = None) -> int | None:
-    """Returns the step of the fused weights if it is `step`, the latest by default; else None.
+    """Returns the step of the fused weights if it is the wanted one, else None.
 
-    A run without checkpoints may have a fused pair, whose step this is then.
+    The wanted step is `step`, or by default that of the latest checkpoint. In a run without
+    checkpoints, any step is accepted.
     """
     wanted = steps(workdir)[-1:] if step is None else [step]
     fused = fused_step(workdir)

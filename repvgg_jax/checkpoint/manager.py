@@ -87,7 +87,7 @@ def _manager(workdir: Path, **options: Any) -> ocp.CheckpointManager:
         "position": ocp.JsonCheckpointHandler(),
     }
     options = ocp.CheckpointManagerOptions(**options)
-    # It reads the metadata of all checkpoints.
+    # The constructor reads the metadata of all checkpoints, so that any damaged one may raise.
     return read_named(
         folder, lambda: ocp.CheckpointManager(folder, options=options, item_handlers=handlers)
     )

@@ -27,8 +27,8 @@ configs/default.py lists all fields; override any of them: --config.train.epochs
 --config.model.strides=None
 
   --weights FILE           PyTorch weights: output of to_torch, input of import (or FILE:ENTRY)
-  --layout timm --fused    to_torch: naming of the weights (official, torchvision); the fused ones
-  --format LIST            export: onnx, stablehlo, torch, safetensors and tflite, with commas
+  --layout NAME --fused    to_torch: names (official, timm, torchvision); write the fused net
+  --format LIST            export: comma-separated onnx, stablehlo, torch, safetensors, tflite
   --opset N --dynamic_size --preprocess --allow_train_form     export: see docs/guides/export.md
   --step N                 fuse, eval, export, predict: step of the checkpoint; default: the latest
   --images PATH            predict: an image, or a folder of images
@@ -168,7 +168,10 @@ def mode_arguments(name: str, values: flags.FlagValues) -> dict[str, Any]:
 
 
 def _check_config_of_run(name: str, values: flags.FlagValues) -> None:
-    """Refuses a config for a mode that uses that of the run; its name may stand for the workdir."""
+    """Raises UsageError if a mode that uses the run's own config is given another one.
+
+    --config alone is allowed: its name then determines the default workdir.
+    """
     fields = [flag for flag in values if flag.startswith("config.") and values[flag].present]
     if values["config"].present and (fields or values["workdir"].present):
         flag = fields[0] if fields else "config"

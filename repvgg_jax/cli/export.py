@@ -22,7 +22,7 @@ from repvgg_jax.config.workdir import lock_run, named_write_errors, read_config
 from repvgg_jax.data.images import normalize
 from repvgg_jax.errors import RunError, UsageError, check_known
 from repvgg_jax.export.metadata import Metadata
-from repvgg_jax.export.verification import BATCHES, package, random_pixels
+from repvgg_jax.export.verification import BATCHES, import_package, random_pixels
 from repvgg_jax.fusion.certificate import FILE as CERTIFICATE
 from repvgg_jax.runtime.files import read_json
 from repvgg_jax.runtime.mesh import make_mesh
@@ -134,7 +134,7 @@ def _options(names: list[str], given: dict[str, Any]) -> dict[str, dict[str, Any
             )
     for name in names:
         for needed in FORMATS[name].packages:
-            package(needed, FORMATS[name].extra)
+            import_package(needed, FORMATS[name].extra)
     return {
         name: {
             option: value

@@ -69,11 +69,14 @@ def fuse_and_save(
     fused_net, fused_variables = fuse(*pair)
     report = verify(*pair, images, (fused_net, fused_variables))
     if not report.max_relative_error <= tolerance:
+        blocks = ""
+        if report.blocks:  # deep_plain has none
+            error = report.blocks[report.worst_block]
+            blocks = f" and {error:.1e} in the worst block, {report.worst_block}"
         raise RunError(
             "nothing was written, since the fused form differs from the train form by a relative "
-            f"error of {report.exact.relative_error:.1e} in the logits and "
-            f"{report.blocks[report.worst_block]:.1e} in the worst block, {report.worst_block}; "
-            f"the limit is fuse.tolerance={tolerance:g}"
+            f"error of {report.exact.relative_error:.1e} in the logits{blocks}; the limit is "
+            f"fuse.tolerance={tolerance:g}"
         )
     run_hash = config_hash(read_config(workdir))
     certificate = certify(

@@ -234,7 +234,8 @@ def _file(path: Path | None) -> Iterator[Writer]:
     naming_it = functools.partial(reraise, OSError, failed)
     draft = path.with_name(f"{path.name}.part")
     with naming_it():
-        # The escapes are also those of JSON, whose readers get a file's name as Python has it.
+        # `backslashreplace` writes an undecodable byte of a file name as \udcXX. That is an escape
+        # of JSON too, so readers of JSON get the name as Python has it.
         file = draft.open("w", encoding="utf-8", errors="backslashreplace", newline="")
     try:
         yield naming_it()(_WRITERS[path.suffix.lower()](file))

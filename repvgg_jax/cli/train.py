@@ -60,8 +60,8 @@ from repvgg_jax.training.train import TrainResult, train
 def run_train(config: ConfigDict, workdir: Path) -> None:
     """Trains or resumes a run, evaluates, fuses and verifies it, and writes `report.json`.
 
-    If the run is finished, prints its report and opens no data; class folders that are there must
-    have its classes.
+    If the run is finished, prints its report without opening the data. If its class folders still
+    exist, their names must be the run's classes.
 
     Raises:
       UsageError: if the config cannot run, or the workdir belongs to another config.
@@ -71,7 +71,7 @@ def run_train(config: ConfigDict, workdir: Path) -> None:
     """
     check_unlocked(workdir)
     config = resolve(config, workdir)
-    check_config(config)  # before a misspelled name counts as another config
+    check_config(config)  # first: `check_workdir` would report a typo as another config
     check_workdir(config, workdir)
     earlier = read_report(workdir)
     if all_processes(is_finished(earlier, config, workdir)):

@@ -261,7 +261,7 @@ def make_eval_data(config: ConfigDict, mesh: Mesh, run: Path | None = None) -> S
 
 def _make_split(config: ConfigDict, split: str, batch_size: int, run: Path | None) -> Split:
     source = make_source(config, split, run)
-    if config.data.skip_corrupt:  # the size of a data set in memory is known once it is decoded
+    if config.data.skip_corrupt:  # decoding drops corrupt images, which changes the size
         source = in_memory_if_small(source)
     return Split(
         source=source,

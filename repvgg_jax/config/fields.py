@@ -155,6 +155,19 @@ REQUIRED = (
     *("optim.learning_rate", "optim.warmup_epochs", "fuse.verify_images"),
 )
 
+# The other fields with a default, which no config may unset.
+ALWAYS_SET = (
+    *("seed", "data.source", "data.flip", "data.policy", "data.policy_operations"),
+    *("data.policy_magnitude", "data.policy_std", "data.erasing", "data.skip_corrupt"),
+    *("data.workers", "mesh.data", "mesh.fsdp", "mesh.min_size"),
+    *("train.accumulate", "train.mixup", "train.cutmix", "train.deterministic"),
+    *("train.checkpoint_every", "train.keep", "train.log_every"),
+    *("optim.momentum", "optim.nesterov", "optim.weight_decay", "optim.decay_rules"),
+    *("optim.bias_rate_factor", "optim.rate_rules", "optim.ema_decay", "optim.ema_warmup"),
+    *("optim.label_smoothing", "optim.auxiliary_weight"),
+    *("bench.batch_sizes", "bench.seconds", "fuse.tolerance"),
+)
+
 # Fields that the config.json of earlier runs may lack; they are unset there.
 ADDED = (
     *("init_head", "data.holdout", "train.steps_per_call"),
@@ -225,6 +238,9 @@ def value_problems(config: ConfigDict) -> Iterator[str]:
     unset = [name for name in REQUIRED if values[name] is None]
     if unset and config.data.source != "folder":
         yield f"{shortened(unset, 3)}: unset; set them, or use data.source=folder"
+    for name in ALWAYS_SET:
+        if name in values and values[name] is None:
+            yield f"{name}=None: cannot be unset; configs/default.py has its default"
     for name in PATHS:
         if values[name] is not None:
             try:
@@ -238,7 +254,7 @@ def value_problems(config: ConfigDict) -> Iterator[str]:
         problem = "must be even, since train.mixup and train.cutmix mix pairs of images"
         yield f"train.batch_size={batch_size}: {problem}"
     for name in ("optim.decay_rules", "optim.rate_rules"):
-        for rule in values[name]:
+        for rule in values[name] or ():
             if problem := _rule_problem(rule):
                 yield f"{name}: {problem}"
 

@@ -34,7 +34,7 @@ LARGE = 10_000  # training images for which an accelerator gets a larger net and
 def resolve(
     config: ConfigDict, workdir: Path | None = None, devices: Sequence[jax.Device] | None = None
 ) -> ConfigDict:
-    """Returns a config without unset fields, and prints the values that it fills in.
+    """Returns the config with unset fields filled in, and prints the values that it fills in.
 
     A config that has all of `REQUIRED` is returned unchanged. Others need class folders
     (`data.source=folder`): the unset fields of `REQUIRED` and `OPTIONAL` get the values of

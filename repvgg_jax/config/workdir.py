@@ -16,7 +16,7 @@ from repvgg_jax.runtime.files import local_path, near_folder, read_json, write_j
 from repvgg_jax.runtime.lock import LOCK_FILE, locked
 from repvgg_jax.runtime.processes import primary, sync_processes
 
-_MOST = 6  # differing fields that are listed
+_MAX_LISTED = 6  # differing fields
 
 
 def check_workdir(config: Mapping[str, Any], workdir: Path) -> None:
@@ -44,10 +44,10 @@ def check_workdir(config: Mapping[str, Any], workdir: Path) -> None:
     if differing:
         # Those that say what was trained come first.
         differing.sort(key=lambda name: name not in ("model.name", "data.source", "data.name"))
-        changes = [f"{name}: {there.get(name)} there, {here.get(name)} here" for name in differing]
+        changes = [f"{n}: {there.get(n)} in the run, {here.get(n)} now" for n in differing]
         advice = "choose another --workdir, or remove that folder"
         kind = "with a different config"
-        if len(differing) > _MOST:
+        if len(differing) > _MAX_LISTED:
             kind = f"of another config, {run.model.name} on {data_name(run.data)}"
         elif {*differing} & {"train.epochs", "train.steps"}:
             advice += (
@@ -55,7 +55,8 @@ def check_workdir(config: Mapping[str, Any], workdir: Path) -> None:
                 "--workdir"
             )
         raise UsageError(
-            f"--workdir={workdir} contains a run {kind} ({shortened(changes, _MOST)}); {advice}"
+            f"--workdir={workdir} contains a run {kind} ({shortened(changes, _MAX_LISTED)}); "
+            f"{advice}"
         )
 
 
@@ -112,7 +113,7 @@ def check_writable(workdir: Path) -> None:
 
 
 def named_write_errors(workdir: Path) -> AbstractContextManager[None]:
-    """Raises UsageError for errors of the operating system while a workdir is written."""
+    """Returns a context that turns an OSError into a UsageError that names the workdir."""
     return reraise(
         OSError,
         lambda error: UsageError(
@@ -123,7 +124,7 @@ def named_write_errors(workdir: Path) -> AbstractContextManager[None]:
 
 
 def changed_fields(config: Mapping[str, Any], workdir: Path) -> dict[str, tuple[Any, Any]]:
-    """Returns name -> (value there, value here) of the fields that differ from a run's config.json.
+    """Returns name -> (value in the run, value now) of the fields that differ from config.json.
 
     Fields that the run's version did not have are left out.
     """

@@ -65,7 +65,8 @@ def put_training_images(split: Split, mesh: Mesh) -> TrainingImages | None:
 
     Returns:
       The images on the devices. None if the set is not in memory, if the host must augment it
-      (policies, random erasing, resized crops), or if it does not fit, which a line then says.
+      (policies, random erasing, resized crops), or if it does not fit, in which case a line is
+      logged.
     """
     source, transform = split.loaded, split.transform
     if not isinstance(source, ArraySource) or not len(source):
@@ -136,7 +137,7 @@ def put_eval_batches(split: Split, mesh: Mesh) -> dict[str, Array] | None:
 
     Returns:
       `image`, `label` and `mask` of all batches, [batches, batch, ...]; None if the split is not in
-      memory, or if it does not fit, which a line then says.
+      memory, or if it does not fit, in which case a line is logged.
     """
     source = split.loaded
     if not isinstance(source, ArraySource) or not len(source):

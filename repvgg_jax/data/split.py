@@ -32,8 +32,8 @@ class Split:
     def loaded(self) -> Source:
         """The source, decoded into memory at the first access if it is small.
 
-        Of a source that stays encoded, up to 2,000 images are opened, so that files that are no
-        images, and JPEGs without an end, are found before training.
+        Of a source that stays encoded, up to 2,000 images are opened, so that files that are not
+        images, and truncated JPEGs, are found before training.
 
         Raises:
           UsageError: if images are found to be corrupt or have labels out of range.

@@ -9,7 +9,7 @@ from repvgg_jax.errors import RunError, UsageError, one_line, reraise
 from repvgg_jax.export.metadata import Metadata
 from repvgg_jax.export.onnx_graph import INPUT, OUTPUT, make_graph
 from repvgg_jax.export.onnx_layout import Graph
-from repvgg_jax.export.verification import Export, Logits, check_extension, package, prepare
+from repvgg_jax.export.verification import Export, Logits, check_extension, import_package, prepare
 from repvgg_jax.nets import Net, Variables
 
 OPSETS = range(17, 22)
@@ -42,10 +42,11 @@ def export_onnx(
         file; by default no names, and ImageNet's normalization and 224 pixels. If its `preprocess`
         is True, the images are RGB pixels, uint8, in the same layout, and the graph normalizes
         them; otherwise they are normalized already, float32.
-      images: pixels, uint8 [count, side, side, 3], random if None. Four verify the file.
+      images: at least four images, uint8 [count, side, side, 3]; the first four verify the file.
+        Random if None.
       opset: version of ONNX's operators, 17 to 21.
-      dynamic_size: True if height and width may be any from `metadata.image_size` on. Nets whose
-        padding or pooling depends on the size cannot have this.
+      dynamic_size: True to accept any height and width from `metadata.image_size` on; an error
+        for nets whose padding or pooling depends on the size.
       allow_train_form: True to export a net that is not fused.
 
     Returns:
@@ -63,7 +64,7 @@ def export_onnx(
     """
     if opset not in OPSETS:
         raise UsageError(f"opset={opset!r}: choose from {OPSETS[0]} to {OPSETS[-1]}")
-    package("onnx"), package("onnxruntime")
+    import_package("onnx"), import_package("onnxruntime")
     check_extension(path, ".onnx")
     source, path = prepare(net, variables, path, metadata, images, allow_train_form)
     model = _model(source, make_graph(source, dynamic_size), opset, dynamic_size)
@@ -71,7 +72,7 @@ def export_onnx(
         source.check_larger(_logits(model.SerializeToString()))
 
     def save(file: Path, metadata: Metadata) -> None:
-        helper = package("onnx.helper")
+        helper = import_package("onnx.helper")
         helper.set_model_props(model, metadata.to_strings())
         file.write_bytes(model.SerializeToString())
 
@@ -80,7 +81,7 @@ def export_onnx(
 
 def _model(source: Export, graph: Graph, opset: int, dynamic_size: bool) -> Any:
     """Returns the checked model, without metadata."""
-    onnx, helper = package("onnx"), package("onnx.helper")
+    onnx, helper = import_package("onnx"), import_package("onnx.helper")
     if sum(value.nbytes for value in graph.initializers.values()) > _MAX_BYTES:
         raise UsageError("the weights are larger than 2 GB, the limit of a single ONNX file")
     side = source.metadata.image_size
@@ -125,7 +126,7 @@ def _model(source: Export, graph: Graph, opset: int, dynamic_size: bool) -> Any:
 
 def _logits(model: str | bytes) -> Logits:
     """Returns the function that onnxruntime computes with a file, or its bytes."""
-    onnxruntime = package("onnxruntime")
+    onnxruntime = import_package("onnxruntime")
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # errors
     session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])

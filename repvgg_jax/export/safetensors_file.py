@@ -12,7 +12,7 @@ from flax.traverse_util import unflatten_dict
 from repvgg_jax.errors import UsageError, one_line, reraise
 from repvgg_jax.export.metadata import Metadata
 from repvgg_jax.export.stablehlo_file import flat_arrays
-from repvgg_jax.export.verification import Export, Logits, check_extension, package, prepare
+from repvgg_jax.export.verification import Export, Logits, check_extension, import_package, prepare
 from repvgg_jax.nets import Net, Variables
 from repvgg_jax.runtime.compilation import jit_once
 
@@ -39,7 +39,8 @@ def export_safetensors(
       path: file to write, such as "model.safetensors".
       metadata: class names, normalization and size of the images; by default no names, and
         ImageNet's normalization and 224 pixels.
-      images: pixels, uint8 [count, side, side, 3], random if None. Four verify the file.
+      images: at least four images, uint8 [count, side, side, 3]; the first four verify the file.
+        Random if None.
       allow_train_form: True to export a net that is not fused.
 
     Returns:
@@ -55,7 +56,7 @@ def export_safetensors(
       >>> safetensors(net, variables, "b1.safetensors").export_error  # doctest: +SKIP
       0.0
     """
-    safetensors = package("safetensors.numpy")
+    safetensors = import_package("safetensors.numpy")
     if metadata is not None and metadata.preprocess:
         raise UsageError("metadata.preprocess=True: a file of arrays normalizes nothing; unset it")
     check_extension(path, ".safetensors")
@@ -75,7 +76,7 @@ def read_safetensors(path: str | Path) -> tuple[Variables, Metadata]:
     Raises:
       UsageError: if the file cannot be read, or it is not one of this package.
     """
-    safetensors = package("safetensors")
+    safetensors = import_package("safetensors")
 
     def failed(error: Exception) -> UsageError:
         return UsageError(f"{path} cannot be read as a safetensors file ({one_line(error)})")

@@ -36,7 +36,7 @@ def export_stablehlo(
     dynamic_size: bool = False,
     allow_train_form: bool = False,
 ) -> Metadata:
-    """Writes a net as a StableHLO program of any batch size, which runs where only JAX is.
+    """Writes a net as a StableHLO program for any batch size, which needs only JAX to run.
 
     `jax.export.deserialize` reads the file. The header `<path>.json` beside it has the metadata,
     the date, the versions, and the SHA-256 of the file. All convolutions are XLA's, in float32.
@@ -48,12 +48,13 @@ def export_stablehlo(
       metadata: class names, normalization and size of the images; by default no names, and
         ImageNet's normalization and 224 pixels. If its `preprocess` is True, the program takes
         uint8 images, and normalizes them.
-      images: pixels, uint8 [count, side, side, 3], random if None. Four verify the file.
-      weights: "inside" the program, so that nobody can run it with others; or as its first
-        "argument", a dict of arrays as in the file of `rj.export.safetensors`, so that
-        checkpoints share one program, of some kilobytes.
+      images: at least four images, uint8 [count, side, side, 3]; the first four verify the file.
+        Random if None.
+      weights: "inside" to store them in the program; "argument" to take them as its first
+        argument, a dict of arrays as in the file of `rj.export.safetensors`, so that several
+        checkpoints share one program of a few kilobytes.
       platforms: platforms that can run the program.
-      dynamic_size: True if height and width may be any too. The file is verified at
+      dynamic_size: True to accept any height and width too. The file is verified at
         `metadata.image_size` and at a larger size.
       allow_train_form: True to export a net that is not fused.
 

@@ -15,7 +15,7 @@ from flax import linen as nn
 
 from repvgg_jax.errors import UsageError, one_line, reraise
 from repvgg_jax.export.metadata import Metadata
-from repvgg_jax.export.verification import Export, Logits, check_extension, package, prepare
+from repvgg_jax.export.verification import Export, Logits, check_extension, import_package, prepare
 from repvgg_jax.nets import Net, Variables
 from repvgg_jax.runtime.devices import compiling_for
 from repvgg_jax.runtime.files import write_json
@@ -43,7 +43,8 @@ def export_tflite(
       metadata: class names, normalization and size of the images; by default no names, and
         ImageNet's normalization and 224 pixels. If its `preprocess` is True, the model takes
         uint8 images, and normalizes them.
-      images: pixels, uint8 [count, side, side, 3], random if None. Four verify the file.
+      images: at least four images, uint8 [count, side, side, 3]; the first four verify the file.
+        Random if None.
       allow_train_form: True to export a net that is not fused.
 
     Returns:
@@ -61,7 +62,7 @@ def export_tflite(
       True
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # before the import: no lines on the CPU
-    tensorflow = package("tensorflow", "tflite")
+    tensorflow = import_package("tensorflow", "tflite")
     check_extension(path, ".tflite")
     source, path = prepare(net, variables, path, metadata, images, allow_train_form)
     model = _converted(tensorflow, source)
@@ -103,7 +104,7 @@ def _matrix_products(
     options: Mapping[str, Any],
     context: nn.module.InterceptorContext,
 ) -> Any:
-    """Makes dense layers of [batch, 1, 1, channels], as in squeeze-and-excite, matrix products.
+    """Computes dense layers on [batch, 1, 1, channels] as products of matrices [batch, channels].
 
     The converter of TensorFlow 2.21 makes an invalid `BATCH_MATMUL` of four dimensions.
     """

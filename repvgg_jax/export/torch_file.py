@@ -15,7 +15,7 @@ from repvgg_jax.export.metadata import Metadata
 from repvgg_jax.export.onnx_graph import INPUT, OUTPUT, make_graph
 from repvgg_jax.export.torch_operators import OPERATORS
 from repvgg_jax.export.torch_source import Writer
-from repvgg_jax.export.verification import Logits, package, prepare
+from repvgg_jax.export.verification import Logits, import_package, prepare
 from repvgg_jax.interop.pytorch_files import PICKLES, save_torch
 from repvgg_jax.nets import Net, Variables
 
@@ -77,7 +77,8 @@ def export_torch(
       metadata: class names, normalization and size of the images; by default no names, and
         ImageNet's normalization and 224 pixels. If its `preprocess` is True, the module takes
         uint8 images, and normalizes them.
-      images: pixels, uint8 [count, side, side, 3], random if None. Four verify the file.
+      images: at least four images, uint8 [count, side, side, 3]; the first four verify the file.
+        Random if None.
       allow_train_form: True to export a net that is not fused.
 
     Returns:
@@ -93,7 +94,7 @@ def export_torch(
       >>> torch(net, variables, "b1.pth").export_error < 1e-5  # doctest: +SKIP
       True
     """
-    torch = package("torch", "torch")
+    torch = import_package("torch", "torch")
     source, path = prepare(net, variables, path, metadata, images, allow_train_form)
     if path.suffix.lower() not in PICKLES or not _is_importable(path.stem):
         raise UsageError(

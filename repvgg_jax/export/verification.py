@@ -26,8 +26,8 @@ from repvgg_jax.runtime.files import local_path
 from repvgg_jax.runtime.processes import warn_once
 
 # The largest accepted |difference| / max |logits|. A file repeats the net's float32 operations in
-# another order, which gives 1e-7 to 1e-5 even for deep nets, and another padding, layout or
-# normalization gives percents.
+# another order, which gives 1e-7 to 1e-5 even for deep nets; a wrong padding, layout or
+# normalization gives several percent.
 TOLERANCE = 1e-4
 BATCHES = (1, 3)
 _ALIKE = 10 * TOLERANCE  # relative difference of logits, below which images are alike for the net
@@ -236,9 +236,9 @@ def prepare(
 
 
 def random_pixels(count: int, size: int) -> UInt8[np.ndarray, "count size size 3"]:
-    """Returns noise of two scales, pixels and quarters of a side.
+    """Returns random images: noise at two scales, single pixels and quarters of a side.
 
-    The means of noise of pixels alone are nearly the same in all images, as are then the logits.
+    With noise of single pixels only, all images would have nearly the same means and logits.
     """
     rng = np.random.default_rng(0)
     coarse = rng.integers(0, 128, (count, 4, 4, 3), np.uint8)
@@ -253,7 +253,7 @@ def check_extension(path: str | Path, extension: str) -> None:
         raise UsageError(f"{path}: give a name that ends in {extension}, such as model{extension}")
 
 
-def package(name: str, extra: str = "export") -> Any:
+def import_package(name: str, extra: str = "export") -> Any:
     """Returns a third-party package, imported at its first use.
 
     Raises:
@@ -263,6 +263,6 @@ def package(name: str, extra: str = "export") -> Any:
         return importlib.import_module(name)
     except ImportError as error:
         raise UsageError(
-            f"{name.partition('.')[0]} cannot be imported ({one_line(error, 80)}); it needs "
+            f"{name.partition('.')[0]} cannot be imported ({one_line(error, 80)}); install it with "
             f"pip install -e '.[{extra}]'"
         ) from error

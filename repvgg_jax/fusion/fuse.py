@@ -12,7 +12,7 @@ from repvgg_jax.runtime.compilation import jit_once
 
 
 def fuse(net: Net, variables: Variables) -> tuple[Net, dict[str, Any]]:
-    """Returns the deploy form of a net, which computes the same function with fewer layers.
+    """Returns the fused form of a net, which computes the same function with fewer layers.
 
     Every block of `net.plan()` becomes one convolution with a bias. Layers that are not in the plan
     (the head, squeeze-and-excite) are not changed. This is a pure function, so it can be compiled
@@ -29,8 +29,8 @@ def fuse(net: Net, variables: Variables) -> tuple[Net, dict[str, Any]]:
 
     Raises:
       ValueError: if the variables are not those of the net.
-      UsageError: if the block is not equivalent to a convolution, if either the parameters or the
-        statistics are averaged, but not both, or if an argument is something else.
+      UsageError: if the block is not equivalent to a convolution, if only the parameters or only
+        the statistics are averaged, or if an argument is not a net or its variables.
 
     Examples:
       >>> net = create("repvgg_a0", num_classes=10)

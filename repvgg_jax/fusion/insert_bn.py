@@ -1,5 +1,6 @@
 """Insertion of BatchNorms into a fused net, so that it can be fine-tuned."""
 
+import operator
 from collections.abc import Collection, Iterable
 from typing import Any
 
@@ -85,7 +86,11 @@ def _moments(
         outputs = {name: state["intermediates"][name]["__call__"][0] for name in names}
         return {n: (y.mean((0, 1, 2)), (y**2).mean((0, 1, 2))) for n, y in outputs.items()}
 
-    measured = [of_batch(images) for images in batches]
+    sizes, measured = [], []
+    for images in batches:
+        sizes.append(len(images))
+        measured.append(of_batch(images))
     if not measured:
         raise UsageError("insert_bn: no calibration batches were given")
-    return jax.tree.map(lambda *leaves: sum(leaves) / len(leaves), *measured)
+    weights = [size / sum(sizes) for size in sizes]
+    return jax.tree.map(lambda *leaves: sum(map(operator.mul, weights, leaves)), *measured)

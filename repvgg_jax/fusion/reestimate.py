@@ -17,9 +17,9 @@ def reestimate_batch_stats(
 ) -> dict[str, Any]:
     """Returns the variables with BatchNorm statistics re-estimated on batches ("precise BN").
 
-    mean = E[mean_b],  var = E[var_b + mean_b^2] - mean^2 over batches b of equal size, which is the
-    variance over all pixels of all batches. Nothing is dropped, and frozen blocks keep their
-    statistics.
+    mean = E[mean_b],  var = E[var_b + mean_b^2] - mean^2 over batches b, weighted by their numbers
+    of images, which is the variance over all pixels of all batches. Dropout and stochastic depth
+    are off, and frozen blocks keep their statistics.
 
     Args:
       net: a net in train form.
@@ -48,12 +48,13 @@ def reestimate_batch_stats(
             mutable=["batch_stats"],
         )
         batch = jax.tree.map(lambda leaf: leaf / (1 - BN_MOMENTUM), state["batch_stats"])
-        return _over_norms(lambda s: s | {"var": s["var"] + s["mean"] ** 2}, batch)
+        squares = _over_norms(lambda s: s | {"var": s["var"] + s["mean"] ** 2}, batch)
+        return jax.tree.map(lambda leaf: len(images) * leaf, squares)
 
     total, count = zeros, 0
     for images in batches:
         total = jax.tree.map(jnp.add, total, moments(images))
-        count += 1
+        count += len(images)
     if not count:
         raise UsageError("reestimate_batch_stats: no batches were given")
     measured = _over_norms(

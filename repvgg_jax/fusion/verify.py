@@ -98,7 +98,7 @@ def verify(
       fused: the fused net and its variables; by default, the result of `fuse`.
 
     Raises:
-      UsageError: if an argument is something else, or as `fuse`.
+      UsageError: if an argument has the wrong type or images are not finite, or as for `fuse`.
 
     Examples:
       >>> net = create("repvgg_a0", num_classes=10, depths=(1, 1), widths=(8, 8), strides=(2, 2))

@@ -16,7 +16,7 @@ LAYOUTS: dict[str, dict[type[Net], Callable[..., Iterable[Entry]]]] = {
     "torchvision": torchvision_layout.FAMILIES,
     "timm": timm_layout.FAMILIES,
 }
-# Fields that do not change the function in evaluation, or that change the weights' shapes too.
+# Fields that may differ: they do not change the outputs, or PyTorch would notice other shapes.
 _FREE = ("num_classes", "hidden", "frozen", "dtype", "bn_group_size", "remat", "conv_algorithm")
 _FREE += ("dropout", "drop_path", "auxiliary", "auxiliary_dropout")
 
@@ -83,7 +83,7 @@ def check_registered(net: Net) -> None:
         if type(model) is type(net) and net == model.clone(**{f: getattr(net, f) for f in fields}):
             return
     raise UsageError(
-        f"this {type(net).__name__} differs from all models of the registry in more than "
-        f"{', '.join(fields)}, and PyTorch could compute another function with its weights; "
-        "docs/guides/pytorch_weights.md: --mode=export --format=torch writes any net"
+        f"this {type(net).__name__} differs from every model of rj.list_models() in fields other "
+        f"than {', '.join(fields)}, so PyTorch's model could compute something else with its "
+        "weights; --mode=export --format=torch writes any net (docs/guides/pytorch_weights.md)"
     )

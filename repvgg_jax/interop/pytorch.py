@@ -139,8 +139,8 @@ def _check_same_kind(net: RepVGG, source: Mapping[str, Any]) -> None:
     check_counterpart(net)
     check_stages(
         net,
-        "import into the net of the weights: model.name, with model.depths, model.widths and "
-        "model.strides unset or theirs, as in configs/a0.py",
+        "to import, set model.name to the model of the weights, and unset model.depths, "
+        "model.widths and model.strides, as in configs/a0.py",
     )
     trained = any(f".{names.conv_kxk}." in name for names in NAMES.values() for name in source)
     fused = any(f".{names.fused}." in name for names in NAMES.values() for name in source)

@@ -8,7 +8,7 @@ from absl import logging
 
 from repvgg_jax.errors import UsageError, shortened
 
-USUAL = ("state_dict", "model")  # entries that are taken without a word
+USUAL = ("state_dict", "model")  # entries that are taken without a warning
 AVERAGED = re.compile(r"(^|[_.])(ema|swa|avg|averaged?)([_.]|$)", re.IGNORECASE)
 COUNTER = "num_batches_tracked"  # PyTorch's count of steps, unused with a fixed momentum
 OWN = ("stage", "stem", "head", "linear")  # first parts of both layouts' names, not of wrappers
@@ -58,8 +58,8 @@ def find_state_dict(checkpoint: Mapping[str, Any]) -> Mapping[str, Any]:
 def state_dicts(checkpoint: Any) -> dict[str, Mapping[str, Any]]:
     """Returns the state dicts in a checkpoint by name, such as `model` or `model_ema.state_dict`.
 
-    They are the mappings with convolution kernels among its entries, and the entries of these. An
-    optimizer's momenta are nested deeper, and losses and metrics have no kernels.
+    They are those of the checkpoint's entries, and of the entries' own, that contain convolution
+    kernels. An optimizer's momenta are nested deeper, and losses and metrics have no kernels.
     """
     if not isinstance(checkpoint, Mapping):
         return {}

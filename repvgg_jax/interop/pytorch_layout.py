@@ -202,8 +202,8 @@ def check_exportable(net: RepVGG) -> None:
         )
     if net.bn_epsilon != BN_EPSILON and not net.is_fused:
         raise UsageError(
-            f"bn_epsilon={net.bn_epsilon}: it is {BN_EPSILON} in PyTorch's RepVGG, and it would "
-            "compute a different function with these weights; export the fused form"
+            f"bn_epsilon={net.bn_epsilon}: PyTorch's RepVGG has {BN_EPSILON}, and would compute a "
+            "different function with these weights; export the fused form"
         )
     strides = tuple(spec.strides for spec in net.plan() if spec.index == 0)
     if set(strides) != {2}:

@@ -50,7 +50,7 @@ class Net(nn.Module):
 
     Attributes:
       num_classes: number of outputs of the head.
-      block: name of the blocks' class in `BLOCKS`; "fused" for the deploy form.
+      block: name of the blocks' class in `BLOCKS`; "fused" for the fused form.
       block_options: additional fields of the blocks, as sorted (name, value) pairs.
       frozen: regular expressions for the names of blocks whose BatchNorm statistics are not updated
         in training, such as `stage[01]_.*`; the optimizer's rules freeze their parameters.
@@ -229,8 +229,8 @@ class Net(nn.Module):
         Images [batch, height, width, 3] -> maps [batch, height / stride, ..., channels] in the
         net's compute type, with sides rounded up (VGG, DenseNet and DiracNet: down). Layers without
         padding, as in GoogLeNet, Inception-ResNet, Xception and NASNet, make them a few pixels
-        smaller. Nothing is dropped. If `train` is False, the statistics are returned unchanged
-        (empty for a fused net).
+        smaller. Dropout and stochastic depth are off. If `train` is False, the statistics are
+        returned unchanged (empty for a fused net).
 
         Raises:
           UsageError: if the net is not a backbone.

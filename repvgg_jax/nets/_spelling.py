@@ -6,7 +6,7 @@ from repvgg_jax.errors import compact
 
 
 def spelling(name: str) -> str:
-    """Returns a name without what its spellings differ in, such as hyphens and units.
+    """Returns a canonical form of a model's name, equal for all of its usual spellings.
 
     Widths are in percent and left out if they are 100, and RegNets' sizes are in 100 MFLOPs, with
     three digits, as in timm's names.

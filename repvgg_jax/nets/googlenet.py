@@ -1,11 +1,11 @@
 """GoogLeNet (arXiv 1409.4842, Table 1 and Figure 3), as in the paper and as in torchvision.
 
 The paper's form has convolutions with a bias and no BatchNorm. Figure 3 has local response
-normalization around the second convolution; it has neither parameters nor multiply-adds, so that
-the counts of Table 1 do not tell. Its constants, which the paper does not give, are those of
-Caffe's GoogLeNet. torchvision's form has BatchNorm instead, 3x3 convolutions in the places of 5x5,
-and 2x2 windows in the last max pooling. Its published weights are for images normalized by a mean
-and a deviation of 0.5 (`transform_input` there).
+normalization around the second convolution. It has neither parameters nor multiply-adds, so the
+counts in Table 1 neither confirm nor exclude it. Its constants, which the paper does not give, are
+those of Caffe's GoogLeNet. torchvision's form has BatchNorm instead, 3x3 convolutions in place of
+those of 5x5, and 2x2 windows in the last max pooling. Its published weights are for images
+normalized by a mean and a deviation of 0.5 (`transform_input` there).
 """
 
 from functools import partial

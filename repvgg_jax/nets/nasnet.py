@@ -40,8 +40,8 @@ class NASNet(Net):
       stem: side and stride of the first convolution, which is not padded if the stride is 2, and
         stride of a max pooling after it.
       stem_width: outputs of the first convolution.
-      skips: True if a cell after a strided one reads the same second source as that one, as in
-        NASNet-A (6 @ 4032), and not its first one; it does so if both have the same size.
+      skips: True if the cell after a strided cell takes that cell's second source, not its first,
+        as its own second source, as in NASNet-A (6 @ 4032); only if both have the same size.
       dropout: probability that an input of the head is dropped in training.
     """
 

@@ -42,7 +42,7 @@ class ResNet(Net):
 
     @property
     def expansion(self) -> int:
-        """Channels of a unit's output for each of its width."""
+        """Ratio of a unit's output channels to its width."""
         return 1
 
     @property
@@ -127,7 +127,7 @@ class BottleneckResNet(ResNet):
 
     @property
     def expansion(self) -> int:
-        """Channels of a unit's output for each of its width."""
+        """Ratio of a unit's output channels to its width."""
         return 4
 
     def residual(self, unit: BlockSpec, width: int) -> Iterator[BlockSpec]:

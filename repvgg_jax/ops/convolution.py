@@ -126,8 +126,7 @@ def convolve(
 
     Raises:
       UsageError: as `uses_onednn`.
-      TypeError: if the shapes do not match.
-      ValueError: if the shapes do not match.
+      TypeError or ValueError: from XLA, if the shapes do not match.
     """
     x, kernel = _as_type(x, dtype), _as_type(kernel, dtype)
     bias = None if bias is None else _as_type(bias, dtype)
@@ -150,7 +149,7 @@ def convolve(
 
 
 def _as_type(array: AnyArray, dtype: Any) -> AnyArray:
-    """Casts an array of another type; what a tool puts in place of one, as qwix, stays as it is."""
+    """Casts an array to `dtype`; leaves other objects, such as qwix's arrays, unchanged."""
     if isinstance(array, AnyArray) and array.dtype != dtype:
         return array.astype(dtype)
     return array

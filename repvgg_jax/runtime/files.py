@@ -1,7 +1,7 @@
 """Paths that users name, atomic writes, whole lines, and JSON files that may be damaged.
 
-A run relies on a POSIX file system: it appends, renames, locks, and lists what it has just written.
-Hence a path must be one of a mounted file system, and `local_path` refuses URLs.
+A run relies on a POSIX file system: it appends to, renames and locks files, and lists what it has
+just written. Paths must therefore be on a mounted file system: `local_path` refuses URLs.
 """
 
 import difflib
@@ -45,7 +45,7 @@ def local_path(path: str | os.PathLike[str], option: str = "") -> Path:
     given = f"{option}={text}" if option else text
     if not text:
         raise UsageError(f"{option or 'a path'} is empty; give a path, or leave it out")
-    # One slash: pathlib makes gs:/bucket of gs://bucket.
+    # One slash is enough, since pathlib shortens gs://bucket to gs:/bucket.
     if match := re.match(r"([a-z][a-z0-9+.-]+):/", text, re.IGNORECASE):
         scheme = match[1].lower()
         remedy = "download it and give the path of the file" if "http" in scheme else _MOUNT

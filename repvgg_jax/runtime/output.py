@@ -1,4 +1,4 @@
-"""Standard output and error whose reader leaves, as `head` does, or that cannot be written."""
+"""Wrappers of stdout and stderr that handle a reader that exits early (`head`), and a full disk."""
 
 import os
 import sys

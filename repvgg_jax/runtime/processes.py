@@ -118,7 +118,8 @@ def leaving_at_once(on_error: Callable[[Exception], None] | None = None) -> Iter
 
     Cleanup would wait for the other processes, which wait for this process in the middle of a step.
     Instead, this process prints the error and exits; the other processes detect the exit. If the
-    error originates in this process, it first calls `on_error` of the innermost context with one.
+    error originates in this process, it first calls `on_error`, or else that of the nearest
+    enclosing context that has one.
     """
     token = _ON_ERROR.set(on_error or _ON_ERROR.get())
     try:

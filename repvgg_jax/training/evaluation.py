@@ -29,7 +29,7 @@ from repvgg_jax.training.steps_per_call import MOST, StepsPerCall
 
 Metrics = dict[str, Any]
 
-# The confusion matrix of more classes, with the square of as many entries, would fill a report.
+# With more classes, the confusion matrix, whose size is their number squared, would fill a report.
 MOST_CLASSES = 100
 _SCALARS = ("top1", "top5", "loss", "count")
 

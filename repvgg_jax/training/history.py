@@ -1,9 +1,9 @@
-"""The history of a run, `history.jsonl`: one row for each start, and one for its end.
+"""The history of a run, `history.jsonl`: a row for each start of the run, and one for its end.
 
-The row of a start is written when the checkpoint to resume from, if any, has been read. A process
-that is killed writes no row for its end; the row of the next start counts its time up to its last
-row in `metrics.jsonl`. A start from step 0 begins a new run: the rows before it are of one whose
-checkpoints are gone.
+A run that is resumed has several starts. The row of a start is written when the checkpoint to
+resume from, if any, has been read. A process that is killed writes no row for its end; the row of
+the next start counts its time up to its last row in `metrics.jsonl`. A start from step 0 begins a
+new run: the rows before it belong to a run whose checkpoints are gone.
 """
 
 import time

@@ -38,10 +38,10 @@ class NanGuard:
         self._pending = step, count, metrics
 
     def flush_if_ready(self) -> None:
-        """Reads the metrics that were pushed last if that does not wait.
+        """Reads the metrics that were pushed last, if this does not have to wait.
 
-        Where a call returns when it has finished, as on a CPU, their time is then before the next
-        call.
+        On a CPU, where a call returns only when it has finished, the metrics are thus recorded
+        before the next call, not after it.
         """
         if self._pending and all(leaf.is_ready() for leaf in jax.tree.leaves(self._pending[2])):
             self.flush()

@@ -53,7 +53,7 @@ def preprocess(
       (1, 8, 8, 3)
     """
     config = run if isinstance(run, ConfigDict) else read_config(run)
-    needed = ("augmentation", "image_size", "resize", "mean", "std")
+    needed = ("augmentation", "image_size", "resize", "padding", "mean", "std")
     if unset := [f"data.{name}" for name in needed if config.data[name] is None]:
         raise UsageError(f"the config leaves {', '.join(unset)} unset; give the workdir of a run")
     transform = make_transform(config)

@@ -100,8 +100,8 @@ def _steps(report: Mapping[str, Any], fused_step: int | None) -> Iterator[str]:
         )
     forms = "opens the train form of that step, and with fused=True its fused form"
     if fused_again:
-        weights = f"the fused weights of step {fused_step:,}"
-        yield f"{line}the report describes the last step, {last:,}, {weights}"
+        weights = f"the fused weights are of step {fused_step:,}"
+        yield f"{line}the report describes the last step, {last:,}; {weights}"
         yield f"rj.load(workdir, step={fused_step}) {forms}"
     elif "fusion" in report:
         step = best["step"]
@@ -130,8 +130,8 @@ def _times(report: Mapping[str, Any]) -> Iterator[str]:
     first = report.get("first_step_seconds")
     to_first = "" if first is None else f" (first step after {_duration(first)})"
     if report.get("starts", 1) > 1:
-        yield f"{_duration(report['start_seconds'])} in this start{to_first}"
-        yield f"{_duration(report['wall_seconds'])} in all {report['starts']} starts"
+        yield f"{_duration(report['start_seconds'])} since the last start{to_first}"
+        yield f"{_duration(report['wall_seconds'])} over all {report['starts']} starts"
     elif "wall_seconds" in report:
         yield f"{_duration(report['wall_seconds'])} in all{to_first}"
     if "config_hash" in report:

@@ -151,9 +151,9 @@ def test_a_syntax_error_in_an_imported_file_names_that_file(tmp_path, monkeypatc
         ([*QUICK, "--config.model.block=repvg"], "unknown block 'repvg': did you mean repvgg"),
         ([*QUICK, "--config.data.source=digit"], "data.source='digit': choose from digits"),
         ([*QUICK, "--config.data.augmentation=crop"], "data.augmentation='crop': choose from"),
-        ([*QUICK, "--config.seed=1"], "a run with a different config (seed: 0 there, 1 here); cho"),
+        ([*QUICK, "--config.seed=1"], "with a different config (seed: 0 in the run, 1 now); cho"),
         (["--config", "configs/cifar10.py"], "a run of another config, repvgg_a0 on digits (data."),
-        (["--config", "configs/folder.py"], "(data.source: digits there, folder here, data.name"),
+        (["--config", "configs/folder.py"], "(data.source: digits in the run, folder now, data"),
     ],
     ids=str,
 )

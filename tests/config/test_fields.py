@@ -5,7 +5,15 @@ import pytest
 import repvgg_jax as rj
 from configs import default, quickstart
 from repvgg_jax.config.build import build
-from repvgg_jax.config.fields import FIELDS, check_values, config_hash, flat, to_json
+from repvgg_jax.config.fields import (
+    ALWAYS_SET,
+    FIELDS,
+    REQUIRED,
+    check_values,
+    config_hash,
+    flat,
+    to_json,
+)
 
 
 def changed(name, value, config=None):
@@ -26,6 +34,17 @@ def test_every_number_of_the_default_config_has_bounds():
         numbers = value if isinstance(value, list) else [value]
         if numbers and all(map(is_number, numbers)):
             assert FIELDS[name].bounds, name
+
+
+def test_every_field_with_a_default_is_known_as_one_that_must_be_set():
+    filled = {name for name, value in flat(to_json(default.get_config())) if value is not None}
+    assert filled == {*ALWAYS_SET, *REQUIRED, "data.name"}  # class folders need no name
+
+
+@pytest.mark.parametrize("name", ALWAYS_SET)
+def test_a_field_with_a_default_cannot_be_unset(name):
+    with pytest.raises(rj.UsageError, match=f"^{name}=None: cannot be unset"):
+        check_values(changed(name, None))
 
 
 @pytest.mark.parametrize(

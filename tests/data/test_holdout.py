@@ -58,7 +58,7 @@ def test_one_folder_is_split_without_overlap(tmp_path, splits, caplog):
     write_tree(tmp_path, splits=splits, count=8)
     train, test = (load(tmp_path, split, holdout=0.25) for split in ("train", "test"))
     (line,) = caplog.messages
-    assert line.startswith(f"{train.name}: classes with fewer than 5 images to evaluate: ")
+    assert line.startswith(f"{train.name}: classes with fewer than 5 evaluation images: ")
     assert f": ant {[test[i].label for i in range(len(test))].count(0)}, bee " in line
     assert not paths(train) & paths(test)
     assert paths(train) | paths(test) == paths(load(tmp_path, "train"))

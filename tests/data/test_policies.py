@@ -204,5 +204,5 @@ def test_training_and_evaluation_sizes_are_apart():
 def test_errors_name_the_bad_value():
     with pytest.raises(rj.UsageError, match=r"data.policy='auto': choose from none, autoaugment,"):
         Transform("none", 8, policy="auto")
-    with pytest.raises(rj.UsageError, match=r"resize=10 is less than image_size=12 in evaluation"):
+    with pytest.raises(rj.UsageError, match=r"data.resize=10 is less than the 12 pixels of"):
         Transform("resized_crop", 8, resize=10, eval_image_size=12)

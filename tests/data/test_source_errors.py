@@ -35,7 +35,7 @@ def test_unknown_values_are_refused_with_the_known_ones():
     fails("'valid'", "train, test", split="valid")
     with pytest.raises(UsageError, match=r"'cutmix'.*resized_crop, pad_crop, none"):
         Transform("cutmix", 8)
-    with pytest.raises(UsageError, match="resize=32 is less than image_size=64"):
+    with pytest.raises(UsageError, match="resize=32 is less than the 64 pixels"):
         Transform("resized_crop", 64, resize=32)
 
 

@@ -11,7 +11,7 @@ import pytest
 import repvgg_jax as rj
 from repvgg_jax.errors import RunError
 from repvgg_jax.export.metadata import Metadata
-from repvgg_jax.export.verification import check_extension, package, prepare
+from repvgg_jax.export.verification import check_extension, import_package, prepare
 from tests.support.onnx_models import Function
 from tests.support.variables import random_variables
 
@@ -181,7 +181,7 @@ def test_wrong_arguments_are_one_line_each(tmp_path):
         with pytest.raises(rj.UsageError, match=r"a name that ends in \.onnx, such as model\.onnx"):
             check_extension(tmp_path / path, ".onnx")
     with pytest.raises(rj.UsageError, match=r"pip install -e '\.\[export\]'"):
-        package("no_such_package.part")
+        import_package("no_such_package.part")
 
 
 def test_bfloat16_nets_are_exported_in_float32(tmp_path):

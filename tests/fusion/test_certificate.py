@@ -12,6 +12,7 @@ from repvgg_jax.checkpoint.load import load_form
 from repvgg_jax.cli import evaluate, fuse, train
 from repvgg_jax.errors import RunError
 from repvgg_jax.fusion.certificate import checksums
+from repvgg_jax.runtime.mesh import make_mesh
 from tests.support.runs import equal, tiny_config
 
 pytestmark = pytest.mark.medium  # all use a run of two steps
@@ -57,6 +58,15 @@ def test_a_fusion_that_is_not_the_train_form_is_not_written(run, tmp_path, monke
     with pytest.raises(RunError, match=r"nothing was written.*worst block, stage1_block0; "):
         fuse.run_fuse(None, run)
     assert (run / "fusion.json").read_text() == before
+
+
+def test_a_net_without_blocks_whose_logits_are_not_finite_is_not_written(tmp_path):
+    net = rj.create("deep_plain", num_classes=5, depth=2, width=4)
+    variables = jax.tree.map(lambda leaf: leaf * jnp.nan, rj.init(net, jax.random.key(0), 8))
+    images = jnp.ones((2, 8, 8, 3))
+    with pytest.raises(RunError, match="error of inf in the logits; the limit is fuse"):
+        fuse.fuse_and_save((net, variables), 1, tmp_path, images, 1e-3, make_mesh())
+    assert not any(tmp_path.iterdir())
 
 
 def test_a_changed_weight_names_its_block(run, capsys, caplog):

@@ -85,7 +85,7 @@ def test_the_whole_way_then_eval_and_fuse(tmp_path):
     assert output.split("lowest of 10 classes")[1] == table.split("lowest of 10 classes")[1]
 
     output = main(*QUICK, "--config.train.steps=31", "--workdir", workdir, code=2)
-    assert "train.steps: 30 there, 31 here" in output
+    assert "train.steps: 30 in the run, 31 now" in output
     assert f"use --config.init_from={workdir} with another --workdir" in output
 
 

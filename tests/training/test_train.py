@@ -266,7 +266,7 @@ def test_a_truncated_checkpoint_is_named(tmp_path):
 def test_a_workdir_of_another_config_is_left_alone(tmp_path):
     train(tiny_config(train_steps=1), tmp_path / "run")
     before = {p: p.read_bytes() for p in (tmp_path / "run").rglob("*") if p.is_file()}
-    with pytest.raises(rj.UsageError, match=r"optim.momentum: 0.9 there, 0.5 here"):
+    with pytest.raises(rj.UsageError, match=r"optim.momentum: 0.9 in the run, 0.5 now"):
         train(tiny_config(train_steps=1, optim_momentum=0.5), tmp_path / "run")
     assert {p: p.read_bytes() for p in (tmp_path / "run").rglob("*") if p.is_file()} == before
     (tmp_path / "notes").mkdir()

@@ -116,7 +116,8 @@ def test_batch_norms_go_into_every_fused_net(name, overrides, dtype):
 def test_inserted_batch_norms_keep_the_outputs_and_match_the_batch():
     net, variables = tiny()
     plain, fused = rj.fuse(net, variables)
-    batches = random_images(3, 16, 8, 8, 3, seed=3)
+    everything = random_images(48, 8, 8, 3, seed=3) + jnp.arange(48.0).reshape(48, 1, 1, 1) / 16
+    batches = [everything[:40], everything[40:]]
     tunable, with_bn = rj.insert_bn(plain, fused, batches)
     own = abstract(tunable)
     assert jax.tree.map(jnp.shape, own) == jax.tree.map(jnp.shape, with_bn)
@@ -127,7 +128,6 @@ def test_inserted_batch_norms_keep_the_outputs_and_match_the_batch():
     assert relative_error(expected, again.apply(refused, x)) < 1e-5
     # In training, the batch's statistics replace the calibrated ones, which on the calibration
     # images themselves changes nothing.
-    everything = batches.reshape(-1, 8, 8, 3)
     trained, _ = tunable.apply(with_bn, everything, train=True, mutable=["batch_stats"])
     assert relative_error(plain.apply(fused, everything), trained) < 1e-3
     with pytest.raises(rj.UsageError, match="takes a fused net"):

@@ -2,12 +2,12 @@
 
   python -m experiments.benchmarks.gpu [--batch=128] [--config.FIELD=VALUE ...]
 
-Measures training steps and forward passes of RepVGG-B1, in PyTorch with and without torch.compile
-too, and the training of small nets on random images like CIFAR-10's, whose config fields can be
-set. Each part has the GPU to itself, in a process of its own. What fails costs a line and not the
-others, and what there is no time for is left out. Rows are appended to a file as they come; the
-tables at the end are Markdown, for docs/notes/speed_gpu.md. With small sizes, all of it runs on a
-CPU.
+Measures training steps and forward passes of RepVGG-B1, here and in PyTorch with and without
+torch.compile, and the training of small nets, whose config fields can be set, on random images of
+CIFAR-10's size. Each part has the GPU to itself, in a process of its own. A measurement that fails
+takes a line of the output, and the others are made; parts for which no time is left are skipped.
+Rows are appended to a file as they come; the tables at the end are Markdown, for
+docs/notes/speed_gpu.md. With small sizes, all of it runs on a CPU.
 """
 
 import argparse

@@ -120,7 +120,7 @@ def _tasks(sizes: Sizes) -> tuple[_Tasks, _Tasks, _Tasks]:
 def _measure_group(
     figures: Iterable[Figure], tasks: _Tasks, programs: _Programs, rounds: int, rows: Rows
 ) -> None:
-    """Measures programs together; several, beside the product that their speed is a share of."""
+    """Measures programs interleaved, and with several of them the reference matrix product."""
     figures = [figure for figure in figures if figure in programs]
     measured = {*figures, _PRODUCT} if len(figures) > 1 else set(figures)
     runs = {str(f): programs[f].run for f in sorted(measured & programs.keys(), key=str)}

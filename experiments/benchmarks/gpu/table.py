@@ -92,7 +92,7 @@ def _comparison(measured: _Measured, batch: int) -> str:
             continue
         cells = []
         for (of, program), time in zip(programs, times, strict=True):
-            # A product is one kernel, which there is nothing to compile of.
+            # A matrix product is a single kernel, so torch.compile has nothing to improve.
             absent = not of.name or (of.name, program) == (PRODUCT, COMPILED)
             text = ("-" if absent else "not measured") if time is None else digits(time)
             fastest = len(known) > 1 and time == min(known)

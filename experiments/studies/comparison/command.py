@@ -93,7 +93,7 @@ def _sizes(options: argparse.Namespace, platform: str, output: str) -> Sizes:
     """Returns the sizes, after checking all that can be checked before the first part starts."""
     given = given_sizes(options, Sizes)
     if options.minutes < 0:
-        raise UsageError(f"--minutes={options.minutes}: must be at least 0, which measures nothing")
+        raise UsageError(f"--minutes={options.minutes}: must be 0 (only write the page) or more")
     check_parts(options.only, PARTS)
     sizes = Sizes(platform=platform, output=output, **given)
     sizes.check()

@@ -39,7 +39,7 @@ def count(sizes: Sizes, file: TextIO) -> None:
 
 
 def fused_form(net: Net) -> Net:
-    """Returns the deploy form: the fused form, or the net itself if it cannot be fused."""
+    """Returns the form to deploy: the fused form, or the net itself if it cannot be fused."""
     return net.clone(block="fused") if net.fusable else net
 
 
@@ -70,8 +70,8 @@ def _measure(rows: Rows, sizes: Sizes, make: Callable[[Sizes, str], Program]) ->
 
     If the reference fails, the others' rows have no ratio, and the next call measures them again.
 
-    XLA keeps its choice for a layer within a process: of a later group, it only tries the layers on
-    the GPU that are new, such as none of ResNet-101's after ResNet-50.
+    Within a process, XLA keeps its choice of an algorithm for a layer. On a GPU, a later group thus
+    only tunes layers of new shapes: after ResNet-50, ResNet-101 has none.
     """
     shared = {"batch": sizes.batch, "reference": sizes.reference}
 

@@ -78,13 +78,13 @@ class Transform:
             raise UsageError(f"data.augmentation={self.augmentation!r}: choose from {known}")
         if self.image_size < 1 or self.padding < 0:
             raise UsageError(
-                f"image_size={self.image_size} must be positive, and "
-                f"padding={self.padding} must not be negative"
+                f"data.image_size={self.image_size} must be positive, and "
+                f"data.padding={self.padding} must not be negative"
             )
         if self.augmentation == "resized_crop" and self.resize < self.eval_size:
             raise UsageError(
-                f"resize={self.resize} is less than image_size={self.eval_size} in evaluation; "
-                "increase resize, for example to 256 for images of 224"
+                f"data.resize={self.resize} is less than the {self.eval_size} pixels of evaluation "
+                f"images; set data.resize to {self.eval_size} or more, such as 256 for 224"
             )
         if self.policy not in POLICIES:
             raise UsageError(f"data.policy={self.policy!r}: choose from {', '.join(POLICIES)}")

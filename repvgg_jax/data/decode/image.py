@@ -103,7 +103,8 @@ def open_image(
       formats: Pillow's names of the formats that are read; by default, all.
 
     Raises:
-      CorruptImageError: if the bytes are not an image, or of another format and damaged.
+      CorruptImageError: if the bytes are not an image, or are a damaged image in a format other
+        than JPEG (JPEGs are decoded later).
     """
     with _named(where):
         jpeg.check_scans(data)

@@ -12,7 +12,7 @@ from repvgg_jax.data.sources.listing import counted, list_images, missing_target
 from repvgg_jax.errors import UsageError, shortened
 from repvgg_jax.runtime.processes import inform_once, warn_once
 
-_FEWEST = 5  # images to evaluate of a class, without a warning
+_FEWEST = 5  # evaluation images of a class, without a warning
 
 
 class FolderSplit(NamedTuple):
@@ -51,8 +51,8 @@ def load_folder(
     upper or lower case. Otherwise, the class folders must be in `data_dir` itself. Images in
     subfolders of a class folder belong to the class.
 
-    Without a folder to evaluate, the test split is the share `holdout` of the images, and the
-    training split the others. If `holdout` is None too, class folders in `data_dir` itself serve
+    Without an evaluation folder, the test split is the share `holdout` of the images, and the
+    training split is the rest. If `holdout` is None too, class folders in `data_dir` itself serve
     both splits.
 
     Warnings say which folder is evaluated if there is a choice, which classes have few images held
@@ -148,7 +148,7 @@ def _warn_of_few(files: FolderSplit) -> None:
     sizes = zip(files.class_names, files.class_sizes(), strict=True)
     if few := [f"{name} {size}" for name, size in sizes if size < _FEWEST]:
         warn_once(
-            "%s: classes with fewer than %d images to evaluate: %s; add images or a "
+            "%s: classes with fewer than %d evaluation images: %s; add images or a "
             "val folder, since accuracy on so few is uncertain",
             files.root,
             _FEWEST,

@@ -93,16 +93,16 @@ def split_root(roots: Roots, split: str, holdout: float | None) -> str:
     Args:
       roots: the folders of the splits.
       split: "train" or "test".
-      holdout: share of the images to evaluate if there is no folder to evaluate.
+      holdout: share of the images that is held out if there is no evaluation folder.
 
     Raises:
-      UsageError: if `holdout` is given beside a folder to evaluate or neither is there, or the
-        splits have different classes.
+      UsageError: if both `holdout` and an evaluation folder are given, or neither is, or the splits
+        have different classes.
     """
     if holdout is not None and not roots.only_one:
         raise UsageError(
-            f"data.holdout={holdout:g} is for images without a folder to evaluate, but there is "
-            f"{roots.tests[0]}; unset it, or move that folder away"
+            f"data.holdout={holdout:g} is for data without an evaluation folder, but there is "
+            f"{roots.tests[0]}; unset data.holdout, or move that folder away"
         )
     if not roots.only_one:
         _check_same_classes(roots.train, roots.tests[0])

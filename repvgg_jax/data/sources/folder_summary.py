@@ -17,10 +17,10 @@ class FolderSummary(NamedTuple):
     Attributes:
       root: folder that contains the class folders to train on.
       class_names: the sorted names of the class folders.
-      train_sizes: number of images of each class to train on.
-      test_sizes: number of images of each class to evaluate.
+      train_sizes: number of training images of each class.
+      test_sizes: number of evaluation images of each class.
       side: median over a sample of training images of the shorter side, in pixels.
-      only_one: True if there is no separate folder to evaluate.
+      only_one: True if there is no separate evaluation folder.
     """
 
     root: str
@@ -36,7 +36,7 @@ def summarize_folder(data_dir: str | None, holdout: float) -> FolderSummary:
 
     Args:
       data_dir: the folder.
-      holdout: share of the images to evaluate if there is no folder to evaluate.
+      holdout: share of the images that is held out if there is no evaluation folder.
 
     Raises:
       UsageError: as `load_folder`, and if no image of a sample can be opened.

@@ -78,7 +78,7 @@ def open_source(
         "tfds" sources are checked when they are read, all others immediately.
       skip_corrupt: whether to omit images that cannot be decoded, with a warning for each, instead
         of raising an error.
-      holdout: for "folder" without a folder to evaluate, the share of the images that is the test
+      holdout: for "folder" without an evaluation folder, the share of the images that is the test
         split and not in the training split.
 
     Raises:
