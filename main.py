@@ -27,7 +27,7 @@ from repvgg_jax.interop.layouts import LAYOUTS
 from repvgg_jax.runtime.devices import explaining_absent_devices, explaining_exhausted_memory
 from repvgg_jax.runtime.messages import print_error, show_messages
 from repvgg_jax.runtime.output import run_with_output
-from repvgg_jax.runtime.processes import join_processes, leaving_at_once, prepare_process
+from repvgg_jax.runtime.processes import exiting_on_error, join_processes, prepare_process
 from repvgg_jax.runtime.signals import leave_at_interrupt
 
 
@@ -81,7 +81,7 @@ def main(argv: list[str]) -> int:
         join_processes(values.coordinator, values.num_processes, values.process_index)
         with (
             explaining_absent_devices(),
-            leaving_at_once(),
+            exiting_on_error(),
             explaining_exhausted_memory(mode.if_exhausted),
             naming_the_config(values),
         ):

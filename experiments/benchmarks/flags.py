@@ -9,7 +9,7 @@ from typing import Any
 from repvgg_jax.errors import UsageError
 
 
-def size(default: Any, text: str, shown: str = "") -> Any:
+def flag_field(default: Any, text: str, shown: str = "") -> Any:
     """Returns a field of a dataclass of sizes for which the command has a flag.
 
     Args:
@@ -21,7 +21,7 @@ def size(default: Any, text: str, shown: str = "") -> Any:
 
 
 def add_flags(parser: argparse.ArgumentParser, sizes: type, parts: Collection[str]) -> None:
-    """Adds a flag for each `size` of the dataclass `sizes`, and --minutes and --only."""
+    """Adds a flag for each `flag_field` of the dataclass `sizes`, and --minutes and --only."""
     for field in _with_flags(sizes):
         text = f"{field.metadata['help']}; {field.metadata['shown']} by default"
         parser.add_argument(

@@ -45,7 +45,7 @@ def compile_all(
         try:
             programs[key] = future.result()
         except Exception as error:
-            errors[key] = described(error)
+            errors[key] = as_one_line(error)
     return programs, errors
 
 
@@ -80,11 +80,11 @@ class Guarded:
             return jax.block_until_ready(self._run())
         except Exception as error:
             self._run = None  # frees its memory
-            self.error = described(error)
+            self.error = as_one_line(error)
             return None
 
 
-def described(error: Exception) -> str:
+def as_one_line(error: Exception) -> str:
     """Returns an exception as one line; prints the traceback of one that is not expected."""
     if isinstance(error, RunError):
         return str(error)

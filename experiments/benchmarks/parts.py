@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
-from experiments.benchmarks.measuring import described
+from experiments.benchmarks.measuring import as_one_line
 from experiments.benchmarks.processes import rows_of
 
 _LEFT_OUT = "left out, the time is up"
@@ -62,4 +62,4 @@ def write_rows(measure: Callable[[TextIO], None]) -> None:
     try:
         measure(rows)
     except Exception as error:
-        print(json.dumps({"error": described(error)}), file=rows, flush=True)
+        print(json.dumps({"error": as_one_line(error)}), file=rows, flush=True)

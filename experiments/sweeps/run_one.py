@@ -38,8 +38,8 @@ from repvgg_jax.runtime.files import append_row, write_json
 from repvgg_jax.runtime.messages import show_messages
 from repvgg_jax.runtime.processes import (
     all_processes,
+    exiting_on_error,
     join_processes,
-    leaving_at_once,
     prepare_process,
     primary,
     sync_processes,
@@ -76,7 +76,7 @@ def _recorded_errors(workdir: Path) -> Iterator[None]:
         line = str(error) if expected else f"{type(error).__name__}: {one_line(error)}"
         workdirs.write_error(workdir, line)
 
-    with leaving_at_once(write):
+    with exiting_on_error(write):
         try:
             yield
         except Exception as error:
@@ -147,7 +147,7 @@ def main(argv: Sequence[str]) -> int:
         run, workdir, results = parse(argv)
         prepare_process(run.config().train.deterministic)
         join_processes()
-        with leaving_at_once():
+        with exiting_on_error():
             execute(run, workdir, results)
 
     try:

@@ -165,7 +165,7 @@ def _rows(seconds: dict[str, list[float]], cores: int) -> list[dict[str, Any]]:
                 "images_per_second": rate,
                 "images_per_second_per_core": rate / cores,
                 "slowest_and_fastest_round": [1 / max(values), 1 / min(values)],
-                "ours_is_faster_by": ratio(seconds, name, to=OURS),
+                "ours_speedup": ratio(seconds, name, to=OURS),
             }
         )
     return rows
@@ -178,7 +178,7 @@ def _print(rows: list[dict[str, Any]], shares: dict[str, float], missing: list[s
         print(
             f"{row['pipeline']:<30} {row['images_per_second']:>9.0f} "
             f"{row['images_per_second_per_core']:>7.0f} {low:>6.0f}-{high:<6.0f} "
-            f"{row['ours_is_faster_by']:>9.2f}"
+            f"{row['ours_speedup']:>9.2f}"
         )
     print("ours, one thread: " + ", ".join(f"{stage} {x:.0%}" for stage, x in shares.items()))
     for line in missing:

@@ -103,5 +103,5 @@ class RepVGGBlock(Block):
             Geometry(self.groups, self.dtype, self.conv_algorithm, self.bn_epsilon),
         )
         for name, norm in norms.items():
-            norm.move(*statistics[name])
+            norm.update_running(*statistics[name])
         return z.reshape(-1, *z.shape[2:])

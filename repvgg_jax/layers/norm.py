@@ -26,7 +26,7 @@ class Norm(NamedTuple):
     mean: nn.Variable
     var: nn.Variable
 
-    def move(self, mean: Array, var: Array) -> None:
+    def update_running(self, mean: Array, var: Array) -> None:
         """Updates the running statistics with the group mean of statistics [groups, channels]."""
         for running, value in ((self.mean, mean), (self.var, var)):
             moved = BN_MOMENTUM * running.value + (1 - BN_MOMENTUM) * value.mean(0)
@@ -108,5 +108,5 @@ class BatchNorm(nn.Module):
         images = split_into_groups(x, self.group_size)
         y, mean, var = batch_norm(images, norm.gamma, norm.beta, self.dtype, self.epsilon)
         if not self.is_initializing():
-            norm.move(mean, var)
+            norm.update_running(mean, var)
         return y.reshape(x.shape)

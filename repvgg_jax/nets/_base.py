@@ -247,11 +247,11 @@ class Net(nn.Module):
 
     def run_block(self, spec: BlockSpec, x: Array, train: bool, **options: bool) -> Array:
         """Applies a block as a submodule of this net, passing it the options."""
-        moves = train and spec.name not in self.frozen_blocks()
+        updates = train and spec.name not in self.frozen_blocks()
         block = self.make_block(spec).clone(parent=self, name=spec.name)
         if not train or self.remat is None:
-            return block(x, moves, **options)
-        run = nn.remat(lambda block, x: block(x, moves, **options), policy=REMAT[self.remat])
+            return block(x, updates, **options)
+        run = nn.remat(lambda block, x: block(x, updates, **options), policy=REMAT[self.remat])
         return run(block, x)
 
     def run_block_and_relu(self, spec: BlockSpec, x: Array, train: bool) -> Array:

@@ -113,7 +113,7 @@ def _in_a_cluster() -> bool:
 
 
 @contextmanager
-def leaving_at_once(on_error: Callable[[Exception], None] | None = None) -> Iterator[None]:
+def exiting_on_error(on_error: Callable[[Exception], None] | None = None) -> Iterator[None]:
     """Makes errors end this process without cleanup in a multi-process run.
 
     Cleanup would wait for the other processes, which wait for this process in the middle of a step.

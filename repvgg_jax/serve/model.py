@@ -87,7 +87,7 @@ def _wrong_count(names: int, outputs: int, where: str) -> UsageError:
     )
 
 
-def evaluation(metadata: Metadata) -> Transform:
+def eval_transform(metadata: Metadata) -> Transform:
     """Returns the transform of images in evaluation that metadata describe."""
     side = metadata.image_size
     return Transform("resized_crop", side, resize=round(side / metadata.crop_pct))

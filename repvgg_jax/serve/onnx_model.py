@@ -7,7 +7,7 @@ import numpy as np
 
 from repvgg_jax.errors import UsageError, one_line, reraise
 from repvgg_jax.export.metadata import Metadata
-from repvgg_jax.serve.model import Model, evaluation, file_description, names_in_file
+from repvgg_jax.serve.model import Model, eval_transform, file_description, names_in_file
 
 _FATAL = 4  # onnxruntime's level of messages
 
@@ -40,7 +40,7 @@ def open_onnx(path: Path) -> Model:
 
     outputs = _outputs(run, side, path)
     names = names_in_file(metadata, outputs, path)
-    return Model(file_description(path, metadata), names, evaluation(metadata), run)
+    return Model(file_description(path, metadata), names, eval_transform(metadata), run)
 
 
 def _takes(shape: list[int | str | None], side: int) -> bool:

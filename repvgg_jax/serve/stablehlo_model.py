@@ -14,7 +14,7 @@ from repvgg_jax.serve.model import (
     CPU_BATCH,
     DEVICE_BATCH,
     Model,
-    evaluation,
+    eval_transform,
     file_description,
     names_in_file,
 )
@@ -56,4 +56,4 @@ def open_stablehlo(path: Path) -> Model:
         _, outputs = jax.eval_shape(probabilities, np.zeros((1, side, side, 3), np.uint8)).shape
     names = names_in_file(metadata, outputs, path)
     description = file_description(path, metadata)
-    return Model(description, names, evaluation(metadata), run, most, compiles=True)
+    return Model(description, names, eval_transform(metadata), run, most, compiles=True)

@@ -11,7 +11,7 @@ from repvgg_jax.config.workdir import check_workdir, make_workdir
 from repvgg_jax.optim.ema import initial_weight
 from repvgg_jax.runtime.compilation import StartupTimer
 from repvgg_jax.runtime.devices import explaining_exhausted_memory
-from repvgg_jax.runtime.processes import all_processes, leaving_at_once, primary, warn_once
+from repvgg_jax.runtime.processes import all_processes, exiting_on_error, primary, warn_once
 from repvgg_jax.runtime.signals import Stopping
 from repvgg_jax.training.environment import environment
 from repvgg_jax.training.evaluation import Evaluation, Metrics
@@ -100,7 +100,7 @@ def train(
     make_workdir(experiment.config, workdir, names)
     with (
         open_manager(workdir, experiment.keep) as manager,
-        leaving_at_once(),
+        exiting_on_error(),
         explaining_exhausted_memory(WITH_LESS_MEMORY),
     ):
         found = restore_latest(manager, state.eval_variables, state.optimizer_state)

@@ -76,11 +76,11 @@ FAILS = """
 import sys
 from pathlib import Path
 from repvgg_jax.runtime import processes
-from repvgg_jax.runtime.processes import join_processes, leaving_at_once, sync_processes
+from repvgg_jax.runtime.processes import join_processes, exiting_on_error, sync_processes
 processes.HEARTBEAT_SECONDS = 4
 join_processes(sys.argv[1], 2, int(sys.argv[2]))
-with leaving_at_once(lambda error: Path(sys.argv[3]).write_text(str(error))):
-    with leaving_at_once():
+with exiting_on_error(lambda error: Path(sys.argv[3]).write_text(str(error))):
+    with exiting_on_error():
         if sys.argv[2] == "1":
             raise ValueError("of process 1")
         sync_processes("never")

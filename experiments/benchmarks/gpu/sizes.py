@@ -8,7 +8,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 import repvgg_jax as rj
-from experiments.benchmarks.flags import size
+from experiments.benchmarks.flags import flag_field
 from experiments.sweeps.expand import set_field
 from repvgg_jax.errors import UsageError
 from repvgg_jax.nets import Net
@@ -20,16 +20,18 @@ class Sizes:
     """Holds what is measured and where; the command has a flag for each field with a help text."""
 
     platform: str = "cpu"  # as from `devices_here`
-    model: str = size("repvgg_b1", "name of the net that is compared")
-    net: str = size("{}", "more arguments of rj.create, as JSON")
-    dtype: str = size("bfloat16", "compute type")
-    image_size: int = size(224, "side of the images in pixels")
-    batch: int = size(256, "images per training step, and per forward pass besides those of one")
-    rounds: int = size(10, "measured runs of each training step")
-    product: int = size(8192, "side of the square matrices that are multiplied")
-    copy: int = size(2**30, "elements that are copied")
-    train_images: int = size(50_000, "images that small nets are trained on")
-    train_steps: int = size(3000, "training steps of small nets")
+    model: str = flag_field("repvgg_b1", "name of the net that is compared")
+    net: str = flag_field("{}", "more arguments of rj.create, as JSON")
+    dtype: str = flag_field("bfloat16", "compute type")
+    image_size: int = flag_field(224, "side of the images in pixels")
+    batch: int = flag_field(
+        256, "images per training step, and per forward pass besides those of one"
+    )
+    rounds: int = flag_field(10, "measured runs of each training step")
+    product: int = flag_field(8192, "side of the square matrices that are multiplied")
+    copy: int = flag_field(2**30, "elements that are copied")
+    train_images: int = flag_field(50_000, "images that small nets are trained on")
+    train_steps: int = flag_field(3000, "training steps of small nets")
     fields: Mapping[str, Any] = field(default_factory=dict)  # of the configs of small nets
 
     def make_net(self, **overrides: Any) -> Net:

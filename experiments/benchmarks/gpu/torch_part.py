@@ -17,7 +17,7 @@ from experiments.benchmarks.gpu.rows import (
     Rows,
 )
 from experiments.benchmarks.gpu.sizes import Sizes
-from experiments.benchmarks.measuring import described
+from experiments.benchmarks.measuring import as_one_line
 from experiments.benchmarks.programs import TorchDevice
 from repvgg_jax.bench.timing import time_interleaved
 from repvgg_jax.errors import RunError
@@ -88,7 +88,7 @@ def _measure(
         try:
             rows.add_times(figure, _seconds(make, times * rounds))
         except Exception as error:
-            rows.add_error(figure, described(error))
+            rows.add_error(figure, as_one_line(error))
         gc.collect()  # the program, which its exception refers to as well
         device.forget()
 

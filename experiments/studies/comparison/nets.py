@@ -6,7 +6,7 @@ from functools import partial
 from typing import Any, TextIO
 
 import repvgg_jax as rj
-from experiments.benchmarks.measuring import compile_all, described, time_together
+from experiments.benchmarks.measuring import as_one_line, compile_all, time_together
 from experiments.benchmarks.programs import Program, jax_prepared_forward, jax_step, noise_like
 from experiments.studies.comparison.sizes import Rows, Sizes, open_rows
 from repvgg_jax.bench.counting import count_macs, count_parameters, count_winograd_multiplications
@@ -35,7 +35,7 @@ def count(sizes: Sizes, file: TextIO) -> None:
             try:
                 rows.add(**about, **_counts(rj.create(name), about["image_size"]))
             except Exception as error:
-                rows.add(**about, error=described(error))
+                rows.add(**about, error=as_one_line(error))
 
 
 def fused_form(net: Net) -> Net:

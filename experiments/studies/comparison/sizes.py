@@ -10,7 +10,7 @@ from typing import Any, TextIO
 
 import jax
 
-from experiments.benchmarks.flags import size
+from experiments.benchmarks.flags import flag_field
 from experiments.benchmarks.measuring import start_device
 from experiments.studies.comparison.published import REFERENCE, TABLES_4_AND_5, published_size
 from experiments.sweeps.rows import device_name
@@ -31,7 +31,7 @@ ON_A_CPU = {"batch": 8, "layers": "8x56", "kernels": "4x56x256", "dtype": "float
 
 def _size(name: str, default: Any, text: str) -> Any:
     """Returns the field `name`, which has another default on a CPU."""
-    return size(default, text, f"{default}, or {ON_A_CPU[name]} on a CPU,")
+    return flag_field(default, text, f"{default}, or {ON_A_CPU[name]} on a CPU,")
 
 
 @dataclass(frozen=True)
@@ -40,20 +40,22 @@ class Sizes:
 
     platform: str = "cpu"  # as from `devices_here`
     output: str = ""  # file of the rows
-    nets: str = size(
+    nets: str = flag_field(
         ",".join(TABLES_4_AND_5), "names of nets, with commas between them", "those of the tables"
     )
-    reference: str = size(REFERENCE, "net that the others' speed is divided by")
+    reference: str = flag_field(REFERENCE, "net that the others' speed is divided by")
     batch: int = _size("batch", 128, "images per step and forward pass of a net")
-    image_size: int = size(0, "side of the images in pixels; 0 for the published size of each net")
+    image_size: int = flag_field(
+        0, "side of the images in pixels; 0 for the published size of each net"
+    )
     layers: str = _size("layers", "128x56", "batch x side of the guidelines' experiments")
     kernels: str = _size("kernels", "32x56x2048", "batch x side x channels of each convolution")
     dtype: str = _size("dtype", "bfloat16", "compute type, bfloat16 or float32")
-    precision: str = size(
+    precision: str = flag_field(
         "default", "JAX's matmul precision; the default of float32 on a GPU is TF32, highest is not"
     )
-    rounds: int = size(10, "measured runs of each program")
-    together: int = size(4, "nets that are compiled at once, and then measured interleaved")
+    rounds: int = flag_field(10, "measured runs of each program")
+    together: int = flag_field(4, "nets that are compiled at once, and then measured interleaved")
 
     def names(self) -> list[str]:
         """Returns the names of the nets, each once."""
