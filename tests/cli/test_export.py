@@ -11,7 +11,7 @@ import repvgg_jax as rj
 from repvgg_jax.cli.export import run_export
 from repvgg_jax.data.augment.transforms import Transform
 from repvgg_jax.export.stablehlo_file import read_stablehlo
-from repvgg_jax.serve.model import evaluation
+from repvgg_jax.serve.model import eval_transform
 from tests.support.image_files import write_tree
 
 
@@ -62,7 +62,7 @@ def test_a_run_becomes_verified_files(undisturbed, tmp_path, capsys, caplog):
         assert (entry["images"], entry["different_images"]) == (kind, min(count, 4))
     assert "random images are used for the verification: " in caplog.text
     _, metadata = read_stablehlo(workdir / "export" / "model.stablehlo")
-    assert evaluation(metadata) == Transform("resized_crop", 8, resize=11)
+    assert eval_transform(metadata) == Transform("resized_crop", 8, resize=11)
 
     shutil.rmtree(workdir / "fused")
     change_config(workdir, "model", block="relu_in_branch")

@@ -50,7 +50,7 @@ def test_summary_of_a_resumed_run_of_few_classes():
     assert "at step 1,100, chosen on the evaluation images; the report and the fused" in text
     opens = "rj.load(workdir, step=1100) opens the train form of that step"
     assert f"last step, 1,200\n--mode=fuse --step=1100 fuses the best; {opens}" in text
-    again = "the report describes the last step, 1,200, the fused weights of step 1,100"
+    again = "the report describes the last step, 1,200; the fused weights are of step 1,100"
     fused_again = f"{again}\n{opens}"
     assert fused_again in summary(few | changes, fused_step=1100)
     assert "best" not in summary(few | {"best": {"step": 1200, "top1": 1.0}})
