@@ -270,7 +270,7 @@ def test_wrong_flags_are_one_line(tmp_path, capsys):
         "--precision=low": "choose from default, high, highest",
         "--only=nets,speed": "no part speed; choose from counts, kernels",
         "--reference=resnet51": "did you mean resnet50",
-        "--minutes=-1": "must be at least 0",
+        "--minutes=-1": "must be 0 (only write the page) or more",
     }
     for flag, message in wrong.items():
         assert main([flag, f"--out={tmp_path}"]) == UsageError.exit_code
