@@ -8,7 +8,6 @@ the median ratio of XLA's time to its time in the same round: above 1 is faster 
 results of all algorithms are compared with XLA's.
 """
 
-import argparse
 import statistics
 import sys
 from collections.abc import Callable
@@ -19,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
+from experiments.benchmarks.flags import shape_of
 from experiments.sweeps.flags import Parser, run_command
 from repvgg_jax.bench.timing import ratio, time_interleaved
 from repvgg_jax.errors import UsageError
@@ -116,29 +116,22 @@ def measure(
     return ratios | {"direct": 1e3 * statistics.median(times["direct"])}
 
 
-def _shapes(text: str) -> dict[str, list[int]]:
-    """Returns the numbers of comma-separated shapes, as the `type` of an argument."""
-    shapes = {shape: shape.split("x") for shape in text.split(",")}
-    for shape, parts in shapes.items():
-        if not 3 <= len(parts) <= 5 or not all(part.isdecimal() and int(part) for part in parts):
-            raise argparse.ArgumentTypeError(
-                f"{shape}: must be batch x side x channels [x outputs [x stride]], such as 8x56x64 "
-                "or 8x56x64x128x2"
-            )
-    return {shape: list(map(int, parts)) for shape, parts in shapes.items()}
-
-
 def main() -> None:
     """Prints the table."""
     parser = Parser(__doc__)
     parser.add_argument("--keep_memory", action="store_true", help="keep freed memory (glibc)")
-    parser.add_argument("--shapes", type=_shapes, default=SHAPES, help="shapes to measure")
+    parser.add_argument(
+        "--shapes",
+        default=SHAPES,
+        help="batch x side x channels [x outputs [x stride]], comma-separated",
+    )
     parser.add_argument("--seconds", type=float, default=2.0, help="time per pass and shape")
     options = parser.parse_args()
     if options.keep_memory and not keep_freed_memory():
         raise UsageError("--keep_memory needs glibc's mallopt")
+    shapes = {shape: shape_of(shape, 3, "--shapes", most=5) for shape in options.shapes.split(",")}
     print(f"| shape | pass | XLA, ms | {' | '.join(OTHERS)} |\n|---|---|{'---:|' * 5}")
-    for shape, (batch, side, channels, *others) in options.shapes.items():
+    for shape, (batch, side, channels, *others) in shapes.items():
         features = others[0] if others else channels
         strides = others[1] if len(others) > 1 else 1
         rng = np.random.default_rng(0)

@@ -15,6 +15,7 @@ from collections.abc import Callable
 import numpy as np
 from PIL import Image
 
+from experiments.benchmarks.flags import check_installed
 from experiments.sweeps.flags import Parser, path_type, run_command
 from repvgg_jax.data.augment.rectangles import random_box
 from repvgg_jax.data.augment.transforms import resized_crop
@@ -87,10 +88,9 @@ def main() -> None:
     parser.add_argument("--folder", type=path_type, required=True, help=text)
     parser.add_argument("--size", type=int, default=224, help="side of the crops in pixels")
     options = parser.parse_args()
-    try:
-        import cv2
-    except ImportError:
-        raise UsageError("cv2 is not installed: pip install opencv-python-headless") from None
+    check_installed("cv2", extra="bench")
+    import cv2
+
     cv2.setNumThreads(1)
     files = sorted(options.folder.rglob("*.[jJ][pP]*[gG]"))[:FILES]
     if not files:

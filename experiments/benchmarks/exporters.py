@@ -25,7 +25,7 @@ import numpy as np
 from experiments.benchmarks.flags import check_installed
 from experiments.benchmarks.markdown import markdown
 from experiments.benchmarks.onnxruntime import make_session
-from experiments.sweeps.flags import Parser, integers, run_command
+from experiments.sweeps.flags import Parser, positive_integers, run_command
 from repvgg_jax import create
 from repvgg_jax.bench.timing import Times, quartiles, ratio, time_interleaved
 from repvgg_jax.errors import RunError
@@ -108,7 +108,7 @@ def main() -> None:
     """Compares all nets and batch sizes, and prints a table."""
     parser = Parser(__doc__)
     parser.add_argument("--nets", default="repvgg_a0,repvgg_a2,repvgg_b1", help="names of RepVGGs")
-    parser.add_argument("--batches", type=integers, default="1,16", help="images per call")
+    parser.add_argument("--batches", type=positive_integers, default="1,16", help="images per call")
     parser.add_argument("--rounds", type=int, default=15, help="measured rounds")
     parser.add_argument("--processor_time", action="store_true", help="measure processor time")
     options = parser.parse_args()

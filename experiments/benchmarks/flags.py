@@ -50,7 +50,22 @@ def _with_flags(sizes: type) -> list[dataclasses.Field[Any]]:
     return [field for field in dataclasses.fields(sizes) if "help" in field.metadata]
 
 
-def check_installed(*packages: str) -> None:
-    """Raises UsageError if a package that a benchmark needs is not installed."""
+def check_installed(*packages: str, extra: str | None = None) -> None:
+    """Raises UsageError, with advice, if a package is not installed; `extra` is the one with it."""
     if missing := [name for name in packages if not importlib.util.find_spec(name)]:
-        raise UsageError(f"{missing[0]} is not installed: pip install {' '.join(packages)}")
+        wanted = f"-e '.[{extra}]'" if extra else " ".join(packages)
+        raise UsageError(f"{missing[0]} is not installed: pip install {wanted}")
+
+
+def shape_of(text: str, count: int, flag: str, most: int | None = None) -> list[int]:
+    """Returns the numbers of a shape such as 32x56x2048: `count` numbers, or up to `most`.
+
+    Raises:
+      UsageError: if it has fewer or more numbers, or one that is not positive.
+    """
+    parts, most = text.split("x"), most or count
+    if not (count <= len(parts) <= most and all(part.isdecimal() and int(part) for part in parts)):
+        example = "x".join(["32", "56", "2048"][:count])
+        counts = f"{count}" if most == count else f"{count} to {most}"
+        raise UsageError(f"{flag}={text}: must be {counts} positive numbers, such as {example}")
+    return list(map(int, parts))

@@ -23,7 +23,7 @@ import jax
 import numpy as np
 
 from experiments.benchmarks.flags import check_installed
-from experiments.sweeps.flags import Parser, integers, run_command
+from experiments.sweeps.flags import Parser, positive_integers, run_command
 from repvgg_jax import create
 from repvgg_jax.errors import RunError, UsageError
 from repvgg_jax.export.metadata import Metadata
@@ -135,7 +135,7 @@ def main() -> None:
     """Compares all batch sizes."""
     parser = Parser(__doc__)
     parser.add_argument("--net", default="repvgg_a0", help="name of a net")
-    parser.add_argument("--batches", type=integers, default="1,16", help="images per call")
+    parser.add_argument("--batches", type=positive_integers, default="1,16", help="images per call")
     parser.add_argument("--pairs", type=int, default=15, help="number of measured pairs")
     parser.add_argument("--conv_algorithm", default="auto", help="value of model.conv_algorithm")
     parser.add_argument("--patience", type=float, default=120.0, help=PATIENCE)

@@ -38,7 +38,7 @@ from experiments.report.tables import (
     signed,
     title,
 )
-from experiments.sweeps import ablations
+from experiments.sweeps import ablations, networks
 from experiments.sweeps.ablations import SWEEPS
 from experiments.sweeps.expand import count
 from experiments.sweeps.flags import Parser, path_type, run_command, writing
@@ -213,7 +213,8 @@ def digest_line(rows: Sequence[Row]) -> str:
     digest = hashlib.sha256()
     for line in sorted(json.dumps(row, sort_keys=True) for row in rows):
         digest.update(line.encode())
-    for path in (*sorted(Path(__file__).parent.glob("*.py")), Path(ablations.__file__)):
+    sweeps = (Path(module.__file__) for module in (ablations, networks))
+    for path in (*sorted(Path(__file__).parent.glob("*.py")), *sweeps):
         digest.update(path.read_bytes())
     return f"\n<!-- figures drawn from {digest.hexdigest()[:16]} -->\n"
 

@@ -47,6 +47,13 @@ def integers(text: str) -> tuple[int, ...]:
         ) from None
 
 
+def positive_integers(text: str) -> tuple[int, ...]:
+    """Returns comma-separated positive integers, as the `type` of an argument."""
+    if min(numbers := integers(text)) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r}: must be positive integers, such as 1,16")
+    return numbers
+
+
 def writing(path: Path) -> AbstractContextManager[None]:
     """Returns a context that raises RunError, naming the path, for errors of the file system."""
     return reraise(OSError, lambda error: RunError(f"{path} cannot be written ({one_line(error)})"))

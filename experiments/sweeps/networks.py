@@ -6,7 +6,7 @@ from experiments.sweeps.spec import Overrides
 
 
 def net_fields(name: str, **fields: Any) -> Overrides:
-    """Returns the fields of a net, without the depths, widths and strides of the protocol's."""
+    """Returns the fields of a net, without the protocol's depths, widths and strides."""
     fields = dict.fromkeys(("depths", "widths", "strides")) | fields
     return {f"model.{field}": value for field, value in ({"name": name} | fields).items()}
 

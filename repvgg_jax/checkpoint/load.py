@@ -91,8 +91,8 @@ def load_trained(workdir: Path, step: int | None = None) -> tuple[nn.Module, dic
 def fused_step_of(workdir: Path, step: int | None = None) -> int | None:
     """Returns the step of the fused weights if it is the wanted one, else None.
 
-    The wanted step is `step`, or by default that of the latest checkpoint. In a run without
-    checkpoints, any step is accepted.
+    The wanted step is `step`, or by default that of the latest checkpoint. Without either, in a run
+    that has no checkpoints, any step is accepted.
     """
     wanted = steps(workdir)[-1:] if step is None else [step]
     fused = fused_step(workdir)

@@ -241,6 +241,8 @@ def value_problems(config: ConfigDict) -> Iterator[str]:
     for name in ALWAYS_SET:
         if name in values and values[name] is None:
             yield f"{name}=None: cannot be unset; configs/default.py has its default"
+    if config.data.source == "tfds" and config.data.name is None:
+        yield "data.name=None: must be the name of a TFDS data set, such as cifar10"
     for name in PATHS:
         if values[name] is not None:
             try:

@@ -177,7 +177,7 @@ def _check_classes(found: FolderSummary) -> None:
     few, many = min(sizes), max(sizes)
     if many >= 10 * few:
         warn_once(
-            "%s: classes have from %d (%s) to %d (%s) images to train on; top-1 depends mostly on "
+            "%s: classes have from %d (%s) to %d (%s) training images; top-1 depends mostly on "
             "the large ones",
             found.root,
             few,

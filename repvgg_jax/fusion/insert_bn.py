@@ -88,9 +88,9 @@ def _moments(
 
     sizes, measured = [], []
     for images in batches:
-        sizes.append(len(images))
         measured.append(of_batch(images))
-    if not measured:
+        sizes.append(len(images))
+    if not sum(sizes):
         raise UsageError("insert_bn: no calibration batches were given")
     weights = [size / sum(sizes) for size in sizes]
     return jax.tree.map(lambda *leaves: sum(map(operator.mul, weights, leaves)), *measured)

@@ -20,7 +20,7 @@ from repvgg_jax.interop.pytorch_layout import (
     NAMES,
     check_counterpart,
     check_exportable,
-    check_stages,
+    check_five_stages,
 )
 from repvgg_jax.nets import Net, Variables, abstract, check_pair
 from repvgg_jax.nets.repvgg import RepVGG, RepVGGPlus
@@ -137,7 +137,7 @@ def _as_numpy(name: str, value: Any) -> np.ndarray:
 def _check_same_kind(net: RepVGG, source: Mapping[str, Any]) -> None:
     """Raises UsageError with advice if the weights are of another form or model than the net."""
     check_counterpart(net)
-    check_stages(
+    check_five_stages(
         net,
         "to import, set model.name to the model of the weights, and unset model.depths, "
         "model.widths and model.strides, as in configs/a0.py",

@@ -176,7 +176,7 @@ def check_counterpart(net: RepVGG) -> None:
         )
 
 
-def check_stages(net: RepVGG, remedy: str) -> None:
+def check_five_stages(net: RepVGG, remedy: str) -> None:
     """Raises UsageError, with the remedy, unless a net has five stages, the first of one block."""
     if len(net.depths) != 5 or net.depths[0] != 1:
         raise UsageError(
@@ -194,7 +194,7 @@ def check_exportable(net: RepVGG) -> None:
     dilated backbone.
     """
     stages = "--config.model.depths=(1,1,2,4,1) --config.model.widths=(32,48,96,192,384)"
-    check_stages(net, f"train with five, such as {stages} {_STRIDES}; {_OTHER_WAYS}")
+    check_five_stages(net, f"train with five, such as {stages} {_STRIDES}; {_OTHER_WAYS}")
     if any(spec.dilation != 1 for spec in net.plan()):
         raise UsageError(
             f"output_stride={net.output_stride}: PyTorch's RepVGG has no dilation, and would "

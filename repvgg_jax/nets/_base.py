@@ -50,7 +50,7 @@ class Net(nn.Module):
 
     Attributes:
       num_classes: number of outputs of the head.
-      block: name of the blocks' class in `BLOCKS`; "fused" for the fused form.
+      block: name of the blocks' class in `BLOCKS`; "fused" if the net is fused.
       block_options: additional fields of the blocks, as sorted (name, value) pairs.
       frozen: regular expressions for the names of blocks whose BatchNorm statistics are not updated
         in training, such as `stage[01]_.*`; the optimizer's rules freeze their parameters.

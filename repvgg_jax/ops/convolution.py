@@ -126,7 +126,7 @@ def convolve(
 
     Raises:
       UsageError: as `uses_onednn`.
-      TypeError or ValueError: from XLA, if the shapes do not match.
+      TypeError: if the shapes do not match (some mismatches raise a ValueError).
     """
     x, kernel = _as_type(x, dtype), _as_type(kernel, dtype)
     bias = None if bias is None else _as_type(bias, dtype)

@@ -130,7 +130,7 @@ def _times(report: Mapping[str, Any]) -> Iterator[str]:
     first = report.get("first_step_seconds")
     to_first = "" if first is None else f" (first step after {_duration(first)})"
     if report.get("starts", 1) > 1:
-        yield f"{_duration(report['start_seconds'])} since the last start{to_first}"
+        yield f"{_duration(report['start_seconds'])} in the last start{to_first}"
         yield f"{_duration(report['wall_seconds'])} over all {report['starts']} starts"
     elif "wall_seconds" in report:
         yield f"{_duration(report['wall_seconds'])} in all{to_first}"

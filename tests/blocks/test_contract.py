@@ -42,7 +42,9 @@ def test_a_single_convolution_has_any_kernel_and_padding(name, padding, size):
 
 @pytest.mark.parametrize("fields", [{"kernel_size": (1, 7)}, {"padding": "VALID"}], ids=str)
 def test_branches_need_a_square_kernel_and_symmetric_padding(fields):
-    with pytest.raises(rj.UsageError, match="cannot be a ACBlock, which takes a square kernel"):
+    with pytest.raises(
+        rj.UsageError, match="cannot be of class ACBlock, which takes a square kernel"
+    ):
         BLOCKS["acb"](8, **fields)
 
 

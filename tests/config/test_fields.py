@@ -1,4 +1,4 @@
-"""Bounds of the config fields, and which fields identify a run."""
+"""Bounds of the config fields, which must be set, and which identify a run."""
 
 import pytest
 
@@ -45,6 +45,11 @@ def test_every_field_with_a_default_is_known_as_one_that_must_be_set():
 def test_a_field_with_a_default_cannot_be_unset(name):
     with pytest.raises(rj.UsageError, match=f"^{name}=None: cannot be unset"):
         check_values(changed(name, None))
+
+
+def test_a_tfds_data_set_needs_a_name():
+    with pytest.raises(rj.UsageError, match=r"^data\.name=None: must be the name of a TFDS data"):
+        check_values(changed("data.name", None, default.get_config()))
 
 
 @pytest.mark.parametrize(

@@ -101,7 +101,7 @@ def test_fused_weights_of_an_earlier_step_are_called_that(run, capsys, caplog):
     assert "fused at step 1, not 2" in capsys.readouterr().out
     assert not (run / "confusion.png").exists()  # the report's
     train.run_train(tiny_config(train_steps=2), run)  # finished
-    assert "the fused weights of step 1\n" in capsys.readouterr().out
+    assert "the fused weights are of step 1\n" in capsys.readouterr().out
     net, _, form = load_form(run)
     assert not net.is_fused
     assert form.startswith("train form, step 2 (the fused weights are of step 1; --step=1 uses")
@@ -113,7 +113,9 @@ def test_fused_weights_of_an_earlier_step_are_called_that(run, capsys, caplog):
     assert not caplog.messages
     equal(rj.load(run, fused=True)[1], fused)
     assert "are of step 1, not of the latest checkpoint, 2" in caplog.text
-    with pytest.raises(rj.UsageError, match=r"of step 1, not 2; --mode=fuse --step=2 replaces"):
+    with pytest.raises(
+        rj.UsageError, match=r"of step 1, not 2; replace them by --mode=fuse --step=2"
+    ):
         rj.load(run, fused=True, step=2)
     assert load_form(run, step=2)[2] == "train form, step 2"
     for command in (fuse.run_fuse, evaluate.run_eval):

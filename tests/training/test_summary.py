@@ -54,7 +54,7 @@ def test_summary_of_a_resumed_run_of_few_classes():
     fused_again = f"{again}\n{opens}"
     assert fused_again in summary(few | changes, fused_step=1100)
     assert "best" not in summary(few | {"best": {"step": 1200, "top1": 1.0}})
-    assert "30.0 s since the last start (first step after 7.2 s); 2:05:00 over all 3 starts" in text
+    assert "30.0 s in the last start (first step after 7.2 s); 2:05:00 over all 3 starts" in text
     assert "the training loss includes label smoothing 0.1; the loss above does not" in text
 
 

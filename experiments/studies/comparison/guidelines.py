@@ -12,8 +12,9 @@ from typing import NamedTuple, TextIO
 import jax
 from flax import linen as nn
 
+from experiments.benchmarks.flags import shape_of
 from experiments.studies.comparison.cases import Case, measure_groups
-from experiments.studies.comparison.sizes import Sizes, open_rows, shape_of
+from experiments.studies.comparison.sizes import Sizes, open_rows
 from repvgg_jax.ops.convolution import convolve
 
 GUIDELINES = "guidelines"  # name of the part

@@ -6,8 +6,9 @@ from typing import TextIO
 
 import jax
 
+from experiments.benchmarks.flags import shape_of
 from experiments.studies.comparison.cases import Case, measure_groups
-from experiments.studies.comparison.sizes import Sizes, open_rows, shape_of
+from experiments.studies.comparison.sizes import Sizes, open_rows
 from repvgg_jax.ops import winograd
 from repvgg_jax.ops.convolution import convolve, engine
 

@@ -10,7 +10,7 @@ from typing import Any, TextIO
 
 import jax
 
-from experiments.benchmarks.flags import flag_field
+from experiments.benchmarks.flags import flag_field, shape_of
 from experiments.benchmarks.measuring import start_device
 from experiments.studies.comparison.published import REFERENCE, TABLES_4_AND_5, published_size
 from experiments.sweeps.rows import device_name
@@ -80,19 +80,6 @@ class Sizes:
             raise UsageError(f"--dtype={self.dtype}: choose from bfloat16, float32")
         if self.precision not in (choices := ("default", "high", "highest")):
             raise UsageError(f"--precision={self.precision}: choose from {', '.join(choices)}")
-
-
-def shape_of(text: str, count: int, flag: str) -> list[int]:
-    """Returns the numbers of a shape such as 32x56x2048.
-
-    Raises:
-      UsageError: if it has another number of numbers, or one that is not positive.
-    """
-    parts = text.split("x")
-    if len(parts) != count or not all(part.isdecimal() and int(part) for part in parts):
-        example = "x".join(["32", "56", "2048"][:count])
-        raise UsageError(f"{flag}={text}: must be {count} positive numbers, such as {example}")
-    return list(map(int, parts))
 
 
 @dataclass(frozen=True)

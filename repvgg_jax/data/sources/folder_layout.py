@@ -32,7 +32,7 @@ class Roots(NamedTuple):
 
     @property
     def only_one(self) -> bool:
-        """True if no images are kept apart from those to train on."""
+        """True if no images are kept apart from the training images."""
         return self.tests in ([], [self.train])
 
 
@@ -112,7 +112,7 @@ def split_root(roots: Roots, split: str, holdout: float | None) -> str:
         raise UsageError(
             f"{os.path.dirname(roots.train)} has a train folder but none of "
             f"{', '.join(TEST_FOLDERS)}; add one, or set data.holdout to the share of the images "
-            "to evaluate, such as 0.2"
+            "to hold out, such as 0.2"
         )
     return roots.tests[0]
 

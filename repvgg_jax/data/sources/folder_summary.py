@@ -15,7 +15,7 @@ class FolderSummary(NamedTuple):
     """The properties of class folders that a recipe depends on.
 
     Attributes:
-      root: folder that contains the class folders to train on.
+      root: folder that contains the class folders of the training images.
       class_names: the sorted names of the class folders.
       train_sizes: number of training images of each class.
       test_sizes: number of evaluation images of each class.
