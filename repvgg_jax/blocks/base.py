@@ -72,8 +72,8 @@ class Block(nn.Module):
         if not self.single and (len(sides) > 1 or self.padding != "symmetric"):
             raise UsageError(
                 f"a layer with kernel_size={self.kernel_size} and padding={self.padding!r} cannot "
-                f"be of class {type(self).__name__}, which takes a square kernel and symmetric padding; "
-                "use block='plain'"
+                f"be of class {type(self).__name__}, which takes a square kernel and symmetric "
+                "padding; use block='plain'"
             )
         super().__post_init__()
 

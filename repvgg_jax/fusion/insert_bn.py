@@ -1,7 +1,7 @@
 """Insertion of BatchNorms into a fused net, so that it can be fine-tuned."""
 
 import operator
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 from typing import Any
 
 import jax
@@ -10,13 +10,11 @@ from jax import Array
 
 from repvgg_jax.errors import UsageError
 from repvgg_jax.nets import Net, Variables, check_arguments, check_names
-from repvgg_jax.ops.algorithms import Images
+from repvgg_jax.ops.algorithms import Batches, Images
 from repvgg_jax.ops.batch_norm import accumulation_dtype
 
 
-def insert_bn(
-    net: Net, variables: Variables, batches: Iterable[Images]
-) -> tuple[Net, dict[str, Any]]:
+def insert_bn(net: Net, variables: Variables, batches: Batches) -> tuple[Net, dict[str, Any]]:
     """Inserts a BatchNorm after each convolution of a fused net without changing its outputs.
 
     Let y = conv(x) be the output of a convolution without its bias b, and mu and var the mean and
@@ -70,7 +68,7 @@ def insert_bn(
 
 
 def _moments(
-    net: Net, variables: Variables, names: Collection[str], batches: Iterable[Images]
+    net: Net, variables: Variables, names: Collection[str], batches: Batches
 ) -> dict[str, tuple[Array, Array]]:
     """Returns name -> mean of y and of y^2 over the batches, of the outputs y of named blocks."""
     wide = net.clone(dtype=accumulation_dtype(net.dtype))

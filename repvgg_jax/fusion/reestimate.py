@@ -1,6 +1,6 @@
 """Re-estimation of BatchNorm statistics."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -9,12 +9,10 @@ import jax.numpy as jnp
 from repvgg_jax.errors import UsageError
 from repvgg_jax.layers.norm import BN_MOMENTUM
 from repvgg_jax.nets import Averaged, Net, Variables, check_arguments
-from repvgg_jax.ops.algorithms import Images
+from repvgg_jax.ops.algorithms import Batches, Images
 
 
-def reestimate_batch_stats(
-    net: Net, variables: Variables, batches: Iterable[Images]
-) -> dict[str, Any]:
+def reestimate_batch_stats(net: Net, variables: Variables, batches: Batches) -> dict[str, Any]:
     """Returns the variables with BatchNorm statistics re-estimated on batches ("precise BN").
 
     mean = E[mean_b],  var = E[var_b + mean_b^2] - mean^2 over batches b, weighted by their numbers

@@ -5,6 +5,7 @@ fastest ones for a shape, as measured on a CPU (docs/notes/speed_convolutions.md
 use XLA's convolution.
 """
 
+from collections.abc import Iterable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -21,6 +22,7 @@ from repvgg_jax.ops.batch_norm import AnyArray, accumulation_dtype, per_channel
 _TILES = {"winograd2": 2, "winograd4": 4}
 
 Images = Float[AnyArray, "batch height width cin"]
+Batches = Iterable[Float[AnyArray, "_ height width cin"]]  # of different sizes
 Kernel = Float[AnyArray, "kh kw cin_per_group cout"]
 Outputs = Float[AnyArray, "batch new_height new_width cout"]
 

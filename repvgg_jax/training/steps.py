@@ -88,8 +88,8 @@ class ResidentSteps:
 
     program: jax.stages.Compiled
 
-    # No time counts as waiting for data: drawing for a step takes 0.1 ms on a CPU, and other devices
-    # are still busy with the previous call.
+    # Nothing counts as waiting for data: drawing for a step takes 0.1 ms on a CPU, and other
+    # devices are still busy with the previous call.
     waited = 0.0
 
     def __init__(self, experiment: Experiment, state: TrainState, data: TrainingImages):
