@@ -43,7 +43,7 @@ def given_sizes(options: argparse.Namespace, sizes: type) -> dict[str, Any]:
 def check_parts(only: str, parts: Collection[str]) -> None:
     """Raises UsageError if a name in `only`, which has commas between them, is not a part."""
     if unknown := [name for name in only.split(",") if name not in parts]:
-        raise UsageError(f"--only={only}: no part {unknown[0]}; choose from {', '.join(parts)}")
+        raise UsageError(f"--only={only}: no part {unknown[0]!r}; choose from {', '.join(parts)}")
 
 
 def _with_flags(sizes: type) -> list[dataclasses.Field[Any]]:

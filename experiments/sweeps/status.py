@@ -4,7 +4,7 @@ Lists finished runs with their top-1, running ones with progress and time left, 
 and failed ones with the last line of their error. The runs are those of the sweep's last launch
 into --workdirs. With any of the flags --protocol, --seeds, --only, --results and --config.FIELD,
 they are those that `experiments.run` would start with the same flags. Without SWEEP, prints a line
-for each sweep.
+for each sweep and protocol with rows.
 """
 
 import argparse
@@ -22,9 +22,9 @@ import jax
 from experiments.sweeps import workdirs
 from experiments.sweeps.ablations import SWEEPS
 from experiments.sweeps.cost import run_length, saved_steps
-from experiments.sweeps.expand import Run
+from experiments.sweeps.expand import PROTOCOLS, Run
 from experiments.sweeps.flags import Parser, run_command
-from experiments.sweeps.rows import read_report, read_sweeps
+from experiments.sweeps.rows import RESULTS, read_report, read_sweeps
 from experiments.sweeps.run import parse_sweep, sweep_parser
 from repvgg_jax.config.workdir import read_config
 from repvgg_jax.errors import UsageError, reraise
@@ -89,17 +89,24 @@ def progress(workdir: Path, running: bool) -> str:
 
 
 def overview(root: Path) -> str:
-    """Returns a line on the last launch of each sweep into these workdirs, and the other sweeps."""
+    """Returns a line on each sweep's last launch into these workdirs, and one on the other sweeps.
+
+    A sweep that was not launched has a line for each protocol with rows in the repository.
+    """
     read = cache(read_sweeps)
     lines = []
     for sweep in SWEEPS:
-        last = workdirs.last_launch(root, sweep) or []
-        with _naming_the_launch(root, sweep):
-            options, runs = parse_sweep(_parser(), [sweep, *last])
-        recorded = {row["config_hash"] for row in read(options.results)}
-        states = [workdirs.state(run, root, recorded) for run in runs]
-        if set(states) != {"new"}:
-            lines.append((sweep, options.protocol, _counts(states), f"rows in {options.results}"))
+        last = workdirs.last_launch(root, sweep)
+        protocols = {row["protocol"] for row in read(RESULTS) if row["sweep"] == sweep}
+        others = [[f"--protocol={name}"] for name in PROTOCOLS if name in protocols]
+        for flags in [last] if last else others or [[]]:
+            with _naming_the_launch(root, sweep):
+                options, runs = parse_sweep(_parser(), [sweep, *flags])
+            recorded = {row["config_hash"] for row in read(options.results)}
+            states = [workdirs.state(run, root, recorded) for run in runs]
+            if set(states) != {"new"}:
+                rows = f"rows in {options.results}"
+                lines.append((sweep, options.protocol, _counts(states), rows))
     absent = [sweep for sweep in SWEEPS if sweep not in {line[0] for line in lines}]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     texts = ["  ".join(map(str.ljust, line, widths)).rstrip() for line in lines]

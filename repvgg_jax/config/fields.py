@@ -237,7 +237,8 @@ def value_problems(config: ConfigDict) -> Iterator[str]:
             yield f"{name}={value}: {problem}"
     unset = [name for name in REQUIRED if values[name] is None]
     if unset and config.data.source != "folder":
-        yield f"{shortened(unset, 3)}: unset; set them, or use data.source=folder"
+        them, are = ("it", "is") if len(unset) == 1 else ("them", "are")
+        yield f"{shortened(unset, 3)} {are} unset; only data.source=folder can do without {them}"
     for name in ALWAYS_SET:
         if name in values and values[name] is None:
             yield f"{name}=None: cannot be unset; configs/default.py has its default"

@@ -110,6 +110,8 @@ def verify(
     call = "rj.verify(net, variables, images)"
     check_arguments(net, variables, call)
     check_images(images)
+    if not len(images):
+        raise UsageError(f"{call}: images are an empty batch; pass one image or more")
     if not jnp.isfinite(images).all():
         raise UsageError(f"{call}: images have values that are not finite")
     if not isinstance(fused, tuple | None):

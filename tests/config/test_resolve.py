@@ -124,7 +124,11 @@ def test_unusable_folders_are_one_line(tmp_path, caplog):
     [
         *((name, {}, r"set --config\.data\.data_dir") for name in ("train", "import", "bench")),
         ("bench_data", {}, r"set --config\.data\.data_dir"),
-        ("prepare", {"data.source": "tfds"}, r"unset; set them, or use data\.source=folder"),
+        (
+            "prepare",
+            {"data.source": "tfds"},
+            r"are unset; only data\.source=folder can do",
+        ),
     ],
 )
 def test_modes_refuse_a_config_with_unset_fields(name, fields, message, tmp_path):

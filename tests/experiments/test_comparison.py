@@ -268,7 +268,7 @@ def test_wrong_flags_are_one_line(tmp_path, capsys):
         "--batch=0": "must be positive",
         "--dtype=float8": "choose from bfloat16, float32",
         "--precision=low": "choose from default, high, highest",
-        "--only=nets,speed": "no part speed; choose from counts, kernels",
+        "--only=nets,speed": "no part 'speed'; choose from counts, kernels",
         "--reference=resnet51": "did you mean resnet50",
         "--minutes=-1": "must be 0 (only write the page) or more",
     }

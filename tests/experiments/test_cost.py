@@ -263,7 +263,7 @@ def test_a_run_locked_by_another_process_is_not_a_failure(tmp_path, both, capsys
     assert re.search(
         rf"both skipped after \d+ s: locked by process {process.pid} on \S+ since ", text
     )
-    assert "1 runs: 1 skipped" in text
+    assert "1 run: 1 skipped" in text
     assert not (folder / workdirs.ERROR_FILE).exists()
 
 

@@ -153,11 +153,13 @@ def test_a_report_has_the_errors_in_one_column():
     assert {line.index("0.0e+00") for line in logits} == {first.index("1.0e-07")}
 
 
-def test_images_that_are_not_finite_verify_nothing():
+def test_images_that_are_not_finite_and_empty_batches_verify_nothing():
     net = rj.create("repvgg_a0", num_classes=2, depths=(1,), widths=(8,), strides=(2,))
-    images = random_images(2, 8, 8, 3).at[0, 0, 0, 0].set(np.nan)
+    images, variables = random_images(2, 8, 8, 3), random_variables(net, 0, 8)
     with pytest.raises(rj.UsageError, match="images have values that are not finite"):
-        rj.verify(net, random_variables(net, 0, 8), images)
+        rj.verify(net, variables, images.at[0, 0, 0, 0].set(np.nan))
+    with pytest.raises(rj.UsageError, match="images are an empty batch"):
+        rj.verify(net, variables, images[:0])
 
 
 def test_verify_names_the_block_that_differs():

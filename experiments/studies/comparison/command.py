@@ -99,7 +99,7 @@ def _sizes(options: argparse.Namespace, platform: str, output: str) -> Sizes:
     sizes.check()
     check_model(sizes.reference)
     known = [name for name in sizes.names() if _is_known(name)]
-    if sizes.names() and not known:
+    if not known:
         raise UsageError(f"--nets={sizes.nets}: no known net; rj.list_models() names them")
     return dataclasses.replace(sizes, nets=",".join(known))
 

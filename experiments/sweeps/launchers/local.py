@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from experiments.sweeps.expand import count
 from experiments.sweeps.jobs import HELD, STOPPED_CODES, Job
 from experiments.sweeps.launchers.base import LauncherOptions
 from experiments.sweeps.workdirs import (
@@ -178,7 +179,7 @@ def launch(jobs: Sequence[Job], options: LauncherOptions) -> None:
                 running.remove(child)
                 ends[_report_end(child)].append(child.job)
     counts = ", ".join(f"{len(found)} {end}" for end, found in ends.items() if found)
-    print(f"{len(jobs)} runs: {counts or 'none started'}", flush=True)
+    print(f"{count(len(jobs), 'run')}: {counts or 'none started'}", flush=True)
     if caught:
         raise Stopped(f"stopped by {signal.Signals(caught[0]).name}; rerun to resume")
     if failed := ends["failed"]:
