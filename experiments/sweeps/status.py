@@ -167,6 +167,8 @@ def show_status(argv: Sequence[str]) -> None:
         head = f"nothing was launched in {options.workdirs}; rows are in {options.results}\n"
     with naming:
         options, runs = parse_sweep(parser, argv)
+    if not options.results.is_dir():
+        head += f"{options.results} does not exist: no run has a row\n"
     while True:
         table = status(runs, options.workdirs, options.results)
         clear = _CLEAR if options.watch and sys.stdout.isatty() else ""

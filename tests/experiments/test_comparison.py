@@ -26,7 +26,7 @@ from experiments.studies.comparison.tables import (
 )
 from experiments.studies.pages import DOCS
 from repvgg_jax.bench.counting import count_multiplications
-from repvgg_jax.errors import UsageError
+from repvgg_jax.errors import RunError, UsageError
 from repvgg_jax.nets import NETS, abstract
 
 GPU = {"device": "H100", "dtype": "bfloat16", "precision": "default"}
@@ -244,6 +244,8 @@ def test_the_command_at_toy_size(tmp_path, capsys):
     assert output.err.startswith("left out: unknown model 'resnet51': did you mean resnet50")
     assert main(["--nets=resnet51", f"--out={tmp_path}"]) == 2
     assert "--nets=resnet51: no known net" in capsys.readouterr().err
+    assert main(["--nets=inception_resnet_v2", *flags[1:]]) == RunError.exit_code
+    assert "nothing was measured: nets inception_resnet_v2: " in capsys.readouterr().err
     [row] = read_rows(tmp_path / "comparison.jsonl")
     assert row["commit"]
     assert row["device"].startswith("cpu")

@@ -188,6 +188,8 @@ def test_a_run_is_trained_once_for_all_sweeps_and_failures_wait(tmp_path, capsys
     text = capsys.readouterr().out
     assert text.startswith("last launch: --protocol=cifar10_short --seeds=0 --only=none ")
     assert re.search(r"failed +step \d+: loss.*\nbranches, cifar10_short: 1 failed\n", text)
+    assert status.main(["branches", folders[0], f"--results={tmp_path}/none"]) == 0
+    assert capsys.readouterr().out.startswith(f"{tmp_path}/none does not exist: no run has a row\n")
     assert status.main(folders[:1]) == 0
     text = capsys.readouterr().out
     assert re.search(rf"^branches +cifar10_short +1 failed +rows in {tmp_path}/results\n", text)

@@ -77,6 +77,8 @@ def _compare(arguments: Sequence[str]) -> None:
     if interrupted:
         print("interrupted; the next call measures the rest", file=sys.stderr)
         sys.exit(130)
+    if errors and not new:
+        raise RunError(f"nothing was measured: {errors[0]}")
 
 
 def _parser(platform: str) -> Parser:
