@@ -1,6 +1,5 @@
 """Insertion of BatchNorms into a fused net, so that it can be fine-tuned."""
 
-import operator
 from collections.abc import Collection
 from typing import Any
 
@@ -9,6 +8,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from repvgg_jax.errors import UsageError
+from repvgg_jax.fusion.calibration import mean_over_images
 from repvgg_jax.nets import Net, Variables, check_arguments, check_names
 from repvgg_jax.ops.algorithms import Batches, Images
 from repvgg_jax.ops.batch_norm import accumulation_dtype
@@ -84,11 +84,4 @@ def _moments(
         outputs = {name: state["intermediates"][name]["__call__"][0] for name in names}
         return {n: (y.mean((0, 1, 2)), (y**2).mean((0, 1, 2))) for n, y in outputs.items()}
 
-    sizes, measured = [], []
-    for images in batches:
-        measured.append(of_batch(images))
-        sizes.append(len(images))
-    if not sum(sizes):
-        raise UsageError("insert_bn: no calibration batches were given")
-    weights = [size / sum(sizes) for size in sizes]
-    return jax.tree.map(lambda *leaves: sum(map(operator.mul, weights, leaves)), *measured)
+    return mean_over_images(of_batch, batches, "insert_bn: no calibration batches were given")

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from repvgg_jax.errors import UsageError
+from repvgg_jax.fusion.calibration import mean_over_images
 from repvgg_jax.layers.norm import BN_MOMENTUM
 from repvgg_jax.nets import Averaged, Net, Variables, check_arguments
 from repvgg_jax.ops.algorithms import Batches, Images
@@ -46,19 +47,13 @@ def reestimate_batch_stats(net: Net, variables: Variables, batches: Batches) -> 
             mutable=["batch_stats"],
         )
         batch = jax.tree.map(lambda leaf: leaf / (1 - BN_MOMENTUM), state["batch_stats"])
-        squares = _over_norms(lambda s: s | {"var": s["var"] + s["mean"] ** 2}, batch)
-        return jax.tree.map(lambda leaf: len(images) * leaf, squares)
+        return _over_norms(lambda s: s | {"var": s["var"] + s["mean"] ** 2}, batch)
 
-    total, count = zeros, 0
-    for images in batches:
-        total = jax.tree.map(jnp.add, total, moments(images))
-        count += len(images)
-    if not count:
-        raise UsageError("reestimate_batch_stats: no batches were given")
+    mean = mean_over_images(moments, batches, "reestimate_batch_stats: no batches were given")
     measured = _over_norms(
         # Rounding can make the variance of a constant channel negative.
         lambda s: s | {"var": jnp.maximum(s["var"] - s["mean"] ** 2, 0.0)},
-        jax.tree.map(lambda leaf: leaf / count, total),
+        mean,
     )
     measured |= frozen
     averaged = isinstance(params, Averaged)
